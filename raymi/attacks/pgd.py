@@ -1,0 +1,86 @@
+"""Projected gradient descent, the attack that crafts training samples.
+
+It attacks the bare classifier, asks for gradients of the input only, and leaves the classifier, its
+parameter gradients and torch's global random state as it found them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from raymi.attacks.projections import project, steepest_step
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """All modules in eval mode inside; each module's own train flag back afterwards."""
+    was_training = [module for module in model.modules() if module.training]
+    for module in was_training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in was_training:
+            module.training = True
+
+
+def pgd(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    alpha: float,
+    steps: int,
+    norm: str = "linf",
+    objective: str = "ce",
+    start: Tensor | None = None,
+) -> Tensor:
+    """Raises the loss of each sample within a ball around it, in eval mode.
+
+    Equals torchattacks.PGD and PGDL2 from the same start. The loss is summed over the batch, so that
+    a sample's perturbation does not depend on its company.
+
+    Args:
+        model: images in [0, 1] to logits (B, K).
+        x: (B, C, H, W) in [0, 1]. y: (B,).
+        eps, alpha: radius and step size, in pixel units.
+        norm: "linf" or "l2".
+        objective: "ce" raises cross-entropy against y; "kl" raises KL(p(x) || p(x_adv)), as TRADES does,
+            which has no gradient at x itself and so needs a start.
+        start: (B, C, H, W), where to begin (see `projections.random_start`); None: at x.
+    Returns: x_adv (B, C, H, W) in [0, 1], detached, within eps of x.
+    Source: Madry et al. 2018, Sec. 2.1; Zhang et al. 2019, Alg. 1 for "kl".
+    """
+    x = x.detach()
+    x_adv = x if start is None else start.detach()
+    if len(x) == 0:
+        return x_adv
+    with evaluation_mode(model), torch.enable_grad():
+        log_p = None
+        if objective == "kl":
+            with torch.no_grad():
+                log_p = F.log_softmax(_full_precision(model(x)), dim=1)
+        for _ in range(steps):
+            x_adv = x_adv.detach().requires_grad_()
+            loss = _loss(model(x_adv), y, log_p)
+            (grad,) = torch.autograd.grad(loss, x_adv)
+            x_adv = project(x, x_adv.detach() + alpha * steepest_step(grad, norm), eps, norm)
+    return x_adv.detach()
+
+
+def _loss(logits: Tensor, y: Tensor, log_p: Tensor | None) -> Tensor:
+    logits = _full_precision(logits)
+    if log_p is None:
+        return F.cross_entropy(logits, y, reduction="sum")
+    return F.kl_div(F.log_softmax(logits, dim=1), log_p, reduction="sum", log_target=True)
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    """At least fp32: under autocast the network answers in bf16."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,376 @@
+"""The configuration of a run: one frozen, typed tree in which every key carries its documentation.
+
+A leaf is set as `section.key=value` (see `raymi.overrides`); complete named trees are in
+`raymi.recipes`. Everything that can be refused without looking at files or hardware is refused here.
+Images, eps and alpha are in [0, 1] pixel units.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from raymi.mi.forms import FORMS
+
+__all__ = [
+    "AttackConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "MIConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ScalingConfig",
+    "TrackingConfig",
+    "ValidationConfig",
+]
+
+
+def _fraction(value: Any) -> Any:
+    """Lets a number be written as `8/255`."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(*(Fraction(part.strip()) for part in value.split("/", 1))))
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
+
+
+def _comma_separated(value: Any) -> Any:
+    """Lets a tuple be written as `0.75,0.9`."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip("[]() ").split(",") if part.strip()]
+    return value
+
+
+def _identifier(value: str | None) -> str | None:
+    if value is not None and (not value or set(value) & set("/\\: \t\n") or value.startswith(".")):
+        raise ValueError("must be a plain name without spaces, slashes or colons")
+    return value
+
+
+def _path_from_text(value: Any) -> Any:
+    return Path(value).expanduser() if isinstance(value, str) else value
+
+
+Real = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
+Positive = Annotated[Real, Field(gt=0)]
+NonNegative = Annotated[Real, Field(ge=0)]
+Share = Annotated[Real, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Whole = Annotated[int, Field(ge=0)]
+Fractions = Annotated[tuple[Share, ...], BeforeValidator(_comma_separated)]
+Name = Annotated[str, AfterValidator(_identifier)]
+Folder = Annotated[Path, BeforeValidator(_path_from_text)]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; the text under each field is its documentation."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+
+class DataConfig(Section):
+    """What is learned from."""
+
+    name: str = "digits"
+    """Data set: digits, cifar10, cifar100, svhn, mnist, fashion-mnist, tiny-imagenet, folder or npz."""
+    root: Folder | None = None
+    """Folder (or .npz file) that holds the data; none: a cache folder, $RAYMI_DATA if set."""
+    image_size: Annotated[int, Field(ge=8)] | None = None
+    """Side of the square images that the model sees, in pixels; none: as stored."""
+    val_fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.1
+    """Share of the training images held out for validation, stratified by class."""
+    split_seed: Whole = 0
+    """Seed of the validation split; independent of `seed`."""
+    download: bool = True
+    """Whether missing data may be downloaded (torchvision's sets)."""
+    limit: Count | None = None
+    """Keep only so many training and test images, for a quick try; none: all."""
+    crop_padding: Whole = 4
+    """Random crop after zero padding by so many pixels; 0: off."""
+    flip: bool = True
+    """Random horizontal flip."""
+
+
+class ModelConfig(Section):
+    """The classifier."""
+
+    name: str = "resnet18"
+    """Architecture, or your own as module:function."""
+    width: Positive | None = None
+    """Multiplier of the number of channels; none: the architecture's own."""
+    depth: Count | None = None
+    """Number of layers; none: the architecture's own."""
+
+
+class AttackConfig(Section):
+    """The threat model, and the PGD that crafts training samples."""
+
+    norm: Literal["linf", "l2"] = "linf"
+    """Norm that bounds the perturbation."""
+    eps: NonNegative = 8 / 255
+    """Radius of the perturbation, in [0, 1] pixel units."""
+    alpha: Positive | None = None
+    """Step size of the training attack; none: eps / 4."""
+    steps: Whole = 10
+    """Steps of the training attack; 0 with random_start=false: undefended training."""
+    random_start: bool = True
+    """Start at a random point of the ball instead of at the image."""
+    objective: Literal["ce", "kl"] | None = None
+    """What the attack maximises: cross-entropy, or KL from the clean output; none: as the loss says."""
+
+    @model_validator(mode="after")
+    def _radius_in_pixel_units(self) -> AttackConfig:
+        largest = 1.0 if self.norm == "linf" else 16.0
+        if self.eps > largest:
+            raise ValueError(
+                f"eps must be at most {largest:g} for {self.norm}, got {self.eps:g}: images are in "
+                f"[0, 1], did you mean eps={self.eps:g}/255?"
+            )
+        if self.alpha is not None and self.alpha > 2 * max(self.eps, 1e-12):
+            raise ValueError(
+                f"alpha must be at most 2 * eps = {2 * self.eps:g}, got {self.alpha:g}: "
+                "a longer step only bounces between the walls of the ball"
+            )
+        return self
+
+    @property
+    def step_size(self) -> float:
+        """Step size in [0, 1] pixel units: `alpha`, or eps / 4."""
+        return self.eps / 4 if self.alpha is None else self.alpha
+
+
+class LossConfig(Section):
+    """The adversarial loss that NAMID builds upon."""
+
+    base: Literal["at", "trades", "mart"] = "at"
+    """AT (Madry et al. 2018), TRADES (Zhang et al. 2019) or MART (Wang et al. 2020)."""
+    beta: NonNegative | None = None
+    """Weight of the robust term of TRADES or MART; none: 6 for TRADES, 5 for MART."""
+    label_smoothing: Share = 0.0
+    """Label smoothing of AT's cross-entropy."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _customary_beta(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("beta") is None:
+            values = {**values, "beta": 5.0 if values.get("base") == "mart" else 6.0}
+        return values
+
+    @model_validator(mode="after")
+    def _smoothing_is_for_at(self) -> LossConfig:
+        if self.label_smoothing > 0 and self.base != "at":
+            raise ValueError(f"label_smoothing is defined for base=at only, got base={self.base}")
+        return self
+
+
+class MIConfig(Section):
+    """The mutual-information objective and its two estimators.
+
+    `form` sets the defaults of the keys behind it; each can be set alone.
+    """
+
+    form: Literal["bounded", "paper"] = "bounded"
+    """bounded: well-posed by construction; paper: Eq. 4-9 as printed (fragile: unbounded objectives)."""
+    weight: NonNegative | None = None
+    """Fixed weight of the MI loss (the paper's alpha); 0: MI is off. Excludes `balance`."""
+    balance: NonNegative | None = None
+    """Sets the weight at each step so that the MI gradient at the logits has this share of the
+    adversarial loss's norm. Excludes `weight`."""
+    alpha_max: Positive = 1000.0
+    """Largest weight that `balance` may choose."""
+    bound: Literal["infonce", "dv"] = "infonce"
+    """Bound on mutual information: InfoNCE (at most log batch) or Donsker-Varadhan."""
+    score: Literal["cosine", "dot"] = "cosine"
+    """Score of a pair: cosine over `temperature`, or the plain product of LayerNormed features."""
+    temperature: Positive = 0.1
+    """Temperature of cosine scores."""
+    objective: Literal["mim", "contrast"] = "mim"
+    """How estimators learn: maximise MI of the matching pair (Eq. 4), or the contrast (Eq. 5)."""
+    clip_contrast: bool = True
+    """Contrast: stop pushing the non-matching MI below 0 nats."""
+    samples: Literal["all", "selected"] = "all"
+    """Samples of the classifier's MI terms: all, or clean-right-adversarial-wrong ones (Eq. 6)."""
+    difference: NonNegative = 1.0
+    """Weight of adversarial minus natural MI of the adversarial output (lambda in Eq. 8)."""
+    cosine: NonNegative = 0.0
+    """Weight of the two cosine terms of Eq. 8."""
+    clamp: bool = True
+    """Stop counting batch means of MI outside of what the bound can mean: [0, log(batch - 1)]."""
+    natural: bool = True
+    """Use the natural-MI terms (ablation ii: false)."""
+    adversarial: bool = True
+    """Use the adversarial-MI terms (ablation i: false)."""
+    negatives: Literal["global", "local"] = "global"
+    """Negatives come from the batch of all workers, or from each worker's own share (cheaper)."""
+    hidden: Count = 512
+    """Units H of the estimators' feature space (capacity)."""
+    base_width: Count = 64
+    """Channels of the local encoder's first convolution (capacity)."""
+    depth: Annotated[int, Field(ge=1, le=5)] = 2
+    """Stride-2 convolutions of the local encoder (capacity)."""
+    estimator_lr: Positive = 1e-3
+    """Learning rate of the estimators (Adam)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_form(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        form = FORMS.get(str(values.get("form", "bounded")), {})
+        weighted = values.get("weight") is not None or values.get("balance") is not None
+        given = {k: v for k, v in form.items() if not (weighted and k in ("weight", "balance"))}
+        return {**given, **{k: v for k, v in values.items() if v is not None}}
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> MIConfig:
+        if self.weight is not None and self.balance is not None:
+            raise ValueError(
+                f"give either weight or balance, got weight={self.weight:g} and "
+                f"balance={self.balance:g}: set the other to none"
+            )
+        return self
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is an MI term at all; without one, training is the base method, bit for bit."""
+        return self.weight != 0 and self.balance != 0 and (self.natural or self.adversarial)
+
+
+class OptimConfig(Section):
+    """How the classifier is optimised: SGD with momentum."""
+
+    epochs: Count = 100
+    """Passes over the training images."""
+    batch_size: Count = 128
+    """Images in a global batch, shared by all workers."""
+    lr: Positive = 0.1
+    """Peak learning rate."""
+    momentum: Share = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov momentum."""
+    weight_decay: NonNegative = 5e-4
+    """L2 penalty."""
+    schedule: Literal["multistep", "cosine", "onecycle", "constant"] = "multistep"
+    """Learning rate over the run."""
+    milestones: Fractions = (0.75, 0.9)
+    """multistep: shares of the run after which the rate is divided by 10."""
+    warmup: Share = 0.2
+    """onecycle: share of the run in which the rate rises."""
+
+
+class ScalingConfig(Section):
+    """Workers and hardware. None of it changes the mathematics of a step."""
+
+    workers: Count = 1
+    """Number of workers that share each global batch."""
+    use_gpu: Literal["auto", "true", "false"] = "auto"
+    """One GPU for each worker; auto: where there are enough of them."""
+    cpus_per_worker: Count = 1
+    """CPUs for each worker."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast of the classifier; MI and losses stay in fp32."""
+    channels_last: bool = False
+    """Memory format of images and convolutions (faster on GPUs)."""
+    compile: bool = False
+    """torch.compile the classifier's forward."""
+    sync_batchnorm: bool = True
+    """BatchNorm statistics over the batch of all workers."""
+    wait_minutes: NonNegative = 0.0
+    """On a cluster that grows: how long to wait for the CPUs and GPUs that are asked for."""
+    max_failures: Whole = 2
+    """How often a failed worker group is started again from its last checkpoint."""
+
+
+class ValidationConfig(Section):
+    """Measurement on the held-out split during training; it alone picks the best epoch."""
+
+    every: Count = 1
+    """Epochs between validations; the last epoch is always validated."""
+    steps: Count = 10
+    """PGD steps of the validation attack (step size 2.5 * eps / steps)."""
+    max_samples: Count | None = None
+    """Validate on so many images; none: on all of the split."""
+
+
+class EvaluationConfig(Section):
+    """Measurement on the test set after training, of the best and of the last epoch."""
+
+    steps: Count = 40
+    """PGD steps of the final attack."""
+    alpha: Positive | None = None
+    """Its step size; none: eps / 4, as in the paper."""
+    block: Count = 256
+    """Images that a worker attacks at once."""
+    max_samples: Count | None = None
+    """Evaluate on so many test images; none: on all."""
+
+
+class CheckpointConfig(Section):
+    """Checkpoints, from which a run continues exactly."""
+
+    keep: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints that are kept."""
+    every: Count = 1
+    """Epochs between checkpoints; the last epoch always has one."""
+
+
+class TrackingConfig(Section):
+    """What goes to MLflow, and what is shown."""
+
+    enabled: bool = True
+    """Log to MLflow ($MLFLOW_TRACKING_URI, or a SQLite file mlflow.db in the current folder)."""
+    experiment: str = "raymi"
+    """MLflow experiment."""
+    registered_name: Name | None = None
+    """Name in the model registry under which the best model appears; none: raymi-DATASET."""
+    log_every: Count = 10
+    """Steps between two records of the training metrics."""
+
+
+class Config(Section):
+    """Everything that decides a run."""
+
+    name: Name | None = None
+    """Name of the run; none: recipe, date and time. Must be new: an old one is continued by resume=NAME."""
+    seed: Whole = 0
+    """Seed of the initial weights, the data order, the augmentation and the attacks' starts."""
+    out: Folder | None = None
+    """Folder of the runs; none: ./runs (under `ray job submit`: ~/raymi/runs)."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    attack: AttackConfig = AttackConfig()
+    loss: LossConfig = LossConfig()
+    mi: MIConfig = MIConfig()
+    optim: OptimConfig = OptimConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    validation: ValidationConfig = ValidationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _workers_have_samples(self) -> Config:
+        if self.optim.batch_size < self.scaling.workers:
+            raise ValueError(
+                f"optim.batch_size must be at least scaling.workers, got {self.optim.batch_size} "
+                f"for {self.scaling.workers} workers: it is the global batch that they share"
+            )
+        if self.mi.enabled and self.optim.batch_size < 2:
+            raise ValueError(
+                f"optim.batch_size must be at least 2, got {self.optim.batch_size}: an MI estimate "
+                "needs negatives (mi.weight=0 switches MI off)"
+            )
+        return self

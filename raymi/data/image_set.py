@@ -1,0 +1,100 @@
+"""What every data set becomes: uint8 images and int64 labels in memory, on any device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+ChannelStats = tuple[float, float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images, all decoded and of one size.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        labels: (N,) int64, positions in `class_names`.
+        class_names: K names.
+    Raises: ValueError, for other shapes or dtypes.
+    """
+
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.images.shape)
+        if self.images.dtype != torch.uint8 or False or shape[1] != 3:
+            raise ValueError(f"images must be uint8 (N, 3, H, W), got {self.images.dtype} {shape}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != shape[:1]:
+            raise ValueError(
+                f"labels must be int64 ({shape[0]},), got {self.labels.dtype} "
+                f"{tuple(self.labels.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same set with images and labels on `device`."""
+        return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
+
+    def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
+        """The samples at `indices`, (M,) integers, in that order: a set of M."""
+        index = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
+        return ImageSet(self.images[index], self.labels[index], self.class_names)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hexadecimal over shape, images and labels; the same on every device."""
+        sha = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        for tensor in (self.images, self.labels):
+            sha.update(tensor.cpu().contiguous().view(-1).numpy().data)
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """A data set ready for training: three disjoint sets and what a model must know of them.
+
+    Args:
+        train, val, test: of the same image size and classes; `val` is empty if none was asked for.
+        name: as in `raymi.data.DATASETS`.
+        num_classes: K.
+        image_size: side of the square images, in pixels.
+        mean, std: per channel over all pixels of `train`, in [0, 1] units; std is at least 1/255.
+    """
+
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    name: str
+    num_classes: int
+    image_size: int
+    mean: ChannelStats
+    std: ChannelStats
+
+
+def channel_stats(images: Tensor) -> tuple[ChannelStats, ChannelStats]:
+    """Mean and standard deviation of each channel, exact from the counts of the 256 levels.
+
+    Args: images, (N, 3, H, W) uint8, N > 0.
+    Returns: (mean, std), three floats each, in [0, 1] units; std is at least 1/255, so that a
+        constant channel can be divided by it.
+    """
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, stds = [], []
+    for channel in range(3):
+        counts = torch.bincount(images[:, channel].reshape(-1), minlength=256).double().cpu()
+        weights = counts / counts.sum()
+        mean = (weights * levels).sum()
+        variance = (weights * (levels - mean).square()).sum()
+        means.append(mean.item())
+        stds.append(max(variance.sqrt().item(), 1 / 255))
+    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])

@@ -1,0 +1,137 @@
+"""A data set by name: read, limited, resized, split and measured."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from raymi.counter_rng import random_key
+from raymi.data.arrays import digits_source, npz_source
+from raymi.data.folders import folder_source, tiny_imagenet_source
+from raymi.data.image_set import ImageSet, Splits, channel_stats
+from raymi.data.resize import fit_square
+from raymi.data.source import Request, Source
+from raymi.data.stratify import first_of_each_class, hold_out
+from raymi.data.torchvision_sets import torchvision_sources
+from raymi.errors import UserError
+
+_SOURCES: dict[str, Source] = {
+    "digits": digits_source(),
+    **torchvision_sources(),
+    "tiny-imagenet": tiny_imagenet_source(),
+    "folder": folder_source(),
+    "npz": npz_source(),
+}
+
+DATASETS: dict[str, str] = {name: source.description for name, source in _SOURCES.items()}
+"""Names that `load_splits` knows, each with one line of description."""
+
+
+def check_data(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    image_size: int | None = None,
+    val_fraction: float = 0.1,
+    download: bool = True,
+    limit: int | None = None,
+) -> None:
+    """Find in a moment what `load_splits` would stumble over; reads no image.
+
+    Args: as in `load_splits`.
+    Raises: UserError, for an unknown name, a number out of range, or files that are not there and
+        cannot be downloaded.
+    """
+    request = _checked_request(name, root, image_size, val_fraction, download, limit)
+    _SOURCES[name].check(request)
+
+
+def load_splits(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    image_size: int | None = None,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    download: bool = True,
+    limit: int | None = None,
+) -> Splits:
+    """Load a data set into memory, with a validation split held out from its training images.
+
+    Args:
+        name: one of `DATASETS`.
+        root: the folder with the data, or a .npz file; None for where raymi keeps data sets
+            (`$RAYMI_DATA`, else `~/.cache/raymi/data`). `folder` and `npz` need it.
+        image_size: side of the images in pixels; None keeps the native size. Others are resized
+            bilinearly, see `raymi.data.resize.fit_square`.
+        val_fraction: of every class of the training images, in [0, 1); unused where the data set
+            brings its own validation images. The test images are never touched.
+        split_seed: the split depends on it and on the labels, on nothing else.
+        download: whether missing files may be downloaded.
+        limit: use only the first so many training images (before the split), and test and
+            validation images, of all classes in proportion; for quick tries.
+    Returns: the splits, on the CPU.
+    Raises: UserError, with the remedy, for whatever is wrong with the arguments or the files.
+    """
+    request = _checked_request(name, root, image_size, val_fraction, download, limit)
+    parts = _SOURCES[name].load(request)
+    train = _limited_and_resized(parts.train, request)
+    test = _limited_and_resized(parts.test, request)
+    if parts.val is not None:
+        val = _limited_and_resized(parts.val, request)
+    else:
+        key = random_key("validation split", split_seed)
+        kept, held = hold_out(train.labels, val_fraction, key)
+        train, val = train.subset(kept), train.subset(held)
+    mean, std = channel_stats(train.images)
+    return Splits(
+        train=train,
+        val=val,
+        test=test,
+        name=name,
+        num_classes=len(train.class_names),
+        image_size=_common_side(train, val, test),
+        mean=mean,
+        std=std,
+    )
+
+
+def _checked_request(
+    name: str,
+    root: str | os.PathLike[str] | None,
+    image_size: int | None,
+    val_fraction: float,
+    download: bool,
+    limit: int | None,
+) -> Request:
+    if name not in _SOURCES:
+        close = difflib.get_close_matches(name, _SOURCES, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(f"unknown data set {name!r}: {hint}Known are {', '.join(_SOURCES)}")
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction must be in [0, 1), got {val_fraction}: 0.1 is usual")
+    for setting, value in (("image_size", image_size), ("limit", limit)):
+        if value is not None and value < 1:
+            raise UserError(f"{setting} must be at least 1, got {value}: or leave it out")
+    path = None if root is None else Path(root).expanduser().absolute()
+    return Request(name, path, image_size, limit, download)
+
+
+def _limited_and_resized(images: ImageSet, request: Request) -> ImageSet:
+    if request.limit is not None and request.limit < len(images):
+        images = images.subset(first_of_each_class(images.labels, request.limit))
+    if request.image_size is not None:
+        images = replace(images, images=fit_square(images.images, request.image_size))
+    return images
+
+
+def _common_side(*sets: ImageSet) -> int:
+    sizes = sorted({(images.images.shape[3], images.images.shape[2]) for images in sets})
+    if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
+        found = ", ".join(f"{width}x{height}" for width, height in sizes)
+        raise UserError(
+            f"images must all be square and of one size, got {found}: set data.image_size"
+        )
+    return sizes[0][0]

@@ -1,0 +1,79 @@
+"""Pixels in whatever layout and size a data set has them, to square RGB."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from raymi.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_CHUNK = 1024  # images turned to float32 at a time
+
+
+def rgb_images(array: np.ndarray) -> Tensor:
+    """Images in any usual layout with three channels first; grey is repeated.
+
+    Args: array, uint8: (N, H, W), (N, H, W, C) or (N, C, H, W), with C 1 or 3.
+    Returns: (N, 3, H, W) uint8, contiguous.
+    Raises: UserError, for another dtype or shape.
+    """
+    if array.dtype != np.uint8:
+        raise UserError(f"images must be uint8 in 0..255, got {array.dtype}: convert them")
+    images = torch.from_numpy(array)
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and images.shape[3] in (1, 3):
+        images = images.permute(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise UserError(
+            "images must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3, "
+            f"got {array.shape}"
+        )
+    return images.expand(-1, 3, -1, -1).contiguous()
+
+
+def fit_square(images: Tensor, size: int) -> Tensor:
+    """Resize the shorter side to `size` and crop the centre of the longer one.
+
+    Bilinear with antialiasing, in float32, rounded to the nearest level; enlarging uses the same
+    rule. Images that have the size already come back as they are.
+
+    Args: images, (N, 3, H, W) uint8; size, in pixels.
+    Returns: (N, 3, size, size) uint8.
+    """
+    height, width = images.shape[2:]
+    if height == width == size:
+        return images
+    new_height, new_width, top, left = _scaled_and_centred(height, width, size)
+    out = images.new_empty(len(images), 3, size, size)
+    for start in range(0, len(images), _CHUNK):
+        chunk = images[start : start + _CHUNK].float()
+        resized = F.interpolate(chunk, (new_height, new_width), mode="bilinear", antialias=True)
+        out[start : start + _CHUNK] = resized[..., top : top + size, left : left + size].round()
+    return out
+
+
+def fit_square_image(image: Image, size: int) -> Image:
+    """`fit_square` for one RGB image, without torch's threads: equal but for one level of 255.
+
+    For pools that decode on many threads, where each would start a team of its own.
+    """
+    from PIL.Image import Resampling
+
+    new_height, new_width, top, left = _scaled_and_centred(image.height, image.width, size)
+    resized = image.resize((new_width, new_height), Resampling.BILINEAR)  # antialiases
+    return resized.crop((left, top, left + size, top + size))
+
+
+def _scaled_and_centred(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """Height and width after the shorter side became `size`; top and left of the centre crop."""
+    scale = size / min(height, width)
+    new_height, new_width = max(size, round(height * scale)), max(size, round(width * scale))
+    return new_height, new_width, (new_height - size) // 2, (new_width - size) // 2

@@ -1,0 +1,192 @@
+"""Data sets that torchvision downloads and reads: CIFAR-10/100, SVHN, MNIST, Fashion-MNIST."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import logging
+import socket
+import sys
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raymi.data.cache import data_folder, locked_if_writable
+from raymi.data.image_set import ImageSet
+from raymi.data.resize import rgb_images
+from raymi.data.source import Parts, Request, Source
+from raymi.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_STALLED_AFTER = 60.0  # seconds without a byte, after which a download is given up
+_DIGITS = tuple("0123456789")
+_IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+@dataclass(frozen=True)
+class _Dataset:
+    """One class of `torchvision.datasets`.
+
+    Args:
+        description: one line, for people.
+        cls: its name.
+        folder: where its files lie, below root; may be empty.
+        files: their names, unpacked.
+        url: where they are published.
+        class_names: None to take torchvision's.
+    """
+
+    description: str
+    cls: str
+    folder: str
+    files: tuple[str, ...]
+    url: str
+    class_names: tuple[str, ...] | None = None
+
+    def missing(self, root: Path) -> list[str]:
+        return [name for name in self.files if not (root / self.folder / name).is_file()]
+
+    def open(self, root: Path, train: bool, download: bool = False) -> Any:
+        from torchvision import datasets
+
+        part: dict[str, Any] = {"train": train}
+        if self.cls == "SVHN":
+            part = {"split": "train" if train else "test"}
+        return getattr(datasets, self.cls)(root, **part, download=download)
+
+
+_DATASETS = {
+    "cifar10": _Dataset(
+        description="CIFAR-10, 50,000 + 10,000 images, 32x32 RGB",
+        cls="CIFAR10",
+        folder="cifar-10-batches-py",
+        files=(*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    ),
+    "cifar100": _Dataset(
+        description="CIFAR-100, 50,000 + 10,000 images, 32x32 RGB",
+        cls="CIFAR100",
+        folder="cifar-100-python",
+        files=("train", "test", "meta"),
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    ),
+    "svhn": _Dataset(
+        description="Street View House Numbers, 73,257 + 26,032 digits, 32x32 RGB",
+        cls="SVHN",
+        folder="",
+        files=("train_32x32.mat", "test_32x32.mat"),
+        url="http://ufldl.stanford.edu/housenumbers/",
+        class_names=_DIGITS,
+    ),
+    "mnist": _Dataset(
+        description="MNIST, 60,000 + 10,000 handwritten digits, 28x28 grey",
+        cls="MNIST",
+        folder="MNIST/raw",
+        files=_IDX_FILES,
+        url="https://ossci-datasets.s3.amazonaws.com/mnist/",
+        class_names=_DIGITS,
+    ),
+    "fashion-mnist": _Dataset(
+        description="Fashion-MNIST, 60,000 + 10,000 pieces of clothing, 28x28 grey",
+        cls="FashionMNIST",
+        folder="FashionMNIST/raw",
+        files=_IDX_FILES,
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    ),
+}
+
+
+def torchvision_sources() -> dict[str, Source]:
+    """The sources by the name of their data set."""
+    return {name: _source(dataset) for name, dataset in _DATASETS.items()}
+
+
+def _source(dataset: _Dataset) -> Source:
+    def check(request: Request) -> None:
+        root = request.root or data_folder()
+        if not request.download and dataset.missing(root):
+            raise _absent(dataset, root, request.name, "downloading is switched off")
+
+    def load(request: Request) -> Parts:
+        root = request.root or data_folder()
+        if request.download:
+            _download_once(dataset, root, request.name)
+        check(request)
+        return Parts(train=_read(dataset, root, True), test=_read(dataset, root, False))
+
+    return Source(dataset.description, check, load)
+
+
+def _download_once(dataset: _Dataset, root: Path, name: str) -> None:
+    """Download what is missing; of several processes one does it and the others wait.
+
+    Files count as there only under the lock: while another process unpacks them, they are not.
+    """
+    with locked_if_writable(root / f".{name}.lock"):
+        if not dataset.missing(root):
+            return
+        logger.info("downloading %s to %s", name, root)
+        try:
+            with _patient_but_not_forever(), _progress_on_terminals_only():
+                for train in (True, False):
+                    dataset.open(root, train, download=True)
+        except (OSError, EOFError, RuntimeError, http.client.HTTPException, tarfile.TarError) as e:
+            cause = " ".join(str(e).split())
+            raise _absent(dataset, root, name, f"it could not be downloaded ({cause})") from e
+
+
+def _read(dataset: _Dataset, root: Path, train: bool) -> ImageSet:
+    try:
+        opened = dataset.open(root, train)
+    except (OSError, EOFError, RuntimeError, ValueError, AssertionError, LookupError) as error:
+        raise UserError(
+            f"{root / dataset.folder} holds damaged files of {dataset.cls} ({error}): delete "
+            f"{', '.join(dataset.files)} there and start again with data.download=true"
+        ) from error
+    labels = opened.labels if dataset.cls == "SVHN" else opened.targets
+    return ImageSet(
+        images=rgb_images(np.asarray(opened.data)),
+        labels=torch.as_tensor(labels, dtype=torch.int64),
+        class_names=dataset.class_names or tuple(opened.classes),
+    )
+
+
+def _absent(dataset: _Dataset, root: Path, name: str, why: str) -> UserError:
+    return UserError(
+        f"data set {name!r} is not in {root} and {why}. Set data.download=true where there is a "
+        f"network, or get it from {dataset.url} and unpack it to {root / dataset.folder}/ as "
+        f"{', '.join(dataset.files)}"
+    )
+
+
+@contextlib.contextmanager
+def _patient_but_not_forever() -> Iterator[None]:
+    """torchvision opens its connections without a timeout."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_STALLED_AFTER)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+@contextlib.contextmanager
+def _progress_on_terminals_only() -> Iterator[None]:
+    """Keeps torchvision's progress bar out of log files."""
+    if sys.stderr.isatty():
+        yield
+    else:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield

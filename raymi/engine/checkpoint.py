@@ -1,0 +1,84 @@
+"""Checkpoints that are whole or not there: temporary file, fsync, atomic rename, sha256 in the name.
+
+A file is called `step-00001234-<first 16 digits of its sha256>.pt`; it loads with `torch.load` alone. One
+whose content does not match its name (cut short, a flipped bit) is passed over with a warning, and the
+one before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt")
+
+
+def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
+    """Writes a checkpoint durably, then removes all but the newest `keep`.
+
+    Args: folder, made if missing; step, optimiser steps done; content, tensors and plain values;
+        keep, at least 2.
+    Returns: its path.
+    Raises: OSError where the disk is full or the folder gone; older checkpoints are untouched then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getbuffer()
+    path = folder / f"step-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
+    write_atomically(path, data)
+    for old in _checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """The content of the newest intact checkpoint; None where there is none.
+
+    Warns about each damaged one that it passes over. Executes no pickle code (`weights_only=True`).
+    """
+    for path in reversed(_checkpoints(folder)):
+        data = path.read_bytes()
+        match = _NAME.fullmatch(path.name)
+        assert match is not None
+        if hashlib.sha256(data).hexdigest()[:16] == match[2]:
+            return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        warnings.warn(
+            f"checkpoint {path} is damaged (its sha256 does not match its name): the one before it is "
+            "used",
+            stacklevel=2,
+        )
+    return None
+
+
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
+    """A file that is complete under its name, or not there: also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))

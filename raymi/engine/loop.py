@@ -1,0 +1,259 @@
+"""The training loop, written once against a small context: epochs, validation, checkpoints, results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from raymi import __version__
+from raymi.config import Config
+from raymi.counter_rng import random_key
+from raymi.data import ImageSet, Splits, load_splits
+from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
+from raymi.engine.context import Context
+from raymi.engine.evaluation import Accuracy, PGDAttack, evaluate_pgd
+from raymi.engine.feed import Feed
+from raymi.engine.journal import Journal
+from raymi.engine.metrics import MetricMeans
+from raymi.engine.run_folder import RunFolder
+from raymi.engine.state import TrainState
+from raymi.errors import UserError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `finished`, or stopped on request with a checkpoint at `global_step`."""
+
+    finished: bool
+    epoch: int
+    global_step: int
+
+
+def train(config: Config, context: Context, folder: RunFolder) -> Outcome:
+    """Trains, evaluates and records a run in its folder; continues from its newest checkpoint.
+
+    Every worker calls this with the same arguments. Rank 0 alone writes.
+
+    Raises: UserError for data or settings that cannot work; FloatingPointError where a loss is not finite.
+    """
+    data = config.data
+    splits = load_splits(
+        data.name,
+        data.root,
+        image_size=data.image_size,
+        val_fraction=data.val_fraction,
+        split_seed=data.split_seed,
+        download=data.download,
+        limit=data.limit,
+    )
+    return _Run(config, context, folder, splits).train()
+
+
+class _Run:
+    """One worker's part of a run."""
+
+    def __init__(self, config: Config, context: Context, folder: RunFolder, splits: Splits) -> None:
+        self.config, self.context, self.folder, self.splits = config, context, folder, splits
+        self.group, self.device = context.group, context.device
+        self.feed = Feed(
+            splits.train.to(self.device), config, self.group.rank, self.group.world_size
+        )
+        self.val = _at_most(splits.val, config.validation.max_samples).to(self.device)
+        self.test = _at_most(splits.test, config.evaluation.max_samples).to(self.device)
+        _check_last_batch(config, len(splits.train), self.group.world_size)
+        total_steps = config.optim.epochs * self.feed.steps_per_epoch
+        self.state = TrainState(config, splits, self.group, self.device, total_steps)
+        self.journal = Journal(folder.journal, enabled=self.group.rank == 0)
+
+    def train(self) -> Outcome:
+        checkpoint = load_checkpoint(self.folder.checkpoints, self.device)
+        if checkpoint is not None:
+            self.state.load_state_dict(checkpoint)
+        self._announce()
+        position = self.state.position
+        try:
+            while position.epoch < self.config.optim.epochs:
+                if not self._train_epoch():
+                    self._save()
+                    self._write("stopped")
+                    return Outcome(False, position.epoch, position.global_step)
+                self._finish_epoch()
+            self._evaluate()
+            self._write("finished")
+            return Outcome(True, position.epoch, position.global_step)
+        finally:
+            self.journal.close()
+
+    def _train_epoch(self) -> bool:
+        """Trains to the end of the epoch; false if it was asked to stop on the way."""
+        state, position, config = self.state, self.state.position, self.config
+        state.train_mode()
+        recent = MetricMeans()
+        since, images = time.perf_counter(), 0
+        for batch in self.feed.epoch(position.epoch, first_step=position.step):
+            if self.context.stop_requested():
+                return False
+            torch.manual_seed(
+                random_key(config.seed, "step", position.global_step, self.group.rank)
+            )
+            key = random_key(config.seed, "start", position.epoch)
+            metrics = state.step(batch, key)
+            num = sum(batch.sizes)
+            state.epoch_means.add(metrics, num)
+            recent.add(metrics, num)
+            position.step += 1
+            position.global_step += 1
+            images += num
+            if position.global_step % config.tracking.log_every == 0 or position.step == 1:
+                means = recent.means(self.group)
+                now = time.perf_counter()
+                self._check_finite(means)
+                self._write(
+                    "step",
+                    steps_per_epoch=self.feed.steps_per_epoch,
+                    metrics=means,
+                    lr=self._lr(),
+                    images_per_s=images / (now - since),
+                )
+                recent.clear()
+                since, images = now, 0
+        return True
+
+    def _finish_epoch(self) -> None:
+        """Validates, offers the model as best, writes the checkpoint, then reports."""
+        state, position, config = self.state, self.state.position, self.config
+        means = state.epoch_means.means(self.group)
+        self._check_finite(means)
+        state.epoch_means.clear()
+        position.epoch, position.step = position.epoch + 1, 0
+        last = position.epoch == config.optim.epochs
+        val: dict[str, float] = {}
+        is_best = False
+        if last or position.epoch % config.validation.every == 0:
+            accuracy = self._accuracy_on_validation()
+            val = {"clean_acc": accuracy.clean, "robust_acc": accuracy.robust}
+            is_best = state.best.offer(position.epoch, accuracy.robust, accuracy.clean, state.model)
+        if last or position.epoch % config.checkpoint.every == 0:
+            self._save()
+        self._write("epoch", train=means, val=val, lr=self._lr(), is_best=is_best)
+        self.context.report({"epoch": position.epoch, **{f"val/{k}": v for k, v in val.items()}})
+
+    def _accuracy_on_validation(self) -> Accuracy:
+        config = self.config
+        steps = config.validation.steps
+        attack = PGDAttack(
+            config.attack.norm, config.attack.eps, 2.5 * config.attack.eps / steps, steps
+        )
+        return self._accuracy(self.val, attack, "validate")
+
+    def _evaluate(self) -> None:
+        """Clean and PGD accuracy of the last and of the best model on the test set."""
+        config, model = self.config, self.state.model
+        eps, steps = config.attack.eps, config.evaluation.steps
+        alpha = config.evaluation.alpha or eps / 4
+        attack = PGDAttack(config.attack.norm, eps, alpha, steps)
+        epochs = {"last": self.state.position.epoch, "best": self.state.best.epoch}
+        results: dict[str, Accuracy] = {}
+        for which, epoch in epochs.items():
+            if which == "best":
+                model.load_state_dict(self.state.best.weights)
+            if self.group.rank == 0:
+                weights = {k: v.contiguous() for k, v in model.state_dict().items()}
+                save_file(weights, self.folder.weights(which), {"epoch": str(epoch)})
+            same = which == "best" and epoch == epochs["last"]
+            results[which] = results["last"] if same else self._accuracy(self.test, attack, which)
+            self._write(
+                "evaluation", which=which, of_epoch=epoch, attack=asdict(attack),
+                **asdict(results[which]),
+            )  # fmt: skip
+
+    def _accuracy(self, images: ImageSet, attack: PGDAttack, what: str) -> Accuracy:
+        return evaluate_pgd(
+            self.state.model,
+            images,
+            attack,
+            self.group,
+            batch_size=self.config.evaluation.block,
+            autocast=self.state.autocast,
+            heartbeat=lambda done, total: self._write("evaluating", what=what, done=done, of=total),
+        )
+
+    def _save(self) -> None:
+        content = self.state.state_dict()
+        if self.group.rank == 0:
+            step = self.state.position.global_step
+            save_checkpoint(self.folder.checkpoints, step, content, self.config.checkpoint.keep)
+
+    def _announce(self) -> None:
+        splits, state = self.splits, self.state
+        modules = {"classifier": state.model, "estimators": state.estimators}
+        self._write(
+            "start",
+            version=__version__,
+            workers=self.group.world_size,
+            device=_device_name(self.device),
+            torch=torch.__version__,
+            steps_per_epoch=self.feed.steps_per_epoch,
+            epochs=self.config.optim.epochs,
+            parameters={
+                name: sum(p.numel() for p in module.parameters())
+                for name, module in modules.items()
+                if module is not None
+            },
+            data={
+                "name": splits.name,
+                "num_classes": splits.num_classes,
+                "image_size": splits.image_size,
+                "mean": list(splits.mean),
+                "std": list(splits.std),
+                "class_names": list(splits.train.class_names),
+                "sizes": {k: len(getattr(splits, k)) for k in ("train", "val", "test")},
+                "digests": (
+                    {k: getattr(splits, k).digest for k in ("train", "val", "test")}
+                    if self.group.rank == 0
+                    else {}
+                ),
+            },
+        )
+
+    def _write(self, kind: str, **fields: Any) -> None:
+        self.journal.write(kind, **asdict(self.state.position), **fields)
+
+    def _lr(self) -> float:
+        return self.state.classifier.optimizer.param_groups[0]["lr"]
+
+    def _check_finite(self, means: Mapping[str, float]) -> None:
+        broken = [name for name, value in means.items() if not torch.tensor(value).isfinite()]
+        if broken:
+            position = self.state.position
+            raise FloatingPointError(
+                f"expected finite losses, got {', '.join(f'{k} = {means[k]}' for k in broken)} at step "
+                f"{position.step} of epoch {position.epoch + 1}: lower lr or mi.weight; the newest "
+                f"checkpoint in {self.folder.checkpoints} is from before"
+            )
+
+
+def _check_last_batch(config: Config, num_train: int, workers: int) -> None:
+    remainder = num_train % config.optim.batch_size
+    if 0 < remainder < workers and not config.scaling.sync_batchnorm:
+        raise UserError(
+            f"the last batch of an epoch has {remainder} images for {workers} workers, and a worker "
+            "without images has no BatchNorm statistics of its own: set scaling.sync_batchnorm=true or "
+            "another optim.batch_size"
+        )
+
+
+def _at_most(images: ImageSet, num: int | None) -> ImageSet:
+    """An evenly spaced selection of `num` images; all where num is None."""
+    if num is None or num >= len(images):
+        return images
+    return images.subset(torch.arange(num) * len(images) // num)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

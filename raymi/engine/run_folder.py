@@ -1,0 +1,56 @@
+"""Where a run keeps what."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from raymi.config import Config
+from raymi.engine.checkpoint import write_atomically
+from raymi.errors import UserError
+
+
+class RunFolder:
+    """The files of one run: everything that is needed to continue it, show it and track it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.about = path / "run.json"
+        self.journal = path / "journal.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.stop_file = path / "stop"
+        self.failure = path / "failure.json"
+        self.warnings = path / "warnings.log"
+        self.tracking = path / "tracking.json"
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.path.name
+
+    def weights(self, which: str) -> Path:
+        """Weights of the "best" or "last" classifier, in safetensors."""
+        return self.path / f"{which}.safetensors"
+
+    def write_config(self, config: Config) -> None:
+        """Keeps the resolved configuration."""
+        write_atomically(self.config, config.model_dump_json(indent=2).encode())
+
+    def read_config(self) -> Config:
+        """The resolved configuration.
+
+        Raises: UserError where this is no run's folder.
+        """
+        if not self.config.is_file():
+            raise UserError(f"{self.path} is not a run of raymi: it has no {self.config.name}")
+        return Config.model_validate_json(self.config.read_text())
+
+    def write_about(self, about: dict[str, Any]) -> None:
+        """Keeps what is known of the run beside its configuration (recipe, command, MLflow ids)."""
+        write_atomically(self.about, json.dumps(about, indent=2).encode())
+
+    def read_about(self) -> dict[str, Any]:
+        """What `write_about` kept; empty where it never did."""
+        return json.loads(self.about.read_text()) if self.about.is_file() else {}

@@ -1,0 +1,34 @@
+"""Learning rates over a run, from torch's own schedulers, stepped once for each optimiser step."""
+
+from __future__ import annotations
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+)
+
+from raymi.config import OptimConfig
+
+
+def build_schedule(optimizer: Optimizer, optim: OptimConfig, total_steps: int) -> LRScheduler:
+    """The schedule named by `optim.schedule` over `total_steps` optimiser steps."""
+    if optim.schedule == "multistep":
+        milestones = [round(share * total_steps) for share in optim.milestones]
+        return MultiStepLR(optimizer, milestones, gamma=0.1)
+    if optim.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=total_steps)
+    if optim.schedule == "onecycle":
+        return OneCycleLR(
+            optimizer,
+            max_lr=optim.lr,
+            total_steps=total_steps + 1,  # the schedule is stepped once more, after the last update
+            pct_start=optim.warmup,
+            anneal_strategy="linear",
+            cycle_momentum=False,
+            div_factor=10.0,
+        )
+    return ConstantLR(optimizer, factor=1.0)

@@ -1,0 +1,288 @@
+"""The learning problems of NAMID, each one module whose forward maps a batch to a loss.
+
+DDP wraps a task, so that there is one DDP forward for each backward, and PGD attacks the bare
+classifier. Losses and metrics follow the convention of `raymi.collectives`: their mean over workers is
+the value for the global batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from raymi.attacks.pgd import evaluation_mode
+from raymi.collectives import Collectives
+from raymi.config import LossConfig, MIConfig
+from raymi.losses import at_loss, mart_loss, trades_loss
+from raymi.mi.balance import balanced_weight, global_norm, gradients_at, with_gradient
+from raymi.mi.estimators import LocalDIM, MIEstimators
+from raymi.mi.matching import Matching, match
+from raymi.mi.objectives import (
+    PairMI,
+    classifier_mi_loss,
+    estimator_loss,
+    global_mean,
+    selected,
+)
+from raymi.models.batchnorm import running_statistics_frozen
+
+Metrics = dict[str, Tensor]
+LearnFromOutputs = Callable[[Tensor, Tensor], None]
+
+
+class EstimatorTask(nn.Module):
+    """Trains both critics on outputs of the classifier (Eq. 4 or 5)."""
+
+    def __init__(self, estimators: MIEstimators, mi: MIConfig, group: Collectives) -> None:
+        super().__init__()
+        self.estimators = estimators
+        self.mi = mi
+        self.group = group
+
+    def forward(
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        logits: Tensor,
+        logits_adv: Tensor,
+        y: Tensor,
+        sizes: list[int],
+    ) -> tuple[Tensor, Metrics]:
+        """Loss and metrics of both critics.
+
+        Args: x, x_adv (b, 3, H, W); logits, logits_adv (b, K), detached; y (b,); sizes, each worker's.
+        """
+        num, mask, other = sum(sizes), None, None
+        contrast = self.mi.objective == "contrast"
+        if contrast:
+            mask = selected(logits, logits_adv, y)
+        terms: list[Tensor] = []
+        metrics: Metrics = {}
+        for kind, critic, u, own_logits, other_logits in (
+            ("natural", self.estimators.natural, x, logits, logits_adv),
+            ("adversarial", self.estimators.adversarial, x_adv - x, logits_adv, logits),
+        ):
+            if critic is None:
+                continue
+            features = critic.local_features(u)
+            own = _score(critic, own_logits, features, sizes, self.mi, self.group)
+            if contrast:
+                scores = _score(critic, other_logits, features, sizes, self.mi, self.group)
+                other = scores.bound(self.mi.bound)
+            terms.append(
+                estimator_loss(
+                    own.bound(self.mi.bound),
+                    other,
+                    mask,
+                    num,
+                    self.group,
+                    clip=self.mi.clip_contrast,
+                )
+            )
+            with torch.no_grad():
+                metrics[f"mi/{kind}"] = global_mean(own.infonce(), None, num, self.group)
+                metrics[f"mi/{kind}_dv"] = global_mean(
+                    own.donsker_varadhan(), None, num, self.group
+                )
+        loss = torch.stack(terms).sum()
+        return loss, {"loss_estimators": loss.detach(), **metrics}
+
+
+class ClassifierTask(nn.Module):
+    """Trains the classifier: adversarial loss plus weighted MI loss (Eq. 9).
+
+    Args:
+        model: the classifier, images in [0, 1] to logits.
+        loss, mi: their settings; MI is off where `mi.enabled` is false.
+        estimators: the critics, frozen here: eval mode, no gradients; None where MI is off.
+        group: the workers.
+        autocast: makes the context in which the classifier runs; losses are computed outside of it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossConfig,
+        mi: MIConfig,
+        estimators: MIEstimators | None,
+        group: Collectives,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.mi = mi
+        self.group = group
+        self.autocast = autocast
+        self._frozen = (estimators,)  # in a tuple: not ours to train, so not a submodule
+        self.clean_has_gradient = loss.base != "at" or (estimators is not None and mi.cosine > 0)
+        self.clean_is_used = self.clean_has_gradient or estimators is not None
+
+    def forward(
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        y: Tensor,
+        sizes: list[int],
+        learn: LearnFromOutputs | None = None,
+    ) -> tuple[Tensor, Metrics]:
+        """Loss of the global batch (Eq. 9), and metrics.
+
+        Args:
+            x, x_adv: (b, 3, H, W) in [0, 1]. y: (b,). sizes: samples that each worker holds.
+            learn: given the detached outputs (h(x), h(x_adv)) before the MI loss is formed: the joint
+                schedule updates the critics there, from the same two forwards.
+        """
+        num = sum(sizes)
+        logits, logits_adv = self.forward_pair(x, x_adv)
+        if learn is not None and num > 1:
+            learn(logits.detach(), logits_adv.detach())
+        loss_adv = self.adversarial_loss(logits, logits_adv, y, num)
+        metrics = {
+            "loss_adv": loss_adv.detach(),
+            "robust_acc": self._accuracy(logits_adv, y, num),
+        }
+        if self.clean_is_used:
+            metrics["clean_acc"] = self._accuracy(logits, y, num)
+        (estimators,) = self._frozen
+        if estimators is None or num < 2:  # one sample has no negatives
+            return loss_adv, {"loss": loss_adv.detach(), **metrics}
+
+        loss_mi, mi_metrics = self.mi_loss(estimators, x, x_adv, logits, logits_adv, y, sizes)
+        outputs = [logits, logits_adv] if self.clean_has_gradient else [logits_adv]
+        grads_adv, grads_mi = gradients_at(loss_adv, outputs), gradients_at(loss_mi, outputs)
+        norm_adv, norm_mi = global_norm(grads_adv, self.group), global_norm(grads_mi, self.group)
+        if self.mi.balance is None:
+            weight = torch.full_like(norm_mi, self.mi.weight or 0.0)
+        else:
+            weight = balanced_weight(norm_mi, norm_adv, self.mi.balance, self.mi.alpha_max)
+        grads = [g_adv + weight * g_mi for g_adv, g_mi in zip(grads_adv, grads_mi, strict=True)]
+        value = (loss_adv + weight * loss_mi).detach()
+        return with_gradient(value, outputs, grads), {
+            "loss": value,
+            "loss_mi": loss_mi.detach(),
+            "mi/weight": weight,
+            "mi/grad_norm": weight * norm_mi,
+            "grad_norm_adv": norm_adv,
+            **metrics,
+            **mi_metrics,
+        }
+
+    def forward_pair(self, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """(h(x), h(x_adv)), (b, K) each, in two forwards in train mode.
+
+        Running BatchNorm statistics follow the adversarial batch only, as in plain AT. h(x) carries no
+        gradient where no loss asks for it, and is empty where nothing uses it.
+        """
+        logits = x.new_zeros(len(x), 0)
+        with self.autocast():
+            if self.clean_is_used:
+                with (
+                    running_statistics_frozen(self.model),
+                    torch.set_grad_enabled(self.clean_has_gradient),
+                ):
+                    logits = self.model(x)
+            logits_adv = self.model(x_adv)
+        return _full_precision(logits), _full_precision(logits_adv)
+
+    def adversarial_loss(self, logits: Tensor, logits_adv: Tensor, y: Tensor, num: int) -> Tensor:
+        """The base method's loss: 0-d."""
+        world = self.group.world_size
+        if self.loss.base == "at":
+            return at_loss(logits_adv, y, num, world, self.loss.label_smoothing)
+        base = trades_loss if self.loss.base == "trades" else mart_loss
+        return base(logits, logits_adv, y, num, world, self.loss.beta or 0.0)
+
+    def mi_loss(
+        self,
+        estimators: MIEstimators,
+        x: Tensor,
+        x_adv: Tensor,
+        logits: Tensor,
+        logits_adv: Tensor,
+        y: Tensor,
+        sizes: list[int],
+    ) -> tuple[Tensor, Metrics]:
+        """L_mi of Eq. 8 by the frozen critics: 0-d, and the batch means of the estimates in nats."""
+        mi, num = self.mi, sum(sizes)
+        mask = selected(logits, logits_adv, y) if mi.samples == "selected" else None
+        highest = math.log(max(num - 1, 1))
+        natural_range = adversarial_range = (-math.inf, math.inf)
+        if mi.clamp:
+            # InfoNCE is capped at log B by itself; only what is minimised needs a floor.
+            capped = mi.bound == "infonce"
+            natural_range = natural_range if capped else (0.0, highest)
+            adversarial_range = (0.0, math.inf if capped else highest)
+        with evaluation_mode(estimators):
+            natural = self._pair_mi(estimators.natural, x, logits, logits_adv, sizes)
+            adversarial = self._pair_mi(
+                estimators.adversarial, x_adv - x, logits, logits_adv, sizes
+            )
+        loss = classifier_mi_loss(
+            natural,
+            adversarial,
+            mask,
+            num,
+            self.group,
+            difference=mi.difference,
+            cosine=mi.cosine,
+            natural_range=natural_range,
+            adversarial_range=adversarial_range,
+        )
+        metrics = {
+            f"mi/{name}_of_adversarial": global_mean(
+                kind.of_adversarial.detach(), None, num, self.group
+            )
+            for name, kind in (("natural", natural), ("adversarial", adversarial))
+            if kind is not None
+        }
+        if mask is not None:
+            metrics["mi/selected"] = global_mean(mask.to(loss.dtype), None, num, self.group)
+        return loss, metrics
+
+    def _pair_mi(
+        self,
+        critic: LocalDIM | None,
+        u: Tensor,
+        logits: Tensor,
+        logits_adv: Tensor,
+        sizes: list[int],
+    ) -> PairMI | None:
+        if critic is None:
+            return None
+        with torch.no_grad():
+            features = critic.local_features(u)
+        outputs = [logits_adv, logits] if self.mi.cosine > 0 else [logits_adv]
+        return PairMI(
+            *(
+                _score(critic, z, features, sizes, self.mi, self.group).bound(self.mi.bound)
+                for z in outputs
+            )
+        )
+
+    def _accuracy(self, logits: Tensor, y: Tensor, num: int) -> Tensor:
+        right = (logits.detach().argmax(dim=1) == y).to(torch.float32)
+        return global_mean(right, None, num, self.group)
+
+
+def _score(
+    critic: LocalDIM,
+    logits: Tensor,
+    features: Tensor,
+    sizes: list[int],
+    mi: MIConfig,
+    group: Collectives,
+) -> Matching:
+    """Scores against the patterns of all workers, or of this one alone (`mi.negatives`)."""
+    if mi.negatives == "local":
+        return match(critic.global_features(logits), features, [len(logits)], Collectives())
+    return match(critic.global_features(logits), features, sizes, group)
+
+
+def _full_precision(logits: Tensor) -> Tensor:
+    """At least fp32, outside of autocast."""
+    return logits if logits.dtype == torch.float64 else logits.float()

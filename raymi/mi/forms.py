@@ -1,0 +1,36 @@
+"""The named forms of the MI objective: what each sets, where the paper leaves a choice or is fragile.
+
+`bounded` is well-posed by construction: no term can be pushed without limit. `paper` is Eq. 4-9 of
+Zhou et al. (ICML 2022) as printed. Measured warning: the contrast of Eq. 5 is unbounded (estimates of
+-80 nats were seen before training collapsed), and scores of two LayerNormed vectors reach +-H.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+FORMS: dict[str, dict[str, Any]] = {
+    "bounded": {
+        "balance": 0.2,
+        "bound": "infonce",
+        "score": "cosine",
+        "objective": "mim",
+        "samples": "all",
+        "difference": 1.0,
+        "cosine": 0.0,
+        "clamp": True,
+        "clip_contrast": True,
+    },
+    "paper": {
+        "weight": 5.0,
+        "bound": "dv",
+        "score": "dot",
+        "objective": "contrast",
+        "samples": "selected",
+        "difference": 0.1,
+        "cosine": 1.0,
+        "clamp": False,
+        "clip_contrast": False,
+        "hidden": 2048,
+    },
+}

@@ -1,0 +1,78 @@
+"""What a bound needs of the scores of a global batch, computed where the local features are.
+
+The local features (b, H, P) are large, the global ones (b, H) small. So each worker gathers the global
+features of all B samples, scores them against its own patterns, and contributes a partial sum over its
+own columns; the sums are combined over workers. A worker communicates O(B (H + P)) numbers, never
+the features of locations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from raymi.collectives import Collectives
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Scores of a worker's own b samples, reduced over the global batch of B.
+
+    positive: (b, P), T[i, i, p].
+    log_negatives: (b, P), logsumexp of T[i, j, p] over j != i, i's own pattern truly left out.
+    num: B.
+    """
+
+    positive: Tensor
+    log_negatives: Tensor
+    num: int
+
+    def infonce(self) -> Tensor:
+        """(b,) nats, each at most log B; equals `bounds.infonce` on the whole matrix."""
+        log_candidates = torch.logaddexp(self.positive, self.log_negatives)
+        return (self.positive - log_candidates + math.log(max(self.num, 1))).mean(dim=1)
+
+    def donsker_varadhan(self) -> Tensor:
+        """(b,) nats, zeros where B is 1; equals `bounds.donsker_varadhan` on the whole matrix."""
+        if self.num <= 1:
+            return 0 * self.positive.mean(dim=1)
+        return (self.positive - self.log_negatives + math.log(self.num - 1)).mean(dim=1)
+
+    def bound(self, name: str) -> Tensor:
+        """The bound called "infonce" or "dv": (b,) nats."""
+        return self.infonce() if name == "infonce" else self.donsker_varadhan()
+
+
+def match(
+    global_features: Tensor,
+    local_features: Tensor,
+    sizes: list[int],
+    group: Collectives,
+) -> Matching:
+    """Scores all outputs of the global batch against all of its patterns.
+
+    Args:
+        global_features: (b, H), of the worker's own outputs.
+        local_features: (b, H, P), of the worker's own patterns.
+        sizes: how many samples each worker holds; they sum to B.
+        group: the workers.
+    Returns: the `Matching` of the worker's own samples; exact in value and, under the convention of
+        `raymi.collectives`, in gradient.
+    """
+    num, own = sum(sizes), slice(sum(sizes[: group.rank]), sum(sizes[: group.rank + 1]))
+    outputs = group.gather(global_features, sizes)  # (B, H)
+    scores = outputs @ local_features  # (b, B, P): column j, row i
+    matched = torch.arange(num, device=scores.device)[own, None] == torch.arange(
+        num, device=scores.device
+    )
+    positive = scores[matched]  # (b, P)
+    if num <= 1:
+        return Matching(positive, torch.full_like(positive, -math.inf), num)
+    negatives = scores.masked_fill(matched[:, :, None], -math.inf)
+    floor = torch.full_like(negatives[:0].sum(dim=0), torch.finfo(scores.dtype).min)  # (B, P)
+    largest = group.max(torch.cat([negatives.detach(), floor[None]]).amax(dim=0))
+    total = group.sum(torch.exp(negatives - largest).sum(dim=0))  # (B, P)
+    return Matching(positive, (torch.log(total) + largest)[own], num)

@@ -1,0 +1,76 @@
+"""ResNet with the CIFAR stem: a 3x3 convolution of stride 1 and no max-pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution without bias, padded to keep the size at stride 1."""
+    return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, projected by a 1x1 convolution where shapes differ."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, channels, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv3x3(channels, channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False),
+                nn.BatchNorm2d(channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (B, C_in, H, W). Returns: (B, C, ceil(H / stride), ceil(W / stride))."""
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        return F.relu(out + self.shortcut(x), inplace=True)
+
+
+class ResNet(nn.Module):
+    """ResNet of basic blocks in four stages, then global average pooling and a linear layer.
+
+    With channels (64, 128, 256, 512) and depth 18 this is the ResNet-18 of adversarial training;
+    parameters carry the names of the CIFAR ResNets on RobustBench.
+
+    Args:
+        num_classes: K.
+        channels: of the four stages.
+        depth: number of layers, a key of `DEPTHS`.
+    Source: He et al., "Deep residual learning for image recognition", CVPR 2016.
+    """
+
+    DEPTHS: ClassVar = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+    def __init__(self, num_classes: int, channels: Sequence[int], depth: int) -> None:
+        super().__init__()
+        blocks1, blocks2, blocks3, blocks4 = self.DEPTHS[depth]
+        c1, c2, c3, c4 = channels
+        self.conv1 = conv3x3(3, c1)
+        self.bn1 = nn.BatchNorm2d(c1)
+        self.layer1 = _stage(c1, c1, blocks1, stride=1)
+        self.layer2 = _stage(c1, c2, blocks2, stride=2)
+        self.layer3 = _stage(c2, c3, blocks3, stride=2)
+        self.layer4 = _stage(c3, c4, blocks4, stride=2)
+        self.linear = nn.Linear(c4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (B, 3, H, W), normalised. Returns: logits (B, K)."""
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.linear(x.mean((2, 3)))
+
+
+def _stage(in_channels: int, channels: int, num_blocks: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, channels, stride)
+    return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(1, num_blocks)))

@@ -1,0 +1,180 @@
+"""The driver of a run: starts the workers, follows the run's journal, and ends cleanly when asked to.
+
+Ray Train runs in a thread of the driver; the main thread reads what the workers write down, and answers
+signals. A stop is a request: workers write a checkpoint at the next step and end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from raymi.config import Config
+from raymi.engine.journal import JournalReader
+from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError
+from raymi.orchestration.ray_session import Resources, ray_session
+
+POLL_SECONDS = 0.1
+STOP_SECONDS = 30.0  # how long a requested stop may take before workers are ended
+
+
+class Follower(Protocol):
+    """Somebody who wants to know what happens in a run."""
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Takes one event of the journal; must return quickly."""
+
+
+class Stopped(Exception):
+    """The run ended on a signal, with everything up to its last checkpoint kept."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class RunFailed(RuntimeError):
+    """The run ended by an error of the program or the cluster, after all restarts."""
+
+
+def launch(
+    config: Config, folder: RunFolder, followers: Sequence[Follower], *, from_offset: int = 0
+) -> None:
+    """Runs a configuration to its end on Ray.
+
+    Args:
+        folder: the run's, with the configuration written; a checkpoint in it is continued.
+        followers: told of each event in order.
+        from_offset: where in the journal they begin.
+    Raises: UserError for what the user can put right; Stopped after SIGINT or SIGTERM; RunFailed.
+    """
+    for leftover in (folder.stop_file, folder.failure):
+        leftover.unlink(missing_ok=True)
+    journal = JournalReader(folder.journal, from_offset)
+    with _Signals(folder.stop_file) as signals, ray_session(config.scaling) as resources:
+        signals.check_before_work()
+        trainer = _TrainerThread(config, folder, resources)
+        trainer.start()
+        while trainer.is_alive():
+            trainer.join(POLL_SECONDS)
+            _tell(followers, journal)
+            _raise_failure(folder)
+            signals.check(work_has_begun=journal.offset > from_offset)
+        _tell(followers, journal)
+        _raise_failure(folder)
+        if trainer.error is not None:
+            raise RunFailed(_innermost(trainer.error, folder)) from None
+        if signals.received is not None and not (trainer.result or {}).get("finished"):
+            raise Stopped(signals.received)
+
+
+class _TrainerThread(threading.Thread):
+    """Ray Train's `fit`; in a thread, so that signals are ours to handle."""
+
+    def __init__(self, config: Config, folder: RunFolder, resources: Resources) -> None:
+        super().__init__(daemon=True, name="ray-train")
+        self.config, self.folder, self.resources = config, folder, resources
+        self.error: BaseException | None = None
+        self.result: dict[str, Any] | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self._fit()
+        except BaseException as error:
+            self.error = error
+
+    def _fit(self) -> dict[str, Any] | None:
+        import ray.train
+        from ray.train.torch import TorchTrainer
+
+        from raymi.orchestration.worker import train_worker
+
+        scaling = self.config.scaling
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "config": self.config.model_dump_json(),
+                "folder": str(self.folder.path),
+                "import_path": os.getcwd(),
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=scaling.workers,
+                use_gpu=self.resources.use_gpu,
+                resources_per_worker={
+                    "CPU": scaling.cpus_per_worker,
+                    **({"GPU": 1} if self.resources.use_gpu else {}),
+                },
+            ),
+            run_config=ray.train.RunConfig(
+                name="ray",
+                storage_path=str(self.folder.path),
+                failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+            ),
+        )
+        return trainer.fit().return_value
+
+
+class _Signals:
+    """Turns the first SIGINT or SIGTERM into a request to stop, the second one into an end at once."""
+
+    def __init__(self, stop_file: Path) -> None:
+        self.stop_file = stop_file
+        self.received: int | None = None
+        self._deadline = 0.0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            self._before[signum] = signal.signal(signum, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _on_signal(self, signum: int, _frame: object) -> None:
+        if self.received is not None:
+            raise Stopped(signum)
+        self.received = signum
+        self._deadline = time.monotonic() + STOP_SECONDS
+        self.stop_file.touch()
+
+    def check_before_work(self) -> None:
+        if self.received is not None:
+            raise Stopped(self.received)
+
+    def check(self, *, work_has_begun: bool) -> None:
+        """Ends the wait for workers that have nothing to save yet, or that do not answer."""
+        if self.received is not None and (not work_has_begun or time.monotonic() > self._deadline):
+            raise Stopped(self.received)
+
+
+def _tell(followers: Sequence[Follower], journal: JournalReader) -> None:
+    for event in journal.new_events():
+        for follower in followers:
+            follower.event(event)
+
+
+def _raise_failure(folder: RunFolder) -> None:
+    if folder.failure.is_file():
+        raise UserError(json.loads(folder.failure.read_text())["message"])
+
+
+def _innermost(error: BaseException, folder: RunFolder) -> str:
+    """What went wrong in a worker, without Ray's frames around it; the whole is in the run's folder."""
+    failures = getattr(error, "worker_failures", None) or {}
+    (folder.path / "error.log").write_text(
+        "\n".join([str(error), *(f"rank {rank}: {e}" for rank, e in failures.items())])
+    )
+    cause: BaseException = next(iter(failures.values()), error)
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return (
+        f"{lines[-1] if lines else type(cause).__name__} (whole error: {folder.path / 'error.log'})"
+    )

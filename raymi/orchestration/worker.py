@@ -1,0 +1,77 @@
+"""What runs in each Ray Train worker: the engine's loop, seen through Ray's context."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+
+from raymi.collectives import ProcessGroup
+from raymi.config import Config
+from raymi.engine.checkpoint import write_atomically
+from raymi.engine.context import StopFile
+from raymi.engine.loop import train
+from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError
+
+
+class RayContext:
+    """The engine's context inside a Ray Train worker."""
+
+    def __init__(self, stop_file: Path) -> None:
+        self.device: torch.device = ray.train.torch.get_device()
+        self.group = ProcessGroup()
+        self._stop = StopFile(stop_file)
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Ray Train's report: a barrier of all workers."""
+        ray.train.report(dict(metrics))
+
+    def stop_requested(self) -> bool:
+        return self._stop.seen_by_rank_zero()
+
+
+def train_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """Runs the training loop; what the user can put right is left in the run's folder for the driver.
+
+    Args: job, with `config` (JSON), `folder` and `import_path` (the driver's current folder).
+    Returns: how the run ended.
+    """
+    config = Config.model_validate_json(job["config"])
+    folder = RunFolder(Path(job["folder"]))
+    if job["import_path"] not in sys.path:
+        sys.path.insert(0, job["import_path"])  # the user's own models
+    torch.set_num_threads(config.scaling.cpus_per_worker)
+    context = RayContext(folder.stop_file)
+    warnings.showwarning = _warn_into(folder, context.group.rank)
+    try:
+        outcome = train(config, context, folder)
+    except (UserError, FloatingPointError) as error:
+        write_atomically(folder.failure, json.dumps({"message": str(error)}).encode())
+        raise
+    except Exception:
+        rank = context.group.rank
+        with (folder.path / f"error-rank{rank}.log").open("a") as log:
+            traceback.print_exc(file=log)
+        raise
+    return {"finished": outcome.finished, "epoch": outcome.epoch}
+
+
+def _warn_into(folder: RunFolder, rank: int) -> Any:
+    """Warnings of a worker go to a file of the run; the driver shows them."""
+
+    def show(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
+        if rank == 0 and f"{os.sep}raymi{os.sep}" in filename:
+            with folder.warnings.open("a") as log:
+                log.write(f"{message}\n")
+
+    return show
