@@ -30,7 +30,7 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)
-        if self.images.dtype != torch.uint8 or False or shape[1] != 3:
+        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3:
             raise ValueError(f"images must be uint8 (N, 3, H, W), got {self.images.dtype} {shape}")
         if self.labels.dtype != torch.int64 or self.labels.shape != shape[:1]:
             raise ValueError(

@@ -69,6 +69,7 @@ class _Run:
         total_steps = config.optim.epochs * self.feed.steps_per_epoch
         self.state = TrainState(config, splits, self.group, self.device, total_steps)
         self.journal = Journal(folder.journal, enabled=self.group.rank == 0)
+        self.epoch_began, self.epoch_images = 0.0, 0  # of this process, for the throughput
 
     def train(self) -> Outcome:
         checkpoint = load_checkpoint(self.folder.checkpoints, self.device)
@@ -95,6 +96,7 @@ class _Run:
         state.train_mode()
         recent = MetricMeans()
         since, images = time.perf_counter(), 0
+        self.epoch_began, self.epoch_images = since, 0
         for batch in self.feed.epoch(position.epoch, first_step=position.step):
             if self.context.stop_requested():
                 return False
@@ -109,6 +111,7 @@ class _Run:
             position.step += 1
             position.global_step += 1
             images += num
+            self.epoch_images += num
             if position.global_step % config.tracking.log_every == 0 or position.step == 1:
                 means = recent.means(self.group)
                 now = time.perf_counter()
@@ -129,6 +132,7 @@ class _Run:
         state, position, config = self.state, self.state.position, self.config
         means = state.epoch_means.means(self.group)
         self._check_finite(means)
+        seconds = time.perf_counter() - self.epoch_began
         state.epoch_means.clear()
         position.epoch, position.step = position.epoch + 1, 0
         last = position.epoch == config.optim.epochs
@@ -140,7 +144,15 @@ class _Run:
             is_best = state.best.offer(position.epoch, accuracy.robust, accuracy.clean, state.model)
         if last or position.epoch % config.checkpoint.every == 0:
             self._save()
-        self._write("epoch", train=means, val=val, lr=self._lr(), is_best=is_best)
+        self._write(
+            "epoch",
+            train=means,
+            val=val,
+            lr=self._lr(),
+            is_best=is_best,
+            train_seconds=seconds,
+            images_per_s=self.epoch_images / seconds,
+        )
         self.context.report({"epoch": position.epoch, **{f"val/{k}": v for k, v in val.items()}})
 
     def _accuracy_on_validation(self) -> Accuracy:

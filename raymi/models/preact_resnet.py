@@ -12,7 +12,7 @@ from raymi.models.resnet import ResNet, conv3x3
 
 
 class PreActBlock(nn.Module):
-    """BatchNorm and ReLU before each of two 3x3 convolutions; the projection sees the first ReLU."""
+    """BatchNorm and ReLU before each of two 3x3 convolutions; the projection sees the first one."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()

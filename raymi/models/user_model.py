@@ -46,7 +46,7 @@ def find_function(name: str) -> Callable[..., nn.Module]:
         )
     try:
         inspect.signature(function).bind(num_classes=10, image_size=32)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(
             f"model {name!r}: the function is called with num_classes= and image_size=, {error}"
         ) from error
@@ -97,6 +97,9 @@ def check_output(name: str, classifier: Classifier, num_classes: int, image_size
 
 
 def _what_happened(error: Exception) -> str:
-    """The error and the last line of code it passed, since UserErrors print no traceback."""
+    """The error and the user's line that it came from, since a UserError prints no traceback."""
+    ours = (__file__, "<frozen importlib", importlib.__file__, os.path.dirname(torch.__file__))
     frames = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__}: {error} ({frames[-1].filename}:{frames[-1].lineno})"
+    theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
+    place = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+    return f"{type(error).__name__}: {error}{place}"

@@ -38,6 +38,18 @@ def test_crop_is_the_naive_loop(convert, height, width, padding):
     assert torch.equal(cropped, expected)
 
 
+@pytest.mark.parametrize(
+    "parts", [{"crop_padding": 4, "flip": False}, {"crop_padding": 0, "flip": True}]
+)
+def test_crop_and_flip_alone_each_follow_seed_and_epoch(parts):
+    x, index = random_batch(), torch.arange(40)
+    results = [
+        augment(x, seed=seed, epoch=epoch, index=index, **parts)
+        for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]
+    ]
+    assert len({result.numpy().tobytes() for result in results}) == 4
+
+
 def test_crop_reaches_every_offset_equally_often():
     x = torch.zeros(40_000, 3, 3, 3, dtype=torch.uint8)
     x[:, :, 1, 1] = 1

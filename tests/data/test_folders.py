@@ -66,6 +66,15 @@ def test_files_are_decoded_once_until_one_changes(folder, monkeypatch):
     assert set(decoded) == set((folder / "test").rglob("*.png"))
 
 
+def test_the_cache_tells_image_sizes_apart(folder, own_cache):
+    native = load_splits("folder", folder)
+    assert load_splits("folder", folder, image_size=6).image_size == 6
+    large = load_splits("folder", folder, image_size=12)
+    assert load_splits("folder", folder).train.digest == native.train.digest
+    shutil.rmtree(own_cache)
+    assert load_splits("folder", folder, image_size=12).train.digest == large.train.digest
+
+
 def test_an_unwritable_cache_changes_nothing(folder, monkeypatch):
     cached = load_splits("folder", folder)
     monkeypatch.setenv("RAYMI_CACHE", str(folder / "train" / "cat" / "0.png"))
@@ -74,6 +83,7 @@ def test_an_unwritable_cache_changes_nothing(folder, monkeypatch):
 
 def test_limit_takes_the_same_first_images_as_reading_everything(folder):
     everything = load_splits("folder", folder, val_fraction=0)
+    (folder / "train" / "dog" / "9.png").write_text("corrupt, but not among the first")
     few = load_splits("folder", folder, val_fraction=0, limit=6)
     assert few.train.digest == everything.train.subset([0, 1, 2, 20, 21, 22]).digest
     assert few.test.digest == everything.test.subset([0, 1, 2, 5, 6, 7]).digest

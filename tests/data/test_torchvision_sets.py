@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import pickle
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -155,6 +156,21 @@ def test_damaged_files_are_one_error(name, tmp_path, write, no_network):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=rf"damaged files.*delete.*{path.name}"):
         load_splits(name, tmp_path)
+
+
+def test_a_stalled_download_is_given_up_and_the_timeout_is_nobody_elses(tmp_path, monkeypatch):
+    timeouts = []
+
+    def stall(*args, **kwargs):
+        timeouts.append(socket.getdefaulttimeout())
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(urllib.request, "urlopen", stall)
+    with pytest.raises(UserError, match=r"could not be downloaded \(timed out\)"):
+        load_splits("svhn", tmp_path)
+    assert timeouts
+    assert None not in timeouts
+    assert socket.getdefaulttimeout() is None
 
 
 def test_archives_that_were_put_there_by_hand_are_unpacked(tmp_path, monkeypatch, no_network):

@@ -177,9 +177,9 @@ def test_bfloat16_autocast_trains(name):
         logits = model(torch.rand(4, 3, 16, 16))
     assert logits.dtype == torch.bfloat16
     logits.float().logsumexp(1).sum().backward()
-    assert all(
-        p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters()
-    )
+    for parameter in model.parameters():
+        assert parameter.grad.dtype == torch.float32
+        assert parameter.grad.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,6 @@ def split(x, sizes):
     return [part.clone() for part in x.split(sizes)]
 
 
-@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(
     ("kind", "shape", "options"),
     [
@@ -70,15 +69,20 @@ def split(x, sizes):
     ],
 )
 @pytest.mark.parametrize("sizes", [(3, 2), (6, 0), (2, 0, 5), (1, 1, 1)])
-def test_ranks_equal_one_process_on_the_concatenated_batch(
-    tmp_path, sizes, kind, shape, options, frozen
-):
+def test_ranks_equal_one_process_on_the_concatenated_batch(tmp_path, sizes, kind, shape, options):
+    assert_ranks_equal_one_process(tmp_path, sizes, kind, shape, options, frozen=False)
+
+
+def test_ranks_equal_one_process_when_the_second_forward_is_frozen(tmp_path):
+    assert_ranks_equal_one_process(tmp_path, (2, 0, 5), nn.BatchNorm2d, (4, 3, 5), {}, frozen=True)
+
+
+def assert_ranks_equal_one_process(tmp_path, sizes, kind, shape, options, frozen):
     torch.manual_seed(0)
     x1, x2 = (torch.randn(sum(sizes), *shape, dtype=torch.float64) * 3 + 2 for _ in range(2))
     expected = two_forwards_one_backward(make_norm(kind, **options), x1, x2, frozen)
     shares = split(x1, sizes), split(x2, sizes)
     ranks = run_ranks(step_on_rank, len(sizes), kind, options, *shares, frozen, tmp_path=tmp_path)
-
     for i, whole in enumerate(expected["samples"]):
         torch.testing.assert_close(torch.cat([r["samples"][i] for r in ranks]), whole, **EXACT)
     for i, whole in enumerate(expected["sums"]):
@@ -161,18 +165,22 @@ def train_step(model, x, y):
     return x.grad, [p.grad for p in model.parameters()], list(model.buffers())
 
 
-def train_step_on_rank(rank, world_size, xs, ys):
-    return train_step(convert_batchnorm(small_resnet()), xs[rank], ys[rank])
+def train_step_on_rank(rank, world_size, xs, ys, ddp):
+    model = convert_batchnorm(small_resnet())
+    if ddp:  # leaves the mean gradient on every rank: their sum over ranks is what it was
+        model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    return train_step(model, xs[rank], ys[rank])
 
 
+@pytest.mark.parametrize("ddp", [False, True])
 @pytest.mark.parametrize("sizes", [(4, 3), (5, 0, 2)])
-def test_a_converted_network_takes_the_step_of_one_process(tmp_path, sizes):
+def test_a_converted_network_takes_the_step_of_one_process(tmp_path, sizes, ddp):
     torch.manual_seed(0)
     x = torch.rand(7, 3, 8, 8, dtype=torch.float64)
     y = torch.arange(7) % 3
     x_grad, gradients, buffers = train_step(small_resnet(), x, y)
     shares = split(x, sizes), split(y, sizes)
-    ranks = run_ranks(train_step_on_rank, len(sizes), *shares, tmp_path=tmp_path)
+    ranks = run_ranks(train_step_on_rank, len(sizes), *shares, ddp, tmp_path=tmp_path)
     close = {"rtol": 1e-8, "atol": 1e-9}
     torch.testing.assert_close(torch.cat([rank[0] for rank in ranks]), x_grad, **close)
     for i, gradient in enumerate(gradients):
@@ -279,9 +287,14 @@ def test_frozen_statistics_leave_eval_mode_as_it_is():
         assert torch.equal(model(x), expected)
 
 
-def test_frozen_statistics_thaw_after_an_exception_to_what_each_module_had():
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
-    with pytest.raises(ZeroDivisionError), running_statistics_frozen(model):
+def fail_while_frozen(model):
+    with running_statistics_frozen(model):
         assert not model[0].track_running_stats
         raise ZeroDivisionError
+
+
+def test_frozen_statistics_thaw_after_an_exception_to_what_each_module_had():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.raises(ZeroDivisionError):
+        fail_while_frozen(model)
     assert [norm.track_running_stats for norm in model] == [True, False]
