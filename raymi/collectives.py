@@ -1,9 +1,9 @@
 """The few operations across workers that the method needs, differentiable and exact.
 
-Convention: each rank computes a loss such that the *mean over ranks* is the loss of the global batch
-(DDP averages gradients). So a per-sample loss is `world_size * local_sum / global_batch`, and a loss
-that every rank computes whole (a cosine over the batch, say) is that loss. The backward passes below
-make the gradients of both kinds exact.
+Convention: each rank computes a loss such that the *mean over ranks* is the loss of the global
+batch (DDP averages gradients). So a per-sample loss is `world_size * local_sum / global_batch`, and
+a loss that every rank computes whole (a cosine over the batch, say) is that loss. The backward
+passes below make the gradients of both kinds exact.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class ProcessGroup(Collectives):
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks, padded to equal shares on the wire; backward sums what ranks ask of a row."""
+    """Rows of all ranks, padded to equal shares on the wire; backward sums what ranks ask of a
+    row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:

@@ -1,6 +1,7 @@
-"""What all commands share: help, errors without tracebacks, exit codes, results under a lock-free roof.
+"""What all commands share: help, errors without tracebacks, exit codes.
 
-Exit codes: 0 done; 1 the run failed; 2 the user can put it right; 128 + n ended by signal n (130: Ctrl-C).
+Exit codes: 0 done; 1 the run failed; 2 the user can put it right; 128 + n ended by signal n (130:
+Ctrl-C).
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
 def print_help(
     console: Console, usage: str, description: str, named: Mapping[str, Mapping[str, str]]
 ) -> None:
-    """Prints usage, named things (recipes, data sets, models) and every key with type, default, text.
+    """Prints usage, named things (recipes, data sets, models) and every key with type, default,
+    text.
 
     Args: named, from a heading to names with a line of description each.
     """
@@ -54,8 +56,8 @@ def print_help(
     )
     for key, field in leaves():
         text = " ".join((field.description or "").split())
+        default, accepts = escape(default_text(field)), escape(expected(field))
         console.print(
-            f"  [bold]{key}[/]=[cyan]{escape(default_text(field))}[/]  ({escape(expected(field))})\n"
-            f"      {escape(text)}",
+            f"  [bold]{key}[/]=[cyan]{default}[/]  ({accepts})\n      {escape(text)}",
             highlight=False,
         )

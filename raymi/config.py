@@ -1,8 +1,8 @@
 """The configuration of a run: one frozen, typed tree in which every key carries its documentation.
 
 A leaf is set as `section.key=value` (see `raymi.overrides`); complete named trees are in
-`raymi.recipes`. Everything that can be refused without looking at files or hardware is refused here.
-Images, eps and alpha are in [0, 1] pixel units.
+`raymi.recipes`. Everything that can be refused without looking at files or hardware is refused
+here. Images, eps and alpha are in [0, 1] pixel units.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class DataConfig(Section):
     """What is learned from."""
 
     name: str = "digits"
-    """Data set: digits, cifar10, cifar100, svhn, mnist, fashion-mnist, tiny-imagenet, folder or npz."""
+    """Data set: digits, cifar10, cifar100, svhn, mnist, fashion-mnist, tiny-imagenet, folder or
+    npz."""
     root: Folder | None = None
     """Folder (or .npz file) that holds the data; none: a cache folder, $RAYMI_DATA if set."""
     image_size: Annotated[int, Field(ge=8)] | None = None
@@ -128,7 +129,8 @@ class AttackConfig(Section):
     random_start: bool = True
     """Start at a random point of the ball instead of at the image."""
     objective: Literal["ce", "kl"] | None = None
-    """What the attack maximises: cross-entropy, or KL from the clean output; none: as the loss says."""
+    """What the attack maximises: cross-entropy, or KL from the clean output; none: as the loss
+    says."""
 
     @model_validator(mode="after")
     def _radius_in_pixel_units(self) -> AttackConfig:
@@ -182,7 +184,8 @@ class MIConfig(Section):
     """
 
     form: Literal["bounded", "paper"] = "bounded"
-    """bounded: well-posed by construction; paper: Eq. 4-9 as printed (fragile: unbounded objectives)."""
+    """bounded: well-posed by construction; paper: Eq. 4-9 as printed (fragile: unbounded
+    objectives)."""
     weight: NonNegative | None = None
     """Fixed weight of the MI loss (the paper's alpha); 0: MI is off. Excludes `balance`."""
     balance: NonNegative | None = None
@@ -244,7 +247,8 @@ class MIConfig(Section):
 
     @property
     def enabled(self) -> bool:
-        """Whether there is an MI term at all; without one, training is the base method, bit for bit."""
+        """Whether there is an MI term at all; without one, training is the base method, bit for
+        bit."""
         return self.weight != 0 and self.balance != 0 and (self.natural or self.adversarial)
 
 
@@ -344,7 +348,8 @@ class Config(Section):
     """Everything that decides a run."""
 
     name: Name | None = None
-    """Name of the run; none: recipe, date and time. Must be new: an old one is continued by resume=NAME."""
+    """Name of the run; none: recipe, date and time. Must be new: an old one is continued by
+    resume=NAME."""
     seed: Whole = 0
     """Seed of the initial weights, the data order, the augmentation and the attacks' starts."""
     out: Folder | None = None

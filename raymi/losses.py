@@ -1,7 +1,7 @@
 """Adversarial losses that NAMID builds upon: AT, TRADES, MART.
 
-Each takes the worker's own b samples and returns a loss whose mean over workers is the loss of the global
-batch of `num` samples (see `raymi.collectives`): world_size * sum / num.
+Each takes the worker's own b samples and returns a loss whose mean over workers is the loss of the
+global batch of `num` samples (see `raymi.collectives`): world_size * sum / num.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""From the words of a command line to a validated `Config`: `key=value`, recipes, suggestions, help.
+"""From the words of a command line to a validated `Config`: `key=value`, recipes, suggestions,
+help.
 
-A key may be shortened to its last part where that is unique (`lr` for `optim.lr`). Everything that is
-wrong is said at once, in one `UserError`.
+A key may be shortened to its last part where that is unique (`lr` for `optim.lr`). Everything that
+is wrong is said at once, in one `UserError`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def split_words(words: Sequence[str], special: Iterable[str] = ()) -> Words:
     special = tuple(special)
     keys = [key for key, _ in leaves()]
     own: dict[str, str] = {}
-    settings: dict[str, Any] = {}
+    settings: dict[str, str | None] = {}
     problems: list[str] = []
     for word in words:
         key, equals, text = word.partition("=")
@@ -60,16 +61,18 @@ def split_words(words: Sequence[str], special: Iterable[str] = ()) -> Words:
             problems.append(f"expected key=value, got {word!r}{_suggest(key, (*special, *keys))}")
             continue
         if key in special:
-            full, target = key, own
+            if key in own:
+                problems.append(f"{key} is given twice: {own[key]!r} and {text!r}; keep one")
+            own[key] = text
         else:
             matches = [key] if key in keys else [k for k in keys if k.endswith("." + key)]
             if len(matches) != 1:
                 problems.append(_unknown(key, matches, (*special, *keys)))
                 continue
-            full, target = matches[0], settings
-        if full in target:
-            problems.append(f"{full} is given twice: {target[full]!r} and {text!r}; keep one")
-        target[full] = None if text.lower() in ("none", "null", "") and target is settings else text
+            full = matches[0]
+            if full in settings:
+                problems.append(f"{full} is given twice: {settings[full]} and {text}; keep one")
+            settings[full] = None if text.lower() in ("none", "null", "") else text
     return Words(own, nest(settings), problems)
 
 
@@ -100,7 +103,8 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     """The nested tree `base` with the leaves of `over` in place of its own.
 
     Two pairs of keys exclude each other, so that setting one replaces the other in `base`:
-    `mi.weight` and `mi.balance`; and `mi.form` drops what an earlier form or recipe said of its keys.
+    `mi.weight` and `mi.balance`; and `mi.form` drops what an earlier form or recipe said of its
+    keys.
     """
     base_flat, over_flat = flatten(base), flatten(over)
     if over_flat.get("mi.form") is not None and over_flat["mi.form"] != base_flat.get("mi.form"):

@@ -1,7 +1,7 @@
 """`python -m raymi.train [recipe=NAME] [key=value ...]`: trains, evaluates and tracks a classifier.
 
-`resume=RUN` continues a run from its last checkpoint, `--dry-run` prints the resolved configuration,
-`--help` lists every key.
+`resume=RUN` continues a run from its last checkpoint, `--dry-run` prints the resolved
+configuration, `--help` lists every key.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import sys
 import uuid
-from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -137,7 +136,7 @@ class _Results:
     def __init__(self, folder: RunFolder) -> None:
         from raymi.engine.journal import JournalReader
 
-        self.evaluations: dict[str, Mapping[str, Any]] = {}
+        self.evaluations: dict[str, dict[str, Any]] = {}
         for event in JournalReader(folder.journal).new_events():
             self.event(event)
 

@@ -43,16 +43,16 @@ def pgd(
 ) -> Tensor:
     """Raises the loss of each sample within a ball around it, in eval mode.
 
-    Equals torchattacks.PGD and PGDL2 from the same start. The loss is summed over the batch, so that
-    a sample's perturbation does not depend on its company.
+    Equals torchattacks.PGD and PGDL2 from the same start. The loss is summed over the batch, so
+    that a sample's perturbation does not depend on its company.
 
     Args:
         model: images in [0, 1] to logits (B, K).
         x: (B, C, H, W) in [0, 1]. y: (B,).
         eps, alpha: radius and step size, in pixel units.
         norm: "linf" or "l2".
-        objective: "ce" raises cross-entropy against y; "kl" raises KL(p(x) || p(x_adv)), as TRADES does,
-            which has no gradient at x itself and so needs a start.
+        objective: "ce" raises cross-entropy against y; "kl" raises KL(p(x) || p(x_adv)), as TRADES
+            does, which has no gradient at x itself and so needs a start.
         start: (B, C, H, W), where to begin (see `projections.random_start`); None: at x.
     Returns: x_adv (B, C, H, W) in [0, 1], detached, within eps of x.
     Source: Madry et al. 2018, Sec. 2.1; Zhang et al. 2019, Alg. 1 for "kl".

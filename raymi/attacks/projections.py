@@ -42,7 +42,8 @@ def random_start(x: Tensor, eps: float, norm: str, key: int, index: Tensor) -> T
 
     L_inf: uniform in the ball. L2: uniform direction, uniform radius, as in torchattacks.PGDL2.
 
-    Args: x (B, C, H, W) in [0, 1]; eps in pixel units; key from `counter_rng.random_key`; index (B,).
+    Args: x (B, C, H, W) in [0, 1]; eps in pixel units; key from `counter_rng.random_key`; index
+        (B,).
     Returns: (B, C, H, W) in [0, 1].
     """
     shape = tuple(x.shape[1:])

@@ -1,4 +1,4 @@
-"""A run as people follow it: a live line on a terminal, one plain line for each epoch everywhere."""
+"""A run as people follow it: a live line on a terminal, one plain line for each epoch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _HEADER = (
 class ProgressDisplay:
     """Prints what the journal of a run says; MI in nats, accuracies in percent.
 
-    On a terminal a bar shows phase, epoch, step, losses, MI, throughput and the time left; where stdout is
-    no terminal there is one line for each epoch and nothing else.
+    On a terminal a bar shows phase, epoch, step, losses, MI, throughput and the time left; where
+    stdout is no terminal there is one line for each epoch and nothing else.
     """
 
     def __init__(self, console: Console, config: Config) -> None:
@@ -67,9 +67,9 @@ class ProgressDisplay:
         parameters = ", ".join(f"{k} {v / 1e6:.3g} M" for k, v in event["parameters"].items())
         workers = f"{event['workers']} worker{'s' if event['workers'] > 1 else ''}"
         self.say(
-            f"{data['name']}: {sizes['train']} train, {sizes['val']} validation, {sizes['test']} test "
-            f"images of {data['image_size']} pixels · parameters: {parameters} · {workers} on "
-            f"{event['device']}"
+            f"{data['name']}: {sizes['train']} train, {sizes['val']} validation, "
+            f"{sizes['test']} test images of {data['image_size']} pixels · parameters: "
+            f"{parameters} · {workers} on {event['device']}"
         )
         if event["global_step"] > 0:
             self.say(f"continuing after epoch {event['epoch']}, step {event['step']}")
@@ -87,8 +87,8 @@ class ProgressDisplay:
             description=f"training · epoch {event['epoch'] + 1}/{self.epochs}",
             total=total,
             completed=event["global_step"],
-            detail=f"step {event['step']}/{event['steps_per_epoch']} · loss {metrics['loss']:.3f}{mi} "
-            f"· {event['images_per_s']:.0f} images/s · {left} left",
+            detail=f"step {event['step']}/{event['steps_per_epoch']} · "
+            f"loss {metrics['loss']:.3f}{mi} · {event['images_per_s']:.0f} images/s · {left} left",
         )
 
     def _on_epoch(self, event: Event) -> None:
@@ -98,7 +98,8 @@ class ProgressDisplay:
         train, val = event["train"], event["val"]
         best = "  best" if event["is_best"] else ""
         self.say(
-            f"{event['epoch']:>4}/{self.epochs:<4}  {train['loss']:>7.4f}  {train['loss_adv']:>8.4f}  "
+            f"{event['epoch']:>4}/{self.epochs:<4}  "
+            f"{train['loss']:>7.4f}  {train['loss_adv']:>8.4f}  "
             f"{_number(train.get('mi/natural')):>7}  {_number(train.get('mi/adversarial')):>7}  "
             f"{_percent(val.get('clean_acc')):>9}  {_percent(val.get('robust_acc')):>10}  "
             f"{event['images_per_s']:>8.0f}{best}"

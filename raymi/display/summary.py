@@ -35,7 +35,8 @@ def print_summary(
 ) -> None:
     """Prints accuracies of the best and the last model on the test set, and where things are.
 
-    Args: evaluations, the events called "best" and "last"; places, from a label to a path or command.
+    Args: evaluations, the events called "best" and "last"; places, from a label to a path or
+        command.
     """
     first = next(iter(evaluations.values()))
     attack = first["attack"]

@@ -1,8 +1,9 @@
-"""Checkpoints that are whole or not there: temporary file, fsync, atomic rename, sha256 in the name.
+"""Checkpoints that are whole or not there: temporary file, fsync, atomic rename, sha256 in the
+name.
 
-A file is called `step-00001234-<first 16 digits of its sha256>.pt`; it loads with `torch.load` alone. One
-whose content does not match its name (cut short, a flipped bit) is passed over with a warning, and the
-one before it is used.
+A file is called `step-00001234-<first 16 digits of its sha256>.pt`; it loads with `torch.load`
+alone. One whose content does not match its name (cut short, a flipped bit) is passed over with a
+warning, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[st
         if hashlib.sha256(data).hexdigest()[:16] == match[2]:
             return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         warnings.warn(
-            f"checkpoint {path} is damaged (its sha256 does not match its name): the one before it is "
-            "used",
+            f"checkpoint {path} is damaged (its sha256 does not match its name): "
+            "the one before it is used",
             stacklevel=2,
         )
     return None

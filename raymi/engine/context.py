@@ -38,7 +38,7 @@ class LocalContext:
     def __init__(self, device: torch.device | str = "cpu", stop_file: Path | None = None) -> None:
         self.device = torch.device(device)
         joined = dist.is_available() and dist.is_initialized()
-        self.group = ProcessGroup() if joined else Collectives()
+        self.group: Collectives = ProcessGroup() if joined else Collectives()
         self._stop = StopFile(stop_file)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
@@ -57,7 +57,7 @@ class StopFile:
         self.path = path
         self._next_look = 0.0
         self._seen = False
-        self._group: dist.ProcessGroup | None = None
+        self._group: Any = None
         self._shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if self._shared and dist.get_backend() != "gloo":
             # Asking over NCCL would make the CPU wait for the GPU at every step.

@@ -50,8 +50,8 @@ def evaluate_pgd(
 ) -> Accuracy:
     """Accuracy on natural images and under PGD with cross-entropy, in eval mode.
 
-    A sample counts as robust if it is classified right before and after the attack. Each worker takes a
-    contiguous share; the attack's start depends on the sample alone.
+    A sample counts as robust if it is classified right before and after the attack. Each worker
+    takes a contiguous share; the attack's start depends on the sample alone.
 
     Args:
         images: on the model's device.

@@ -20,13 +20,13 @@ from raymi.data.batches import epoch_order, global_batch, share, share_sizes, st
 class Batch(NamedTuple):
     """A worker's share of a global batch.
 
-    x: (b, 3, H, W) in [0, 1]. y: (b,). index: (b,), positions in the training set.
+    x: (b, 3, H, W) in [0, 1]. y: (b,). sample: (b,), positions in the training set.
     sizes: samples that each worker holds; they sum to the global batch.
     """
 
     x: Tensor
     y: Tensor
-    index: Tensor
+    sample: Tensor
     sizes: list[int]
 
 

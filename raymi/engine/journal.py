@@ -1,7 +1,7 @@
 """The run's own record on disk: one line of JSON for each event, written by rank 0 alone.
 
-Whoever shows or tracks a run reads the journal; training knows of neither. A line is complete once it
-ends; after a crash and a replay the same event (kind, epoch, step) can be there twice.
+Whoever shows or tracks a run reads the journal; training knows of neither. A line is complete once
+it ends; after a crash and a replay the same event (kind, epoch, step) can be there twice.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Journal:
             self._end_broken_line(path)
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Adds one event: its kind, the time, and fields of plain values (numbers may be infinite)."""
+        """Adds one event: its kind, the time, and fields of plain values (numbers may be
+        infinite)."""
         if self._file is not None:
             event = {"kind": kind, "time": time.time(), **fields}
             self._file.write(json.dumps(_plain(event), allow_nan=False).encode() + b"\n")

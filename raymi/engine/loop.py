@@ -1,4 +1,4 @@
-"""The training loop, written once against a small context: epochs, validation, checkpoints, results."""
+"""The training loop, written once against a small context: epochs, validation, checkpoints."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def train(config: Config, context: Context, folder: RunFolder) -> Outcome:
 
     Every worker calls this with the same arguments. Rank 0 alone writes.
 
-    Raises: UserError for data or settings that cannot work; FloatingPointError where a loss is not finite.
+    Raises: UserError for data or settings that cannot work; FloatingPointError where a loss is not
+        finite.
     """
     data = config.data
     splits = load_splits(
@@ -244,9 +245,9 @@ class _Run:
         if broken:
             position = self.state.position
             raise FloatingPointError(
-                f"expected finite losses, got {', '.join(f'{k} = {means[k]}' for k in broken)} at step "
-                f"{position.step} of epoch {position.epoch + 1}: lower lr or mi.weight; the newest "
-                f"checkpoint in {self.folder.checkpoints} is from before"
+                f"expected finite losses, got {', '.join(f'{k} = {means[k]}' for k in broken)} "
+                f"at step {position.step} of epoch {position.epoch + 1}: lower lr or mi.weight; "
+                f"the newest checkpoint in {self.folder.checkpoints} is from before"
             )
 
 
@@ -254,9 +255,9 @@ def _check_last_batch(config: Config, num_train: int, workers: int) -> None:
     remainder = num_train % config.optim.batch_size
     if 0 < remainder < workers and not config.scaling.sync_batchnorm:
         raise UserError(
-            f"the last batch of an epoch has {remainder} images for {workers} workers, and a worker "
-            "without images has no BatchNorm statistics of its own: set scaling.sync_batchnorm=true or "
-            "another optim.batch_size"
+            f"the last batch of an epoch has {remainder} images for {workers} workers, and a "
+            "worker without images has no BatchNorm statistics of its own: set "
+            "scaling.sync_batchnorm=true or another optim.batch_size"
         )
 
 

@@ -30,7 +30,8 @@ FORMAT = 1  # of checkpoints; raised when an older one can no longer be read
 
 @dataclass
 class Position:
-    """How far training is: `epoch` complete epochs, `step` steps into the next, `global_step` in all."""
+    """How far training is: `epoch` complete epochs, `step` steps into the next, `global_step` in
+    all."""
 
     epoch: int = 0
     step: int = 0
@@ -58,8 +59,8 @@ class Best:
 class TrainState:
     """Modules, optimisers, schedules and position of a run.
 
-    Initial weights depend on `config.seed` alone; the classifier's do not depend on whether there are
-    critics. With several workers the tasks are under DDP.
+    Initial weights depend on `config.seed` alone; the classifier's do not depend on whether there
+    are critics. With several workers the tasks are under DDP.
 
     Args: config; splits, for number of classes, image size and normalisation; group; device.
     """
@@ -142,7 +143,8 @@ class TrainState:
             self.estimators.train()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a continued run needs; a collective operation, the same on every worker."""
+        """Everything that a continued run needs; a collective operation, the same on every
+        worker."""
         learners = {"classifier": self.classifier, "critics": self.critics}
         return {
             "format": FORMAT,

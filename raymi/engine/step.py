@@ -38,8 +38,8 @@ class Learner:
 class TrainStep:
     """Crafts adversarial samples, updates the critics on detached outputs, then the classifier.
 
-    Both updates share the same two forwards of the classifier; while the classifier learns, the critics
-    are frozen.
+    Both updates share the same two forwards of the classifier; while the classifier learns, the
+    critics are frozen.
 
     Args:
         model: the bare classifier, which PGD attacks.

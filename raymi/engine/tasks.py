@@ -1,8 +1,8 @@
 """The learning problems of NAMID, each one module whose forward maps a batch to a loss.
 
 DDP wraps a task, so that there is one DDP forward for each backward, and PGD attacks the bare
-classifier. Losses and metrics follow the convention of `raymi.collectives`: their mean over workers is
-the value for the global batch.
+classifier. Losses and metrics follow the convention of `raymi.collectives`: their mean over workers
+is the value for the global batch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class EstimatorTask(nn.Module):
     ) -> tuple[Tensor, Metrics]:
         """Loss and metrics of both critics.
 
-        Args: x, x_adv (b, 3, H, W); logits, logits_adv (b, K), detached; y (b,); sizes, each worker's.
+        Args: x, x_adv (b, 3, H, W); logits, logits_adv (b, K), detached; y (b,); sizes, each
+            worker's.
         """
         num, mask, other = sum(sizes), None, None
         contrast = self.mi.objective == "contrast"
@@ -134,8 +135,8 @@ class ClassifierTask(nn.Module):
 
         Args:
             x, x_adv: (b, 3, H, W) in [0, 1]. y: (b,). sizes: samples that each worker holds.
-            learn: given the detached outputs (h(x), h(x_adv)) before the MI loss is formed: the joint
-                schedule updates the critics there, from the same two forwards.
+            learn: given the detached outputs (h(x), h(x_adv)) before the MI loss is formed: the
+                joint schedule updates the critics there, from the same two forwards.
         """
         num = sum(sizes)
         logits, logits_adv = self.forward_pair(x, x_adv)
@@ -175,8 +176,8 @@ class ClassifierTask(nn.Module):
     def forward_pair(self, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """(h(x), h(x_adv)), (b, K) each, in two forwards in train mode.
 
-        Running BatchNorm statistics follow the adversarial batch only, as in plain AT. h(x) carries no
-        gradient where no loss asks for it, and is empty where nothing uses it.
+        Running BatchNorm statistics follow the adversarial batch only, as in plain AT. h(x) carries
+        no gradient where no loss asks for it, and is empty where nothing uses it.
         """
         logits = x.new_zeros(len(x), 0)
         with self.autocast():
@@ -207,7 +208,8 @@ class ClassifierTask(nn.Module):
         y: Tensor,
         sizes: list[int],
     ) -> tuple[Tensor, Metrics]:
-        """L_mi of Eq. 8 by the frozen critics: 0-d, and the batch means of the estimates in nats."""
+        """L_mi of Eq. 8 by the frozen critics: 0-d, and the batch means of the estimates in
+        nats."""
         mi, num = self.mi, sum(sizes)
         mask = selected(logits, logits_adv, y) if mi.samples == "selected" else None
         highest = math.log(max(num - 1, 1))

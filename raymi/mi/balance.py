@@ -1,8 +1,8 @@
 """The weight of the MI loss, from the gradients that both losses have at the logits.
 
-The losses see the classifier through the logits of the global batch alone. Their gradients there are
-cheap, say at once which loss drives training, and are all that backpropagation through the classifier
-needs.
+The losses see the classifier through the logits of the global batch alone. Their gradients there
+are cheap, say at once which loss drives training, and are all that backpropagation through the
+classifier needs.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def balanced_weight(norm_mi: Tensor, norm_adv: Tensor, rho: float, largest: floa
 def with_gradient(value: Tensor, logits: Sequence[Tensor], grads: Sequence[Tensor]) -> Tensor:
     """A loss of the given value whose gradient at the logits is the given one.
 
-    Backpropagating it equals backpropagating the losses that the gradients came from, without keeping
-    or walking their graphs again.
+    Backpropagating it equals backpropagating the losses that the gradients came from, without
+    keeping or walking their graphs again.
     """
     linear = torch.stack([(z * g).sum() for z, g in zip(logits, grads, strict=True)]).sum()
     return linear + (value - linear).detach()

@@ -1,9 +1,9 @@
 """Lower bounds on mutual information from a matrix of scores, per sample and in nats.
 
-`T[i, j, p]` scores the output of sample i against location p of the pattern of sample j; the diagonal
-holds the pairs that belong together. Each bound is the mean over locations. These are the slow, obvious
-forms over a whole (B, B, P) matrix; `raymi.mi.estimators` computes the same from partial sums, without
-holding the matrix on one worker.
+`T[i, j, p]` scores the output of sample i against location p of the pattern of sample j; the
+diagonal holds the pairs that belong together. Each bound is the mean over locations. These are the
+slow, obvious forms over a whole (B, B, P) matrix; `raymi.mi.estimators` computes the same from
+partial sums, without holding the matrix on one worker.
 """
 
 from __future__ import annotations

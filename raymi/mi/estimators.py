@@ -1,12 +1,15 @@
 """Local DIM critics: how well does the output of a sample match the pattern at each image location?
 
-A critic encodes an image-like pattern to features L(u) in (B, H, P), P locations, and the logits to G(z)
-in (B, H); the score of output i and location p of pattern j is T[i, j, p] = <G(z_i), L(u_j)_p>.
+A critic encodes an image-like pattern to features L(u) in (B, H, P), P locations, and the logits to
+G(z) in (B, H); the score of output i and location p of pattern j is T[i, j, p] = <G(z_i),
+L(u_j)_p>.
 
 Source: Hjelm et al. 2019 (Deep InfoMax, local objective); Zhou et al. 2022, Sec. 3.2 and its code.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +44,8 @@ class Block1x1(nn.Module):
 
 
 class LocalEncoder(nn.Module):
-    """Stride-2 convolutions, then a 1x1 block: (B, C, h, w) to (B, hidden, P), P = hw / 4**depth."""
+    """Stride-2 convolutions, then a 1x1 block: (B, C, h, w) to (B, hidden, P), P = hw /
+    4**depth."""
 
     def __init__(self, channels: int, base_width: int, depth: int, hidden: int) -> None:
         super().__init__()
@@ -52,7 +56,7 @@ class LocalEncoder(nn.Module):
                 nn.BatchNorm2d(c_out),
                 nn.ReLU(inplace=True),
             )
-            for c_in, c_out in zip(widths, widths[1:], strict=False)
+            for c_in, c_out in pairwise(widths)
         )
         self.head = Block1x1(widths[-1], hidden)
 

@@ -1,8 +1,9 @@
-"""The named forms of the MI objective: what each sets, where the paper leaves a choice or is fragile.
+"""The named forms of the MI objective: what each sets, where the paper leaves a choice or is
+fragile.
 
 `bounded` is well-posed by construction: no term can be pushed without limit. `paper` is Eq. 4-9 of
-Zhou et al. (ICML 2022) as printed. Measured warning: the contrast of Eq. 5 is unbounded (estimates of
--80 nats were seen before training collapsed), and scores of two LayerNormed vectors reach +-H.
+Zhou et al. (ICML 2022) as printed. Measured warning: the contrast of Eq. 5 is unbounded (estimates
+of -80 nats were seen before training collapsed), and scores of two LayerNormed vectors reach +-H.
 """
 
 from __future__ import annotations

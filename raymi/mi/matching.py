@@ -1,9 +1,9 @@
 """What a bound needs of the scores of a global batch, computed where the local features are.
 
-The local features (b, H, P) are large, the global ones (b, H) small. So each worker gathers the global
-features of all B samples, scores them against its own patterns, and contributes a partial sum over its
-own columns; the sums are combined over workers. A worker communicates O(B (H + P)) numbers, never
-the features of locations.
+The local features (b, H, P) are large, the global ones (b, H) small. So each worker gathers the
+global features of all B samples, scores them against its own patterns, and contributes a partial
+sum over its own columns; the sums are combined over workers. A worker communicates O(B (H + P))
+numbers, never the features of locations.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""The objectives of NAMID over per-sample MI estimates: selection, critics' and classifier's losses.
+"""The objectives of NAMID over per-sample MI estimates: selection, critics' and classifier's
+losses.
 
-Every function takes the worker's own b samples and returns a loss whose *mean over workers* is the loss
-of the global batch (see `raymi.collectives`).
+Every function takes the worker's own b samples and returns a loss whose *mean over workers* is the
+loss of the global batch (see `raymi.collectives`).
 
-An estimate by a critic fitted on h(x) is still a lower bound on I(x; h(x_adv)), so raising natural MI is
-sound. *Lowering* adversarial MI lowers a lower bound: it says something relative to that critic only.
+An estimate by a critic fitted on h(x) is still a lower bound on I(x; h(x_adv)), so raising natural
+MI is sound. *Lowering* adversarial MI lowers a lower bound: it says something relative to that
+critic only.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from raymi.collectives import Collectives
 class PairMI(NamedTuple):
     """One kind of MI of both outputs, in nats: (b,) each.
 
-    of_adversarial is I(u; h(x_adv)); of_natural is I(u; h(x)), None where no cosine term asks for it.
+    of_adversarial is I(u; h(x_adv)); of_natural is I(u; h(x)), None where no cosine term asks for
+    it.
     """
 
     of_adversarial: Tensor

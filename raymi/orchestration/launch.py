@@ -1,7 +1,8 @@
-"""The driver of a run: starts the workers, follows the run's journal, and ends cleanly when asked to.
+"""The driver of a run: starts the workers, follows the run's journal, and ends cleanly when asked
+to.
 
-Ray Train runs in a thread of the driver; the main thread reads what the workers write down, and answers
-signals. A stop is a request: workers write a checkpoint at the next step and end.
+Ray Train runs in a thread of the driver; the main thread reads what the workers write down, and
+answers signals. A stop is a request: workers write a checkpoint at the next step and end.
 """
 
 from __future__ import annotations
@@ -122,7 +123,8 @@ class _TrainerThread(threading.Thread):
 
 
 class _Signals:
-    """Turns the first SIGINT or SIGTERM into a request to stop, the second one into an end at once."""
+    """Turns the first SIGINT or SIGTERM into a request to stop, the second one into an end at
+    once."""
 
     def __init__(self, stop_file: Path) -> None:
         self.stop_file = stop_file
@@ -168,7 +170,8 @@ def _raise_failure(folder: RunFolder) -> None:
 
 
 def _innermost(error: BaseException, folder: RunFolder) -> str:
-    """What went wrong in a worker, without Ray's frames around it; the whole is in the run's folder."""
+    """What went wrong in a worker, without Ray's frames around it; the whole is in the run's
+    folder."""
     failures = getattr(error, "worker_failures", None) or {}
     (folder.path / "error.log").write_text(
         "\n".join([str(error), *(f"rank {rank}: {e}" for rank, e in failures.items())])

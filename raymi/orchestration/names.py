@@ -36,8 +36,8 @@ def new_run_folder(config: Config, recipe: str) -> RunFolder:
     path = runs_folder(config) / name
     if path.exists():
         raise UserError(
-            f"the run {name} exists already in {path.parent}: choose another name, or continue it with "
-            f"resume={name}"
+            f"the run {name} exists already in {path.parent}: choose another name, or "
+            f"continue it with resume={name}"
         )
     try:
         path.mkdir(parents=True)
@@ -46,7 +46,8 @@ def new_run_folder(config: Config, recipe: str) -> RunFolder:
         probe.unlink()
     except OSError as error:
         raise UserError(
-            f"cannot write into {path.parent} ({error.strerror}): set out=FOLDER to one that is writable"
+            f"cannot write into {path.parent} ({error.strerror}): "
+            "set out=FOLDER to one that is writable"
         ) from None
     return RunFolder(path)
 

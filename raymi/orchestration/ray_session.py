@@ -44,14 +44,14 @@ def check_this_machine(scaling: ScalingConfig) -> None:
     asked, there = scaling.workers * scaling.cpus_per_worker, _num_cpus()
     if asked > there:
         raise UserError(
-            f"scaling.workers={scaling.workers} with {scaling.cpus_per_worker} CPU each needs {asked} "
-            f"CPUs, this machine has {there}: ask for fewer, or submit the run to a cluster "
+            f"scaling.workers={scaling.workers} with {scaling.cpus_per_worker} CPU each needs "
+            f"{asked} CPUs, this machine has {there}: ask for fewer, or submit the run to a cluster "
             "(ray job submit)"
         )
     if scaling.use_gpu == "true" and _num_gpus() < scaling.workers:
         raise UserError(
-            f"scaling.use_gpu=true with {scaling.workers} workers needs {scaling.workers} GPUs, this "
-            f"machine has {_num_gpus()}: ask for fewer workers, or use_gpu=auto"
+            f"scaling.use_gpu=true with {scaling.workers} workers needs {scaling.workers} GPUs, "
+            f"this machine has {_num_gpus()}: ask for fewer workers, or use_gpu=auto"
         )
 
 
@@ -107,8 +107,8 @@ def _resources(scaling: ScalingConfig, joined: bool) -> Resources:
     while missing := _missing(need, ray.cluster_resources()):
         if time.monotonic() >= deadline:
             raise UserError(
-                f"scaling.workers={scaling.workers} needs what the cluster does not have: {missing}. "
-                "Ask for fewer workers, add nodes, or set scaling.wait_minutes to wait for an "
+                f"scaling.workers={scaling.workers} needs what the cluster does not have: "
+                f"{missing}. Ask for fewer workers, add nodes, or set scaling.wait_minutes to wait for an "
                 "autoscaler"
             )
         time.sleep(1)

@@ -15,7 +15,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from raymi.collectives import ProcessGroup
+from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
 from raymi.engine.checkpoint import write_atomically
 from raymi.engine.context import StopFile
@@ -29,7 +29,7 @@ class RayContext:
 
     def __init__(self, stop_file: Path) -> None:
         self.device: torch.device = ray.train.torch.get_device()
-        self.group = ProcessGroup()
+        self.group: Collectives = ProcessGroup()
         self._stop = StopFile(stop_file)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
@@ -41,7 +41,8 @@ class RayContext:
 
 
 def train_worker(job: dict[str, Any]) -> dict[str, Any]:
-    """Runs the training loop; what the user can put right is left in the run's folder for the driver.
+    """Runs the training loop; what the user can put right is left in the run's folder for the
+    driver.
 
     Args: job, with `config` (JSON), `folder` and `import_path` (the driver's current folder).
     Returns: how the run ended.

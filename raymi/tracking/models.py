@@ -24,8 +24,8 @@ def log_models(
 ) -> dict[str, str]:
     """Logs the best and the last classifier of a finished run, and registers the best.
 
-    Each is an exported torch program (no pickle) with its weights in safetensors beside it, and carries
-    its own accuracies as metrics.
+    Each is an exported torch program (no pickle) with its weights in safetensors beside it, and
+    carries its own accuracies as metrics.
 
     Returns: {"best": URI of the registered version, "last": URI of the logged model}.
     """

@@ -1,4 +1,5 @@
-"""Where a result comes from: code, versions, machine. No environment variables: they hold secrets."""
+"""Where a result comes from: code, versions, machine. No environment variables: they hold
+secrets."""
 
 from __future__ import annotations
 

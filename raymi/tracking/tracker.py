@@ -1,7 +1,9 @@
-"""The one writer to MLflow: delivers a run's journal, in order and once, and never holds up training.
+"""The one writer to MLflow: delivers a run's journal, in order and once, and never holds up
+training.
 
-It reads the journal in a thread of the driver. What could not be delivered stays in the journal on disk and
-is tried again; how far delivery got is kept beside it, so that a continued run goes on from there.
+It reads the journal in a thread of the driver. What could not be delivered stays in the journal on
+disk and is tried again; how far delivery got is kept beside it, so that a continued run goes on
+from there.
 """
 
 from __future__ import annotations
@@ -41,7 +43,13 @@ class Tracker(threading.Thread):
         self.run_id: str | None = None
         self.models: dict[str, str] = {}
         self._client: Any = None
-        self._state = {"run_id": None, "offset": 0, "epoch": 0, "status": None, "models": {}}
+        self._state: dict[str, Any] = {
+            "run_id": None,
+            "offset": 0,
+            "epoch": 0,
+            "status": None,
+            "models": {},
+        }
         if folder.tracking.is_file():
             self._state |= json.loads(folder.tracking.read_text())
         self._closing: str | None = None
