@@ -21,12 +21,11 @@ class Collectives:
     rank: int = 0
     world_size: int = 1
 
-    def sizes(self, x: Tensor) -> list[int]:
-        """Rows that each rank holds of a tensor like x (n, ...): world_size numbers."""
-        return [len(x)]
-
     def gather(self, x: Tensor, sizes: list[int]) -> Tensor:
-        """The rows of all ranks in rank order: (n, ...) to (sum(sizes), ...)."""
+        """The rows of all ranks in rank order, of which rank r holds sizes[r].
+
+        x (sizes[rank], ...) to (sum(sizes), ...); the gradient flows back to every rank's x.
+        """
         return x
 
     def sum(self, x: Tensor) -> Tensor:
@@ -48,12 +47,6 @@ class ProcessGroup(Collectives):
         self.group = group
         self.rank = dist.get_rank(group)
         self.world_size = dist.get_world_size(group)
-
-    def sizes(self, x: Tensor) -> list[int]:
-        counts = x.new_zeros(self.world_size, dtype=torch.int64)
-        counts[self.rank] = len(x)
-        dist.all_reduce(counts, group=self.group)
-        return counts.tolist()
 
     def gather(self, x: Tensor, sizes: list[int]) -> Tensor:
         return _Gather.apply(x, sizes, self)

@@ -6,12 +6,13 @@ Ctrl-C).
 
 from __future__ import annotations
 
-import logging
+import signal
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from raymi.errors import UserError
 from raymi.overrides import default_text, expected, leaves
@@ -26,38 +27,46 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
     """
     words = list(sys.argv[1:] if argv is None else argv)
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
-    logging.captureWarnings(False)
     try:
         return body(words)
     except UserError as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        message = textwrap.indent(str(error), " " * len("error: ")).lstrip()
+        errors.print(Text.assemble(("error: ", "bold red"), message))
         return EXIT_USER
     except KeyboardInterrupt:
         errors.print("interrupted")
-        return 130
+        return 128 + signal.SIGINT
 
 
 def print_help(
     console: Console, usage: str, description: str, named: Mapping[str, Mapping[str, str]]
 ) -> None:
     """Prints usage, named things (recipes, data sets, models) and every key with type, default,
-    text.
+    text; wrapped on a terminal only, so that a pipe gets whole lines.
 
     Args: named, from a heading to names with a line of description each.
     """
-    console.print(f"usage: {escape(usage)}\n\n{escape(description)}", highlight=False)
+
+    def show(text: str, indent: int = 0, style: str = "") -> None:
+        if console.is_terminal:
+            hanging = " " * indent
+            text = textwrap.fill(
+                text, console.width, subsequent_indent=hanging, break_on_hyphens=False
+            )
+        console.print(Text(text, style), soft_wrap=True)
+
+    show(f"usage: {usage}", indent=7)
+    for paragraph in description.strip().split("\n\n"):
+        console.print()
+        show(" ".join(paragraph.split()))
     for heading, entries in named.items():
-        console.print(f"\n[bold]{heading}[/]")
+        console.print()
+        show(heading, style="bold")
         width = max(map(len, entries))
         for name, text in entries.items():
-            console.print(f"  {name:<{width}}  {escape(text)}", highlight=False)
-    console.print(
-        "\n[bold]keys[/], set as key=value; a unique last part is enough (lr=1e-3, eps=8/255)"
-    )
+            show(f"  {name:<{width}}  {text}", indent=width + 4)
+    console.print()
+    show("keys, set as key=value; a unique last part is enough (lr=1e-3, eps=8/255)", style="bold")
     for key, field in leaves():
-        text = " ".join((field.description or "").split())
-        default, accepts = escape(default_text(field)), escape(expected(field))
-        console.print(
-            f"  [bold]{key}[/]=[cyan]{default}[/]  ({accepts})\n      {escape(text)}",
-            highlight=False,
-        )
+        show(f"  {key}={default_text(field)}  ({expected(field)})", indent=6, style="cyan")
+        show(" " * 6 + " ".join((field.description or "").split()), indent=6)

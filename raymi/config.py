@@ -2,7 +2,7 @@
 
 A leaf is set as `section.key=value` (see `raymi.overrides`); complete named trees are in
 `raymi.recipes`. Everything that can be refused without looking at files or hardware is refused
-here. Images, eps and alpha are in [0, 1] pixel units.
+here, names of data sets and models included. Images, eps and alpha are in [0, 1] pixel units.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from raymi.data import DATASETS
+from raymi.errors import did_you_mean
 from raymi.mi.forms import FORMS
+from raymi.models import check_model
 
 __all__ = [
     "AttackConfig",
@@ -21,6 +24,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluationConfig",
+    "LossConfig",
     "MIConfig",
     "ModelConfig",
     "OptimConfig",
@@ -32,9 +36,10 @@ __all__ = [
 
 def _fraction(value: Any) -> Any:
     """Lets a number be written as `8/255`."""
-    if isinstance(value, str) and "/" in value:
+    if isinstance(value, str) and value.count("/") == 1:
         try:
-            return float(Fraction(*(Fraction(part.strip()) for part in value.split("/", 1))))
+            over, under = map(Fraction, value.split("/"))
+            return float(over / under)
         except (ValueError, ZeroDivisionError):
             return value
     return value
@@ -49,12 +54,24 @@ def _comma_separated(value: Any) -> Any:
 
 def _identifier(value: str | None) -> str | None:
     if value is not None and (not value or set(value) & set("/\\: \t\n") or value.startswith(".")):
-        raise ValueError("must be a plain name without spaces, slashes or colons")
+        raise ValueError(f"expected a plain name without spaces, slashes or colons, got {value!r}")
     return value
 
 
-def _path_from_text(value: Any) -> Any:
-    return Path(value).expanduser() if isinstance(value, str) else value
+def _data_set(value: str) -> str:
+    if value not in DATASETS:
+        raise ValueError(f"unknown data set {value!r}: {did_you_mean(value, DATASETS)}")
+    return value
+
+
+def _lower_case(value: Any) -> Any:
+    """Lets `True` stand for `true`, typed or from Python."""
+    return str(value).lower() if isinstance(value, (str, bool)) else value
+
+
+def _absolute(path: Path) -> Path:
+    """Workers run in a folder of their own: a path means the same there."""
+    return path.expanduser().absolute()
 
 
 Real = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
@@ -65,7 +82,8 @@ Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
 Fractions = Annotated[tuple[Share, ...], BeforeValidator(_comma_separated)]
 Name = Annotated[str, AfterValidator(_identifier)]
-Folder = Annotated[Path, BeforeValidator(_path_from_text)]
+Choice = BeforeValidator(_lower_case)
+Folder = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Section(BaseModel):
@@ -83,7 +101,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """What is learned from."""
 
-    name: str = "digits"
+    name: Annotated[str, AfterValidator(_data_set)] = "digits"
     """Data set: digits, cifar10, cifar100, svhn, mnist, fashion-mnist, tiny-imagenet, folder or
     npz."""
     root: Folder | None = None
@@ -114,6 +132,12 @@ class ModelConfig(Section):
     depth: Count | None = None
     """Number of layers; none: the architecture's own."""
 
+    @model_validator(mode="after")
+    def _can_be_built(self) -> ModelConfig:
+        if ":" not in self.name:  # the user's own is imported when a run begins
+            check_model(self.name, image_size=32, width=self.width, depth=self.depth)
+        return self
+
 
 class AttackConfig(Section):
     """The threat model, and the PGD that crafts training samples."""
@@ -140,7 +164,7 @@ class AttackConfig(Section):
                 f"eps must be at most {largest:g} for {self.norm}, got {self.eps:g}: images are in "
                 f"[0, 1], did you mean eps={self.eps:g}/255?"
             )
-        if self.alpha is not None and self.alpha > 2 * max(self.eps, 1e-12):
+        if self.alpha is not None and 0 < 2 * self.eps < self.alpha:
             raise ValueError(
                 f"alpha must be at most 2 * eps = {2 * self.eps:g}, got {self.alpha:g}: "
                 "a longer step only bounces between the walls of the ball"
@@ -167,7 +191,7 @@ class LossConfig(Section):
     @classmethod
     def _customary_beta(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("beta") is None:
-            values = {**values, "beta": 5.0 if values.get("base") == "mart" else 6.0}
+            values = {**values, "beta": {"trades": 6.0, "mart": 5.0}.get(values.get("base", "at"))}
         return values
 
     @model_validator(mode="after")
@@ -276,11 +300,12 @@ class OptimConfig(Section):
 
 
 class ScalingConfig(Section):
-    """Workers and hardware. None of it changes the mathematics of a step."""
+    """Workers and hardware. With synchronised BatchNorm none of it changes the mathematics of a
+    step; `precision` changes its rounding."""
 
     workers: Count = 1
     """Number of workers that share each global batch."""
-    use_gpu: Literal["auto", "true", "false"] = "auto"
+    use_gpu: Annotated[Literal["auto", "true", "false"], Choice] = "auto"
     """One GPU for each worker; auto: where there are enough of them."""
     cpus_per_worker: Count = 1
     """CPUs for each worker."""

@@ -42,6 +42,8 @@ def uniform(key: int, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
 def normal(key: int, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
     """Standard normal numbers: (B, *shape) float32, by the inverse of the distribution function.
 
+    The one function here whose last bit may differ between kinds of devices (erfinv's rounding).
+
     Args: as in `uniform`.
     """
     centred = 2 * uniform(key, index, shape) - 1 + 2.0**-24  # symmetric, never +-1

@@ -1,6 +1,9 @@
-"""The one error that raymi shows to its user without a traceback."""
+"""The one error that raymi shows to its user without a traceback, and the remedy for a typo."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -9,3 +12,10 @@ class UserError(ValueError):
     The message says what was expected, what came, and the remedy. Commands print it alone and end
     with exit code 2; everything else is a defect of ours and keeps its traceback.
     """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A short remedy for a misspelt name: what is close, or else everything there is."""
+    names = list(known)
+    close = difflib.get_close_matches(word.lower(), names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"

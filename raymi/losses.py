@@ -49,14 +49,13 @@ def mart_loss(
 
     Args: logits, logits_adv (b, K); y (b,); num, samples in the global batch.
     Returns: 0-d loss in nats.
-    Source: Wang et al. 2020, Eq. 8-11; 1e-4 and 1e-12 as in the authors' code.
+    Source: Wang et al. 2020, Eq. 8-11; 1.0001 and 1.0000001 as in the authors' code. The KL is of
+        log-probabilities, as in `trades_loss`, where the authors add 1e-12 to probabilities.
     """
     # BCE = -log p_adv[y] - log(1 - max_{k != y} p_adv[k]);  + beta * KL(p || p_adv) (1 - p[y])
     log_p, log_p_adv = F.log_softmax(logits, dim=1), F.log_softmax(logits_adv, dim=1)
     p_adv, p_true = log_p_adv.exp(), log_p.exp().gather(1, y[:, None])[:, 0]
     runner_up = p_adv.scatter(1, y[:, None], 0).amax(dim=1)
-    boosted = (
-        F.nll_loss(log_p_adv, y, reduction="sum") - torch.log(1.0001 - runner_up + 1e-12).sum()
-    )
+    boosted = F.nll_loss(log_p_adv, y, reduction="sum") - torch.log(1.0001 - runner_up).sum()
     divergence = F.kl_div(log_p_adv, log_p, reduction="none", log_target=True).sum(dim=1)
     return world_size * (boosted + beta * (divergence * (1.0000001 - p_true)).sum()) / num

@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from raymi.config import Config
-from raymi.errors import UserError
+from raymi.config import Config, MIConfig, ModelConfig
+from raymi.errors import UserError, did_you_mean
 
 Tree = dict[str, Any]
 
@@ -40,39 +40,44 @@ class Words:
     problems: list[str]
 
 
-def split_words(words: Sequence[str], special: Iterable[str] = ()) -> Words:
+def split_words(words: Sequence[str], special: Mapping[str, Iterable[str]] | None = None) -> Words:
     """Separates `key=value` words into those of the command itself and a tree of settings.
 
     Args:
         words: what was typed, such as `["recipe=quickstart", "lr=1e-3"]`.
-        special: keys that belong to the command and not to `Config`.
+        special: keys that belong to the command and not to `Config`, each with the values that are
+            known for it.
     Returns: the special keys as text, a nested tree of unparsed values, and a line for each word
         without `=` and each unknown, ambiguous or repeated key.
     """
-    special = tuple(special)
+    special = special or {}
     keys = [key for key, _ in leaves()]
+    known = (*special, *keys)
     own: dict[str, str] = {}
     settings: dict[str, str | None] = {}
+    given: dict[str, list[str]] = {}
     problems: list[str] = []
     for word in words:
-        key, equals, text = word.partition("=")
-        key = key.removeprefix("--")
+        typed, equals, text = word.partition("=")
+        typed = typed.removeprefix("--")
+        matches = [typed] if typed in known else [k for k in keys if k.endswith("." + typed)]
         if not equals:
-            problems.append(f"expected key=value, got {word!r}{_suggest(key, (*special, *keys))}")
-            continue
-        if key in special:
-            if key in own:
-                problems.append(f"{key} is given twice: {own[key]!r} and {text!r}; keep one")
-            own[key] = text
+            remedy = _remedy_for_bare_word(word, matches, special, known)
+            problems.append(f"expected key=value, got {word!r}{remedy}")
+        elif len(matches) != 1:
+            problems.append(_unknown(typed, matches, known))
         else:
-            matches = [key] if key in keys else [k for k in keys if k.endswith("." + key)]
-            if len(matches) != 1:
-                problems.append(_unknown(key, matches, (*special, *keys)))
-                continue
-            full = matches[0]
-            if full in settings:
-                problems.append(f"{full} is given twice: {settings[full]} and {text}; keep one")
-            settings[full] = None if text.lower() in ("none", "null", "") else text
+            key = matches[0]
+            given.setdefault(key, []).append(text)
+            if key in special:
+                own[key] = text
+            else:
+                settings[key] = None if text.lower() in ("none", "null", "") else text
+    problems += [
+        f"{key} is given {len(texts)} times, as {', '.join(texts)}: keep one"
+        for key, texts in given.items()
+        if len(texts) > 1
+    ]
     return Words(own, nest(settings), problems)
 
 
@@ -102,13 +107,16 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     """The nested tree `base` with the leaves of `over` in place of its own.
 
-    Two pairs of keys exclude each other, so that setting one replaces the other in `base`:
-    `mi.weight` and `mi.balance`; and `mi.form` drops what an earlier form or recipe said of its
-    keys.
+    Some settings of `base` only make sense together with others: naming another `mi.form` or
+    `model.name` drops what `base` says of that section, and of `mi.weight` and `mi.balance`, which
+    exclude each other, setting one replaces the other.
     """
     base_flat, over_flat = flatten(base), flatten(over)
-    if over_flat.get("mi.form") is not None and over_flat["mi.form"] != base_flat.get("mi.form"):
-        base_flat = {k: v for k, v in base_flat.items() if not k.startswith("mi.")}
+    for choice, section in (("mi.form", MIConfig), ("model.name", ModelConfig)):
+        group, _, leaf = choice.partition(".")
+        before = base_flat.get(choice) or section.model_fields[leaf].default
+        if over_flat.get(choice) not in (None, before):
+            base_flat = {k: v for k, v in base_flat.items() if not k.startswith(f"{group}.")}
     for one, other in (("mi.weight", "mi.balance"), ("mi.balance", "mi.weight")):
         if over_flat.get(one) is not None and over_flat.get(other) is None:
             base_flat.pop(other, None)
@@ -121,66 +129,108 @@ def validate(tree: Mapping[str, Any], problems: Sequence[str] = ()) -> Config:
     Args: tree; problems, what was found wrong already, to be said together with the rest.
     Raises: UserError that lists every wrong value with what was expected and what came.
     """
-    try:
-        config = Config.model_validate(dict(tree))
-    except ValidationError as error:
-        raise UserError("\n".join([*problems, *map(_explain, error.errors())])) from None
-    if problems:
-        raise UserError("\n".join(problems))
+    config, more = examine(tree)
+    if problems or more:
+        raise UserError("\n".join([*problems, *more]))
     return config
 
 
+def examine(tree: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """What is wrong with a nested tree, and a configuration in which the sections concerned have
+    their defaults: so that the rest can be judged as well."""
+    broken: set[str] = set()
+    problems: list[str] = []
+    while True:
+        sound = {key: value for key, value in tree.items() if key not in broken}
+        try:
+            return Config.model_validate(sound), problems
+        except ValidationError as error:
+            within = [one for one in error.errors() if one["loc"]]
+            between = [one for one in error.errors() if not one["loc"]]
+            problems += map(_explain, within)
+            if not broken & _COMPARED:  # else what was compared is not what was given
+                problems += map(_explain, between)
+            broken |= {str(one["loc"][0]) for one in within} or _COMPARED
+
+
+_COMPARED = {"optim", "scaling", "mi"}  # sections that `Config` compares with each other
+
+
 def resolved_lines(config: Config) -> list[str]:
-    """The whole configuration as `key=value` words that would reproduce it."""
-    return [f"{k}={_text(v)}" for k, v in flatten(config.model_dump()).items() if v is not None]
+    """The whole configuration as `key=value` words that reproduce it, whatever the recipe."""
+    return [f"{key}={as_typed(value)}" for key, value in flatten(config.model_dump()).items()]
 
 
 def expected(field: FieldInfo) -> str:
-    """What a key accepts, in words: `linf | l2`, `number`, `whole number`, `true | false`..."""
-    return _expected(field.annotation)
+    """What a key accepts, in words: `linf | l2`, `number >= 0`, `true | false`..."""
+    return _expected(field.annotation, field.metadata)
 
 
-def _expected(annotation: Any) -> str:
+def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
-    kinds = [a for a in get_args(annotation) if a is not type(None)]
     if get_origin(annotation) is tuple:
-        return "numbers, comma-separated"
+        return f"comma-separated, each a {_expected(get_args(annotation)[0])}"
+    kinds = [a for a in get_args(annotation) if a is not type(None)]
     if kinds and type(None) in get_args(annotation):
-        return f"{_expected(kinds[0])} | none"
+        return f"{_expected(kinds[0], limits)} | none"
     if kinds:  # Annotated
-        return _expected(kinds[0])
-    return {float: "number", int: "whole number", bool: "true | false"}.get(annotation, "text")
+        return _expected(kinds[0], [*limits, *annotation.__metadata__])
+    kind = {float: "number", int: "whole number", bool: "true | false"}.get(annotation, "text")
+    return " ".join([kind, " and ".join(_bounds(limits))]).strip()
+
+
+def _bounds(limits: Sequence[Any]) -> Iterator[str]:
+    for limit in limits:
+        if isinstance(limit, FieldInfo):
+            yield from _bounds(limit.metadata)
+        for name, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+            if (bound := getattr(limit, name, None)) is not None:
+                yield f"{sign} {bound:g}"
 
 
 def default_text(field: FieldInfo) -> str:
     """A key's default as it would be typed."""
-    return _text(field.default)
+    return as_typed(field.default)
 
 
-def _text(value: Any) -> str:
+def as_typed(value: Any) -> str:
+    """A value as it would be typed: exact, and eps as it is written in papers."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        in_pixels = value * 255
-        if 0 < value < 1 and abs(in_pixels - round(in_pixels)) < 1e-9 and value * 100 % 1:
-            return f"{round(in_pixels)}/255"
-        return f"{value:.12g}"
+        pixels = round(value * 255)
+        if 0 < value < 1 and value == pixels / 255 and len(repr(value)) > 6:
+            return f"{pixels}/255"
+        return repr(value).removesuffix(".0")
     if isinstance(value, (tuple, list)):
-        return ",".join(map(_text, value))
+        return ",".join(map(as_typed, value)) or "()"
     return str(value)
 
 
-def _unknown(key: str, matches: list[str], keys: Sequence[str]) -> str:
+def _unknown(key: str, matches: Sequence[str], known: Sequence[str]) -> str:
     if matches:
         return f"key {key!r} is ambiguous: expected one of {', '.join(matches)}"
-    return f"unknown key {key!r}{_suggest(key, keys)}"
+    return f"unknown key {key!r}{_suggest(key, known)}"
+
+
+def _remedy_for_bare_word(
+    word: str,
+    matches: Sequence[str],
+    special: Mapping[str, Iterable[str]],
+    known: Sequence[str],
+) -> str:
+    if matches:
+        return f": write {' or '.join(f'{key}=VALUE' for key in matches)}"
+    named = [f"{key}={word}" for key, values in special.items() if word in values]
+    return f": did you mean {named[0]}?" if named else _suggest(word, (*known, "--dry-run"))
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:
-    """`: did you mean ...?`, comparing with whole keys and with their last parts."""
+    """`: did you mean ...?`, comparing with whole keys and with their last parts; else what the
+    section has."""
     by_leaf: dict[str, str] = {}
     for key in known:
         by_leaf.setdefault(key.rpartition(".")[2], key)
@@ -188,20 +238,22 @@ def _suggest(word: str, known: Sequence[str]) -> str:
     leaf = word.rpartition(".")[2]
     close += [by_leaf[k] for k in difflib.get_close_matches(leaf, list(by_leaf), n=2, cutoff=0.6)]
     names = list(dict.fromkeys(close))[:2]
-    return f": did you mean {' or '.join(names)}?" if names else " (--help lists every key)"
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A short remedy for a misspelt name: what is close, or else everything there is."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
+    if names:
+        return f": did you mean {' or '.join(names)}?"
+    section = word.rpartition(".")[0]
+    inside = [key.rpartition(".")[2] for key in known if section and key.startswith(section + ".")]
+    return f": {section} has {', '.join(inside)}" if inside else " (--help lists every key)"
 
 
 def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if error["type"] == "value_error" and key.count(".") == 0:
+    """One line for one of pydantic's errors; those of our own validators say it all already."""
+    key = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
+    if error["type"] == "value_error":
+        message = error["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
-    return f"{key}: {message}, got {error['input']!r}"
+    fields = dict(leaves())
+    if key not in fields:
+        return _unknown(key, (), list(fields))
+    accepted, got = expected(fields[key]), error["input"]
+    hint = f": {did_you_mean(str(got), accepted.split(' | '))}" if " | " in accepted else ""
+    return f"{key}: expected {accepted}, got {'none' if got is None else repr(got)}{hint}"

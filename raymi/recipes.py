@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from raymi.config import Config
-from raymi.overrides import did_you_mean, overlay, validate
+from raymi.errors import did_you_mean
+from raymi.overrides import overlay, validate
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,40 @@ RECIPES: dict[str, Recipe] = {
                 "flip": False,
                 "crop_padding": 0,
             },
-            "model": {"name": "small-cnn"},
+            "model": {"name": "small-cnn", "depth": 4},
             "attack": {"eps": 0.1, "steps": 7},
             "mi": {"hidden": 128, "base_width": 16},
             "optim": {"epochs": 15, "batch_size": 64, "lr": 0.1, "schedule": "onecycle"},
-            "scaling": {"workers": 2},
+            "scaling": {"workers": 2, "channels_last": True},
+        },
+    ),
+    "cifar10-cpu": Recipe(
+        "NAMID on CIFAR-10 with a small network, 2 CPU workers, about a quarter of an hour",
+        {
+            "data": {"name": "cifar10"},
+            "model": {"name": "small-resnet"},
+            "attack": {"eps": 8 / 255, "steps": 3, "alpha": 4 / 255},
+            "mi": {"hidden": 128, "base_width": 16},
+            "optim": {"epochs": 4, "batch_size": 128, "lr": 0.2, "schedule": "onecycle"},
+            "validation": {"max_samples": 1000},
+            "evaluation": {"steps": 20, "max_samples": 2000},
+            "scaling": {"workers": 2, "channels_last": True},
         },
     ),
 }
 
 
-def build_config(
-    recipe: str, settings: Mapping[str, Any] | None = None, problems: Sequence[str] = ()
-) -> Config:
+def on_recipe(recipe: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The nested tree of a recipe with `settings` laid over it, and a line if there is no such
+    recipe."""
+    if recipe in RECIPES:
+        return overlay(RECIPES[recipe].settings, settings), []
+    return dict(settings), [f"unknown recipe {recipe!r}: {did_you_mean(recipe, RECIPES)}"]
+
+
+def build_config(recipe: str, settings: Mapping[str, Any] | None = None) -> Config:
     """The configuration of a recipe with `settings` (a nested tree) laid over it.
 
-    Args: recipe, its name; settings; problems, what was found wrong already (see `validate`).
     Raises: UserError that lists an unknown recipe and every wrong value.
     """
-    settings = settings or {}
-    if recipe not in RECIPES:
-        unknown = f"unknown recipe {recipe!r}: {did_you_mean(recipe, RECIPES)}"
-        validate(settings, [unknown, *problems])
-    return validate(overlay(RECIPES[recipe].settings, settings), problems)
+    return validate(*on_recipe(recipe, settings or {}))

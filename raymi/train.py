@@ -6,35 +6,44 @@ configuration, `--help` lists every key.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from raymi.command import EXIT_FAILED, print_help, run_command
 from raymi.config import Config
+from raymi.data import DATASETS
+from raymi.display.progress import ProgressDisplay
+from raymi.display.summary import print_summary
+from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
-from raymi.overrides import (
-    Words,
-    flatten,
-    leaves,
-    overlay,
-    resolved_lines,
-    split_words,
-    validate,
-)
-from raymi.recipes import RECIPES, build_config
+from raymi.models import MODELS
+from raymi.orchestration.checks import input_problems
+from raymi.orchestration.launch import RunFailed, Stopped, launch
+from raymi.orchestration.names import find_run, home_folder, new_run_folder
+from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
+from raymi.recipes import RECIPES, on_recipe
+from raymi.tracking.provenance import provenance
+from raymi.tracking.store import how_to_open
+from raymi.tracking.tracker import Tracker
 
-USAGE = "python -m raymi.train [recipe=NAME | resume=RUN] [key=value ...] [--dry-run] [--help]"
-CHANGEABLE = (
-    "scaling.",
-    "checkpoint.",
-    "tracking.log_every",
-    "tracking.enabled",
-    "evaluation.block",
+COMMAND = "python -m raymi.train"
+USAGE = f"{COMMAND} [recipe=NAME | resume=RUN] [key=value ...] [--dry-run] [--help]"
+FIXED_SCALING = ("scaling.precision", "scaling.sync_batchnorm")
+CHANGEABLE = tuple(
+    key
+    for key, _ in leaves()
+    if (key.startswith(("scaling.", "checkpoint.")) and key not in FIXED_SCALING)
+    or key in ("data.root", "data.download", "evaluation.block")
+    or key in ("tracking.enabled", "tracking.log_every")
 )
 """What may change when a run is continued: everything else decides its results."""
 
@@ -49,15 +58,22 @@ def _train(words: list[str]) -> int:
     flags = {word for word in words if word in ("--help", "-h", "--dry-run")}
     if flags & {"--help", "-h"}:
         return _help(console)
-    parsed = split_words([w for w in words if w not in flags], ("recipe", "resume"))
+    parsed = split_words([w for w in words if w not in flags], {"recipe": RECIPES, "resume": ()})
+    folder = None
     if "resume" in parsed.own:
-        recipe, config, folder = _continued(parsed)
+        recipe, config, problems, folder = _continued(parsed)
     else:
         recipe = parsed.own.get("recipe", "quickstart")
-        config, folder = build_config(recipe, parsed.settings, parsed.problems), None
+        tree, problems = on_recipe(recipe, parsed.settings)
+        config, wrong = examine(tree)
+        problems = [*parsed.problems, *problems, *wrong]
+    if "--dry-run" not in flags:
+        problems += input_problems(config, new_run=folder is None)
+    if problems:
+        raise UserError("\n".join(problems))
     if "--dry-run" in flags:
-        for line in resolved_lines(config):
-            console.print(line, soft_wrap=True)
+        for word in (f"recipe={recipe}", *resolved_lines(config)):
+            console.print(shlex.quote(word), soft_wrap=True, markup=False)
         return 0
     return _run(console, config, recipe, folder, words)
 
@@ -65,63 +81,62 @@ def _train(words: list[str]) -> int:
 def _run(
     console: Console, config: Config, recipe: str, folder: RunFolder | None, words: list[str]
 ) -> int:
-    # What takes seconds to import comes after the words were understood.
-    from raymi.orchestration.ray_session import check_this_machine
-
-    check_this_machine(config.scaling)
-    from raymi.orchestration.checks import check_inputs
-
-    check_inputs(config)
-    from raymi.display.progress import ProgressDisplay
-    from raymi.orchestration.launch import RunFailed, Stopped, launch
-    from raymi.orchestration.names import home_folder, new_run_folder
-    from raymi.tracking.provenance import provenance
-    from raymi.tracking.tracker import Tracker
-
     if folder is None:
         folder = new_run_folder(config, recipe)
-        command = " ".join(["python -m raymi.train", *words])
+        command = f"{COMMAND} {shlex.join(words)}".strip()
         folder.write_about({"id": uuid.uuid4().hex, "recipe": recipe, **provenance(command)})
     folder.write_config(config)
-    tracker = None
-    if config.tracking.enabled:
-        tracker = Tracker(config, folder, folder.read_about(), home_folder())
-        tracker.start()
+    again = _how_to_continue(folder)
     results = _Results(folder)
-    again = f"python -m raymi.train resume={folder.name if config.out is None else folder.path}"
     status, code = "FAILED", EXIT_FAILED
     with ProgressDisplay(console, config) as display:
         display.say(f"run {folder.name} in {folder.path}")
+        warnings = _Warnings(folder, display.say)
+        tracker = None
+        if config.tracking.enabled:
+            tracker = Tracker(config, folder, folder.read_about(), home_folder(), display.say)
+            tracker.start()
         try:
-            launch(config, folder, [display, results])
+            launch(config, folder, [display, results, warnings])
             status, code = "FINISHED", 0
         except Stopped as stop:
             status, code = "KILLED", 128 + stop.signum
             display.say(f"stopped by {signal.Signals(stop.signum).name}; to continue: {again}")
+        except KeyboardInterrupt:  # before `launch` listened to signals, or after
+            status, code = "KILLED", 128 + signal.SIGINT
+            display.say(f"stopped by SIGINT; to continue: {again}")
         except RunFailed as failure:
-            display.say(f"[bold red]the run failed:[/] {failure}\nto continue: {again}")
+            display.say(f"the run failed: {failure}", style="red")
+            display.say(f"to continue: {again}")
         finally:
+            warnings.show()
             delivered = True
             if tracker is not None:
                 display.phase("bringing the run and its models into MLflow")
                 delivered = tracker.close(status, timeout=120 if status == "FINISHED" else 10)
     if tracker is not None and not delivered:
-        console.print(
+        display.say(
             f"MLflow at {tracker.uri} did not take everything ({tracker.problem or 'too slow'}); "
-            f"nothing is lost, deliver it with: {again}",
-            soft_wrap=True,
+            f"nothing is lost, deliver it with: {again}"
         )
     if status == "FINISHED":
         _summarise(console, config, folder, results, tracker)
     return code
 
 
-def _summarise(
-    console: Console, config: Config, folder: RunFolder, results: _Results, tracker: Any
-) -> None:
-    from raymi.display.summary import print_summary
-    from raymi.tracking.store import how_to_open
+def _how_to_continue(folder: RunFolder) -> str:
+    """The command that continues a run, from the current folder."""
+    by_name = folder.path.parent == home_folder() / "runs"
+    return f"{COMMAND} resume={shlex.quote(folder.name if by_name else str(folder.path))}"
 
+
+def _summarise(
+    console: Console,
+    config: Config,
+    folder: RunFolder,
+    results: _Results,
+    tracker: Tracker | None,
+) -> None:
     places = {"run": str(folder.path), "weights": str(folder.weights("best"))}
     if tracker is not None and tracker.models:
         places["model"] = f"{tracker.models['best']} (mlflow.pytorch.load_model)"
@@ -134,8 +149,6 @@ class _Results:
     """Keeps the evaluations of a run, also those from before it was continued."""
 
     def __init__(self, folder: RunFolder) -> None:
-        from raymi.engine.journal import JournalReader
-
         self.evaluations: dict[str, dict[str, Any]] = {}
         for event in JournalReader(folder.journal).new_events():
             self.event(event)
@@ -145,41 +158,66 @@ class _Results:
             self.evaluations[event["which"]] = event
 
 
-def _continued(parsed: Words) -> tuple[str, Config, RunFolder]:
-    """The configuration of an earlier run with what may be changed laid over it."""
-    from raymi.orchestration.names import find_run
+class _Warnings:
+    """Shows each thing that the workers warn of once, from now on."""
 
+    def __init__(self, folder: RunFolder, say: Callable[[str], None]) -> None:
+        self.path, self.say = folder.warnings, say
+        self.shown = set(self._lines())
+
+    def event(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "epoch":
+            self.show()
+
+    def show(self) -> None:
+        for line in self._lines():
+            if line not in self.shown:
+                self.shown.add(line)
+                self.say(f"warning: {line}")
+
+    def _lines(self) -> list[str]:
+        return self.path.read_text().splitlines() if self.path.is_file() else []
+
+
+def _continued(parsed: Words) -> tuple[str, Config, list[str], RunFolder]:
+    """An earlier run with what may be changed laid over it: its recipe, the configuration, what is
+    wrong, its folder."""
+    problems = list(parsed.problems)
     if "recipe" in parsed.own:
-        raise UserError("give either recipe or resume: a continued run keeps its recipe")
-    settings = flatten(parsed.settings)
+        problems.append("give either recipe or resume: a continued run keeps its recipe")
     out = parsed.settings.pop("out", None)
-    settings.pop("out", None)
-    from pathlib import Path
-
-    folder = find_run(parsed.own["resume"], Path(out) if out else None)
-    fixed = [key for key in settings if not key.startswith(CHANGEABLE)]
-    allowed = [key for key, _ in leaves() if key.startswith(CHANGEABLE)]
-    problems = [
-        f"{key} cannot change when a run is continued: start a new run, or change only "
-        f"{', '.join(allowed)}"
-        for key in fixed
+    try:
+        folder = find_run(parsed.own["resume"], Path(out) if out else None)
+        earlier = folder.read_config()
+    except UserError as error:
+        raise UserError("\n".join([*problems, str(error)])) from None
+    except ValidationError:
+        raise UserError(
+            f"{folder.config} is damaged, or of another version of raymi: start a new run, or "
+            f"continue with the version in {folder.about}"
+        ) from None
+    config, wrong = examine(overlay(earlier.model_dump(), parsed.settings))
+    before, now = flatten(earlier.model_dump()), flatten(config.model_dump())
+    fixed = [
+        key for key in flatten(parsed.settings) if key not in CHANGEABLE and now[key] != before[key]
     ]
-    earlier = folder.read_config()
-    config = validate(overlay(earlier.model_dump(), parsed.settings), [*parsed.problems, *problems])
-    return folder.read_about().get("recipe", ""), config, folder
+    if fixed:
+        problems.append(
+            f"{', '.join(fixed)} cannot change when a run is continued: start a new run, or change "
+            f"only {', '.join(CHANGEABLE)}"
+        )
+    return folder.read_about().get("recipe", ""), config, [*problems, *wrong], folder
 
 
 def _help(console: Console) -> int:
-    from raymi.data import DATASETS
-    from raymi.models import MODELS
-
     recipes = {name: recipe.description for name, recipe in RECIPES.items()}
     named = {
         "recipes": recipes,
         "data sets (data.name)": DATASETS,
         "models (model.name)": {**MODELS, "module:function": "your own"},
     }
-    print_help(console, USAGE, __doc__ or "", named)
+    description = (__doc__ or "").partition(": ")[2]
+    print_help(console, USAGE, description[:1].upper() + description[1:], named)
     return 0
 
 

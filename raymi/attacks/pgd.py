@@ -43,8 +43,9 @@ def pgd(
 ) -> Tensor:
     """Raises the loss of each sample within a ball around it, in eval mode.
 
-    Equals torchattacks.PGD and PGDL2 from the same start. The loss is summed over the batch, so
-    that a sample's perturbation does not depend on its company.
+    The loss is summed over the batch, so that a sample's perturbation does not depend on its
+    company. From the same start it equals torchattacks.PGD and PGDL2, whose loss is the mean, up to
+    what dividing a gradient by B rounds (and, in L2, what B does to the 1e-10 beside its norm).
 
     Args:
         model: images in [0, 1] to logits (B, K).

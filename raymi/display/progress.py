@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.text import Text
 
 from raymi.config import Config
 
@@ -16,13 +18,22 @@ _HEADER = (
     f"{'epoch':>9}  {'loss':>7}  {'loss_adv':>8}  {'MI nat':>7}  {'MI adv':>7}  "
     f"{'val clean':>9}  {'val robust':>10}  {'images/s':>8}"
 )
+_SHOWN = {
+    "loss": "loss",
+    "loss_adv": "adv",
+    "loss_mi": "mi",
+    "loss_estimators": "estimators",
+    "mi/natural": "MI nat",
+    "mi/adversarial": "MI adv",
+}
 
 
 class ProgressDisplay:
     """Prints what the journal of a run says; MI in nats, accuracies in percent.
 
-    On a terminal a bar shows phase, epoch, step, losses, MI, throughput and the time left; where
-    stdout is no terminal there is one line for each epoch and nothing else.
+    Where stdout is no terminal there is one line for each epoch and nothing else. On a terminal a
+    bar shows phase, epoch, step, throughput and the time left, and a line under it the losses, MI
+    and the last validation.
     """
 
     def __init__(self, console: Console, config: Config) -> None:
@@ -30,10 +41,10 @@ class ProgressDisplay:
         self.epochs = config.optim.epochs
         self._header_printed = False
         self._clock = _Clock()
-        self._bar = Progress(
+        self._bar = _Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[detail]}"),
             console=console,
             transient=True,
@@ -48,13 +59,14 @@ class ProgressDisplay:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def say(self, message: str) -> None:
-        """Prints a line above the bar."""
-        self.console.print(message, highlight=False, soft_wrap=True)
+    def say(self, message: str, style: str = "") -> None:
+        """Prints a line above the bar; from any thread."""
+        self.console.print(Text(message, style), soft_wrap=True)
 
     def phase(self, description: str) -> None:
         """Shows what is going on where no event says so."""
         self._bar.update(self._task, description=description, total=None, detail="")
+        self._bar.measured.clear()
 
     def event(self, event: Event) -> None:
         """Shows one event of the journal."""
@@ -77,10 +89,11 @@ class ProgressDisplay:
 
     def _on_step(self, event: Event) -> None:
         total = self.epochs * event["steps_per_epoch"]
-        metrics = event["metrics"]
-        natural, adversarial = metrics.get("mi/natural"), metrics.get("mi/adversarial")
-        mi = "" if natural is None else f" · MI nat {natural:.2f}"
-        mi += "" if adversarial is None else f" · MI adv {adversarial:.2f}"
+        self._bar.measured["step"] = " · ".join(
+            f"{label} {_number(event['metrics'][name])}"
+            for name, label in _SHOWN.items()
+            if name in event["metrics"]
+        )
         left = self._clock.left(event["global_step"], total)
         self._bar.update(
             self._task,
@@ -88,7 +101,7 @@ class ProgressDisplay:
             total=total,
             completed=event["global_step"],
             detail=f"step {event['step']}/{event['steps_per_epoch']} · "
-            f"loss {metrics['loss']:.3f}{mi} · {event['images_per_s']:.0f} images/s · {left} left",
+            f"{event['images_per_s']:.0f} images/s · {left} left",
         )
 
     def _on_epoch(self, event: Event) -> None:
@@ -96,13 +109,15 @@ class ProgressDisplay:
             self.say(_HEADER)
             self._header_printed = True
         train, val = event["train"], event["val"]
+        clean, robust = _percent(val.get("clean_acc")), _percent(val.get("robust_acc"))
+        if val:
+            self._bar.measured["val"] = f"val clean {clean}, robust {robust}"
         best = "  best" if event["is_best"] else ""
         self.say(
             f"{event['epoch']:>4}/{self.epochs:<4}  "
-            f"{train['loss']:>7.4f}  {train['loss_adv']:>8.4f}  "
+            f"{_number(train.get('loss')):>7}  {_number(train.get('loss_adv')):>8}  "
             f"{_number(train.get('mi/natural')):>7}  {_number(train.get('mi/adversarial')):>7}  "
-            f"{_percent(val.get('clean_acc')):>9}  {_percent(val.get('robust_acc')):>10}  "
-            f"{event['images_per_s']:>8.0f}{best}"
+            f"{clean:>9}  {robust:>10}  {event['images_per_s']:>8.0f}{best}"
         )
 
     def _on_evaluating(self, event: Event) -> None:
@@ -110,8 +125,26 @@ class ProgressDisplay:
             event["what"], "testing the last model"
         )
         self._bar.update(
-            self._task, description=what, total=event["of"], completed=event["done"], detail=""
+            self._task,
+            description=what,
+            total=event["of"],
+            completed=event["done"],
+            detail=f"{event['done']}/{event['of']} images",
         )
+
+
+class _Bar(Progress):
+    """A progress bar with a line of measurements under it."""
+
+    def __init__(self, *columns: Any, **options: Any) -> None:
+        self.measured: dict[str, str] = {}
+        super().__init__(*columns, **options)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.measured:
+            line = "  " + " · ".join(self.measured.values())
+            yield Text(line, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 class _Clock:

@@ -8,11 +8,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
+from raymi.overrides import as_typed
 
-Event = dict[str, Any]
+Event = Mapping[str, Any]
 
 
 def wilson_interval(accuracy: float, num: int, z: float = 1.959964) -> tuple[float, float]:
@@ -24,6 +26,36 @@ def wilson_interval(accuracy: float, num: int, z: float = 1.959964) -> tuple[flo
     spread = accuracy * (1 - accuracy) / num + z * z / (4 * num * num)
     half = z * math.sqrt(spread) / (1 + z * z / num)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
+    """Accuracies on the test set as rows of text, the first one the header.
+
+    Args: evaluations, the journal's events, called "best" and "last".
+    """
+    attack = next(iter(evaluations.values()))["attack"]
+    rows: list[tuple[str, ...]] = [
+        ("model", "epoch", "clean (95% interval)", f"PGD-{attack['steps']} (95% interval)")
+    ]
+    rows += [
+        (
+            which,
+            str(event["of_epoch"]),
+            _with_interval(event["clean"], event["num"]),
+            _with_interval(event["robust"], event["num"]),
+        )
+        for which in ("best", "last")
+        if (event := evaluations.get(which))
+    ]
+    return rows
+
+
+def result_title(config: Config, evaluations: Mapping[str, Event]) -> str:
+    """What was measured: data set, number of images, threat model."""
+    event = next(iter(evaluations.values()))
+    norm = {"linf": "L_inf", "l2": "L2"}[event["attack"]["norm"]]
+    eps = as_typed(event["attack"]["eps"])
+    return f"{config.data.name}, {event['num']} test images, {norm} eps {eps}"
 
 
 def print_summary(
@@ -38,37 +70,20 @@ def print_summary(
     Args: evaluations, the events called "best" and "last"; places, from a label to a path or
         command.
     """
-    first = next(iter(evaluations.values()))
-    attack = first["attack"]
-    norm = {"linf": "L_inf", "l2": "L2"}[attack["norm"]]
-    table = Table(
-        title=f"{folder.name}: {config.data.name}, {first['num']} test images, "
-        f"{norm} eps {_eps(attack['eps'])}",
-        title_justify="left",
-    )
-    table.add_column("model")
-    table.add_column("epoch", justify="right")
-    table.add_column("clean (95% interval)", justify="right")
-    table.add_column(f"PGD-{attack['steps']} (95% interval)", justify="right")
-    for which in ("best", "last"):
-        event = evaluations[which]
-        table.add_row(
-            which,
-            str(event["of_epoch"]),
-            _with_interval(event["clean"], event["num"]),
-            _with_interval(event["robust"], event["num"]),
-        )
+    console.print(Text(f"{folder.name}: {result_title(config, evaluations)}"), soft_wrap=True)
+    header, *rows = result_table(evaluations)
+    table = Table()
+    table.add_column(header[0], no_wrap=True)
+    for heading in header[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     width = max(map(len, places))
     for label, place in places.items():
-        console.print(f"{label:<{width}}  {place}", highlight=False, soft_wrap=True)
+        console.print(Text(f"{label:<{width}}  {place}"), soft_wrap=True)
 
 
 def _with_interval(accuracy: float, num: int) -> str:
     low, high = wilson_interval(accuracy, num)
     return f"{100 * accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
-
-
-def _eps(eps: float) -> str:
-    pixels = eps * 255
-    return f"{round(pixels)}/255" if abs(pixels - round(pixels)) < 1e-6 else f"{eps:g}"

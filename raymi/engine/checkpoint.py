@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 
-_NAME = re.compile(r"step-(\d{8})-([0-9a-f]{16})\.pt")
+_NAME = re.compile(r"step-\d{8}-[0-9a-f]{16}\.pt")
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
-    """Writes a checkpoint durably, then removes all but the newest `keep`.
+    """Writes a checkpoint durably, then removes all but the newest `keep` up to this step.
+
+    Later ones go too: training came from before them, so they were passed over as damaged.
 
     Args: folder, made if missing; step, optimiser steps done; content, tensors and plain values;
         keep, at least 2.
@@ -35,22 +37,23 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     data = buffer.getbuffer()
     path = folder / f"step-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
     write_atomically(path, data)
-    for old in _checkpoints(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+    others = [other for other in _checkpoints(folder) if other != path]
+    earlier = [other for other in others if _step(other) <= step]
+    for other in others:
+        if other not in earlier[-(keep - 1) :]:
+            other.unlink(missing_ok=True)
     return path
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
-    """The content of the newest intact checkpoint; None where there is none.
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The content of the newest intact checkpoint, on the CPU; None where there is none.
 
     Warns about each damaged one that it passes over. Executes no pickle code (`weights_only=True`).
     """
     for path in reversed(_checkpoints(folder)):
         data = path.read_bytes()
-        match = _NAME.fullmatch(path.name)
-        assert match is not None
-        if hashlib.sha256(data).hexdigest()[:16] == match[2]:
-            return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        if hashlib.sha256(data).hexdigest()[:16] == path.stem[-16:]:
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         warnings.warn(
             f"checkpoint {path} is damaged (its sha256 does not match its name): "
             "the one before it is used",
@@ -83,3 +86,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def _step(path: Path) -> int:
+    return int(path.name[5:13])

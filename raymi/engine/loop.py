@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 
 from raymi import __version__
 from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import ImageSet, Splits, load_splits
-from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
+from raymi.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from raymi.engine.context import Context
 from raymi.engine.evaluation import Accuracy, PGDAttack, evaluate_pgd
 from raymi.engine.feed import Feed
@@ -73,7 +73,7 @@ class _Run:
         self.epoch_began, self.epoch_images = 0.0, 0  # of this process, for the throughput
 
     def train(self) -> Outcome:
-        checkpoint = load_checkpoint(self.folder.checkpoints, self.device)
+        checkpoint = load_checkpoint(self.folder.checkpoints)
         if checkpoint is not None:
             self.state.load_state_dict(checkpoint)
         self._announce()
@@ -81,6 +81,7 @@ class _Run:
         try:
             while position.epoch < self.config.optim.epochs:
                 if not self._train_epoch():
+                    self._check_finite(self.state.epoch_means.means(self.group))
                     self._save()
                     self._write("stopped")
                     return Outcome(False, position.epoch, position.global_step)
@@ -177,7 +178,8 @@ class _Run:
                 model.load_state_dict(self.state.best.weights)
             if self.group.rank == 0:
                 weights = {k: v.contiguous() for k, v in model.state_dict().items()}
-                save_file(weights, self.folder.weights(which), {"epoch": str(epoch)})
+                content = safetensors.torch.save(weights, {"epoch": str(epoch)})
+                write_atomically(self.folder.weights(which), content)
             same = which == "best" and epoch == epochs["last"]
             results[which] = results["last"] if same else self._accuracy(self.test, attack, which)
             self._write(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -117,6 +118,8 @@ class TrainState:
         self.critics: Learner | None = None
         if self.estimators is not None:
             self.estimators.to(device)
+            if config.scaling.channels_last:
+                self.estimators.to(memory_format=torch.channels_last)
             adam = torch.optim.Adam(self.estimators.parameters(), lr=config.mi.estimator_lr)
             critics = EstimatorTask(self.estimators, config.mi, group)
             self.critics = Learner(self._distribute(critics), adam)
@@ -134,7 +137,11 @@ class TrainState:
     def _distribute(self, task: nn.Module) -> nn.Module:
         if self.group.world_size == 1:
             return task
-        return DistributedDataParallel(task, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # Two forwards come before one backward, so buffers must not be broadcast in between.
+        parameters = signature(DistributedDataParallel.__init__).parameters
+        new, old = "forward_sync_buffers", "broadcast_buffers"  # torch 2.12 and later, earlier
+        no_sync: dict[str, Any] = {new if new in parameters else old: False}
+        return DistributedDataParallel(task, gradient_as_bucket_view=True, **no_sync)
 
     def train_mode(self) -> None:
         """Classifier and critics into train mode."""

@@ -180,13 +180,16 @@ class ClassifierTask(nn.Module):
         no gradient where no loss asks for it, and is empty where nothing uses it.
         """
         logits = x.new_zeros(len(x), 0)
+        # An autocast context for each forward: weights that one without gradient has cast stay in
+        # its cache (older torch), and the next forward would find them without gradient too.
+        if self.clean_is_used:
+            with (
+                self.autocast(),
+                running_statistics_frozen(self.model),
+                torch.set_grad_enabled(self.clean_has_gradient),
+            ):
+                logits = self.model(x)
         with self.autocast():
-            if self.clean_is_used:
-                with (
-                    running_statistics_frozen(self.model),
-                    torch.set_grad_enabled(self.clean_has_gradient),
-                ):
-                    logits = self.model(x)
             logits_adv = self.model(x_adv)
         return _full_precision(logits), _full_precision(logits_adv)
 
@@ -267,7 +270,7 @@ class ClassifierTask(nn.Module):
         )
 
     def _accuracy(self, logits: Tensor, y: Tensor, num: int) -> Tensor:
-        right = (logits.detach().argmax(dim=1) == y).to(torch.float32)
+        right = (logits.detach().argmax(dim=1) == y).to(torch.float64)
         return global_mean(right, None, num, self.group)
 
 

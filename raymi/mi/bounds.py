@@ -2,8 +2,8 @@
 
 `T[i, j, p]` scores the output of sample i against location p of the pattern of sample j; the
 diagonal holds the pairs that belong together. Each bound is the mean over locations. These are the
-slow, obvious forms over a whole (B, B, P) matrix; `raymi.mi.estimators` computes the same from
-partial sums, without holding the matrix on one worker.
+slow, obvious forms over a whole (B, B, P) matrix; `raymi.mi.matching` computes the same from partial
+sums, without holding the matrix on one worker.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def infonce(scores: Tensor) -> Tensor:
 
     Args: scores (B, B, P).
     Returns: (B,) nats, each at most log B.
-    Source: van den Oord et al. 2018, Eq. 4; SPEC-wise the positive is one of the B candidates.
+    Source: van den Oord et al. 2018, Eq. 4; the positive is one of the B candidates.
     """
     # mean_p T_iip - log (1/B) sum_j exp T_ijp
     positive = _diagonal(scores)
@@ -40,8 +40,8 @@ def donsker_varadhan(scores: Tensor) -> Tensor:
     num = len(scores)
     if num == 1:
         return 0 * _diagonal(scores).mean(dim=1)
-    eye = torch.eye(num, dtype=torch.bool, device=scores.device)[:, :, None]
-    negatives = torch.logsumexp(scores.masked_fill(eye, -math.inf), dim=1) - math.log(num - 1)
+    others = scores.masked_fill(_own_pairs(scores), -math.inf)
+    negatives = torch.logsumexp(others, dim=1) - math.log(num - 1)
     return (_diagonal(scores) - negatives).mean(dim=1)
 
 
@@ -49,17 +49,22 @@ def jensen_shannon(scores: Tensor) -> Tensor:
     """Jensen-Shannon divergence objective of Deep InfoMax: robust to train with, not MI in nats.
 
     Args: scores (B, B, P).
-    Returns: (B,), each at most 2 log 2; zeros for the negative part where B = 1.
+    Returns: (B,), each at most 2 log 2; the positive part alone where B = 1.
     Source: Hjelm et al. 2019, Eq. 4, shifted by 2 log 2 as in the f-GAN form.
     """
     # mean_p [log 2 - sp(-T_iip)] - mean_{j != i, p} [sp(T_ijp) - log 2]
     num = len(scores)
     positive = math.log(2) - F.softplus(-_diagonal(scores))
-    divergence = F.softplus(scores) - math.log(2)
-    negative = (divergence.sum(dim=1) - _diagonal(divergence)) / max(num - 1, 1)
+    divergence = (F.softplus(scores) - math.log(2)).masked_fill(_own_pairs(scores), 0.0)
+    negative = divergence.sum(dim=1) / max(num - 1, 1)
     return (positive - negative).mean(dim=1)
 
 
 def _diagonal(scores: Tensor) -> Tensor:
     """(B, B, P) -> (B, P): the scores of the pairs that belong together."""
     return scores.diagonal(dim1=0, dim2=1).T
+
+
+def _own_pairs(scores: Tensor) -> Tensor:
+    """(B, B, 1) bool, true where output and pattern are of the same sample."""
+    return torch.eye(len(scores), dtype=torch.bool, device=scores.device)[:, :, None]

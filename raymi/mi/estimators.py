@@ -44,8 +44,10 @@ class Block1x1(nn.Module):
 
 
 class LocalEncoder(nn.Module):
-    """Stride-2 convolutions, then a 1x1 block: (B, C, h, w) to (B, hidden, P), P = hw /
-    4**depth."""
+    """Stride-2 convolutions, then a 1x1 block: (B, C, h, w) to (B, hidden, P).
+
+    P = (h // 2**depth) * (w // 2**depth) locations.
+    """
 
     def __init__(self, channels: int, base_width: int, depth: int, hidden: int) -> None:
         super().__init__()

@@ -62,17 +62,18 @@ def match(
     Returns: the `Matching` of the worker's own samples; exact in value and, under the convention of
         `raymi.collectives`, in gradient.
     """
-    num, own = sum(sizes), slice(sum(sizes[: group.rank]), sum(sizes[: group.rank + 1]))
+    num, first = sum(sizes), sum(sizes[: group.rank])
     outputs = group.gather(global_features, sizes)  # (B, H)
     scores = outputs @ local_features  # (b, B, P): column j, row i
-    matched = torch.arange(num, device=scores.device)[own, None] == torch.arange(
-        num, device=scores.device
-    )
-    positive = scores[matched]  # (b, P)
+    columns = torch.arange(len(scores), device=scores.device)
+    rows = first + columns
+    positive = scores[columns, rows]  # (b, P)
     if num <= 1:
         return Matching(positive, torch.full_like(positive, -math.inf), num)
+    matched = rows[:, None] == torch.arange(num, device=scores.device)  # (b, B)
     negatives = scores.masked_fill(matched[:, :, None], -math.inf)
-    floor = torch.full_like(negatives[:0].sum(dim=0), torch.finfo(scores.dtype).min)  # (B, P)
-    largest = group.max(torch.cat([negatives.detach(), floor[None]]).amax(dim=0))
+    # finite also for rows whose negatives are all with other workers, and for a worker without any
+    floor = scores.new_full((1, num, scores.shape[2]), torch.finfo(scores.dtype).min)
+    largest = group.max(torch.cat([negatives.detach(), floor]).amax(dim=0))  # (B, P)
     total = group.sum(torch.exp(negatives - largest).sum(dim=0))  # (B, P)
-    return Matching(positive, (torch.log(total) + largest)[own], num)
+    return Matching(positive, (torch.log(total) + largest)[rows], num)

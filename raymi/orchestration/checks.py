@@ -1,39 +1,53 @@
-"""What can be refused before anything expensive starts: data, model and their match."""
+"""What can be refused before anything expensive starts: hardware, data, model, the run's folder."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 from raymi.config import Config
 from raymi.data import check_data
 from raymi.errors import UserError
 from raymi.models import check_model
-from raymi.orchestration.ray_session import in_ray_job
+from raymi.orchestration.names import check_new_run
+from raymi.orchestration.ray_session import check_this_machine, in_ray_job
 
 
-def check_inputs(config: Config) -> None:
-    """Refuses data that are not there and models that cannot be built, all at once.
+def input_problems(config: Config, *, new_run: bool) -> list[str]:
+    """One message for each thing that is not there: CPUs or GPUs, data, the model, a place for a
+    new run.
 
     On a joined cluster the data may be on the workers' nodes only: there the workers check.
-
-    Raises: UserError.
     """
-    problems: list[str] = []
     data, model = config.data, config.model
-    try:
-        if not in_ray_job():
-            check_data(
+    checks: list[Callable[[], object]] = [
+        partial(check_this_machine, config.scaling),
+        partial(
+            check_model,
+            model.name,
+            image_size=data.image_size or 32,
+            width=model.width,
+            depth=model.depth,
+        ),
+    ]
+    if not in_ray_job():
+        checks.append(
+            partial(
+                check_data,
                 data.name,
                 data.root,
                 image_size=data.image_size,
                 val_fraction=data.val_fraction,
                 download=data.download,
+                limit=data.limit,
             )
-    except UserError as error:
-        problems.append(str(error))
-    try:
-        check_model(
-            model.name, image_size=data.image_size or 32, width=model.width, depth=model.depth
         )
-    except UserError as error:
-        problems.append(str(error))
-    if problems:
-        raise UserError("\n".join(problems))
+    if new_run:
+        checks.append(partial(check_new_run, config))
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    return problems

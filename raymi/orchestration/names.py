@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
-from raymi.orchestration.ray_session import in_ray_job
 
 
 def home_folder() -> Path:
@@ -17,7 +17,7 @@ def home_folder() -> Path:
 
     A job's current folder is a copy of its working directory that Ray removes; there it is ~/raymi.
     """
-    if in_ray_job() and "runtime_resources" in Path.cwd().parts:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         return Path.home() / "raymi"
     return Path.cwd()
 
@@ -27,6 +27,24 @@ def runs_folder(config: Config) -> Path:
     return (config.out or home_folder() / "runs").expanduser().absolute()
 
 
+def check_new_run(config: Config) -> None:
+    """Refuses a name that is taken and a place that cannot be written, without making anything.
+
+    Raises: UserError.
+    """
+    folder = runs_folder(config)
+    try:
+        if config.name is not None and (folder / config.name).exists():
+            raise _taken(folder / config.name)
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:  # a name that is too long
+        raise _not_writable(folder, error.strerror) from None
+    if not there.is_dir():
+        raise _not_writable(folder, f"{there} is not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise _not_writable(folder, f"no permission to write into {there}")
+
+
 def new_run_folder(config: Config, recipe: str) -> RunFolder:
     """Makes the folder of a new run.
 
@@ -34,22 +52,29 @@ def new_run_folder(config: Config, recipe: str) -> RunFolder:
     """
     name = config.name or f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = runs_folder(config) / name
-    if path.exists():
-        raise UserError(
-            f"the run {name} exists already in {path.parent}: choose another name, or "
-            f"continue it with resume={name}"
-        )
     try:
         path.mkdir(parents=True)
         probe = path / ".writable"
         probe.touch()
         probe.unlink()
+    except FileExistsError:
+        raise _taken(path) from None
     except OSError as error:
-        raise UserError(
-            f"cannot write into {path.parent} ({error.strerror}): "
-            "set out=FOLDER to one that is writable"
-        ) from None
+        raise _not_writable(path.parent, error.strerror) from None
     return RunFolder(path)
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(
+        f"the run {path.name} exists already in {path.parent}: choose another name, or "
+        f"continue it with resume={path.name}"
+    )
+
+
+def _not_writable(folder: Path, reason: str | None) -> UserError:
+    return UserError(
+        f"cannot write runs into {folder} ({reason}): set out=FOLDER to one that is writable"
+    )
 
 
 def find_run(run: str, out: Path | None) -> RunFolder:
@@ -64,4 +89,7 @@ def find_run(run: str, out: Path | None) -> RunFolder:
     configs = base.glob("*/config.json")
     newest = sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)[:5]
     known = ", ".join(path.parent.name for path in newest) or "none"
-    raise UserError(f"no run {run!r} in {base}; the newest runs there: {known}")
+    raise UserError(
+        f"no run {run!r} in {base}; the newest runs there: {known}. "
+        "Give its name, with out=FOLDER if it is elsewhere, or its path"
+    )

@@ -45,8 +45,8 @@ def check_this_machine(scaling: ScalingConfig) -> None:
     if asked > there:
         raise UserError(
             f"scaling.workers={scaling.workers} with {scaling.cpus_per_worker} CPU each needs "
-            f"{asked} CPUs, this machine has {there}: ask for fewer, or submit the run to a cluster "
-            "(ray job submit)"
+            f"{asked} CPUs, this machine has {there}: ask for fewer, or submit the run to a "
+            "cluster (ray job submit)"
         )
     if scaling.use_gpu == "true" and _num_gpus() < scaling.workers:
         raise UserError(
@@ -108,8 +108,8 @@ def _resources(scaling: ScalingConfig, joined: bool) -> Resources:
         if time.monotonic() >= deadline:
             raise UserError(
                 f"scaling.workers={scaling.workers} needs what the cluster does not have: "
-                f"{missing}. Ask for fewer workers, add nodes, or set scaling.wait_minutes to wait for an "
-                "autoscaler"
+                f"{missing}. Ask for fewer workers, add nodes, or set scaling.wait_minutes to "
+                "wait for an autoscaler"
             )
         time.sleep(1)
     there = ray.cluster_resources().get("GPU", 0.0)

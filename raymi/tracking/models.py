@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import warnings
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 from raymi.config import Config
-from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
+from raymi.tracking.store import current
 
-Event = dict[str, Any]
+Event = Mapping[str, Any]
 
 
 def registered_name(config: Config) -> str:
@@ -19,57 +19,81 @@ def registered_name(config: Config) -> str:
     return config.tracking.registered_name or f"raymi-{config.data.name}"
 
 
-def log_models(
-    config: Config, folder: RunFolder, client: Any, run_id: str | None
-) -> dict[str, str]:
-    """Logs the best and the last classifier of a finished run, and registers the best.
+def log_model(
+    config: Config, folder: RunFolder, client: Any, run_id: str, data: Event, evaluation: Event
+) -> str:
+    """Logs the best or the last classifier of a finished run: an exported torch program (no
+    pickle) with its weights in safetensors beside it, and its own accuracies as metrics.
 
-    Each is an exported torch program (no pickle) with its weights in safetensors beside it, and
-    carries its own accuracies as metrics.
-
-    Returns: {"best": URI of the registered version, "last": URI of the logged model}.
+    Args: data, from the journal's "start"; evaluation, the journal's event of this model.
+    Returns: the model's id.
     """
     import mlflow
 
-    events = JournalReader(folder.journal).new_events()
-    data = next(e["data"] for e in reversed(events) if e["kind"] == "start")
-    evaluations = {e["which"]: e for e in events if e["kind"] == "evaluation"}
-    uris: dict[str, str] = {}
-    with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+    # Leaving start_run marks the run as finished; the tracker decides when it is.
+    with current(client.tracking_uri), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for which in ("last", "best"):
-            info = _log_model(config, folder, data, which)
-            _log_accuracies(client, run_id, info.model_id, evaluations[which])
-            uris[which] = f"models:/{info.model_id}"
-        name = registered_name(config)
-        known = mlflow.register_model(uris["best"], name, await_registration_for=60)
-        uris["best"] = f"models:/{name}/{known.version}"
-    # start_run marks the run as finished on leaving; the tracker decides that
+        with mlflow.start_run(run_id=run_id):
+            model_id = _log_classifier(config, folder, data, evaluation["which"])
     client.update_run(run_id, status="RUNNING")
-    return uris
+    robust = f"test/pgd{evaluation['attack']['steps']}_acc"
+    # Both models log at the last epoch: the best one comes later and is what the run shows.
+    for name, value in (("test/clean_acc", evaluation["clean"]), (robust, evaluation["robust"])):
+        client.log_metric(
+            run_id,
+            name,
+            value,
+            timestamp=int(1000 * evaluation["time"]),
+            step=evaluation["epoch"],
+            model_id=model_id,
+        )
+    return model_id
 
 
-def _log_model(config: Config, folder: RunFolder, data: Event, which: str) -> Any:
+def register_model(config: Config, client: Any, run_id: str, model_id: str, text: str) -> str:
+    """A version in the registry for a logged model; the one that is there if it was registered
+    before.
+
+    Args: text, the version's description.
+    Returns: its URI.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name = registered_name(config)
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+        return f"models:/{name}/{known.version}"
+    with current(client.tracking_uri):
+        made = client.create_model_version(
+            name, f"models:/{model_id}", run_id, description=text, model_id=model_id
+        )
+    return f"models:/{name}/{made.version}"
+
+
+def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) -> str:
     import mlflow
     import numpy as np
     from safetensors.torch import load_file
 
     from raymi.models import build_model
 
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     weights = folder.weights(which)
+    size = data["image_size"]
     model = build_model(
         config.model.name,
         num_classes=data["num_classes"],
-        image_size=data["image_size"],
+        image_size=size,
         mean=data["mean"],
         std=data["std"],
         width=config.model.width,
         depth=config.model.depth,
     ).eval()
     model.load_state_dict(load_file(weights))
-    size = data["image_size"]
-    return mlflow.pytorch.log_model(
+    info = mlflow.pytorch.log_model(
         model,
         name=which,
         input_example=np.full((2, 3, size, size), 0.5, dtype=np.float32),
@@ -80,9 +104,4 @@ def _log_model(config: Config, folder: RunFolder, data: Event, which: str) -> An
         ],
         metadata={"classes": data["class_names"], "threat_model": config.attack.norm},
     )
-
-
-def _log_accuracies(client: Any, run_id: str | None, model_id: str, evaluation: Event) -> None:
-    robust = f"test/pgd{evaluation['attack']['steps']}_acc"
-    for name, value in (("test/clean_acc", evaluation["clean"]), (robust, evaluation["robust"])):
-        client.log_metric(run_id, name, value, step=evaluation["of_epoch"], model_id=model_id)
+    return info.model_id

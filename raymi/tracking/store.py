@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_SETTINGS = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # A server that is away must not hold us for minutes: we ask again ourselves.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    # Not even the names of variables that may hold secrets belong into a model.
+    "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+}
 
 
 def tracking_uri(home: Path) -> str:
@@ -14,21 +29,38 @@ def tracking_uri(home: Path) -> str:
 
 def how_to_open(uri: str) -> str:
     """The command that shows the MLflow UI of a store, or its address."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 
-def connect(home: Path) -> Any:
-    """An `MlflowClient` of the store; points MLflow's own functions at it, too."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # A server that is away must not hold us for minutes: we ask again ourselves.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+def connect(uri: str) -> Any:
+    """An `MlflowClient` of a store. MLflow's messages stay off the terminal: raymi says what is
+    wrong itself."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     import mlflow
 
-    uri = tracking_uri(home)
-    mlflow.set_tracking_uri(uri)
+    for name in ("mlflow", "alembic"):  # importing mlflow has set their levels
+        logging.getLogger(name).setLevel(logging.ERROR)
     return mlflow.MlflowClient(uri)
+
+
+@contextmanager
+def current(uri: str) -> Iterator[None]:
+    """Points MLflow's own functions at a store for a while; without a trace in the environment,
+    which MLflow would leave."""
+    import mlflow
+
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
+        if named is None:
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = named
 
 
 def experiment_id(client: Any, name: str, home: Path) -> str:

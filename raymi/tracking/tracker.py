@@ -9,8 +9,8 @@ from there.
 from __future__ import annotations
 
 import json
-import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,22 @@ from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.overrides import flatten
 from raymi.tracking import store
-from raymi.tracking.models import log_models
+from raymi.tracking.description import describe
+from raymi.tracking.models import log_model, register_model
 
 Event = dict[str, Any]
+_POLL_SECONDS = 0.5
 _RETRY_SECONDS = (1.0, 30.0)  # first wait after a failure, longest one
+_MOST_PARAMS = 100  # that MLflow takes at once
+_NOTHING_DELIVERED: dict[str, Any] = {
+    "run_id": None,
+    "described": False,
+    "offset": 0,
+    "epoch": 0,
+    "evaluations": {},  # by "last" and "best"
+    "model_ids": {},
+    "models": {},
+}
 
 
 class Tracker(threading.Thread):
@@ -32,34 +44,45 @@ class Tracker(threading.Thread):
     Args:
         about: what is known of the run: `id` (ours, unique), `recipe`, `command`, tags.
         home: folder of the local store where no server is named.
+        tell: shown a line when the store stops answering, and when it answers again.
     """
 
     def __init__(
-        self, config: Config, folder: RunFolder, about: dict[str, Any], home: Path
+        self,
+        config: Config,
+        folder: RunFolder,
+        about: dict[str, Any],
+        home: Path,
+        tell: Callable[[str], None] = lambda _: None,
     ) -> None:
         super().__init__(daemon=True, name="mlflow")
         self.config, self.folder, self.about, self.home = config, folder, about, home
+        self.tell = tell
+        self.uri = store.tracking_uri(home)
+        """Address of the MLflow store."""
         self.problem: str | None = None
-        self.run_id: str | None = None
-        self.models: dict[str, str] = {}
+        """Why the store does not take what it is sent; None where it does."""
         self._client: Any = None
-        self._state: dict[str, Any] = {
-            "run_id": None,
-            "offset": 0,
-            "epoch": 0,
-            "status": None,
-            "models": {},
-        }
+        self._connected = False
+        self._state = {"uri": self.uri, **_NOTHING_DELIVERED}
         if folder.tracking.is_file():
-            self._state |= json.loads(folder.tracking.read_text())
+            kept = json.loads(folder.tracking.read_text())
+            if kept.get("uri") == self.uri:  # another store gets everything from the beginning
+                self._state |= kept
         self._closing: str | None = None
+        self._delivered = threading.Event()
         self._wake = threading.Event()
         self._give_up = threading.Event()
 
     @property
-    def uri(self) -> str:
-        """Address of the MLflow store."""
-        return store.tracking_uri(self.home)
+    def run_id(self) -> str | None:
+        """The run in MLflow; None until it was found or made."""
+        return self._state["run_id"]
+
+    @property
+    def models(self) -> dict[str, str]:
+        """URIs of the logged models: "best" (its registered version) and "last"."""
+        return self._state["models"]
 
     def close(self, status: str, timeout: float) -> bool:
         """Delivers what is left, then sets the run's status.
@@ -71,72 +94,89 @@ class Tracker(threading.Thread):
         self._wake.set()
         self.join(timeout)
         self._give_up.set()
-        return not self.is_alive() and self._state["status"] == status
+        return self._delivered.is_set()
 
     def run(self) -> None:
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
-        wait = _RETRY_SECONDS[0]
+        shortest, longest = _RETRY_SECONDS
+        wait = shortest
         while not self._give_up.is_set():
+            closing = self._closing
             try:
-                finished = self._deliver()
-                self.problem, wait = None, _RETRY_SECONDS[0]
+                self._deliver(closing)
             except Exception as error:  # whatever the server or the network does, training goes on
-                self.problem = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-                self._give_up.wait(wait)
-                wait = min(2 * wait, _RETRY_SECONDS[1])
+                self._say_problem(error)
+                # A close wakes us at once; from then on only its time limit counts.
+                (self._give_up if closing else self._wake).wait(wait)
+                wait = shortest if closing else min(2 * wait, longest)
                 continue
-            if finished:
+            if self.problem is not None:
+                self.tell("MLflow answers again")
+            self.problem, wait = None, shortest
+            if closing:
+                self._delivered.set()
                 return
-            self._wake.wait(0.5)
+            self._wake.wait(_POLL_SECONDS)
 
-    def _deliver(self) -> bool:
-        """Brings MLflow up to date; true when the run is closed there."""
-        status = self._closing
+    def _say_problem(self, error: Exception) -> None:
+        first_line = (str(error).splitlines() or [""])[0]
+        told = self.problem is not None
+        self.problem = f"{type(error).__name__}: {first_line[:200]}"
+        if not told:
+            self.tell(
+                f"MLflow at {self.uri} does not take what it is sent ({self.problem}): the run "
+                "goes on, and all of it is delivered later"
+            )
+
+    def _deliver(self, closing: str | None) -> None:
+        """Brings MLflow up to date, and closes the run there if it has ended."""
         self._connect()
         journal = JournalReader(self.folder.journal, self._state["offset"])
         for event in journal.new_events():
             self._send(event)
-        self._keep(offset=journal.offset)
-        if status is None:
-            return False
-        if status == "FINISHED" and not self._state["models"]:
-            self._keep(models=log_models(self.config, self.folder, self._client, self.run_id))
-        self.models = self._state["models"]
-        self._client.set_terminated(self.run_id, status)
-        self._keep(status=status)
-        return True
+        if journal.offset != self._state["offset"]:
+            self._keep(offset=journal.offset)
+        if closing is None:
+            return
+        evaluations = self._state["evaluations"]
+        text = describe(self.config, self.about, evaluations)
+        if closing == "FINISHED":
+            self._log_models(text)
+        self._client.set_tag(self.run_id, "mlflow.note.content", text)
+        self._client.set_terminated(self.run_id, closing)
 
     def _connect(self) -> None:
         """Finds or makes our run in MLflow."""
-        if self._client is None:
-            self._client = store.connect(self.home)
-        if self.run_id is not None:
+        if self._connected:
             return
-        run_id = self._state["run_id"]
-        if run_id is None:
+        if self._client is None:
+            self._client = store.connect(self.uri)
+        if self.run_id is None:
             experiment = store.experiment_id(
                 self._client, self.config.tracking.experiment, self.home
             )
             found = self._client.search_runs(
                 [experiment], f"tags.`raymi.id` = '{self.about['id']}'", max_results=1
             )
-            run_id = found[0].info.run_id if found else self._create(experiment)
-            self._keep(run_id=run_id)
-        else:
-            self._client.update_run(run_id, status="RUNNING")
-        self.run_id = run_id
+            self._keep(run_id=(found[0] if found else self._create(experiment)).info.run_id)
+        self._client.update_run(self.run_id, status="RUNNING")
+        if not self._state["described"]:
+            self._describe()
+            self._keep(described=True)
+        self._connected = True
 
-    def _create(self, experiment: str) -> str:
+    def _create(self, experiment: str) -> Any:
+        tags = {f"raymi.{k}": str(v) for k, v in self.about.items()}
+        tags["mlflow.note.content"] = describe(self.config, self.about, {})
+        return self._client.create_run(experiment, run_name=self.folder.name, tags=tags)
+
+    def _describe(self) -> None:
         from mlflow.entities import Param
 
-        tags = {f"raymi.{k}": str(v) for k, v in self.about.items()}
-        run = self._client.create_run(experiment, run_name=self.folder.name, tags=tags)
         settings = flatten(json.loads(self.config.model_dump_json()))
         params = [Param(k, str(v)) for k, v in settings.items()]
-        self._client.log_batch(run.info.run_id, params=params)
-        self._client.log_artifact(run.info.run_id, str(self.folder.config))
-        return run.info.run_id
+        for first in range(0, len(params), _MOST_PARAMS):
+            self._client.log_batch(self.run_id, params=params[first : first + _MOST_PARAMS])
+        self._client.log_artifact(self.run_id, str(self.folder.config))
 
     def _send(self, event: Event) -> None:
         """Delivers one event; a replayed one is left out."""
@@ -148,11 +188,12 @@ class Tracker(threading.Thread):
             metrics |= {f"val/{k}": v for k, v in event["val"].items()}
             self._log(event, {**metrics, "lr": event["lr"], "images_per_s": event["images_per_s"]})
             self._keep(epoch=epoch)
-        elif kind == "evaluation":
+        elif kind == "evaluation" and event["which"] not in self._state["evaluations"]:
             which, attack = event["which"], event["attack"]
             name = f"pgd{attack['steps']}_acc"
             values = {"clean_acc": event["clean"], name: event["robust"]}
             self._log(event, {f"test/{which}/{k}": v for k, v in values.items()})
+            self._keep(evaluations={**self._state["evaluations"], which: event})
 
     def _send_start(self, event: Event) -> None:
         from mlflow.data.http_dataset_source import HTTPDatasetSource
@@ -160,6 +201,7 @@ class Tracker(threading.Thread):
         from mlflow.entities import DatasetInput, InputTag
 
         facts = {k: event[k] for k in ("workers", "device", "torch", "version")}
+        facts |= {f"parameters.{k}": v for k, v in event["parameters"].items()}
         for key, value in facts.items():
             self._client.set_tag(self.run_id, f"raymi.{key}", str(value))
         data = event["data"]
@@ -182,6 +224,20 @@ class Tracker(threading.Thread):
             self.run_id,
             metrics=[Metric(k, float(v), timestamp, event["epoch"]) for k, v in metrics.items()],
         )
+
+    def _log_models(self, text: str) -> None:
+        """Logs the last and the best model and registers the best, each once."""
+        client, run_id, state = self._client, self._state["run_id"], self._state
+        events = JournalReader(self.folder.journal).new_events()
+        data = next(event["data"] for event in reversed(events) if event["kind"] == "start")
+        for which in ("last", "best"):
+            if which not in state["model_ids"]:
+                evaluation = state["evaluations"][which]
+                made = log_model(self.config, self.folder, client, run_id, data, evaluation)
+                self._keep(model_ids={**state["model_ids"], which: made})
+        if not state["models"]:
+            best = register_model(self.config, client, run_id, state["model_ids"]["best"], text)
+            self._keep(models={"best": best, "last": f"models:/{state['model_ids']['last']}"})
 
     def _keep(self, **state: Any) -> None:
         self._state |= state

@@ -1,0 +1,97 @@
+"""`python -m raymi.engine name=NAME [recipe=NAME] [key=value ...]`: training without Ray and MLflow.
+
+On one device as it is, on several under `torchrun`: for profiling, for clusters with a launcher of
+their own, and to see that orchestration changes nothing. The run is kept in `out`/`name` (runs/NAME),
+and continued where it is there already.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from raymi.command import EXIT_FAILED, run_command
+from raymi.config import Config
+from raymi.display.progress import ProgressDisplay
+from raymi.display.summary import print_summary
+from raymi.engine.context import LocalContext
+from raymi.engine.journal import JournalReader
+from raymi.engine.loop import train
+from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError
+from raymi.overrides import examine, split_words
+from raymi.recipes import RECIPES, on_recipe
+
+
+class TellingContext(LocalContext):
+    """A local context whose rank 0 prints what the journal says, at each epoch."""
+
+    def __init__(self, device: torch.device, folder: RunFolder, config: Config) -> None:
+        super().__init__(device, folder.stop_file)
+        self._journal = JournalReader(folder.journal)
+        self._journal.new_events()  # those of before were told before
+        self._display = ProgressDisplay(Console(highlight=False), config)
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Prints the new events."""
+        if self.group.rank == 0:
+            for event in self._journal.new_events():
+                self._display.event(event)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(_train, argv)
+
+
+def _train(words: list[str]) -> int:
+    parsed = split_words(words, {"recipe": RECIPES})
+    tree, unknown = on_recipe(parsed.own.get("recipe", "quickstart"), parsed.settings)
+    config, wrong = examine(tree)
+    problems = [*parsed.problems, *unknown, *wrong]
+    if config.name is None:
+        problems.append("name=NAME is needed: runs/NAME is where the run is kept and continued")
+    if problems:
+        raise UserError("\n".join(problems))
+    assert config.name is not None
+    folder = RunFolder((config.out or Path("runs").absolute()) / config.name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    device = _join()
+    try:
+        context = TellingContext(device, folder, config)
+        if context.group.rank == 0:
+            folder.stop_file.unlink(missing_ok=True)
+            folder.write_config(config)
+        outcome = train(config, context, folder)
+        if context.group.rank == 0 and outcome.finished:
+            context.report({})
+            events = JournalReader(folder.journal).new_events()
+            results = {e["which"]: e for e in events if e["kind"] == "evaluation"}
+            print_summary(Console(), config, folder, results, {"run": str(folder.path)})
+        return 0 if outcome.finished else EXIT_FAILED
+    finally:
+        with suppress(ValueError, AssertionError):  # no process group
+            dist.destroy_process_group()
+
+
+def _join() -> torch.device:
+    """Joins the other processes of `torchrun`, if any; returns this process's device."""
+    cuda, local_rank = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return device
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""What a reader of MLflow sees first on a run: how to repeat it, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from raymi.config import Config
+from raymi.display.summary import result_table, result_title
+
+
+def describe(
+    config: Config, about: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Markdown: the command that repeats a run, and its result table where there is one.
+
+    Args: about, what is known of the run, with `command`; evaluations, the journal's events,
+        called "best" and "last".
+    """
+    parts = [f"```\n{about.get('command', '')}\n```"]
+    if evaluations:
+        header, *rows = result_table(evaluations)
+        lines = [header, ("---",) * len(header), *rows]
+        parts += [
+            result_title(config, evaluations),
+            "\n".join(f"| {' | '.join(line)} |" for line in lines),
+        ]
+    return "\n\n".join(parts)

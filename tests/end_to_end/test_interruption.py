@@ -1,0 +1,87 @@
+"""Runs that are stopped lose nothing, and say how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from raymi_command import TINY, events, start, succeed, wait_for
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """Weights of the last epoch of a run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    succeed(folder, *TINY, "name=whole", "tracking.enabled=false")
+    return load_file(folder / "runs" / "whole" / "last.safetensors")
+
+
+def assert_same(weights: dict, path: Path) -> None:
+    other = load_file(path)
+    assert weights.keys() == other.keys()
+    assert all(weights[key].equal(other[key]) for key in weights)
+
+
+def test_ctrl_c_ends_in_seconds_and_resume_ends_with_identical_weights(
+    tmp_path: Path, uninterrupted: dict
+) -> None:
+    process = start(tmp_path, *TINY, "name=stopped")
+    run = tmp_path / "runs" / "stopped"
+    wait_for(lambda: len(events(run, "epoch")) >= 1, process)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert time.monotonic() - began < 30
+    assert "python -m raymi.train resume=stopped" in out
+    assert "Traceback" not in out + err
+    assert not events(run, "finished")
+    assert _mlflow_status(tmp_path) == ["KILLED"]
+
+    succeed(tmp_path, "resume=stopped")
+    assert_same(uninterrupted, run / "last.safetensors")
+    assert _mlflow_status(tmp_path) == ["FINISHED"], "the same MLflow run goes on"
+
+
+def test_killed_worker_is_replaced_and_ends_with_identical_weights(
+    tmp_path: Path, uninterrupted: dict
+) -> None:
+    process = start(tmp_path, *TINY, "name=killed", "tracking.enabled=false")
+    run = tmp_path / "runs" / "killed"
+    wait_for(lambda: len(events(run, "epoch")) >= 1, process)
+    workers = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "RayTrainWorker" in " ".join(child.cmdline())
+    ]
+    assert len(workers) == 2
+    os.kill(workers[1].pid, signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert len(events(run, "start")) == 2, "the worker group was started again"
+    assert_same(uninterrupted, run / "last.safetensors")
+
+
+def test_ctrl_c_before_the_workers_are_there_ends_at_once(tmp_path: Path) -> None:
+    process = start(tmp_path, *TINY, "name=early", "tracking.enabled=false")
+    wait_for(lambda: (tmp_path / "runs" / "early" / "config.json").is_file(), process)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert "Traceback" not in out + err
+
+
+def _mlflow_status(folder: Path) -> list[str]:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("raymi")
+    return [run.info.status for run in client.search_runs([experiment.experiment_id])]

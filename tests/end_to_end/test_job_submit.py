@@ -1,0 +1,102 @@
+"""The same command under `ray job submit`: joins that cluster, and the job ends as the run does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from raymi_command import TINY, environment, events
+
+pytestmark = pytest.mark.slow
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the dashboard of a Ray head with 2 CPUs on this machine."""
+    port, dashboard_port = _free_port(), _free_port()
+    log = (tmp_path_factory.mktemp("head") / "log.txt").open("w")
+    head = subprocess.Popen(
+        [
+            RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
+            f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
+        ],
+        env=environment(RAY_AUTH_MODE="token"),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard_port}"
+    try:
+        _wait_until_up(address, head, Path(log.name))
+        yield address
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        try:
+            head.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+
+
+def _wait_until_up(address: str, head: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert head.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=2)
+            return
+        except OSError:
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+
+
+def _submit(address: str, home: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [RAY, "job", "submit", "--address", address, "--", "python", "-m", "raymi.train", *words],
+        env=environment(RAY_AUTH_MODE="token"),
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def test_job_trains_on_the_cluster_that_it_was_submitted_to(dashboard: str, tmp_path: Path) -> None:
+    done = _submit(
+        dashboard, tmp_path, *TINY, "name=job", f"out={tmp_path / 'runs'}", "tracking.enabled=false"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PGD-4" in done.stdout
+    assert events(tmp_path / "runs" / "job", "finished")
+
+
+def test_exit_code_of_the_job_is_the_one_of_the_run(dashboard: str, tmp_path: Path) -> None:
+    done = _submit(dashboard, tmp_path, "eps=8", f"out={tmp_path / 'runs'}")
+    assert done.returncode != 0
+    assert "8/255" in done.stdout + done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_workers_than_the_cluster_has_are_refused_at_once(
+    dashboard: str, tmp_path: Path
+) -> None:
+    done = _submit(
+        dashboard, tmp_path, "scaling.workers=5", f"out={tmp_path / 'runs'}",
+        "tracking.enabled=false",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "5 CPUs asked, 2 there" in done.stdout + done.stderr

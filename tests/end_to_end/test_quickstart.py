@@ -1,0 +1,125 @@
+"""What a newcomer runs first, with the real Ray, the real MLflow and real images."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from raymi_command import environment, events, run, succeed
+
+from raymi.engine.context import LocalContext
+from raymi.engine.loop import train
+from raymi.engine.run_folder import RunFolder
+from raymi.recipes import build_config
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder in which the quickstart was run with seeds 0, 1, 2."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    (folder / "output.txt").write_text(succeed(folder, "name=seed0"))
+    for seed in (1, 2):
+        succeed(folder, f"seed={seed}", f"name=seed{seed}")
+    return folder
+
+
+def test_quickstart_is_robust_and_accurate_as_means_over_three_seeds(home: Path) -> None:
+    for which in ("best", "last"):
+        results = [
+            event
+            for seed in range(3)
+            for event in events(home / "runs" / f"seed{seed}", "evaluation")
+            if event["which"] == which
+        ]
+        assert len(results) == 3
+        assert all(event["attack"]["steps"] == 40 for event in results)
+        assert statistics.mean(event["robust"] for event in results) >= 0.60
+        assert statistics.mean(event["clean"] for event in results) >= 0.95
+
+
+def test_undefended_training_falls_below_a_fifth_at_the_same_radius(tmp_path: Path) -> None:
+    undefended = {
+        "attack": {"steps": 0, "random_start": False},
+        "mi": {"weight": 0},
+        "scaling": {"workers": 1},
+        "optim": {"epochs": 8},
+    }
+    config = build_config("quickstart", undefended)
+    assert train(config, LocalContext(), RunFolder(tmp_path)).finished
+    for event in events(tmp_path, "evaluation"):
+        assert event["clean"] >= 0.95
+        assert event["robust"] < 0.20
+
+
+def test_two_workers_and_both_estimators_took_part(home: Path) -> None:
+    (start,) = events(home / "runs" / "seed0", "start")
+    assert start["workers"] == 2
+    assert start["parameters"]["estimators"] > 0
+    last = events(home / "runs" / "seed0", "epoch")[-1]["train"]
+    assert last["mi/natural"] > 1.0, "the natural critic has learned"
+    assert last["mi/weight"] > 0
+
+
+def test_closing_table_says_where_everything_is(home: Path) -> None:
+    output = (home / "output.txt").read_text()
+    for expected in ("best", "last", "PGD-40", "models:/raymi-digits/1", "mlflow ui", "seed0"):
+        assert expected in output
+    assert "\x1b" not in output, "no escape codes where stdout is no terminal"
+    epochs = [line for line in output.splitlines() if "/15" in line and "%" in line]
+    assert len(epochs) == 15, "one line for each epoch"
+    for noise in ("INFO", "(pid=", "Traceback", "Warning"):
+        assert noise not in output
+
+
+def test_mlflow_has_runs_curves_and_registered_models(home: Path) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("raymi")
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(runs) == 3
+    history = client.get_metric_history(runs[0].info.run_id, "val/robust_acc")
+    assert [metric.step for metric in history] == list(range(1, 16))
+    assert {v.version for v in client.search_model_versions("name='raymi-digits'")} == {1, 2, 3}
+    event = next(
+        e for e in events(home / "runs" / "seed0", "evaluation") if e["which"] == "best"
+    )
+    seed0 = next(run for run in runs if run.info.run_name == "seed0")
+    assert seed0.data.metrics["test/best/pgd40_acc"] == event["robust"]
+
+
+def test_registered_model_classifies_without_pickle(home: Path) -> None:
+    code = """
+import json, mlflow, torch
+from raymi.data import load_splits
+from raymi.data.augment import to_unit
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+model = mlflow.pytorch.load_model("models:/raymi-digits/1")
+test = load_splits("digits", image_size=16, val_fraction=0.15).test
+right = model(to_unit(test.images)).argmax(dim=1) == test.labels
+print(json.dumps(right.float().mean().item()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=home,
+        env=environment(MLFLOW_ALLOW_PICKLE_DESERIALIZATION="false"),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    best = next(e for e in events(home / "runs" / "seed0", "evaluation") if e["which"] == "best")
+    assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(best["clean"], abs=1e-6)
+
+
+def test_finished_run_has_nothing_left_to_continue(home: Path) -> None:
+    done = run(home, "resume=seed0")
+    assert done.returncode == 0, done.stderr
+    assert len(events(home / "runs" / "seed0", "epoch")) == 15

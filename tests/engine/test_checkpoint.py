@@ -1,0 +1,131 @@
+"""Checkpoints are whole or not there; a damaged one is passed over with a warning."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import pytest
+import torch
+
+from raymi.engine import checkpoint
+from raymi.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+
+
+def content(step):
+    return {"step": step, "weights": {"w": torch.full((50,), float(step))}, "names": ["a", None]}
+
+
+def save(folder, *steps, keep=2):
+    return [save_checkpoint(folder, step, content(step), keep) for step in steps]
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE = [truncate, empty, flip_a_bit]
+
+
+def test_the_newest_checkpoint_is_loaded_as_it_was(tmp_path):
+    save(tmp_path, 9, 10, 100)
+    loaded = load_checkpoint(tmp_path)
+    assert torch.equal(loaded.pop("weights")["w"], torch.full((50,), 100.0))
+    assert loaded == {"step": 100, "names": ["a", None]}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage):
+    damaged = save(tmp_path, 1, 2)[-1]
+    damage(damaged)
+    with pytest.warns(UserWarning, match=f"{damaged.name} is damaged .* the one before it is used"):
+        assert load_checkpoint(tmp_path)["step"] == 1
+
+
+def test_if_all_are_damaged_there_is_none(tmp_path):
+    for path, damage in zip(save(tmp_path, 1, 2, 3, keep=3), DAMAGE, strict=True):
+        damage(path)
+    with pytest.warns(UserWarning) as caught:
+        assert load_checkpoint(tmp_path) is None
+    assert len(caught) == 3
+
+
+def test_without_a_folder_or_a_file_there_is_none(tmp_path):
+    assert load_checkpoint(tmp_path) is None
+    assert load_checkpoint(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize("keep", [2, 3])
+def test_the_newest_are_kept(tmp_path, keep):
+    paths = save(tmp_path, 1, 2, 3, 4, 5, keep=keep)
+    assert sorted(tmp_path.iterdir()) == paths[-keep:]
+
+
+def test_after_a_damaged_one_the_kept_ones_are_sound(tmp_path):
+    """Else a damaged later file would take the place of a sound one for ever."""
+    damaged = save(tmp_path, 10, 20)[-1]
+    flip_a_bit(damaged)
+    save(tmp_path, 12)
+    save(tmp_path, 14)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_checkpoint(tmp_path)["step"] == 14
+    assert [path.name[:13] for path in sorted(tmp_path.iterdir())] == ["step-00000012", "step-00000014"]
+
+
+def test_saving_the_same_step_again_keeps_the_one_before(tmp_path):
+    save(tmp_path, 1, 2, 2)
+    assert [path.name[:13] for path in sorted(tmp_path.iterdir())] == ["step-00000001", "step-00000002"]
+
+
+def test_a_crash_while_writing_leaves_the_older_ones_and_no_rubbish(tmp_path, monkeypatch):
+    save(tmp_path, 1, 2)
+    before = sorted(tmp_path.iterdir())
+
+    def no_space(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 3)
+    assert sorted(tmp_path.iterdir()) == before
+    assert load_checkpoint(tmp_path)["step"] == 2
+
+
+def test_a_file_appears_under_its_name_only_once_it_is_complete_and_synced(tmp_path, monkeypatch):
+    path, seen = tmp_path / "file", []
+    real = os.fsync
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda fd: (seen.append(path.exists()), real(fd)))
+    write_atomically(path, b"all of it")
+    assert path.read_bytes() == b"all of it"
+    assert seen[0] is False
+    assert seen[1:] == [True] * (os.name == "posix")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_half_written_and_foreign_files_are_no_checkpoints(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / ".step-00000002-0123456789abcdef.pt.7.tmp").write_bytes(b"half")
+    (tmp_path / "step-2.pt").write_bytes(b"mine")
+    assert load_checkpoint(tmp_path)["step"] == 1
+
+
+class Malicious:
+    def __reduce__(self):
+        return (os.system, ("echo this must not run",))
+
+
+def test_loading_executes_no_code(tmp_path):
+    save_checkpoint(tmp_path, 1, {"x": Malicious()}, 2)
+    with pytest.raises(Exception, match=r"[Ww]eights.only"):
+        load_checkpoint(tmp_path)

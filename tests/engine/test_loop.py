@@ -1,0 +1,188 @@
+"""A run from its first step to its evaluation: interrupted, resumed, and recorded."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from gloo import run_ranks
+from safetensors.torch import load_file
+from tiny_runs import StoppingContext, tiny_config, tiny_run
+
+from raymi.engine.checkpoint import load_checkpoint
+from raymi.engine.context import LocalContext
+from raymi.engine.journal import JournalReader
+from raymi.engine.loop import train
+from raymi.engine.run_folder import RunFolder
+from raymi.engine.state import Best
+from raymi.errors import UserError
+
+DROPOUT = {"model.name": "tiny_runs:dropout_net", "model.width": None, "model.depth": None}
+RUNS = {
+    "bounded": {},
+    "paper": {"mi.form": "paper", "mi.hidden": 16, "optim.schedule": "cosine"},
+    "user's network with dropout": {**DROPOUT, "mi.objective": "contrast"},
+}
+
+
+def events(folder, kind):
+    return [e for e in JournalReader(RunFolder(folder).journal).new_events() if e["kind"] == kind]
+
+
+def same(a, b):
+    """Equality of nested values, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def expect_equal_runs(one, other):
+    for which in ("last", "best"):
+        first, second = (load_file(RunFolder(f).weights(which)) for f in (one, other))
+        assert same(first, second), which
+    first, second = (load_checkpoint(RunFolder(f).checkpoints) for f in (one, other))
+    for key in first:
+        assert same(first[key], second[key]), key
+    accuracies = [
+        [(e["which"], e["of_epoch"], e["clean"], e["robust"]) for e in events(f, "evaluation")]
+        for f in (one, other)
+    ]
+    assert accuracies[0] == accuracies[1]
+    epochs = [[(e["epoch"], e["val"]) for e in events(f, "epoch")] for f in (one, other)]
+    assert epochs[0] == epochs[1]
+
+
+@pytest.mark.parametrize("stops", [[3], [0, 5, 9]], ids=str)
+@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS.keys())
+def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(settings, stops, tmp_path):
+    tiny_run(0, 1, tmp_path / "whole", settings, [])
+    tiny_run(0, 1, tmp_path / "stopped", settings, [s - (s > 5) * 5 for s in stops])
+    assert len(events(tmp_path / "stopped", "stopped")) == len(stops)
+    expect_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("world_size", [2])
+def test_so_it_is_with_two_workers(world_size, tmp_path):
+    run_ranks(tiny_run, world_size, tmp_path / "whole", {}, [], tmp_path=tmp_path)
+    run_ranks(tiny_run, world_size, tmp_path / "stopped", {}, [3, 4], tmp_path=tmp_path)
+    stopped = events(tmp_path / "stopped", "stopped")
+    assert [event["global_step"] for event in stopped] == [3, 7]
+    expect_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = RunFolder(tmp_path_factory.mktemp("run"))
+    context = StoppingContext(folder.stop_file)
+    train(tiny_config(), context, folder)
+    return folder, context
+
+
+def test_each_epoch_is_reported_once_with_its_checkpoint_on_disk(tmp_path):
+    folder, seen = RunFolder(tmp_path), []
+
+    class Watching(LocalContext):
+        def report(self, metrics):
+            seen.append((metrics["epoch"], load_checkpoint(folder.checkpoints)["position"]))
+
+    train(tiny_config(), Watching("cpu"), folder)
+    positions = [{"epoch": e, "step": 0, "global_step": 5 * e} for e in (1, 2)]
+    assert seen == list(zip((1, 2), positions, strict=True))
+
+
+def test_the_journal_tells_the_whole_run(finished):
+    folder, context = finished
+    kinds = [event["kind"] for event in JournalReader(folder.journal).new_events()]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "finished"
+    assert [kinds.count(k) for k in ("step", "epoch", "evaluation")] == [10, 2, 2]
+    assert [report["epoch"] for report in context.reports] == [1, 2]
+    steps, epochs = events(folder.path, "step"), events(folder.path, "epoch")
+    assert [e["global_step"] for e in steps] == list(range(1, 11))
+    assert [e["global_step"] for e in epochs] == [5, 10]
+    sizes = [44, 44, 44, 44, 4]
+    for name, mean in epochs[0]["train"].items():
+        of_steps = sum(n * e["metrics"][name] for n, e in zip(sizes, steps[:5], strict=True)) / 180
+        assert mean == pytest.approx(of_steps, rel=1e-9), name
+
+
+def test_a_finished_run_that_is_resumed_only_evaluates_again(finished):
+    folder, _ = finished
+    before = load_file(folder.weights("last"))
+    outcome = train(tiny_config(), LocalContext("cpu"), folder)
+    assert (outcome.finished, outcome.global_step) == (True, 10)
+    assert len(events(folder.path, "epoch")) == 2
+    assert same(before, load_file(folder.weights("last")))
+
+
+def test_a_damaged_checkpoint_costs_one_epoch_and_a_warning(tmp_path):
+    tiny_run(0, 1, tmp_path / "whole", {}, [])
+    tiny_run(0, 1, tmp_path / "damaged", {}, [])
+    newest = max(RunFolder(tmp_path / "damaged").checkpoints.iterdir())
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="is damaged"):
+        train(tiny_config(), LocalContext("cpu"), RunFolder(tmp_path / "damaged"))
+    assert [e["epoch"] for e in events(tmp_path / "damaged", "epoch")] == [1, 2, 2]
+    first, second = (load_file(RunFolder(tmp_path / f).weights("last")) for f in ("whole", "damaged"))
+    assert same(first, second)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_its_name_and_place(tmp_path):
+    settings = {"optim.lr": 1e30, "optim.schedule": "constant"}
+    with pytest.raises(FloatingPointError, match=r"got .*loss.* = (nan|inf).* of epoch 1: lower lr"):
+        train(tiny_config(settings), LocalContext("cpu"), RunFolder(tmp_path))
+    assert load_checkpoint(RunFolder(tmp_path).checkpoints) is None
+
+
+def test_broken_weights_are_not_saved_by_a_stop(tmp_path):
+    folder = RunFolder(tmp_path)
+    settings = {"optim.lr": 1e30, "optim.schedule": "constant", "tracking.log_every": 1000}
+    with pytest.raises(FloatingPointError):
+        train(tiny_config(settings), StoppingContext(folder.stop_file, 4), folder)
+    assert load_checkpoint(folder.checkpoints) is None
+
+
+def test_a_worker_without_images_needs_global_batchnorm(tmp_path):
+    settings = {"scaling.sync_batchnorm": False, "optim.batch_size": 89}  # the last batch has 2
+    with pytest.raises(UserError, match="the last batch of an epoch has 2 images for 3 workers"):
+        run_ranks(tiny_run, 3, tmp_path / "run", settings, [], tmp_path=tmp_path)
+
+
+def test_a_checkpoint_of_another_format_is_refused_with_the_remedy(tmp_path):
+    from tiny_runs import tiny_state
+
+    state, _ = tiny_state(tiny_config())
+    with pytest.raises(UserError, match="expected a checkpoint of format 1, got 99: continue it"):
+        state.load_state_dict({**state.state_dict(), "format": 99})
+
+
+def test_the_best_epoch_has_the_highest_robust_then_clean_accuracy():
+    best, model = Best(), torch.nn.Linear(1, 1)
+    offers = [(0.3, 0.9), (0.4, 0.5), (0.4, 0.6), (0.4, 0.6), (0.3, 1.0)]
+    taken = []
+    for epoch, (robust, clean) in enumerate(offers, start=1):
+        with torch.no_grad():
+            model.weight.fill_(epoch)
+        taken.append(best.offer(epoch, robust, clean, model))
+    assert taken == [True, True, True, False, False]
+    assert (best.epoch, best.weights["weight"].item()) == (3, 3.0)
+
+
+def test_the_first_evaluated_epoch_is_the_best_so_far_even_at_zero():
+    assert Best().offer(1, 0.0, 0.0, torch.nn.Linear(1, 1))
+    assert not Best(1, 0.0, 0.0).offer(2, math.nan, 1.0, torch.nn.Linear(1, 1))
+
+
+def test_best_is_chosen_on_validation_and_its_weights_are_the_saved_ones(finished):
+    folder, _ = finished
+    best = load_checkpoint(folder.checkpoints)["best"]
+    epochs = events(folder.path, "epoch")
+    scores = [(e["val"]["robust_acc"], e["val"]["clean_acc"]) for e in epochs]
+    assert (best["robust_acc"], best["clean_acc"]) == max(scores)
+    assert same(best["weights"], load_file(folder.weights("best")))
+    assert events(folder.path, "evaluation")[1]["of_epoch"] == best["epoch"]

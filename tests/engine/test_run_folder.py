@@ -1,0 +1,30 @@
+"""A run's folder gives back what was kept in it."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_runs import tiny_config
+
+from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError
+
+
+def test_the_resolved_configuration_comes_back_as_it_was(tmp_path):
+    for settings in ({}, {"mi.form": "paper"}, {"mi.weight": 0, "loss.base": "mart"}):
+        config = tiny_config(settings)
+        RunFolder(tmp_path).write_config(config)
+        assert RunFolder(tmp_path).read_config() == config
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"is not a run of raymi: it has no config\.json"):
+        RunFolder(tmp_path).read_config()
+
+
+def test_what_is_known_of_a_run_comes_back(tmp_path):
+    folder = RunFolder(tmp_path / "my-run")
+    assert folder.name == "my-run"
+    assert folder.read_about() == {}
+    folder.path.mkdir()
+    folder.write_about({"id": "7", "recipe": None})
+    assert folder.read_about() == {"id": "7", "recipe": None}

@@ -1,0 +1,350 @@
+"""What one training step does to the classifier and to the critics, and in which order."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from gloo import run_ranks
+from tiny_runs import tiny_config, tiny_state
+
+from raymi.attacks.pgd import pgd
+from raymi.attacks.projections import random_start
+from raymi.collectives import Collectives, ProcessGroup
+from raymi.engine import tasks
+from raymi.engine.metrics import MetricMeans
+
+PAPER = {"mi.form": "paper", "mi.hidden": 16}
+
+
+def first_batch(settings=None):
+    state, feed = tiny_state(tiny_config(settings))
+    return state, next(feed.epoch(0))
+
+
+def crafted(state, batch, key=0):
+    return state.step.craft(batch.x, batch.y, batch.sample, key)
+
+
+def buffers(module):
+    return {k: v.clone() for k, v in module.named_buffers()}
+
+
+def same(before, after):
+    return before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_without_mi_training_is_plain_adversarial_training_bit_for_bit():
+    config = tiny_config({"mi.weight": 0, "optim.schedule": "constant"})
+    state, feed = tiny_state(config)
+    twin = copy.deepcopy(state.model)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for batch in feed.epoch(0):
+        state.step(batch, 7)
+        start = random_start(batch.x, 0.2, "linf", 7, batch.sample)
+        x_adv = pgd(twin, batch.x, batch.y, eps=0.2, alpha=0.05, steps=2, start=start)
+        loss = F.cross_entropy(twin(x_adv), batch.y, reduction="sum") / len(batch.y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert state.estimators is None
+    assert same(state.model.state_dict(), twin.state_dict())
+
+
+def test_the_initial_classifier_does_not_depend_on_the_critics():
+    plain, _ = tiny_state(tiny_config({"mi.weight": 0}))
+    with_critics, _ = tiny_state(tiny_config())
+    assert same(plain.model.state_dict(), with_critics.model.state_dict())
+    other_seed, _ = tiny_state(tiny_config({"seed": 1}))
+    assert not same(plain.model.state_dict(), other_seed.model.state_dict())
+
+
+def test_building_a_run_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    tiny_state(tiny_config())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_step_learns_the_critics_first_and_from_the_same_two_forwards():
+    state, batch = first_batch(PAPER)  # the form that needs most outputs
+    events = []
+    state.model.register_forward_hook(lambda m, a, z: events.append("forward"))
+    for critic in (state.estimators.natural, state.estimators.adversarial):
+        critic.local.register_forward_hook(
+            lambda m, a, z: events.append("critic learns" if m.training else "critic judges")
+        )
+    for name in ("classifier", "critics"):
+        optimizer = getattr(state, name).optimizer
+        optimizer.register_step_post_hook(lambda *_, name=name: events.append(f"{name} stepped"))
+    state.step(batch, 0)
+    assert events == [
+        *["forward"] * (2 + 2),  # two of the attack, then h(x) and h(x_adv)
+        "critic learns", "critic learns", "critics stepped",
+        "critic judges", "critic judges", "classifier stepped",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "forwards"),
+    [({"mi.weight": 0}, 1), ({"mi.weight": 0, "loss.base": "mart"}, 2), ({}, 2), (PAPER, 2)],
+    ids=["at", "mart", "bounded", "paper"],
+)
+def test_each_image_goes_through_the_classifier_once(settings, forwards):
+    state, batch = first_batch(settings)
+    count = [0]
+    state.model.register_forward_hook(lambda m, a, z: count.__setitem__(0, count[0] + 1))
+    state.step(batch, 0)
+    assert count == [2 + forwards]
+
+
+@pytest.mark.parametrize("settings", [{}, PAPER], ids=["bounded", "paper"])
+def test_critics_are_frozen_while_the_classifier_learns(settings):
+    state, batch = first_batch(settings)
+    critics, x_adv = state.estimators, crafted(state, batch)
+    critics.natural.local.head.eval()  # flags of single modules come back, too
+    flags = [module.training for module in critics.modules()]
+    before = {k: v.clone() for k, v in critics.state_dict().items()}
+    seen = []
+    for critic in (critics.natural, critics.adversarial):
+        for module in critic.modules():
+            module.register_forward_hook(lambda m, a, z: seen.append(m.training))
+    loss, _ = state.classifier.task(batch.x, x_adv, batch.y, batch.sizes)
+    state.classifier.descend(loss)
+    assert seen
+    assert not any(seen)
+    assert all(p.grad is None for p in critics.parameters())
+    assert same(before, critics.state_dict())
+    assert flags == [module.training for module in critics.modules()]
+
+
+def test_critics_learn_in_train_mode_and_the_classifier_learns_nothing_from_them():
+    state, batch = first_batch()
+    x_adv = crafted(state, batch)
+    before = buffers(state.estimators)
+    with torch.no_grad():
+        outputs = state.model(batch.x), state.model(x_adv)
+    loss, _ = state.critics.task(batch.x, x_adv, *outputs, batch.y, batch.sizes)
+    state.critics.descend(loss)
+    assert all(p.grad is None for p in state.model.parameters())
+    assert all(p.grad is not None for p in state.estimators.parameters())
+    assert not same(before, buffers(state.estimators))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, PAPER, {"loss.base": "trades"}, {"loss.base": "mart", "mi.weight": 0}],
+    ids=["bounded", "paper", "trades", "mart"],
+)
+def test_running_statistics_follow_the_adversarial_batch_alone(settings):
+    state, batch = first_batch(settings)
+    twin = copy.deepcopy(state.model)
+    twin(crafted(state, batch))
+    state.step(batch, 0)
+    assert same(buffers(twin), buffers(state.model))
+
+
+def direct_loss(state, batch, x_adv):
+    """Eq. 9 as one graph, and its terms."""
+    task = state.classifier.task
+    logits, logits_adv = task.forward_pair(batch.x, x_adv)
+    adversarial = task.adversarial_loss(logits, logits_adv, batch.y, len(batch.y))
+    mi, _ = task.mi_loss(
+        state.estimators, batch.x, x_adv, logits, logits_adv, batch.y, batch.sizes
+    )
+    return adversarial, mi, [logits, logits_adv]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mi.weight": 3.0}, PAPER, {"mi.weight": 3.0, "loss.base": "trades"},
+        {"mi.weight": 3.0, "loss.base": "mart", "mi.cosine": 1.0, "mi.bound": "dv"},
+    ],
+    ids=["bounded", "paper", "trades", "mart-cosine-dv"],
+)  # fmt: skip
+def test_the_gradient_is_that_of_the_summed_losses(settings):
+    state, batch = first_batch(settings)
+    for _ in range(3):
+        state.step(batch, 0)
+    y = state.model(batch.x).argmax(dim=1)  # right on x, and wrong on other images: selected
+    batch, x_adv, weight = batch._replace(y=y), batch.x.roll(1, dims=0), state.config.mi.weight
+    parameters = list(state.model.parameters())
+    adversarial, mi, _ = direct_loss(state, batch, x_adv)
+    expected = torch.autograd.grad(adversarial + weight * mi, parameters)
+    assert mi.item() != 0
+
+    loss, metrics = state.classifier.task(batch.x, x_adv, batch.y, batch.sizes)
+    computed = torch.autograd.grad(loss, parameters)
+    torch.testing.assert_close(loss, adversarial + weight * mi)
+    torch.testing.assert_close(metrics["loss"], loss.detach())
+    for mine, theirs in zip(computed, expected, strict=True):
+        error = (mine - theirs).norm()
+        assert error <= 1e-5 * theirs.norm() + 1e-7
+
+
+@pytest.mark.parametrize("base", ["at", "trades", "mart"])
+def test_balance_gives_the_mi_gradient_its_share_of_the_adversarial_one(base):
+    state, batch = first_batch({"mi.balance": 0.3, "loss.base": base})
+    x_adv = crafted(state, batch)
+    _, metrics = state.classifier.task(batch.x, x_adv, batch.y, batch.sizes)
+    adversarial, mi, logits = direct_loss(state, batch, x_adv)
+    norms = []
+    for loss in (adversarial, mi):
+        outputs = [z for z in logits if z.requires_grad]
+        grads = torch.autograd.grad(loss, outputs, materialize_grads=True)
+        norms.append(torch.cat(grads).norm())
+    weight = metrics["mi/weight"]
+    torch.testing.assert_close(weight * norms[1], 0.3 * norms[0])
+    torch.testing.assert_close(metrics["grad_norm_adv"], norms[0])
+    torch.testing.assert_close(metrics["mi/grad_norm"], 0.3 * norms[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "objective"),
+    [({}, "ce"), ({"loss.base": "trades"}, "kl"), ({"loss.base": "mart"}, "ce"),
+     ({"attack.objective": "kl"}, "kl")],
+)  # fmt: skip
+def test_the_attack_maximises_what_the_loss_says(settings, objective):
+    state, _ = first_batch(settings)
+    assert state.step.objective == objective
+
+
+def test_crafted_samples_are_a_function_of_key_and_sample():
+    state, batch = first_batch()
+    x_adv = crafted(state, batch)
+    assert torch.equal(x_adv, crafted(state, batch))
+    assert not torch.equal(x_adv, crafted(state, batch, key=1))
+    assert (x_adv - batch.x).abs().max() <= 0.2 + 2.0**-24
+
+
+def small(batch, num):
+    return batch._replace(x=batch.x[:num], y=batch.y[:num], sample=batch.sample[:num], sizes=[num])
+
+
+FRAGILE = {
+    "bounded": {},
+    "paper": PAPER,
+    "dv": {"mi.bound": "dv"},
+    "clipped contrast": {"mi.objective": "contrast", "mi.samples": "selected"},
+    "local negatives": {"mi.negatives": "local"},
+    "natural only": {"mi.adversarial": False},
+    "adversarial only": {"mi.natural": False},
+}
+
+
+@pytest.mark.parametrize("settings", FRAGILE.values(), ids=FRAGILE.keys())
+@pytest.mark.parametrize("num", [1, 2])
+def test_the_smallest_batches_give_finite_losses_and_weights(settings, num):
+    state, batch = first_batch(settings)
+    for _ in range(3):
+        metrics = state.step(small(batch, num), 0)
+        assert all(value.isfinite() for value in metrics.values())
+    for module in (state.model, state.estimators):
+        assert all(value.isfinite().all() for value in module.state_dict().values())
+
+
+def test_a_single_sample_has_no_negatives_and_trains_by_the_base_method():
+    state, batch = first_batch()
+    before = {k: v.clone() for k, v in state.estimators.state_dict().items()}
+    metrics = state.step(small(batch, 1), 0)
+    assert torch.equal(metrics["loss"], metrics["loss_adv"])
+    assert same(before, state.estimators.state_dict())
+
+
+@pytest.mark.parametrize("settings", FRAGILE.values(), ids=FRAGILE.keys())
+def test_without_noise_and_so_without_a_selection_everything_stays_finite(settings):
+    state, feed = tiny_state(tiny_config({**settings, "attack.eps": 0.0}))
+    for batch in feed.epoch(0):
+        metrics = state.step(batch, 0)
+        assert all(value.isfinite() for value in metrics.values())
+    if state.config.mi.samples == "selected":
+        assert metrics["loss_mi"] == 0
+        assert metrics["mi/selected"] == 0
+
+
+@pytest.mark.parametrize("settings", FRAGILE.values(), ids=FRAGILE.keys())
+def test_one_class_only_stays_finite(settings):
+    state, batch = first_batch(settings)
+    for _ in range(3):
+        metrics = state.step(batch._replace(y=torch.zeros_like(batch.y)), 0)
+        assert all(value.isfinite() for value in metrics.values())
+
+
+def metrics_of_a_step(settings, group, sizes):
+    """One step on the first 16 images of the epoch, whoever else has the same ones."""
+    config = tiny_config(settings)
+    _, feed = tiny_state(config, Collectives())
+    state, _ = tiny_state(config, group)
+    means = MetricMeans()
+    means.add(state.step(small(next(feed.epoch(0)), 16)._replace(sizes=sizes), 0), 1)
+    return means.means(group)
+
+
+def two_workers_with_the_same_images(rank, world_size, settings):
+    return metrics_of_a_step(settings, ProcessGroup(), [16, 16])
+
+
+def test_local_negatives_are_those_of_the_own_share(tmp_path):
+    """Two workers with the same images see what one alone with them sees; with global negatives
+    each of them would find every pattern among its negatives."""
+    expected = metrics_of_a_step({"mi.weight": 1}, Collectives(), [16])
+    for negatives, agrees in (("local", True), ("global", False)):
+        settings = {"mi.weight": 1, "mi.negatives": negatives}
+        for rank in run_ranks(two_workers_with_the_same_images, 2, settings, tmp_path=tmp_path):
+            for name in ("mi/natural_dv", "mi/adversarial_dv", "loss_adv"):
+                same = rank[name] == pytest.approx(expected[name], rel=1e-4)
+                assert same == (agrees or name == "loss_adv")
+
+
+def test_bfloat16_trains_every_parameter_with_finite_numbers():
+    """Also those whose weights an earlier forward without gradient has cast."""
+    for settings in ({}, PAPER, {"loss.base": "trades"}):
+        state, feed = tiny_state(tiny_config({**settings, "scaling.precision": "bf16"}))
+        for batch in feed.epoch(0):
+            metrics = state.step(batch, 0)
+            assert all(value.isfinite() for value in metrics.values())
+        for name, parameter in state.model.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().sum() > 0, name
+        weights = state.model.state_dict().values()
+        assert all(v.dtype == torch.float32 for v in weights if v.is_floating_point())
+
+
+def test_losses_are_of_single_precision_outputs_under_bfloat16():
+    state, batch = first_batch({"scaling.precision": "bf16", "loss.base": "trades"})
+    logits, logits_adv = state.classifier.task.forward_pair(batch.x, batch.x)
+    assert logits.dtype == logits_adv.dtype == torch.float32
+    assert torch.equal(logits, logits.bfloat16().float())  # the network itself ran in bf16
+
+
+def test_clamps_use_what_the_bound_can_mean():
+    """InfoNCE: only adversarial MI, at 0 nats. DV: both kinds, at 0 and log(B - 1)."""
+    seen = {}
+
+    def spy(*args, **kwargs):
+        seen.update(kwargs)
+        raise InterruptedError
+
+    for bound in ("infonce", "dv"):
+        state, batch = first_batch({"mi.bound": bound})
+        x_adv = crafted(state, batch)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
+            patch.setattr(tasks, "classifier_mi_loss", spy)
+            state.classifier.task(batch.x, x_adv, batch.y, batch.sizes)
+        capped, highest = bound == "infonce", math.log(43)
+        assert seen["adversarial_range"] == (0.0, math.inf if capped else highest)
+        assert seen["natural_range"] == ((-math.inf, math.inf) if capped else (0.0, highest))
+
+
+def test_a_networks_own_modules_and_the_critics_have_separate_optimisers():
+    state, _ = first_batch()
+    groups = {
+        name: {id(p) for g in learner.optimizer.param_groups for p in g["params"]}
+        for name, learner in (("model", state.classifier), ("critics", state.critics))
+    }
+    assert groups["model"] == {id(p) for p in state.model.parameters()}
+    assert groups["critics"] == {id(p) for p in state.estimators.parameters()}

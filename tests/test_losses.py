@@ -1,0 +1,125 @@
+"""AT, TRADES and MART against their definitions and the authors' values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from golden_values import TinyNet, golden
+
+from raymi.attacks.pgd import pgd
+from raymi.losses import at_loss, mart_loss, trades_loss
+
+
+@pytest.fixture
+def outputs():
+    generator = torch.Generator().manual_seed(3)
+    logits, logits_adv = 2 * torch.randn(2, 6, 4, dtype=torch.float64, generator=generator)
+    y = torch.tensor([0, 1, 2, 3, 0, 1])
+    return logits, logits_adv, y
+
+
+def naive_kl(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def naive_losses(logits, logits_adv, y, beta, smoothing):
+    """AT, TRADES and MART by loops over samples and classes."""
+    p, q = logits.softmax(1).tolist(), logits_adv.softmax(1).tolist()
+    at = trades = mart = 0.0
+    for p_i, q_i, label in zip(p, q, y.tolist(), strict=True):
+        target = [smoothing / len(q_i) + (1 - smoothing) * (k == label) for k in range(len(q_i))]
+        at -= sum(t * math.log(b) for t, b in zip(target, q_i, strict=True))
+        trades += -math.log(p_i[label]) + beta * naive_kl(p_i, q_i)
+        runner_up = max(b for k, b in enumerate(q_i) if k != label)
+        boosted = -math.log(q_i[label]) - math.log(1.0001 - runner_up)
+        mart += boosted + beta * naive_kl(p_i, q_i) * (1.0000001 - p_i[label])
+    return at / len(y), trades / len(y), mart / len(y)
+
+
+def test_losses_equal_loops_over_samples_and_classes(outputs):
+    logits, logits_adv, y = outputs
+    at, trades, mart = naive_losses(logits, logits_adv, y, beta=3.5, smoothing=0.1)
+    assert at_loss(logits_adv, y, 6, label_smoothing=0.1).item() == pytest.approx(at, rel=1e-12)
+    assert trades_loss(logits, logits_adv, y, 6, beta=3.5).item() == pytest.approx(
+        trades, rel=1e-12
+    )
+    assert mart_loss(logits, logits_adv, y, 6, beta=3.5).item() == pytest.approx(mart, rel=1e-12)
+
+
+def test_gradients_are_those_of_finite_differences(outputs):
+    logits, logits_adv, y = (t.clone() for t in outputs)
+    logits.requires_grad_()
+    logits_adv.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: at_loss(z, y, 6), (logits_adv,))
+    for loss in (trades_loss, mart_loss):
+        assert torch.autograd.gradcheck(
+            lambda a, b, loss=loss: loss(a, b, y, 6), (logits, logits_adv)
+        )
+
+
+@pytest.mark.parametrize("sizes", [[3, 3], [4, 2], [6, 0], [2, 1, 3]], ids=str)
+def test_the_mean_over_workers_is_the_loss_of_the_global_batch(outputs, sizes):
+    logits, logits_adv, y = outputs
+    shares = list(
+        zip(logits.split(sizes), logits_adv.split(sizes), y.split(sizes), strict=True)
+    )
+    world = len(sizes)
+    for whole, parts in (
+        (at_loss(logits_adv, y, 6), [at_loss(b, c, 6, world) for _, b, c in shares]),
+        (trades_loss(logits, logits_adv, y, 6), [trades_loss(*s, 6, world) for s in shares]),
+        (mart_loss(logits, logits_adv, y, 6), [mart_loss(*s, 6, world) for s in shares]),
+    ):
+        assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-12)
+
+
+def test_losses_of_equal_outputs_are_cross_entropies(outputs):
+    logits, _, y = outputs
+    ce = torch.nn.functional.cross_entropy(logits, y)
+    assert torch.equal(at_loss(logits, y, 6), ce)
+    torch.testing.assert_close(trades_loss(logits, logits, y, 6), ce)
+
+
+@pytest.mark.parametrize("loss", [trades_loss, mart_loss])
+@pytest.mark.parametrize("swapped", [False, True], ids=["clean", "adversarial"])
+def test_gradients_are_finite_where_a_class_has_probability_zero(loss, swapped):
+    certain = torch.tensor([[300.0, -300.0, 0.0]], requires_grad=True)  # softmax underflows to 0
+    doubtful = torch.tensor([[0.1, 0.2, -0.1]], requires_grad=True)
+    pair = (doubtful, certain) if swapped else (certain, doubtful)
+    for label in range(3):
+        value = loss(*pair, torch.tensor([label]), 1)
+        grads = torch.autograd.grad(value, pair)
+        assert value.isfinite()
+        assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_at_and_mart_reproduce_the_released_values():
+    values = golden("losses_bn")
+    net = TinyNet(values).train()
+    x, x_adv, y = values["x"], values["x_adv"], values["y"]
+    logits, logits_adv = net(x), net(x_adv)
+    torch.testing.assert_close(logits, values["logits_nat_train"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(at_loss(logits_adv, y, 6), values["ce_adv"], rtol=1e-9, atol=0)
+    for beta in (5, 6):
+        total = mart_loss(logits, logits_adv, y, 6, beta=beta)
+        torch.testing.assert_close(total, values[f"mart_total_beta{beta}"], rtol=1e-9, atol=0)
+    (grad,) = torch.autograd.grad(total, net.fc.weight)
+    torch.testing.assert_close(grad, values["mart_grad_fc_weight"], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("beta", [1, 6])
+def test_trades_and_its_attack_reproduce_the_released_values(beta):
+    values = golden("losses_bn")
+    net, x, y = TinyNet(values).train(), values["x"], values["y"]
+    start = x + golden("start_noise")["draw1"]
+    x_adv = pgd(net, x, y, eps=0.031, alpha=0.003, steps=10, objective="kl", start=start)
+    logits, logits_adv = net(x), net(x_adv)
+    total = trades_loss(logits, logits_adv, y, 6, beta=beta)
+    natural = at_loss(logits, y, 6)
+    (grad,) = torch.autograd.grad(total, net.fc.weight)
+    torch.testing.assert_close(total, values[f"trades_total_beta{beta}"], rtol=1e-9, atol=0)
+    robust = values[f"trades_robust_beta{beta}"]
+    torch.testing.assert_close(total - natural, robust, rtol=1e-9, atol=1e-13)
+    expected_grad = values[f"trades_grad_fc_weight_beta{beta}"]
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-11)

@@ -1,0 +1,510 @@
+"""A real MLflow store, fed by journals as a run writes them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from raymi.config import Config
+from raymi.engine.journal import Journal, JournalReader
+from raymi.engine.run_folder import RunFolder
+from raymi.models import build_model
+from raymi.overrides import flatten
+from raymi.recipes import build_config
+from raymi.tracking import store, tracker
+from raymi.tracking.description import describe
+from raymi.tracking.models import register_model
+from raymi.tracking.tracker import Tracker
+
+mlflow = pytest.importorskip("mlflow")
+
+ABOUT = {"id": "0123abcd", "recipe": "quickstart", "command": "python -m raymi.train seed=3"}
+SIZE, CLASSES, MEAN, STD = 8, 10, [0.4] * 3, [0.3] * 3
+SECRET = "s3cr3t-of-this-test"
+WAIT = 60.0  # seconds; only a failing test waits that long
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables: making them takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    store.connect(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[None]:
+    shutil.copy(empty_store, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in store._SETTINGS:
+        monkeypatch.setenv(name, store._SETTINGS[name])
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(tracker, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(tracker, "_RETRY_SECONDS", (0.01, 0.02))
+    yield
+    for thread in threading.enumerate():
+        if isinstance(thread, Tracker):
+            thread._give_up.set()
+            thread._wake.set()
+            thread.join(WAIT)
+
+
+@pytest.fixture
+def config() -> Config:
+    model = {"name": "small-cnn", "depth": 4, "width": 0.25}
+    return build_config("quickstart", {"seed": 3, "model": model, "optim": {"epochs": 2}})
+
+
+@pytest.fixture
+def folder(tmp_path: Path, config: Config) -> RunFolder:
+    folder = RunFolder(tmp_path / "runs" / "mine")
+    folder.path.mkdir(parents=True)
+    folder.write_config(config)
+    return folder
+
+
+def write_start(folder: RunFolder, **changes: Any) -> None:
+    data = {
+        "name": "digits",
+        "num_classes": CLASSES,
+        "image_size": SIZE,
+        "mean": MEAN,
+        "std": STD,
+        "class_names": [str(k) for k in range(CLASSES)],
+        "sizes": {"train": 1, "val": 1, "test": 1},
+        "digests": {split: digest * 64 for split, digest in zip(("train", "test"), "ab")},  # noqa: B905
+    }
+    write(folder, "start", 0, **{
+        "version": "0.1.0", "workers": 2, "device": "cpu", "torch": torch.__version__,
+        "parameters": {"classifier": 7}, "data": data, **changes,
+    })  # fmt: skip
+
+
+def write(folder: RunFolder, kind: str, epoch: int, **fields: Any) -> None:
+    journal = Journal(folder.journal)
+    journal.write(kind, epoch=epoch, step=0, global_step=20 * epoch, **fields)
+    journal.close()
+
+
+def write_epoch(folder: RunFolder, epoch: int, loss: float | str = 1.5) -> None:
+    write(
+        folder, "epoch", epoch, train={"loss": loss, "mi/natural": 0.5},
+        val={"clean_acc": 0.9, "robust_acc": 0.5 + epoch / 10}, lr=0.1, images_per_s=100.0,
+        is_best=True,
+    )  # fmt: skip
+
+
+def write_evaluations(folder: RunFolder, config: Config) -> None:
+    attack = {"norm": "linf", "eps": 8 / 255, "alpha": 2 / 255, "steps": 40}
+    for seed, (which, epoch, robust) in enumerate((("last", 2, 0.55), ("best", 1, 0.6))):
+        torch.manual_seed(seed)
+        save_file(classifier(config).state_dict(), folder.weights(which))
+        write(
+            folder, "evaluation", 2, which=which, of_epoch=epoch, attack=attack, clean=0.95,
+            robust=robust, num=100,
+        )  # fmt: skip
+
+
+def classifier(config: Config) -> torch.nn.Module:
+    return build_model(
+        config.model.name, num_classes=CLASSES, image_size=SIZE, mean=MEAN, std=STD,
+        width=config.model.width, depth=config.model.depth,
+    )  # fmt: skip
+
+
+def follow(config: Config, folder: RunFolder, **changes: Any) -> Tracker:
+    made = Tracker(config, folder, {**ABOUT, **changes}, folder.path.parents[1], lambda _: None)
+    made.start()
+    return made
+
+
+def deliver(config: Config, folder: RunFolder, status: str) -> Tracker:
+    followed = follow(config, folder)
+    assert followed.close(status, WAIT), followed.problem
+    return followed
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def client(folder: RunFolder) -> Any:
+    return store.connect(store.tracking_uri(folder.path.parents[1]))
+
+
+def runs(folder: RunFolder) -> list[Any]:
+    mlflow_client = client(folder)
+    experiments = [e.experiment_id for e in mlflow_client.search_experiments()]
+    return list(mlflow_client.search_runs(experiments))
+
+
+def history(folder: RunFolder, run_id: str | None, key: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client(folder).get_metric_history(run_id, key)]
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED"])
+def test_a_run_is_described_and_ends_with_its_status(
+    config: Config, folder: RunFolder, status: str
+) -> None:
+    write_start(folder)
+    write_epoch(folder, 1)
+    run_id = deliver(config, folder, status).run_id
+    run = client(folder).get_run(run_id)
+    assert (run.info.status, run.info.run_name) == (status, "mine")
+    settings = flatten(json.loads(config.model_dump_json()))
+    assert run.data.params == {key: str(value) for key, value in settings.items()}
+    expected = {
+        "raymi.id": "0123abcd",
+        "raymi.recipe": "quickstart",
+        "raymi.command": "python -m raymi.train seed=3",
+        "raymi.workers": "2",
+        "raymi.device": "cpu",
+        "raymi.parameters.classifier": "7",
+    }
+    assert expected.items() <= run.data.tags.items()
+    assert "python -m raymi.train seed=3" in run.data.tags["mlflow.note.content"]
+    inputs = {i.dataset.name: i.dataset.digest for i in run.inputs.dataset_inputs}
+    assert inputs == {"digits-train": "a" * 32, "digits-test": "b" * 32}
+    assert [f.path for f in client(folder).list_artifacts(run_id)] == ["config.json"]
+
+
+def test_metrics_have_the_epoch_as_step(config: Config, folder: RunFolder) -> None:
+    write_start(folder)
+    write_epoch(folder, 1, loss=2.5)
+    write_epoch(folder, 2, loss=1.5)
+    run_id = deliver(config, folder, "KILLED").run_id
+    assert history(folder, run_id, "train/loss") == [(1, 2.5), (2, 1.5)]
+    assert history(folder, run_id, "train/mi/natural") == [(1, 0.5), (2, 0.5)]
+    assert history(folder, run_id, "val/robust_acc") == [(1, 0.6), (2, 0.7)]
+    assert history(folder, run_id, "lr") == [(1, 0.1), (2, 0.1)]
+
+
+def test_events_arrive_while_the_run_goes_on(config: Config, folder: RunFolder) -> None:
+    followed = follow(config, folder)
+    wait_until(lambda: followed.run_id is not None)
+    assert client(folder).get_run(followed.run_id).info.status == "RUNNING"
+    write_epoch(folder, 1)
+    wait_until(lambda: history(folder, followed.run_id, "train/loss") == [(1, 1.5)])
+    write_epoch(folder, 2)
+    assert followed.close("KILLED", WAIT)
+    assert len(history(folder, followed.run_id, "train/loss")) == 2
+
+
+def test_epochs_that_are_replayed_are_delivered_once(config: Config, folder: RunFolder) -> None:
+    write_start(folder)
+    for epoch, loss in ((1, 3.0), (2, 2.0), (1, 30.0), (2, 20.0), (3, 1.0)):
+        write_epoch(folder, epoch, loss)
+        write_start(folder)
+    run_id = deliver(config, folder, "KILLED").run_id
+    assert history(folder, run_id, "train/loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert len(client(folder).get_run(run_id).inputs.dataset_inputs) == 2
+
+
+def test_a_continued_run_goes_on_where_delivery_ended(config: Config, folder: RunFolder) -> None:
+    write_epoch(folder, 1)
+    first = deliver(config, folder, "KILLED").run_id
+    write_epoch(folder, 1, loss=9.0)
+    write_epoch(folder, 2)
+    followed = follow(config, folder)
+    wait_until(lambda: client(folder).get_run(first).info.status == "RUNNING")
+    assert followed.close("FAILED", WAIT)
+    assert [run.info.run_id for run in runs(folder)] == [first]
+    assert history(folder, first, "train/loss") == [(1, 1.5), (2, 1.5)]
+    assert client(folder).get_run(first).info.status == "FAILED"
+
+
+def test_a_run_is_found_again_by_our_id_where_its_number_was_lost(
+    config: Config, folder: RunFolder
+) -> None:
+    write_epoch(folder, 1)
+    first = deliver(config, folder, "KILLED").run_id
+    folder.tracking.unlink()
+    assert deliver(config, folder, "KILLED").run_id == first
+    assert len(runs(folder)) == 1
+    assert history(folder, first, "train/loss") == [(1, 1.5)]
+
+
+def test_another_run_is_another_run(config: Config, folder: RunFolder, tmp_path: Path) -> None:
+    deliver(config, folder, "KILLED")
+    other = RunFolder(tmp_path / "runs" / "other")
+    other.path.mkdir()
+    other.write_config(config)
+    assert follow(config, other, id="another").close("KILLED", WAIT)
+    assert {run.info.run_name for run in runs(folder)} == {"mine", "other"}
+
+
+def test_another_store_gets_everything_from_the_beginning(
+    config: Config,
+    folder: RunFolder,
+    tmp_path: Path,
+    empty_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_epoch(folder, 1)
+    first = deliver(config, folder, "KILLED").run_id
+    shutil.copy(empty_store, tmp_path / "other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    write_epoch(folder, 2)
+    second = deliver(config, folder, "KILLED").run_id
+    assert first != second
+    assert history(folder, second, "train/loss") == [(1, 1.5), (2, 1.5)]
+
+
+class Outage:
+    """Makes calls of the MLflow client fail while it lasts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+        self.over = False
+        self.failures = 0
+        for name in names:
+            self._wrap(monkeypatch, name)
+
+    def _wrap(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        real = getattr(mlflow.MlflowClient, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not self.over:
+                self.failures += 1
+                raise ConnectionError  # without a text
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(mlflow.MlflowClient, name, call)
+
+
+@pytest.mark.parametrize(
+    "call", ["search_runs", "create_run", "log_batch", "log_artifact", "log_inputs", "set_tag"]
+)
+def test_what_a_store_refuses_for_a_while_is_delivered_later_and_once(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    outage = Outage(monkeypatch, call)
+    told: list[str] = []
+    followed = Tracker(config, folder, ABOUT, folder.path.parents[1], told.append)
+    followed.start()
+    write_start(folder)
+    write_epoch(folder, 1)
+    wait_until(lambda: outage.failures >= 3)
+    assert "ConnectionError" in (followed.problem or "")
+    write_epoch(folder, 2)
+    outage.over = True
+    assert followed.close("KILLED", WAIT)
+    assert followed.problem is None
+    assert len(told) == 2
+    assert "does not take what it is sent (ConnectionError: )" in told[0]
+    assert told[1] == "MLflow answers again"
+    (run,) = runs(folder)
+    assert len(run.data.params) > 60
+    assert run.data.tags["raymi.workers"] == "2"
+    assert history(folder, followed.run_id, "train/loss") == [(1, 1.5), (2, 1.5)]
+    assert [f.path for f in client(folder).list_artifacts(run.info.run_id)] == ["config.json"]
+    assert len(run.inputs.dataset_inputs) == 2
+
+
+def test_a_store_that_stays_away_holds_up_nobody_and_loses_nothing(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outage = Outage(monkeypatch, "search_runs")
+    write_epoch(folder, 1)
+    followed = follow(config, folder)
+    since = time.monotonic()
+    assert followed.close("KILLED", timeout=0.3) is False
+    assert time.monotonic() - since < 5
+    outage.over = True
+    deliver(config, folder, "KILLED")
+    (run,) = runs(folder)
+    assert run.info.status == "KILLED"
+    assert history(folder, run.info.run_id, "train/loss") == [(1, 1.5)]
+
+
+def test_closing_does_not_wait_for_the_next_try(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "_RETRY_SECONDS", (WAIT, WAIT))
+    outage = Outage(monkeypatch, "search_runs")
+    followed = follow(config, folder)
+    wait_until(lambda: outage.failures == 1)
+    outage.over = True
+    since = time.monotonic()
+    assert followed.close("KILLED", WAIT / 2)
+    assert time.monotonic() - since < WAIT / 2
+
+
+def test_a_status_of_before_is_not_taken_for_delivery(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deliver(config, folder, "KILLED")
+    Outage(monkeypatch, "update_run")
+    assert follow(config, folder).close("KILLED", timeout=0.2) is False
+
+
+def test_numbers_that_are_not_finite_are_delivered(config: Config, folder: RunFolder) -> None:
+    write_epoch(folder, 1, loss=float("inf"))
+    write_epoch(folder, 2, loss=float("nan"))
+    run_id = deliver(config, folder, "KILLED").run_id
+    steps = [step for step, _ in history(folder, run_id, "train/loss")]
+    assert steps == [1, 2]
+
+
+def finish(config: Config, folder: RunFolder) -> Tracker:
+    write_start(folder)
+    write_epoch(folder, 1)
+    write_epoch(folder, 2)
+    write_evaluations(folder, config)
+    return deliver(config, folder, "FINISHED")
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "MY_TOKEN"):
+        monkeypatch.setenv(name, SECRET)
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_finished_run_has_its_models_its_results_and_no_secret(
+    config: Config,
+    folder: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mlflow.db").unlink()  # MLflow makes its tables, and would say so
+    for name in ("mlflow", "alembic"):  # as importing mlflow leaves them
+        monkeypatch.setattr(logging.getLogger(name), "level", logging.INFO)
+    followed = finish(config, folder)
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+    run = client(folder).get_run(followed.run_id)
+    assert run.info.status == "FINISHED"
+    results = {
+        "test/last/clean_acc": 0.95,
+        "test/last/pgd40_acc": 0.55,
+        "test/best/clean_acc": 0.95,
+        "test/best/pgd40_acc": 0.6,
+        "test/pgd40_acc": 0.6,  # of the model that is registered
+    }
+    assert results.items() <= run.data.metrics.items()
+    note = run.data.tags["mlflow.note.content"]
+    assert note == describe(config, ABOUT, followed._state["evaluations"])
+    assert "| best | 1 | 95.0% (88.8-97.8) | 60.0% (50.2-69.1) |" in note
+
+    assert followed.models["best"] == "models:/raymi-digits/1"
+    (version,) = client(folder).search_model_versions("name = 'raymi-digits'")
+    assert version.run_id == followed.run_id
+    assert "60.0%" in version.description
+    assert_models_give_the_logits_of_their_weights(config, folder, followed.models)
+    models = client(folder).search_logged_models([run.info.experiment_id])
+    accuracies = {m.name: {a.key: a.value for a in m.metrics} for m in models}
+    assert accuracies["best"]["test/pgd40_acc"] == 0.6
+    assert accuracies["last"]["test/pgd40_acc"] == 0.55
+    assert_nowhere(tmp_path, SECRET.encode())
+
+    again = deliver(config, folder, "FINISHED")  # a finished run, resumed
+    assert again.models == followed.models
+    assert len(client(folder).search_logged_models([run.info.experiment_id])) == 2
+    assert len(client(folder).search_model_versions("name = 'raymi-digits'")) == 1
+
+    best = followed._state["model_ids"]["best"]
+    other = client(folder).create_run(run.info.experiment_id).info.run_id
+    assert register_model(config, client(folder), other, best, "") == "models:/raymi-digits/2"
+
+
+def assert_models_give_the_logits_of_their_weights(
+    config: Config, folder: RunFolder, models: dict[str, str]
+) -> None:
+    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+    torch.manual_seed(9)
+    x = torch.rand(5, 3, SIZE, SIZE)
+    seen = []
+    with store.current(client(folder).tracking_uri), torch.no_grad():
+        for which, uri in models.items():
+            local = mlflow.artifacts.download_artifacts(uri)
+            assert not [p for p in Path(local).rglob("*") if p.suffix in (".pkl", ".pth")]
+            logits = mlflow.pytorch.load_model(uri)(x)
+            model = classifier(config).eval()
+            model.load_state_dict(load_file(folder.weights(which)))
+            torch.testing.assert_close(logits, model(x), rtol=1e-5, atol=1e-5)
+            beside = list(Path(local).rglob(f"{which}.safetensors"))
+            assert [p.read_bytes() for p in beside] == [folder.weights(which).read_bytes()]
+            seen.append(logits)
+    assert not torch.allclose(*seen)
+
+
+def assert_nowhere(folder: Path, secret: bytes) -> None:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "MLmodel", "config.json"} <= {path.name for path in files}
+    assert [path for path in files if secret in path.read_bytes()] == []
+    with sqlite3.connect(folder / "mlflow.db") as database:
+        assert secret.decode() not in "\n".join(database.iterdump())
+
+
+def test_models_are_logged_once_where_registration_fails_at_first(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def log_model(*arguments: Any) -> str:
+        calls.append(arguments[-1]["which"])
+        return f"m-{calls[-1]}"
+
+    def register_model(_config: Config, _client: Any, _run: str, model_id: str, _: str) -> str:
+        calls.append(f"register {model_id}")
+        if len(calls) < 5:
+            raise ConnectionError
+        return "models:/mine/1"
+
+    monkeypatch.setattr(tracker, "log_model", log_model)
+    monkeypatch.setattr(tracker, "register_model", register_model)
+    write_start(folder)
+    write_evaluations(folder, config)
+    followed = deliver(config, folder, "FINISHED")
+    assert calls == ["last", "best", *["register m-best"] * 3]
+    assert followed.models == {"best": "models:/mine/1", "last": "models:/m-last"}
+    assert deliver(config, folder, "FINISHED").models == followed.models
+    assert len(calls) == 5
+
+
+def test_the_store_is_the_named_one_or_a_file_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert store.how_to_open("sqlite:////a b/m.db") == (
+        "mlflow ui --backend-store-uri 'sqlite:////a b/m.db'"
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    assert store.tracking_uri(tmp_path) == "http://tracking:5000"
+    assert store.how_to_open("http://tracking:5000") == "http://tracking:5000"
+
+
+def test_a_deleted_experiment_is_restored(config: Config, folder: RunFolder) -> None:
+    first = deliver(config, folder, "KILLED").run_id
+    experiment = client(folder).get_run(first).info.experiment_id
+    client(folder).delete_experiment(experiment)
+    folder.tracking.unlink()
+    deliver(config, folder, "KILLED")
+    assert client(folder).get_experiment(experiment).lifecycle_stage == "active"
+
+
+def test_the_journal_is_only_read(config: Config, folder: RunFolder) -> None:
+    write_start(folder)
+    write_epoch(folder, 1)
+    before = folder.journal.read_bytes()
+    deliver(config, folder, "KILLED")
+    assert folder.journal.read_bytes() == before
+    assert len(JournalReader(folder.journal).new_events()) == 2
