@@ -62,9 +62,7 @@ def test_gradients_are_those_of_finite_differences(outputs):
 @pytest.mark.parametrize("sizes", [[3, 3], [4, 2], [6, 0], [2, 1, 3]], ids=str)
 def test_the_mean_over_workers_is_the_loss_of_the_global_batch(outputs, sizes):
     logits, logits_adv, y = outputs
-    shares = list(
-        zip(logits.split(sizes), logits_adv.split(sizes), y.split(sizes), strict=True)
-    )
+    shares = list(zip(logits.split(sizes), logits_adv.split(sizes), y.split(sizes), strict=True))
     world = len(sizes)
     for whole, parts in (
         (at_loss(logits_adv, y, 6), [at_loss(b, c, 6, world) for _, b, c in shares]),

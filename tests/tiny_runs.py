@@ -88,7 +88,7 @@ def steps_in_float64(
 
 
 class StoppingContext(LocalContext):
-    """Asks for a stop, by the run's stop file, when training is about to make step `stop_at`."""
+    """Asks for a stop, by the run's stop file, once `stop_at` steps were made."""
 
     def __init__(self, stop_file: Path, stop_at: int | None = None) -> None:
         super().__init__("cpu", stop_file)
@@ -108,7 +108,7 @@ class StoppingContext(LocalContext):
 def tiny_run(
     rank: int, world_size: int, folder: Path, settings: dict[str, Any], stops: list[int]
 ) -> Outcome:
-    """A run from beginning to end, interrupted after so many steps each time and resumed."""
+    """A run from beginning to end, over sessions that are stopped after so many steps of each."""
     config, outcome = tiny_config(settings), None
     run = RunFolder(folder)
     for stop_at in [*stops, None]:

@@ -130,7 +130,10 @@ class _Run:
         return True
 
     def _finish_epoch(self) -> None:
-        """Validates, offers the model as best, writes the checkpoint, then reports."""
+        """Validates, offers the model as best, records, writes the checkpoint, then reports.
+
+        The record comes first: after a crash in between it is there twice, and never missing.
+        """
         state, position, config = self.state, self.state.position, self.config
         means = state.epoch_means.means(self.group)
         self._check_finite(means)
@@ -144,8 +147,6 @@ class _Run:
             accuracy = self._accuracy_on_validation()
             val = {"clean_acc": accuracy.clean, "robust_acc": accuracy.robust}
             is_best = state.best.offer(position.epoch, accuracy.robust, accuracy.clean, state.model)
-        if last or position.epoch % config.checkpoint.every == 0:
-            self._save()
         self._write(
             "epoch",
             train=means,
@@ -155,6 +156,8 @@ class _Run:
             train_seconds=seconds,
             images_per_s=self.epoch_images / seconds,
         )
+        if last or position.epoch % config.checkpoint.every == 0:
+            self._save()
         self.context.report({"epoch": position.epoch, **{f"val/{k}": v for k, v in val.items()}})
 
     def _accuracy_on_validation(self) -> Accuracy:

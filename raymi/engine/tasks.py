@@ -215,7 +215,8 @@ class ClassifierTask(nn.Module):
         nats."""
         mi, num = self.mi, sum(sizes)
         mask = selected(logits, logits_adv, y) if mi.samples == "selected" else None
-        highest = math.log(max(num - 1, 1))
+        candidates = max(sizes) if mi.negatives == "local" else num
+        highest = math.log(max(candidates - 1, 1))
         natural_range = adversarial_range = (-math.inf, math.inf)
         if mi.clamp:
             # InfoNCE is capped at log B by itself; only what is minimised needs a floor.

@@ -2,8 +2,8 @@
 
 `T[i, j, p]` scores the output of sample i against location p of the pattern of sample j; the
 diagonal holds the pairs that belong together. Each bound is the mean over locations. These are the
-slow, obvious forms over a whole (B, B, P) matrix; `raymi.mi.matching` computes the same from partial
-sums, without holding the matrix on one worker.
+slow, obvious forms over a whole (B, B, P) matrix; `raymi.mi.matching` computes the same from
+partial sums, without holding the matrix on one worker.
 """
 
 from __future__ import annotations

@@ -16,7 +16,10 @@ from raymi.data.augment import to_unit
 from raymi.models import build_model
 
 ULP = 2.0**-24  # of pixels below 1
-SETTINGS = {"linf": dict(eps=0.1, alpha=0.025, steps=10), "l2": dict(eps=1.0, alpha=0.25, steps=10)}
+SETTINGS = {
+    "linf": {"eps": 0.1, "alpha": 0.025, "steps": 10},
+    "l2": {"eps": 1.0, "alpha": 0.25, "steps": 10},
+}
 NORMS = list(SETTINGS)
 
 
@@ -199,9 +202,14 @@ def test_the_classifier_is_left_as_found(mixed, digits, norm, objective):
 
 def test_flags_come_back_after_an_error(mixed):
     flags = [module.training for module in mixed.modules()]
-    with pytest.raises(RuntimeError, match="stop here"), evaluation_mode(mixed):
-        assert not any(module.training for module in mixed.modules())
-        raise RuntimeError("stop here")
+
+    def fail_inside():
+        with evaluation_mode(mixed):
+            assert not any(module.training for module in mixed.modules())
+            raise RuntimeError("stop here")
+
+    with pytest.raises(RuntimeError, match="stop here"):
+        fail_inside()
     assert flags == [module.training for module in mixed.modules()]
 
 

@@ -55,7 +55,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage):
 def test_if_all_are_damaged_there_is_none(tmp_path):
     for path, damage in zip(save(tmp_path, 1, 2, 3, keep=3), DAMAGE, strict=True):
         damage(path)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="is damaged") as caught:
         assert load_checkpoint(tmp_path) is None
     assert len(caught) == 3
 
@@ -80,12 +80,18 @@ def test_after_a_damaged_one_the_kept_ones_are_sound(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_checkpoint(tmp_path)["step"] == 14
-    assert [path.name[:13] for path in sorted(tmp_path.iterdir())] == ["step-00000012", "step-00000014"]
+    assert [path.name[:13] for path in sorted(tmp_path.iterdir())] == [
+        "step-00000012",
+        "step-00000014",
+    ]
 
 
 def test_saving_the_same_step_again_keeps_the_one_before(tmp_path):
     save(tmp_path, 1, 2, 2)
-    assert [path.name[:13] for path in sorted(tmp_path.iterdir())] == ["step-00000001", "step-00000002"]
+    assert [path.name[:13] for path in sorted(tmp_path.iterdir())] == [
+        "step-00000001",
+        "step-00000002",
+    ]
 
 
 def test_a_crash_while_writing_leaves_the_older_ones_and_no_rubbish(tmp_path, monkeypatch):

@@ -35,7 +35,12 @@ def naive_accuracy(model, images, attack):
         index = torch.tensor([i])
         x, y = images.images[index].float() / 255, images.labels[index]
         start = random_start(x, attack.eps, attack.norm, key, index)
-        settings = dict(eps=attack.eps, alpha=attack.alpha, steps=attack.steps, norm=attack.norm)
+        settings = {
+            "eps": attack.eps,
+            "alpha": attack.alpha,
+            "steps": attack.steps,
+            "norm": attack.norm,
+        }
         x_adv = pgd(model, x, y, **settings, start=start)
         right = [model(v).argmax(1).item() == y.item() for v in (x, x_adv)]
         clean += right[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from gloo import run_ranks
 from safetensors.torch import load_file
-from tiny_runs import StoppingContext, tiny_config, tiny_run
+from tiny_runs import StoppingContext, tiny_config, tiny_run, tiny_state
 
 from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.context import LocalContext
@@ -57,19 +57,18 @@ def expect_equal_runs(one, other):
     assert epochs[0] == epochs[1]
 
 
-@pytest.mark.parametrize("stops", [[3], [0, 5, 9]], ids=str)
+@pytest.mark.parametrize("stops", [[3], [0, 4, 5]], ids=str)
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS.keys())
 def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(settings, stops, tmp_path):
     tiny_run(0, 1, tmp_path / "whole", settings, [])
-    tiny_run(0, 1, tmp_path / "stopped", settings, [s - (s > 5) * 5 for s in stops])
+    tiny_run(0, 1, tmp_path / "stopped", settings, stops)
     assert len(events(tmp_path / "stopped", "stopped")) == len(stops)
     expect_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
-@pytest.mark.parametrize("world_size", [2])
-def test_so_it_is_with_two_workers(world_size, tmp_path):
-    run_ranks(tiny_run, world_size, tmp_path / "whole", {}, [], tmp_path=tmp_path)
-    run_ranks(tiny_run, world_size, tmp_path / "stopped", {}, [3, 4], tmp_path=tmp_path)
+def test_so_it_is_with_two_workers(tmp_path):
+    run_ranks(tiny_run, 2, tmp_path / "whole", {}, [], tmp_path=tmp_path)
+    run_ranks(tiny_run, 2, tmp_path / "stopped", {}, [3, 4], tmp_path=tmp_path)
     stopped = events(tmp_path / "stopped", "stopped")
     assert [event["global_step"] for event in stopped] == [3, 7]
     expect_equal_runs(tmp_path / "whole", tmp_path / "stopped")
@@ -128,13 +127,17 @@ def test_a_damaged_checkpoint_costs_one_epoch_and_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="is damaged"):
         train(tiny_config(), LocalContext("cpu"), RunFolder(tmp_path / "damaged"))
     assert [e["epoch"] for e in events(tmp_path / "damaged", "epoch")] == [1, 2, 2]
-    first, second = (load_file(RunFolder(tmp_path / f).weights("last")) for f in ("whole", "damaged"))
+    first, second = (
+        load_file(RunFolder(tmp_path / f).weights("last")) for f in ("whole", "damaged")
+    )
     assert same(first, second)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_name_and_place(tmp_path):
     settings = {"optim.lr": 1e30, "optim.schedule": "constant"}
-    with pytest.raises(FloatingPointError, match=r"got .*loss.* = (nan|inf).* of epoch 1: lower lr"):
+    with pytest.raises(
+        FloatingPointError, match=r"got .*loss.* = (nan|inf).* of epoch 1: lower lr"
+    ):
         train(tiny_config(settings), LocalContext("cpu"), RunFolder(tmp_path))
     assert load_checkpoint(RunFolder(tmp_path).checkpoints) is None
 
@@ -154,8 +157,6 @@ def test_a_worker_without_images_needs_global_batchnorm(tmp_path):
 
 
 def test_a_checkpoint_of_another_format_is_refused_with_the_remedy(tmp_path):
-    from tiny_runs import tiny_state
-
     state, _ = tiny_state(tiny_config())
     with pytest.raises(UserError, match="expected a checkpoint of format 1, got 99: continue it"):
         state.load_state_dict({**state.state_dict(), "format": 99})

@@ -29,7 +29,9 @@ def rates(schedule, resumed_at=None, **settings):
             torch.save([optimizer.state_dict(), lr.state_dict()], buffer)
             buffer.seek(0)
             optimizer, lr = begin()
-            for thing, state in zip((optimizer, lr), torch.load(buffer, weights_only=True), strict=True):
+            for thing, state in zip(
+                (optimizer, lr), torch.load(buffer, weights_only=True), strict=True
+            ):
                 thing.load_state_dict(state)
         seen.append(optimizer.param_groups[0]["lr"])
         optimizer.step()

@@ -16,6 +16,7 @@ from raymi.attacks.projections import random_start
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.engine import tasks
 from raymi.engine.metrics import MetricMeans
+from raymi.mi.objectives import classifier_mi_loss
 
 PAPER = {"mi.form": "paper", "mi.hidden": 16}
 
@@ -60,6 +61,14 @@ def test_the_initial_classifier_does_not_depend_on_the_critics():
     assert same(plain.model.state_dict(), with_critics.model.state_dict())
     other_seed, _ = tiny_state(tiny_config({"seed": 1}))
     assert not same(plain.model.state_dict(), other_seed.model.state_dict())
+
+
+def test_the_initial_critics_do_not_depend_on_the_classifier():
+    thin, _ = tiny_state(tiny_config())
+    wide, _ = tiny_state(tiny_config({"model.width": 1.0, "model.depth": 7}))
+    assert same(thin.estimators.state_dict(), wide.estimators.state_dict())
+    natural, adversarial = thin.estimators.natural, thin.estimators.adversarial
+    assert not same(natural.state_dict(), adversarial.state_dict())
 
 
 def test_building_a_run_leaves_the_global_random_state_alone():
@@ -151,26 +160,23 @@ def direct_loss(state, batch, x_adv):
     task = state.classifier.task
     logits, logits_adv = task.forward_pair(batch.x, x_adv)
     adversarial = task.adversarial_loss(logits, logits_adv, batch.y, len(batch.y))
-    mi, _ = task.mi_loss(
-        state.estimators, batch.x, x_adv, logits, logits_adv, batch.y, batch.sizes
-    )
+    mi, _ = task.mi_loss(state.estimators, batch.x, x_adv, logits, logits_adv, batch.y, batch.sizes)
     return adversarial, mi, [logits, logits_adv]
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {"mi.weight": 3.0}, PAPER, {"mi.weight": 3.0, "loss.base": "trades"},
+        {"mi.weight": 3.0},
+        {**PAPER, "mi.samples": "all"},  # a fresh network selects none
+        {"mi.weight": 3.0, "loss.base": "trades"},
         {"mi.weight": 3.0, "loss.base": "mart", "mi.cosine": 1.0, "mi.bound": "dv"},
     ],
     ids=["bounded", "paper", "trades", "mart-cosine-dv"],
 )  # fmt: skip
 def test_the_gradient_is_that_of_the_summed_losses(settings):
     state, batch = first_batch(settings)
-    for _ in range(3):
-        state.step(batch, 0)
-    y = state.model(batch.x).argmax(dim=1)  # right on x, and wrong on other images: selected
-    batch, x_adv, weight = batch._replace(y=y), batch.x.roll(1, dims=0), state.config.mi.weight
+    x_adv, weight = crafted(state, batch), state.config.mi.weight
     parameters = list(state.model.parameters())
     adversarial, mi, _ = direct_loss(state, batch, x_adv)
     expected = torch.autograd.grad(adversarial + weight * mi, parameters)
@@ -180,9 +186,9 @@ def test_the_gradient_is_that_of_the_summed_losses(settings):
     computed = torch.autograd.grad(loss, parameters)
     torch.testing.assert_close(loss, adversarial + weight * mi)
     torch.testing.assert_close(metrics["loss"], loss.detach())
-    for mine, theirs in zip(computed, expected, strict=True):
-        error = (mine - theirs).norm()
-        assert error <= 1e-5 * theirs.norm() + 1e-7
+    # all together: the bias of a convolution before a BatchNorm has nothing but rounding
+    computed, expected = (torch.cat([g.flatten() for g in grads]) for grads in (computed, expected))
+    assert (computed - expected).norm() <= 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("base", ["at", "trades", "mart"])
@@ -321,26 +327,27 @@ def test_losses_are_of_single_precision_outputs_under_bfloat16():
     assert torch.equal(logits, logits.bfloat16().float())  # the network itself ran in bf16
 
 
-def test_clamps_use_what_the_bound_can_mean():
-    """InfoNCE: only adversarial MI, at 0 nats. DV: both kinds, at 0 and log(B - 1)."""
+@pytest.mark.parametrize(
+    ("bound", "natural", "adversarial"),
+    [
+        ("infonce", (-math.inf, math.inf), (0.0, math.inf)),
+        ("dv", (0.0, math.log(43)), (0.0, math.log(43))),
+    ],
+)
+def test_clamps_are_at_what_the_bound_can_mean(bound, natural, adversarial, monkeypatch):
+    state, batch = first_batch({"mi.bound": bound})
     seen = {}
 
     def spy(*args, **kwargs):
         seen.update(kwargs)
-        raise InterruptedError
+        return classifier_mi_loss(*args, **kwargs)
 
-    for bound in ("infonce", "dv"):
-        state, batch = first_batch({"mi.bound": bound})
-        x_adv = crafted(state, batch)
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedError):
-            patch.setattr(tasks, "classifier_mi_loss", spy)
-            state.classifier.task(batch.x, x_adv, batch.y, batch.sizes)
-        capped, highest = bound == "infonce", math.log(43)
-        assert seen["adversarial_range"] == (0.0, math.inf if capped else highest)
-        assert seen["natural_range"] == ((-math.inf, math.inf) if capped else (0.0, highest))
+    monkeypatch.setattr(tasks, "classifier_mi_loss", spy)
+    state.step(batch, 0)
+    assert (seen["natural_range"], seen["adversarial_range"]) == (natural, adversarial)
 
 
-def test_a_networks_own_modules_and_the_critics_have_separate_optimisers():
+def test_classifier_and_critics_have_optimisers_of_their_own():
     state, _ = first_batch()
     groups = {
         name: {id(p) for g in learner.optimizer.param_groups for p in g["params"]}

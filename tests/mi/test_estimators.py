@@ -47,7 +47,9 @@ def test_the_shortcut_starts_near_the_identity():
 def test_features_of_a_block_are_normalised_at_each_location():
     features = Block1x1(6, 32)(torch.randn(4, 6, 3, 3))
     torch.testing.assert_close(features.mean(1), torch.zeros(4, 3, 3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(features.var(1, correction=0), torch.ones(4, 3, 3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        features.var(1, correction=0), torch.ones(4, 3, 3), atol=1e-3, rtol=0
+    )
 
 
 @pytest.mark.parametrize("hidden", [8, 64])

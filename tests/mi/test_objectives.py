@@ -101,7 +101,9 @@ def test_cosine_distance_is_one_cosine_over_the_selected_batch():
 @pytest.mark.parametrize(("sign", "distance"), [(1, 0.0), (-1, 2.0)])
 def test_cosine_distance_is_between_0_and_2(sign, distance):
     (a,) = estimates(1)
-    assert cosine_distance(a, sign * 3 * a, SOME, ALONE).item() == pytest.approx(distance, abs=1e-12)
+    assert cosine_distance(a, sign * 3 * a, SOME, ALONE).item() == pytest.approx(
+        distance, abs=1e-12
+    )
 
 
 def test_estimators_maximise_the_matching_mi():
@@ -123,7 +125,7 @@ def test_contrast_stops_pushing_the_other_mi_below_zero_where_clipped(shift, cli
     assert pushed == (shift > 0 or not clip)
 
 
-BOTH = dict(difference=0.3, cosine=2.0)
+BOTH = {"difference": 0.3, "cosine": 2.0}
 
 
 def mi_loss(pair, mask=SOME, **changes):
@@ -134,10 +136,14 @@ def mi_loss(pair, mask=SOME, **changes):
 def test_classifier_loss_is_equation_8():
     pair = natural_of_adv, natural_of_nat, adversarial_of_adv, adversarial_of_nat = estimates(4)
     cosine = torch.nn.functional.cosine_similarity
-    expected = 2.0 * (
-        (1 - cosine(natural_of_adv[SOME], natural_of_nat[SOME], dim=0)).abs()
-        + (1 - cosine(adversarial_of_adv[SOME], adversarial_of_nat[SOME], dim=0)).abs()
-    ) + 0.3 * (adversarial_of_adv - natural_of_adv)[SOME].mean()
+    expected = (
+        2.0
+        * (
+            (1 - cosine(natural_of_adv[SOME], natural_of_nat[SOME], dim=0)).abs()
+            + (1 - cosine(adversarial_of_adv[SOME], adversarial_of_nat[SOME], dim=0)).abs()
+        )
+        + 0.3 * (adversarial_of_adv - natural_of_adv)[SOME].mean()
+    )
     computed = mi_loss(pair)
     torch.testing.assert_close(computed, expected, rtol=1e-12, atol=0)
     for mine, theirs in zip(gradients(computed, pair), gradients(expected, pair), strict=True):

@@ -1,0 +1,57 @@
+"""What the user can put right is one clear message, also where only the workers can find it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from raymi_command import TINY, run
+
+pytestmark = pytest.mark.slow
+
+
+def _image_folder(root: Path) -> Path:
+    """Two classes of 16 images for training and 4 for testing."""
+    rng = np.random.default_rng(0)
+    for part, num in (("train", 16), ("test", 4)):
+        for name in ("bright", "dark"):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for k in range(num):
+                low = 128 if name == "bright" else 0
+                pixels = rng.integers(low, low + 128, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{k}.png")
+    return root
+
+
+def test_corrupt_image_ends_the_run_with_its_name(tmp_path: Path) -> None:
+    images = _image_folder(tmp_path / "images with a space")
+    broken = images / "train" / "dark" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    done = run(
+        tmp_path, *TINY, "data.name=folder", f"data.root={images}", "data.limit=none",
+        "batch_size=8", "tracking.enabled=false",
+        RAYMI_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "3.png" in done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_users_own_model_and_images_train(tmp_path: Path) -> None:
+    images = _image_folder(tmp_path / "images")
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes, image_size):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes))\n"
+    )
+    done = run(
+        tmp_path, *TINY, "data.name=folder", f"data.root={images}", "data.limit=none",
+        "batch_size=8", "model.name=mine:net", "tracking.enabled=false",
+        RAYMI_CACHE=str(tmp_path / "cache"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "PGD-4" in done.stdout
