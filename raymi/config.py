@@ -207,9 +207,10 @@ class MIConfig(Section):
     `form` sets the defaults of the keys behind it; each can be set alone.
     """
 
-    form: Literal["bounded", "paper"] = "bounded"
+    form: Literal["bounded", "paper", "released", "wmim"] = "bounded"
     """bounded: well-posed by construction; paper: Eq. 4-9 as printed (fragile: unbounded
-    objectives)."""
+    objectives); released: what the authors' code computes; wmim: maximise the MI of the whole
+    adversarial image (the paper's baseline)."""
     weight: NonNegative | None = None
     """Fixed weight of the MI loss (the paper's alpha); 0: MI is off. Excludes `balance`."""
     balance: NonNegative | None = None
@@ -217,18 +218,24 @@ class MIConfig(Section):
     adversarial loss's norm. Excludes `weight`."""
     alpha_max: Positive = 1000.0
     """Largest weight that `balance` may choose."""
-    bound: Literal["infonce", "dv"] = "infonce"
-    """Bound on mutual information: InfoNCE (at most log batch) or Donsker-Varadhan."""
+    bound: Literal["infonce", "dv", "jsd", "dv-released"] = "infonce"
+    """Bound on mutual information: InfoNCE (at most log batch) or Donsker-Varadhan; jsd is an
+    objective and no MI in nats, dv-released has the positive among the negatives."""
     score: Literal["cosine", "dot"] = "cosine"
     """Score of a pair: cosine over `temperature`, or the plain product of LayerNormed features."""
     temperature: Positive = 0.1
     """Temperature of cosine scores."""
-    objective: Literal["mim", "contrast"] = "mim"
-    """How estimators learn: maximise MI of the matching pair (Eq. 4), or the contrast (Eq. 5)."""
+    objective: Literal["mim", "contrast", "mim-released", "released"] = "mim"
+    """How estimators learn: maximise MI of the matching pair (Eq. 4), the contrast (Eq. 5), or as
+    in the authors' code: the adversarial one maximised on misclassified samples only, or
+    cosines."""
     clip_contrast: bool = True
     """Contrast: stop pushing the non-matching MI below 0 nats."""
-    samples: Literal["all", "selected"] = "all"
-    """Samples of the classifier's MI terms: all, or clean-right-adversarial-wrong ones (Eq. 6)."""
+    samples: Literal["all", "selected", "selected-released"] = "all"
+    """Samples of the classifier's MI terms: all, or clean-right-adversarial-wrong ones (Eq. 6;
+    released: by an argmax after a softmax over the batch)."""
+    natural_pattern: Literal["clean", "adversarial"] = "clean"
+    """Pattern of the natural critic: the clean image, or the whole adversarial one (WMIM)."""
     difference: NonNegative = 1.0
     """Weight of adversarial minus natural MI of the adversarial output (lambda in Eq. 8)."""
     cosine: NonNegative = 0.0

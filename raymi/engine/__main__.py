@@ -1,8 +1,9 @@
-"""`python -m raymi.engine name=NAME [recipe=NAME] [key=value ...]`: training without Ray and MLflow.
+"""`python -m raymi.engine name=NAME [recipe=NAME] [key=value ...]`: training without Ray and
+MLflow.
 
 On one device as it is, on several under `torchrun`: for profiling, for clusters with a launcher of
-their own, and to see that orchestration changes nothing. The run is kept in `out`/`name` (runs/NAME),
-and continued where it is there already.
+their own, and to see that orchestration changes nothing. The run is kept in `out`/`name`
+(runs/NAME), and continued where it is there already.
 """
 
 from __future__ import annotations

@@ -17,10 +17,11 @@ from raymi.collectives import Collectives
 from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import Splits
+from raymi.engine.critics import EstimatorTask
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Learner, TrainStep
-from raymi.engine.tasks import ClassifierTask, EstimatorTask
+from raymi.engine.tasks import ClassifierTask
 from raymi.errors import UserError
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.models import build_model

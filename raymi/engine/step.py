@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import random_start
 from raymi.config import AttackConfig
+from raymi.engine.critics import Metrics
 from raymi.engine.feed import Batch
-from raymi.engine.tasks import Metrics
 
 
 @dataclass

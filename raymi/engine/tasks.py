@@ -1,4 +1,4 @@
-"""The learning problems of NAMID, each one module whose forward maps a batch to a loss.
+"""The learning problem of the classifier: one module whose forward maps a batch to a loss (Eq. 9).
 
 DDP wraps a task, so that there is one DDP forward for each backward, and PGD attacks the bare
 classifier. Losses and metrics follow the convention of `raymi.collectives`: their mean over workers
@@ -17,80 +17,15 @@ from torch import Tensor, nn
 from raymi.attacks.pgd import evaluation_mode
 from raymi.collectives import Collectives
 from raymi.config import LossConfig, MIConfig
+from raymi.engine.critics import Metrics, score_outputs
 from raymi.losses import at_loss, mart_loss, trades_loss
 from raymi.mi.balance import balanced_weight, global_norm, gradients_at, with_gradient
 from raymi.mi.estimators import LocalDIM, MIEstimators
-from raymi.mi.matching import Matching, match
-from raymi.mi.objectives import (
-    PairMI,
-    classifier_mi_loss,
-    estimator_loss,
-    global_mean,
-    selected,
-)
+from raymi.mi.objectives import PairMI, classifier_mi_loss, global_mean, selected
+from raymi.mi.released import selected_over_batch
 from raymi.models.batchnorm import running_statistics_frozen
 
-Metrics = dict[str, Tensor]
 LearnFromOutputs = Callable[[Tensor, Tensor], None]
-
-
-class EstimatorTask(nn.Module):
-    """Trains both critics on outputs of the classifier (Eq. 4 or 5)."""
-
-    def __init__(self, estimators: MIEstimators, mi: MIConfig, group: Collectives) -> None:
-        super().__init__()
-        self.estimators = estimators
-        self.mi = mi
-        self.group = group
-
-    def forward(
-        self,
-        x: Tensor,
-        x_adv: Tensor,
-        logits: Tensor,
-        logits_adv: Tensor,
-        y: Tensor,
-        sizes: list[int],
-    ) -> tuple[Tensor, Metrics]:
-        """Loss and metrics of both critics.
-
-        Args: x, x_adv (b, 3, H, W); logits, logits_adv (b, K), detached; y (b,); sizes, each
-            worker's.
-        """
-        num, mask, other = sum(sizes), None, None
-        contrast = self.mi.objective == "contrast"
-        if contrast:
-            mask = selected(logits, logits_adv, y)
-        terms: list[Tensor] = []
-        metrics: Metrics = {}
-        for kind, critic, u, own_logits, other_logits in (
-            ("natural", self.estimators.natural, x, logits, logits_adv),
-            ("adversarial", self.estimators.adversarial, x_adv - x, logits_adv, logits),
-        ):
-            if critic is None:
-                continue
-            features = critic.local_features(u)
-            own = _score(critic, own_logits, features, sizes, self.mi, self.group)
-            if contrast:
-                scores = _score(critic, other_logits, features, sizes, self.mi, self.group)
-                other = scores.bound(self.mi.bound)
-            terms.append(
-                estimator_loss(
-                    own.bound(self.mi.bound),
-                    other,
-                    mask,
-                    num,
-                    self.group,
-                    clip=self.mi.clip_contrast,
-                )
-            )
-            with torch.no_grad():
-                metrics[f"mi/{kind}"] = global_mean(own.infonce(), None, num, self.group)
-                metrics[f"mi/{kind}_dv"] = global_mean(
-                    own.donsker_varadhan(), None, num, self.group
-                )
-        loss = torch.stack(terms).sum()
-        return loss, {"loss_estimators": loss.detach(), **metrics}
 
 
 class ClassifierTask(nn.Module):
@@ -214,17 +149,22 @@ class ClassifierTask(nn.Module):
         """L_mi of Eq. 8 by the frozen critics: 0-d, and the batch means of the estimates in
         nats."""
         mi, num = self.mi, sum(sizes)
-        mask = selected(logits, logits_adv, y) if mi.samples == "selected" else None
+        mask = None
+        if mi.samples == "selected":
+            mask = selected(logits, logits_adv, y)
+        elif mi.samples == "selected-released":
+            mask, _ = selected_over_batch(logits, logits_adv, y, self.group)
         candidates = max(sizes) if mi.negatives == "local" else num
         highest = math.log(max(candidates - 1, 1))
         natural_range = adversarial_range = (-math.inf, math.inf)
         if mi.clamp:
             # InfoNCE is capped at log B by itself; only what is minimised needs a floor.
-            capped = mi.bound == "infonce"
+            capped = mi.bound in ("infonce", "jsd")
             natural_range = natural_range if capped else (0.0, highest)
             adversarial_range = (0.0, math.inf if capped else highest)
         with evaluation_mode(estimators):
-            natural = self._pair_mi(estimators.natural, x, logits, logits_adv, sizes)
+            pattern = x if mi.natural_pattern == "clean" else x_adv
+            natural = self._pair_mi(estimators.natural, pattern, logits, logits_adv, sizes)
             adversarial = self._pair_mi(
                 estimators.adversarial, x_adv - x, logits, logits_adv, sizes
             )
@@ -265,7 +205,7 @@ class ClassifierTask(nn.Module):
         outputs = [logits_adv, logits] if self.mi.cosine > 0 else [logits_adv]
         return PairMI(
             *(
-                _score(critic, z, features, sizes, self.mi, self.group).bound(self.mi.bound)
+                score_outputs(critic, z, features, sizes, self.mi, self.group).bound(self.mi.bound)
                 for z in outputs
             )
         )
@@ -273,20 +213,6 @@ class ClassifierTask(nn.Module):
     def _accuracy(self, logits: Tensor, y: Tensor, num: int) -> Tensor:
         right = (logits.detach().argmax(dim=1) == y).to(torch.float64)
         return global_mean(right, None, num, self.group)
-
-
-def _score(
-    critic: LocalDIM,
-    logits: Tensor,
-    features: Tensor,
-    sizes: list[int],
-    mi: MIConfig,
-    group: Collectives,
-) -> Matching:
-    """Scores against the patterns of all workers, or of this one alone (`mi.negatives`)."""
-    if mi.negatives == "local":
-        return match(critic.global_features(logits), features, [len(logits)], Collectives())
-    return match(critic.global_features(logits), features, sizes, group)
 
 
 def _full_precision(logits: Tensor) -> Tensor:

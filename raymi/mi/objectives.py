@@ -69,11 +69,23 @@ def cosine_distance(a: Tensor, b: Tensor, mask: Tensor, group: Collectives) -> T
     Args: a, b (b,); mask (b,) bool.
     Returns: 0-d, the same on every worker; 0 where nothing is selected or a vector vanishes.
     """
+    return (1 - cosine_of(a, b, mask, group, undefined=1.0)).abs()
+
+
+def cosine_of(
+    a: Tensor, b: Tensor, mask: Tensor, group: Collectives, *, undefined: float = 0.0
+) -> Tensor:
+    """Cosine of two vectors over the selected samples of the global batch.
+
+    Args: a, b (b,); mask (b,) bool; undefined, the value where nothing is selected or a vector
+        vanishes; its gradient is zero there.
+    Returns: 0-d, the same on every worker.
+    """
     a, b = torch.where(mask, a, 0), torch.where(mask, b, 0)
     dot, aa, bb = group.sum(torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]))
     defined = (aa > 0) & (bb > 0)
     norms = torch.sqrt(torch.where(defined, aa, 1)) * torch.sqrt(torch.where(defined, bb, 1))
-    return torch.where(defined, (1 - dot / norms).abs(), 0 * dot)
+    return torch.where(defined, dot / norms, undefined + 0 * dot)
 
 
 def estimator_loss(

@@ -88,9 +88,7 @@ def test_mlflow_has_runs_curves_and_registered_models(home: Path) -> None:
     history = client.get_metric_history(runs[0].info.run_id, "val/robust_acc")
     assert [metric.step for metric in history] == list(range(1, 16))
     assert {v.version for v in client.search_model_versions("name='raymi-digits'")} == {1, 2, 3}
-    event = next(
-        e for e in events(home / "runs" / "seed0", "evaluation") if e["which"] == "best"
-    )
+    event = next(e for e in events(home / "runs" / "seed0", "evaluation") if e["which"] == "best")
     seed0 = next(run for run in runs if run.info.run_name == "seed0")
     assert seed0.data.metrics["test/best/pgd40_acc"] == event["robust"]
 

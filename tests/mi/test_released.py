@@ -1,0 +1,149 @@
+"""`mi.form=released` computes what the method's released code computes, to 1e-9 in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden_values import TinyNet, golden
+
+from raymi.collectives import Collectives
+from raymi.config import LossConfig, MIConfig
+from raymi.engine.critics import EstimatorTask
+from raymi.engine.tasks import ClassifierTask
+from raymi.mi.estimators import LocalDIM, MIEstimators
+from raymi.mi.matching import match
+from raymi.mi.objectives import PairMI, classifier_mi_loss
+from raymi.mi.released import selected_over_batch
+
+ONE = Collectives()
+HIDDEN = 32
+
+
+def critic(kind: str) -> LocalDIM:
+    """A critic with the stored weights, "n" (natural) or "a" (adversarial), in float64."""
+    ours = {"block_ln.1": "norm"}
+    state = {}
+    for name, value in golden("estimators").items():
+        side, _, rest = name.partition(".")
+        if side == f"local_{kind}" and not rest.startswith(("layer0", "layer1")):
+            prefix = "local." if rest.startswith("layers") else "local.head."
+        elif side == f"global_{kind}":
+            prefix = "global_."
+        else:
+            continue
+        for theirs, new in ours.items():
+            rest = rest.replace(theirs, new)
+        state[prefix + rest] = value
+    made = LocalDIM(10, 32, hidden=HIDDEN, base_width=64, depth=2, score="dot").double()
+    made.load_state_dict(state)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def critics() -> MIEstimators:
+    return MIEstimators(critic("n"), critic("a"))
+
+
+@pytest.fixture(scope="module")
+def features() -> dict:
+    return golden("estimators")
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_encoders_reproduce_the_released_features(critics, features):
+    x, x_adv, z = features["x"], features["x_adv"], features["z"]
+    close(critics.natural.local_features(x)[:3], features["local_eval"].flatten(2))
+    noise = critics.adversarial.local_features(x_adv - x)
+    close(noise[:3], features["local_noise_eval"].flatten(2))
+    close(critics.natural.global_features(z), features["global_eval"].flatten(1))
+    scores = match(critics.natural.global_features(z), critics.natural.local_features(x), [6], ONE)
+    close(-scores.released_donsker_varadhan(), features["dv_eval"])
+
+
+def test_encoders_reproduce_the_released_features_in_train_mode(features):
+    made = critic("n").train()
+    close(made.local_features(features["x"])[:3], features["local_train"].flatten(2))
+    close(made.global_features(features["z"]), features["global_train"].flatten(1))
+    norm = made.local.layers[0][1]
+    close(norm.running_mean, features["local_train_bn0_running_mean_after"])
+    close(norm.running_var, features["local_train_bn0_running_var_after"])
+
+
+@pytest.mark.parametrize(("tag", "scale"), [("unit", 1.0), ("small", 0.1), ("large", 10.0)])
+def test_donsker_varadhan_has_the_positive_among_the_negatives(tag, scale):
+    values = golden("critics")
+    outputs = values["G"][:, :, 0].requires_grad_()
+    patterns = (values["L"] * scale).requires_grad_()
+    estimates = -match(outputs, patterns, [6], ONE).released_donsker_varadhan()
+    close(estimates, values[f"dv_per_sample_{tag}"])
+    of_outputs, of_patterns = torch.autograd.grad(estimates.sum(), (outputs, patterns))
+    close(of_outputs, values[f"dv_gradG_{tag}"][:, :, 0])
+    close(of_patterns.mean(dim=0), values[f"dv_gradL_{tag}"])
+
+
+def test_selection_is_a_softmax_over_the_batch():
+    values = golden("losses_bn")
+    logits, logits_adv = values["logits_nat_train"], values["logits_adv_train"]
+    wrong, _ = selected_over_batch(logits, logits_adv, values["y"], ONE)
+    assert wrong.equal(values["selected"])
+
+
+def task_on_golden(critics: MIEstimators, mi: MIConfig) -> tuple[ClassifierTask, dict]:
+    values = golden("losses_bn")
+    model = TinyNet(values).train()
+    return ClassifierTask(model, LossConfig(), mi, critics, ONE), values
+
+
+def test_classifier_loss_and_gradients_are_the_released_ones(critics):
+    task, values = task_on_golden(critics, MIConfig(form="released", hidden=HIDDEN))
+    loss, metrics = task(values["x"], values["x_adv"], values["y"], [6])
+    close(metrics["loss_adv"], values["ce_adv"])
+    close(loss, values["mi_loss_total"])
+    loss.backward()
+    close(task.model.fc.weight.grad, values["mi_loss_grad_fc_weight"])
+    close(task.model.conv.weight.grad, values["mi_loss_grad_conv_weight"])
+
+
+def test_paper_objective_on_released_estimates_is_equation_9():
+    values = golden("losses_bn")
+    natural = PairMI(-values["neg_mi_nat_of_adv"], -values["neg_mi_nat_of_nat"])
+    adversarial = PairMI(-values["neg_mi_adv_of_adv"], -values["neg_mi_adv_of_nat"])
+    mask = values["selected"]
+    loss = classifier_mi_loss(natural, adversarial, mask, 6, ONE, difference=0.1, cosine=1.0)
+    close(values["ce_adv"] + 5 * loss, values["eq9_total_alpha5_lambda0.1"])
+    only_cosines = classifier_mi_loss(
+        natural, adversarial, mask, 6, ONE, difference=0.0, cosine=1.0
+    )
+    close(10 * (loss - only_cosines), values["eq8_lambda_bracket"])
+
+
+def test_critics_losses_and_gradients_are_the_released_ones():
+    values = golden("losses_bn")
+    estimators = MIEstimators(critic("n"), critic("a")).train()
+    outputs = values["logits_nat_eval"], values["logits_adv_eval"]
+    batch = (values["x"], values["x_adv"], *outputs, values["y_est"], [6])
+    for natural, adversarial, expected in (
+        (estimators.natural, None, values["est_loss_nat"]),
+        (None, estimators.adversarial, values["est_loss_adv"]),
+    ):
+        mi = MIConfig(form="released", hidden=HIDDEN)
+        loss, _ = EstimatorTask(MIEstimators(natural, adversarial), mi, ONE)(*batch)
+        close(loss, expected)
+        loss.backward()
+    critic_n = estimators.natural
+    close(critic_n.global_.linear_shortcut.weight.grad, values["est_loss_nat_grad_global_shortcut"])
+    close(critic_n.local.layers[0][0].weight.grad, values["est_loss_nat_grad_local_layer0"])
+
+
+def test_maximising_alone_is_the_released_objective_without_contrast():
+    values = golden("losses_bn")
+    outputs = values["logits_nat_eval"], values["logits_adv_eval"]
+    batch = (values["x"], values["x_adv"], *outputs, values["y_est"], [6])
+    mi = MIConfig(form="released", objective="mim-released", hidden=HIDDEN)
+    for kind, expected in (("n", "est_onlymax_nat"), ("a", "est_onlymax_adv")):
+        pair = (critic("n").train(), None) if kind == "n" else (None, critic("a").train())
+        loss, _ = EstimatorTask(MIEstimators(*pair), mi, ONE)(*batch)
+        close(loss, values[expected])
