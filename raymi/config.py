@@ -186,6 +186,9 @@ class LossConfig(Section):
     """Weight of the robust term of TRADES or MART; none: 6 for TRADES, 5 for MART."""
     label_smoothing: Share = 0.0
     """Label smoothing of AT's cross-entropy."""
+    batchnorm: Literal["adversarial", "mix", "released"] = "adversarial"
+    """Batches that running BatchNorm statistics follow: the adversarial one, both, or the seven
+    forwards of the authors' code. mix with mi.weight=0 is the control for BatchNorm effects."""
 
     @model_validator(mode="before")
     @classmethod

@@ -120,6 +120,9 @@ class ProgressDisplay:
             f"{clean:>9}  {robust:>10}  {event['images_per_s']:>8.0f}{best}"
         )
 
+    def _on_warning(self, event: Event) -> None:
+        self.say(f"warning: {event['message']}", style="yellow")
+
     def _on_evaluating(self, event: Event) -> None:
         what = {"validate": "validating", "best": "testing the best model"}.get(
             event["what"], "testing the last model"

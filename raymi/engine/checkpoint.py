@@ -24,7 +24,8 @@ _NAME = re.compile(r"step-\d{8}-[0-9a-f]{16}\.pt")
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
     """Writes a checkpoint durably, then removes all but the newest `keep` up to this step.
 
-    Later ones go too: training came from before them, so they were passed over as damaged.
+    Others of this step or later go too: of this step this one is newer, and training came from
+    before later ones, so they were passed over as damaged.
 
     Args: folder, made if missing; step, optimiser steps done; content, tensors and plain values;
         keep, at least 2.
@@ -38,7 +39,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     path = folder / f"step-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
     write_atomically(path, data)
     others = [other for other in _checkpoints(folder) if other != path]
-    earlier = [other for other in others if _step(other) <= step]
+    earlier = [other for other in others if _step(other) < step]
     for other in others:
         if other not in earlier[-(keep - 1) :]:
             other.unlink(missing_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,6 +57,10 @@ def train(config: Config, context: Context, folder: RunFolder) -> Outcome:
     return _Run(config, context, folder, splits).train()
 
 
+class _StopRequested(Exception):
+    """Somebody asked the run to end; raised at the same point on every worker."""
+
+
 class _Run:
     """One worker's part of a run."""
 
@@ -73,35 +79,51 @@ class _Run:
         self.epoch_began, self.epoch_images = 0.0, 0  # of this process, for the throughput
 
     def train(self) -> Outcome:
-        checkpoint = load_checkpoint(self.folder.checkpoints)
-        if checkpoint is not None:
-            self.state.load_state_dict(checkpoint)
+        self._restore()
         self._announce()
         position = self.state.position
         try:
-            while position.epoch < self.config.optim.epochs:
-                if not self._train_epoch():
-                    self._check_finite(self.state.epoch_means.means(self.group))
-                    self._save()
-                    self._write("stopped")
-                    return Outcome(False, position.epoch, position.global_step)
-                self._finish_epoch()
+            try:
+                while position.epoch < self.config.optim.epochs:
+                    self._train_epoch()
+                    self._finish_epoch()
+            except _StopRequested:
+                self._check_finite(self.state.epoch_means.means(self.group))
+                self._save()
+                raise
             self._evaluate()
+        except _StopRequested:
+            self._write("stopped")
+            return Outcome(False, position.epoch, position.global_step)
+        else:
             self._write("finished")
             return Outcome(True, position.epoch, position.global_step)
         finally:
             self.journal.close()
 
-    def _train_epoch(self) -> bool:
-        """Trains to the end of the epoch; false if it was asked to stop on the way."""
+    def _restore(self) -> None:
+        """Continues from the newest intact checkpoint, which must be the same for every worker."""
+        checkpoint = load_checkpoint(self.folder.checkpoints)
+        step = -1 if checkpoint is None else checkpoint["position"]["global_step"]
+        here = torch.tensor([step, -step], device=self.device)
+        newest, oldest = (self.group.max(here) * torch.tensor([1, -1], device=self.device)).tolist()
+        if newest != oldest:
+            raise UserError(
+                f"workers see different checkpoints in {self.folder.checkpoints} (of steps "
+                f"{oldest} to {newest}): set out=FOLDER to storage that all nodes share"
+            )
+        if checkpoint is not None:
+            self.state.load_state_dict(checkpoint)
+
+    def _train_epoch(self) -> None:
+        """Trains to the end of the epoch."""
         state, position, config = self.state, self.state.position, self.config
         state.train_mode()
         recent = MetricMeans()
         since, images = time.perf_counter(), 0
         self.epoch_began, self.epoch_images = since, 0
         for batch in self.feed.epoch(position.epoch, first_step=position.step):
-            if self.context.stop_requested():
-                return False
+            self._stop_if_requested()
             torch.manual_seed(
                 random_key(config.seed, "step", position.global_step, self.group.rank)
             )
@@ -127,26 +149,34 @@ class _Run:
                 )
                 recent.clear()
                 since, images = now, 0
-        return True
 
     def _finish_epoch(self) -> None:
         """Validates, offers the model as best, records, writes the checkpoint, then reports.
 
-        The record comes first: after a crash in between it is there twice, and never missing.
+        The record comes first: after a crash in between it is there twice, and never missing. A
+        run that is stopped while it validates does so again when it is continued.
         """
         state, position, config = self.state, self.state.position, self.config
         means = state.epoch_means.means(self.group)
         self._check_finite(means)
         seconds = time.perf_counter() - self.epoch_began
-        state.epoch_means.clear()
-        position.epoch, position.step = position.epoch + 1, 0
-        last = position.epoch == config.optim.epochs
+        epoch = position.epoch + 1
+        last = epoch == config.optim.epochs
         val: dict[str, float] = {}
         is_best = False
-        if last or position.epoch % config.validation.every == 0:
+        if last or epoch % config.validation.every == 0:
             accuracy = self._accuracy_on_validation()
             val = {"clean_acc": accuracy.clean, "robust_acc": accuracy.robust}
-            is_best = state.best.offer(position.epoch, accuracy.robust, accuracy.clean, state.model)
+            is_best = state.best.offer(epoch, accuracy.robust, accuracy.clean, state.model)
+        state.epoch_means.clear()
+        position.epoch, position.step = epoch, 0
+        if means.get("mi/grad_norm", 0.0) > means.get("grad_norm_adv", math.inf):
+            self._write(
+                "warning",
+                message=f"the MI loss dominated the adversarial one in epoch {epoch}: the norms of "
+                f"their gradients at the logits were {means['mi/grad_norm']:.3g} and "
+                f"{means['grad_norm_adv']:.3g}; lower mi.weight or use mi.balance",
+            )
         self._write(
             "epoch",
             train=means,
@@ -166,10 +196,10 @@ class _Run:
         attack = PGDAttack(
             config.attack.norm, config.attack.eps, 2.5 * config.attack.eps / steps, steps
         )
-        return self._accuracy(self.val, attack, "validate")
+        return self._accuracy(self.val, attack, "validate", self.state.autocast)
 
     def _evaluate(self) -> None:
-        """Clean and PGD accuracy of the last and of the best model on the test set."""
+        """Clean and PGD accuracy of the last and of the best model on the test set, in fp32."""
         config, model = self.config, self.state.model
         eps, steps = config.attack.eps, config.evaluation.steps
         alpha = config.evaluation.alpha or eps / 4
@@ -190,16 +220,30 @@ class _Run:
                 **asdict(results[which]),
             )  # fmt: skip
 
-    def _accuracy(self, images: ImageSet, attack: PGDAttack, what: str) -> Accuracy:
+    def _accuracy(
+        self,
+        images: ImageSet,
+        attack: PGDAttack,
+        what: str,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> Accuracy:
+        def heartbeat(done: int, total: int) -> None:
+            self._write("evaluating", what=what, done=done, of=total)
+            self._stop_if_requested()
+
         return evaluate_pgd(
             self.state.model,
             images,
             attack,
             self.group,
             batch_size=self.config.evaluation.block,
-            autocast=self.state.autocast,
-            heartbeat=lambda done, total: self._write("evaluating", what=what, done=done, of=total),
+            autocast=autocast,
+            heartbeat=heartbeat,
         )
+
+    def _stop_if_requested(self) -> None:
+        if self.context.stop_requested():
+            raise _StopRequested
 
     def _save(self) -> None:
         content = self.state.state_dict()

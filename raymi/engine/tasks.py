@@ -23,7 +23,10 @@ from raymi.mi.balance import balanced_weight, global_norm, gradients_at, with_gr
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.objectives import PairMI, classifier_mi_loss, global_mean, selected
 from raymi.mi.released import selected_over_batch
-from raymi.models.batchnorm import running_statistics_frozen
+from raymi.models.running_statistics import running_statistics_frozen, running_statistics_of
+
+_ORDERS = {"mix": "na", "released": "ananaan"}
+"""Batches, natural and adversarial, that the running statistics follow in a step."""
 
 LearnFromOutputs = Callable[[Tensor, Tensor], None]
 
@@ -56,7 +59,9 @@ class ClassifierTask(nn.Module):
         self.autocast = autocast
         self._frozen = (estimators,)  # in a tuple: not ours to train, so not a submodule
         self.clean_has_gradient = loss.base != "at" or (estimators is not None and mi.cosine > 0)
-        self.clean_is_used = self.clean_has_gradient or estimators is not None
+        self.clean_is_used = (
+            self.clean_has_gradient or estimators is not None or loss.batchnorm != "adversarial"
+        )
 
     def forward(
         self,
@@ -111,22 +116,28 @@ class ClassifierTask(nn.Module):
     def forward_pair(self, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """(h(x), h(x_adv)), (b, K) each, in two forwards in train mode.
 
-        Running BatchNorm statistics follow the adversarial batch only, as in plain AT. h(x) carries
-        no gradient where no loss asks for it, and is empty where nothing uses it.
+        Running BatchNorm statistics follow the batches that `loss.batchnorm` names: by default the
+        adversarial one only, as in plain AT. h(x) carries no gradient where no loss asks for it,
+        and is empty where nothing uses it.
         """
-        logits = x.new_zeros(len(x), 0)
+        if not self.clean_is_used:
+            return x.new_zeros(len(x), 0), self._forward(x_adv)
+        if self.loss.batchnorm == "adversarial":
+            with running_statistics_frozen(self.model):
+                logits = self._forward(x, gradient=self.clean_has_gradient)
+            return logits, self._forward(x_adv)
+        with running_statistics_of(self.model, _ORDERS[self.loss.batchnorm]) as record:
+            logits = self._forward(x, gradient=self.clean_has_gradient)
+            record("n")
+            logits_adv = self._forward(x_adv)
+            record("a")
+        return logits, logits_adv
+
+    def _forward(self, x: Tensor, *, gradient: bool = True) -> Tensor:
         # An autocast context for each forward: weights that one without gradient has cast stay in
         # its cache (older torch), and the next forward would find them without gradient too.
-        if self.clean_is_used:
-            with (
-                self.autocast(),
-                running_statistics_frozen(self.model),
-                torch.set_grad_enabled(self.clean_has_gradient),
-            ):
-                logits = self.model(x)
-        with self.autocast():
-            logits_adv = self.model(x_adv)
-        return _full_precision(logits), _full_precision(logits_adv)
+        with self.autocast(), torch.set_grad_enabled(gradient):
+            return _full_precision(self.model(x))
 
     def adversarial_loss(self, logits: Tensor, logits_adv: Tensor, y: Tensor, num: int) -> Tensor:
         """The base method's loss: 0-d."""

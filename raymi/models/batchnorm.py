@@ -13,8 +13,6 @@ bias stay local sums, which DDP reduces like any other gradient.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -108,25 +106,6 @@ def convert_batchnorm(module: nn.Module, group: dist.ProcessGroup | None = None)
         parent, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(parent), leaf, converted[old])
     return module
-
-
-@contextmanager
-def running_statistics_frozen(module: nn.Module) -> Iterator[None]:
-    """Within it, train-mode forwards use batch statistics and leave the running ones untouched.
-
-    Modules in eval mode go on using their running statistics.
-
-    Args: module, any; every BatchNorm inside it takes part.
-    """
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    flags = [norm.track_running_stats for norm in norms]
-    try:
-        for norm in norms:
-            norm.track_running_stats = False
-        yield
-    finally:
-        for norm, flag in zip(norms, flags, strict=True):
-            norm.track_running_stats = flag
 
 
 class _Normalize(torch.autograd.Function):

@@ -70,8 +70,15 @@ def test_so_it_is_with_two_workers(tmp_path):
     run_ranks(tiny_run, 2, tmp_path / "whole", {}, [], tmp_path=tmp_path)
     run_ranks(tiny_run, 2, tmp_path / "stopped", {}, [3, 4], tmp_path=tmp_path)
     stopped = events(tmp_path / "stopped", "stopped")
-    assert [event["global_step"] for event in stopped] == [3, 7]
+    assert [event["global_step"] for event in stopped] == [3, 6], "the second one while validating"
     expect_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("stop_at", [5, 11, 12], ids=["validating", "last epoch", "testing"])
+def test_a_stop_is_heard_while_validating_and_while_testing(stop_at, finished, tmp_path):
+    tiny_run(0, 1, tmp_path, {}, [stop_at])
+    assert len(events(tmp_path, "stopped")) == 1
+    expect_equal_runs(finished[0].path, tmp_path)
 
 
 @pytest.fixture(scope="module")

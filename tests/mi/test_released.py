@@ -14,6 +14,7 @@ from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import match
 from raymi.mi.objectives import PairMI, classifier_mi_loss
 from raymi.mi.released import selected_over_batch
+from raymi.models.running_statistics import running_statistics_of
 
 ONE = Collectives()
 HIDDEN = 32
@@ -147,3 +148,39 @@ def test_maximising_alone_is_the_released_objective_without_contrast():
         pair = (critic("n").train(), None) if kind == "n" else (None, critic("a").train())
         loss, _ = EstimatorTask(MIEstimators(*pair), mi, ONE)(*batch)
         close(loss, values[expected])
+
+
+def test_running_statistics_are_those_of_the_released_seven_forwards(critics):
+    values = golden("losses_bn")
+    model = TinyNet(values).train()
+    mi = MIConfig(form="released", hidden=HIDDEN)
+    task = ClassifierTask(model, LossConfig(batchnorm="released"), mi, critics, ONE)
+    before = int(model.bn.num_batches_tracked)
+    task(values["x"], values["x_adv"], values["y"], [6])
+    close(model.bn.running_mean, values["bn_running_mean_after7"])
+    close(model.bn.running_var, values["bn_running_var_after7"])
+    assert int(model.bn.num_batches_tracked) == before + 7
+    assert model.bn.momentum == 0.1
+
+
+def test_mixed_running_statistics_are_those_of_two_plain_forwards():
+    values = golden("losses_bn")
+    model, plain = TinyNet(values).train(), TinyNet(values).train()
+    task = ClassifierTask(model, LossConfig(batchnorm="mix"), MIConfig(weight=0), None, ONE)
+    task(values["x"], values["x_adv"], values["y"], [6])
+    plain(values["x"])
+    plain(values["x_adv"])
+    close(model.bn.running_mean, plain.bn.running_mean)
+    close(model.bn.running_var, plain.bn.running_var)
+    assert model.bn.num_batches_tracked.equal(plain.bn.num_batches_tracked)
+
+
+def test_interrupted_forwards_leave_the_running_statistics():
+    values = golden("losses_bn")
+    model = TinyNet(values).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with running_statistics_of(model, "na") as record:
+        model(values["x"])
+        record("n")
+        # the adversarial batch never comes
+    assert all(v.equal(before[k]) for k, v in model.state_dict().items())

@@ -14,8 +14,8 @@ from raymi.models.batchnorm import (
     GlobalBatchNorm1d,
     GlobalBatchNorm2d,
     convert_batchnorm,
-    running_statistics_frozen,
 )
+from raymi.models.running_statistics import running_statistics_frozen
 
 GLOBAL = {nn.BatchNorm1d: GlobalBatchNorm1d, nn.BatchNorm2d: GlobalBatchNorm2d}
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
