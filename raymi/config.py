@@ -401,6 +401,21 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @property
+    def attack_objective(self) -> str:
+        """What the training attack maximises, "ce" or "kl": TRADES' is KL."""
+        return self.attack.objective or ("kl" if self.loss.base == "trades" else "ce")
+
+    @model_validator(mode="after")
+    def _attack_can_start(self) -> Config:
+        attack = self.attack
+        if self.attack_objective == "kl" and attack.steps > 0 and not attack.random_start:
+            raise ValueError(
+                "attack.random_start must be true for attack.objective=kl (which is TRADES'), got "
+                "false: KL has no gradient at the image itself"
+            )
+        return self
+
     @model_validator(mode="after")
     def _workers_have_samples(self) -> Config:
         if self.optim.batch_size < self.scaling.workers:

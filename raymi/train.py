@@ -10,10 +10,12 @@ import shlex
 import signal
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from rich.console import Console
 
@@ -32,7 +34,7 @@ from raymi.orchestration.names import find_run, home_folder, new_run_folder
 from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
 from raymi.recipes import RECIPES, on_recipe
 from raymi.tracking.provenance import provenance
-from raymi.tracking.store import how_to_open
+from raymi.tracking.store import how_to_open, without_password
 from raymi.tracking.tracker import Tracker
 
 COMMAND = "python -m raymi.train"
@@ -85,6 +87,28 @@ def _run(
         folder = new_run_folder(config, recipe)
         command = f"{COMMAND} {shlex.join(words)}".strip()
         folder.write_about({"id": uuid.uuid4().hex, "recipe": recipe, **provenance(command)})
+    with _alone(folder):
+        return _follow(console, config, folder)
+
+
+@contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """Keeps a second command out of a run that is going on."""
+    lock = FileLock(folder.path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"the run {folder.name} is going on in another process: wait for it or stop it first"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _follow(console: Console, config: Config, folder: RunFolder) -> int:
+    """Runs a run to its end while showing and tracking it; returns the exit code."""
     folder.write_config(config)
     again = _how_to_continue(folder)
     results = _Results(folder)
@@ -97,7 +121,8 @@ def _run(
             tracker = Tracker(config, folder, folder.read_about(), home_folder(), display.say)
             tracker.start()
         try:
-            launch(config, folder, [display, results, warnings])
+            if not results.finished:
+                launch(config, folder, [display, results, warnings])
             status, code = "FINISHED", 0
         except Stopped as stop:
             status, code = "KILLED", 128 + stop.signum
@@ -113,10 +138,12 @@ def _run(
             delivered = True
             if tracker is not None:
                 display.phase("bringing the run and its models into MLflow")
-                delivered = tracker.close(status, timeout=120 if status == "FINISHED" else 10)
+                patient = status == "FINISHED" and tracker.answers
+                delivered = tracker.close(status, timeout=120 if patient else 15)
     if tracker is not None and not delivered:
         display.say(
-            f"MLflow at {tracker.uri} did not take everything ({tracker.problem or 'too slow'}); "
+            f"MLflow at {without_password(tracker.uri)} did not take everything "
+            f"({tracker.problem or 'too slow'}); "
             f"nothing is lost, deliver it with: {again}"
         )
     if status == "FINISHED":
@@ -150,12 +177,14 @@ class _Results:
 
     def __init__(self, folder: RunFolder) -> None:
         self.evaluations: dict[str, dict[str, Any]] = {}
+        self.finished = False
         for event in JournalReader(folder.journal).new_events():
             self.event(event)
 
     def event(self, event: dict[str, Any]) -> None:
         if event["kind"] == "evaluation":
             self.evaluations[event["which"]] = event
+        self.finished = self.finished or event["kind"] == "finished"
 
 
 class _Warnings:

@@ -39,7 +39,7 @@ class ProgressDisplay:
     def __init__(self, console: Console, config: Config) -> None:
         self.console = console
         self.epochs = config.optim.epochs
-        self._header_printed = False
+        self._header_printed = self._started = False
         self._clock = _Clock()
         self._bar = _Bar(
             SpinnerColumn(),
@@ -75,6 +75,9 @@ class ProgressDisplay:
             show(event)
 
     def _on_start(self, event: Event) -> None:
+        if self._started:
+            self.say("the workers were started again")
+        self._started = True
         data, sizes = event["data"], event["data"]["sizes"]
         parameters = ", ".join(f"{k} {v / 1e6:.3g} M" for k, v in event["parameters"].items())
         workers = f"{event['workers']} worker{'s' if event['workers'] > 1 else ''}"
@@ -119,6 +122,9 @@ class ProgressDisplay:
             f"{_number(train.get('mi/natural')):>7}  {_number(train.get('mi/adversarial')):>7}  "
             f"{clean:>9}  {robust:>10}  {event['images_per_s']:>8.0f}{best}"
         )
+
+    def _on_stopping(self, event: Event) -> None:
+        self.say(f"{event['signal']}: the workers write a checkpoint and end; once more: at once")
 
     def _on_warning(self, event: Event) -> None:
         self.say(f"warning: {event['message']}", style="yellow")

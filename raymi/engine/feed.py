@@ -48,10 +48,10 @@ class Feed:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on; the last one may be smaller."""
         config, device = self.config, self.images.images.device
-        order = epoch_order(len(self.images), config.seed, epoch)
+        order = epoch_order(len(self.images), config.seed, epoch).to(device)
         for step in range(first_step, self.steps_per_epoch):
             everyone = global_batch(order, config.optim.batch_size, step)
-            index = share(everyone, self.rank, self.world_size).to(device)
+            index = share(everyone, self.rank, self.world_size)
             x = augment(
                 to_unit(self.images.images[index]),
                 seed=config.seed,

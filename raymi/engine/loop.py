@@ -210,7 +210,10 @@ class _Run:
             if which == "best":
                 model.load_state_dict(self.state.best.weights)
             if self.group.rank == 0:
-                weights = {k: v.contiguous() for k, v in model.state_dict().items()}
+                weights = {
+                    k: v.clone(memory_format=torch.contiguous_format)
+                    for k, v in model.state_dict().items()
+                }
                 content = safetensors.torch.save(weights, {"epoch": str(epoch)})
                 write_atomically(self.folder.weights(which), content)
             same = which == "best" and epoch == epochs["last"]

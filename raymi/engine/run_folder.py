@@ -25,6 +25,10 @@ class RunFolder:
         self.warnings = path / "warnings.log"
         self.tracking = path / "tracking.json"
 
+    def error_logs(self) -> list[Path]:
+        """Tracebacks of workers, one file for each rank that failed."""
+        return list(self.path.glob("error-*.log"))
+
     @property
     def name(self) -> str:
         """The run's name."""

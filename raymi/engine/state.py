@@ -18,6 +18,7 @@ from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import Splits
 from raymi.engine.critics import EstimatorTask
+from raymi.engine.gradient_average import average_each
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Learner, TrainStep
@@ -79,7 +80,7 @@ class TrainState:
         self.position, self.best, self.epoch_means = Position(), Best(), MetricMeans()
         self.autocast = _autocast(config, device)
 
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(random_key(config.seed, "classifier"))
             self.model = build_model(
                 config.model.name,
@@ -125,13 +126,12 @@ class TrainState:
             critics = EstimatorTask(self.estimators, config.mi, group)
             self.critics = Learner(self._distribute(critics), adam)
 
-        customary = "kl" if config.loss.base == "trades" else "ce"
         self.step = TrainStep(
             self.model,
             self.classifier,
             self.critics,
             config.attack,
-            config.attack.objective or customary,
+            config.attack_objective,
             self.autocast,
         )
 
@@ -142,7 +142,10 @@ class TrainState:
         parameters = signature(DistributedDataParallel.__init__).parameters
         new, old = "forward_sync_buffers", "broadcast_buffers"  # torch 2.12 and later, earlier
         no_sync: dict[str, Any] = {new if new in parameters else old: False}
-        return DistributedDataParallel(task, gradient_as_bucket_view=True, **no_sync)
+        ddp = DistributedDataParallel(task, gradient_as_bucket_view=True, **no_sync)
+        if self.group.world_size > 2 and self.device.type == "cpu":
+            ddp.register_comm_hook(self.group.world_size, average_each)
+        return ddp
 
     def train_mode(self) -> None:
         """Classifier and critics into train mode."""

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,21 +46,21 @@ class RunFailed(RuntimeError):
     """The run ended by an error of the program or the cluster, after all restarts."""
 
 
-def launch(
-    config: Config, folder: RunFolder, followers: Sequence[Follower], *, from_offset: int = 0
-) -> None:
+def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> None:
     """Runs a configuration to its end on Ray.
 
     Args:
         folder: the run's, with the configuration written; a checkpoint in it is continued.
-        followers: told of each event in order.
-        from_offset: where in the journal they begin.
+        followers: told in order of each event from now on, and of `stopping`.
     Raises: UserError for what the user can put right; Stopped after SIGINT or SIGTERM; RunFailed.
     """
-    for leftover in (folder.stop_file, folder.failure):
+    for leftover in (folder.stop_file, folder.failure, *folder.error_logs()):
         leftover.unlink(missing_ok=True)
-    journal = JournalReader(folder.journal, from_offset)
+    journal = JournalReader(folder.journal)
+    journal.new_events()  # those of an earlier start were told then
+    before = journal.offset
     with _Signals(folder.stop_file) as signals, ray_session(config.scaling) as resources:
+        signals.listen()  # again: ray.init takes SIGTERM for itself
         signals.check_before_work()
         trainer = _TrainerThread(config, folder, resources)
         trainer.start()
@@ -67,7 +68,9 @@ def launch(
             trainer.join(POLL_SECONDS)
             _tell(followers, journal)
             _raise_failure(folder)
-            signals.check(work_has_begun=journal.offset > from_offset)
+            if signals.is_new():
+                _tell_one(followers, {"kind": "stopping", "signal": signals.name})
+            signals.check(work_has_begun=journal.offset > before)
         _tell(followers, journal)
         _raise_failure(folder)
         if trainer.error is not None:
@@ -130,12 +133,18 @@ class _Signals:
         self.stop_file = stop_file
         self.received: int | None = None
         self._deadline = 0.0
+        self._new = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Signals:
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            self._before[signum] = signal.signal(signum, self._on_signal)
+        self.listen()
         return self
+
+    def listen(self) -> None:
+        """Takes both signals; what handled them at first is put back at the end."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.signal(signum, self._on_signal)
+            self._before.setdefault(signum, handler)
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
@@ -145,8 +154,20 @@ class _Signals:
         if self.received is not None:
             raise Stopped(signum)
         self.received = signum
+        self._new = True
         self._deadline = time.monotonic() + STOP_SECONDS
-        self.stop_file.touch()
+        with suppress(OSError):  # the run's folder may be gone
+            self.stop_file.touch()
+
+    @property
+    def name(self) -> str:
+        """Name of the signal that came."""
+        return signal.Signals(self.received or signal.SIGINT).name
+
+    def is_new(self) -> bool:
+        """True once after a signal came."""
+        was_new, self._new = self._new, False
+        return was_new
 
     def check_before_work(self) -> None:
         if self.received is not None:
@@ -160,8 +181,12 @@ class _Signals:
 
 def _tell(followers: Sequence[Follower], journal: JournalReader) -> None:
     for event in journal.new_events():
-        for follower in followers:
-            follower.event(event)
+        _tell_one(followers, event)
+
+
+def _tell_one(followers: Sequence[Follower], event: dict[str, Any]) -> None:
+    for follower in followers:
+        follower.event(event)
 
 
 def _raise_failure(folder: RunFolder) -> None:
@@ -172,12 +197,12 @@ def _raise_failure(folder: RunFolder) -> None:
 def _innermost(error: BaseException, folder: RunFolder) -> str:
     """What went wrong in a worker, without Ray's frames around it; the whole is in the run's
     folder."""
-    failures = getattr(error, "worker_failures", None) or {}
-    (folder.path / "error.log").write_text(
-        "\n".join([str(error), *(f"rank {rank}: {e}" for rank, e in failures.items())])
-    )
-    cause: BaseException = next(iter(failures.values()), error)
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return (
-        f"{lines[-1] if lines else type(cause).__name__} (whole error: {folder.path / 'error.log'})"
-    )
+    logs = sorted(folder.error_logs(), key=lambda path: path.stat().st_mtime)
+    if not logs:  # a worker died without a word
+        logs = [folder.path / "error-ray.log"]
+        logs[0].write_text(str(error))
+    lines = [line.strip() for line in logs[0].read_text().splitlines() if line.strip()]
+    places = [line for line in lines if line.startswith("File ")]
+    where = f" in {places[-1].removeprefix('File ')}" if places else ""
+    last = lines[-1] if lines else type(error).__name__
+    return f"{last}{where} (whole error: {logs[0]})"

@@ -86,44 +86,50 @@ def ray_session(scaling: ScalingConfig) -> Iterator[Resources]:
 
 
 def _resources(scaling: ScalingConfig, joined: bool) -> Resources:
-    import ray
-
     if not joined:
         use_gpu = scaling.use_gpu == "true" or (
             scaling.use_gpu == "auto" and _num_gpus() >= scaling.workers
         )
         return Resources(use_gpu, joined)
-
-    cpus = scaling.workers * scaling.cpus_per_worker
-    need = {"CPU": float(cpus)}
+    bundle = {"CPU": scaling.cpus_per_worker}
+    with_gpu = {**bundle, "GPU": 1}
     if scaling.use_gpu == "true":
-        need["GPU"] = float(scaling.workers)
+        bundle = with_gpu
+    _wait_for_places(scaling, bundle)
+    auto = scaling.use_gpu == "auto" and _places(with_gpu) >= scaling.workers
+    return Resources(scaling.use_gpu == "true" or auto, joined)
+
+
+def _wait_for_places(scaling: ScalingConfig, bundle: dict[str, int]) -> None:
+    """Waits at most `wait_minutes` for a cluster that grows to have a place for each worker."""
+    from ray.autoscaler.sdk import request_resources
+
     deadline = time.monotonic() + 60 * scaling.wait_minutes
     if scaling.wait_minutes > 0:
-        from ray.autoscaler.sdk import request_resources
-
-        bundle = {kind: int(amount / scaling.workers) for kind, amount in need.items()}
         request_resources(bundles=[bundle] * scaling.workers)
-    while missing := _missing(need, ray.cluster_resources()):
-        if time.monotonic() >= deadline:
-            raise UserError(
-                f"scaling.workers={scaling.workers} needs what the cluster does not have: "
-                f"{missing}. Ask for fewer workers, add nodes, or set scaling.wait_minutes to "
-                "wait for an autoscaler"
-            )
-        time.sleep(1)
-    there = ray.cluster_resources().get("GPU", 0.0)
-    return Resources(
-        scaling.use_gpu == "true" or (scaling.use_gpu == "auto" and there >= scaling.workers),
-        joined,
-    )
+    try:
+        while (places := _places(bundle)) < scaling.workers:
+            if time.monotonic() >= deadline:
+                each = " and ".join(f"{amount} {kind}" for kind, amount in bundle.items())
+                raise UserError(
+                    f"scaling.workers={scaling.workers} with {each} each, but the nodes of the "
+                    f"cluster have places for {places}: ask for fewer workers, add nodes, or set "
+                    "scaling.wait_minutes to wait for an autoscaler"
+                )
+            time.sleep(1)
+    finally:
+        if scaling.wait_minutes > 0:
+            request_resources(bundles=[])  # Ray keeps a request until it is replaced
 
 
-def _missing(need: dict[str, float], there: dict[str, float]) -> str:
-    return ", ".join(
-        f"{amount:g} {kind}s asked, {there.get(kind, 0):g} there"
-        for kind, amount in need.items()
-        if there.get(kind, 0) < amount
+def _places(bundle: dict[str, int]) -> int:
+    """Workers that the nodes have room for; a worker does not spread over nodes."""
+    import ray
+
+    return sum(
+        min(int(node["Resources"].get(kind, 0) // amount) for kind, amount in bundle.items())
+        for node in ray.nodes()
+        if node["Alive"]
     )
 
 

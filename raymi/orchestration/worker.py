@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import traceback
 import warnings
@@ -15,6 +14,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+import raymi
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
 from raymi.engine.checkpoint import write_atomically
@@ -22,6 +22,8 @@ from raymi.engine.context import StopFile
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
+
+_PACKAGE = Path(raymi.__file__).parent
 
 
 class RayContext:
@@ -49,6 +51,11 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """
     config = Config.model_validate_json(job["config"])
     folder = RunFolder(Path(job["folder"]))
+    if not folder.config.is_file():
+        raise UserError(
+            f"this worker's node does not see {folder.path}: set out=FOLDER to storage that all "
+            "nodes share"
+        )
     if job["import_path"] not in sys.path:
         sys.path.insert(0, job["import_path"])  # the user's own models
     torch.set_num_threads(config.scaling.cpus_per_worker)
@@ -71,7 +78,7 @@ def _warn_into(folder: RunFolder, rank: int) -> Any:
     """Warnings of a worker go to a file of the run; the driver shows them."""
 
     def show(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
-        if rank == 0 and f"{os.sep}raymi{os.sep}" in filename:
+        if rank == 0 and Path(filename).is_relative_to(_PACKAGE):
             with folder.warnings.open("a") as log:
                 log.write(f"{message}\n")
 

@@ -93,6 +93,8 @@ def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) 
         depth=config.model.depth,
     ).eval()
     model.load_state_dict(load_file(weights))
+    if ":" in config.model.name:
+        _check_export(model, size)
     info = mlflow.pytorch.log_model(
         model,
         name=which,
@@ -105,3 +107,17 @@ def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) 
         metadata={"classes": data["class_names"], "threat_model": config.attack.norm},
     )
     return info.model_id
+
+
+class NotExportable(Exception):
+    """A user's own network that torch.export cannot trace: only its weights go to MLflow."""
+
+
+def _check_export(model: Any, size: int) -> None:
+    import torch
+
+    try:
+        example = (torch.full((2, 3, size, size), 0.5),)
+        torch.export.export(model, example, dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    except Exception as error:
+        raise NotExportable(str(error).splitlines()[0] if str(error) else repr(error)) from None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 _SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -24,11 +25,18 @@ _SETTINGS = {
 
 def tracking_uri(home: Path) -> str:
     """$MLFLOW_TRACKING_URI, or a SQLite file `mlflow.db` in `home`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{quote(str(home / 'mlflow.db'))}"
+
+
+def without_password(uri: str) -> str:
+    """The address of a store as it may be shown: without user and password."""
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
 
 
 def how_to_open(uri: str) -> str:
     """The command that shows the MLflow UI of a store, or its address."""
+    uri = without_password(uri)
     return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
 
 

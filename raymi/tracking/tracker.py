@@ -9,6 +9,7 @@ from there.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from raymi.engine.run_folder import RunFolder
 from raymi.overrides import flatten
 from raymi.tracking import store
 from raymi.tracking.description import describe
-from raymi.tracking.models import log_model, register_model
+from raymi.tracking.models import NotExportable, log_model, register_model
 
 Event = dict[str, Any]
 _POLL_SECONDS = 0.5
@@ -31,6 +32,7 @@ _NOTHING_DELIVERED: dict[str, Any] = {
     "run_id": None,
     "described": False,
     "offset": 0,
+    "step": 0,
     "epoch": 0,
     "evaluations": {},  # by "last" and "best"
     "model_ids": {},
@@ -58,17 +60,17 @@ class Tracker(threading.Thread):
         super().__init__(daemon=True, name="mlflow")
         self.config, self.folder, self.about, self.home = config, folder, about, home
         self.tell = tell
-        self.uri = store.tracking_uri(home)
-        """Address of the MLflow store."""
+        kept = json.loads(folder.tracking.read_text()) if folder.tracking.is_file() else {}
+        named = os.environ.get("MLFLOW_TRACKING_URI")
+        self.uri: str = named or kept.get("uri") or store.tracking_uri(home)
+        """Address of the MLflow store: of a run that is continued, the one that it is in."""
         self.problem: str | None = None
         """Why the store does not take what it is sent; None where it does."""
         self._client: Any = None
         self._connected = False
         self._state = {"uri": self.uri, **_NOTHING_DELIVERED}
-        if folder.tracking.is_file():
-            kept = json.loads(folder.tracking.read_text())
-            if kept.get("uri") == self.uri:  # another store gets everything from the beginning
-                self._state |= kept
+        if kept.get("uri") == self.uri:  # another store gets everything from the beginning
+            self._state |= kept
         self._closing: str | None = None
         self._delivered = threading.Event()
         self._wake = threading.Event()
@@ -78,6 +80,11 @@ class Tracker(threading.Thread):
     def run_id(self) -> str | None:
         """The run in MLflow; None until it was found or made."""
         return self._state["run_id"]
+
+    @property
+    def answers(self) -> bool:
+        """Whether the store took the last thing that it was sent."""
+        return self._connected and self.problem is None
 
     @property
     def models(self) -> dict[str, str]:
@@ -123,7 +130,8 @@ class Tracker(threading.Thread):
         self.problem = f"{type(error).__name__}: {first_line[:200]}"
         if not told:
             self.tell(
-                f"MLflow at {self.uri} does not take what it is sent ({self.problem}): the run "
+                f"MLflow at {store.without_password(self.uri)} does not take what it is sent "
+                f"({self.problem}): the run "
                 "goes on, and all of it is delivered later"
             )
 
@@ -140,7 +148,15 @@ class Tracker(threading.Thread):
         evaluations = self._state["evaluations"]
         text = describe(self.config, self.about, evaluations)
         if closing == "FINISHED":
-            self._log_models(text)
+            try:
+                self._log_models(text)
+            except NotExportable as error:
+                self.tell(
+                    f"torch.export cannot trace this model ({error}): MLflow gets its weights as "
+                    "artifacts, and no model"
+                )
+                for which in ("last", "best"):
+                    self._client.log_artifact(self.run_id, str(self.folder.weights(which)))
         self._client.set_tag(self.run_id, "mlflow.note.content", text)
         self._client.set_terminated(self.run_id, closing)
 
@@ -150,6 +166,8 @@ class Tracker(threading.Thread):
             return
         if self._client is None:
             self._client = store.connect(self.uri)
+        if self.run_id is not None and not self._is_there(self.run_id):
+            self._keep(**_NOTHING_DELIVERED)  # somebody deleted it: it is made anew
         if self.run_id is None:
             experiment = store.experiment_id(
                 self._client, self.config.tracking.experiment, self.home
@@ -163,6 +181,16 @@ class Tracker(threading.Thread):
             self._describe()
             self._keep(described=True)
         self._connected = True
+
+    def _is_there(self, run_id: str) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._client.get_run(run_id).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
 
     def _create(self, experiment: str) -> Any:
         tags = {f"raymi.{k}": str(v) for k, v in self.about.items()}
@@ -183,6 +211,10 @@ class Tracker(threading.Thread):
         kind, epoch = event["kind"], event["epoch"]
         if kind == "start":
             self._send_start(event)
+        elif kind == "step" and event["global_step"] > self._state["step"]:
+            metrics = {f"step/{k}": v for k, v in event["metrics"].items()}
+            self._log(event, metrics, step=event["global_step"])
+            self._state["step"] = event["global_step"]  # kept on disk with the next epoch
         elif kind == "epoch" and epoch > self._state["epoch"]:
             metrics = {f"train/{k}": v for k, v in event["train"].items()}
             metrics |= {f"val/{k}": v for k, v in event["val"].items()}
@@ -216,13 +248,14 @@ class Tracker(threading.Thread):
             inputs.append(DatasetInput(dataset._to_mlflow_entity(), tags))
         self._client.log_inputs(self.run_id, inputs)
 
-    def _log(self, event: Event, metrics: dict[str, Any]) -> None:
+    def _log(self, event: Event, metrics: dict[str, Any], step: int | None = None) -> None:
         from mlflow.entities import Metric
 
+        step = event["epoch"] if step is None else step
         timestamp = int(1000 * event["time"])
         self._client.log_batch(
             self.run_id,
-            metrics=[Metric(k, float(v), timestamp, event["epoch"]) for k, v in metrics.items()],
+            metrics=[Metric(k, float(v), timestamp, step) for k, v in metrics.items()],
         )
 
     def _log_models(self, text: str) -> None:

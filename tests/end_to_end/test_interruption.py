@@ -29,17 +29,23 @@ def assert_same(weights: dict, path: Path) -> None:
     assert all(weights[key].equal(other[key]) for key in weights)
 
 
-def test_ctrl_c_ends_in_seconds_and_resume_ends_with_identical_weights(
-    tmp_path: Path, uninterrupted: dict
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_in_seconds_and_resume_ends_with_identical_weights(
+    signum: signal.Signals, tmp_path: Path, uninterrupted: dict
 ) -> None:
     process = start(tmp_path, *TINY, "name=stopped")
     run = tmp_path / "runs" / "stopped"
     wait_for(lambda: len(events(run, "epoch")) >= 1, process)
+    second = start(tmp_path, "resume=stopped")
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 2, "the run is going on"
+    assert "going on in another process" in err
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + signum, err
     assert time.monotonic() - began < 30
+    assert len(events(run, "stopped")) == 1, "with a checkpoint"
     assert "python -m raymi.train resume=stopped" in out
     assert "Traceback" not in out + err
     assert not events(run, "finished")

@@ -99,4 +99,7 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(
         "tracking.enabled=false",
     )  # fmt: skip
     assert done.returncode != 0
-    assert "5 CPUs asked, 2 there" in done.stdout + done.stderr
+    assert (
+        "scaling.workers=5 with 1 CPU each, but the nodes of the cluster have places for 2"
+        in done.stdout + done.stderr
+    )

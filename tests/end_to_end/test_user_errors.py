@@ -55,3 +55,24 @@ def test_users_own_model_and_images_train(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PGD-4" in done.stdout
+
+
+def test_error_in_the_users_model_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes, image_size):\n"
+        "        super().__init__()\n"
+        "        self.fc = nn.Linear(3 * image_size**2, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        if self.training:\n"
+        "            raise IndexError('my own bug')\n"
+        "        return self.fc(x.flatten(1))\n"
+    )
+    done = run(
+        tmp_path, *TINY, "model.name=mine:Net", "scaling.max_failures=0", "tracking.enabled=false"
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "IndexError: my own bug" in done.stdout
+    assert 'mine.py", line 8' in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr

@@ -66,9 +66,10 @@ def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(settings, s
     expect_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_so_it_is_with_two_workers(tmp_path):
-    run_ranks(tiny_run, 2, tmp_path / "whole", {}, [], tmp_path=tmp_path)
-    run_ranks(tiny_run, 2, tmp_path / "stopped", {}, [3, 4], tmp_path=tmp_path)
+@pytest.mark.parametrize("workers", [2, 3])
+def test_so_it_is_with_several_workers(workers, tmp_path):
+    run_ranks(tiny_run, workers, tmp_path / "whole", {}, [], tmp_path=tmp_path)
+    run_ranks(tiny_run, workers, tmp_path / "stopped", {}, [3, 4], tmp_path=tmp_path)
     stopped = events(tmp_path / "stopped", "stopped")
     assert [event["global_step"] for event in stopped] == [3, 6], "the second one while validating"
     expect_equal_runs(tmp_path / "whole", tmp_path / "stopped")

@@ -1,4 +1,4 @@
-"""`python -m raymi.engine name=NAME [recipe=NAME] [key=value ...]`: training without Ray and
+"""`python -m raymi.standalone name=NAME [recipe=NAME] [key=value ...]`: training without Ray and
 MLflow.
 
 On one device as it is, on several under `torchrun`: for profiling, for clusters with a launcher of
@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from raymi.command import EXIT_FAILED, run_command
-from raymi.config import Config
+from raymi.config import Config, ScalingConfig
 from raymi.display.progress import ProgressDisplay
 from raymi.display.summary import print_summary
 from raymi.engine.context import LocalContext
@@ -28,6 +27,7 @@ from raymi.engine.journal import JournalReader
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
+from raymi.orchestration.checks import input_problems
 from raymi.overrides import examine, split_words
 from raymi.recipes import RECIPES, on_recipe
 
@@ -54,19 +54,32 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(words: list[str]) -> int:
+    if {"--help", "-h"} & set(words):
+        print(f"{__doc__}\nThe keys are those of python -m raymi.train --help.")
+        return 0
     parsed = split_words(words, {"recipe": RECIPES})
     tree, unknown = on_recipe(parsed.own.get("recipe", "quickstart"), parsed.settings)
     config, wrong = examine(tree)
-    problems = [*parsed.problems, *unknown, *wrong]
+    problems = [
+        *parsed.problems,
+        *unknown,
+        *wrong,
+        *input_problems(_one_place(config), new_run=False),
+    ]
     if config.name is None:
         problems.append("name=NAME is needed: runs/NAME is where the run is kept and continued")
     if problems:
         raise UserError("\n".join(problems))
     assert config.name is not None
     folder = RunFolder((config.out or Path("runs").absolute()) / config.name)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    if folder.config.is_file() and folder.read_config() != config:
+        raise UserError(
+            f"the run {folder.name} in {folder.path.parent} has other settings: give the same ones "
+            "to continue it, or another name"
+        )
     device = _join()
     try:
+        folder.path.mkdir(parents=True, exist_ok=True)
         context = TellingContext(device, folder, config)
         if context.group.rank == 0:
             folder.stop_file.unlink(missing_ok=True)
@@ -79,8 +92,13 @@ def _train(words: list[str]) -> int:
             print_summary(Console(), config, folder, results, {"run": str(folder.path)})
         return 0 if outcome.finished else EXIT_FAILED
     finally:
-        with suppress(ValueError, AssertionError):  # no process group
+        if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _one_place(config: Config) -> Config:
+    """For the checks: the launcher decides on the number of workers, not the configuration."""
+    return config.model_copy(update={"scaling": ScalingConfig()})
 
 
 def _join() -> torch.device:
