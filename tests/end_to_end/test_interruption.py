@@ -36,10 +36,6 @@ def test_a_signal_ends_the_run_in_seconds_and_resume_ends_with_identical_weights
     process = start(tmp_path, *TINY, "name=stopped")
     run = tmp_path / "runs" / "stopped"
     wait_for(lambda: len(events(run, "epoch")) >= 1, process)
-    second = start(tmp_path, "resume=stopped")
-    _, err = second.communicate(timeout=60)
-    assert second.returncode == 2, "the run is going on"
-    assert "going on in another process" in err
     began = time.monotonic()
     process.send_signal(signum)
     out, err = process.communicate(timeout=60)
@@ -54,6 +50,17 @@ def test_a_signal_ends_the_run_in_seconds_and_resume_ends_with_identical_weights
     succeed(tmp_path, "resume=stopped")
     assert_same(uninterrupted, run / "last.safetensors")
     assert _mlflow_status(tmp_path) == ["FINISHED"], "the same MLflow run goes on"
+
+
+def test_a_run_that_is_going_on_is_not_continued_beside_itself(tmp_path: Path) -> None:
+    process = start(tmp_path, *TINY, "name=busy", "tracking.enabled=false")
+    wait_for(lambda: (tmp_path / "runs" / "busy" / "config.json").is_file(), process)
+    second = start(tmp_path, "resume=busy")
+    _, err = second.communicate(timeout=60)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "going on in another process" in err
 
 
 def test_killed_worker_is_replaced_and_ends_with_identical_weights(

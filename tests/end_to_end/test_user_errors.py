@@ -31,7 +31,7 @@ def test_corrupt_image_ends_the_run_with_its_name(tmp_path: Path) -> None:
     broken = images / "train" / "dark" / "3.png"
     broken.write_bytes(broken.read_bytes()[:60])
     done = run(
-        tmp_path, *TINY, "data.name=folder", f"data.root={images}", "data.limit=none",
+        tmp_path, *TINY, "data.name=folder", f"data.root={images}",
         "batch_size=8", "tracking.enabled=false",
         RAYMI_CACHE=str(tmp_path / "cache"),
     )  # fmt: skip
@@ -49,7 +49,7 @@ def test_users_own_model_and_images_train(tmp_path: Path) -> None:
         "    return nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes))\n"
     )
     done = run(
-        tmp_path, *TINY, "data.name=folder", f"data.root={images}", "data.limit=none",
+        tmp_path, *TINY, "data.name=folder", f"data.root={images}",
         "batch_size=8", "model.name=mine:net", "tracking.enabled=false",
         RAYMI_CACHE=str(tmp_path / "cache"),
     )  # fmt: skip
