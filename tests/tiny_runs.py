@@ -127,3 +127,18 @@ def dropout_net(num_classes: int, image_size: int) -> nn.Module:
         nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
         nn.Dropout(0.3), nn.Linear(8 * (image_size // 2) ** 2, num_classes),
     )  # fmt: skip
+
+
+def vector_net(num_classes: int, image_size: int) -> nn.Module:
+    """A user's own network with BatchNorm over samples alone."""
+    return nn.Sequential(
+        nn.Flatten(), nn.BatchNorm1d(3 * image_size**2), nn.Linear(3 * image_size**2, num_classes)
+    )
+
+
+def tied_net(num_classes: int, image_size: int) -> nn.Module:
+    """A user's own network in which two layers share their weights."""
+    size = 3 * image_size**2
+    first, second = nn.Linear(size, size), nn.Linear(size, size)
+    second.weight = first.weight
+    return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.Linear(size, num_classes))

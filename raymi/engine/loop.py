@@ -16,6 +16,7 @@ from raymi import __version__
 from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import ImageSet, Splits, load_splits
+from raymi.data.augment import to_unit
 from raymi.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from raymi.engine.context import Context
 from raymi.engine.evaluation import Accuracy, PGDAttack, evaluate_pgd
@@ -25,6 +26,7 @@ from raymi.engine.metrics import MetricMeans
 from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import TrainState
 from raymi.errors import UserError
+from raymi.models.running_statistics import running_statistics_frozen
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,9 @@ class _Run:
         )
         self.val = _at_most(splits.val, config.validation.max_samples).to(self.device)
         self.test = _at_most(splits.test, config.evaluation.max_samples).to(self.device)
-        _check_last_batch(config, len(splits.train), self.group.world_size)
         total_steps = config.optim.epochs * self.feed.steps_per_epoch
         self.state = TrainState(config, splits, self.group, self.device, total_steps)
+        self._check_last_batch()
         self.journal = Journal(folder.journal, enabled=self.group.rank == 0)
         self.epoch_began, self.epoch_images = 0.0, 0  # of this process, for the throughput
 
@@ -248,6 +250,26 @@ class _Run:
         if self.context.stop_requested():
             raise _StopRequested
 
+    def _check_last_batch(self) -> None:
+        """Refuses a last batch of an epoch that is too small for BatchNorm, before it comes."""
+        images, workers = self.feed.images, self.group.world_size
+        remainder = len(images) % self.config.optim.batch_size
+        problem = None
+        if 0 < remainder < workers and not self.config.scaling.sync_batchnorm:
+            problem = "a worker without images has no BatchNorm statistics of its own"
+        elif remainder == 1 and workers == 1:
+            self.state.train_mode()
+            try:
+                with torch.no_grad(), running_statistics_frozen(self.state.model):
+                    self.state.model(to_unit(images.images[:1]))
+            except ValueError:
+                problem = "this network's BatchNorm cannot take statistics of one image"
+        if problem is not None:
+            raise UserError(
+                f"the last batch of an epoch has {remainder} images for {workers} workers, and "
+                f"{problem}: set another optim.batch_size"
+            )
+
     def _save(self) -> None:
         content = self.state.state_dict()
         if self.group.rank == 0:
@@ -301,16 +323,6 @@ class _Run:
                 f"at step {position.step} of epoch {position.epoch + 1}: lower lr or mi.weight; "
                 f"the newest checkpoint in {self.folder.checkpoints} is from before"
             )
-
-
-def _check_last_batch(config: Config, num_train: int, workers: int) -> None:
-    remainder = num_train % config.optim.batch_size
-    if 0 < remainder < workers and not config.scaling.sync_batchnorm:
-        raise UserError(
-            f"the last batch of an epoch has {remainder} images for {workers} workers, and a "
-            "worker without images has no BatchNorm statistics of its own: set "
-            "scaling.sync_batchnorm=true or another optim.batch_size"
-        )
 
 
 def _at_most(images: ImageSet, num: int | None) -> ImageSet:

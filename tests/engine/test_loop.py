@@ -8,7 +8,7 @@ import pytest
 import torch
 from gloo import run_ranks
 from safetensors.torch import load_file
-from tiny_runs import StoppingContext, tiny_config, tiny_run, tiny_state
+from tiny_runs import StoppingContext, tiny_config, tiny_run, tiny_splits, tiny_state
 
 from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.context import LocalContext
@@ -162,6 +162,26 @@ def test_a_worker_without_images_needs_global_batchnorm(tmp_path):
     settings = {"scaling.sync_batchnorm": False, "optim.batch_size": 89}  # the last batch has 2
     with pytest.raises(UserError, match="the last batch of an epoch has 2 images for 3 workers"):
         run_ranks(tiny_run, 3, tmp_path / "run", settings, [], tmp_path=tmp_path)
+
+
+@pytest.mark.parametrize("model", ["tiny_runs:vector_net", "tiny_runs:dropout_net"])
+def test_a_last_batch_of_one_image_is_refused_where_batchnorm_cannot_take_it(model, tmp_path):
+    one = len(tiny_splits(tiny_config()).train) - 1
+    config = tiny_config(
+        {**DROPOUT, "model.name": model, "optim.batch_size": one, "optim.epochs": 1}
+    )
+    if model == "tiny_runs:dropout_net":  # its BatchNorm averages over pixels, too
+        assert train(config, LocalContext(), RunFolder(tmp_path)).finished
+        return
+    with pytest.raises(UserError, match=r"set another optim\.batch_size"):
+        train(config, LocalContext(), RunFolder(tmp_path))
+
+
+def test_tied_weights_are_kept_whole(tmp_path):
+    config = tiny_config({**DROPOUT, "model.name": "tiny_runs:tied_net", "optim.epochs": 1})
+    assert train(config, LocalContext(), RunFolder(tmp_path)).finished
+    weights = load_file(RunFolder(tmp_path).weights("last"))
+    assert weights["net.1.weight"].equal(weights["net.3.weight"])
 
 
 def test_a_checkpoint_of_another_format_is_refused_with_the_remedy(tmp_path):
