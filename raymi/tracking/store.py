@@ -23,9 +23,14 @@ _SETTINGS = {
 }
 
 
+_KEPT_IN_PATHS = "".join(chr(code) for code in range(32, 127) if chr(code) not in "%?#")
+
+
 def tracking_uri(home: Path) -> str:
     """$MLFLOW_TRACKING_URI, or a SQLite file `mlflow.db` in `home`."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{quote(str(home / 'mlflow.db'))}"
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    # MLflow decodes %XX, and takes ? and # for the end of a path.
+    return named or f"sqlite:///{quote(str(home / 'mlflow.db'), safe=_KEPT_IN_PATHS)}"
 
 
 def without_password(uri: str) -> str:

@@ -508,3 +508,61 @@ def test_the_journal_is_only_read(config: Config, folder: RunFolder) -> None:
     deliver(config, folder, "KILLED")
     assert folder.journal.read_bytes() == before
     assert len(JournalReader(folder.journal).new_events()) == 2
+
+
+def test_a_run_that_somebody_deleted_is_made_anew(config: Config, folder: RunFolder) -> None:
+    write_start(folder)
+    write_epoch(folder, 1)
+    first = deliver(config, folder, "KILLED").run_id
+    client(folder).delete_run(first)
+    write_epoch(folder, 2)
+    second = deliver(config, folder, "KILLED").run_id
+    assert second != first
+    assert [step for step, _ in history(folder, second, "train/loss")] == [1, 2]
+
+
+def test_a_continued_run_stays_in_its_store_whatever_the_folder(
+    config: Config, folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_start(folder)
+    first = deliver(config, folder, "KILLED")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    second = Tracker(config, folder, ABOUT, elsewhere)
+    second.start()
+    assert second.close("KILLED", WAIT)
+    assert (second.uri, second.run_id) == (first.uri, first.run_id)
+    assert not (elsewhere / "mlflow.db").exists()
+
+
+def test_steps_are_delivered_once_with_their_number(config: Config, folder: RunFolder) -> None:
+    write_start(folder)
+    journal = Journal(folder.journal)
+    for step in (10, 20, 10, 20, 30):  # steps 10 and 20 were replayed
+        journal.write("step", epoch=0, global_step=step, metrics={"loss": float(step)})
+    journal.close()
+    run_id = deliver(config, folder, "KILLED").run_id
+    assert history(folder, run_id, "step/loss") == [(10, 10.0), (20, 20.0), (30, 30.0)]
+
+
+@pytest.mark.parametrize("name", ["a b é", "a%20b?x#y"])
+def test_a_folder_with_any_name_has_its_own_store(name: str, tmp_path: Path) -> None:
+    home = tmp_path / name
+    home.mkdir()
+    store.connect(store.tracking_uri(home)).search_experiments()
+    assert (home / "mlflow.db").is_file()
+    assert len(list(tmp_path.rglob("mlflow.db"))) == 2, "this one, and that of the other tests"
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://ann:pass@host:5000/x", "http://host:5000/x"),
+        ("http://host:5000", "http://host:5000"),
+        ("sqlite:////home/ann/mlflow.db", "sqlite:////home/ann/mlflow.db"),
+    ],
+)
+def test_passwords_in_an_address_are_not_shown(uri: str, shown: str) -> None:
+    assert store.without_password(uri) == shown
+    assert "pass@" not in store.how_to_open(uri)
