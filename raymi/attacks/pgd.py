@@ -6,27 +6,12 @@ parameter gradients and torch's global random state as it found them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymi.attacks.projections import project, steepest_step
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """All modules in eval mode inside; each module's own train flag back afterwards."""
-    was_training = [module for module in model.modules() if module.training]
-    for module in was_training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in was_training:
-            module.training = True
+from raymi.models.modes import evaluation_mode, full_precision
 
 
 def pgd(
@@ -66,7 +51,7 @@ def pgd(
         log_p = None
         if objective == "kl":
             with torch.no_grad():
-                log_p = F.log_softmax(_full_precision(model(x)), dim=1)
+                log_p = F.log_softmax(full_precision(model(x)), dim=1)
         for _ in range(steps):
             x_adv = x_adv.detach().requires_grad_()
             loss = _loss(model(x_adv), y, log_p)
@@ -76,12 +61,7 @@ def pgd(
 
 
 def _loss(logits: Tensor, y: Tensor, log_p: Tensor | None) -> Tensor:
-    logits = _full_precision(logits)
+    logits = full_precision(logits)
     if log_p is None:
         return F.cross_entropy(logits, y, reduction="sum")
     return F.kl_div(F.log_softmax(logits, dim=1), log_p, reduction="sum", log_target=True)
-
-
-def _full_precision(logits: Tensor) -> Tensor:
-    """At least fp32: under autocast the network answers in bf16."""
-    return logits if logits.dtype == torch.float64 else logits.float()

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raymi.attacks.pgd import evaluation_mode, pgd
+from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import random_start
 from raymi.collectives import Collectives
 from raymi.counter_rng import random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.data.batches import share
+from raymi.models.modes import evaluation_mode
 
 
 @dataclass(frozen=True)

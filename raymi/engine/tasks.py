@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from raymi.attacks.pgd import evaluation_mode
 from raymi.collectives import Collectives
 from raymi.config import LossConfig, MIConfig
 from raymi.engine.critics import Metrics, score_outputs
@@ -23,6 +22,7 @@ from raymi.mi.balance import balanced_weight, global_norm, gradients_at, with_gr
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.objectives import PairMI, classifier_mi_loss, global_mean, selected
 from raymi.mi.released import selected_over_batch
+from raymi.models.modes import evaluation_mode, full_precision
 from raymi.models.running_statistics import running_statistics_frozen, running_statistics_of
 
 _ORDERS = {"mix": "na", "released": "ananaan"}
@@ -137,7 +137,7 @@ class ClassifierTask(nn.Module):
         # An autocast context for each forward: weights that one without gradient has cast stay in
         # its cache (older torch), and the next forward would find them without gradient too.
         with self.autocast(), torch.set_grad_enabled(gradient):
-            return _full_precision(self.model(x))
+            return full_precision(self.model(x))
 
     def adversarial_loss(self, logits: Tensor, logits_adv: Tensor, y: Tensor, num: int) -> Tensor:
         """The base method's loss: 0-d."""
@@ -224,8 +224,3 @@ class ClassifierTask(nn.Module):
     def _accuracy(self, logits: Tensor, y: Tensor, num: int) -> Tensor:
         right = (logits.detach().argmax(dim=1) == y).to(torch.float64)
         return global_mean(right, None, num, self.group)
-
-
-def _full_precision(logits: Tensor) -> Tensor:
-    """At least fp32, outside of autocast."""
-    return logits if logits.dtype == torch.float64 else logits.float()

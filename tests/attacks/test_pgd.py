@@ -9,11 +9,12 @@ import torch
 import torchattacks
 from torch import nn
 
-from raymi.attacks.pgd import evaluation_mode, pgd
+from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import random_start
 from raymi.data import load_splits
 from raymi.data.augment import to_unit
 from raymi.models import build_model
+from raymi.models.modes import evaluation_mode
 
 ULP = 2.0**-24  # of pixels below 1
 SETTINGS = {
