@@ -324,6 +324,7 @@ def test_a_store_that_stays_away_holds_up_nobody_and_loses_nothing(
     since = time.monotonic()
     assert followed.close("KILLED", timeout=0.3) is False
     assert time.monotonic() - since < 5
+    followed.join(WAIT)  # as the end of its process would end it
     outage.over = True
     deliver(config, folder, "KILLED")
     (run,) = runs(folder)
