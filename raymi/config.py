@@ -28,6 +28,7 @@ __all__ = [
     "MIConfig",
     "ModelConfig",
     "OptimConfig",
+    "ProbeConfig",
     "ScalingConfig",
     "TrackingConfig",
     "ValidationConfig",
@@ -116,6 +117,11 @@ class DataConfig(Section):
     """Whether missing data may be downloaded (torchvision's sets)."""
     limit: Count | None = None
     """Keep only so many training and test images, for a quick try; none: all."""
+    generated: Folder | None = None
+    """A .npz file of generated images for training, arrays `image` and `label`; none: real ones
+    only."""
+    generated_fraction: Share = 0.7
+    """Share of each training batch that is generated images, where there are any."""
     crop_padding: Whole = 4
     """Random crop after zero padding by so many pixels; 0: off."""
     flip: bool = True
@@ -149,9 +155,13 @@ class AttackConfig(Section):
     alpha: Positive | None = None
     """Step size of the training attack; none: eps / 4."""
     steps: Whole = 10
-    """Steps of the training attack; 0 with random_start=false: undefended training."""
-    random_start: bool = True
-    """Start at a random point of the ball instead of at the image."""
+    """Steps of the training attack; 0 with start=image: undefended training."""
+    start: Literal["ball", "gaussian", "image"] = "ball"
+    """Where the training attack begins: at a random point of the ball, at the image plus normal
+    noise of 0.001 (as the code of TRADES, MART and NAMID), or at the image itself."""
+    projection: Literal["ball-first", "box-first"] = "ball-first"
+    """L2: which comes first, into the ball or into [0, 1]; box-first as in TRADES' code (with
+    alpha = 2 * eps / steps), which also divides by the bare norm of the gradient."""
     objective: Literal["ce", "kl"] | None = None
     """What the attack maximises: cross-entropy, or KL from the clean output; none: as the loss
     says."""
@@ -210,10 +220,24 @@ class MIConfig(Section):
     `form` sets the defaults of the keys behind it; each can be set alone.
     """
 
-    form: Literal["bounded", "paper", "released", "wmim"] = "bounded"
+    form: Literal["bounded", "paper", "released", "wmim", "random"] = "bounded"
     """bounded: well-posed by construction; paper: Eq. 4-9 as printed (fragile: unbounded
     objectives); released: what the authors' code computes; wmim: maximise the MI of the whole
-    adversarial image (the paper's baseline)."""
+    adversarial image (the paper's baseline); random: a random gradient at the logits instead (a
+    control)."""
+    schedule: Literal["joint", "staged"] = "joint"
+    """joint: each step updates the estimators, then the classifier, from the same two forwards;
+    staged: as in the paper, AT pretraining, then the estimators, then the classifier from scratch
+    with the estimators frozen."""
+    pretrained: str | None = None
+    """staged: name or folder of an earlier run whose classifier is used instead of pretraining."""
+    estimators: str | None = None
+    """staged: name or folder of an earlier run whose estimators are used instead of training
+    some."""
+    pretrain_epochs: Count | None = None
+    """staged: epochs of the AT pretraining; none: as many as the classifier's (`optim.epochs`)."""
+    estimator_epochs: Count | None = None
+    """staged: epochs of the estimators; none: half of `optim.epochs`."""
     weight: NonNegative | None = None
     """Fixed weight of the MI loss (the paper's alpha); 0: MI is off. Excludes `balance`."""
     balance: NonNegative | None = None
@@ -221,9 +245,22 @@ class MIConfig(Section):
     adversarial loss's norm. Excludes `weight`."""
     alpha_max: Positive = 1000.0
     """Largest weight that `balance` may choose."""
-    bound: Literal["infonce", "dv", "jsd", "dv-released"] = "infonce"
-    """Bound on mutual information: InfoNCE (at most log batch) or Donsker-Varadhan; jsd is an
-    objective and no MI in nats, dv-released has the positive among the negatives."""
+    bound: Literal[
+        "infonce",
+        "dv",
+        "jsd",
+        "gan",
+        "kl",
+        "rkl",
+        "chi2",
+        "hellinger",
+        "wasserstein",
+        "infonce-released",
+        "dv-released",
+    ] = "infonce"
+    """Bound on mutual information: InfoNCE (at most log batch) or Donsker-Varadhan. jsd to
+    wasserstein are f-divergences, objectives and no MI in nats (chi2, wasserstein and others are
+    unbounded: keep cosine scores). *-released: as in the authors' code, to compare with."""
     score: Literal["cosine", "dot"] = "cosine"
     """Score of a pair: cosine over `temperature`, or the plain product of LayerNormed features."""
     temperature: Positive = 0.1
@@ -239,6 +276,9 @@ class MIConfig(Section):
     released: by an argmax after a softmax over the batch)."""
     natural_pattern: Literal["clean", "adversarial"] = "clean"
     """Pattern of the natural critic: the clean image, or the whole adversarial one (WMIM)."""
+    gradient: Literal["mi", "random"] = "mi"
+    """What is added to the adversarial loss's gradient at the logits: that of the MI loss, or
+    Gaussian noise of the same norm (the control for it)."""
     difference: NonNegative = 1.0
     """Weight of adversarial minus natural MI of the adversarial output (lambda in Eq. 8)."""
     cosine: NonNegative = 0.0
@@ -266,6 +306,8 @@ class MIConfig(Section):
         if not isinstance(values, dict):
             return values
         form = FORMS.get(str(values.get("form", "bounded")), {})
+        if values.get("pretrained") is not None or values.get("estimators") is not None:
+            form = {**form, "schedule": "staged"}
         weighted = values.get("weight") is not None or values.get("balance") is not None
         given = {k: v for k, v in form.items() if not (weighted and k in ("weight", "balance"))}
         return {**given, **{k: v for k, v in values.items() if v is not None}}
@@ -279,11 +321,42 @@ class MIConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _a_term_is_left(self) -> MIConfig:
+        if self.weight == 0 or self.balance == 0 or self.gradient == "random":
+            return self
+        if not (self.natural or self.adversarial):
+            raise ValueError(
+                "natural=false and adversarial=false leave no MI term: use one of them, or set "
+                "weight=0 to switch MI off"
+            )
+        if self.difference == 0 and self.cosine == 0:
+            raise ValueError(
+                "difference=0 and cosine=0 leave no MI term: raise one of them, or set weight=0 "
+                "to switch MI off"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_are_there(self) -> MIConfig:
+        reused = self.pretrained or self.estimators
+        if reused is not None and self.schedule == "joint":
+            raise ValueError(
+                f"schedule=joint trains its own estimators, got {reused!r} to reuse: "
+                "set schedule=staged"
+            )
+        return self
+
     @property
     def enabled(self) -> bool:
         """Whether there is an MI term at all; without one, training is the base method, bit for
         bit."""
         return self.weight != 0 and self.balance != 0 and (self.natural or self.adversarial)
+
+    @property
+    def has_estimators(self) -> bool:
+        """Whether the MI term needs estimators: it is on, and no control."""
+        return self.enabled and self.gradient == "mi"
 
 
 class OptimConfig(Section):
@@ -307,6 +380,14 @@ class OptimConfig(Section):
     """multistep: shares of the run after which the rate is divided by 10."""
     warmup: Share = 0.2
     """onecycle: share of the run in which the rate rises."""
+    ema: Share = 0.0
+    """Decay of an exponential moving average of the weights, kept beside them (0.999 is usual);
+    0: off."""
+    awp: NonNegative = 0.0
+    """Adversarial weight perturbation: how far the weights move against the loss, relative to
+    their norm (0.005 is usual); 0: off."""
+    awp_warmup: Share = 0.05
+    """Share of the run before weights are perturbed."""
 
 
 class ScalingConfig(Section):
@@ -342,6 +423,20 @@ class ValidationConfig(Section):
     """PGD steps of the validation attack (step size 2.5 * eps / steps)."""
     max_samples: Count | None = None
     """Validate on so many images; none: on all of the split."""
+
+
+class ProbeConfig(Section):
+    """Fresh estimators, trained with a fixed budget on the finished classifier: what the paper's
+    Fig. 4 shows. The same for every method, whether it trained with MI or not."""
+
+    steps: Whole = 300
+    """Steps of the probes; 0: no probes."""
+    batch: Annotated[int, Field(ge=2)] = 128
+    """Images in a batch of the probes; an estimate is at most its logarithm."""
+    units: Count = 128
+    """Units H of the probes' feature space."""
+    max_samples: Count | None = 10_000
+    """Train the probes on so many training images; none: on all."""
 
 
 class EvaluationConfig(Section):
@@ -397,6 +492,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     scaling: ScalingConfig = ScalingConfig()
     validation: ValidationConfig = ValidationConfig()
+    probe: ProbeConfig = ProbeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -409,10 +505,15 @@ class Config(Section):
     @model_validator(mode="after")
     def _attack_can_start(self) -> Config:
         attack = self.attack
-        if self.attack_objective == "kl" and attack.steps > 0 and not attack.random_start:
+        if self.attack_objective == "kl" and attack.steps > 0 and attack.start == "image":
             raise ValueError(
-                "attack.random_start must be true for attack.objective=kl (which is TRADES'), got "
-                "false: KL has no gradient at the image itself"
+                "attack.start must be ball or gaussian for attack.objective=kl (which is TRADES'), "
+                "got image: KL has no gradient at the image itself"
+            )
+        if attack.steps == 0 and attack.start == "gaussian":
+            raise ValueError(
+                "attack.start must be ball or image for attack.steps=0, got gaussian: without a "
+                "step nothing brings its noise back into the ball and [0, 1]"
             )
         return self
 

@@ -15,10 +15,18 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from raymi.config import Config, MIConfig, ModelConfig
+from raymi.config import Config, ModelConfig
 from raymi.errors import UserError, did_you_mean
+from raymi.mi.forms import FORMS
 
 Tree = dict[str, Any]
+
+_DEPENDENT = {
+    "mi.form": {f"mi.{key}" for form in FORMS.values() for key in form if key != "hidden"},
+    "model.name": {f"model.{key}" for key in ModelConfig.model_fields},
+    "loss.base": {"loss.beta", "loss.label_smoothing"},
+}
+"""Keys whose values in a recipe mean nothing once the key before them has another value."""
 
 
 def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -107,16 +115,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     """The nested tree `base` with the leaves of `over` in place of its own.
 
-    Some settings of `base` only make sense together with others: naming another `mi.form` or
-    `model.name` drops what `base` says of that section, and of `mi.weight` and `mi.balance`, which
-    exclude each other, setting one replaces the other.
+    Some settings of `base` only make sense together with others. Naming another `mi.form` drops
+    what `base` says of the keys that forms set, and keeps the rest of `mi`, such as capacity and
+    schedule, which belong to the data. Naming another `model.name` drops the rest of `model`, and
+    another `loss.base` the weight and the smoothing of the one before. Of `mi.weight` and
+    `mi.balance`, which exclude each other, setting one replaces the other.
     """
     base_flat, over_flat = flatten(base), flatten(over)
-    for choice, section in (("mi.form", MIConfig), ("model.name", ModelConfig)):
-        group, _, leaf = choice.partition(".")
-        before = base_flat.get(choice) or section.model_fields[leaf].default
+    defaults = dict(leaves())
+    for choice, dependent in _DEPENDENT.items():
+        before = base_flat.get(choice) or defaults[choice].default
         if over_flat.get(choice) not in (None, before):
-            base_flat = {k: v for k, v in base_flat.items() if not k.startswith(f"{group}.")}
+            base_flat = {k: v for k, v in base_flat.items() if k not in dependent}
     for one, other in (("mi.weight", "mi.balance"), ("mi.balance", "mi.weight")):
         if over_flat.get(one) is not None and over_flat.get(other) is None:
             base_flat.pop(other, None)

@@ -1,25 +1,57 @@
-"""Named complete configurations: what each changes against the defaults of `raymi.config`."""
+"""Named complete configurations: what each changes against the defaults of `raymi.config`.
+
+A base recipe says what is learned, against what and for how long; a variant, added to its name
+(`quickstart-at`), which method learns. Within a recipe only the method differs, so that its
+variants can be compared (`python -m raymi.compare`).
+"""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from raymi.config import Config
-from raymi.errors import did_you_mean
+from raymi.mi.forms import FORMS
 from raymi.overrides import overlay, validate
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A description for people, and nested settings laid over the defaults."""
+    """A description for people, and nested settings laid over the defaults, or over a recipe."""
 
     description: str
     settings: Mapping[str, Any]
 
 
-RECIPES: dict[str, Recipe] = {
+def _as_in_the_paper(data: str, norm: str, eps: float) -> dict[str, Any]:
+    """Training as Zhou et al. (ICML 2022) describe it; eps in [0, 1] pixel units."""
+    return {
+        "data": {"name": data},
+        "model": {"name": "resnet18"},
+        "attack": {"norm": norm, "eps": eps, "steps": 10},
+        "mi": {
+            "form": "paper",
+            "schedule": "staged",
+            "weight": 5.0,
+            "difference": 0.1,
+            "hidden": 2048,
+        },
+        "optim": {
+            "epochs": 100,
+            "batch_size": 1024,
+            "lr": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 2e-4,
+            "schedule": "multistep",
+            "milestones": (0.75, 0.9),
+        },
+        "evaluation": {"steps": 40},
+    }
+
+
+BASE_RECIPES: dict[str, Recipe] = {
     "quickstart": Recipe(
         "NAMID on scikit-learn's handwritten digits, 2 CPU workers, about two minutes",
         {
@@ -50,15 +82,145 @@ RECIPES: dict[str, Recipe] = {
             "scaling": {"workers": 2, "channels_last": True},
         },
     ),
+    # One cycle of 40 epochs: its rate is low in the last few only, which leaves robust overfitting
+    # (it sets in epochs after a drop of the rate) no time; the average of 0.999 spans 3 epochs.
+    "strong-cifar10": Recipe(
+        "NAMID on CIFAR-10 upon a strong baseline: ResNet-18, averaged weights, 40 epochs, a GPU",
+        {
+            "data": {"name": "cifar10"},
+            "model": {"name": "resnet18"},
+            "attack": {"norm": "linf", "eps": 8 / 255, "alpha": 2 / 255, "steps": 10},
+            "loss": {"label_smoothing": 0.1},
+            "mi": {"form": "bounded", "schedule": "joint"},
+            "optim": {
+                "epochs": 40,
+                "batch_size": 128,
+                "lr": 0.1,
+                "momentum": 0.9,
+                "weight_decay": 5e-4,
+                "schedule": "onecycle",
+                "ema": 0.999,
+            },
+            "evaluation": {"steps": 40},
+            "scaling": {"precision": "bf16", "channels_last": True},
+        },
+    ),
+    "paper-cifar10-linf": Recipe(
+        "NAMID as in the paper: CIFAR-10, ResNet-18, L_inf 8/255, staged, 100 epochs",
+        _as_in_the_paper("cifar10", "linf", 8 / 255),
+    ),
+    "paper-cifar10-l2": Recipe(
+        "NAMID as in the paper: CIFAR-10, ResNet-18, L2 0.5, staged, 100 epochs",
+        _as_in_the_paper("cifar10", "l2", 0.5),
+    ),
+    "paper-tinyimagenet-linf": Recipe(
+        "NAMID as in the paper: Tiny-ImageNet, ResNet-18, L_inf 8/255, staged, 100 epochs",
+        _as_in_the_paper("tiny-imagenet", "linf", 8 / 255),
+    ),
+    "paper-tinyimagenet-l2": Recipe(
+        "NAMID as in the paper: Tiny-ImageNet, ResNet-18, L2 0.5, staged, 100 epochs",
+        _as_in_the_paper("tiny-imagenet", "l2", 0.5),
+    ),
 }
+
+_OFF = {"weight": 0.0}
+
+VARIANTS: dict[str, Recipe] = {
+    "bounded": Recipe(
+        "NAMID, the well-posed form, critics trained beside the classifier",
+        {"mi": {"form": "bounded", "schedule": "joint"}},
+    ),
+    "paper": Recipe(
+        "NAMID, Eq. 4-9 as printed, in the paper's stages",
+        {"mi": {"form": "paper", "schedule": "staged"}},
+    ),
+    "released": Recipe(
+        "NAMID, what the authors' code computes, its BatchNorm statistics too, in stages",
+        {
+            "mi": {"form": "released", "schedule": "staged"},
+            "loss": {"batchnorm": "released"},
+        },
+    ),
+    "wmim": Recipe(
+        "AT and the MI of the whole adversarial image (the paper's baseline)",
+        {"mi": {"form": "wmim", "schedule": "joint"}},
+    ),
+    "random": Recipe(
+        "control: a random gradient of the norm that the MI loss's would have",
+        {"mi": {"form": "random", "schedule": "joint"}},
+    ),
+    "at": Recipe("AT, no MI", {"mi": _OFF, "loss": {"base": "at"}}),
+    "trades": Recipe("TRADES, no MI", {"mi": _OFF, "loss": {"base": "trades"}}),
+    "mart": Recipe("MART, no MI", {"mi": _OFF, "loss": {"base": "mart"}}),
+    "namid-t": Recipe("the recipe's MI upon TRADES (NAMID_T)", {"loss": {"base": "trades"}}),
+    "namid-m": Recipe("the recipe's MI upon MART (NAMID_M)", {"loss": {"base": "mart"}}),
+    "at-clean-forward": Recipe(
+        "control: AT, and an unused clean forward in the BatchNorm statistics",
+        {"mi": _OFF, "loss": {"base": "at", "batchnorm": "mix"}},
+    ),
+    "mi-off": Recipe(
+        "control: the recipe with weight 0; on AT it must equal at, bit for bit", {"mi": _OFF}
+    ),
+    "no-adversarial-mi": Recipe(
+        "ablation i: without the adversarial MI", {"mi": {"adversarial": False}}
+    ),
+    "no-natural-mi": Recipe("ablation ii: without the natural MI", {"mi": {"natural": False}}),
+    "no-difference": Recipe(
+        "ablation iii: lambda = 0, cosine terms alone (recipes of the paper's form only)",
+        {"mi": {"difference": 0.0}},
+    ),
+}
+
+
+def _leaves_something(variant: str, base: Mapping[str, Any]) -> bool:
+    """Whether an MI term is left: `no-difference` needs a form with cosine terms."""
+    mi = base.get("mi", {})
+    form = FORMS[mi.get("form", "bounded")]
+    return variant != "no-difference" or mi.get("cosine", form.get("cosine", 0.0)) > 0
+
+
+_PARTS: dict[str, tuple[str, str | None]] = {base: (base, None) for base in BASE_RECIPES} | {
+    f"{base}-{variant}": (base, variant) for base in BASE_RECIPES for variant in VARIANTS
+}
+
+
+def _whole(base: str, variant: str | None) -> Recipe:
+    recipe = BASE_RECIPES[base]
+    if variant is None:
+        return recipe
+    added = VARIANTS[variant]
+    return Recipe(
+        f"{base}: {added.description}",
+        overlay(recipe.settings, added.settings),
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    name: _whole(base, variant)
+    for name, (base, variant) in _PARTS.items()
+    if variant is None or _leaves_something(variant, BASE_RECIPES[base].settings)
+}
+"""Every recipe by its full name, variants too."""
 
 
 def on_recipe(recipe: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The nested tree of a recipe with `settings` laid over it, and a line if there is no such
-    recipe."""
-    if recipe in RECIPES:
-        return overlay(RECIPES[recipe].settings, settings), []
-    return dict(settings), [f"unknown recipe {recipe!r}: {did_you_mean(recipe, RECIPES)}"]
+    recipe.
+
+    Another `mi.form` in `settings` goes under a variant that names none, so that the variant stays
+    what it is: `recipe=quickstart-at mi.form=paper` is AT.
+    """
+    if recipe not in RECIPES:
+        return dict(settings), [_no_such(recipe)]
+    base, variant = _PARTS[recipe]
+    tree = dict(BASE_RECIPES[base].settings)
+    if variant is not None:
+        added = VARIANTS[variant].settings
+        form = settings.get("mi", {}).get("form")
+        if form is not None and "form" not in added.get("mi", {}):
+            tree = overlay(tree, {"mi": {"form": form}})
+        tree = overlay(tree, added)
+    return overlay(tree, settings), []
 
 
 def build_config(recipe: str, settings: Mapping[str, Any] | None = None) -> Config:
@@ -67,3 +229,17 @@ def build_config(recipe: str, settings: Mapping[str, Any] | None = None) -> Conf
     Raises: UserError that lists an unknown recipe and every wrong value.
     """
     return validate(*on_recipe(recipe, settings or {}))
+
+
+def _no_such(recipe: str) -> str:
+    if recipe in _PARTS:
+        return (
+            f"recipe {recipe} leaves nothing of the MI loss, as its form has no cosine terms: "
+            f"choose paper-cifar10-linf-no-difference, or recipe={_PARTS[recipe][0]} with "
+            "mi.form=paper mi.difference=0"
+        )
+    close = difflib.get_close_matches(recipe.lower(), RECIPES, n=1)
+    remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(BASE_RECIPES)}"
+    if not close:
+        remedy += f", each also with a variant after its name: -{', -'.join(VARIANTS)}"
+    return f"unknown recipe {recipe!r}: {remedy}"

@@ -28,6 +28,7 @@ from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.orchestration.checks import input_problems
+from raymi.orchestration.names import with_found_runs
 from raymi.overrides import examine, split_words
 from raymi.recipes import RECIPES, on_recipe
 
@@ -60,10 +61,12 @@ def _train(words: list[str]) -> int:
     parsed = split_words(words, {"recipe": RECIPES})
     tree, unknown = on_recipe(parsed.own.get("recipe", "quickstart"), parsed.settings)
     config, wrong = examine(tree)
+    config, missing = with_found_runs(config)
     problems = [
         *parsed.problems,
         *unknown,
         *wrong,
+        *missing,
         *input_problems(_one_place(config), new_run=False),
     ]
     if config.name is None:

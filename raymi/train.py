@@ -23,16 +23,16 @@ from raymi.command import EXIT_FAILED, print_help, run_command
 from raymi.config import Config
 from raymi.data import DATASETS
 from raymi.display.progress import ProgressDisplay
-from raymi.display.summary import print_summary
+from raymi.display.summary import chosen_model, print_summary
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.models import MODELS
 from raymi.orchestration.checks import input_problems
 from raymi.orchestration.launch import RunFailed, Stopped, launch
-from raymi.orchestration.names import find_run, home_folder, new_run_folder
+from raymi.orchestration.names import find_run, home_folder, new_run_folder, with_found_runs
 from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
-from raymi.recipes import RECIPES, on_recipe
+from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 from raymi.tracking.provenance import provenance
 from raymi.tracking.store import how_to_open, without_password
 from raymi.tracking.tracker import Tracker
@@ -68,7 +68,8 @@ def _train(words: list[str]) -> int:
         recipe = parsed.own.get("recipe", "quickstart")
         tree, problems = on_recipe(recipe, parsed.settings)
         config, wrong = examine(tree)
-        problems = [*parsed.problems, *problems, *wrong]
+        config, missing = with_found_runs(config)
+        problems = [*parsed.problems, *problems, *wrong, *missing]
     if "--dry-run" not in flags:
         problems += input_problems(config, new_run=folder is None)
     if problems:
@@ -164,9 +165,10 @@ def _summarise(
     results: _Results,
     tracker: Tracker | None,
 ) -> None:
-    places = {"run": str(folder.path), "weights": str(folder.weights("best"))}
+    chosen = chosen_model(results.evaluations)
+    places = {"run": str(folder.path), "weights": str(folder.weights(chosen))}
     if tracker is not None and tracker.models:
-        places["model"] = f"{tracker.models['best']} (mlflow.pytorch.load_model)"
+        places["model"] = f"{tracker.models[chosen]} (mlflow.pytorch.load_model)"
         places["MLflow run"] = str(tracker.run_id)
         places["MLflow UI"] = how_to_open(tracker.uri)
     print_summary(console, config, folder, results.evaluations, places)
@@ -239,9 +241,11 @@ def _continued(parsed: Words) -> tuple[str, Config, list[str], RunFolder]:
 
 
 def _help(console: Console) -> int:
-    recipes = {name: recipe.description for name, recipe in RECIPES.items()}
     named = {
-        "recipes": recipes,
+        "recipes": {name: recipe.description for name, recipe in BASE_RECIPES.items()},
+        "variants, added to a recipe's name (recipe=quickstart-at)": {
+            name: variant.description for name, variant in VARIANTS.items()
+        },
         "data sets (data.name)": DATASETS,
         "models (model.name)": {**MODELS, "module:function": "your own"},
     }

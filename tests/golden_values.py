@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 GOLDEN = Path(__file__).parent / "golden"
+NETS = ["losses_bn", "losses_nobn"]
 
 
 def golden(name: str) -> dict[str, Tensor]:
@@ -19,12 +20,12 @@ def golden(name: str) -> dict[str, Tensor]:
 
 
 class TinyNet(nn.Module):
-    """conv 3x3 stride 2 - BatchNorm - ReLU - 4x4 pooling - linear, in float64."""
+    """conv 3x3 stride 2 - BatchNorm, or nothing - ReLU - 4x4 pooling - linear, in float64."""
 
     def __init__(self, values: dict[str, Tensor]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-        self.bn = nn.BatchNorm2d(8)
+        self.bn = nn.BatchNorm2d(8) if "net.bn.weight" in values else nn.Identity()
         self.fc = nn.Linear(128, 10)
         self.load_state_dict({k[4:]: v for k, v in values.items() if k.startswith("net.")})
         self.double()

@@ -20,7 +20,7 @@ from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.orchestration.launch import RunFailed, Stopped
 from raymi.overrides import leaves, split_words
-from raymi.recipes import RECIPES, build_config
+from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config
 
 
 class Ended(NamedTuple):
@@ -70,12 +70,20 @@ def test_help_lists_every_key_with_default_and_documentation(run: Run) -> None:
         (at,) = [i for i, line in enumerate(lines) if line.startswith(f"  {key}=")]
         assert lines[at + 1].strip() == " ".join((field.description or "").split())
     assert "  attack.eps=8/255  (number >= 0)" in lines
-    assert "  mi.form=bounded  (bounded | paper | released | wmim)" in lines
+    assert "  mi.form=bounded  (bounded | paper | released | wmim | random)" in lines
 
 
-def test_help_lists_recipes_data_sets_and_models(run: Run) -> None:
+def test_help_lists_recipes_variants_data_sets_and_models(run: Run) -> None:
     out = run("-h", "nonsense").out
-    for name in (*RECIPES, "cifar100", "tiny-imagenet", "wrn-34-10", "module:function"):
+    assert "\nvariants, added to a recipe's name (recipe=quickstart-at)\n" in out
+    for name in (
+        *BASE_RECIPES,
+        *VARIANTS,
+        "cifar100",
+        "tiny-imagenet",
+        "wrn-34-10",
+        "module:function",
+    ):
         assert f"\n  {name} " in out
 
 
@@ -131,6 +139,7 @@ def test_wrong_words_and_what_is_missing_are_said_at_once(run: Run, tmp_path: Pa
     ("words", "parts"),
     [
         (["recipe=nope"], ["unknown recipe 'nope'", "quickstart"]),
+        (["recipe=quickstart-trade"], ["did you mean quickstart-trades?"]),
         (["eps=-1"], ["attack.eps: expected number >= 0, got '-1'"]),
         (["workers=50"], ["scaling.workers=50", "this machine has"]),
         (["data.name=folder"], ["needs data.root"]),
@@ -227,6 +236,7 @@ def fake_launch(outcome: BaseException | None) -> Callable[..., None]:
         attack = {"norm": "linf", "eps": 0.1, "alpha": 0.025, "steps": 40}
         for which in ("last", "best"):
             event = {"kind": "evaluation", "which": which, "of_epoch": 3, "attack": attack}
+            event["chosen"] = which == "best"
             for follower in followers:
                 follower.event({**event, **position, **accuracy})
         if outcome is not None:

@@ -168,9 +168,21 @@ def test_weight_and_balance_exclude_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"weight": 0}, {"balance": 0}, {"natural": False, "adversarial": False}]
+    "values",
+    [
+        {"natural": False, "adversarial": False},
+        {"difference": 0},
+        {"form": "wmim", "natural": False},
+    ],
 )
-def test_without_weight_or_terms_mi_is_off(values: dict[str, object]) -> None:
+def test_an_mi_loss_without_a_term_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=r"leave no MI term: .* weight=0"):
+        MIConfig.model_validate(values)
+    assert not MIConfig.model_validate({**values, "weight": 0}).enabled
+
+
+@pytest.mark.parametrize("values", [{"weight": 0}, {"balance": 0}])
+def test_without_weight_mi_is_off(values: dict[str, object]) -> None:
     assert not MIConfig.model_validate(values).enabled
 
 

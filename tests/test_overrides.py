@@ -183,12 +183,32 @@ def test_setting_weight_replaces_balance_and_the_other_way_round() -> None:
         validate(overlay(fixed, {"mi": {"weight": "1", "balance": "0.1"}}))
 
 
-def test_another_form_drops_what_the_recipe_said_of_mi() -> None:
-    base = {"mi": {"hidden": 128, "base_width": 16, "difference": 0.7}}
+def test_another_form_drops_what_the_recipe_said_of_the_form_and_keeps_its_capacity() -> None:
+    capacity = {"hidden": 128, "base_width": 16, "depth": 1, "estimator_lr": 0.01}
+    of_form = {"balance": 0.4, "difference": 0.7, "adversarial": False, "samples": "selected"}
+    base = {"mi": {**capacity, **of_form, "schedule": "staged"}}
     mi = validate(overlay(base, {"mi": {"form": "paper"}})).mi
-    assert (mi.hidden, mi.difference, mi.weight, mi.balance) == (2048, 0.1, 5.0, None)
+    assert (mi.hidden, mi.base_width, mi.depth, mi.estimator_lr) == (128, 16, 1, 0.01)
+    assert (mi.weight, mi.balance, mi.difference) == (5.0, None, 0.1)
+    assert (mi.adversarial, mi.samples, mi.schedule) == (True, "selected", "staged")
+    assert validate(overlay(base, {"mi": {"form": "wmim"}})).mi.samples == "all"
     kept = validate(overlay(base, {"mi": {"form": "paper", "hidden": "256"}})).mi
     assert kept.hidden == 256
+
+
+def test_a_form_s_own_capacity_is_for_recipes_that_say_nothing() -> None:
+    assert validate(overlay({}, {"mi": {"form": "paper"}})).mi.hidden == 2048
+
+
+def test_another_base_loss_drops_the_weight_and_the_smoothing_of_the_one_before() -> None:
+    at = {"loss": {"label_smoothing": 0.1, "batchnorm": "mix"}}
+    assert overlay(at, {"loss": {"base": "trades"}})["loss"] == {
+        "base": "trades",
+        "batchnorm": "mix",
+    }
+    assert overlay(at, {"loss": {"base": "at"}})["loss"]["label_smoothing"] == 0.1
+    trades = {"loss": {"base": "trades", "beta": 6.0}}
+    assert validate(overlay(trades, {"loss": {"base": "mart"}})).loss.beta == 5
 
 
 def test_the_same_form_said_again_changes_nothing() -> None:
@@ -196,7 +216,9 @@ def test_the_same_form_said_again_changes_nothing() -> None:
     assert overlay(base, {"mi": {"form": "bounded"}})["mi"]["hidden"] == 128
     paper = {"mi": {"form": "paper", "hidden": 128}}
     assert overlay(paper, {"mi": {"form": "paper"}})["mi"]["hidden"] == 128
-    assert "hidden" not in overlay(paper, {"mi": {"form": "bounded"}})["mi"]
+    fixed = {"mi": {"form": "paper", "weight": 3.0}}
+    assert overlay(fixed, {"mi": {"form": "paper"}})["mi"]["weight"] == 3
+    assert "weight" not in overlay(fixed, {"mi": {"form": "bounded"}})["mi"]
 
 
 def test_another_model_drops_the_recipe_s_depth_and_width() -> None:

@@ -1,13 +1,19 @@
-"""Every recipe is a complete, valid configuration."""
+"""Every recipe, with and without a variant, is a complete, valid configuration."""
 
 from __future__ import annotations
+
+import re
+from typing import Any
 
 import pytest
 
 from raymi.config import Config
+from raymi.engine.phases import phases_of
 from raymi.errors import UserError
-from raymi.overrides import flatten, leaves, resolved_lines, split_words
-from raymi.recipes import RECIPES, build_config
+from raymi.overrides import flatten, leaves, overlay, resolved_lines, split_words
+from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config, on_recipe
+
+PAPER = [name for name in BASE_RECIPES if name.startswith("paper-")]
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -20,7 +26,7 @@ def test_a_recipe_validates_and_round_trips(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_described_and_sets_only_keys_that_exist(name: str) -> None:
     recipe = RECIPES[name]
-    assert len(recipe.description.split()) > 4
+    assert len(recipe.description.split()) > 3
     assert set(flatten(recipe.settings)) <= {key for key, _ in leaves()}
 
 
@@ -32,7 +38,7 @@ def test_a_recipe_takes_overrides(name: str) -> None:
     assert config.attack.eps == 0.09
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", BASE_RECIPES)
 @pytest.mark.parametrize(
     "word", ["mi.weight=0", "form=paper", "model.name=resnet18", "base=trades"]
 )
@@ -47,6 +53,169 @@ def test_the_quickstart_is_digits_on_two_workers() -> None:
     assert (config.data.name, config.scaling.workers, config.mi.enabled) == ("digits", 2, True)
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_s_recipes_train_as_the_paper_says(name: str) -> None:
+    config = build_config(name)
+    optim, mi = config.optim, config.mi
+    assert (optim.lr, optim.momentum, optim.nesterov, optim.weight_decay) == (0.1, 0.9, False, 2e-4)
+    assert (optim.batch_size, optim.epochs, optim.schedule) == (1024, 100, "multistep")
+    assert [share * optim.epochs for share in optim.milestones] == [75, 90]
+    assert (optim.ema, optim.awp) == (0, 0)
+    assert (mi.form, mi.weight, mi.balance, mi.difference) == ("paper", 5, None, 0.1)
+    assert (mi.hidden, mi.bound, mi.objective, mi.samples) == (2048, "dv", "contrast", "selected")
+    assert [phase.name for phase in phases_of(config)] == [
+        "pretraining",
+        "estimators",
+        "classifier",
+    ]
+    assert (config.model.name, config.model.width, config.loss.base) == ("resnet18", None, "at")
+    assert (config.data.crop_padding, config.data.flip) == (4, True)
+    _, data, norm = name.split("-")
+    assert config.data.name == {"cifar10": "cifar10", "tinyimagenet": "tiny-imagenet"}[data]
+    assert (config.attack.norm, config.attack.eps) == (norm, {"linf": 8 / 255, "l2": 0.5}[norm])
+    assert (config.attack.steps, config.attack.step_size) == (10, config.attack.eps / 4)
+    assert config.evaluation.steps == 40
+
+
+def test_the_strong_baseline_is_what_reaches_the_numbers_to_measure_up_to() -> None:
+    config = build_config("strong-cifar10-at")
+    optim, attack = config.optim, config.attack
+    assert (optim.lr, optim.momentum, optim.weight_decay, optim.batch_size) == (0.1, 0.9, 5e-4, 128)
+    assert (optim.ema, config.loss.label_smoothing) == (0.999, 0.1)
+    assert (attack.norm, attack.eps, attack.step_size, attack.steps) == (
+        "linf",
+        8 / 255,
+        2 / 255,
+        10,
+    )
+    assert (config.model.name, config.data.limit, config.mi.enabled) == ("resnet18", None, False)
+    mi = build_config("strong-cifar10").mi
+    assert (mi.form, mi.schedule, mi.balance) == ("bounded", "joint", 0.2)
+
+
+SAID: dict[str, dict[str, Any]] = {
+    "bounded": {
+        "mi.form": "bounded", "mi.schedule": "joint", "mi.balance": 0.2, "mi.weight": None,
+        "mi.score": "cosine", "mi.objective": "mim", "mi.samples": "all", "mi.cosine": 0,
+        "mi.bound": "infonce", "mi.difference": 1, "mi.clamp": True,
+    },
+    "paper": {
+        "mi.form": "paper", "mi.schedule": "staged", "mi.weight": 5, "mi.balance": None,
+        "mi.score": "dot", "mi.objective": "contrast", "mi.samples": "selected", "mi.cosine": 1,
+        "mi.bound": "dv", "mi.difference": 0.1, "mi.clamp": False,
+    },
+    "released": {
+        "mi.form": "released", "mi.schedule": "staged", "mi.difference": 0, "mi.cosine": 1,
+        "mi.samples": "selected-released", "mi.bound": "dv-released", "loss.batchnorm": "released",
+    },
+    "wmim": {
+        "mi.form": "wmim", "mi.schedule": "joint", "mi.natural_pattern": "adversarial",
+        "mi.natural": True, "mi.adversarial": False,
+    },
+    "random": {"mi.gradient": "random", "mi.balance": 0.2},
+    "at": {"mi.weight": 0, "loss.base": "at", "loss.batchnorm": "adversarial"},
+    "trades": {"mi.weight": 0, "loss.base": "trades", "loss.beta": 6},
+    "mart": {"mi.weight": 0, "loss.base": "mart", "loss.beta": 5},
+    "namid-t": {"loss.base": "trades", "loss.beta": 6},
+    "namid-m": {"loss.base": "mart", "loss.beta": 5},
+    "at-clean-forward": {"mi.weight": 0, "loss.base": "at", "loss.batchnorm": "mix"},
+    "mi-off": {"mi.weight": 0},
+    "no-adversarial-mi": {"mi.adversarial": False, "mi.natural": True},
+    "no-natural-mi": {"mi.natural": False, "mi.adversarial": True},
+    "no-difference": {"mi.difference": 0, "mi.cosine": 1, "mi.weight": 5},
+}  # fmt: skip
+"""What the specification says of each method."""
+
+OFF = {"at", "trades", "mart", "at-clean-forward", "mi-off"}
+KEEPS_THE_FORM = {
+    "at", "trades", "mart", "namid-t", "namid-m", "at-clean-forward", "mi-off",
+    "no-adversarial-mi", "no-natural-mi", "no-difference",
+}  # fmt: skip
+ALWAYS_THE_SAME = (
+    "data", "model", "attack", "optim", "scaling", "validation", "evaluation", "seed",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("base", BASE_RECIPES)
+def test_a_variant_is_the_method_that_it_names_and_changes_nothing_else(
+    base: str, variant: str
+) -> None:
+    if f"{base}-{variant}" not in RECIPES:
+        assert (variant, build_config(base).mi.cosine) == ("no-difference", 0)
+        return
+    plain, config = build_config(base), build_config(f"{base}-{variant}")
+    flat = flatten(config.model_dump())
+    assert {key: flat[key] for key in SAID[variant]} == SAID[variant]
+    assert config.mi.enabled == (variant not in OFF)
+    assert config.mi.has_estimators == (variant not in {*OFF, "random"})
+    for section in ALWAYS_THE_SAME:
+        assert getattr(config, section) == getattr(plain, section)
+    capacity = ("hidden", "base_width", "depth", "estimator_lr", "temperature")
+    if base in ("quickstart", "cifar10-cpu", *PAPER):  # which say what it is
+        assert {key: flat[f"mi.{key}"] for key in capacity} == {
+            key: getattr(plain.mi, key) for key in capacity
+        }
+    if variant in KEEPS_THE_FORM:
+        assert (config.mi.form, config.mi.schedule) == (plain.mi.form, plain.mi.schedule)
+    if variant in ("namid-t", "namid-m"):
+        assert config.mi == plain.mi
+
+
+def test_every_variant_is_pinned_by_a_fact() -> None:
+    assert set(SAID) == set(VARIANTS)
+
+
+@pytest.mark.parametrize("base", BASE_RECIPES)
+def test_with_weight_0_a_run_is_plain_training_in_one_phase(base: str) -> None:
+    for variant in OFF:
+        config = build_config(f"{base}-{variant}")
+        assert [phase.name for phase in phases_of(config)] == ["classifier"]
+
+
+def test_smoothing_is_left_out_where_the_loss_has_none() -> None:
+    assert build_config("strong-cifar10-mi-off").loss.label_smoothing == 0.1
+    for variant in ("trades", "mart", "namid-t", "namid-m"):
+        assert build_config(f"strong-cifar10-{variant}").loss.label_smoothing == 0
+
+
+def test_a_variant_that_leaves_nothing_of_the_mi_loss_is_refused_with_a_remedy() -> None:
+    with pytest.raises(UserError) as caught:
+        build_config("quickstart-no-difference")
+    assert "quickstart-no-difference leaves nothing of the MI loss" in str(caught.value)
+    remedy = re.search(r"recipe=(\S+) with (.*)", str(caught.value))
+    assert remedy is not None
+    mi = build_config(remedy[1], split_words(remedy[2].split()).settings).mi
+    assert (mi.difference, mi.cosine) == (0, 1)
+    refused = {f"{b}-{v}" for b in BASE_RECIPES for v in VARIANTS} - set(RECIPES)
+    assert refused == {
+        f"{base}-no-difference" for base in ("quickstart", "cifar10-cpu", "strong-cifar10")
+    }
+
+
+def test_a_variant_stays_what_it_is_when_another_form_is_asked_for() -> None:
+    paper = {"mi": {"form": "paper"}}
+    off = build_config("quickstart-at", paper).mi
+    assert (off.form, off.enabled) == ("paper", False)
+    ablation = build_config("quickstart-no-adversarial-mi", paper).mi
+    assert (ablation.form, ablation.weight, ablation.adversarial) == ("paper", 5, False)
+    assert build_config("quickstart-wmim", paper).mi.adversarial  # wmim's, which it is no more
+
+
+def test_what_is_said_of_a_recipe_is_said_over_its_variant() -> None:
+    assert build_config("quickstart-at", {"mi": {"balance": 0.3}}).mi.enabled
+    assert build_config("quickstart-trades", {"loss": {"beta": 1.0}}).loss.beta == 1
+
+
+def test_a_full_name_is_its_base_with_the_variant_laid_over_it() -> None:
+    for base, recipe in BASE_RECIPES.items():
+        assert RECIPES[base] is recipe
+        assert RECIPES[f"{base}-paper"].settings == overlay(
+            recipe.settings, VARIANTS["paper"].settings
+        )
+        assert RECIPES[f"{base}-paper"].settings == on_recipe(f"{base}-paper", {})[0]
+
+
 def test_an_unknown_recipe_gets_a_suggestion_together_with_what_else_is_wrong() -> None:
     with pytest.raises(UserError) as caught:
         build_config("quikstart", {"attack": {"eps": "8"}})
@@ -55,9 +224,16 @@ def test_an_unknown_recipe_gets_a_suggestion_together_with_what_else_is_wrong() 
     assert "eps=8/255" in second
 
 
+def test_a_misspelt_variant_gets_the_full_name() -> None:
+    with pytest.raises(UserError, match=r"did you mean paper-cifar10-linf-trades\?"):
+        build_config("paper-cifar10-linf-trade")
+
+
 def test_a_recipe_like_no_other_is_answered_by_all_there_are() -> None:
-    with pytest.raises(UserError, match=f"there are {', '.join(RECIPES)}"):
+    with pytest.raises(UserError) as caught:
         build_config("zzzzzz")
+    assert f"there are {', '.join(BASE_RECIPES)}" in str(caught.value)
+    assert all(f"-{variant}" in str(caught.value) for variant in VARIANTS)
 
 
 def test_recipes_are_not_changed_by_overrides() -> None:

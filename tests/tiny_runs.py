@@ -15,6 +15,7 @@ from raymi.engine.context import LocalContext
 from raymi.engine.feed import Feed
 from raymi.engine.loop import Outcome, train
 from raymi.engine.metrics import MetricMeans
+from raymi.engine.phases import phases_of
 from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import TrainState
 
@@ -24,7 +25,7 @@ TINY = {
     "attack.eps": 0.2, "attack.steps": 2,
     "mi.hidden": 16, "mi.base_width": 4, "mi.depth": 1,
     "optim.epochs": 2, "optim.batch_size": 44, "optim.lr": 0.05, "optim.schedule": "onecycle",
-    "validation.steps": 2, "evaluation.steps": 2, "evaluation.max_samples": 40,
+    "validation.steps": 2, "probe.steps": 0, "evaluation.steps": 2, "evaluation.max_samples": 40,
     "tracking.enabled": False, "tracking.log_every": 1,
 }  # fmt: skip
 """180 training images in steps of 44, 44, 44, 44 and 4."""
@@ -55,12 +56,15 @@ def own_group() -> Collectives:
     return ProcessGroup() if torch.distributed.is_initialized() else Collectives()
 
 
-def tiny_state(config: Config, group: Collectives | None = None) -> tuple[TrainState, Feed]:
-    """A run's state and its training batches, without the loop."""
+def tiny_state(
+    config: Config, group: Collectives | None = None, phase: str = "classifier"
+) -> tuple[TrainState, Feed]:
+    """The state of a phase of a run and its training batches, without the loop."""
     group, splits = group or own_group(), tiny_splits(config)
     feed = Feed(splits.train, config, group.rank, group.world_size)
-    steps = config.optim.epochs * feed.steps_per_epoch
-    state = TrainState(config, splits, group, torch.device("cpu"), steps)
+    (chosen,) = (known for known in phases_of(config) if known.name == phase)
+    steps = chosen.config.optim.epochs * feed.steps_per_epoch
+    state = TrainState(chosen, splits, group, torch.device("cpu"), steps)
     state.train_mode()
     return state, feed
 

@@ -23,6 +23,7 @@ def pgd(
     alpha: float,
     steps: int,
     norm: str = "linf",
+    projection: str = "ball-first",
     objective: str = "ce",
     start: Tensor | None = None,
 ) -> Tensor:
@@ -37,9 +38,11 @@ def pgd(
         x: (B, C, H, W) in [0, 1]. y: (B,).
         eps, alpha: radius and step size, in pixel units.
         norm: "linf" or "l2".
+        projection: in L2, "ball-first" as torchattacks or "box-first" as TRADES (see
+            `projections.project`), which steps by 2 * eps / steps.
         objective: "ce" raises cross-entropy against y; "kl" raises KL(p(x) || p(x_adv)), as TRADES
             does, which has no gradient at x itself and so needs a start.
-        start: (B, C, H, W), where to begin (see `projections.random_start`); None: at x.
+        start: (B, C, H, W), where to begin (see `projections.start_of`); None: at x.
     Returns: x_adv (B, C, H, W) in [0, 1], detached, within eps of x.
     Source: Madry et al. 2018, Sec. 2.1; Zhang et al. 2019, Alg. 1 for "kl".
     """
@@ -56,7 +59,8 @@ def pgd(
             x_adv = x_adv.detach().requires_grad_()
             loss = _loss(model(x_adv), y, log_p)
             (grad,) = torch.autograd.grad(loss, x_adv)
-            x_adv = project(x, x_adv.detach() + alpha * steepest_step(grad, norm), eps, norm)
+            step = alpha * steepest_step(grad, norm, projection)
+            x_adv = project(x, x_adv.detach() + step, eps, norm, projection)
     return x_adv.detach()
 
 

@@ -14,27 +14,49 @@ def l2_norms(x: Tensor) -> Tensor:
     return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1))
 
 
-def steepest_step(grad: Tensor, norm: str) -> Tensor:
+def steepest_step(grad: Tensor, norm: str, projection: str = "ball-first") -> Tensor:
     """The unit step that raises the loss most: the sign, or the direction of the gradient.
 
-    Args: grad (B, C, H, W); norm "linf" or "l2".
-    Returns: (B, C, H, W) of unit norm, 0 where the gradient is 0.
+    Args: grad (B, C, H, W); norm "linf" or "l2"; projection, whose `project` follows: in L2,
+        TRADES' ("box-first") divides by the norm itself, torchattacks' by the norm plus 1e-10.
+    Returns: (B, C, H, W) of unit norm, 0 where the gradient is 0 (TRADES' code steps in a random
+        direction there).
     """
-    return grad.sign() if norm == "linf" else grad / (l2_norms(grad) + _TINY)
+    if norm == "linf":
+        return grad.sign()
+    norms = l2_norms(grad)
+    return grad / (norms.clamp(min=_TINY) if projection == "box-first" else norms + _TINY)
 
 
-def project(x: Tensor, x_adv: Tensor, eps: float, norm: str) -> Tensor:
-    """The point of the ball around x nearest to x_adv, then clamped to [0, 1].
+def project(
+    x: Tensor, x_adv: Tensor, eps: float, norm: str, projection: str = "ball-first"
+) -> Tensor:
+    """Brings x_adv back into the ball around x and into [0, 1].
 
-    Args: x, x_adv (B, C, H, W); eps in pixel units.
+    In L2 the order matters, since neither is a projection onto both: "ball-first", as torchattacks
+    and most others have it, may stay inside of the ball where pixels were clamped; "box-first", as
+    TRADES has it, lets the others grow in their stead. In L_inf both are the same.
+
+    Args: x, x_adv (B, C, H, W), x in [0, 1]; eps in pixel units.
     Returns: (B, C, H, W) in [0, 1], within eps of x.
     """
     delta = x_adv - x
-    if norm == "linf":
+    if norm == "l2" and projection == "box-first":
+        delta = (x_adv.clamp(0.0, 1.0) - x).renorm(2, 0, eps)
+    elif norm == "linf":
         delta = delta.clamp(-eps, eps)
     else:
         delta = delta * (eps / l2_norms(delta).clamp(min=_TINY)).clamp(max=1.0)
     return (x + delta).clamp(0.0, 1.0)
+
+
+def start_of(kind: str, x: Tensor, eps: float, norm: str, key: int, index: Tensor) -> Tensor | None:
+    """Where the training attack begins: "ball", "gaussian" or "image" (None: at x itself)."""
+    if kind == "image":
+        return None
+    if kind == "gaussian":
+        return gaussian_start(x, key, index)
+    return random_start(x, eps, norm, key, index)
 
 
 def random_start(x: Tensor, eps: float, norm: str, key: int, index: Tensor) -> Tensor:
@@ -54,3 +76,14 @@ def random_start(x: Tensor, eps: float, norm: str, key: int, index: Tensor) -> T
         radius = counter_rng.uniform(key ^ 1, index, (1,) * len(shape))
         noise = noise * (eps * radius / l2_norms(noise))
     return (x + noise.to(x.dtype)).clamp(0.0, 1.0)
+
+
+def gaussian_start(x: Tensor, key: int, index: Tensor, scale: float = 1e-3) -> Tensor:
+    """A point close to each image, as a function of (key, sample index).
+
+    Args: x (B, C, H, W); scale, standard deviation of a pixel; key, index as in `random_start`.
+    Returns: (B, C, H, W), not clamped, so a little outside of [0, 1]: the first step projects it.
+    Source: the code of TRADES (Zhang et al. 2019), MART and NAMID.
+    """
+    noise = counter_rng.normal(key, index, tuple(x.shape[1:]))
+    return x + scale * noise.to(x.dtype)

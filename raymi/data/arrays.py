@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ from raymi.data.stratify import hold_out
 from raymi.errors import UserError
 
 TEST_FRACTION = 0.2  # of data sets that come without an official test split
+
+UNREADABLE = (OSError, ValueError, EOFError, LookupError, zipfile.BadZipFile, zlib.error)
+"""What numpy and zipfile raise for damaged files."""
 
 _NPZ_LAYOUT = (
     "a .npz file with arrays `image` and `label` (a fixed 20% of it becomes the test set), or a "
@@ -60,8 +64,7 @@ def _with_test_split(samples: ImageSet) -> Parts:
 
 def _check_npz(request: Request) -> None:
     for path in _npz_files(request).values():
-        with _open_npz(path) as arrays:
-            _require_arrays(path, arrays.files)
+        open_npz(path).close()
 
 
 def _load_npz(request: Request) -> Parts:
@@ -88,40 +91,56 @@ def _npz_files(request: Request) -> dict[str, Path]:
     return files
 
 
-def _open_npz(path: Path) -> np.lib.npyio.NpzFile:
+def open_npz(path: Path) -> np.lib.npyio.NpzFile:
+    """An open file that has arrays `image` and `label`, neither of them read.
+
+    Raises: UserError, if it is not there, not readable, or lacks an array.
+    """
     try:
         arrays = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a readable .npz file ({error}): write it again") from error
     if not isinstance(arrays, np.lib.npyio.NpzFile):
         raise UserError(f"{path} holds a single array: write it with numpy.savez(image=, label=)")
+    if missing := {"image", "label"} - set(arrays.files):
+        arrays.close()
+        raise UserError(
+            f"{path} must hold arrays `image` and `label`, got {sorted(arrays.files)}: "
+            f"add or rename {sorted(missing)}"
+        )
     return arrays
 
 
-def _require_arrays(path: Path, found: list[str]) -> None:
-    if missing := {"image", "label"} - set(found):
-        raise UserError(
-            f"{path} must hold arrays `image` and `label`, got {sorted(found)}: "
-            f"add or rename {sorted(missing)}"
-        )
-
-
-def _read_npz(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    with _open_npz(path) as arrays:
-        _require_arrays(path, arrays.files)
-        try:
-            image, label = arrays["image"], arrays["label"]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is damaged ({error}): write it again") from error
+def read_array(path: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """An array of an open file; UserError if it is damaged."""
     try:
-        images = rgb_images(image)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    if not np.issubdtype(label.dtype, np.integer) or label.shape != image.shape[:1]:
+        return arrays[name]
+    except UNREADABLE as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """The error for a file that opened and could not be read to its end."""
+    return UserError(f"{path} is damaged ({error}): write it again")
+
+
+def checked_labels(path: Path, label: np.ndarray, num_images: int) -> torch.Tensor:
+    """(num_images,) int64; UserError unless they are that many integers from 0 on, at least one."""
+    if not np.issubdtype(label.dtype, np.integer) or label.shape != (num_images,):
         raise UserError(
-            f"{path}: `label` must be integers of shape ({len(image)},), one for each image, "
+            f"{path}: `label` must be integers of shape ({num_images},), one for each image, "
             f"got {label.dtype} {label.shape}"
         )
     if len(label) == 0 or label.min() < 0:
         raise UserError(f"{path}: labels must be 0, 1, 2, ... and at least one, got {label[:5]}")
-    return images, torch.from_numpy(label.astype(np.int64))
+    return torch.from_numpy(label.astype(np.int64))
+
+
+def _read_npz(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    with open_npz(path) as arrays:
+        image, label = (read_array(path, arrays, name) for name in ("image", "label"))
+    try:
+        images = rgb_images(image)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return images, checked_labels(path, label, len(images))

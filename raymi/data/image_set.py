@@ -65,6 +65,8 @@ class Splits:
 
     Args:
         train, val, test: of the same image size and classes; `val` is empty if none was asked for.
+        generated: images to mix into the training batches, of that size and those classes; None if
+            none were asked for.
         name: as in `raymi.data.DATASETS`.
         num_classes: K.
         image_size: side of the square images, in pixels.
@@ -79,6 +81,7 @@ class Splits:
     image_size: int
     mean: ChannelStats
     std: ChannelStats
+    generated: ImageSet | None = None
 
 
 def channel_stats(images: Tensor) -> tuple[ChannelStats, ChannelStats]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from raymi.counter_rng import random_key
 from raymi.data.arrays import digits_source, npz_source
 from raymi.data.folders import folder_source, tiny_imagenet_source
+from raymi.data.generated import check_generated, read_generated
 from raymi.data.image_set import ImageSet, Splits, channel_stats
 from raymi.data.resize import fit_square
 from raymi.data.source import Request, Source
@@ -37,6 +38,7 @@ def check_data(
     val_fraction: float = 0.1,
     download: bool = True,
     limit: int | None = None,
+    generated: str | os.PathLike[str] | None = None,
 ) -> None:
     """Find in a moment what `load_splits` would stumble over; reads no image.
 
@@ -45,6 +47,8 @@ def check_data(
         cannot be downloaded.
     """
     request = _checked_request(name, root, image_size, val_fraction, download, limit)
+    if (file := _absolute(generated)) is not None:
+        check_generated(file)
     _SOURCES[name].check(request)
 
 
@@ -57,6 +61,7 @@ def load_splits(
     split_seed: int = 0,
     download: bool = True,
     limit: int | None = None,
+    generated: str | os.PathLike[str] | None = None,
 ) -> Splits:
     """Load a data set into memory, with a validation split held out from its training images.
 
@@ -72,10 +77,15 @@ def load_splits(
         download: whether missing files may be downloaded.
         limit: use only the first so many training images (before the split), and test and
             validation images, of all classes in proportion; for quick tries.
+        generated: a .npz file of generated images, to be mixed into training batches, with arrays
+            `image` (uint8) and `label`; all of it is read, whatever `limit` is. Neither the splits
+            nor mean and std depend on it.
     Returns: the splits, on the CPU.
     Raises: UserError, with the remedy, for whatever is wrong with the arguments or the files.
     """
     request = _checked_request(name, root, image_size, val_fraction, download, limit)
+    if (file := _absolute(generated)) is not None:
+        check_generated(file)  # before anything is downloaded
     parts = _SOURCES[name].load(request)
     train = _limited_and_resized(parts.train, request)
     test = _limited_and_resized(parts.test, request)
@@ -86,15 +96,20 @@ def load_splits(
         kept, held = hold_out(train.labels, val_fraction, key)
         train, val = train.subset(kept), train.subset(held)
     mean, std = channel_stats(train.images)
+    side = _common_side(train, val, test)
+    made = None
+    if file is not None:
+        made = read_generated(file, train.class_names, side, resize=image_size is not None)
     return Splits(
         train=train,
         val=val,
         test=test,
         name=name,
         num_classes=len(train.class_names),
-        image_size=_common_side(train, val, test),
+        image_size=side,
         mean=mean,
         std=std,
+        generated=made,
     )
 
 
@@ -115,8 +130,11 @@ def _checked_request(
     for setting, value in (("image_size", image_size), ("limit", limit)):
         if value is not None and value < 1:
             raise UserError(f"{setting} must be at least 1, got {value}: or leave it out")
-    path = None if root is None else Path(root).expanduser().absolute()
-    return Request(name, path, image_size, limit, download)
+    return Request(name, _absolute(root), image_size, limit, download)
+
+
+def _absolute(path: str | os.PathLike[str] | None) -> Path | None:
+    return None if path is None else Path(path).expanduser().absolute()
 
 
 def _limited_and_resized(images: ImageSet, request: Request) -> ImageSet:

@@ -24,19 +24,28 @@ def rgb_images(array: np.ndarray) -> Tensor:
     Returns: (N, 3, H, W) uint8, contiguous.
     Raises: UserError, for another dtype or shape.
     """
-    if array.dtype != np.uint8:
-        raise UserError(f"images must be uint8 in 0..255, got {array.dtype}: convert them")
+    height_and_width(array.shape, array.dtype)
     images = torch.from_numpy(array)
     if images.ndim == 3:
         images = images[:, None]
-    elif images.ndim == 4 and images.shape[3] in (1, 3):
+    elif images.shape[3] in (1, 3):
         images = images.permute(0, 3, 1, 2)
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise UserError(
-            "images must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3, "
-            f"got {array.shape}"
-        )
     return images.expand(-1, 3, -1, -1).contiguous()
+
+
+def height_and_width(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int]:
+    """Height and width, in pixels, of images in an array that `rgb_images` takes.
+
+    Raises: UserError, for another dtype or shape.
+    """
+    if dtype != np.uint8:
+        raise UserError(f"images must be uint8 in 0..255, got {dtype}: convert them")
+    match shape:
+        case (_, height, width) | (_, height, width, 1 | 3) | (_, 1 | 3, height, width):
+            return height, width
+    raise UserError(
+        f"images must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3, got {shape}"
+    )
 
 
 def fit_square(images: Tensor, size: int) -> Tensor:

@@ -18,6 +18,11 @@ _HEADER = (
     f"{'epoch':>9}  {'loss':>7}  {'loss_adv':>8}  {'MI nat':>7}  {'MI adv':>7}  "
     f"{'val clean':>9}  {'val robust':>10}  {'images/s':>8}"
 )
+_PHASES = {
+    "pretraining": "pretraining by AT",
+    "estimators": "training the estimators",
+    "classifier": "training",
+}
 _SHOWN = {
     "loss": "loss",
     "loss_adv": "adv",
@@ -38,8 +43,10 @@ class ProgressDisplay:
 
     def __init__(self, console: Console, config: Config) -> None:
         self.console = console
-        self.epochs = config.optim.epochs
-        self._header_printed = self._started = False
+        self._phases = {"classifier": config.optim.epochs}
+        self._steps_per_epoch = 1
+        self._phase_shown: str | None = None
+        self._started = False
         self._clock = _Clock()
         self._bar = _Bar(
             SpinnerColumn(),
@@ -78,6 +85,7 @@ class ProgressDisplay:
         if self._started:
             self.say("the workers were started again")
         self._started = True
+        self._phases, self._steps_per_epoch = event["phases"], event["steps_per_epoch"]
         data, sizes = event["data"], event["data"]["sizes"]
         parameters = ", ".join(f"{k} {v / 1e6:.3g} M" for k, v in event["parameters"].items())
         workers = f"{event['workers']} worker{'s' if event['workers'] > 1 else ''}"
@@ -87,11 +95,13 @@ class ProgressDisplay:
             f"{parameters} · {workers} on {event['device']}"
         )
         if event["global_step"] > 0:
-            self.say(f"continuing after epoch {event['epoch']}, step {event['step']}")
+            phase = f" of {event['phase']}" if len(self._phases) > 1 else ""
+            self.say(f"continuing after epoch {event['epoch']}, step {event['step']}{phase}")
         self._clock.restart(event["global_step"])
 
     def _on_step(self, event: Event) -> None:
-        total = self.epochs * event["steps_per_epoch"]
+        total = sum(self._phases.values()) * self._steps_per_epoch
+        phase = event["phase"]
         self._bar.measured["step"] = " · ".join(
             f"{label} {_number(event['metrics'][name])}"
             for name, label in _SHOWN.items()
@@ -100,25 +110,33 @@ class ProgressDisplay:
         left = self._clock.left(event["global_step"], total)
         self._bar.update(
             self._task,
-            description=f"training · epoch {event['epoch'] + 1}/{self.epochs}",
+            description=f"{_PHASES[phase]} · epoch {event['epoch'] + 1}/{self._phases[phase]}",
             total=total,
             completed=event["global_step"],
-            detail=f"step {event['step']}/{event['steps_per_epoch']} · "
+            detail=f"step {event['step']}/{self._steps_per_epoch} · "
             f"{event['images_per_s']:.0f} images/s · {left} left",
         )
 
     def _on_epoch(self, event: Event) -> None:
-        if not self._header_printed:
+        phase = event["phase"]
+        if phase != self._phase_shown:
+            if len(self._phases) > 1:
+                self.say(_PHASES[phase])
             self.say(_HEADER)
-            self._header_printed = True
+            self._phase_shown = phase
         train, val = event["train"], event["val"]
         clean, robust = _percent(val.get("clean_acc")), _percent(val.get("robust_acc"))
         if val:
             self._bar.measured["val"] = f"val clean {clean}, robust {robust}"
+        loss = train.get("loss", train.get("loss_estimators"))
         best = "  best" if event["is_best"] else ""
+        if "averaged/robust_acc" in val:
+            averaged = [_percent(val[f"averaged/{k}"]) for k in ("clean_acc", "robust_acc")]
+            best += f"  averaged {' '.join(averaged)}"
+            best += " best" if "best-averaged" in event["better"] else ""
         self.say(
-            f"{event['epoch']:>4}/{self.epochs:<4}  "
-            f"{_number(train.get('loss')):>7}  {_number(train.get('loss_adv')):>8}  "
+            f"{event['epoch']:>4}/{self._phases[phase]:<4}  "
+            f"{_number(loss):>7}  {_number(train.get('loss_adv')):>8}  "
             f"{_number(train.get('mi/natural')):>7}  {_number(train.get('mi/adversarial')):>7}  "
             f"{clean:>9}  {robust:>10}  {event['images_per_s']:>8.0f}{best}"
         )
@@ -130,8 +148,8 @@ class ProgressDisplay:
         self.say(f"warning: {event['message']}", style="yellow")
 
     def _on_evaluating(self, event: Event) -> None:
-        what = {"validate": "validating", "best": "testing the best model"}.get(
-            event["what"], "testing the last model"
+        what = {"validate": "validating", "probe": "probing its mutual information"}.get(
+            event["what"], f"testing the {event['what']} model"
         )
         self._bar.update(
             self._task,

@@ -17,6 +17,15 @@ from raymi.overrides import as_typed
 Event = Mapping[str, Any]
 
 
+_MODELS = ("best", "best-averaged", "last", "last-averaged")
+
+
+def chosen_model(evaluations: Mapping[str, Event]) -> str:
+    """Which of the evaluated models has the highest robust validation accuracy: it is the one that
+    is registered."""
+    return next(which for which, event in evaluations.items() if event["chosen"])
+
+
 def wilson_interval(accuracy: float, num: int, z: float = 1.959964) -> tuple[float, float]:
     """95% Wilson score interval of a fraction measured on `num` samples.
 
@@ -31,7 +40,8 @@ def wilson_interval(accuracy: float, num: int, z: float = 1.959964) -> tuple[flo
 def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
     """Accuracies on the test set as rows of text, the first one the header.
 
-    Args: evaluations, the journal's events, called "best" and "last".
+    Args: evaluations, the journal's events, called "best" and "last", and with "-averaged" after
+        it where weights were averaged; of these four, the chosen one is marked.
     """
     attack = next(iter(evaluations.values()))["attack"]
     rows: list[tuple[str, ...]] = [
@@ -39,12 +49,12 @@ def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
     ]
     rows += [
         (
-            which,
+            f"{which} (chosen)" if len(evaluations) > 2 and event["chosen"] else which,
             str(event["of_epoch"]),
             _with_interval(event["clean"], event["num"]),
             _with_interval(event["robust"], event["num"]),
         )
-        for which in ("best", "last")
+        for which in _MODELS
         if (event := evaluations.get(which))
     ]
     return rows

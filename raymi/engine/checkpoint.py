@@ -53,7 +53,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """
     for path in reversed(_checkpoints(folder)):
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest()[:16] == path.stem[-16:]:
+        if _is_whole(path, data):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         warnings.warn(
             f"checkpoint {path} is damaged (its sha256 does not match its name): "
@@ -61,6 +61,12 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             stacklevel=2,
         )
     return None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest intact checkpoint; None where there is none."""
+    checkpoints = reversed(_checkpoints(folder))
+    return next((path for path in checkpoints if _is_whole(path, path.read_bytes())), None)
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -80,6 +86,10 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _is_whole(path: Path, data: bytes) -> bool:
+    return hashlib.sha256(data).hexdigest()[:16] == path.stem[-16:]
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from raymi.collectives import Collectives
 from raymi.config import MIConfig
+from raymi.mi.bounds import F_DIVERGENCES
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import Matching, match
 from raymi.mi.objectives import estimator_loss, global_mean, selected
@@ -115,4 +116,5 @@ def score_outputs(
     if mi.negatives == "local":
         sizes, group = [len(logits)], Collectives()
     outputs = critic.global_features(logits)
-    return match(outputs, features, sizes, group, divergence=mi.bound == "jsd")
+    divergence = mi.bound if mi.bound in F_DIVERGENCES else None
+    return match(outputs, features, sizes, group, divergence=divergence)

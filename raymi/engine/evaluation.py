@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,8 @@ from raymi.collectives import Collectives
 from raymi.counter_rng import random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
-from raymi.data.batches import share
-from raymi.models.modes import evaluation_mode
+from raymi.data.batches import global_batch, share, share_sizes, steps_per_epoch
+from raymi.models.modes import evaluation_mode, full_precision
 
 
 @dataclass(frozen=True)
@@ -39,58 +40,89 @@ class Accuracy:
     num: int
 
 
+class Observer(Protocol):
+    """Somebody who measures more on the samples of an evaluation, while they are there."""
+
+    def see(
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        logits: Tensor,
+        logits_adv: Tensor,
+        y: Tensor,
+        sizes: list[int],
+    ) -> None:
+        """A worker's share of a block.
+
+        Args: x, x_adv (b, 3, H, W); logits, logits_adv (b, K), fp32; y (b,); sizes, samples that
+            each worker holds.
+        """
+
+    def results(self) -> dict[str, float]:
+        """What was measured; a collective operation, the same on every worker."""
+
+
 def evaluate_pgd(
     model: nn.Module,
     images: ImageSet,
     attack: PGDAttack,
     group: Collectives,
     *,
-    batch_size: int = 256,
+    block: int = 256,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     heartbeat: Callable[[int, int], None] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Accuracy:
     """Accuracy on natural images and under PGD with cross-entropy, in eval mode.
 
-    A sample counts as robust if it is classified right before and after the attack. Each worker
-    takes a contiguous share; the attack's start depends on the sample alone.
+    A sample counts as robust if it is classified right before and after the attack. The workers
+    share each block; the attack's start depends on the sample alone.
 
     Args:
         images: on the model's device.
-        heartbeat: called with (images done, images of this worker) after each block, equally
-            often on every worker; what it raises ends the evaluation.
+        block: images that all workers together attack at once.
+        heartbeat: called with (images done, images in all) after each block; what it raises ends
+            the evaluation.
+        observers: see every block.
     Returns: the same `Accuracy` on every worker.
     """
     device = images.images.device
-    mine = share(torch.arange(len(images)), group.rank, group.world_size).to(device)
-    num_blocks = -(-len(images) // (group.world_size * batch_size))  # of the largest share
+    order = torch.arange(len(images), device=device)
     key = random_key(attack.seed, "evaluate", attack.norm, attack.steps)
     right = torch.zeros(2, dtype=torch.float64, device=device)
-    done = 0
-    with evaluation_mode(model), torch.no_grad(), autocast():
-        for block in range(num_blocks):
-            index = mine[block * batch_size : (block + 1) * batch_size]
+    with evaluation_mode(model), torch.no_grad():
+        for k in range(steps_per_epoch(len(images), block)):
+            everyone = global_batch(order, block, k)
+            index = share(everyone, group.rank, group.world_size)
             x, y = to_unit(images.images[index]), images.labels[index]
-            clean = _right(model, x, y)
             start = random_start(x, attack.eps, attack.norm, key, index)
-            x_adv = pgd(
-                model,
-                x,
-                y,
-                eps=attack.eps,
-                alpha=attack.alpha,
-                steps=attack.steps,
-                norm=attack.norm,
-                start=start,
-            )
-            right += torch.stack([clean.sum(), (clean & _right(model, x_adv, y)).sum()])
-            done += len(index)
+            with autocast():
+                logits = _logits(model, x)
+                x_adv = pgd(
+                    model,
+                    x,
+                    y,
+                    eps=attack.eps,
+                    alpha=attack.alpha,
+                    steps=attack.steps,
+                    norm=attack.norm,
+                    start=start,
+                )
+                logits_adv = _logits(model, x_adv)
+            clean = logits.argmax(dim=1) == y
+            right += torch.stack([clean.sum(), (clean & (logits_adv.argmax(dim=1) == y)).sum()])
+            for observer in observers:
+                sizes = share_sizes(len(everyone), group.world_size)
+                observer.see(x, x_adv, logits, logits_adv, y, sizes)
             if heartbeat is not None:
-                heartbeat(done, len(mine))
+                heartbeat(min((k + 1) * block, len(images)), len(images))
     clean_total, robust_total = group.sum(right).tolist()
     return Accuracy(clean_total / len(images), robust_total / len(images), len(images))
 
 
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    if len(x) == 0:  # not every network takes an empty batch
-        return torch.zeros_like(y, dtype=torch.bool)
-    return model(x).argmax(dim=1) == y
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    """(b, K), fp32; a worker without samples asks about a blank one: not every network takes an
+    empty batch."""
+    if len(x) > 0:
+        return full_precision(model(x))
+    return full_precision(model(x.new_zeros(1, *x.shape[1:])))[:0]

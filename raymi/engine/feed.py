@@ -14,13 +14,21 @@ from torch import Tensor
 from raymi.config import Config
 from raymi.data import ImageSet
 from raymi.data.augment import augment, to_unit
-from raymi.data.batches import epoch_order, global_batch, share, share_sizes, steps_per_epoch
+from raymi.data.batches import (
+    epoch_order,
+    global_batch,
+    mixed_order,
+    share,
+    share_sizes,
+    steps_per_epoch,
+)
 
 
 class Batch(NamedTuple):
     """A worker's share of a global batch.
 
-    x: (b, 3, H, W) in [0, 1]. y: (b,). sample: (b,), positions in the training set.
+    x: (b, 3, H, W) in [0, 1]. y: (b,). sample: (b,), positions in the training set of N; N + k for
+    the generated image k.
     sizes: samples that each worker holds; they sum to the global batch.
     """
 
@@ -36,10 +44,20 @@ class Feed:
     Args:
         images: the training set, already on the device.
         rank, world_size: whose share is served.
+        generated: images of which `config.data.generated_fraction` of each batch consists, on the
+            device too; None for none. An epoch has as many steps with them as without.
     """
 
-    def __init__(self, images: ImageSet, config: Config, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        config: Config,
+        rank: int,
+        world_size: int,
+        generated: ImageSet | None = None,
+    ) -> None:
         self.images = images
+        self.generated = generated
         self.config = config
         self.rank = rank
         self.world_size = world_size
@@ -48,12 +66,13 @@ class Feed:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on; the last one may be smaller."""
         config, device = self.config, self.images.images.device
-        order = epoch_order(len(self.images), config.seed, epoch).to(device)
+        order = self._order(epoch).to(device)
         for step in range(first_step, self.steps_per_epoch):
             everyone = global_batch(order, config.optim.batch_size, step)
             index = share(everyone, self.rank, self.world_size)
+            images, y = self._images_and_labels(index)
             x = augment(
-                to_unit(self.images.images[index]),
+                to_unit(images),
                 seed=config.seed,
                 epoch=epoch,
                 index=index,
@@ -62,5 +81,33 @@ class Feed:
             )
             if config.scaling.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-            y = self.images.labels[index]
             yield Batch(x, y, index, share_sizes(len(everyone), self.world_size))
+
+    def _order(self, epoch: int) -> Tensor:
+        """(N,) int64, on the CPU."""
+        config = self.config
+        if self.generated is None:
+            return epoch_order(len(self.images), config.seed, epoch)
+        return mixed_order(
+            len(self.images),
+            len(self.generated),
+            config.data.generated_fraction,
+            config.optim.batch_size,
+            config.seed,
+            epoch,
+        )
+
+    def _images_and_labels(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, 3, H, W) uint8 and (b,) int64 of the samples, without waiting for the device.
+
+        Both sets are asked for all of the samples, which costs less than to hold them as one.
+        """
+        real, made = self.images, self.generated
+        if made is None:
+            return real.images[index], real.labels[index]
+        at_real, at_made = index.clamp(max=len(real) - 1), (index - len(real)).clamp(min=0)
+        is_real = index < len(real)
+        images = torch.where(
+            is_real[:, None, None, None], real.images[at_real], made.images[at_made]
+        )
+        return images, torch.where(is_real, real.labels[at_real], made.labels[at_made])

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 
 from raymi import __version__
 from raymi.config import Config
 from raymi.counter_rng import random_key
-from raymi.data import ImageSet, Splits, load_splits
+from raymi.data import Splits, load_splits
 from raymi.data.augment import to_unit
-from raymi.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from raymi.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from raymi.engine.context import Context
-from raymi.engine.evaluation import Accuracy, PGDAttack, evaluate_pgd
+from raymi.engine.diagnostics import overfits_catastrophically
 from raymi.engine.feed import Feed
 from raymi.engine.journal import Journal
+from raymi.engine.measurements import Measurements
 from raymi.engine.metrics import MetricMeans
+from raymi.engine.phases import Phase, phases_of
+from raymi.engine.reuse import load_weights, pretrained_path, save_weights
 from raymi.engine.run_folder import RunFolder
-from raymi.engine.state import TrainState
+from raymi.engine.state import Position, TrainState, check_format
 from raymi.errors import UserError
 from raymi.models.running_statistics import running_statistics_frozen
 
@@ -55,6 +57,7 @@ def train(config: Config, context: Context, folder: RunFolder) -> Outcome:
         split_seed=data.split_seed,
         download=data.download,
         limit=data.limit,
+        generated=data.generated,
     )
     return _Run(config, context, folder, splits).train()
 
@@ -70,41 +73,55 @@ class _Run:
         self.config, self.context, self.folder, self.splits = config, context, folder, splits
         self.group, self.device = context.group, context.device
         self.feed = Feed(
-            splits.train.to(self.device), config, self.group.rank, self.group.world_size
+            splits.train.to(self.device),
+            config,
+            self.group.rank,
+            self.group.world_size,
+            None if splits.generated is None else splits.generated.to(self.device),
         )
-        self.val = _at_most(splits.val, config.validation.max_samples).to(self.device)
-        self.test = _at_most(splits.test, config.evaluation.max_samples).to(self.device)
-        total_steps = config.optim.epochs * self.feed.steps_per_epoch
-        self.state = TrainState(config, splits, self.group, self.device, total_steps)
+        self.phases = phases_of(config)
+        self.state = self._begin()
         self._check_last_batch()
         self.journal = Journal(folder.journal, enabled=self.group.rank == 0)
+        self.measurements = Measurements(
+            config,
+            splits,
+            folder,
+            self.group,
+            self.device,
+            write=self._write,
+            stop_if_requested=self._stop_if_requested,
+        )
         self.epoch_began, self.epoch_images = 0.0, 0  # of this process, for the throughput
 
     def train(self) -> Outcome:
-        self._restore()
         self._announce()
-        position = self.state.position
         try:
             try:
-                while position.epoch < self.config.optim.epochs:
-                    self._train_epoch()
-                    self._finish_epoch()
+                self._train_phases()
             except _StopRequested:
-                self._check_finite(self.state.epoch_means.means(self.group))
+                self._check_finite(self.state.epoch_means)
                 self._save()
                 raise
-            self._evaluate()
+            if self.state.estimators is not None:
+                self._keep(self.folder.estimators, self.state.estimators)
+            self.measurements.evaluate(self.state)
         except _StopRequested:
             self._write("stopped")
-            return Outcome(False, position.epoch, position.global_step)
+            return self._outcome(finished=False)
         else:
             self._write("finished")
-            return Outcome(True, position.epoch, position.global_step)
+            return self._outcome(finished=True)
         finally:
             self.journal.close()
 
-    def _restore(self) -> None:
-        """Continues from the newest intact checkpoint, which must be the same for every worker."""
+    def _outcome(self, *, finished: bool) -> Outcome:
+        position = self.state.position
+        return Outcome(finished, position.epoch, position.global_step)
+
+    def _begin(self) -> TrainState:
+        """The state of the newest intact checkpoint, which must be the same for every worker; else
+        that of the first phase, with what earlier runs give to it."""
         checkpoint = load_checkpoint(self.folder.checkpoints)
         step = -1 if checkpoint is None else checkpoint["position"]["global_step"]
         here = torch.tensor([step, -step], device=self.device)
@@ -115,7 +132,55 @@ class _Run:
                 f"{oldest} to {newest}): set out=FOLDER to storage that all nodes share"
             )
         if checkpoint is not None:
-            self.state.load_state_dict(checkpoint)
+            check_format(checkpoint)
+            names = [phase.name for phase in self.phases]
+            state = self._state_of(self.phases[names.index(checkpoint["position"]["phase"])])
+            state.load_state_dict(checkpoint)
+            return state
+        first, mi = self.phases[0], self.config.mi
+        state = self._state_of(first)
+        if first.name == "estimators" and mi.pretrained is not None:
+            path = pretrained_path(RunFolder(Path(mi.pretrained)))
+            load_weights(path, state.model, self.splits.train.digest)
+        if first.name == "classifier" and mi.schedule == "staged" and state.estimators is not None:
+            assert mi.estimators is not None
+            path = RunFolder(Path(mi.estimators)).estimators
+            load_weights(path, state.estimators, self.splits.train.digest)
+        return state
+
+    def _state_of(self, phase: Phase) -> TrainState:
+        steps = phase.config.optim.epochs * self.feed.steps_per_epoch
+        return TrainState(phase, self.splits, self.group, self.device, steps)
+
+    def _train_phases(self) -> None:
+        """Trains to the end of the last phase."""
+        while True:
+            position = self.state.position
+            while position.epoch < self.state.config.optim.epochs:
+                self._train_epoch()
+                self._finish_epoch()
+            if self.state.phase == self.phases[-1]:
+                return
+            self._begin_next_phase()
+
+    def _begin_next_phase(self) -> None:
+        """Hands over what the phase has learnt, in memory and in a file for other runs."""
+        done, following = self.state, self.phases[self.phases.index(self.state.phase) + 1]
+        self.state = self._state_of(following)
+        self.state.position = Position(following.name, global_step=done.position.global_step)
+        if done.phase.learns_classifier:
+            self.state.model.load_state_dict(done.best[""].weights)
+            self._keep(self.folder.pretrained, self.state.model)
+        else:
+            assert self.state.estimators is not None
+            assert done.estimators is not None
+            self.state.estimators.load_state_dict(done.estimators.state_dict())
+            self._keep(self.folder.estimators, self.state.estimators)
+        self._save()
+
+    def _keep(self, path: Path, module: torch.nn.Module) -> None:
+        if self.group.rank == 0:
+            save_weights(path, module, {"train_digest": self.splits.train.digest})
 
     def _train_epoch(self) -> None:
         """Trains to the end of the epoch."""
@@ -132,21 +197,18 @@ class _Run:
             key = random_key(config.seed, "start", position.epoch)
             metrics = state.step(batch, key)
             num = sum(batch.sizes)
-            state.epoch_means.add(metrics, num)
-            recent.add(metrics, num)
             position.step += 1
             position.global_step += 1
+            state.epoch_means.add(metrics, num, position.global_step)
+            recent.add(metrics, num, position.global_step)
             images += num
             self.epoch_images += num
             if position.global_step % config.tracking.log_every == 0 or position.step == 1:
-                means = recent.means(self.group)
                 now = time.perf_counter()
-                self._check_finite(means)
                 self._write(
                     "step",
-                    steps_per_epoch=self.feed.steps_per_epoch,
-                    metrics=means,
-                    lr=self._lr(),
+                    metrics=self._check_finite(recent),
+                    lr=state.lr,
                     images_per_s=images / (now - since),
                 )
                 recent.clear()
@@ -159,92 +221,31 @@ class _Run:
         run that is stopped while it validates does so again when it is continued.
         """
         state, position, config = self.state, self.state.position, self.config
-        means = state.epoch_means.means(self.group)
-        self._check_finite(means)
+        means = self._check_finite(state.epoch_means)
         seconds = time.perf_counter() - self.epoch_began
         epoch = position.epoch + 1
-        last = epoch == config.optim.epochs
+        last = epoch == state.config.optim.epochs
         val: dict[str, float] = {}
-        is_best = False
+        better: list[str] = []
         if last or epoch % config.validation.every == 0:
-            accuracy = self._accuracy_on_validation()
-            val = {"clean_acc": accuracy.clean, "robust_acc": accuracy.robust}
-            is_best = state.best.offer(epoch, accuracy.robust, accuracy.clean, state.model)
+            val, better = self.measurements.validate(state, epoch)
         state.epoch_means.clear()
         position.epoch, position.step = epoch, 0
-        if means.get("mi/grad_norm", 0.0) > means.get("grad_norm_adv", math.inf):
-            self._write(
-                "warning",
-                message=f"the MI loss dominated the adversarial one in epoch {epoch}: the norms of "
-                f"their gradients at the logits were {means['mi/grad_norm']:.3g} and "
-                f"{means['grad_norm_adv']:.3g}; lower mi.weight or use mi.balance",
-            )
+        for message in _alarms(epoch, means, val, attacked=config.attack.steps > 0):
+            self._write("warning", message=message)
         self._write(
             "epoch",
             train=means,
             val=val,
-            lr=self._lr(),
-            is_best=is_best,
+            lr=state.lr,
+            is_best="" in better,
+            better=[f"best{suffix}" for suffix in better],
             train_seconds=seconds,
             images_per_s=self.epoch_images / seconds,
         )
         if last or position.epoch % config.checkpoint.every == 0:
             self._save()
         self.context.report({"epoch": position.epoch, **{f"val/{k}": v for k, v in val.items()}})
-
-    def _accuracy_on_validation(self) -> Accuracy:
-        config = self.config
-        steps = config.validation.steps
-        attack = PGDAttack(
-            config.attack.norm, config.attack.eps, 2.5 * config.attack.eps / steps, steps
-        )
-        return self._accuracy(self.val, attack, "validate", self.state.autocast)
-
-    def _evaluate(self) -> None:
-        """Clean and PGD accuracy of the last and of the best model on the test set, in fp32."""
-        config, model = self.config, self.state.model
-        eps, steps = config.attack.eps, config.evaluation.steps
-        alpha = config.evaluation.alpha or eps / 4
-        attack = PGDAttack(config.attack.norm, eps, alpha, steps)
-        epochs = {"last": self.state.position.epoch, "best": self.state.best.epoch}
-        results: dict[str, Accuracy] = {}
-        for which, epoch in epochs.items():
-            if which == "best":
-                model.load_state_dict(self.state.best.weights)
-            if self.group.rank == 0:
-                weights = {
-                    k: v.clone(memory_format=torch.contiguous_format)
-                    for k, v in model.state_dict().items()
-                }
-                content = safetensors.torch.save(weights, {"epoch": str(epoch)})
-                write_atomically(self.folder.weights(which), content)
-            same = which == "best" and epoch == epochs["last"]
-            results[which] = results["last"] if same else self._accuracy(self.test, attack, which)
-            self._write(
-                "evaluation", which=which, of_epoch=epoch, attack=asdict(attack),
-                **asdict(results[which]),
-            )  # fmt: skip
-
-    def _accuracy(
-        self,
-        images: ImageSet,
-        attack: PGDAttack,
-        what: str,
-        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    ) -> Accuracy:
-        def heartbeat(done: int, total: int) -> None:
-            self._write("evaluating", what=what, done=done, of=total)
-            self._stop_if_requested()
-
-        return evaluate_pgd(
-            self.state.model,
-            images,
-            attack,
-            self.group,
-            batch_size=self.config.evaluation.block,
-            autocast=autocast,
-            heartbeat=heartbeat,
-        )
 
     def _stop_if_requested(self) -> None:
         if self.context.stop_requested():
@@ -278,6 +279,9 @@ class _Run:
 
     def _announce(self) -> None:
         splits, state = self.splits, self.state
+        sets = {"train": splits.train, "val": splits.val, "test": splits.test}
+        if splits.generated is not None:
+            sets["generated"] = splits.generated
         modules = {"classifier": state.model, "estimators": state.estimators}
         self._write(
             "start",
@@ -286,7 +290,7 @@ class _Run:
             device=_device_name(self.device),
             torch=torch.__version__,
             steps_per_epoch=self.feed.steps_per_epoch,
-            epochs=self.config.optim.epochs,
+            phases={phase.name: phase.config.optim.epochs for phase in self.phases},
             parameters={
                 name: sum(p.numel() for p in module.parameters())
                 for name, module in modules.items()
@@ -299,9 +303,9 @@ class _Run:
                 "mean": list(splits.mean),
                 "std": list(splits.std),
                 "class_names": list(splits.train.class_names),
-                "sizes": {k: len(getattr(splits, k)) for k in ("train", "val", "test")},
+                "sizes": {name: len(images) for name, images in sets.items()},
                 "digests": (
-                    {k: getattr(splits, k).digest for k in ("train", "val", "test")}
+                    {name: images.digest for name, images in sets.items()}
                     if self.group.rank == 0
                     else {}
                 ),
@@ -311,25 +315,48 @@ class _Run:
     def _write(self, kind: str, **fields: Any) -> None:
         self.journal.write(kind, **asdict(self.state.position), **fields)
 
-    def _lr(self) -> float:
-        return self.state.classifier.optimizer.param_groups[0]["lr"]
+    def _check_finite(self, recorded: MetricMeans) -> dict[str, float]:
+        """The means, which must be finite.
 
-    def _check_finite(self, means: Mapping[str, float]) -> None:
-        broken = [name for name, value in means.items() if not torch.tensor(value).isfinite()]
-        if broken:
-            position = self.state.position
-            raise FloatingPointError(
-                f"expected finite losses, got {', '.join(f'{k} = {means[k]}' for k in broken)} "
-                f"at step {position.step} of epoch {position.epoch + 1}: lower lr or mi.weight; "
-                f"the newest checkpoint in {self.folder.checkpoints} is from before"
-            )
+        Raises: FloatingPointError that names the terms, the step and the checkpoint to go back to.
+        """
+        means = recorded.means(self.group)
+        if all(math.isfinite(value) for value in means.values()):
+            return means
+        broken = recorded.first_not_finite(self.group)
+        broken = broken or dict.fromkeys(means, self.state.position.global_step)
+        first = min(broken.values())
+        terms = [name for name, step in broken.items() if step == first]
+        position, checkpoint = self.state.position, newest_checkpoint(self.folder.checkpoints)
+        before = "there is no checkpoint yet" if checkpoint is None else f"go back to {checkpoint}"
+        raise FloatingPointError(
+            f"expected finite losses, got {', '.join(f'{k} = {means[k]}' for k in terms)} at step "
+            f"{first} (phase {position.phase}, epoch {position.epoch + 1}): start a new run with "
+            f"a lower lr or mi.weight, or with mi.form=bounded; {before}"
+        )
 
 
-def _at_most(images: ImageSet, num: int | None) -> ImageSet:
-    """An evenly spaced selection of `num` images; all where num is None."""
-    if num is None or num >= len(images):
-        return images
-    return images.subset(torch.arange(num) * len(images) // num)
+def _alarms(
+    epoch: int, train: Mapping[str, float], val: Mapping[str, float], *, attacked: bool
+) -> Iterator[str]:
+    """What a user should hear of at once, a line each.
+
+    Args: train, val: metrics of the epoch; attacked, whether training is adversarial.
+    """
+    norm_mi, norm_adv = train.get("mi/grad_norm", 0.0), train.get("grad_norm_adv", math.inf)
+    if norm_mi > norm_adv:
+        yield (
+            f"the MI loss dominated the adversarial one in epoch {epoch}: the norms of their "
+            f"gradients at the logits were {norm_mi:.3g} and {norm_adv:.3g}; lower mi.weight or "
+            "use mi.balance"
+        )
+    cheap, strong = val.get("fgsm_acc", 0.0), val.get("robust_acc", 1.0)
+    if attacked and overfits_catastrophically(cheap, strong):
+        yield (
+            f"catastrophic overfitting in epoch {epoch}: on validation {100 * cheap:.1f}% "
+            f"withstand one attack step and {100 * strong:.1f}% several; raise attack.steps, or "
+            "lower attack.alpha or optim.lr"
+        )
 
 
 def _device_name(device: torch.device) -> str:

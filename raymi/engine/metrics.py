@@ -2,48 +2,93 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from raymi.collectives import Collectives
 
+_NEVER = 2**62  # later than any step
+
 
 class MetricMeans:
-    """Sample-weighted means of metrics that follow the convention of `raymi.collectives`."""
+    """Sample-weighted means of metrics that follow the convention of `raymi.collectives`.
+
+    Metrics of one step are added together as one vector; a step with other names (a last batch too
+    small for MI, say) has a vector of its own.
+    """
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, int] = {}
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._weights: Counter[tuple[str, ...]] = Counter()
+        self._first_bad: dict[tuple[str, ...], Tensor] = {}
 
-    def add(self, metrics: dict[str, Tensor], num: int) -> None:
-        """Adds the metrics (0-d, detached) of a global batch of `num` samples."""
-        for name, value in metrics.items():
-            weighted = value.double() * num
-            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
-            self._weights[name] = self._weights.get(name, 0) + num
+    def add(self, metrics: dict[str, Tensor], num: int, step: int = 0) -> None:
+        """Adds the metrics (0-d, detached) of a global batch of `num` samples, of this step."""
+        if not metrics:
+            return
+        names = tuple(metrics)
+        values = torch.stack([value.double() for value in metrics.values()])
+        bad = torch.where(values.isfinite(), _NEVER, step)
+        if names in self._sums:
+            self._sums[names] += values * num
+            self._first_bad[names] = torch.minimum(self._first_bad[names], bad)
+        else:
+            self._sums[names], self._first_bad[names] = values * num, bad
+        self._weights[names] += num
 
     def means(self, group: Collectives) -> dict[str, float]:
         """The means over all samples added so far; the same on every worker. Empty if none were."""
         if not self._sums:
             return {}
-        sums = group.sum(torch.stack(list(self._sums.values()))) / group.world_size
-        return {
-            name: total / self._weights[name]
-            for name, total in zip(self._sums, sums.tolist(), strict=True)
-        }
+        sums = (group.sum(torch.cat(list(self._sums.values()))) / group.world_size).tolist()
+        totals: dict[str, float] = {}
+        weights: Counter[str] = Counter()
+        for name, weight in self._named(self._weights):
+            totals[name] = totals.get(name, 0.0) + sums.pop(0)
+            weights[name] += weight
+        return {name: total / weights[name] for name, total in totals.items()}
+
+    def first_not_finite(self, group: Collectives) -> dict[str, int]:
+        """The first step at which each metric was not finite on some worker; empty if all were.
+
+        A collective operation, the same on every worker.
+        """
+        if not self._sums:
+            return {}
+        steps = (-group.max(-torch.cat(list(self._first_bad.values())))).tolist()
+        first: dict[str, int] = {}
+        for name, _ in self._named(self._weights):
+            first[name] = min(first.get(name, _NEVER), steps.pop(0))
+        return {name: step for name, step in first.items() if step < _NEVER}
 
     def clear(self) -> None:
         """Forgets everything."""
         self._sums.clear()
         self._weights.clear()
+        self._first_bad.clear()
 
-    def state(self, group: Collectives) -> dict[str, list[float]]:
-        """Means and weights, for a checkpoint; the same on every worker."""
-        return {name: [mean, self._weights[name]] for name, mean in self.means(group).items()}
+    def state(self, group: Collectives) -> list[dict[str, Any]]:
+        """Names, sums and weight of each vector, for a checkpoint; the same on every worker."""
+        return [
+            {
+                "names": list(names),
+                "sums": (group.sum(sums) / group.world_size).tolist(),
+                "weight": self._weights[names],
+            }
+            for names, sums in self._sums.items()
+        ]
 
-    def load_state(self, state: dict[str, list[float]], device: torch.device) -> None:
+    def load_state(self, state: list[dict[str, Any]], device: torch.device) -> None:
         """Continues from `state`."""
         self.clear()
-        for name, (mean, weight) in state.items():
-            self._sums[name] = torch.tensor(mean * weight, dtype=torch.float64, device=device)
-            self._weights[name] = int(weight)
+        for part in state:
+            names = tuple(part["names"])
+            self._sums[names] = torch.tensor(part["sums"], dtype=torch.float64, device=device)
+            self._first_bad[names] = torch.full((len(names),), _NEVER, device=device)
+            self._weights[names] = part["weight"]
+
+    def _named(self, values: Counter[tuple[str, ...]]) -> list[tuple[str, int]]:
+        return [(name, values[names]) for names in self._sums for name in names]

@@ -24,6 +24,8 @@ class RunFolder:
         self.failure = path / "failure.json"
         self.warnings = path / "warnings.log"
         self.tracking = path / "tracking.json"
+        self.pretrained = path / "pretrained.safetensors"
+        self.estimators = path / "estimators.safetensors"
 
     def error_logs(self) -> list[Path]:
         """Tracebacks of workers, one file for each rank that failed."""

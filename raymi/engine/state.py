@@ -6,36 +6,39 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from raymi.collectives import Collectives
 from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import Splits
-from raymi.engine.critics import EstimatorTask
-from raymi.engine.gradient_average import average_each
+from raymi.engine.averaging import MovingAverage
+from raymi.engine.critics import EstimatorTask, Metrics
+from raymi.engine.feed import Batch
+from raymi.engine.learner import Learner, distributed
 from raymi.engine.metrics import MetricMeans
+from raymi.engine.phases import Phase
 from raymi.engine.schedules import build_schedule
-from raymi.engine.step import Learner, TrainStep
+from raymi.engine.step import Crafter, EstimatorStep, TrainStep
 from raymi.engine.tasks import ClassifierTask
+from raymi.engine.weight_perturbation import WeightPerturbation
 from raymi.errors import UserError
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.models import build_model
 from raymi.models.batchnorm import convert_batchnorm
 
-FORMAT = 1  # of checkpoints; raised when an older one can no longer be read
+FORMAT = 2  # of checkpoints; raised when an older one can no longer be read
 
 
 @dataclass
 class Position:
-    """How far training is: `epoch` complete epochs, `step` steps into the next, `global_step` in
-    all."""
+    """How far a run is: `epoch` complete epochs of the phase, `step` steps into the next,
+    `global_step` steps of all phases."""
 
+    phase: str = "classifier"
     epoch: int = 0
     step: int = 0
     global_step: int = 0
@@ -60,26 +63,48 @@ class Best:
 
 
 class TrainState:
-    """Modules, optimisers, schedules and position of a run.
+    """Modules, optimisers, schedules and position of one phase of a run.
 
     Initial weights depend on `config.seed` alone; the classifier's do not depend on whether there
     are critics. With several workers the tasks are under DDP.
 
-    Args: config; splits, for number of classes, image size and normalisation; group; device.
+    Args: phase; splits, for number of classes, image size and normalisation; group; device;
+        total_steps, optimiser steps of the phase.
     """
 
     def __init__(
         self,
-        config: Config,
+        phase: Phase,
         splits: Splits,
         group: Collectives,
         device: torch.device,
         total_steps: int,
     ) -> None:
-        self.config, self.group, self.device = config, group, device
-        self.position, self.best, self.epoch_means = Position(), Best(), MetricMeans()
+        config = phase.config
+        self.phase, self.config, self.group, self.device = phase, config, group, device
+        self.position, self.epoch_means = Position(phase.name), MetricMeans()
         self.autocast = _autocast(config, device)
+        self._build_modules(splits)
+        self.average: MovingAverage | None = None
+        if phase.learns_classifier and config.optim.ema > 0:
+            self.average = MovingAverage(self.model, config.optim.ema)
+        if config.scaling.compile:
+            self.model.compile()
+        self.best = {name: Best() for name in self.classifiers()}
 
+        self.critics: Learner | None = None
+        if self.estimators is not None and phase.learns_estimators:
+            adam = torch.optim.Adam(self.estimators.parameters(), lr=config.mi.estimator_lr)
+            critics = EstimatorTask(self.estimators, config.mi, group)
+            self.critics = Learner(distributed(critics, group, device), adam)
+        self.classifier: Learner | None = None
+        if phase.learns_classifier:
+            self.classifier = self._classifier_learner(total_steps)
+        self.craft = Crafter(self.model, config.attack, config.attack_objective, self.autocast)
+        self._step = self._build_step()
+
+    def _build_modules(self, splits: Splits) -> None:
+        config, device = self.config, self.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(random_key(config.seed, "classifier"))
             self.model = build_model(
@@ -92,19 +117,18 @@ class TrainState:
                 depth=config.model.depth,
             )
             torch.manual_seed(random_key(config.seed, "estimators"))
-            self.estimators = _build_estimators(config, splits) if config.mi.enabled else None
-        if group.world_size > 1:
-            if config.scaling.sync_batchnorm:
-                convert_batchnorm(self.model)
-            if self.estimators is not None:
-                convert_batchnorm(self.estimators)
-        self.model.to(device)
-        if config.scaling.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        if config.scaling.compile:
-            self.model.compile()
+            self.estimators = _build_estimators(config, splits)
+        for module in (self.model, self.estimators):
+            if module is None:
+                continue
+            if self.group.world_size > 1 and config.scaling.sync_batchnorm:
+                convert_batchnorm(module)
+            module.to(device)
+            if config.scaling.channels_last:
+                module.to(memory_format=torch.channels_last)
 
-        optim = config.optim
+    def _classifier_learner(self, total_steps: int) -> Learner:
+        config, optim = self.config, self.config.optim
         sgd = torch.optim.SGD(
             self.model.parameters(),
             lr=optim.lr,
@@ -113,88 +137,95 @@ class TrainState:
             weight_decay=optim.weight_decay,
         )
         task = ClassifierTask(
-            self.model, config.loss, config.mi, self.estimators, group, self.autocast
+            self.model, config.loss, config.mi, self.estimators, self.group, self.autocast
         )
         schedule = build_schedule(sgd, optim, total_steps)
-        self.classifier = Learner(self._distribute(task), sgd, schedule)
-        self.critics: Learner | None = None
-        if self.estimators is not None:
-            self.estimators.to(device)
-            if config.scaling.channels_last:
-                self.estimators.to(memory_format=torch.channels_last)
-            adam = torch.optim.Adam(self.estimators.parameters(), lr=config.mi.estimator_lr)
-            critics = EstimatorTask(self.estimators, config.mi, group)
-            self.critics = Learner(self._distribute(critics), adam)
+        return Learner(distributed(task, self.group, self.device), sgd, schedule)
 
-        self.step = TrainStep(
-            self.model,
-            self.classifier,
-            self.critics,
-            config.attack,
-            config.attack_objective,
-            self.autocast,
-        )
+    def _build_step(self) -> TrainStep | EstimatorStep:
+        if self.classifier is None:
+            assert self.critics is not None
+            return EstimatorStep(self.craft, self.critics)
+        gamma = self.config.optim.awp
+        perturbation = WeightPerturbation(self.model, gamma) if gamma > 0 else None
+        return TrainStep(self.craft, self.classifier, self.critics, perturbation, self.average)
 
-    def _distribute(self, task: nn.Module) -> nn.Module:
-        if self.group.world_size == 1:
-            return task
-        # Two forwards come before one backward, so buffers must not be broadcast in between.
-        parameters = signature(DistributedDataParallel.__init__).parameters
-        new, old = "forward_sync_buffers", "broadcast_buffers"  # torch 2.12 and later, earlier
-        no_sync: dict[str, Any] = {new if new in parameters else old: False}
-        ddp = DistributedDataParallel(task, gradient_as_bucket_view=True, **no_sync)
-        if self.group.world_size > 2 and self.device.type == "cpu":
-            ddp.register_comm_hook(self.group.world_size, average_each)
-        return ddp
+    def step(self, batch: Batch, key: int) -> Metrics:
+        """One training step: updates all that the phase learns.
+
+        Args: batch, the worker's share; key, of the attack's random start.
+        Returns: detached 0-d metrics whose mean over workers is that of the global batch.
+        """
+        optim = self.config.optim
+        warmed_up = self.position.epoch >= optim.awp_warmup * optim.epochs
+        return self._step(batch, key, perturb=warmed_up)
+
+    def classifiers(self) -> dict[str, nn.Module]:
+        """The models that are measured, by a suffix of their names: "" as trained, "-averaged"
+        where weights are averaged; none where the phase trains no classifier."""
+        if not self.phase.learns_classifier:
+            return {}
+        averaged = {} if self.average is None else {"-averaged": self.average.model}
+        return {"": self.model, **averaged}
 
     def train_mode(self) -> None:
-        """Classifier and critics into train mode."""
+        """What learns into train mode."""
         self.model.train()
         if self.estimators is not None:
             self.estimators.train()
 
+    @property
+    def lr(self) -> float:
+        """Learning rate of the classifier, or of the estimators where these learn alone."""
+        learner = self.classifier or self.critics
+        assert learner is not None
+        return learner.optimizer.param_groups[0]["lr"]
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that a continued run needs; a collective operation, the same on every
         worker."""
-        learners = {"classifier": self.classifier, "critics": self.critics}
         return {
             "format": FORMAT,
             "position": asdict(self.position),
             "model": self.model.state_dict(),
-            "estimators": self.estimators.state_dict() if self.estimators is not None else None,
-            "optimizers": {k: v.optimizer.state_dict() for k, v in learners.items() if v},
-            "schedules": {
-                k: v.schedule.state_dict() for k, v in learners.items() if v and v.schedule
-            },
-            "best": asdict(self.best),
+            "average": None if self.average is None else self.average.state_dict(),
+            "estimators": None if self.estimators is None else self.estimators.state_dict(),
+            "learners": {name: learner.state_dict() for name, learner in self._learners().items()},
+            "best": {name: asdict(best) for name, best in self.best.items()},
             "epoch_means": self.epoch_means.state(self.group),
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Continues from what `state_dict` returned, with any number of workers.
-
-        Raises: UserError where the checkpoint was written by an incompatible version.
-        """
-        if content.get("format") != FORMAT:
-            raise UserError(
-                f"expected a checkpoint of format {FORMAT}, got {content.get('format')}: "
-                "continue it with the version of raymi that wrote it"
-            )
+        """Continues from what `state_dict` returned, with any number of workers."""
         self.position = Position(**content["position"])
-        self.best = Best(**content["best"])
+        self.best = {name: Best(**best) for name, best in content["best"].items()}
         self.model.load_state_dict(content["model"])
+        if self.average is not None:
+            self.average.load_state_dict(content["average"])
         if self.estimators is not None:
             self.estimators.load_state_dict(content["estimators"])
-        for name, learner in (("classifier", self.classifier), ("critics", self.critics)):
-            if learner is not None:
-                learner.optimizer.load_state_dict(content["optimizers"][name])
-                if learner.schedule is not None:
-                    learner.schedule.load_state_dict(content["schedules"][name])
+        for name, learner in self._learners().items():
+            learner.load_state_dict(content["learners"][name])
         self.epoch_means.load_state(content["epoch_means"], self.device)
 
+    def _learners(self) -> dict[str, Learner]:
+        learners = {"classifier": self.classifier, "critics": self.critics}
+        return {name: learner for name, learner in learners.items() if learner is not None}
 
-def _build_estimators(config: Config, splits: Splits) -> MIEstimators:
+
+def check_format(content: dict[str, Any]) -> None:
+    """Refuses a checkpoint of an incompatible version with a UserError."""
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"expected a checkpoint of format {FORMAT}, got {content.get('format')}: "
+            "continue it with the version of raymi that wrote it"
+        )
+
+
+def _build_estimators(config: Config, splits: Splits) -> MIEstimators | None:
     mi = config.mi
+    if not mi.has_estimators:
+        return None
 
     def critic() -> LocalDIM:
         return LocalDIM(

@@ -1,49 +1,31 @@
-"""One training step of the joint schedule: craft, learn the critics, learn the classifier."""
+"""One training step: craft adversarial samples, then learn what the phase learns from them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
+from raymi import counter_rng
 from raymi.attacks.pgd import pgd
-from raymi.attacks.projections import random_start
+from raymi.attacks.projections import start_of
 from raymi.config import AttackConfig
+from raymi.counter_rng import random_key
+from raymi.engine.averaging import MovingAverage
 from raymi.engine.critics import Metrics
 from raymi.engine.feed import Batch
+from raymi.engine.learner import Learner
+from raymi.engine.weight_perturbation import WeightPerturbation
+from raymi.models.modes import evaluation_mode, full_precision
 
 
-@dataclass
-class Learner:
-    """A task (under DDP where there are several workers) with what optimises it."""
-
-    task: nn.Module
-    optimizer: Optimizer
-    schedule: LRScheduler | None = None
-
-    def descend(self, loss: Tensor) -> None:
-        """One optimiser step along the gradient of the loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        if self.schedule is not None:
-            self.schedule.step()
-
-
-class TrainStep:
-    """Crafts adversarial samples, updates the critics on detached outputs, then the classifier.
-
-    Both updates share the same two forwards of the classifier; while the classifier learns, the
-    critics are frozen.
+class Crafter:
+    """Makes adversarial samples of the bare classifier.
 
     Args:
-        model: the bare classifier, which PGD attacks.
-        classifier: its `ClassifierTask`. estimators: the `EstimatorTask`, None where MI is off.
+        model: the bare classifier.
         attack: the threat model. objective: what PGD maximises, "ce" or "kl".
         autocast: makes the context in which the classifier runs.
     """
@@ -51,23 +33,67 @@ class TrainStep:
     def __init__(
         self,
         model: nn.Module,
-        classifier: Learner,
-        estimators: Learner | None,
         attack: AttackConfig,
         objective: str,
         autocast: Callable[[], AbstractContextManager[object]],
     ) -> None:
         self.model = model
-        self.classifier = classifier
-        self.estimators = estimators
         self.attack = attack
         self.objective = objective
         self.autocast = autocast
 
-    def __call__(self, batch: Batch, key: int) -> Metrics:
+    def __call__(self, x: Tensor, y: Tensor, index: Tensor, key: int) -> Tensor:
+        """Adversarial samples of the bare classifier: (b, 3, H, W) in [0, 1], within eps of x."""
+        attack = self.attack
+        start = start_of(attack.start, x, attack.eps, attack.norm, key, index)
+        with self.autocast(), torch.no_grad():
+            return pgd(
+                self.model,
+                x,
+                y,
+                eps=attack.eps,
+                alpha=attack.step_size,
+                steps=attack.steps,
+                norm=attack.norm,
+                projection=attack.projection,
+                objective=self.objective,
+                start=start,
+            )
+
+
+class TrainStep:
+    """Updates the critics on detached outputs, then the classifier, on samples just crafted.
+
+    Both updates share the same two forwards of the classifier; while the classifier learns, the
+    critics are frozen.
+
+    Args:
+        craft: makes the adversarial samples.
+        classifier: the learner of the `ClassifierTask`.
+        estimators: the learner of the `EstimatorTask`; None where MI is off or they stay frozen.
+        perturbation: of the weights at which the loss is taken; None: at the weights themselves.
+        average: follows the classifier; None: no averaging.
+    """
+
+    def __init__(
+        self,
+        craft: Crafter,
+        classifier: Learner,
+        estimators: Learner | None = None,
+        perturbation: WeightPerturbation | None = None,
+        average: MovingAverage | None = None,
+    ) -> None:
+        self.craft = craft
+        self.classifier = classifier
+        self.estimators = estimators
+        self.perturbation = perturbation
+        self.average = average
+
+    def __call__(self, batch: Batch, key: int, *, perturb: bool = True) -> Metrics:
         """Updates all parameters once.
 
-        Args: batch, the worker's share; key, of the attack's random start.
+        Args: batch, the worker's share; key, of the attack's random start; perturb, whether the
+            weights are perturbed where that is on.
         Returns: detached 0-d metrics whose mean over workers is that of the global batch.
         """
         x, y, index, sizes = batch
@@ -80,26 +106,46 @@ class TrainStep:
             self.estimators.descend(loss)
             metrics.update(estimates)
 
+        def noise(logits: Tensor) -> Tensor:
+            stream = random_key("random gradient", key)
+            return counter_rng.normal(stream, index, (logits.shape[1],)).to(logits.dtype)
+
+        def ascend() -> None:
+            loss, _ = self.classifier.task(x, x_adv, y, sizes, adversarial_only=True)
+            self.classifier.backward(loss)
+
         learn = learn_estimators if self.estimators is not None else None
-        loss, classifier_metrics = self.classifier.task(x, x_adv, y, sizes, learn)
-        self.classifier.descend(loss)
+        perturbed: AbstractContextManager[object] = nullcontext()
+        if self.perturbation is not None and perturb:
+            perturbed = self.perturbation.at_worst_weights(ascend)
+        with perturbed:
+            loss, classifier_metrics = self.classifier.task(x, x_adv, y, sizes, learn, noise=noise)
+            self.classifier.backward(loss)
+        self.classifier.update()
+        if self.average is not None:
+            self.average.update(self.craft.model)
         return {**classifier_metrics, **metrics}
 
-    def craft(self, x: Tensor, y: Tensor, index: Tensor, key: int) -> Tensor:
-        """Adversarial samples of the bare classifier: (b, 3, H, W) in [0, 1], within eps of x."""
-        attack = self.attack
-        start = None
-        if attack.random_start:
-            start = random_start(x, attack.eps, attack.norm, key, index)
-        with self.autocast(), torch.no_grad():
-            return pgd(
-                self.model,
-                x,
-                y,
-                eps=attack.eps,
-                alpha=attack.step_size,
-                steps=attack.steps,
-                norm=attack.norm,
-                objective=self.objective,
-                start=start,
-            )
+
+class EstimatorStep:
+    """Updates the critics on a classifier that stays as it is, in eval mode (staged schedule).
+
+    Args: craft, makes the adversarial samples; estimators, the learner of the `EstimatorTask`.
+    """
+
+    def __init__(self, craft: Crafter, estimators: Learner) -> None:
+        self.craft = craft
+        self.estimators = estimators
+
+    def __call__(self, batch: Batch, key: int, *, perturb: bool = False) -> Metrics:
+        """Updates the critics once; arguments and result as of `TrainStep`."""
+        x, y, index, sizes = batch
+        x_adv = self.craft(x, y, index, key)
+        if sum(sizes) < 2:  # one sample has no negatives
+            return {}
+        model = self.craft.model
+        with evaluation_mode(model), torch.no_grad(), self.craft.autocast():
+            logits, logits_adv = full_precision(model(x)), full_precision(model(x_adv))
+        loss, metrics = self.estimators.task(x, x_adv, logits, logits_adv, y, sizes)
+        self.estimators.descend(loss)
+        return metrics

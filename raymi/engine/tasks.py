@@ -28,6 +28,10 @@ from raymi.models.running_statistics import running_statistics_frozen, running_s
 _ORDERS = {"mix": "na", "released": "ananaan"}
 """Batches, natural and adversarial, that the running statistics follow in a step."""
 
+_FLOORS = {"infonce": 0.0, "jsd": 0.0, "hellinger": 0.0, "gan": -2 * math.log(2)}
+"""Values of independent variables, of bounds that are capped by themselves: what is minimised stops
+counting there."""
+
 LearnFromOutputs = Callable[[Tensor, Tensor], None]
 
 
@@ -59,6 +63,7 @@ class ClassifierTask(nn.Module):
         self.autocast = autocast
         self._frozen = (estimators,)  # in a tuple: not ours to train, so not a submodule
         self.clean_has_gradient = loss.base != "at" or (estimators is not None and mi.cosine > 0)
+        self.random_gradient = mi.enabled and mi.gradient == "random"
         self.clean_is_used = (
             self.clean_has_gradient or estimators is not None or loss.batchnorm != "adversarial"
         )
@@ -70,6 +75,9 @@ class ClassifierTask(nn.Module):
         y: Tensor,
         sizes: list[int],
         learn: LearnFromOutputs | None = None,
+        *,
+        noise: Callable[[Tensor], Tensor] | None = None,
+        adversarial_only: bool = False,
     ) -> tuple[Tensor, Metrics]:
         """Loss of the global batch (Eq. 9), and metrics.
 
@@ -77,8 +85,13 @@ class ClassifierTask(nn.Module):
             x, x_adv: (b, 3, H, W) in [0, 1]. y: (b,). sizes: samples that each worker holds.
             learn: given the detached outputs (h(x), h(x_adv)) before the MI loss is formed: the
                 joint schedule updates the critics there, from the same two forwards.
+            noise: Gaussian noise in the shape of the outputs it is given; what
+                mi.gradient=random needs.
+            adversarial_only: the base method's loss alone, with running statistics untouched.
         """
         num = sum(sizes)
+        if adversarial_only:
+            return self._adversarial_only(x, x_adv, y, num)
         logits, logits_adv = self.forward_pair(x, x_adv)
         if learn is not None and num > 1:
             learn(logits.detach(), logits_adv.detach())
@@ -90,10 +103,16 @@ class ClassifierTask(nn.Module):
         if self.clean_is_used:
             metrics["clean_acc"] = self._accuracy(logits, y, num)
         (estimators,) = self._frozen
-        if estimators is None or num < 2:  # one sample has no negatives
+        mi_metrics: Metrics = {}
+        if self.random_gradient:
+            assert noise is not None
+            products = (noise(logits_adv.detach()) * logits_adv).sum(dim=1)
+            loss_mi = global_mean(products, None, num, self.group)
+        elif estimators is not None and num > 1:  # one sample has no negatives
+            loss_mi, mi_metrics = self.mi_loss(estimators, x, x_adv, logits, logits_adv, y, sizes)
+        else:
             return loss_adv, {"loss": loss_adv.detach(), **metrics}
 
-        loss_mi, mi_metrics = self.mi_loss(estimators, x, x_adv, logits, logits_adv, y, sizes)
         outputs = [logits, logits_adv] if self.clean_has_gradient else [logits_adv]
         grads_adv, grads_mi = gradients_at(loss_adv, outputs), gradients_at(loss_mi, outputs)
         norm_adv, norm_mi = global_norm(grads_adv, self.group), global_norm(grads_mi, self.group)
@@ -112,6 +131,14 @@ class ClassifierTask(nn.Module):
             **metrics,
             **mi_metrics,
         }
+
+    def _adversarial_only(
+        self, x: Tensor, x_adv: Tensor, y: Tensor, num: int
+    ) -> tuple[Tensor, Metrics]:
+        with running_statistics_frozen(self.model):
+            logits_adv = self._forward(x_adv)
+            logits = logits_adv if self.loss.base == "at" else self._forward(x)
+        return self.adversarial_loss(logits, logits_adv, y, num), {}
 
     def forward_pair(self, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """(h(x), h(x_adv)), (b, K) each, in two forwards in train mode.
@@ -166,13 +193,11 @@ class ClassifierTask(nn.Module):
         elif mi.samples == "selected-released":
             mask, _ = selected_over_batch(logits, logits_adv, y, self.group)
         candidates = max(sizes) if mi.negatives == "local" else num
-        highest = math.log(max(candidates - 1, 1))
         natural_range = adversarial_range = (-math.inf, math.inf)
-        if mi.clamp:
-            # InfoNCE is capped at log B by itself; only what is minimised needs a floor.
-            capped = mi.bound in ("infonce", "jsd")
-            natural_range = natural_range if capped else (0.0, highest)
-            adversarial_range = (0.0, math.inf if capped else highest)
+        if mi.clamp and mi.bound in ("dv", "dv-released"):
+            natural_range = adversarial_range = (0.0, math.log(max(candidates - 1, 1)))
+        elif mi.clamp:
+            adversarial_range = (_FLOORS.get(mi.bound, -math.inf), math.inf)
         with evaluation_mode(estimators):
             pattern = x if mi.natural_pattern == "clean" else x_adv
             natural = self._pair_mi(estimators.natural, pattern, logits, logits_adv, sizes)

@@ -1,7 +1,8 @@
-"""Lower bounds on mutual information from a matrix of scores, per sample and in nats.
+"""Lower bounds on mutual information from a matrix of scores, per sample and in nats; and other
+objectives over the same matrix, which are no MI in nats.
 
 `T[i, j, p]` scores the output of sample i against location p of the pattern of sample j; the
-diagonal holds the pairs that belong together. Each bound is the mean over locations. These are the
+diagonal holds the pairs that belong together. Each value is the mean over locations. These are the
 slow, obvious forms over a whole (B, B, P) matrix; `raymi.mi.matching` computes the same from
 partial sums, without holding the matrix on one worker.
 """
@@ -9,6 +10,8 @@ partial sums, without holding the matrix on one worker.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,19 +48,84 @@ def donsker_varadhan(scores: Tensor) -> Tensor:
     return (_diagonal(scores) - negatives).mean(dim=1)
 
 
-def jensen_shannon(scores: Tensor) -> Tensor:
-    """Jensen-Shannon divergence objective of Deep InfoMax: robust to train with, not MI in nats.
+def released_donsker_varadhan(scores: Tensor) -> Tensor:
+    """Donsker-Varadhan as the released code has it, to reproduce its numbers.
+
+    The positive is not left out of the negatives but enters them with score 0. So it is no bound,
+    and changes when a constant is added to all scores.
 
     Args: scores (B, B, P).
-    Returns: (B,), each at most 2 log 2; the positive part alone where B = 1.
-    Source: Hjelm et al. 2019, Eq. 4, shifted by 2 log 2 as in the f-GAN form.
+    Returns: (B,) nats.
     """
-    # mean_p [log 2 - sp(-T_iip)] - mean_{j != i, p} [sp(T_ijp) - log 2]
-    num = len(scores)
-    positive = math.log(2) - F.softplus(-_diagonal(scores))
-    divergence = (F.softplus(scores) - math.log(2)).masked_fill(_own_pairs(scores), 0.0)
-    negative = divergence.sum(dim=1) / max(num - 1, 1)
-    return (positive - negative).mean(dim=1)
+    # mean_p T_iip - log (1/(B-1)) (exp 0 + sum_{j != i} exp T_ijp)
+    zeroed = scores.masked_fill(_own_pairs(scores), 0.0)
+    negatives = torch.logsumexp(zeroed, dim=1) - math.log(max(len(scores) - 1, 1))
+    return (_diagonal(scores) - negatives).mean(dim=1)
+
+
+class FDivergence(NamedTuple):
+    """An objective E[positive(T)] - E[negative(T)], each term elementwise.
+
+    The first mean is over pairs that belong together, the second over pairs that do not.
+    """
+
+    positive: Callable[[Tensor], Tensor]
+    negative: Callable[[Tensor], Tensor]
+
+
+F_DIVERGENCES: dict[str, FDivergence] = {
+    # log 2 - softplus(-p); softplus(q) - log 2. At most 2 log 2.
+    "jsd": FDivergence(
+        lambda p: math.log(2) + F.logsigmoid(p), lambda q: -F.logsigmoid(-q) - math.log(2)
+    ),
+    # The same without log 2. At most 0, and -2 log 2 where scores say nothing.
+    "gan": FDivergence(F.logsigmoid, lambda q: -F.logsigmoid(-q)),
+    "kl": FDivergence(lambda p: p, lambda q: torch.exp(q - 1)),
+    "rkl": FDivergence(lambda p: -torch.exp(-p), lambda q: q - 1),
+    # Grows without limit in every score, wherever it is: as the released code has it.
+    "chi2": FDivergence(lambda p: p**2, lambda q: -((q.abs() + 1) ** 2) / 2),
+    # At most 2.
+    "hellinger": FDivergence(lambda p: 1 - torch.exp(-p), lambda q: torch.exp(q) - 1),
+    "wasserstein": FDivergence(lambda p: p, lambda q: q),
+}
+
+
+def f_divergence(scores: Tensor, name: str) -> Tensor:
+    """An objective to train critics with: scores of matching pairs up, of all others down.
+
+    No MI in nats, whatever the name. "jsd", the choice of Deep InfoMax, is robust to train with.
+    All but "jsd", "gan" and "hellinger" can grow without limit with the scores, and the
+    exponentials of "kl", "rkl" and "hellinger" overflow: use them with cosine scores.
+
+    Args: scores (B, B, P); name, a key of `F_DIVERGENCES`.
+    Returns: (B,); the positive part alone where B = 1.
+    Source: Hjelm et al. 2019, Eq. 4 and App. A; Nowozin et al. 2016, Table 6. Terms as in the
+        released code.
+    """
+    # mean_p [positive(T_iip)] - mean_{j != i, p} [negative(T_ijp)]
+    term = F_DIVERGENCES[name]
+    own, num = _own_pairs(scores), len(scores)
+    # masked on both sides: exp of an own score may overflow, and 0 * inf would be its gradient
+    negative = term.negative(scores.masked_fill(own, 0.0)).masked_fill(own, 0.0)
+    return (term.positive(_diagonal(scores)) - negative.sum(dim=1) / max(num - 1, 1)).mean(dim=1)
+
+
+def released_infonce(scores: Tensor) -> Tensor:
+    """InfoNCE as the released code has it, to reproduce its numbers and not to train with.
+
+    The positive T[i, i, p] competes with *all locations* of the other samples at once, and with P
+    entries of -10 that stand for its own sample; `infonce` compares at the same location only and
+    has no such entries. The log of the number of candidates is not added either. So it is no MI
+    in nats, is never above 0, and changes when a constant is added to all scores.
+
+    Args: scores (B, B, P).
+    Returns: (B,), each at most 0.
+    """
+    # mean_p T_iip - log (exp T_iip + P exp(-10) + sum_{j != i, q} exp T_ijq)
+    candidates = scores.masked_fill(_own_pairs(scores), -10.0).flatten(1)
+    positive = _diagonal(scores)
+    negatives = torch.logsumexp(candidates, dim=1, keepdim=True)
+    return (positive - torch.logaddexp(positive, negatives)).mean(dim=1)
 
 
 def _diagonal(scores: Tensor) -> Tensor:

@@ -59,4 +59,8 @@ FORMS: dict[str, dict[str, Any]] = {
         "clip_contrast": True,
         "adversarial": False,
     },
+    "random": {
+        "balance": 0.2,
+        "gradient": "random",
+    },
 }

@@ -12,10 +12,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from raymi.collectives import Collectives
+from raymi.mi.bounds import F_DIVERGENCES
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,15 @@ class Matching:
     positive: (b, P), T[i, i, p].
     log_negatives: (b, P), logsumexp of T[i, j, p] over j != i, i's own pattern truly left out.
     num: B.
-    divergence: (b, P), mean of softplus(T[i, j, p]) - log 2 over j != i; only where asked for.
+    divergence: name of the f-divergence that `negative` is for, where one was asked for.
+    negative: (b, P), mean of its negative term of T[i, j, p] over j != i.
     """
 
     positive: Tensor
     log_negatives: Tensor
     num: int
-    divergence: Tensor | None = None
+    divergence: str | None = None
+    negative: Tensor | None = None
 
     def infonce(self) -> Tensor:
         """(b,) nats, each at most log B; equals `bounds.infonce` on the whole matrix."""
@@ -44,27 +46,38 @@ class Matching:
             return 0 * self.positive.mean(dim=1)
         return (self.positive - self.log_negatives + math.log(self.num - 1)).mean(dim=1)
 
-    def jensen_shannon(self) -> Tensor:
-        """(b,), no MI in nats; equals `bounds.jensen_shannon` on the whole matrix."""
-        assert self.divergence is not None, "match(..., divergence=True) computes what JSD needs"
-        positive = math.log(2) - F.softplus(-self.positive)
-        return (positive - self.divergence).mean(dim=1)
+    def f_divergence(self) -> Tensor:
+        """(b,), no MI in nats; equals `bounds.f_divergence` on the whole matrix."""
+        assert self.divergence is not None, "match(..., divergence=name) computes what it needs"
+        assert self.negative is not None
+        return (F_DIVERGENCES[self.divergence].positive(self.positive) - self.negative).mean(dim=1)
 
     def released_donsker_varadhan(self) -> Tensor:
-        """(b,) nats as the released code has it: the positive is among the negatives, with score 0.
+        """(b,) nats, no bound; equals `bounds.released_donsker_varadhan` on the whole matrix."""
+        return (self.positive - self.released_log_mean()).mean(dim=1)
 
-        So it is no bound, and changes when a constant is added to all scores.
-        """
-        # mean_p T_iip - log (1/(B-1)) (exp 0 + sum_{j != i} exp T_ijp)
+    def released_log_mean(self) -> Tensor:
+        """(b, P), the second term of the released Donsker-Varadhan: exp 0 is among the B - 1."""
         log_negatives = torch.logaddexp(self.log_negatives, torch.zeros_like(self.log_negatives))
-        return (self.positive - log_negatives + math.log(max(self.num - 1, 1))).mean(dim=1)
+        return log_negatives - math.log(max(self.num - 1, 1))
+
+    def released_infonce(self) -> Tensor:
+        """(b,), no MI in nats; equals `bounds.released_infonce` on the whole matrix."""
+        own = self.positive.new_tensor(math.log(self.positive.shape[1]) - 10)
+        negatives = torch.logaddexp(torch.logsumexp(self.log_negatives, dim=1, keepdim=True), own)
+        return (self.positive - torch.logaddexp(self.positive, negatives)).mean(dim=1)
 
     def bound(self, name: str) -> Tensor:
-        """The bound called "infonce", "dv", "jsd" or "dv-released": (b,)."""
+        """The bound or objective of this name, as in `MIConfig.bound`: (b,)."""
+        if name in F_DIVERGENCES:
+            assert name == self.divergence, (
+                f"match(..., divergence={name!r}) computes what it needs"
+            )
+            return self.f_divergence()
         return {
             "infonce": self.infonce,
             "dv": self.donsker_varadhan,
-            "jsd": self.jensen_shannon,
+            "infonce-released": self.released_infonce,
             "dv-released": self.released_donsker_varadhan,
         }[name]()
 
@@ -75,7 +88,7 @@ def match(
     sizes: list[int],
     group: Collectives,
     *,
-    divergence: bool = False,
+    divergence: str | None = None,
 ) -> Matching:
     """Scores all outputs of the global batch against all of its patterns.
 
@@ -84,7 +97,7 @@ def match(
         local_features: (b, H, P), of the worker's own patterns.
         sizes: how many samples each worker holds; they sum to B.
         group: the workers.
-        divergence: compute what the Jensen-Shannon objective needs, too.
+        divergence: name of an f-divergence; what it needs is computed, too.
     Returns: the `Matching` of the worker's own samples; exact in value and, under the convention of
         `raymi.collectives`, in gradient.
     """
@@ -95,8 +108,8 @@ def match(
     rows = first + columns
     positive = scores[columns, rows]  # (b, P)
     if num <= 1:
-        nothing = torch.zeros_like(positive) if divergence else None
-        return Matching(positive, torch.full_like(positive, -math.inf), num, nothing)
+        nothing = torch.full_like(positive, -math.inf)
+        return Matching(positive, nothing, num, divergence, torch.zeros_like(positive))
     matched = rows[:, None] == torch.arange(num, device=scores.device)  # (b, B)
     negatives = scores.masked_fill(matched[:, :, None], -math.inf)
     # finite also for rows whose negatives are all with other workers, and for a worker without any
@@ -104,8 +117,10 @@ def match(
     largest = group.max(torch.cat([negatives.detach(), floor]).amax(dim=0))  # (B, P)
     total = group.sum(torch.exp(negatives - largest).sum(dim=0))  # (B, P)
     log_negatives = (torch.log(total) + largest)[rows]
-    if not divergence:
+    if divergence is None:
         return Matching(positive, log_negatives, num)
-    apart = (F.softplus(scores) - math.log(2)).masked_fill(matched[:, :, None], 0.0)
-    mean = group.sum(apart.sum(dim=0))[rows] / (num - 1)  # (b, P)
-    return Matching(positive, log_negatives, num, mean)
+    # masked on both sides: exp of an own score may overflow, and 0 * inf would be its gradient
+    own = matched[:, :, None]
+    term = F_DIVERGENCES[divergence].negative(scores.masked_fill(own, 0.0)).masked_fill(own, 0.0)
+    negative = group.sum(term.sum(dim=0))[rows] / (num - 1)  # (b, P)
+    return Matching(positive, log_negatives, num, divergence, negative)

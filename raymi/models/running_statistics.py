@@ -50,7 +50,7 @@ def running_statistics_of(module: nn.Module, order: str) -> Iterator[Callable[[s
         if isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats
     ]
     before = [
-        (*_statistics(norm), norm.state_dict()["num_batches_tracked"].clone()) for norm in norms
+        (*_statistics(norm), norm.get_buffer("num_batches_tracked").clone()) for norm in norms
     ]
     momenta = [norm.momentum for norm in norms]
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -72,10 +72,11 @@ def running_statistics_of(module: nn.Module, order: str) -> Iterator[Callable[[s
                 mean = (1 - share) * mean + share * seen[letter][k][0]
                 var = (1 - share) * var + share * seen[letter][k][1]
             total = count + (len(order) if complete else 0)
-            norm.load_state_dict(
-                {"running_mean": mean, "running_var": var, "num_batches_tracked": total},
-                strict=False,
-            )
+            values = {"running_mean": mean, "running_var": var, "num_batches_tracked": total}
+            for name, value in values.items():
+                # autograd has saved the statistics, though in train mode backward does not use
+                # them: written through .data, it does not take them for changed
+                norm.get_buffer(name).data.copy_(value)
 
 
 def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,7 @@ def input_problems(config: Config, *, new_run: bool) -> list[str]:
                 val_fraction=data.val_fraction,
                 download=data.download,
                 limit=data.limit,
+                generated=data.generated,
             )
         )
     if new_run:

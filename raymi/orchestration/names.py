@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from raymi.config import Config
+from raymi.engine.reuse import reuse_problems
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 
@@ -75,6 +76,24 @@ def _not_writable(folder: Path, reason: str | None) -> UserError:
     return UserError(
         f"cannot write runs into {folder} ({reason}): set out=FOLDER to one that is writable"
     )
+
+
+def with_found_runs(config: Config) -> tuple[Config, list[str]]:
+    """The configuration with the runs that it reuses named by their folders, which mean the same
+    on every worker; and a line for each that is not there or cannot be reused."""
+    found: dict[str, str] = {}
+    problems = []
+    for key in ("pretrained", "estimators"):
+        run = getattr(config.mi, key)
+        if run is None:
+            continue
+        try:
+            found[key] = str(find_run(run, config.out).path)
+        except UserError as error:
+            problems.append(f"mi.{key}: {error}")
+    mi = config.mi.model_copy(update=found)
+    config = config.model_copy(update={"mi": mi})
+    return config, problems or reuse_problems(config)
 
 
 def find_run(run: str, out: Path | None) -> RunFolder:

@@ -15,7 +15,7 @@ def describe(
     """Markdown: the command that repeats a run, and its result table where there is one.
 
     Args: about, what is known of the run, with `command`; evaluations, the journal's events,
-        called "best" and "last".
+        by the name of the model.
     """
     parts = [f"```\n{about.get('command', '')}\n```"]
     if evaluations:

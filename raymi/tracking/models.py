@@ -1,4 +1,4 @@
-"""Classifiers in MLflow: the best and the last one of a run, loadable without pickle."""
+"""Classifiers in MLflow: those of a run that were evaluated, loadable without pickle."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Event = Mapping[str, Any]
 
 
 def registered_name(config: Config) -> str:
-    """The name in MLflow's registry under which the best model appears."""
+    """The name in MLflow's registry under which the chosen model appears."""
     return config.tracking.registered_name or f"raymi-{config.data.name}"
 
 
 def log_model(
     config: Config, folder: RunFolder, client: Any, run_id: str, data: Event, evaluation: Event
 ) -> str:
-    """Logs the best or the last classifier of a finished run: an exported torch program (no
+    """Logs an evaluated classifier of a finished run: an exported torch program (no
     pickle) with its weights in safetensors beside it, and its own accuracies as metrics.
 
     Args: data, from the journal's "start"; evaluation, the journal's event of this model.
@@ -37,7 +37,7 @@ def log_model(
             model_id = _log_classifier(config, folder, data, evaluation["which"])
     client.update_run(run_id, status="RUNNING")
     robust = f"test/pgd{evaluation['attack']['steps']}_acc"
-    # Both models log at the last epoch: the best one comes later and is what the run shows.
+    # All log at the last epoch: the chosen one comes last and is what the run shows.
     for name, value in (("test/clean_acc", evaluation["clean"]), (robust, evaluation["robust"])):
         client.log_metric(
             run_id,

@@ -33,8 +33,9 @@ _NOTHING_DELIVERED: dict[str, Any] = {
     "described": False,
     "offset": 0,
     "step": 0,
-    "epoch": 0,
-    "evaluations": {},  # by "last" and "best"
+    "epoch_step": 0,
+    "evaluations": {},  # by name: "last", "best", with "-averaged" after it where weights were
+    "probed": False,
     "model_ids": {},
     "models": {},
 }
@@ -88,7 +89,7 @@ class Tracker(threading.Thread):
 
     @property
     def models(self) -> dict[str, str]:
-        """URIs of the logged models: "best" (its registered version) and "last"."""
+        """URIs of the logged models by name; of the chosen one, its registered version."""
         return self._state["models"]
 
     def close(self, status: str, timeout: float) -> bool:
@@ -155,7 +156,7 @@ class Tracker(threading.Thread):
                     f"torch.export cannot trace this model ({error}): MLflow gets its weights as "
                     "artifacts, and no model"
                 )
-                for which in ("last", "best"):
+                for which in self._state["evaluations"]:
                     self._client.log_artifact(self.run_id, str(self.folder.weights(which)))
         self._client.set_tag(self.run_id, "mlflow.note.content", text)
         self._client.set_terminated(self.run_id, closing)
@@ -208,24 +209,31 @@ class Tracker(threading.Thread):
 
     def _send(self, event: Event) -> None:
         """Delivers one event; a replayed one is left out."""
-        kind, epoch = event["kind"], event["epoch"]
+        kind, phase, step = event["kind"], event["phase"], event["global_step"]
+        prefix = "" if phase == "classifier" else f"{phase}/"
         if kind == "start":
             self._send_start(event)
-        elif kind == "step" and event["global_step"] > self._state["step"]:
-            metrics = {f"step/{k}": v for k, v in event["metrics"].items()}
-            self._log(event, metrics, step=event["global_step"])
-            self._state["step"] = event["global_step"]  # kept on disk with the next epoch
-        elif kind == "epoch" and epoch > self._state["epoch"]:
+        elif kind == "step" and step > self._state["step"]:
+            metrics = {f"{prefix}step/{k}": v for k, v in event["metrics"].items()}
+            self._log(event, metrics, step=step)
+            self._state["step"] = step  # kept on disk with the next epoch
+        elif kind == "epoch" and step > self._state["epoch_step"]:
             metrics = {f"train/{k}": v for k, v in event["train"].items()}
             metrics |= {f"val/{k}": v for k, v in event["val"].items()}
-            self._log(event, {**metrics, "lr": event["lr"], "images_per_s": event["images_per_s"]})
-            self._keep(epoch=epoch)
+            metrics |= {k: event[k] for k in ("lr", "images_per_s")}
+            self._log(event, {f"{prefix}{k}": v for k, v in metrics.items()})
+            self._keep(epoch_step=step)
         elif kind == "evaluation" and event["which"] not in self._state["evaluations"]:
             which, attack = event["which"], event["attack"]
             name = f"pgd{attack['steps']}_acc"
             values = {"clean_acc": event["clean"], name: event["robust"]}
-            self._log(event, {f"test/{which}/{k}": v for k, v in values.items()})
-            self._keep(evaluations={**self._state["evaluations"], which: event})
+            metrics = {f"test/{which}/{k}": v for k, v in values.items()}
+            evaluations = {**self._state["evaluations"], which: event}
+            self._log(event, metrics | _overfitting_gap(evaluations, which))
+            self._keep(evaluations=evaluations)
+        elif kind == "probe" and not self._state["probed"]:
+            self._log(event, {f"probe/{k}": v for k, v in event["estimates"].items()})
+            self._keep(probed=True)
 
     def _send_start(self, event: Event) -> None:
         from mlflow.data.http_dataset_source import HTTPDatasetSource
@@ -259,19 +267,32 @@ class Tracker(threading.Thread):
         )
 
     def _log_models(self, text: str) -> None:
-        """Logs the last and the best model and registers the best, each once."""
+        """Logs the evaluated models and registers the chosen one, each once."""
         client, run_id, state = self._client, self._state["run_id"], self._state
         events = JournalReader(self.folder.journal).new_events()
         data = next(event["data"] for event in reversed(events) if event["kind"] == "start")
-        for which in ("last", "best"):
+        # The run shows the numbers of what was logged last: the chosen one.
+        evaluated = sorted(state["evaluations"], key=lambda k: state["evaluations"][k]["chosen"])
+        for which in evaluated:
             if which not in state["model_ids"]:
                 evaluation = state["evaluations"][which]
                 made = log_model(self.config, self.folder, client, run_id, data, evaluation)
                 self._keep(model_ids={**state["model_ids"], which: made})
         if not state["models"]:
-            best = register_model(self.config, client, run_id, state["model_ids"]["best"], text)
-            self._keep(models={"best": best, "last": f"models:/{state['model_ids']['last']}"})
+            chosen, ids = evaluated[-1], state["model_ids"]
+            version = register_model(self.config, client, run_id, ids[chosen], text)
+            uris = {which: f"models:/{made}" for which, made in ids.items()}
+            self._keep(models={**uris, chosen: version})
 
     def _keep(self, **state: Any) -> None:
         self._state |= state
         write_atomically(self.folder.tracking, json.dumps(self._state).encode())
+
+
+def _overfitting_gap(evaluations: dict[str, Event], which: str) -> dict[str, float]:
+    """How much robust accuracy the last model has lost against the best, once both are known."""
+    suffix = which.removeprefix("best")
+    if not which.startswith("best") or f"last{suffix}" not in evaluations:
+        return {}
+    gap = evaluations[which]["robust"] - evaluations[f"last{suffix}"]["robust"]
+    return {f"test/robust_overfitting_gap{suffix}": gap}

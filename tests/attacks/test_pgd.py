@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 import torchattacks
+from golden_values import NETS, TinyNet, golden
 from torch import nn
 
 from raymi.attacks.pgd import pgd
@@ -252,3 +253,28 @@ def test_under_bfloat16_samples_stay_in_the_ball_in_single_precision(model, digi
     assert x_adv.dtype == torch.float32
     assert (x_adv - x).abs().max() <= 0.1 + ULP
     assert (x_adv - x).abs().mean() > 0.02
+
+
+@pytest.mark.parametrize("net_of", NETS)
+def test_linf_reproduces_the_released_samples(net_of):
+    values = golden(net_of)
+    x, y = values["x"], values["y"]
+    start = x + golden("start_noise")["draw1"]
+    x_adv = pgd(TinyNet(values), x, y, eps=8 / 255, alpha=0.007, steps=10, start=start)
+    torch.testing.assert_close(x_adv - x, values["pgd_linf_delta_vs_x"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("net_of", NETS)
+def test_l2_reproduces_the_released_samples_box_first(net_of):
+    """They are stored in float32. TRADES steps by 2 * eps / steps."""
+    values = golden(net_of)
+    settings = {"eps": 0.5, "alpha": 2 * 0.5 / 10, "steps": 10, "norm": "l2"}
+    x, y = values["x"], values["y"]
+    start = x + golden("start_noise")["draw2"]
+    ours, others = (
+        pgd(TinyNet(values), x, y, **settings, projection=projection, start=start)
+        for projection in ("box-first", "ball-first")
+    )
+    expected = values["pgd_l2_adv"]
+    torch.testing.assert_close(ours, expected, rtol=0, atol=3e-8)
+    assert (others - expected).abs().max() > 1e-5

@@ -27,6 +27,7 @@ METRICS = {
 def start(**changes: Any) -> dict[str, Any]:
     return {
         "kind": "start", "epoch": 0, "step": 0, "global_step": 0, "workers": 2, "device": "cpu",
+        "phase": "classifier", "phases": {"classifier": EPOCHS}, "steps_per_epoch": STEPS,
         "parameters": {"classifier": 42_000, "estimators": 1_200_000},
         "data": {
             "name": "digits", "image_size": 16, "sizes": {"train": 1222, "val": 215, "test": 360}
@@ -38,13 +39,14 @@ def start(**changes: Any) -> dict[str, Any]:
 def step(epoch: int, number: int) -> dict[str, Any]:
     return {
         "kind": "step", "epoch": epoch, "step": number, "global_step": epoch * STEPS + number,
-        "steps_per_epoch": STEPS, "images_per_s": 1234.4, "metrics": METRICS,
+        "phase": "classifier", "images_per_s": 1234.4, "metrics": METRICS,
     }  # fmt: skip
 
 
 def epoch(number: int, **changes: Any) -> dict[str, Any]:
     return {
-        "kind": "epoch", "epoch": number, "train": METRICS, "is_best": number == 1,
+        "kind": "epoch", "phase": "classifier", "epoch": number, "train": METRICS,
+        "is_best": number == 1,
         "val": {"clean_acc": 0.98, "robust_acc": 0.7012}, "images_per_s": 1234.4, **changes,
     }  # fmt: skip
 

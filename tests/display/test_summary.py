@@ -16,7 +16,10 @@ from raymi.recipes import build_config
 
 def evaluation(**changes: Any) -> dict[str, Any]:
     attack = {"norm": "linf", "eps": 8 / 255, "alpha": 2 / 255, "steps": 40}
-    return {"of_epoch": 14, "attack": attack, "clean": 0.95, "robust": 0.6, "num": 100, **changes}
+    return {
+        "of_epoch": 14, "attack": attack, "clean": 0.95, "robust": 0.6, "num": 100, "chosen": True,
+        **changes,
+    }  # fmt: skip
 
 
 EVALUATIONS = {"last": evaluation(of_epoch=15, robust=0.55), "best": evaluation()}

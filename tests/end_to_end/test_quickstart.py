@@ -45,7 +45,7 @@ def test_quickstart_is_robust_and_accurate_as_means_over_three_seeds(home: Path)
 
 def test_undefended_training_falls_below_a_fifth_at_the_same_radius(tmp_path: Path) -> None:
     undefended = {
-        "attack": {"steps": 0, "random_start": False},
+        "attack": {"steps": 0, "start": "image"},
         "mi": {"weight": 0},
         "scaling": {"workers": 1},
         "optim": {"epochs": 8},

@@ -55,7 +55,7 @@ def accuracies_on_a_rank(rank, world_size):
     seen = []
     results = [
         evaluate_pgd(
-            model, images, attack, own_group(), batch_size=13,
+            model, images, attack, own_group(), block=13,
             heartbeat=lambda done, total: seen.append((done, total)),
         )
         for attack in ATTACKS

@@ -10,7 +10,7 @@ from gloo import run_ranks
 from safetensors.torch import load_file
 from tiny_runs import StoppingContext, tiny_config, tiny_run, tiny_splits, tiny_state
 
-from raymi.engine.checkpoint import load_checkpoint
+from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.engine.context import LocalContext
 from raymi.engine.journal import JournalReader
 from raymi.engine.loop import train
@@ -98,7 +98,9 @@ def test_each_epoch_is_reported_once_with_its_checkpoint_on_disk(tmp_path):
             seen.append((metrics["epoch"], load_checkpoint(folder.checkpoints)["position"]))
 
     train(tiny_config(), Watching("cpu"), folder)
-    positions = [{"epoch": e, "step": 0, "global_step": 5 * e} for e in (1, 2)]
+    positions = [
+        {"phase": "classifier", "epoch": e, "step": 0, "global_step": 5 * e} for e in (1, 2)
+    ]
     assert seen == list(zip((1, 2), positions, strict=True))
 
 
@@ -144,7 +146,9 @@ def test_a_damaged_checkpoint_costs_one_epoch_and_a_warning(tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_with_its_name_and_place(tmp_path):
     settings = {"optim.lr": 1e30, "optim.schedule": "constant"}
     with pytest.raises(
-        FloatingPointError, match=r"got .*loss.* = (nan|inf).* of epoch 1: lower lr"
+        FloatingPointError,
+        match=r"got .*loss.* = (nan|inf) at step 2 \(phase classifier, epoch 1\): .*a lower lr .*"
+        "there is no checkpoint yet",
     ):
         train(tiny_config(settings), LocalContext("cpu"), RunFolder(tmp_path))
     assert load_checkpoint(RunFolder(tmp_path).checkpoints) is None
@@ -185,9 +189,10 @@ def test_tied_weights_are_kept_whole(tmp_path):
 
 
 def test_a_checkpoint_of_another_format_is_refused_with_the_remedy(tmp_path):
-    state, _ = tiny_state(tiny_config())
-    with pytest.raises(UserError, match="expected a checkpoint of format 1, got 99: continue it"):
-        state.load_state_dict({**state.state_dict(), "format": 99})
+    folder, (state, _) = RunFolder(tmp_path), tiny_state(tiny_config())
+    save_checkpoint(folder.checkpoints, 1, {**state.state_dict(), "format": 99}, keep=2)
+    with pytest.raises(UserError, match="expected a checkpoint of format 2, got 99: continue it"):
+        train(tiny_config(), LocalContext(), folder)
 
 
 def test_the_best_epoch_has_the_highest_robust_then_clean_accuracy():
@@ -209,7 +214,7 @@ def test_the_first_evaluated_epoch_is_the_best_so_far_even_at_zero():
 
 def test_best_is_chosen_on_validation_and_its_weights_are_the_saved_ones(finished):
     folder, _ = finished
-    best = load_checkpoint(folder.checkpoints)["best"]
+    best = load_checkpoint(folder.checkpoints)["best"][""]
     epochs = events(folder.path, "epoch")
     scores = [(e["val"]["robust_acc"], e["val"]["clean_acc"]) for e in epochs]
     assert (best["robust_acc"], best["clean_acc"]) == max(scores)

@@ -49,5 +49,5 @@ def means_on_a_rank(rank, world_size):
 
 def test_means_are_over_workers_and_continue_from_a_checkpoint(tmp_path):
     for before, after in run_ranks(means_on_a_rank, 3, tmp_path=tmp_path):
-        assert before == {"loss": [1.0, 10]}
+        assert before == [{"names": ["loss"], "sums": [10.0], "weight": 10}]
         assert after == pytest.approx({"loss": 3.0})

@@ -27,7 +27,7 @@ def first_batch(settings=None):
 
 
 def crafted(state, batch, key=0):
-    return state.step.craft(batch.x, batch.y, batch.sample, key)
+    return state.craft(batch.x, batch.y, batch.sample, key)
 
 
 def buffers(module):
@@ -215,7 +215,7 @@ def test_balance_gives_the_mi_gradient_its_share_of_the_adversarial_one(base):
 )  # fmt: skip
 def test_the_attack_maximises_what_the_loss_says(settings, objective):
     state, _ = first_batch(settings)
-    assert state.step.objective == objective
+    assert state.craft.objective == objective
 
 
 def test_crafted_samples_are_a_function_of_key_and_sample():
@@ -355,3 +355,35 @@ def test_classifier_and_critics_have_optimisers_of_their_own():
     }
     assert groups["model"] == {id(p) for p in state.model.parameters()}
     assert groups["critics"] == {id(p) for p in state.estimators.parameters()}
+
+
+@pytest.mark.parametrize("batchnorm", ["mix", "released"])
+@pytest.mark.parametrize("weight", [0, 0.1])
+def test_steps_with_other_running_statistics_train(batchnorm, weight):
+    settings = {"loss.batchnorm": batchnorm, "mi.weight": weight, "loss.base": "trades"}
+    state, feed = tiny_state(tiny_config(settings))
+    before = {k: v.clone() for k, v in state.model.state_dict().items()}
+    for batch in feed.epoch(0):
+        metrics = state.step(batch, 0)
+    assert all(torch.isfinite(value) for value in metrics.values())
+    changed = [k for k, v in state.model.state_dict().items() if not torch.equal(v, before[k])]
+    assert len(changed) == len(before) - 2  # all but the normalisation's mean and std
+
+
+@pytest.mark.parametrize("base", ["at", "trades"])
+def test_the_random_control_adds_noise_of_the_same_norm_and_nothing_else(base):
+    settings = {"loss.base": base, "mi.form": "random", "mi.balance": 0.3}
+    state, feed = tiny_state(tiny_config(settings))
+    assert state.estimators is None
+    assert state.critics is None
+    batch = next(iter(feed.epoch(0)))
+    metrics = state.step(batch, 5)
+    assert metrics["mi/grad_norm"] == pytest.approx(0.3 * metrics["grad_norm_adv"].item(), rel=1e-5)
+    again, _ = tiny_state(tiny_config(settings))
+    other, _ = tiny_state(tiny_config(settings))
+    again.step(batch, 5)
+    other.classifier.task.random_gradient = False
+    other.step(batch, 5)
+    weights = [dict(s.model.state_dict()) for s in (state, again, other)]
+    assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
+    assert not all(torch.equal(v, weights[2][k]) for k, v in weights[0].items())

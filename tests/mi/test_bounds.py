@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from golden_values import golden
 
-from raymi.mi.bounds import donsker_varadhan, infonce, jensen_shannon
+from raymi.mi.bounds import (
+    F_DIVERGENCES,
+    donsker_varadhan,
+    f_divergence,
+    infonce,
+    released_donsker_varadhan,
+    released_infonce,
+)
+
+jensen_shannon = partial(f_divergence, name="jsd")
+EVERY_F_DIVERGENCE = [partial(f_divergence, name=name) for name in F_DIVERGENCES]
+RELEASED = [released_infonce, released_donsker_varadhan]
+TAGS = [("unit", 1), ("small", 0.1), ("large", 10)]
+
+
+def name_of(bound):
+    return bound.keywords["name"] if isinstance(bound, partial) else bound.__name__
 
 
 def random_scores(num=5, locations=3, scale=2.0, seed=0):
@@ -43,7 +60,21 @@ def test_bounds_equal_loops_over_pairs_and_locations():
     torch.testing.assert_close(vectorised, naive_bounds(scores), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("bound", [infonce, donsker_varadhan, jensen_shannon])
+def test_released_infonce_equals_loops_over_candidates():
+    """All locations of all others, and as many entries of -10 as there are locations."""
+    scores = random_scores()
+    T, num, locations = scores.tolist(), scores.shape[0], scores.shape[2]
+    expected = []
+    for i in range(num):
+        others = [t for j in range(num) for t in (T[i][j] if j != i else [-10.0] * locations)]
+        total = sum(math.exp(t) for t in others)
+        expected.append(sum(t - math.log(math.exp(t) + total) for t in T[i][i]) / locations)
+    assert released_infonce(scores).tolist() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "bound", [infonce, donsker_varadhan, *EVERY_F_DIVERGENCE, *RELEASED], ids=name_of
+)
 def test_gradients_are_those_of_finite_differences(bound):
     assert torch.autograd.gradcheck(bound, random_scores(4, 2).requires_grad_())
 
@@ -52,6 +83,18 @@ def test_gradients_are_those_of_finite_differences(bound):
 def test_adding_a_constant_to_all_scores_changes_nothing(bound):
     scores = random_scores()
     torch.testing.assert_close(bound(scores + 37.5), bound(scores), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bound", RELEASED, ids=name_of)
+def test_adding_a_constant_to_all_scores_changes_the_released_forms(bound):
+    scores = random_scores()
+    assert ((bound(scores - 12.0) - bound(scores)).abs() > 0.05).all()
+
+
+def test_released_infonce_is_never_above_zero():
+    perfect = random_scores(6) + 1e4 * torch.eye(6)[:, :, None]
+    assert (released_infonce(random_scores(6)) < 0).all()
+    assert released_infonce(perfect).tolist() == [0.0] * 6
 
 
 @pytest.mark.parametrize("scale", [0.1, 10, 1000])
@@ -83,6 +126,22 @@ def test_a_batch_of_one_has_no_negatives_and_gives_zero(bound):
     assert grad.tolist() == [[[0.0, 0.0]]]
 
 
+@pytest.mark.parametrize("bound", EVERY_F_DIVERGENCE, ids=name_of)
+def test_f_divergences_of_a_batch_of_one_are_the_positive_part(bound):
+    scores = torch.tensor([[[2.0, -1.0]]], requires_grad=True)
+    value = bound(scores)
+    positive = F_DIVERGENCES[bound.keywords["name"]].positive(scores[0]).mean(dim=1)
+    torch.testing.assert_close(value, positive)
+    assert torch.autograd.grad(value.sum(), scores)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("bound", EVERY_F_DIVERGENCE, ids=name_of)
+def test_an_own_score_whose_exponential_overflows_leaves_gradients_finite(bound):
+    scores = (500.0 * torch.eye(3)[:, :, None].repeat(1, 1, 2)).requires_grad_()
+    (grad,) = torch.autograd.grad(bound(scores).sum(), scores)
+    assert grad.isfinite().all()
+
+
 def golden_scores(scale):
     values = golden("critics")
     G = values["G"].requires_grad_()
@@ -95,11 +154,47 @@ def test_donsker_varadhan_leaves_the_positive_out_of_the_negatives():
     torch.testing.assert_close(donsker_varadhan(scores), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("tag", "scale"), [("unit", 1), ("small", 0.1), ("large", 10)])
-def test_jensen_shannon_reproduces_the_released_values(tag, scale):
+RELEASED_NAMES = {
+    "jsd": "JSD",
+    "gan": "GAN",
+    "kl": "KL",
+    "rkl": "RKL",
+    "chi2": "X2",
+    "hellinger": "H2",
+    "wasserstein": "W1",
+}
+
+
+@pytest.mark.parametrize(("tag", "scale"), TAGS)
+@pytest.mark.parametrize("name", F_DIVERGENCES)
+def test_f_divergences_reproduce_the_released_values(name, tag, scale):
+    scores, _, values = golden_scores(scale)
+    loss = -f_divergence(scores, name).mean()
+    expected = values[f"fd_{RELEASED_NAMES[name]}_{tag}"]
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("tag", "scale"), TAGS)
+def test_infonce_of_the_released_code_is_reproduced(tag, scale):
+    scores, _, values = golden_scores(scale)
+    loss = -released_infonce(scores).mean()
+    torch.testing.assert_close(loss, values[f"nce_{tag}"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("tag", "scale"), TAGS)
+@pytest.mark.parametrize(
+    ("bound", "stored"), [(jensen_shannon, "fd_JSD"), (released_infonce, "nce")]
+)
+def test_gradients_of_the_released_losses_are_reproduced(bound, stored, tag, scale):
     scores, G, values = golden_scores(scale)
-    loss = -jensen_shannon(scores).mean()
-    (grad,) = torch.autograd.grad(loss, G)
-    torch.testing.assert_close(loss, values[f"fd_JSD_{tag}"], rtol=1e-9, atol=1e-12)
-    expected = values[f"fd_JSD_gradG_{tag}"]
+    (grad,) = torch.autograd.grad(-bound(scores).mean(), G)
+    expected = values[f"{stored}_gradG_{tag}"]
     torch.testing.assert_close(grad, expected, rtol=0, atol=1e-9 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(("tag", "scale"), TAGS)
+def test_donsker_varadhan_of_the_released_code_is_reproduced(tag, scale):
+    scores, _, values = golden_scores(scale)
+    loss = -released_donsker_varadhan(scores)
+    torch.testing.assert_close(loss, values[f"dv_per_sample_{tag}"], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(loss.mean(), values[f"dv_mean_{tag}"], rtol=1e-9, atol=1e-12)

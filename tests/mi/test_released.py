@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from golden_values import TinyNet, golden
+from golden_values import NETS, TinyNet, golden
 
 from raymi.collectives import Collectives
 from raymi.config import LossConfig, MIConfig
@@ -12,7 +12,7 @@ from raymi.engine.critics import EstimatorTask
 from raymi.engine.tasks import ClassifierTask
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import match
-from raymi.mi.objectives import PairMI, classifier_mi_loss
+from raymi.mi.objectives import PairMI, classifier_mi_loss, cosine_of
 from raymi.mi.released import selected_over_batch
 from raymi.models.running_statistics import running_statistics_of
 
@@ -80,26 +80,72 @@ def test_donsker_varadhan_has_the_positive_among_the_negatives(tag, scale):
     patterns = (values["L"] * scale).requires_grad_()
     estimates = -match(outputs, patterns, [6], ONE).released_donsker_varadhan()
     close(estimates, values[f"dv_per_sample_{tag}"])
+    close(estimates.mean(), values[f"dv_mean_{tag}"])
     of_outputs, of_patterns = torch.autograd.grad(estimates.sum(), (outputs, patterns))
     close(of_outputs, values[f"dv_gradG_{tag}"][:, :, 0])
     close(of_patterns.mean(dim=0), values[f"dv_gradL_{tag}"])
 
 
-def test_selection_is_a_softmax_over_the_batch():
-    values = golden("losses_bn")
+def test_both_terms_of_donsker_varadhan_are_the_released_ones():
+    values = golden("critics")
+    matching = match(values["G"][:, :, 0], values["L"], [6], ONE)
+    close(matching.positive, values["dv_Epos_unit"])
+    close(matching.released_log_mean(), values["dv_Eneg_unit"])
+
+
+@pytest.fixture(params=NETS)
+def values(request) -> dict:
+    """Losses with a tiny classifier, with BatchNorm and without."""
+    return golden(request.param)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(("images", "kind"), [("x", "nat"), ("x_adv", "adv")])
+def test_the_classifier_of_the_stored_values_is_ours(values, images, kind, mode):
+    net = TinyNet(values).train(mode == "train")
+    close(net(values[images]), values[f"logits_{kind}_{mode}"])
+
+
+def test_selection_is_a_softmax_over_the_batch(values):
     logits, logits_adv = values["logits_nat_train"], values["logits_adv_train"]
     wrong, _ = selected_over_batch(logits, logits_adv, values["y"], ONE)
     assert wrong.equal(values["selected"])
+    logits, logits_adv = values["logits_nat_eval"], values["logits_adv_eval"]
+    wrong, _ = selected_over_batch(logits, logits_adv, values["y_est"], ONE)
+    assert wrong.equal(values["est_wrong"])
 
 
-def task_on_golden(critics: MIEstimators, mi: MIConfig) -> tuple[ClassifierTask, dict]:
-    values = golden("losses_bn")
-    model = TinyNet(values).train()
-    return ClassifierTask(model, LossConfig(), mi, critics, ONE), values
+def test_estimates_of_both_outputs_and_their_cosines_are_the_released_ones(critics, values):
+    noise = values["x_adv"] - values["x"]
+    for critic, pattern, kind in (
+        (critics.natural, values["x"], "nat"),
+        (critics.adversarial, noise, "adv"),
+    ):
+        features = critic.local_features(pattern)
+        estimates = {}
+        for output in ("nat", "adv"):
+            outputs = critic.global_features(values[f"logits_{output}_train"])
+            estimates[output] = match(outputs, features, [6], ONE).released_donsker_varadhan()
+            close(-estimates[output], values[f"neg_mi_{kind}_of_{output}"])
+        cosine = cosine_of(estimates["adv"], estimates["nat"], values["selected"], ONE)
+        close(cosine, values[f"cos_{kind}"])
 
 
-def test_classifier_loss_and_gradients_are_the_released_ones(critics):
-    task, values = task_on_golden(critics, MIConfig(form="released", hidden=HIDDEN))
+def classifier_task(critics: MIEstimators, values: dict, **mi) -> ClassifierTask:
+    mi = MIConfig(form="released", hidden=HIDDEN, **mi)
+    return ClassifierTask(TinyNet(values).train(), LossConfig(), mi, critics, ONE)
+
+
+def test_natural_mi_alone_is_the_released_variant(critics, values):
+    """Weight 1, and a tenth of the natural MI of the adversarial output on top."""
+    alone = MIEstimators(critics.natural, None)
+    task = classifier_task(alone, values, weight=1.0, difference=0.1)
+    loss, _ = task(values["x"], values["x_adv"], values["y"], [6])
+    close(loss, values["mi_loss_nat_total"])
+
+
+def test_classifier_loss_and_gradients_are_the_released_ones(critics, values):
+    task = classifier_task(critics, values)
     loss, metrics = task(values["x"], values["x_adv"], values["y"], [6])
     close(metrics["loss_adv"], values["ce_adv"])
     close(loss, values["mi_loss_total"])
@@ -108,8 +154,7 @@ def test_classifier_loss_and_gradients_are_the_released_ones(critics):
     close(task.model.conv.weight.grad, values["mi_loss_grad_conv_weight"])
 
 
-def test_paper_objective_on_released_estimates_is_equation_9():
-    values = golden("losses_bn")
+def test_paper_objective_on_released_estimates_is_equation_9(values):
     natural = PairMI(-values["neg_mi_nat_of_adv"], -values["neg_mi_nat_of_nat"])
     adversarial = PairMI(-values["neg_mi_adv_of_adv"], -values["neg_mi_adv_of_nat"])
     mask = values["selected"]
@@ -121,8 +166,7 @@ def test_paper_objective_on_released_estimates_is_equation_9():
     close(10 * (loss - only_cosines), values["eq8_lambda_bracket"])
 
 
-def test_critics_losses_and_gradients_are_the_released_ones():
-    values = golden("losses_bn")
+def test_critics_losses_and_gradients_are_the_released_ones(values):
     estimators = MIEstimators(critic("n"), critic("a")).train()
     outputs = values["logits_nat_eval"], values["logits_adv_eval"]
     batch = (values["x"], values["x_adv"], *outputs, values["y_est"], [6])
@@ -139,8 +183,7 @@ def test_critics_losses_and_gradients_are_the_released_ones():
     close(critic_n.local.layers[0][0].weight.grad, values["est_loss_nat_grad_local_layer0"])
 
 
-def test_maximising_alone_is_the_released_objective_without_contrast():
-    values = golden("losses_bn")
+def test_maximising_alone_is_the_released_objective_without_contrast(values):
     outputs = values["logits_nat_eval"], values["logits_adv_eval"]
     batch = (values["x"], values["x_adv"], *outputs, values["y_est"], [6])
     mi = MIConfig(form="released", objective="mim-released", hidden=HIDDEN)

@@ -94,7 +94,9 @@ def write_start(folder: RunFolder, **changes: Any) -> None:
 
 def write(folder: RunFolder, kind: str, epoch: int, **fields: Any) -> None:
     journal = Journal(folder.journal)
-    journal.write(kind, epoch=epoch, step=0, global_step=20 * epoch, **fields)
+    journal.write(kind, **{
+        "phase": "classifier", "epoch": epoch, "step": 0, "global_step": 20 * epoch, **fields,
+    })  # fmt: skip
     journal.close()
 
 
@@ -113,7 +115,7 @@ def write_evaluations(folder: RunFolder, config: Config) -> None:
         save_file(classifier(config).state_dict(), folder.weights(which))
         write(
             folder, "evaluation", 2, which=which, of_epoch=epoch, attack=attack, clean=0.95,
-            robust=robust, num=100,
+            robust=robust, num=100, chosen=which == "best",
         )  # fmt: skip
 
 
@@ -192,6 +194,28 @@ def test_metrics_have_the_epoch_as_step(config: Config, folder: RunFolder) -> No
     assert history(folder, run_id, "train/mi/natural") == [(1, 0.5), (2, 0.5)]
     assert history(folder, run_id, "val/robust_acc") == [(1, 0.6), (2, 0.7)]
     assert history(folder, run_id, "lr") == [(1, 0.1), (2, 0.1)]
+
+
+def test_earlier_phases_have_metrics_of_their_own(config: Config, folder: RunFolder) -> None:
+    write_start(folder)
+    for phase, step in (("pretraining", 20), ("estimators", 40), ("classifier", 60)):
+        write(
+            folder, "epoch", 1, phase=phase, global_step=step, train={"loss": step / 10}, val={},
+            lr=0.1, images_per_s=100.0,
+        )  # fmt: skip
+    run_id = deliver(config, folder, "KILLED").run_id
+    assert history(folder, run_id, "pretraining/train/loss") == [(1, 2.0)]
+    assert history(folder, run_id, "estimators/train/loss") == [(1, 4.0)]
+    assert history(folder, run_id, "train/loss") == [(1, 6.0)]
+
+
+def test_the_overfitting_gap_and_the_probes_are_metrics(config: Config, folder: RunFolder) -> None:
+    write_start(folder)
+    write_evaluations(folder, config)
+    write(folder, "probe", 2, which="best", estimates={"mi/natural_of_natural": 1.5})
+    run_id = deliver(config, folder, "KILLED").run_id
+    assert history(folder, run_id, "test/robust_overfitting_gap") == [(2, pytest.approx(0.05))]
+    assert history(folder, run_id, "probe/mi/natural_of_natural") == [(2, 1.5)]
 
 
 def test_events_arrive_while_the_run_goes_on(config: Config, folder: RunFolder) -> None:
@@ -541,7 +565,8 @@ def test_steps_are_delivered_once_with_their_number(config: Config, folder: RunF
     write_start(folder)
     journal = Journal(folder.journal)
     for step in (10, 20, 10, 20, 30):  # steps 10 and 20 were replayed
-        journal.write("step", epoch=0, global_step=step, metrics={"loss": float(step)})
+        loss = {"loss": float(step)}
+        journal.write("step", phase="classifier", epoch=0, global_step=step, metrics=loss)
     journal.close()
     run_id = deliver(config, folder, "KILLED").run_id
     assert history(folder, run_id, "step/loss") == [(10, 10.0), (20, 20.0), (30, 30.0)]

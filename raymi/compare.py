@@ -1,0 +1,99 @@
+"""`python -m raymi.compare [recipe=NAME] [arms=A,B] [seeds=0..9] [key=value ...]`: compares
+variants of one recipe over seeds, in pairs, without Ray and MLflow.
+
+Runs of the same seed share data order, augmentation, attack starts and initial weights; what is
+compared is the difference, seed by seed, to the first arm. Each arm and seed is an ordinary run in
+`out`/`name`/ARM-seedK (runs/RECIPE-comparison), trained by `python -m raymi.standalone` on one
+device. The command given again continues: finished runs stay, others go on from their last
+checkpoint. Losses that are not finite are a result, "diverged"; to try such a run again, delete its
+folder.
+
+arms: variants of the recipe, the first one the reference. seeds: 0..9, or 0,1,2. parallel: runs at
+once, by default one for each GPU, or for each CPU core. All other keys are those of a run and hold
+for all arms; an arm without MI stays without, whatever mi.weight or mi.balance says.
+
+It ends with a table, also in `comparison.md`, and all numbers in `comparison.json`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from raymi.command import EXIT_FAILED, print_help, run_command
+from raymi.comparison.plan import ARMS, Comparison, planned
+from raymi.comparison.report import Progress, keep, show
+from raymi.comparison.results import RunResult
+from raymi.comparison.runs import available_cores, available_gpus, run_all, slots
+from raymi.errors import UserError
+from raymi.recipes import BASE_RECIPES, VARIANTS
+
+USAGE = (
+    "python -m raymi.compare [recipe=NAME] [arms=A,B,...] [seeds=0..9 | seeds=0,1,2] "
+    "[parallel=N] [name=NAME] [out=FOLDER] [key=value ...] [--help]"
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(_compare, argv)
+
+
+def _compare(words: list[str]) -> int:
+    console = Console(highlight=False)
+    if {"--help", "-h"} & set(words):
+        return _help(console)
+    comparison = planned(words)
+    comparison.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(comparison.folder / ".lock", timeout=0)
+    try:
+        with lock:
+            return _run(console, comparison)
+    except Timeout:
+        raise UserError(
+            f"the comparison {comparison.folder.name} is going on in another process: wait for it "
+            "or stop it first"
+        ) from None
+
+
+def _run(console: Console, comparison: Comparison) -> int:
+    """Runs what is left, prints a line for each end, then the table; returns the exit code."""
+    results: list[RunResult] = []
+    left = []
+    for run in comparison.runs:
+        if (result := run.result()) is None:
+            left.append(run)
+        else:
+            results.append(result)
+    progress = Progress(console, comparison, len(left))
+
+    def ended(result: RunResult) -> None:
+        results.append(result)
+        progress.ended(result)
+        keep(comparison, results)
+
+    places = slots(comparison.parallel, available_cores(), available_gpus())
+    signum = run_all(left, places, ended)
+    show(console, comparison, keep(comparison, results))
+    if signum is not None:
+        console.print(f"stopped; to continue: {comparison.command}", soft_wrap=True, markup=False)
+        return 128 + signum
+    return EXIT_FAILED if any(result.status == "failed" for result in results) else 0
+
+
+def _help(console: Console) -> int:
+    named = {
+        "recipes": {name: recipe.description for name, recipe in BASE_RECIPES.items()},
+        f"arms, by default {ARMS}": {
+            name: variant.description for name, variant in VARIANTS.items()
+        },
+    }
+    description = (__doc__ or "").partition(": ")[2]
+    print_help(console, USAGE, description[:1].upper() + description[1:], named)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Paired comparisons of variants of a recipe: plan, processes, numbers, report."""

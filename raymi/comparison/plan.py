@@ -1,0 +1,189 @@
+"""What a comparison consists of: from the words of its command to checked runs."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from raymi.comparison.runs import ArmRun, available_cores, available_gpus
+from raymi.config import ScalingConfig
+from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError, did_you_mean
+from raymi.orchestration.checks import input_problems
+from raymi.orchestration.names import check_new_run, home_folder, with_found_runs
+from raymi.overrides import as_typed, examine, flatten, nest, split_words
+from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
+
+ARMS = "at,at-clean-forward,mi-off,random,released,paper,bounded"
+SEEDS = "0..2"
+_WEIGHTS = {"mi.weight", "mi.balance"}
+_NOT_SHARED = {
+    "seed": "seeds=0..9 says which seeds there are",
+    "scaling.workers": "each run has one device; parallel=N runs several at once",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: its folder, the recipe, the arms (the first is the reference), seeds, runs
+    in the order in which they begin, how many go on at once, and the command that continues it."""
+
+    folder: Path
+    recipe: str
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: tuple[ArmRun, ...]
+    parallel: int
+    command: str
+
+
+def planned(words: Sequence[str]) -> Comparison:
+    """The comparison that a command line asks for, with everything checked that can be.
+
+    Raises: UserError with a line for each thing that is wrong.
+    """
+    own_keys = {"recipe": BASE_RECIPES, "arms": VARIANTS, "seeds": (), "parallel": ()}
+    parsed = split_words(words, own_keys)
+    problems = list(parsed.problems)
+    own, settings = parsed.own, flatten(parsed.settings)
+    recipe = own.get("recipe", "quickstart")
+    if recipe in RECIPES and recipe not in BASE_RECIPES:
+        problems.append(f"recipe {recipe} is a variant already: give the recipe, and it as an arm")
+    elif recipe not in BASE_RECIPES:
+        problems.append(f"unknown recipe {recipe!r}: {did_you_mean(recipe, BASE_RECIPES)}")
+    arms = _named("arms", own.get("arms", ARMS), problems)
+    problems += [
+        f"unknown arm {arm!r}: {did_you_mean(arm, VARIANTS)}" for arm in arms if arm not in VARIANTS
+    ]
+    seeds = _seeds(own.get("seeds", SEEDS), problems)
+    parallel = _whole("parallel", own.get("parallel"), problems)
+    name, out = settings.pop("name", None), settings.pop("out", None)
+    problems += _shared_problems(settings, arms)
+    if problems:
+        tree, _ = on_recipe(recipe, nest(settings))
+        raise UserError("\n".join([*problems, *examine(tree)[1]]))
+    place, wrong = examine({"name": name or f"{recipe}-comparison", "out": out})
+    if wrong:
+        raise UserError("\n".join(wrong))
+    assert place.name is not None
+    check_new_run(place.model_copy(update={"name": None}))
+    folder = (place.out or home_folder() / "runs").absolute() / place.name
+    runs = _runs(folder, recipe, arms, seeds, settings)
+    most = parallel or len(available_gpus()) or available_cores()
+    command = f"python -m raymi.compare {shlex.join(words)}".strip()
+    return Comparison(folder, recipe, arms, seeds, runs, min(most, len(runs)), command)
+
+
+def _named(key: str, text: str, problems: list[str]) -> tuple[str, ...]:
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    if not names:
+        problems.append(f"{key}: expected names with commas between them, got {text!r}")
+    problems += [
+        f"{key}: {name} is given twice" for name in {n for n in names if names.count(n) > 1}
+    ]
+    return tuple(names)
+
+
+def _seeds(text: str, problems: list[str]) -> tuple[int, ...]:
+    """`0..2` as (0, 1, 2), `0,5` as (0, 5), and both together."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, dots, high = (word.strip() for word in part.partition(".."))
+        bounds = [low, high if dots else low]
+        if not all(bound.isdecimal() and bound.isascii() for bound in bounds):
+            problems.append(f"seeds: expected 0..9 or 0,1,2, got {text!r}")
+            return ()
+        if int(bounds[0]) > int(bounds[1]):
+            problems.append(f"seeds: expected the smaller one first, got {text!r}")
+            return ()
+        seeds += range(int(bounds[0]), int(bounds[1]) + 1)
+    if len(set(seeds)) < len(seeds):
+        problems.append(f"seeds: a seed is given twice in {text!r}")
+    return tuple(seeds)
+
+
+def _whole(key: str, text: str | None, problems: list[str]) -> int | None:
+    if text is None or (text.isdecimal() and text.isascii() and int(text) > 0):
+        return None if text is None else int(text)
+    problems.append(f"{key}: expected whole number >= 1, got {text!r}")
+    return None
+
+
+def _set_by(arm: str) -> set[str]:
+    return set(flatten(VARIANTS[arm].settings)) if arm in VARIANTS else set()
+
+
+def _shared_problems(settings: Mapping[str, Any], arms: Sequence[str]) -> list[str]:
+    """What cannot hold for all arms alike: a line each."""
+    problems = [
+        f"{key} cannot be set here: {_NOT_SHARED[key]}" for key in settings if key in _NOT_SHARED
+    ]
+    for key in settings:
+        setting = [arm for arm in arms if key in _set_by(arm) - _WEIGHTS]
+        if setting:
+            problems.append(
+                f"{key} cannot be set here: it is what makes the arms {', '.join(setting)}; leave "
+                "it out, or choose other arms"
+            )
+    return problems
+
+
+def _runs(
+    folder: Path,
+    recipe: str,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+) -> tuple[ArmRun, ...]:
+    """All runs, seed by seed, so that what is there after a while is paired.
+
+    Raises: UserError.
+    """
+    runs: list[ArmRun] = []
+    problems: list[str] = []
+    for seed in seeds:
+        for arm in arms:
+            off = "mi.weight" in _set_by(arm)
+            shared = {k: v for k, v in settings.items() if not (off and k in _WEIGHTS)}
+            place = {"name": f"{arm}-seed{seed}", "out": str(folder), "seed": str(seed)}
+            keys = {**shared, **place, "scaling.workers": "1"}
+            tree, unknown = on_recipe(f"{recipe}-{arm}", nest(keys))
+            config, wrong = examine(tree)
+            config, missing = with_found_runs(config)
+            problems += [*unknown, *wrong, *missing]
+            words = (f"recipe={recipe}-{arm}", *(f"{k}={as_typed(v)}" for k, v in keys.items()))
+            run = ArmRun(arm, seed, RunFolder(folder / place["name"]), config, words)
+            problems += _changed(run)
+            runs.append(run)
+    one_place = runs[0].config.model_copy(update={"scaling": ScalingConfig()})
+    problems += input_problems(one_place, new_run=False)
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    return tuple(runs)
+
+
+def _changed(run: ArmRun) -> list[str]:
+    """A line if the run is there already, with other settings."""
+    if not run.folder.config.is_file():
+        return []
+    try:
+        before = flatten(run.folder.read_config().model_dump())
+    except ValidationError:
+        return [
+            f"{run.folder.config} is damaged, or of another version of raymi: choose another name"
+        ]
+    now = flatten(run.config.model_dump())
+    keys = [key for key in now if now[key] != before.get(key)]
+    if not keys:
+        return []
+    changes = [f"{k}={as_typed(before.get(k))}, now {as_typed(now[k])}" for k in keys[:4]]
+    changes += [f"and {len(keys) - 4} more"] * (len(keys) > 4)
+    return [
+        f"the comparison {run.folder.path.parent.name} was begun with other settings "
+        f"({'; '.join(changes)}): give the same ones to continue it, or another name"
+    ]

@@ -1,0 +1,70 @@
+"""A learning problem with what optimises it, over one worker or several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from raymi.collectives import Collectives
+from raymi.engine.gradient_average import average_each
+
+
+@dataclass
+class Learner:
+    """A task (under DDP where there are several workers) with what optimises it."""
+
+    task: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler | None = None
+
+    def backward(self, loss: Tensor) -> None:
+        """The gradient of the loss, averaged over workers, in place of what was there."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+
+    def update(self) -> None:
+        """One optimiser step along the gradient."""
+        self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+
+    def descend(self, loss: Tensor) -> None:
+        """One optimiser step along the gradient of the loss."""
+        self.backward(loss)
+        self.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimiser's and the schedule's state."""
+        schedule = None if self.schedule is None else self.schedule.state_dict()
+        return {"optimizer": self.optimizer.state_dict(), "schedule": schedule}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+
+
+def distributed(task: nn.Module, group: Collectives, device: torch.device) -> nn.Module:
+    """The task under DDP, or itself where there is one worker.
+
+    Gradients are averaged in an order that does not depend on how often it was done before: a
+    resumed run adds up as the uninterrupted one did.
+    """
+    if group.world_size == 1:
+        return task
+    # Two forwards come before one backward, so buffers must not be broadcast in between.
+    parameters = signature(DistributedDataParallel.__init__).parameters
+    new, old = "forward_sync_buffers", "broadcast_buffers"  # torch 2.12 and later, earlier
+    no_sync: dict[str, Any] = {new if new in parameters else old: False}
+    ddp = DistributedDataParallel(task, gradient_as_bucket_view=True, **no_sync)
+    if group.world_size > 2 and device.type == "cpu":
+        ddp.register_comm_hook(group.world_size, average_each)
+    return ddp

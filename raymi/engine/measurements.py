@@ -1,0 +1,180 @@
+"""What a run measures of its classifiers: on validation after an epoch, on the test set at the end.
+
+The validation split alone chooses; the test set is touched once, when training is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from raymi.collectives import Collectives
+from raymi.config import Config
+from raymi.data import ImageSet, Splits
+from raymi.engine.diagnostics import MIObserver, OneStepObserver
+from raymi.engine.evaluation import Accuracy, Observer, PGDAttack, evaluate_pgd
+from raymi.engine.probes import probe_classifier
+from raymi.engine.reuse import save_weights
+from raymi.engine.run_folder import RunFolder
+from raymi.engine.state import TrainState
+
+
+class Measurements:
+    """Validates, evaluates and probes; tells what it finds.
+
+    Args:
+        write: puts an event into the journal: its kind, and fields.
+        stop_if_requested: called after each block on every worker; what it raises ends the
+            measurement.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        splits: Splits,
+        folder: RunFolder,
+        group: Collectives,
+        device: torch.device,
+        write: Callable[..., None],
+        stop_if_requested: Callable[[], None],
+    ) -> None:
+        self.config, self.splits, self.folder, self.group = config, splits, folder, group
+        self.device = device
+        self.val = _at_most(splits.val, config.validation.max_samples).to(device)
+        self.test = _at_most(splits.test, config.evaluation.max_samples).to(device)
+        self.write, self.stop_if_requested = write, stop_if_requested
+
+    def validate(self, state: TrainState, epoch: int) -> tuple[dict[str, float], list[str]]:
+        """Measures on the validation split; offers each classifier as the best one.
+
+        Returns: metrics, and the suffixes of the classifiers that are the best so far.
+        """
+        val: dict[str, float] = {}
+        better = []
+        for suffix, model in (state.classifiers() or {"": state.model}).items():
+            measured = self._measure_on_validation(state, model, watch_mi=suffix == "")
+            prefix = suffix.removeprefix("-") + "/" if suffix else ""
+            val |= {f"{prefix}{name}": value for name, value in measured.items()}
+            best = state.best.get(suffix)
+            robust, clean = measured["robust_acc"], measured["clean_acc"]
+            if best is not None and best.offer(epoch, robust, clean, model):
+                better.append(suffix)
+        return val, better
+
+    def _measure_on_validation(
+        self, state: TrainState, model: nn.Module, *, watch_mi: bool
+    ) -> dict[str, float]:
+        attack = self._validation_attack()
+        observers: list[Observer] = [OneStepObserver(model, attack.eps, attack.norm, self.group)]
+        block = None
+        if watch_mi and state.estimators is not None:
+            block = state.config.optim.batch_size  # as many negatives as in training
+            observers.append(MIObserver(state.estimators, state.config.mi, self.group, block))
+        accuracy = self._accuracy(
+            model,
+            self.val,
+            attack,
+            "validate",
+            block=block,
+            autocast=state.autocast,
+            observers=observers,
+        )
+        measured = {"clean_acc": accuracy.clean, "robust_acc": accuracy.robust}
+        for observer in observers:
+            measured |= observer.results()
+        return measured
+
+    def evaluate(self, state: TrainState) -> None:
+        """Clean and PGD accuracy of the last and of the best models on the test set, in fp32; then
+        the probes of the chosen one, which has the highest robust validation accuracy."""
+        config = self.config
+        attack = PGDAttack(
+            config.attack.norm,
+            config.attack.eps,
+            config.evaluation.alpha or config.attack.eps / 4,
+            config.evaluation.steps,
+        )
+        chosen = max(state.best, key=lambda s: (state.best[s].robust_acc, state.best[s].clean_acc))
+        for suffix, model in state.classifiers().items():
+            results: dict[str, Accuracy] = {}
+            epochs = {"last": state.position.epoch, "best": state.best[suffix].epoch}
+            for which, epoch in epochs.items():
+                if which == "best":
+                    model.load_state_dict(state.best[suffix].weights)
+                name = f"{which}{suffix}"
+                self._keep_weights(name, model, epoch)
+                same = which == "best" and epoch == epochs["last"]
+                results[which] = (
+                    results["last"] if same else self._accuracy(model, self.test, attack, name)
+                )
+                self.write(
+                    "evaluation", which=name, of_epoch=epoch, attack=asdict(attack),
+                    chosen=(which, suffix) == ("best", chosen), **asdict(results[which]),
+                )  # fmt: skip
+        if config.probe.steps > 0:
+            self._probe(state.classifiers()[chosen], f"best{chosen}")
+
+    def _probe(self, model: nn.Module, name: str) -> None:
+        """Fresh estimators on a finished classifier, measured on the validation split."""
+        probe = self.config.probe
+        estimates = probe_classifier(
+            model,
+            _at_most(self.splits.train, probe.max_samples).to(self.device),
+            self.val,
+            self._validation_attack(),
+            probe,
+            self.group,
+            num_classes=self.splits.num_classes,
+            heartbeat=self._heartbeat("probe"),
+        )
+        self.write("probe", which=name, estimates=estimates)
+
+    def _validation_attack(self) -> PGDAttack:
+        attack, steps = self.config.attack, self.config.validation.steps
+        return PGDAttack(attack.norm, attack.eps, 2.5 * attack.eps / steps, steps)
+
+    def _keep_weights(self, name: str, model: nn.Module, epoch: int) -> None:
+        if self.group.rank == 0:
+            about = {"epoch": str(epoch), "train_digest": self.splits.train.digest}
+            save_weights(self.folder.weights(name), model, about)
+
+    def _accuracy(
+        self,
+        model: nn.Module,
+        images: ImageSet,
+        attack: PGDAttack,
+        what: str,
+        *,
+        block: int | None = None,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        observers: Sequence[Observer] = (),
+    ) -> Accuracy:
+        return evaluate_pgd(
+            model,
+            images,
+            attack,
+            self.group,
+            block=block or self.config.evaluation.block * self.group.world_size,
+            autocast=autocast,
+            heartbeat=self._heartbeat(what),
+            observers=observers,
+        )
+
+    def _heartbeat(self, what: str) -> Callable[[int, int], Any]:
+        def beat(done: int, total: int) -> None:
+            self.write("evaluating", what=what, done=done, of=total)
+            self.stop_if_requested()
+
+        return beat
+
+
+def _at_most(images: ImageSet, num: int | None) -> ImageSet:
+    """An evenly spaced selection of `num` images; all where num is None."""
+    if num is None or num >= len(images):
+        return images
+    return images.subset(torch.arange(num) * len(images) // num)

@@ -1,0 +1,102 @@
+"""What a staged run leaves for others, and takes from them: the pretrained classifier and the
+estimators."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from raymi.config import Config
+from raymi.engine.checkpoint import write_atomically
+from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError
+
+_SAME_DATA = ("name", "image_size", "val_fraction", "split_seed", "limit")
+_SAME_ESTIMATORS = ("hidden", "base_width", "depth", "score", "temperature", "natural_pattern")
+
+
+def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
+    """Keeps a module's weights in safetensors.
+
+    Args: about, with `train_digest`, the digest of the images that it learnt from.
+    """
+    weights = {
+        k: v.clone(memory_format=torch.contiguous_format) for k, v in module.state_dict().items()
+    }
+    write_atomically(path, safetensors.torch.save(weights, about))
+
+
+def load_weights(path: Path, module: nn.Module, digest: str) -> None:
+    """Puts kept weights into a module.
+
+    Args: digest, of the training images of this run: others would leak validation images.
+    Raises: UserError where the file is of other training images.
+    """
+    with safetensors.safe_open(path, "pt") as file:
+        there = (file.metadata() or {}).get("train_digest")
+    if there != digest:
+        raise UserError(
+            f"{path} was trained on other images (sha256 {str(there)[:12]}) than this run is "
+            f"({digest[:12]}): reuse a run with the same data settings"
+        )
+    weights = safetensors.torch.load_file(path)
+    wanted = {k: v for k, v in weights.items() if k in module.state_dict()}
+    module.load_state_dict(wanted)
+
+
+def pretrained_path(folder: RunFolder) -> Path:
+    """The classifier that a run offers: of its pretraining, else its best one."""
+    own = folder.pretrained
+    return own if own.is_file() else folder.weights("best")
+
+
+def reuse_problems(config: Config) -> list[str]:
+    """What is wrong with `mi.pretrained` and `mi.estimators`, which name folders: a line each."""
+    problems = []
+    for key in ("pretrained", "estimators"):
+        place = getattr(config.mi, key)
+        if place is None:
+            continue
+        folder = RunFolder(Path(place))
+        try:
+            earlier = folder.read_config()
+        except UserError as error:
+            problems.append(f"mi.{key}: {error}")
+            continue
+        problems += [f"mi.{key}: {text}" for text in _differences(config, earlier, key)]
+        path = pretrained_path(folder) if key == "pretrained" else folder.estimators
+        if not path.is_file():
+            what = "classifier" if key == "pretrained" else "estimators"
+            problems.append(
+                f"mi.{key}: the run {folder.name} has no finished {what} ({path} is missing): "
+                "let it finish, or name another run"
+            )
+    return problems
+
+
+def _differences(config: Config, earlier: Config, key: str) -> list[str]:
+    pairs: list[tuple[str, object, object, str]]
+    pairs = [(f"data.{name}", config.data, earlier.data, name) for name in _SAME_DATA]
+    if key == "pretrained":
+        names = ("name", "width", "depth")
+        pairs += [(f"model.{name}", config.model, earlier.model, name) for name in names]
+    else:
+        pairs += [(f"mi.{name}", config.mi, earlier.mi, name) for name in _SAME_ESTIMATORS]
+    texts = [
+        f"expected {label}={getattr(there, name)} as in the run that is reused, got "
+        f"{getattr(here, name)}: set {label}={getattr(there, name)}, or name another run"
+        for label, here, there, name in pairs
+        if getattr(here, name) != getattr(there, name)
+    ]
+    if key == "estimators":
+        texts += [
+            f"the run that is reused has no {kind} estimator: set mi.{kind}=false, or name "
+            "another run"
+            for kind in ("natural", "adversarial")
+            if getattr(config.mi, kind) and not getattr(earlier.mi, kind)
+        ]
+    return texts

@@ -1,0 +1,50 @@
+"""Adversarial weight perturbation: the loss at the worst weights nearby, which flattens it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+_TINY = 1e-20
+
+
+class WeightPerturbation:
+    """Moves weights against the adversarial loss while a gradient is taken, then puts them back.
+
+    Each convolution and linear weight moves along its own gradient, by gamma times its norm; biases
+    and BatchNorm's parameters stay.
+
+    Source: Wu, Xia, Wang, "Adversarial Weight Perturbation Helps Robust Generalization", NeurIPS
+        2020, Eq. 7-9: w + gamma |w| g / |g|.
+
+    Args: model, the classifier; gamma, relative length of the move.
+    """
+
+    def __init__(self, model: nn.Module, gamma: float) -> None:
+        self.gamma = gamma
+        self.weights = [p for p in model.parameters() if p.dim() > 1]
+
+    @contextmanager
+    def at_worst_weights(self, ascend: Callable[[], None]) -> Iterator[None]:
+        """Inside, the weights are the perturbed ones; afterwards the old ones, bit for bit.
+
+        Args: ascend, leaves the gradient of the adversarial loss in the parameters.
+        """
+        ascend()
+        before = [weight.detach().clone() for weight in self.weights]
+        with torch.no_grad():
+            for weight in self.weights:
+                if weight.grad is not None:
+                    weight.add_(self._move(weight, weight.grad))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for weight, old in zip(self.weights, before, strict=True):
+                    weight.copy_(old)
+
+    def _move(self, weight: Tensor, grad: Tensor) -> Tensor:
+        return self.gamma * weight.norm() / (grad.norm() + _TINY) * grad
