@@ -33,6 +33,14 @@ _SHOWN = {
 }
 
 
+_PROBED = {
+    "mi/natural_of_natural": "I_N(h(x))",
+    "mi/natural_of_adversarial": "I_N(h(x_adv))",
+    "mi/adversarial_of_natural": "I_A(h(x))",
+    "mi/adversarial_of_adversarial": "I_A(h(x_adv))",
+}
+
+
 class ProgressDisplay:
     """Prints what the journal of a run says; MI in nats, accuracies in percent.
 
@@ -137,9 +145,16 @@ class ProgressDisplay:
         self.say(
             f"{event['epoch']:>4}/{self._phases[phase]:<4}  "
             f"{_number(loss):>7}  {_number(train.get('loss_adv')):>8}  "
-            f"{_number(train.get('mi/natural')):>7}  {_number(train.get('mi/adversarial')):>7}  "
+            f"{_number(_mi(train, 'natural')):>7}  {_number(_mi(train, 'adversarial')):>7}  "
             f"{clean:>9}  {robust:>10}  {event['images_per_s']:>8.0f}{best}"
         )
+
+    def _on_probe(self, event: Event) -> None:
+        estimates = event["estimates"]
+        values = ", ".join(
+            f"{label} {_number(estimates.get(name))}" for name, label in _PROBED.items()
+        )
+        self.say(f"fresh probes of the {event['which']} model, in nats: {values}")
 
     def _on_stopping(self, event: Event) -> None:
         self.say(f"{event['signal']}: the workers write a checkpoint and end; once more: at once")
@@ -190,6 +205,11 @@ class _Clock:
         seconds = int((time.monotonic() - self._since) / done * (total - step))
         hours, rest = divmod(seconds, 3600)
         return f"{hours}:{rest // 60:02}:{rest % 60:02}"
+
+
+def _mi(metrics: dict[str, float], kind: str) -> float | None:
+    """What a critic sees in its own outputs; a frozen one, in adversarial outputs."""
+    return metrics.get(f"mi/{kind}", metrics.get(f"mi/{kind}_of_adversarial"))
 
 
 def _percent(value: float | None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from raymi.config import Config
 from raymi.data import ImageSet, Splits
 from raymi.engine.diagnostics import MIObserver, OneStepObserver
 from raymi.engine.evaluation import Accuracy, Observer, PGDAttack, evaluate_pgd
-from raymi.engine.probes import probe_classifier
+from raymi.engine.probes import Heartbeat, probe_classifier
 from raymi.engine.reuse import save_weights
 from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import TrainState
@@ -69,7 +68,7 @@ class Measurements:
     def _measure_on_validation(
         self, state: TrainState, model: nn.Module, *, watch_mi: bool
     ) -> dict[str, float]:
-        attack = self._validation_attack()
+        attack = validation_attack(self.config)
         observers: list[Observer] = [OneStepObserver(model, attack.eps, attack.norm, self.group)]
         block = None
         if watch_mi and state.estimators is not None:
@@ -121,22 +120,15 @@ class Measurements:
 
     def _probe(self, model: nn.Module, name: str) -> None:
         """Fresh estimators on a finished classifier, measured on the validation split."""
-        probe = self.config.probe
-        estimates = probe_classifier(
+        estimates = probe_model(
+            self.config,
+            self.splits,
             model,
-            _at_most(self.splits.train, probe.max_samples).to(self.device),
-            self.val,
-            self._validation_attack(),
-            probe,
             self.group,
-            num_classes=self.splits.num_classes,
+            self.device,
             heartbeat=self._heartbeat("probe"),
         )
         self.write("probe", which=name, estimates=estimates)
-
-    def _validation_attack(self) -> PGDAttack:
-        attack, steps = self.config.attack, self.config.validation.steps
-        return PGDAttack(attack.norm, attack.eps, 2.5 * attack.eps / steps, steps)
 
     def _keep_weights(self, name: str, model: nn.Module, epoch: int) -> None:
         if self.group.rank == 0:
@@ -165,7 +157,7 @@ class Measurements:
             observers=observers,
         )
 
-    def _heartbeat(self, what: str) -> Callable[[int, int], Any]:
+    def _heartbeat(self, what: str) -> Heartbeat:
         def beat(done: int, total: int) -> None:
             self.write("evaluating", what=what, done=done, of=total)
             self.stop_if_requested()
@@ -178,3 +170,34 @@ def _at_most(images: ImageSet, num: int | None) -> ImageSet:
     if num is None or num >= len(images):
         return images
     return images.subset(torch.arange(num) * len(images) // num)
+
+
+def probe_model(
+    config: Config,
+    splits: Splits,
+    model: nn.Module,
+    group: Collectives,
+    device: torch.device,
+    *,
+    heartbeat: Heartbeat,
+) -> dict[str, float]:
+    """Fresh estimators on a finished classifier of a run, measured on its validation split.
+
+    Returns: as `probes.probe_classifier`.
+    """
+    return probe_classifier(
+        model,
+        _at_most(splits.train, config.probe.max_samples).to(device),
+        _at_most(splits.val, config.validation.max_samples).to(device),
+        validation_attack(config),
+        config.probe,
+        group,
+        num_classes=splits.num_classes,
+        heartbeat=heartbeat,
+    )
+
+
+def validation_attack(config: Config) -> PGDAttack:
+    """The attack that robust validation accuracy is measured with; step 2.5 * eps / steps."""
+    attack, steps = config.attack, config.validation.steps
+    return PGDAttack(attack.norm, attack.eps, 2.5 * attack.eps / steps, steps)

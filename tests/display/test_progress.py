@@ -174,3 +174,30 @@ def test_the_time_left_is_the_pace_since_the_run_went_on(monkeypatch: pytest.Mon
     assert clock.left(1000, 2000) == "?"
     now += 10
     assert clock.left(1010, 5000) == "1:06:30"
+
+
+def test_phases_are_told_apart_and_averages_and_probes_are_shown() -> None:
+    phases = {"pretraining": 2, "estimators": 1, "classifier": 2}
+    averaged = {"averaged/clean_acc": 0.9, "averaged/robust_acc": 0.75}
+    val = {"clean_acc": 0.98, "robust_acc": 0.7012, **averaged}
+    estimates = {"mi/natural_of_natural": 1.25}
+    text = shown(
+        [
+            start(phases=phases),
+            epoch(2, phase="pretraining"),
+            {**step(0, 10), "phase": "estimators"},
+            epoch(1, phase="estimators", train={"loss_estimators": 0.5}),
+            epoch(1, train={"mi/natural_of_adversarial": 0.625}, val=val, better=["best-averaged"]),
+            {"kind": "probe", "which": "best", "estimates": estimates},
+        ],
+        terminal=False,
+    )
+    lines = text.splitlines()
+    assert [line for line in lines if "epoch" in line].count(lines[2]) == 3
+    assert lines[1] == "pretraining by AT"
+    assert lines[3].split()[0] == "2/2"
+    assert lines[4] == "training the estimators"
+    assert lines[7] == "training"
+    assert "0.625" in lines[9]
+    assert lines[9].endswith("averaged 90.0% 75.0% best")
+    assert lines[10].startswith("fresh probes of the best model, in nats: I_N(h(x)) 1.250")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from gloo import run_ranks
@@ -64,6 +65,18 @@ def test_a_run_that_was_stopped_and_resumed_is_the_uninterrupted_one(settings, s
     tiny_run(0, 1, tmp_path / "stopped", settings, stops)
     assert len(events(tmp_path / "stopped", "stopped")) == len(stops)
     expect_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_run_with_generated_images_continues_with_the_same_ones(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "generated.npz", image=images, label=np.arange(50) % 10)
+    settings = {"data.generated": tmp_path / "generated.npz", "data.generated_fraction": 0.4}
+    for name, stops in (("whole", []), ("stopped", [3, 4])):
+        assert tiny_run(0, 1, tmp_path / name, settings, stops).finished
+    expect_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+    (start,) = events(tmp_path / "whole", "start")
+    assert start["data"]["sizes"]["generated"] == 50
+    assert len(start["data"]["digests"]["generated"]) == 64
 
 
 @pytest.mark.parametrize("workers", [2, 3])

@@ -1,0 +1,92 @@
+"""Bounded objectives stay within their bounds; literal ones end cleanly where they run away."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny_runs import tiny_config, tiny_state
+
+from raymi.engine.context import LocalContext
+from raymi.engine.loop import train
+from raymi.engine.run_folder import RunFolder
+
+STEPS, BATCH = 300, 44
+LONG = {"optim.epochs": 60, "optim.lr": 0.1, "attack.eps": 0.1}
+WEIGHTS = [{"mi.weight": weight} for weight in (0.1, 1.0, 5.0, 20.0)]
+SHARES = [{"mi.balance": rho} for rho in (0.05, 0.2, 0.5)]
+OTHERS = [{"mi.weight": 5.0, "mi.bound": "dv"}, {"mi.balance": 0.5, "mi.bound": "dv"}]
+EXTREMES = (WEIGHTS[3], SHARES[2])
+LOWEST = -2 / 0.1  # nats: of cosines over a temperature of 0.1
+
+
+def steps_of(settings, num):
+    """Metrics of the first steps, and the state after them."""
+    state, feed = tiny_state(tiny_config({**LONG, **settings}))
+    history = []
+    while len(history) < num:
+        for batch in feed.epoch(state.position.epoch):
+            history.append({k: float(v) for k, v in state.step(batch, len(history)).items()})
+        state.position.epoch += 1
+    return history[:num], state
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(settings, marks=() if settings in EXTREMES else pytest.mark.slow)
+        for settings in (*WEIGHTS, *SHARES, *OTHERS)
+    ],
+    ids=str,
+)
+def test_bounded_objectives_stay_finite_and_within_their_bounds(settings):
+    history, state = steps_of(settings, STEPS)
+    for metrics in history:
+        assert all(map(math.isfinite, metrics.values()))
+        assert metrics["loss_mi"] <= -LOWEST + math.log(BATCH)
+        assert metrics["loss_mi"] >= -math.log(BATCH)  # nothing is left to win there
+        for name in ("mi/natural", "mi/adversarial", "mi/natural_of_adversarial"):
+            assert metrics[name] <= math.log(BATCH) or settings.get("mi.bound") == "dv"
+            assert metrics[name] >= LOWEST
+        if "mi.balance" in settings:
+            share = metrics["mi/grad_norm"] / metrics["grad_norm_adv"]
+            assert share <= settings["mi.balance"] * (1 + 1e-4)
+    assert all(value.isfinite().all() for value in state.state_dict()["model"].values())
+    if "mi.balance" in settings or settings["mi.weight"] <= 1:  # it learns beside it
+        late = history[-50:]
+        assert sum(m["clean_acc"] for m in late) / len(late) > 0.9
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_a_literal_form_that_runs_away_ends_with_the_terms_and_the_step(form, tmp_path):
+    settings = {
+        "mi.form": form, "mi.hidden": 16, "mi.weight": 1e12, "optim.lr": 1e3,
+        "optim.momentum": 0.99, "optim.schedule": "constant", "data.limit": 400,
+        "optim.epochs": 20, "mi.estimator_lr": 0.1,
+    }  # fmt: skip
+    with pytest.raises(FloatingPointError, match=r"got .* = (nan|-?inf).* at step \d+ .*bounded"):
+        train(tiny_config(settings), LocalContext("cpu"), RunFolder(tmp_path))
+
+
+def test_the_stop_names_the_first_broken_step_and_the_checkpoint_before_it(tmp_path, monkeypatch):
+    """Though the metrics of several steps are looked at together."""
+    from raymi.engine.state import TrainState
+
+    step = TrainState.step
+
+    def breaking(self, batch, key):
+        metrics = step(self, batch, key)
+        if self.position.global_step >= 7:
+            metrics["loss_mi"] = torch.tensor(float("nan"))
+        return metrics
+
+    monkeypatch.setattr(TrainState, "step", breaking)
+    settings = {"optim.epochs": 3, "tracking.log_every": 100}
+    with pytest.raises(FloatingPointError) as raised:
+        train(tiny_config(settings), LocalContext("cpu"), RunFolder(tmp_path))
+    text = str(raised.value)
+    assert "got loss_mi = nan at step 8 (phase classifier, epoch 2)" in text
+    (checkpoint,) = RunFolder(tmp_path).checkpoints.iterdir()
+    assert checkpoint.name.startswith("step-00000005")
+    assert f"go back to {checkpoint}" in text
