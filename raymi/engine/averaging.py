@@ -21,7 +21,8 @@ class MovingAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         def average(averaged: Tensors, current: Tensors, step: Tensor | int) -> None:
-            warmed_up = min(decay, (1 + int(step)) / (10 + int(step)))
+            done = int(self._averaged.n_averaged)  # on the CPU: no wait for the GPU
+            warmed_up = min(decay, (1 + done) / (10 + done))
             get_ema_multi_avg_fn(warmed_up)(averaged, current, step)
 
         self._averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)

@@ -79,6 +79,26 @@ def test_a_run_with_generated_images_continues_with_the_same_ones(tmp_path):
     assert len(start["data"]["digests"]["generated"]) == 64
 
 
+EVERYTHING = {
+    "mi.schedule": "staged", "mi.estimator_epochs": 1, "mi.pretrain_epochs": 1, "optim.epochs": 2,
+    "optim.ema": 0.9, "optim.awp": 0.01, "optim.awp_warmup": 0, "loss.base": "trades",
+    "scaling.precision": "bf16", "scaling.channels_last": True, "attack.norm": "l2",
+    "attack.eps": 0.5, "attack.start": "gaussian", "attack.projection": "box-first",
+    "optim.batch_size": 89, "probe.steps": 2, "probe.batch": 20, "mi.bound": "dv",
+}  # fmt: skip
+"""Batches of 89, 89 and 2 images: the last leaves the third of three workers without any."""
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_all_options_work_together(workers, tmp_path):
+    run_ranks(tiny_run, workers, tmp_path / "run", EVERYTHING, [4, 2], tmp_path=tmp_path)
+    assert len(events(tmp_path / "run", "stopped")) == 2
+    names = [e["which"] for e in events(tmp_path / "run", "evaluation")]
+    assert names[-4:] == ["last", "best", "last-averaged", "best-averaged"]
+    for event in events(tmp_path / "run", "epoch"):
+        assert all(math.isfinite(value) for value in (event["train"] | event["val"]).values())
+
+
 @pytest.mark.parametrize("workers", [2, 3])
 def test_so_it_is_with_several_workers(workers, tmp_path):
     run_ranks(tiny_run, workers, tmp_path / "whole", {}, [], tmp_path=tmp_path)
