@@ -1,7 +1,7 @@
 """What all commands share: help, errors without tracebacks, exit codes.
 
-Exit codes: 0 done; 1 the run failed; 2 the user can put it right; 128 + n ended by signal n (130:
-Ctrl-C).
+Exit codes: 0 done; 1 the run failed; 2 the user can put it right; 75 ended at its time limit, to be
+continued; 128 + n ended by signal n (130: Ctrl-C).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.text import Text
 from raymi.errors import UserError
 from raymi.overrides import default_text, expected, leaves
 
-EXIT_FAILED, EXIT_USER = 1, 2
+EXIT_FAILED, EXIT_USER, EXIT_TIME_LIMIT = 1, 2, 75
 
 
 def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:

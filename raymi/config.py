@@ -24,6 +24,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluationConfig",
+    "LimitConfig",
     "LossConfig",
     "MIConfig",
     "ModelConfig",
@@ -459,6 +460,18 @@ class CheckpointConfig(Section):
     """Newest checkpoints that are kept."""
     every: Count = 1
     """Epochs between checkpoints; the last epoch always has one."""
+    every_steps: Count | None = None
+    """Also a checkpoint after so many steps, within epochs; none: at their ends only."""
+    every_minutes: Positive | None = None
+    """Also a checkpoint once so many minutes have passed since the last one."""
+
+
+class LimitConfig(Section):
+    """How long a run may take."""
+
+    hours: Positive | None = None
+    """Hours after which the command writes a checkpoint and ends with exit code 75; none: no
+    limit. Counted anew when the run is continued."""
 
 
 class TrackingConfig(Section):
@@ -495,6 +508,7 @@ class Config(Section):
     probe: ProbeConfig = ProbeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    limit: LimitConfig = LimitConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from raymi.command import EXIT_FAILED, run_command
+from raymi.command import EXIT_FAILED, EXIT_TIME_LIMIT, run_command
 from raymi.config import Config, ScalingConfig
 from raymi.display.progress import ProgressDisplay
 from raymi.display.summary import print_summary
@@ -37,7 +38,9 @@ class TellingContext(LocalContext):
     """A local context whose rank 0 prints what the journal says, at each epoch."""
 
     def __init__(self, device: torch.device, folder: RunFolder, config: Config) -> None:
-        super().__init__(device, folder.stop_file)
+        hours = config.limit.hours
+        deadline = None if hours is None else time.time() + 3600 * hours
+        super().__init__(device, folder.stop_file, deadline)
         self._journal = JournalReader(folder.journal)
         self._journal.new_events()  # those of before were told before
         self._display = ProgressDisplay(Console(highlight=False), config)
@@ -93,7 +96,10 @@ def _train(words: list[str]) -> int:
             events = JournalReader(folder.journal).new_events()
             results = {e["which"]: e for e in events if e["kind"] == "evaluation"}
             print_summary(Console(), config, folder, results, {"run": str(folder.path)})
-        return 0 if outcome.finished else EXIT_FAILED
+        if outcome.finished:
+            return 0
+        asked = folder.stop_file.exists() or config.limit.hours is None
+        return EXIT_FAILED if asked else EXIT_TIME_LIMIT
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

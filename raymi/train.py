@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 from rich.console import Console
 
-from raymi.command import EXIT_FAILED, print_help, run_command
+from raymi.command import EXIT_FAILED, EXIT_TIME_LIMIT, print_help, run_command
 from raymi.config import Config
 from raymi.data import DATASETS
 from raymi.display.progress import ProgressDisplay
@@ -29,7 +29,7 @@ from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.models import MODELS
 from raymi.orchestration.checks import input_problems
-from raymi.orchestration.launch import RunFailed, Stopped, launch
+from raymi.orchestration.launch import RunFailed, Stopped, TimeLimitReached, launch
 from raymi.orchestration.names import find_run, home_folder, new_run_folder, with_found_runs
 from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
@@ -43,7 +43,7 @@ FIXED_SCALING = ("scaling.precision", "scaling.sync_batchnorm")
 CHANGEABLE = tuple(
     key
     for key, _ in leaves()
-    if (key.startswith(("scaling.", "checkpoint.")) and key not in FIXED_SCALING)
+    if (key.startswith(("scaling.", "checkpoint.", "limit.")) and key not in FIXED_SCALING)
     or key in ("data.root", "data.download", "evaluation.block")
     or key in ("tracking.enabled", "tracking.log_every")
 )
@@ -128,6 +128,11 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
         except Stopped as stop:
             status, code = "KILLED", 128 + stop.signum
             display.say(f"stopped by {signal.Signals(stop.signum).name}; to continue: {again}")
+        except TimeLimitReached:
+            status, code = "KILLED", EXIT_TIME_LIMIT
+            display.say(
+                f"stopped at its limit of {config.limit.hours:g} hours; to continue: {again}"
+            )
         except KeyboardInterrupt:  # before `launch` listened to signals, or after
             status, code = "KILLED", 128 + signal.SIGINT
             display.say(f"stopped by SIGINT; to continue: {again}")

@@ -26,6 +26,9 @@ class Context(Protocol):
     def stop_requested(self) -> bool:
         """Whether the run should end here; the same answer on every worker. Called at each step."""
 
+    def agree(self, answer: bool) -> bool:
+        """Rank 0's answer to a question that all workers ask at the same point."""
+
 
 class LocalContext:
     """A plain process, or one of several that torch.distributed has joined.
@@ -33,42 +36,67 @@ class LocalContext:
     Args:
         device: where to compute.
         stop_file: a file whose appearance asks the run to write a checkpoint and end.
+        deadline: seconds since the epoch at which it is asked, too; None: never.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", stop_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        stop_file: Path | None = None,
+        deadline: float | None = None,
+    ) -> None:
         self.device = torch.device(device)
         joined = dist.is_available() and dist.is_initialized()
         self.group: Collectives = ProcessGroup() if joined else Collectives()
-        self._stop = StopFile(stop_file)
+        self._stop = StopRequest(stop_file, deadline)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Nobody to tell."""
 
     def stop_requested(self) -> bool:
-        return self._stop.seen_by_rank_zero()
+        return self._stop.heard_by_rank_zero()
+
+    def agree(self, answer: bool) -> bool:
+        return self._stop.answers.of_rank_zero(answer)
 
 
-class StopFile:
-    """Watches for a file on rank 0 and tells all ranks, so that all end at the same step."""
+class Answers:
+    """Answers of rank 0, which alone looks at clocks and files, so that all do the same."""
 
-    INTERVAL = 0.2  # seconds between two looks at the file
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self._next_look = 0.0
-        self._seen = False
+    def __init__(self) -> None:
         self._group: Any = None
         self._shared = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         if self._shared and dist.get_backend() != "gloo":
             # Asking over NCCL would make the CPU wait for the GPU at every step.
             self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=30))
 
-    def seen_by_rank_zero(self) -> bool:
-        if self.path is not None and not self._seen and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + self.INTERVAL
-            self._seen = self.path.exists()
+    def of_rank_zero(self, answer: bool) -> bool:
+        """What rank 0 answers."""
         if not self._shared:
-            return self._seen
-        flag = torch.tensor(self._seen, dtype=torch.int32)
+            return answer
+        flag = torch.tensor(answer, dtype=torch.int32)
         dist.broadcast(flag, src=0, group=self._group)
         return bool(flag)
+
+
+class StopRequest:
+    """A file that appears, or a time that comes: seen by rank 0, heard by all at the same step.
+
+    Args: path of the file, deadline in seconds since the epoch; None: there is none.
+    """
+
+    INTERVAL = 0.2  # seconds between two looks at the file
+
+    def __init__(self, path: Path | None, deadline: float | None = None) -> None:
+        self.path, self.deadline = path, deadline
+        self.answers = Answers()
+        self._next_look = 0.0
+        self._seen = False
+
+    def heard_by_rank_zero(self) -> bool:
+        """Whether rank 0 was asked to stop, by now; the same on every worker."""
+        if not self._seen and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + self.INTERVAL
+            late = self.deadline is not None and time.time() >= self.deadline
+            self._seen = late or (self.path is not None and self.path.exists())
+        return self.answers.of_rank_zero(self._seen)

@@ -92,6 +92,7 @@ class _Run:
             write=self._write,
             stop_if_requested=self._stop_if_requested,
         )
+        self.saved_at = time.monotonic()
         self.epoch_began, self.epoch_images = 0.0, 0  # of this process, for the throughput
 
     def train(self) -> Outcome:
@@ -100,7 +101,6 @@ class _Run:
             try:
                 self._train_phases()
             except _StopRequested:
-                self._check_finite(self.state.epoch_means)
                 self._save()
                 raise
             if self.state.estimators is not None:
@@ -203,6 +203,8 @@ class _Run:
             recent.add(metrics, num, position.global_step)
             images += num
             self.epoch_images += num
+            if self._checkpoint_due():
+                self._save()
             if position.global_step % config.tracking.log_every == 0 or position.step == 1:
                 now = time.perf_counter()
                 self._write(
@@ -271,7 +273,19 @@ class _Run:
                 f"{problem}: set another optim.batch_size"
             )
 
+    def _checkpoint_due(self) -> bool:
+        """Whether a checkpoint within the epoch is due; the same on every worker."""
+        every = self.config.checkpoint
+        if every.every_steps and self.state.position.global_step % every.every_steps == 0:
+            return True
+        if every.every_minutes is None:
+            return False
+        return self.context.agree(time.monotonic() - self.saved_at >= 60 * every.every_minutes)
+
     def _save(self) -> None:
+        """Writes a checkpoint, of losses that are finite."""
+        self._check_finite(self.state.epoch_means)
+        self.saved_at = time.monotonic()
         content = self.state.state_dict()
         if self.group.rank == 0:
             step = self.state.position.global_step

@@ -42,6 +42,10 @@ class Stopped(Exception):
         self.signum = signum
 
 
+class TimeLimitReached(Exception):
+    """The run ended at `limit.hours`, with a checkpoint."""
+
+
 class RunFailed(RuntimeError):
     """The run ended by an error of the program or the cluster, after all restarts."""
 
@@ -52,8 +56,11 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
     Args:
         folder: the run's, with the configuration written; a checkpoint in it is continued.
         followers: told in order of each event from now on, and of `stopping`.
-    Raises: UserError for what the user can put right; Stopped after SIGINT or SIGTERM; RunFailed.
+    Raises: UserError for what the user can put right; Stopped after SIGINT or SIGTERM;
+        TimeLimitReached; RunFailed.
     """
+    hours = config.limit.hours
+    deadline = None if hours is None else time.time() + 3600 * hours
     for leftover in (folder.stop_file, folder.failure, *folder.error_logs()):
         leftover.unlink(missing_ok=True)
     journal = JournalReader(folder.journal)
@@ -62,7 +69,7 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
     with _Signals(folder.stop_file) as signals, ray_session(config.scaling) as resources:
         signals.listen()  # again: ray.init takes SIGTERM for itself
         signals.check_before_work()
-        trainer = _TrainerThread(config, folder, resources)
+        trainer = _TrainerThread(config, folder, resources, deadline)
         trainer.start()
         while trainer.is_alive():
             trainer.join(POLL_SECONDS)
@@ -75,16 +82,21 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
         _raise_failure(folder)
         if trainer.error is not None:
             raise RunFailed(_innermost(trainer.error, folder)) from None
-        if signals.received is not None and not (trainer.result or {}).get("finished"):
-            raise Stopped(signals.received)
+        if not (trainer.result or {}).get("finished"):
+            if signals.received is not None:
+                raise Stopped(signals.received)
+            raise TimeLimitReached
 
 
 class _TrainerThread(threading.Thread):
     """Ray Train's `fit`; in a thread, so that signals are ours to handle."""
 
-    def __init__(self, config: Config, folder: RunFolder, resources: Resources) -> None:
+    def __init__(
+        self, config: Config, folder: RunFolder, resources: Resources, deadline: float | None
+    ) -> None:
         super().__init__(daemon=True, name="ray-train")
         self.config, self.folder, self.resources = config, folder, resources
+        self.deadline = deadline
         self.error: BaseException | None = None
         self.result: dict[str, Any] | None = None
 
@@ -107,6 +119,7 @@ class _TrainerThread(threading.Thread):
                 "config": self.config.model_dump_json(),
                 "folder": str(self.folder.path),
                 "import_path": os.getcwd(),
+                "deadline": self.deadline,
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=scaling.workers,

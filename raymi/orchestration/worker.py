@@ -18,7 +18,7 @@ import raymi
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
 from raymi.engine.checkpoint import write_atomically
-from raymi.engine.context import StopFile
+from raymi.engine.context import StopRequest
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
@@ -29,24 +29,28 @@ _PACKAGE = Path(raymi.__file__).parent
 class RayContext:
     """The engine's context inside a Ray Train worker."""
 
-    def __init__(self, stop_file: Path) -> None:
+    def __init__(self, stop_file: Path, deadline: float | None) -> None:
         self.device: torch.device = ray.train.torch.get_device()
         self.group: Collectives = ProcessGroup()
-        self._stop = StopFile(stop_file)
+        self._stop = StopRequest(stop_file, deadline)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Ray Train's report: a barrier of all workers."""
         ray.train.report(dict(metrics))
 
     def stop_requested(self) -> bool:
-        return self._stop.seen_by_rank_zero()
+        return self._stop.heard_by_rank_zero()
+
+    def agree(self, answer: bool) -> bool:
+        return self._stop.answers.of_rank_zero(answer)
 
 
 def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """Runs the training loop; what the user can put right is left in the run's folder for the
     driver.
 
-    Args: job, with `config` (JSON), `folder` and `import_path` (the driver's current folder).
+    Args: job, with `config` (JSON), `folder`, `import_path` (the driver's current folder) and
+        `deadline` (seconds since the epoch, or None).
     Returns: how the run ended.
     """
     config = Config.model_validate_json(job["config"])
@@ -59,7 +63,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     if job["import_path"] not in sys.path:
         sys.path.insert(0, job["import_path"])  # the user's own models
     torch.set_num_threads(config.scaling.cpus_per_worker)
-    context = RayContext(folder.stop_file)
+    context = RayContext(folder.stop_file, job["deadline"])
     warnings.showwarning = _warn_into(folder, context.group.rank)
     try:
         outcome = train(config, context, folder)

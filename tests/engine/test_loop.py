@@ -11,6 +11,7 @@ from gloo import run_ranks
 from safetensors.torch import load_file
 from tiny_runs import StoppingContext, tiny_config, tiny_run, tiny_splits, tiny_state
 
+from raymi.engine import loop
 from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.engine.context import LocalContext
 from raymi.engine.journal import JournalReader
@@ -253,3 +254,65 @@ def test_best_is_chosen_on_validation_and_its_weights_are_the_saved_ones(finishe
     assert (best["robust_acc"], best["clean_acc"]) == max(scores)
     assert same(best["weights"], load_file(folder.weights("best")))
     assert events(folder.path, "evaluation")[1]["of_epoch"] == best["epoch"]
+
+
+def saved_steps(folder, monkeypatch):
+    """Steps at which checkpoints are written from now on."""
+    steps, save = [], loop.save_checkpoint
+    monkeypatch.setattr(
+        loop,
+        "save_checkpoint",
+        lambda place, step, *rest: (steps.append(step), save(place, step, *rest)),
+    )
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [5, 10]),
+        ({"every_steps": 2}, [2, 4, 5, 6, 8, 10, 10]),
+        ({"every_minutes": 1e-9}, [*range(1, 6), 5, *range(6, 11), 10]),
+        ({"every_minutes": 60}, [5, 10]),
+        ({"every": 2}, [10]),
+    ],
+    ids=str,
+)
+def test_checkpoints_come_when_they_are_due(settings, expected, tmp_path, monkeypatch):
+    steps = saved_steps(tmp_path, monkeypatch)
+    settings = {f"checkpoint.{key}": value for key, value in settings.items()}
+    tiny_run(0, 1, tmp_path, settings, [])
+    assert steps == expected
+
+
+def crash_at(rank, world_size, folder, settings, step):
+    """A run whose worker is gone at a step, without a word."""
+
+    class Crashing(LocalContext):
+        def stop_requested(self):
+            self.asked = getattr(self, "asked", -1) + 1
+            if self.asked == step:
+                raise KeyboardInterrupt
+            return super().stop_requested()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(settings), Crashing("cpu"), RunFolder(folder))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_crash_within_an_epoch_costs_the_steps_since_the_last_checkpoint(workers, tmp_path):
+    settings = {"checkpoint.every_steps": 2, "mi.schedule": "staged", "optim.ema": 0.9}
+    run_ranks(tiny_run, workers, tmp_path / "whole", settings, [], tmp_path=tmp_path)
+    run_ranks(crash_at, workers, tmp_path / "crashed", settings, 4, tmp_path=tmp_path)
+    newest = load_checkpoint(RunFolder(tmp_path / "crashed").checkpoints)["position"]
+    assert (newest["phase"], newest["step"]) == ("pretraining", 4)
+    run_ranks(tiny_run, workers, tmp_path / "crashed", settings, [], tmp_path=tmp_path)
+    expect_equal_runs(tmp_path / "whole", tmp_path / "crashed")
+
+
+def test_a_run_ends_at_its_deadline_with_a_checkpoint(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert not train(tiny_config(), LocalContext("cpu", None, deadline=1.0), folder).finished
+    assert load_checkpoint(folder.checkpoints)["position"]["global_step"] == 0
+    later = LocalContext("cpu", None, deadline=4e9)
+    assert train(tiny_config(), later, folder).finished
