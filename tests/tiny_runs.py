@@ -70,12 +70,12 @@ def tiny_state(
 
 
 def steps_in_float64(
-    rank: int, world_size: int, settings: dict[str, Any], num_steps: int
+    rank: int, world_size: int, settings: dict[str, Any], num_steps: int, phase: str = "classifier"
 ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """Means over workers of the metrics of the first steps, and the weights after them."""
     torch.set_default_dtype(torch.float64)
     try:
-        state, feed = tiny_state(tiny_config(settings))
+        state, feed = tiny_state(tiny_config(settings), phase=phase)
         history: list[dict[str, float]] = []
         for epoch in range(num_steps):
             for batch in feed.epoch(epoch):

@@ -10,7 +10,7 @@ import torch
 from gloo import run_ranks
 from safetensors.torch import load_file
 from test_loop import events, expect_equal_runs, same
-from tiny_runs import StoppingContext, tiny_config, tiny_run, tiny_state
+from tiny_runs import StoppingContext, steps_in_float64, tiny_config, tiny_run, tiny_state
 
 from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.context import LocalContext
@@ -95,6 +95,16 @@ def test_so_it_is_with_several_workers(tmp_path):
     for name, stops in (("whole", []), ("stopped", [3, 6, 6, 7])):
         run_ranks(tiny_run, 2, tmp_path / name, STAGED, stops, tmp_path=tmp_path)
     expect_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("phase", ["pretraining", "estimators", "classifier"])
+def test_each_phase_is_the_same_on_any_number_of_workers(phase, tmp_path):
+    alone = steps_in_float64(0, 1, STAGED, 6, phase)
+    for history, weights in run_ranks(steps_in_float64, 3, STAGED, 6, phase, tmp_path=tmp_path):
+        for mine, theirs in zip(history, alone[0], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+        for name, value in weights.items():
+            torch.testing.assert_close(value, alone[1][name], rtol=1e-9, atol=1e-9, msg=name)
 
 
 def test_reusing_a_run_gives_what_training_everything_gives(staged, tmp_path):
