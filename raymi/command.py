@@ -33,6 +33,9 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
         message = textwrap.indent(str(error), " " * len("error: ")).lstrip()
         errors.print(Text.assemble(("error: ", "bold red"), message))
         return EXIT_USER
+    except FloatingPointError as error:
+        errors.print(Text.assemble(("error: ", "bold red"), str(error)))
+        return EXIT_FAILED
     except KeyboardInterrupt:
         errors.print("interrupted")
         return 128 + signal.SIGINT

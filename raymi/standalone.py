@@ -9,6 +9,7 @@ their own, and to see that orchestration changes nothing. The run is kept in `ou
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -78,18 +79,20 @@ def _train(words: list[str]) -> int:
         raise UserError("\n".join(problems))
     assert config.name is not None
     folder = RunFolder((config.out or Path("runs").absolute()) / config.name)
-    if folder.config.is_file() and folder.read_config() != config:
+    if folder.config.is_file() and _settled(folder.read_config()) != _settled(config):
         raise UserError(
             f"the run {folder.name} in {folder.path.parent} has other settings: give the same ones "
             "to continue it, or another name"
         )
     device = _join()
+    signals = _Signals(folder)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         context = TellingContext(device, folder, config)
         if context.group.rank == 0:
             folder.stop_file.unlink(missing_ok=True)
             folder.write_config(config)
+        signals.listen()
         outcome = train(config, context, folder)
         if context.group.rank == 0 and outcome.finished:
             context.report({})
@@ -98,11 +101,39 @@ def _train(words: list[str]) -> int:
             print_summary(Console(), config, folder, results, {"run": str(folder.path)})
         if outcome.finished:
             return 0
+        if context.group.rank == 0:
+            print("stopped with a checkpoint; the same command continues", file=sys.stderr)
+        if signals.received is not None:
+            return 128 + signals.received
         asked = folder.stop_file.exists() or config.limit.hours is None
         return EXIT_FAILED if asked else EXIT_TIME_LIMIT
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM asks the run to stop with a checkpoint; a second one ends it."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.received: int | None = None
+
+    def listen(self) -> None:
+        """From now on."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._on_signal)
+
+    def _on_signal(self, signum: int, _frame: object) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signum
+        self.folder.stop_file.touch()
+
+
+def _settled(config: Config) -> dict[str, Any]:
+    """What decides a run's results, and so cannot change when it is continued."""
+    return config.model_dump(exclude={"limit", "checkpoint", "tracking"})
 
 
 def _one_place(config: Config) -> Config:

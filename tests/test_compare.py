@@ -194,7 +194,7 @@ arm = words["recipe"].removeprefix("quickstart-")
 behaviour = os.environ.get("FAKE_" + arm.replace("-", "_").upper(), "")
 if behaviour == "diverge":
     print("Traceback")
-    sys.exit("FloatingPointError: expected finite losses, got loss = nan at step 12 (phase c)\\n")
+    sys.exit("error: expected finite losses, got loss = nan at step 12 (phase c)\\n")
 if behaviour == "fail":
     print("Traceback")
     sys.exit("ZeroDivisionError: ours")

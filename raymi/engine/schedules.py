@@ -22,11 +22,13 @@ def build_schedule(optimizer: Optimizer, optim: OptimConfig, total_steps: int) -
     if optim.schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=total_steps)
     if optim.schedule == "onecycle":
+        total = total_steps + 1  # the schedule is stepped once more, after the last update
+        shortest = 1.5 / total  # torch divides by the length of the rise
         return OneCycleLR(
             optimizer,
             max_lr=optim.lr,
-            total_steps=total_steps + 1,  # the schedule is stepped once more, after the last update
-            pct_start=optim.warmup,
+            total_steps=total,
+            pct_start=max(optim.warmup, shortest) if optim.warmup > 0 else 0.0,
             anneal_strategy="linear",
             cycle_momentum=False,
             div_factor=10.0,

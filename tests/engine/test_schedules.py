@@ -13,17 +13,17 @@ from raymi.engine.schedules import build_schedule
 TOTAL = 40
 
 
-def rates(schedule, resumed_at=None, **settings):
+def rates(schedule, resumed_at=None, total=TOTAL, **settings):
     """The learning rate of each step of a run, continued from a checkpoint on the way."""
     optim = OptimConfig(schedule=schedule, lr=0.1, **settings)
 
     def begin():
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=optim.lr)
-        return optimizer, build_schedule(optimizer, optim, TOTAL)
+        return optimizer, build_schedule(optimizer, optim, total)
 
     optimizer, lr = begin()
     seen = []
-    for step in range(TOTAL):
+    for step in range(total):
         if step == resumed_at:
             buffer = io.BytesIO()
             torch.save([optimizer.state_dict(), lr.state_dict()], buffer)
@@ -58,6 +58,14 @@ def test_onecycle_peaks_after_the_warmup_and_ends_near_zero():
     assert abs(seen.index(max(seen)) - 0.25 * TOTAL) <= 1
     assert max(seen) == pytest.approx(0.1, rel=0.1)
     assert seen[-1] < 0.01
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 9])
+def test_onecycle_works_for_the_shortest_runs(total, warmup):
+    seen = rates("onecycle", total=total, warmup=warmup)
+    assert all(0 <= rate <= 0.1 for rate in seen)
+    assert seen[0] >= 0.01
 
 
 def test_constant_is_constant():

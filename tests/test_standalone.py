@@ -1,0 +1,63 @@
+"""`python -m raymi.standalone`: ends on signals and at its time limit with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from raymi.engine.checkpoint import load_checkpoint
+from raymi.engine.run_folder import RunFolder
+from raymi.standalone import main
+
+TINY = [
+    "name=mine", "data.limit=100", "model.width=0.25", "mi.weight=0", "attack.steps=1",
+    "evaluation.steps=1", "validation.steps=1", "probe.steps=0", "scaling.workers=1",
+]  # fmt: skip
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    return [*TINY, f"out={tmp_path}"]
+
+
+def test_the_time_limit_has_an_exit_code_of_its_own_and_the_same_command_continues(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "epochs=2", "limit.hours=1e-9"]) == 75
+    assert "the same command continues" in capsys.readouterr().err
+    checkpoint = load_checkpoint(RunFolder(tmp_path / "mine").checkpoints)
+    assert checkpoint is not None
+    assert checkpoint["position"]["global_step"] == 0
+    assert main([*words, "epochs=2"]) == 0
+    assert main([*words, "epochs=3"]) == 2
+    assert "has other settings" in capsys.readouterr().err
+
+
+def test_losses_that_are_not_finite_end_with_one_message(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "lr=1e30", "epochs=1", "optim.schedule=constant"]) == 1
+    assert capsys.readouterr().err.startswith("error: expected finite losses, got loss")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint(words: list[str], tmp_path: Path, signum: int) -> None:
+    command = [sys.executable, "-m", "raymi.standalone", *words, "epochs=100000"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = RunFolder(tmp_path / "mine")
+    try:
+        deadline = time.monotonic() + 120
+        while not list(folder.checkpoints.glob("*.pt")):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.send_signal(signum)
+        assert process.wait(60) == 128 + signum
+    finally:
+        process.kill()
+    assert load_checkpoint(folder.checkpoints) is not None
