@@ -42,7 +42,7 @@ def _fraction(value: Any) -> Any:
         try:
             over, under = map(Fraction, value.split("/"))
             return float(over / under)
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             return value
     return value
 
@@ -120,7 +120,8 @@ class DataConfig(Section):
     """Keep only so many training and test images, for a quick try; none: all."""
     generated: Folder | None = None
     """A .npz file of generated images for training, arrays `image` and `label`; none: real ones
-    only."""
+    only. (Public ones come from models that saw all training images, those that are held out for
+    validation here too.)"""
     generated_fraction: Share = 0.7
     """Share of each training batch that is generated images, where there are any."""
     crop_padding: Whole = 4
@@ -231,7 +232,8 @@ class MIConfig(Section):
     staged: as in the paper, AT pretraining, then the estimators, then the classifier from scratch
     with the estimators frozen."""
     pretrained: str | None = None
-    """staged: name or folder of an earlier run whose classifier is used instead of pretraining."""
+    """staged: name or folder of an earlier run whose classifier is used instead of pretraining: its
+    pretrained one, else its best one without averaging."""
     estimators: str | None = None
     """staged: name or folder of an earlier run whose estimators are used instead of training
     some."""
@@ -285,7 +287,9 @@ class MIConfig(Section):
     cosine: NonNegative = 0.0
     """Weight of the two cosine terms of Eq. 8."""
     clamp: bool = True
-    """Stop counting batch means of MI outside of what the bound can mean: [0, log(batch - 1)]."""
+    """Stop counting batch means of MI outside of what the bound can mean: dv in [0, log(batch -
+    1)], of bounds that are capped by themselves what is minimised below the value of independent
+    variables; kl, rkl, chi2, wasserstein and infonce-released are not clamped."""
     natural: bool = True
     """Use the natural-MI terms (ablation ii: false)."""
     adversarial: bool = True
@@ -340,6 +344,11 @@ class MIConfig(Section):
 
     @model_validator(mode="after")
     def _stages_are_there(self) -> MIConfig:
+        if self.pretrained is not None and self.estimators is not None:
+            raise ValueError(
+                "give either pretrained or estimators: estimators of an earlier run need no "
+                "pretrained classifier"
+            )
         reused = self.pretrained or self.estimators
         if reused is not None and self.schedule == "joint":
             raise ValueError(

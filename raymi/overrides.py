@@ -160,10 +160,15 @@ def examine(tree: Mapping[str, Any]) -> tuple[Config, list[str]]:
             problems += map(_explain, within)
             if not broken & _COMPARED:  # else what was compared is not what was given
                 problems += map(_explain, between)
-            broken |= {str(one["loc"][0]) for one in within} or _COMPARED
+            worse = broken | ({str(one["loc"][0]) for one in within} or _COMPARED | _ATTACKS)
+            if worse == broken:  # a comparison of other sections: nothing more can be judged
+                return Config(), problems
+            broken = worse
 
 
-_COMPARED = {"optim", "scaling", "mi"}  # sections that `Config` compares with each other
+_COMPARED = {"optim", "scaling", "mi"}
+_ATTACKS = {"attack", "loss"}
+"""Sections that `Config` compares with each other."""
 
 
 def resolved_lines(config: Config) -> list[str]:

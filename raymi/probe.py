@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -31,7 +32,7 @@ from raymi.models import build_model
 from raymi.orchestration.names import find_run
 from raymi.overrides import examine, flatten, overlay, split_words
 
-USAGE = "python -m raymi.probe run=RUN [model=best] [key=value ...] [--help]"
+USAGE = "python -m raymi.probe run=RUN [out=FOLDER] [model=best] [key=value ...] [--help]"
 MODELS = ("best", "last", "best-averaged", "last-averaged")
 SECTIONS = ("probe.", "attack.", "validation.", "data.root", "data.download")
 
@@ -51,6 +52,7 @@ def _probe(words: list[str]) -> int:
     which = parsed.own.get("model", "best")
     if which not in MODELS:
         problems.append(f"unknown model {which!r}: {did_you_mean(which, MODELS)}")
+    out = parsed.settings.pop("out", None)
     problems += [
         f"{key} belongs to the run and cannot change: give keys of {', '.join(SECTIONS)}"
         for key in flatten(parsed.settings)
@@ -60,7 +62,7 @@ def _probe(words: list[str]) -> int:
         problems.append("run=RUN is needed: the name or the folder of a finished run")
     if problems:
         raise UserError("\n".join(problems))
-    folder = find_run(parsed.own["run"], None)
+    folder = find_run(parsed.own["run"], Path(out) if out else None)
     config, wrong = examine(overlay(folder.read_config().model_dump(), parsed.settings))
     if config.probe.steps == 0:
         wrong.append("probe.steps must be at least 1, got 0: the run was made without probes")

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,17 @@ def _train(words: list[str]) -> int:
             f"the run {folder.name} in {folder.path.parent} has other settings: give the same ones "
             "to continue it, or another name"
         )
-    device = _join()
+    folder.path.mkdir(parents=True, exist_ok=True)
+    first = int(os.environ.get("RANK", "0")) == 0
+    with folder.alone() if first else nullcontext():
+        return _run(config, folder)
+
+
+def _run(config: Config, folder: RunFolder) -> int:
+    """This process's part of a run; returns the exit code."""
+    device = _join(config)
     signals = _Signals(folder)
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
         context = TellingContext(device, folder, config)
         if context.group.rank == 0:
             folder.stop_file.unlink(missing_ok=True)
@@ -141,9 +149,10 @@ def _one_place(config: Config) -> Config:
     return config.model_copy(update={"scaling": ScalingConfig()})
 
 
-def _join() -> torch.device:
+def _join(config: Config) -> torch.device:
     """Joins the other processes of `torchrun`, if any; returns this process's device."""
-    cuda, local_rank = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", "0"))
+    cuda = torch.cuda.is_available() and config.scaling.use_gpu != "false"
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)

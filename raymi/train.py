@@ -10,13 +10,10 @@ import shlex
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-from pydantic import ValidationError
 from rich.console import Console
 
 from raymi.command import EXIT_FAILED, EXIT_TIME_LIMIT, print_help, run_command
@@ -88,24 +85,8 @@ def _run(
         folder = new_run_folder(config, recipe)
         command = f"{COMMAND} {shlex.join(words)}".strip()
         folder.write_about({"id": uuid.uuid4().hex, "recipe": recipe, **provenance(command)})
-    with _alone(folder):
+    with folder.alone():
         return _follow(console, config, folder)
-
-
-@contextmanager
-def _alone(folder: RunFolder) -> Iterator[None]:
-    """Keeps a second command out of a run that is going on."""
-    lock = FileLock(folder.path / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"the run {folder.name} is going on in another process: wait for it or stop it first"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _follow(console: Console, config: Config, folder: RunFolder) -> int:
@@ -227,11 +208,6 @@ def _continued(parsed: Words) -> tuple[str, Config, list[str], RunFolder]:
         earlier = folder.read_config()
     except UserError as error:
         raise UserError("\n".join([*problems, str(error)])) from None
-    except ValidationError:
-        raise UserError(
-            f"{folder.config} is damaged, or of another version of raymi: start a new run, or "
-            f"continue with the version in {folder.about}"
-        ) from None
     config, wrong = examine(overlay(earlier.model_dump(), parsed.settings))
     before, now = flatten(earlier.model_dump()), flatten(config.model_dump())
     fixed = [

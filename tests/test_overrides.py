@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from raymi.config import Config
@@ -33,6 +35,24 @@ def complaint(*words: str) -> str:
     with pytest.raises(UserError) as caught:
         from_words(*words)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"attack": {"objective": "kl", "start": "image"}},
+        {"attack": {"steps": "0", "start": "gaussian"}},
+        {"optim": {"batch_size": "2"}, "scaling": {"workers": "3"}},
+        {"optim": {"batch_size": "1"}},
+        {"loss": {"base": "trades"}, "attack": {"start": "image"}, "nme": "a"},
+    ],
+    ids=str,
+)
+def test_every_comparison_between_sections_is_said_once_and_ends(section: dict[str, Any]) -> None:
+    config, problems = examine(section)
+    assert isinstance(config, Config)
+    assert 1 <= len(problems) <= 2
+    assert len(set(problems)) == len(problems)
 
 
 def test_a_unique_last_part_is_enough() -> None:

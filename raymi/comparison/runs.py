@@ -25,7 +25,7 @@ from raymi.engine.run_folder import RunFolder
 
 PROGRAM = (sys.executable, "-m", "raymi.standalone")
 PATIENCE = 60.0  # seconds in which a run may write its checkpoint before it is killed
-_DIVERGED = re.compile(r"error: expected finite losses.* at step (\d+) ")
+_DIVERGED = re.compile(r"error: expected finite .* at step (\d+) ")
 _WEIGHTS = ("best", "last", "best-averaged", "last-averaged")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import chain
+from typing import Any
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
+import torch
+from torch import Tensor, nn
 
 
 class MovingAverage:
@@ -13,6 +16,7 @@ class MovingAverage:
 
     After step t the decay is min(decay, (1 + t) / (10 + t)). The running BatchNorm statistics of
     the averaged model are its own: the average, with the same decay, of the classifier's.
+    (torch's AveragedModel does the same, and makes the CPU wait for the GPU at each step.)
 
     Source: Izmailov et al. 2018; Gowal et al. 2020, Sec. 4.3 (for adversarial training).
 
@@ -20,26 +24,31 @@ class MovingAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        def average(averaged: Tensors, current: Tensors, step: Tensor | int) -> None:
-            done = int(self._averaged.n_averaged)  # on the CPU: no wait for the GPU
-            warmed_up = min(decay, (1 + done) / (10 + done))
-            get_ema_multi_avg_fn(warmed_up)(averaged, current, step)
+        self.model = deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.steps = 0
 
-        self._averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-
-    @property
-    def model(self) -> nn.Module:
-        """The averaged classifier."""
-        return self._averaged.module
-
+    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Takes the classifier's weights after an optimiser step into the average."""
-        self._averaged.update_parameters(model)
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps)) if self.steps else 0.0
+        for averaged, current in zip(_tensors(self.model), _tensors(model), strict=True):
+            if averaged.is_floating_point():
+                averaged.lerp_(current, 1 - decay)
+            else:
+                averaged.copy_(current)
+        self.steps += 1
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Any]:
         """Weights, statistics and number of steps."""
-        return self._averaged.state_dict()
+        return {"model": self.model.state_dict(), "steps": self.steps}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from `state_dict`."""
-        self._averaged.load_state_dict(state)
+        self.model.load_state_dict(state["model"])
+        self.steps = state["steps"]
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Parameters and buffers; tied ones once."""
+    return chain(model.parameters(), model.buffers())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -81,12 +84,22 @@ class OneStepObserver:
 
     Source: Goodfellow et al. 2015. In L2 the step goes along the gradient.
 
-    Args: model; eps, norm, as of the threat model; group.
+    Args: model; eps, norm, as of the threat model; group; device; autocast, makes the context in
+        which the model runs.
     """
 
-    def __init__(self, model: nn.Module, eps: float, norm: str, group: Collectives) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        eps: float,
+        norm: str,
+        group: Collectives,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self.model, self.eps, self.norm, self.group = model, eps, norm, group
-        self._right, self._seen = torch.zeros((), dtype=torch.float64), 0
+        self.autocast = autocast
+        self._right, self._seen = torch.zeros((), dtype=torch.float64, device=device), 0
 
     def see(
         self,
@@ -101,9 +114,10 @@ class OneStepObserver:
         self._seen += sum(sizes)
         if len(x) == 0:
             return
-        x_fgsm = pgd(self.model, x, y, eps=self.eps, alpha=self.eps, steps=1, norm=self.norm)
-        right = (logits.argmax(dim=1) == y) & (self.model(x_fgsm).argmax(dim=1) == y)
-        self._right = self._right.to(right.device) + right.sum()
+        with self.autocast():
+            x_fgsm = pgd(self.model, x, y, eps=self.eps, alpha=self.eps, steps=1, norm=self.norm)
+            right = (logits.argmax(dim=1) == y) & (self.model(x_fgsm).argmax(dim=1) == y)
+        self._right += right.sum()
 
     def results(self) -> dict[str, float]:
         """`fgsm_acc`, a fraction."""

@@ -224,6 +224,7 @@ class _Run:
         """
         state, position, config = self.state, self.state.position, self.config
         means = self._check_finite(state.epoch_means)
+        self._check_weights()
         seconds = time.perf_counter() - self.epoch_began
         epoch = position.epoch + 1
         last = epoch == state.config.optim.epochs
@@ -285,6 +286,7 @@ class _Run:
     def _save(self) -> None:
         """Writes a checkpoint, of losses that are finite."""
         self._check_finite(self.state.epoch_means)
+        self._check_weights()
         self.saved_at = time.monotonic()
         content = self.state.state_dict()
         if self.group.rank == 0:
@@ -341,12 +343,28 @@ class _Run:
         broken = broken or dict.fromkeys(means, self.state.position.global_step)
         first = min(broken.values())
         terms = [name for name, step in broken.items() if step == first]
-        position, checkpoint = self.state.position, newest_checkpoint(self.folder.checkpoints)
-        before = "there is no checkpoint yet" if checkpoint is None else f"go back to {checkpoint}"
         raise FloatingPointError(
             f"expected finite losses, got {', '.join(f'{k} = {means[k]}' for k in terms)} at step "
-            f"{first} (phase {position.phase}, epoch {position.epoch + 1}): start a new run with "
-            f"a lower lr or mi.weight, or with mi.form=bounded; {before}"
+            f"{first} {self._where_to_go_back()}"
+        )
+
+    def _check_weights(self) -> None:
+        """Weights and statistics must be finite, too: a last update can break what no loss has
+        seen."""
+        if broken := self.state.modules_not_finite():
+            raise FloatingPointError(
+                f"expected finite weights, got others in {' and '.join(broken)} at step "
+                f"{self.state.position.global_step} {self._where_to_go_back()}"
+            )
+
+    def _where_to_go_back(self) -> str:
+        position, checkpoint = self.state.position, newest_checkpoint(self.folder.checkpoints)
+        before = "there is no checkpoint yet" if checkpoint is None else f"go back to {checkpoint}"
+        remedy = "a lower lr, mi.weight or mi.balance, or with mi.form=bounded"
+        remedy = remedy if self.config.mi.enabled else "a lower lr"
+        return (
+            f"(phase {position.phase}, epoch {position.epoch + 1}): start a new run with {remedy}; "
+            f"{before}"
         )
 
 

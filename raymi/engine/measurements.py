@@ -69,7 +69,9 @@ class Measurements:
         self, state: TrainState, model: nn.Module, *, watch_mi: bool
     ) -> dict[str, float]:
         attack = validation_attack(self.config)
-        observers: list[Observer] = [OneStepObserver(model, attack.eps, attack.norm, self.group)]
+        observers: list[Observer] = [
+            OneStepObserver(model, attack.eps, attack.norm, self.group, self.device, state.autocast)
+        ]
         block = None
         if watch_mi and state.estimators is not None:
             block = state.config.optim.batch_size  # as many negatives as in training

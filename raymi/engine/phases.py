@@ -43,11 +43,13 @@ def phases_of(config: Config) -> tuple[Phase, ...]:
 
 
 def _pretraining(config: Config) -> Config:
-    """Plain AT: what a run with mi.weight=0 and loss.base=at is, bit for bit."""
+    """Plain AT: what a run with mi.weight=0 and loss.base=at is, bit for bit; its average would
+    be used by nobody."""
     off = config.mi.model_copy(update={"weight": 0.0, "balance": None})
     at = LossConfig(label_smoothing=config.loss.label_smoothing)
     plain = config.model_copy(update={"mi": off, "loss": at})
-    return _lasting(plain, config.mi.pretrain_epochs or config.optim.epochs)
+    plain = _lasting(plain, config.mi.pretrain_epochs or config.optim.epochs)
+    return plain.model_copy(update={"optim": plain.optim.model_copy(update={"ema": 0.0})})
 
 
 def _lasting(config: Config, epochs: int) -> Config:

@@ -81,6 +81,7 @@ def reuse_problems(config: Config) -> list[str]:
 def _differences(config: Config, earlier: Config, key: str) -> list[str]:
     pairs: list[tuple[str, object, object, str]]
     pairs = [(f"data.{name}", config.data, earlier.data, name) for name in _SAME_DATA]
+    pairs += [(f"attack.{name}", config.attack, earlier.attack, name) for name in ("norm", "eps")]
     if key == "pretrained":
         names = ("name", "width", "depth")
         pairs += [(f"model.{name}", config.model, earlier.model, name) for name in names]

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from raymi.config import Config
 from raymi.engine.checkpoint import write_atomically
@@ -40,6 +45,24 @@ class RunFolder:
         """Weights of the "best" or "last" classifier, in safetensors."""
         return self.path / f"{which}.safetensors"
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps a second command out of a run that is going on.
+
+        Raises: UserError in that second command.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"the run {self.name} is going on in another process: wait for it or stop it first"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def write_config(self, config: Config) -> None:
         """Keeps the resolved configuration."""
         write_atomically(self.config, config.model_dump_json(indent=2).encode())
@@ -47,11 +70,17 @@ class RunFolder:
     def read_config(self) -> Config:
         """The resolved configuration.
 
-        Raises: UserError where this is no run's folder.
+        Raises: UserError where this is no run's folder, or one that this version cannot read.
         """
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run of raymi: it has no {self.config.name}")
-        return Config.model_validate_json(self.config.read_text())
+        try:
+            return Config.model_validate_json(self.config.read_text())
+        except ValidationError:
+            raise UserError(
+                f"{self.config} is damaged, or of another version of raymi: start a new run, or "
+                f"use the version in {self.about}"
+            ) from None
 
     def write_about(self, about: dict[str, Any]) -> None:
         """Keeps what is known of the run beside its configuration (recipe, command, MLflow ids)."""

@@ -89,7 +89,7 @@ class TrainState:
         if phase.learns_classifier and config.optim.ema > 0:
             self.average = MovingAverage(self.model, config.optim.ema)
         if config.scaling.compile:
-            self.model.compile()
+            _compile([self.model] + ([] if self.average is None else [self.average.model]))
         self.best = {name: Best() for name in self.classifiers()}
 
         self.critics: Learner | None = None
@@ -168,6 +168,21 @@ class TrainState:
         averaged = {} if self.average is None else {"-averaged": self.average.model}
         return {"": self.model, **averaged}
 
+    def modules_not_finite(self) -> list[str]:
+        """Names of the modules that hold a number that is not finite."""
+        modules: dict[str, nn.Module | None] = {
+            "the classifier": self.model,
+            "the estimators": self.estimators,
+        }
+        if self.average is not None:
+            modules["the averaged classifier"] = self.average.model
+        return [
+            name
+            for name, module in modules.items()
+            if module is not None
+            and not torch.stack([t.isfinite().all() for t in module.state_dict().values()]).all()
+        ]
+
     def train_mode(self) -> None:
         """What learns into train mode."""
         self.model.train()
@@ -242,6 +257,19 @@ def _build_estimators(config: Config, splits: Splits) -> MIEstimators | None:
         natural=critic() if mi.natural else None,
         adversarial=critic() if mi.adversarial else None,
     )
+
+
+def _compile(models: list[nn.Module]) -> None:
+    """Compiles each model's forward in place.
+
+    There is a variant for each of train or eval mode, gradient or none, followed running statistics
+    or not, autocast or not, and batch size: more than torch allows by default.
+    """
+    settings = torch._dynamo.config
+    name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
+    setattr(settings, name, max(getattr(settings, name), 64))
+    for model in models:
+        model.compile()
 
 
 def _autocast(config: Config, device: torch.device) -> Callable[[], AbstractContextManager[object]]:

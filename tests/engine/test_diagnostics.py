@@ -52,7 +52,7 @@ def observed(rank, world_size, num_images=50):
     observers = [
         recorder,
         MIObserver(state.estimators, state.config.mi, group, BLOCK),
-        OneStepObserver(state.model, ATTACK.eps, ATTACK.norm, group),
+        OneStepObserver(state.model, ATTACK.eps, ATTACK.norm, group, torch.device("cpu")),
     ]
     evaluate_pgd(state.model, images, ATTACK, group, block=BLOCK, observers=observers)
     return {**observers[1].results(), **observers[2].results()}, recorder.blocks

@@ -181,11 +181,27 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_name_and_place(tmp_path
     settings = {"optim.lr": 1e30, "optim.schedule": "constant"}
     with pytest.raises(
         FloatingPointError,
-        match=r"got .*loss.* = (nan|inf) at step 2 \(phase classifier, epoch 1\): .*a lower lr .*"
+        match=r"got .*loss.* = (nan|inf) at step 2 \(phase classifier, epoch 1\): .*a lower lr.*"
         "there is no checkpoint yet",
     ):
         train(tiny_config(settings), LocalContext("cpu"), RunFolder(tmp_path))
     assert load_checkpoint(RunFolder(tmp_path).checkpoints) is None
+
+
+def test_weights_that_no_loss_has_seen_broken_end_the_run(tmp_path):
+    """One step an epoch: each loss is finite, and the statistics of BatchNorm are not."""
+    settings = {"optim.lr": 1e9, "optim.batch_size": 180, "mi.weight": 0, "optim.epochs": 3}
+    with pytest.raises(FloatingPointError, match=r"(losses|weights), got .* at step [123] \(phase"):
+        train(tiny_config(settings), LocalContext("cpu"), RunFolder(tmp_path))
+
+
+def test_every_module_is_looked_at():
+    state, _ = tiny_state(tiny_config({"optim.ema": 0.9}))
+    assert state.modules_not_finite() == []
+    for module in (state.model, state.estimators, state.average.model):
+        next(module.buffers()).fill_(math.inf)
+    broken = ["the classifier", "the estimators", "the averaged classifier"]
+    assert state.modules_not_finite() == broken
 
 
 def test_broken_weights_are_not_saved_by_a_stop(tmp_path):

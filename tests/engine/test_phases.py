@@ -145,6 +145,7 @@ def test_a_plain_run_lends_its_best_classifier_and_a_joint_one_its_estimators(tm
     [
         ({"mi.hidden": 8}, r"mi\.estimators: expected mi\.hidden=16 .*, got 8: set mi\.hidden=16"),
         ({"data.split_seed": 1}, r"mi\.estimators: expected data\.split_seed=0 as in"),
+        ({"attack.eps": 0.1}, r"mi\.estimators: expected attack\.eps=0\.2 as in"),
         ({"data.limit": 100}, r"mi\.estimators: expected data\.limit=200 as in"),
         ({}, None),
     ],

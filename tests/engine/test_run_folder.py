@@ -21,6 +21,22 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
         RunFolder(tmp_path).read_config()
 
 
+def test_a_configuration_of_another_version_is_refused(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.config.write_text('{"attack": {"random_start": true}}')
+    with pytest.raises(UserError, match="damaged, or of another version of raymi: start a new run"):
+        folder.read_config()
+
+
+def test_only_one_command_at_a_time_may_work_in_a_run(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.alone(), pytest.raises(UserError, match="is going on in another process"):
+        with RunFolder(tmp_path).alone():
+            pass
+    with folder.alone():
+        pass
+
+
 def test_what_is_known_of_a_run_comes_back(tmp_path):
     folder = RunFolder(tmp_path / "my-run")
     assert folder.name == "my-run"
