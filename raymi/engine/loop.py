@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,9 @@ from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import Splits, load_splits
 from raymi.data.augment import to_unit
-from raymi.engine.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from raymi.engine.alarms import alarms, finite_means, require_finite_weights
+from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.engine.context import Context
-from raymi.engine.diagnostics import overfits_catastrophically
 from raymi.engine.feed import Feed
 from raymi.engine.journal import Journal
 from raymi.engine.measurements import Measurements
@@ -209,7 +207,7 @@ class _Run:
                 now = time.perf_counter()
                 self._write(
                     "step",
-                    metrics=self._check_finite(recent),
+                    metrics=finite_means(recent, state, self.folder.checkpoints),
                     lr=state.lr,
                     images_per_s=images / (now - since),
                 )
@@ -223,8 +221,8 @@ class _Run:
         run that is stopped while it validates does so again when it is continued.
         """
         state, position, config = self.state, self.state.position, self.config
-        means = self._check_finite(state.epoch_means)
-        self._check_weights()
+        means = finite_means(state.epoch_means, state, self.folder.checkpoints)
+        require_finite_weights(state, self.folder.checkpoints)
         seconds = time.perf_counter() - self.epoch_began
         epoch = position.epoch + 1
         last = epoch == state.config.optim.epochs
@@ -234,7 +232,7 @@ class _Run:
             val, better = self.measurements.validate(state, epoch)
         state.epoch_means.clear()
         position.epoch, position.step = epoch, 0
-        for message in _alarms(epoch, means, val, attacked=config.attack.steps > 0):
+        for message in alarms(epoch, means, val, attacked=config.attack.steps > 0):
             self._write("warning", message=message)
         self._write(
             "epoch",
@@ -285,8 +283,9 @@ class _Run:
 
     def _save(self) -> None:
         """Writes a checkpoint, of losses that are finite."""
-        self._check_finite(self.state.epoch_means)
-        self._check_weights()
+        state, checkpoints = self.state, self.folder.checkpoints
+        finite_means(state.epoch_means, state, checkpoints)
+        require_finite_weights(state, checkpoints)
         self.saved_at = time.monotonic()
         content = self.state.state_dict()
         if self.group.rank == 0:
@@ -330,65 +329,6 @@ class _Run:
 
     def _write(self, kind: str, **fields: Any) -> None:
         self.journal.write(kind, **asdict(self.state.position), **fields)
-
-    def _check_finite(self, recorded: MetricMeans) -> dict[str, float]:
-        """The means, which must be finite.
-
-        Raises: FloatingPointError that names the terms, the step and the checkpoint to go back to.
-        """
-        means = recorded.means(self.group)
-        if all(math.isfinite(value) for value in means.values()):
-            return means
-        broken = recorded.first_not_finite(self.group)
-        broken = broken or dict.fromkeys(means, self.state.position.global_step)
-        first = min(broken.values())
-        terms = [name for name, step in broken.items() if step == first]
-        raise FloatingPointError(
-            f"expected finite losses, got {', '.join(f'{k} = {means[k]}' for k in terms)} at step "
-            f"{first} {self._where_to_go_back()}"
-        )
-
-    def _check_weights(self) -> None:
-        """Weights and statistics must be finite, too: a last update can break what no loss has
-        seen."""
-        if broken := self.state.modules_not_finite():
-            raise FloatingPointError(
-                f"expected finite weights, got others in {' and '.join(broken)} at step "
-                f"{self.state.position.global_step} {self._where_to_go_back()}"
-            )
-
-    def _where_to_go_back(self) -> str:
-        position, checkpoint = self.state.position, newest_checkpoint(self.folder.checkpoints)
-        before = "there is no checkpoint yet" if checkpoint is None else f"go back to {checkpoint}"
-        remedy = "a lower lr, mi.weight or mi.balance, or with mi.form=bounded"
-        remedy = remedy if self.config.mi.enabled else "a lower lr"
-        return (
-            f"(phase {position.phase}, epoch {position.epoch + 1}): start a new run with {remedy}; "
-            f"{before}"
-        )
-
-
-def _alarms(
-    epoch: int, train: Mapping[str, float], val: Mapping[str, float], *, attacked: bool
-) -> Iterator[str]:
-    """What a user should hear of at once, a line each.
-
-    Args: train, val: metrics of the epoch; attacked, whether training is adversarial.
-    """
-    norm_mi, norm_adv = train.get("mi/grad_norm", 0.0), train.get("grad_norm_adv", math.inf)
-    if norm_mi > norm_adv:
-        yield (
-            f"the MI loss dominated the adversarial one in epoch {epoch}: the norms of their "
-            f"gradients at the logits were {norm_mi:.3g} and {norm_adv:.3g}; lower mi.weight or "
-            "use mi.balance"
-        )
-    cheap, strong = val.get("fgsm_acc", 0.0), val.get("robust_acc", 1.0)
-    if attacked and overfits_catastrophically(cheap, strong):
-        yield (
-            f"catastrophic overfitting in epoch {epoch}: on validation {100 * cheap:.1f}% "
-            f"withstand one attack step and {100 * strong:.1f}% several; raise attack.steps, or "
-            "lower attack.alpha or optim.lr"
-        )
 
 
 def _device_name(device: torch.device) -> str:
