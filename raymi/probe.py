@@ -23,9 +23,9 @@ from rich.table import Table
 from raymi.collectives import Collectives
 from raymi.command import print_help, run_command
 from raymi.config import Config
-from raymi.data import Splits, load_splits
+from raymi.data import Splits
 from raymi.engine.checkpoint import write_atomically
-from raymi.engine.measurements import probe_model
+from raymi.engine.measurements import load_data, probe_model
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.models import build_model
@@ -75,16 +75,7 @@ def _probe(words: list[str]) -> int:
 
 
 def _run(console: Console, config: Config, folder: RunFolder, which: str) -> None:
-    data = config.data
-    splits = load_splits(
-        data.name,
-        data.root,
-        image_size=data.image_size,
-        val_fraction=data.val_fraction,
-        split_seed=data.split_seed,
-        download=data.download,
-        limit=data.limit,
-    )
+    splits = load_data(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _load(config, folder, which, splits).to(device)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -12,6 +12,7 @@ from raymi.attacks.pgd import pgd
 from raymi.collectives import Collectives
 from raymi.config import MIConfig
 from raymi.engine.critics import score_outputs
+from raymi.engine.evaluation import AttackedBlock
 from raymi.engine.metrics import MetricMeans
 from raymi.mi.estimators import MIEstimators
 from raymi.mi.objectives import global_mean, selected
@@ -35,16 +36,9 @@ class MIObserver:
         self.estimators, self.mi, self.group, self.block = estimators, mi, group, block
         self._means, self._saw_some = MetricMeans(), False
 
-    def see(
-        self,
-        x: Tensor,
-        x_adv: Tensor,
-        logits: Tensor,
-        logits_adv: Tensor,
-        y: Tensor,
-        sizes: list[int],
-    ) -> None:
-        """Adds a worker's share of a block; arguments as of `evaluation.Observer`."""
+    def see(self, block: AttackedBlock) -> None:
+        """Adds a worker's share of a block."""
+        x, x_adv, logits, logits_adv, y, sizes = block
         num = sum(sizes)
         if num < 2 or (num < self.block and self._saw_some):
             return
@@ -101,22 +95,15 @@ class OneStepObserver:
         self.autocast = autocast
         self._right, self._seen = torch.zeros((), dtype=torch.float64, device=device), 0
 
-    def see(
-        self,
-        x: Tensor,
-        x_adv: Tensor,
-        logits: Tensor,
-        logits_adv: Tensor,
-        y: Tensor,
-        sizes: list[int],
-    ) -> None:
-        """Attacks a worker's share of a block; arguments as of `evaluation.Observer`."""
-        self._seen += sum(sizes)
+    def see(self, block: AttackedBlock) -> None:
+        """Attacks a worker's share of a block."""
+        x, y = block.x, block.y
+        self._seen += sum(block.sizes)
         if len(x) == 0:
             return
         with self.autocast():
             x_fgsm = pgd(self.model, x, y, eps=self.eps, alpha=self.eps, steps=1, norm=self.norm)
-            right = (logits.argmax(dim=1) == y) & (self.model(x_fgsm).argmax(dim=1) == y)
+            right = (block.logits.argmax(dim=1) == y) & (self.model(x_fgsm).argmax(dim=1) == y)
         self._right += right.sum()
 
     def results(self) -> dict[str, float]:

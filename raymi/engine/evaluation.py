@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,23 +40,26 @@ class Accuracy:
     num: int
 
 
+class AttackedBlock(NamedTuple):
+    """A worker's share of a block of images, natural and attacked.
+
+    x, x_adv: (b, 3, H, W) in [0, 1]. logits, logits_adv: (b, K), fp32. y: (b,).
+    sizes: samples of the block that each worker holds.
+    """
+
+    x: Tensor
+    x_adv: Tensor
+    logits: Tensor
+    logits_adv: Tensor
+    y: Tensor
+    sizes: list[int]
+
+
 class Observer(Protocol):
     """Somebody who measures more on the samples of an evaluation, while they are there."""
 
-    def see(
-        self,
-        x: Tensor,
-        x_adv: Tensor,
-        logits: Tensor,
-        logits_adv: Tensor,
-        y: Tensor,
-        sizes: list[int],
-    ) -> None:
-        """A worker's share of a block.
-
-        Args: x, x_adv (b, 3, H, W); logits, logits_adv (b, K), fp32; y (b,); sizes, samples that
-            each worker holds.
-        """
+    def see(self, block: AttackedBlock) -> None:
+        """Takes a worker's share of a block."""
 
     def results(self) -> dict[str, float]:
         """What was measured; a collective operation, the same on every worker."""
@@ -111,9 +114,9 @@ def evaluate_pgd(
                 logits_adv = _logits(model, x_adv)
             clean = logits.argmax(dim=1) == y
             right += torch.stack([clean.sum(), (clean & (logits_adv.argmax(dim=1) == y)).sum()])
+            sizes = share_sizes(len(everyone), group.world_size)
             for observer in observers:
-                sizes = share_sizes(len(everyone), group.world_size)
-                observer.see(x, x_adv, logits, logits_adv, y, sizes)
+                observer.see(AttackedBlock(x, x_adv, logits, logits_adv, y, sizes))
             if heartbeat is not None:
                 heartbeat(min((k + 1) * block, len(images)), len(images))
     clean_total, robust_total = group.sum(right).tolist()

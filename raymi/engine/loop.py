@@ -12,14 +12,14 @@ import torch
 from raymi import __version__
 from raymi.config import Config
 from raymi.counter_rng import random_key
-from raymi.data import Splits, load_splits
+from raymi.data import Splits
 from raymi.data.augment import to_unit
 from raymi.engine.alarms import alarms, finite_means, require_finite_weights
 from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.engine.context import Context
 from raymi.engine.feed import Feed
 from raymi.engine.journal import Journal
-from raymi.engine.measurements import Measurements
+from raymi.engine.measurements import Measurements, load_data
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import Phase, phases_of
 from raymi.engine.reuse import load_weights, pretrained_path, save_weights
@@ -46,18 +46,7 @@ def train(config: Config, context: Context, folder: RunFolder) -> Outcome:
     Raises: UserError for data or settings that cannot work; FloatingPointError where a loss is not
         finite.
     """
-    data = config.data
-    splits = load_splits(
-        data.name,
-        data.root,
-        image_size=data.image_size,
-        val_fraction=data.val_fraction,
-        split_seed=data.split_seed,
-        download=data.download,
-        limit=data.limit,
-        generated=data.generated,
-    )
-    return _Run(config, context, folder, splits).train()
+    return _Run(config, context, folder, load_data(config)).train()
 
 
 class _StopRequested(Exception):

@@ -14,13 +14,31 @@ from torch import nn
 
 from raymi.collectives import Collectives
 from raymi.config import Config
-from raymi.data import ImageSet, Splits
+from raymi.data import ImageSet, Splits, load_splits
 from raymi.engine.diagnostics import MIObserver, OneStepObserver
 from raymi.engine.evaluation import Accuracy, Observer, PGDAttack, evaluate_pgd
 from raymi.engine.probes import Heartbeat, probe_classifier
 from raymi.engine.reuse import save_weights
 from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import TrainState
+
+
+def load_data(config: Config) -> Splits:
+    """The images of a run.
+
+    Raises: UserError, with the remedy, for settings or files that cannot work.
+    """
+    data = config.data
+    return load_splits(
+        data.name,
+        data.root,
+        image_size=data.image_size,
+        val_fraction=data.val_fraction,
+        split_seed=data.split_seed,
+        download=data.download,
+        limit=data.limit,
+        generated=data.generated,
+    )
 
 
 class Measurements:

@@ -21,7 +21,7 @@ from raymi.data.augment import to_unit
 from raymi.data.batches import global_batch, share, share_sizes
 from raymi.engine.critics import EstimatorTask
 from raymi.engine.diagnostics import MIObserver
-from raymi.engine.evaluation import PGDAttack, evaluate_pgd
+from raymi.engine.evaluation import AttackedBlock, PGDAttack, evaluate_pgd
 from raymi.engine.learner import Learner, distributed
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.models.batchnorm import convert_batchnorm
@@ -117,17 +117,10 @@ class _Crafted:
         self.group = group
         self.parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
 
-    def see(
-        self,
-        x: Tensor,
-        x_adv: Tensor,
-        logits: Tensor,
-        logits_adv: Tensor,
-        y: Tensor,
-        sizes: list[int],
-    ) -> None:
-        for part, values in zip(self.parts, (x_adv, logits, logits_adv), strict=True):
-            part.append(self.group.gather(values.contiguous(), sizes))
+    def see(self, block: AttackedBlock) -> None:
+        kept = (block.x_adv, block.logits, block.logits_adv)
+        for part, values in zip(self.parts, kept, strict=True):
+            part.append(self.group.gather(values.contiguous(), block.sizes))
 
     def results(self) -> dict[str, float]:
         """Nothing to measure."""

@@ -29,8 +29,8 @@ class Recorder:
     def __init__(self):
         self.blocks = []
 
-    def see(self, x, x_adv, logits, logits_adv, y, sizes):
-        self.blocks.append((x, x_adv, logits, logits_adv, y))
+    def see(self, block):
+        self.blocks.append(block[:5])
 
     def results(self):
         return {}
