@@ -10,7 +10,8 @@ folder.
 
 arms: variants of the recipe, the first one the reference. seeds: 0..9, or 0,1,2. parallel: runs at
 once, by default one for each GPU, or for each CPU core. All other keys are those of a run and hold
-for all arms; an arm without MI stays without, whatever mi.weight or mi.balance says.
+for all arms; an arm without MI stays without, whatever mi.weight or mi.balance says, and
+mi.pretrained and mi.estimators reach staged arms only.
 
 It ends with a table, also in `comparison.md`, and all numbers in `comparison.json`.
 """

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from raymi.comparison.runs import ArmRun, available_cores, available_gpus
 from raymi.config import ScalingConfig
 from raymi.engine.run_folder import RunFolder
@@ -22,6 +20,7 @@ from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 ARMS = "at,at-clean-forward,mi-off,random,released,paper,bounded"
 SEEDS = "0..2"
 _WEIGHTS = {"mi.weight", "mi.balance"}
+_REUSED = {"mi.pretrained", "mi.estimators"}
 _NOT_SHARED = {
     "seed": "seeds=0..9 says which seeds there are",
     "scaling.workers": "each run has one device; parallel=N runs several at once",
@@ -148,8 +147,7 @@ def _runs(
     problems: list[str] = []
     for seed in seeds:
         for arm in arms:
-            off = "mi.weight" in _set_by(arm)
-            shared = {k: v for k, v in settings.items() if not (off and k in _WEIGHTS)}
+            shared = _reaching(recipe, arm, settings)
             place = {"name": f"{arm}-seed{seed}", "out": str(folder), "seed": str(seed)}
             keys = {**shared, **place, "scaling.workers": "1"}
             tree, unknown = on_recipe(f"{recipe}-{arm}", nest(keys))
@@ -167,16 +165,23 @@ def _runs(
     return tuple(runs)
 
 
+def _reaching(recipe: str, arm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that an arm takes: weights where it has MI, reused runs where it is staged."""
+    off = "mi.weight" in _set_by(arm)
+    tree, _ = on_recipe(f"{recipe}-{arm}", {})
+    staged = not off and tree.get("mi", {}).get("schedule") == "staged"
+    without = (_WEIGHTS if off else set()) | (set() if staged else _REUSED)
+    return {key: value for key, value in settings.items() if key not in without}
+
+
 def _changed(run: ArmRun) -> list[str]:
     """A line if the run is there already, with other settings."""
     if not run.folder.config.is_file():
         return []
     try:
         before = flatten(run.folder.read_config().model_dump())
-    except ValidationError:
-        return [
-            f"{run.folder.config} is damaged, or of another version of raymi: choose another name"
-        ]
+    except UserError as error:
+        return [f"{error}; or choose another name"]
     now = flatten(run.config.model_dump())
     keys = [key for key in now if now[key] != before.get(key)]
     if not keys:
