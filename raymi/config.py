@@ -416,6 +416,9 @@ class ScalingConfig(Section):
     """Memory format of images and convolutions (faster on GPUs)."""
     compile: bool = False
     """torch.compile the classifier's forward."""
+    fold_batchnorm: bool = False
+    """Attack a twin in which each BatchNorm after a convolution is part of it, while training:
+    faster, and another rounding."""
     sync_batchnorm: bool = True
     """BatchNorm statistics over the batch of all workers."""
     wait_minutes: NonNegative = 0.0

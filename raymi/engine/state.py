@@ -100,7 +100,13 @@ class TrainState:
         self.classifier: Learner | None = None
         if phase.learns_classifier:
             self.classifier = self._classifier_learner(total_steps)
-        self.craft = Crafter(self.model, config.attack, config.attack_objective, self.autocast)
+        self.craft = Crafter(
+            self.model,
+            config.attack,
+            config.attack_objective,
+            self.autocast,
+            fold_batchnorm=config.scaling.fold_batchnorm,
+        )
         self._step = self._build_step()
 
     def _build_modules(self, splits: Splits) -> None:

@@ -18,6 +18,7 @@ from raymi.engine.critics import Metrics
 from raymi.engine.feed import Batch
 from raymi.engine.learner import Learner
 from raymi.engine.weight_perturbation import WeightPerturbation
+from raymi.models.folding import FoldedClassifier
 from raymi.models.modes import evaluation_mode, full_precision
 
 
@@ -28,6 +29,7 @@ class Crafter:
         model: the bare classifier.
         attack: the threat model. objective: what PGD maximises, "ce" or "kl".
         autocast: makes the context in which the classifier runs.
+        fold_batchnorm: attack a twin in which BatchNorm is part of the convolutions.
     """
 
     def __init__(
@@ -36,8 +38,11 @@ class Crafter:
         attack: AttackConfig,
         objective: str,
         autocast: Callable[[], AbstractContextManager[object]],
+        *,
+        fold_batchnorm: bool = False,
     ) -> None:
         self.model = model
+        self.folded = FoldedClassifier(model) if fold_batchnorm else None
         self.attack = attack
         self.objective = objective
         self.autocast = autocast
@@ -46,9 +51,11 @@ class Crafter:
         """Adversarial samples of the bare classifier: (b, 3, H, W) in [0, 1], within eps of x."""
         attack = self.attack
         start = start_of(attack.start, x, attack.eps, attack.norm, key, index)
+        if self.folded is not None:
+            self.folded.refresh()
         with self.autocast(), torch.no_grad():
             return pgd(
-                self.model,
+                self.model if self.folded is None else self.folded,
                 x,
                 y,
                 eps=attack.eps,

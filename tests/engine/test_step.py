@@ -387,3 +387,20 @@ def test_the_random_control_adds_noise_of_the_same_norm_and_nothing_else(base):
     weights = [dict(s.model.state_dict()) for s in (state, again, other)]
     assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
     assert not all(torch.equal(v, weights[2][k]) for k, v in weights[0].items())
+
+
+def test_samples_that_were_crafted_with_folded_batchnorm_are_the_same_to_rounding():
+    torch.set_default_dtype(torch.float64)
+    try:
+        crafted_samples = []
+        for folded in (False, True):
+            state, feed = tiny_state(tiny_config({"scaling.fold_batchnorm": folded}))
+            for batch in feed.epoch(0):
+                x = batch.x.double()
+                crafted_samples.append(state.craft(x, batch.y, batch.sample, 0))
+                state.step(batch._replace(x=x), 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    half = len(crafted_samples) // 2
+    for one, other in zip(crafted_samples[:half], crafted_samples[half:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
