@@ -74,9 +74,11 @@ def test_it_depends_on_the_classifier_alone(alone):
     assert probed(0, 1) == alone
 
 
-def test_workers_together_probe_what_one_does(alone, tmp_path):
-    for estimates in run_ranks(probed, 2, tmp_path=tmp_path):
-        assert estimates == pytest.approx(alone, abs=0.03)
+def test_workers_together_probe_what_one_does(tmp_path):
+    """After a few steps: rounding grows with the number of Adam's."""
+    (alone,) = run_ranks(probed, 1, 6, 3, tmp_path=tmp_path)
+    for estimates in run_ranks(probed, 2, 6, 3, tmp_path=tmp_path):
+        assert estimates == pytest.approx(alone, abs=1e-3)
 
 
 def test_a_run_ends_with_its_probes(tmp_path):
