@@ -7,6 +7,8 @@ update of its weights, so folding once saves a pass over all activations each ti
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -104,17 +106,6 @@ def _called(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
 
 def _like(conv: nn.Conv2d) -> nn.Conv2d:
     """A convolution of the same kind with a bias, that nobody trains."""
-    made = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
-        conv.groups,
-        padding_mode=conv.padding_mode,
-        device=conv.weight.device,
-        dtype=conv.weight.dtype,
-    )
-    made.weight.data = torch.empty_like(conv.weight)  # its memory format, too
+    made = deepcopy(conv)
+    made.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
     return made.requires_grad_(False)
