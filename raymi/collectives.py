@@ -36,6 +36,16 @@ class Collectives:
         """Maximum over ranks, elementwise, without gradient."""
         return x.detach()
 
+    def exchange(self, x: Tensor, sizes: list[int]) -> Tensor:
+        """What every rank has for this rank's rows, of which rank r holds sizes[r].
+
+        x (sum(sizes), ...), a row for each sample of the global batch, to (world size, sizes[rank],
+        ...), in rank order; the gradient flows back to every rank's x. To be summed (or the like)
+        over the first axis: a rank then sends and receives no more than x has, however many there
+        are.
+        """
+        return x[None]
+
 
 class ProcessGroup(Collectives):
     """The operations over a torch.distributed group (gloo or nccl).
@@ -59,6 +69,9 @@ class ProcessGroup(Collectives):
         dist.all_reduce(x, dist.ReduceOp.MAX, group=self.group)
         return x
 
+    def exchange(self, x: Tensor, sizes: list[int]) -> Tensor:
+        return _Exchange.apply(x, sizes, self)
+
 
 class _Gather(torch.autograd.Function):
     """Rows of all ranks, padded to equal shares on the wire; backward sums what ranks ask of a
@@ -75,11 +88,35 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _to_owners(grads[0], ctx.sizes, ctx.group).sum(dim=0), None, None
+
+
+class _Exchange(torch.autograd.Function):
+    """Rows to the ranks that hold them; backward the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:
+        ctx.sizes, ctx.group = sizes, group
+        return _to_owners(x, sizes, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad, group=ctx.group.group)
-        start = sum(ctx.sizes[: ctx.group.rank])
-        return grad[start : start + ctx.sizes[ctx.group.rank]], None, None
+        sizes: list[int] = ctx.sizes
+        received = grad.new_empty(sum(sizes), *grad.shape[2:])
+        own = [sizes[ctx.group.rank]] * len(sizes)
+        dist.all_to_all_single(
+            received, grad.flatten(0, 1).contiguous(), sizes, own, group=ctx.group.group
+        )
+        return received, None, None
+
+
+def _to_owners(x: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:
+    """(sum(sizes), ...) to (world size, sizes[rank], ...)."""
+    own = sizes[group.rank]
+    received = x.new_empty(len(sizes) * own, *x.shape[1:])
+    dist.all_to_all_single(received, x.contiguous(), [own] * len(sizes), sizes, group=group.group)
+    return received.unflatten(0, (len(sizes), own))
 
 
 class _Sum(torch.autograd.Function):

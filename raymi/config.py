@@ -296,6 +296,9 @@ class MIConfig(Section):
     """Use the adversarial-MI terms (ablation i: false)."""
     negatives: Literal["global", "local"] = "global"
     """Negatives come from the batch of all workers, or from each worker's own share (cheaper)."""
+    score_memory: Positive = 256.0
+    """MiB that a tensor of scores (own patterns x global batch x locations) may take; larger ones
+    are computed in parts, exactly, and held for no backward pass."""
     hidden: Count = 512
     """Units H of the estimators' feature space (capacity)."""
     base_width: Count = 64
@@ -419,6 +422,11 @@ class ScalingConfig(Section):
     fold_batchnorm: bool = False
     """Attack a twin in which each BatchNorm after a convolution is part of it, while training:
     faster, and another rounding."""
+    micro_batch: Count | None = None
+    """Images of a worker that go through a network at once; none: its whole share. A smaller number
+    takes less memory and one more forward. The losses, MI included, stay those of the global batch,
+    but BatchNorm in train mode sees such pieces (one of each worker together), one after the
+    other."""
     sync_batchnorm: bool = True
     """BatchNorm statistics over the batch of all workers."""
     wait_minutes: NonNegative = 0.0
@@ -540,6 +548,15 @@ class Config(Section):
             raise ValueError(
                 "attack.start must be ball or image for attack.steps=0, got gaussian: without a "
                 "step nothing brings its noise back into the ball and [0, 1]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _pieces_have_statistics(self) -> Config:
+        if self.scaling.micro_batch is not None and self.loss.batchnorm != "adversarial":
+            raise ValueError(
+                f"scaling.micro_batch needs loss.batchnorm=adversarial, got {self.loss.batchnorm}: "
+                "an order of whole batches is not defined for pieces of them"
             )
         return self
 

@@ -36,12 +36,12 @@ from raymi.tracking.tracker import Tracker
 
 COMMAND = "python -m raymi.train"
 USAGE = f"{COMMAND} [recipe=NAME | resume=RUN] [key=value ...] [--dry-run] [--help]"
-FIXED_SCALING = ("scaling.precision", "scaling.sync_batchnorm")
+FIXED_SCALING = ("scaling.precision", "scaling.sync_batchnorm", "scaling.micro_batch")
 CHANGEABLE = tuple(
     key
     for key, _ in leaves()
     if (key.startswith(("scaling.", "checkpoint.", "limit.")) and key not in FIXED_SCALING)
-    or key in ("data.root", "data.download", "evaluation.block")
+    or key in ("data.root", "data.download", "evaluation.block", "mi.score_memory")
     or key in ("tracking.enabled", "tracking.log_every")
 )
 """What may change when a run is continued: everything else decides its results."""

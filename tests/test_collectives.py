@@ -20,7 +20,10 @@ def loss_of_everything(x, group, sizes):
     """Uses every operation in a way that couples all rows: a whole-batch loss on every rank."""
     everyone = group.gather(x.sin(), sizes)  # (B, 4)
     total = group.sum(x.exp().sum(0))  # (4,)
-    return (everyone @ total).square().sum() + (everyone @ everyone.T).tanh().sum()
+    partial = (everyone[:, None] * x).cos().sum(1)  # (B, 4), over this rank's rows
+    mine = group.exchange(partial, sizes).sum(0)  # (b, 4), over all rows
+    whole = group.sum((mine * x).square().sum())
+    return (everyone @ total).square().sum() + (everyone @ everyone.T).tanh().sum() + whole
 
 
 def gradients_on_a_rank(rank, world_size, sizes):
@@ -83,4 +86,5 @@ def test_one_process_needs_no_torch_distributed():
     assert (group.rank, group.world_size) == (0, 1)
     assert group.gather(x, [2]) is x
     assert group.sum(x) is x
+    assert torch.equal(group.exchange(x, [2]), x[None])
     assert not group.max(x).requires_grad

@@ -146,3 +146,11 @@ def tied_net(num_classes: int, image_size: int) -> nn.Module:
     first, second = nn.Linear(size, size), nn.Linear(size, size)
     second.weight = first.weight
     return nn.Sequential(nn.Flatten(), first, nn.ReLU(), second, nn.Linear(size, num_classes))
+
+
+def norm_free_net(num_classes: int, image_size: int) -> nn.Module:
+    """A user's own network without BatchNorm."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Tanh(), nn.Flatten(),
+        nn.Linear(8 * (image_size // 2) ** 2, num_classes),
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from raymi.collectives import Collectives
 from raymi.config import MIConfig
+from raymi.engine.micro_batches import in_pieces, num_pieces
 from raymi.mi.bounds import F_DIVERGENCES
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import Matching, match
@@ -25,13 +26,24 @@ Metrics = dict[str, Tensor]
 
 
 class EstimatorTask(nn.Module):
-    """Trains both critics on outputs of the classifier (Eq. 4 or 5)."""
+    """Trains both critics on outputs of the classifier (Eq. 4 or 5).
 
-    def __init__(self, estimators: MIEstimators, mi: MIConfig, group: Collectives) -> None:
+    Args: estimators; mi, their settings; group, the workers; micro_batch, samples of a worker that
+        go through a local encoder at once, None: all.
+    """
+
+    def __init__(
+        self,
+        estimators: MIEstimators,
+        mi: MIConfig,
+        group: Collectives,
+        micro_batch: int | None = None,
+    ) -> None:
         super().__init__()
         self.estimators = estimators
         self.mi = mi
         self.group = group
+        self.micro_batch = micro_batch
 
     def forward(
         self,
@@ -77,7 +89,8 @@ class EstimatorTask(nn.Module):
     ) -> tuple[Tensor, Metrics]:
         """Loss of the critic of pattern u, which belongs to `own_logits`."""
         mi, group, num = self.mi, self.group, sum(sizes)
-        features = critic.local_features(u)
+        pieces = num_pieces(sizes, self.micro_batch)
+        features = in_pieces(critic.local_features, critic, u, pieces)
         scores = score_outputs(critic, own_logits, features, sizes, mi, group)
         with torch.no_grad():
             metrics = {
@@ -117,4 +130,6 @@ def score_outputs(
         sizes, group = [len(logits)], Collectives()
     outputs = critic.global_features(logits)
     divergence = mi.bound if mi.bound in F_DIVERGENCES else None
-    return match(outputs, features, sizes, group, divergence=divergence)
+    return match(
+        outputs, features, sizes, group, divergence=divergence, score_memory=mi.score_memory
+    )

@@ -95,7 +95,7 @@ class TrainState:
         self.critics: Learner | None = None
         if self.estimators is not None and phase.learns_estimators:
             adam = torch.optim.Adam(self.estimators.parameters(), lr=config.mi.estimator_lr)
-            critics = EstimatorTask(self.estimators, config.mi, group)
+            critics = EstimatorTask(self.estimators, config.mi, group, config.scaling.micro_batch)
             self.critics = Learner(distributed(critics, group, device), adam)
         self.classifier: Learner | None = None
         if phase.learns_classifier:
@@ -106,6 +106,7 @@ class TrainState:
             config.attack_objective,
             self.autocast,
             fold_batchnorm=config.scaling.fold_batchnorm,
+            micro_batch=config.scaling.micro_batch,
         )
         self._step = self._build_step()
 
@@ -143,7 +144,13 @@ class TrainState:
             weight_decay=optim.weight_decay,
         )
         task = ClassifierTask(
-            self.model, config.loss, config.mi, self.estimators, self.group, self.autocast
+            self.model,
+            config.loss,
+            config.mi,
+            self.estimators,
+            self.group,
+            self.autocast,
+            config.scaling.micro_batch,
         )
         schedule = build_schedule(sgd, optim, total_steps)
         return Learner(distributed(task, self.group, self.device), sgd, schedule)

@@ -17,6 +17,7 @@ from raymi.engine.averaging import MovingAverage
 from raymi.engine.critics import Metrics
 from raymi.engine.feed import Batch
 from raymi.engine.learner import Learner
+from raymi.engine.micro_batches import in_pieces, num_pieces
 from raymi.engine.weight_perturbation import WeightPerturbation
 from raymi.models.folding import FoldedClassifier
 from raymi.models.modes import evaluation_mode, full_precision
@@ -30,6 +31,7 @@ class Crafter:
         attack: the threat model. objective: what PGD maximises, "ce" or "kl".
         autocast: makes the context in which the classifier runs.
         fold_batchnorm: attack a twin in which BatchNorm is part of the convolutions.
+        micro_batch: samples that are attacked at once; None: all.
     """
 
     def __init__(
@@ -40,19 +42,29 @@ class Crafter:
         autocast: Callable[[], AbstractContextManager[object]],
         *,
         fold_batchnorm: bool = False,
+        micro_batch: int | None = None,
     ) -> None:
         self.model = model
         self.folded = FoldedClassifier(model) if fold_batchnorm else None
         self.attack = attack
         self.objective = objective
         self.autocast = autocast
+        self.micro_batch = micro_batch
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, key: int) -> Tensor:
         """Adversarial samples of the bare classifier: (b, 3, H, W) in [0, 1], within eps of x."""
-        attack = self.attack
-        start = start_of(attack.start, x, attack.eps, attack.norm, key, index)
         if self.folded is not None:
             self.folded.refresh()
+        pieces = num_pieces([len(x)], self.micro_batch)
+        if pieces == 1:
+            return self._craft(x, y, index, key)
+        xs, ys, indices = (whole.tensor_split(pieces) for whole in (x, y, index))
+        parts = zip(xs, ys, indices, strict=True)
+        return torch.cat([self._craft(*part, key) for part in parts])
+
+    def _craft(self, x: Tensor, y: Tensor, index: Tensor, key: int) -> Tensor:
+        attack = self.attack
+        start = start_of(attack.start, x, attack.eps, attack.norm, key, index)
         with self.autocast(), torch.no_grad():
             return pgd(
                 self.model if self.folded is None else self.folded,
@@ -152,7 +164,10 @@ class EstimatorStep:
             return {}
         model = self.craft.model
         with evaluation_mode(model), torch.no_grad(), self.craft.autocast():
-            logits, logits_adv = full_precision(model(x)), full_precision(model(x_adv))
+            pieces = num_pieces(sizes, self.craft.micro_batch)
+            logits, logits_adv = (
+                full_precision(in_pieces(model, model, images, pieces)) for images in (x, x_adv)
+            )
         loss, metrics = self.estimators.task(x, x_adv, logits, logits_adv, y, sizes)
         self.estimators.descend(loss)
         return metrics

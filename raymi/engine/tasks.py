@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from raymi.collectives import Collectives
 from raymi.config import LossConfig, MIConfig
 from raymi.engine.critics import Metrics, score_outputs
+from raymi.engine.micro_batches import in_pieces, num_pieces
 from raymi.losses import at_loss, mart_loss, trades_loss
 from raymi.mi.balance import balanced_weight, global_norm, gradients_at, with_gradient
 from raymi.mi.estimators import LocalDIM, MIEstimators
+from raymi.mi.frozen import sloped_estimates
 from raymi.mi.objectives import PairMI, classifier_mi_loss, global_mean, selected
 from raymi.mi.released import selected_over_batch
 from raymi.models.modes import evaluation_mode, full_precision
@@ -44,6 +46,7 @@ class ClassifierTask(nn.Module):
         estimators: the critics, frozen here: eval mode, no gradients; None where MI is off.
         group: the workers.
         autocast: makes the context in which the classifier runs; losses are computed outside of it.
+        micro_batch: samples of a worker that go through a network at once; None: all.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class ClassifierTask(nn.Module):
         estimators: MIEstimators | None,
         group: Collectives,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        micro_batch: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -61,6 +65,7 @@ class ClassifierTask(nn.Module):
         self.mi = mi
         self.group = group
         self.autocast = autocast
+        self.micro_batch = micro_batch
         self._frozen = (estimators,)  # in a tuple: not ours to train, so not a submodule
         self.clean_has_gradient = loss.base != "at" or (estimators is not None and mi.cosine > 0)
         self.random_gradient = mi.enabled and mi.gradient == "random"
@@ -91,8 +96,8 @@ class ClassifierTask(nn.Module):
         """
         num = sum(sizes)
         if adversarial_only:
-            return self._adversarial_only(x, x_adv, y, num)
-        logits, logits_adv = self.forward_pair(x, x_adv)
+            return self._adversarial_only(x, x_adv, y, sizes)
+        logits, logits_adv = self.forward_pair(x, x_adv, sizes)
         if learn is not None and num > 1:
             learn(logits.detach(), logits_adv.detach())
         loss_adv = self.adversarial_loss(logits, logits_adv, y, num)
@@ -133,14 +138,14 @@ class ClassifierTask(nn.Module):
         }
 
     def _adversarial_only(
-        self, x: Tensor, x_adv: Tensor, y: Tensor, num: int
+        self, x: Tensor, x_adv: Tensor, y: Tensor, sizes: list[int]
     ) -> tuple[Tensor, Metrics]:
         with running_statistics_frozen(self.model):
-            logits_adv = self._forward(x_adv)
-            logits = logits_adv if self.loss.base == "at" else self._forward(x)
-        return self.adversarial_loss(logits, logits_adv, y, num), {}
+            logits_adv = self._forward(x_adv, sizes)
+            logits = logits_adv if self.loss.base == "at" else self._forward(x, sizes)
+        return self.adversarial_loss(logits, logits_adv, y, sum(sizes)), {}
 
-    def forward_pair(self, x: Tensor, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_pair(self, x: Tensor, x_adv: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
         """(h(x), h(x_adv)), (b, K) each, in two forwards in train mode.
 
         Running BatchNorm statistics follow the batches that `loss.batchnorm` names: by default the
@@ -148,23 +153,27 @@ class ClassifierTask(nn.Module):
         and is empty where nothing uses it.
         """
         if not self.clean_is_used:
-            return x.new_zeros(len(x), 0), self._forward(x_adv)
+            return x.new_zeros(len(x), 0), self._forward(x_adv, sizes)
         if self.loss.batchnorm == "adversarial":
             with running_statistics_frozen(self.model):
-                logits = self._forward(x, gradient=self.clean_has_gradient)
-            return logits, self._forward(x_adv)
+                logits = self._forward(x, sizes, gradient=self.clean_has_gradient)
+            return logits, self._forward(x_adv, sizes)
         with running_statistics_of(self.model, _ORDERS[self.loss.batchnorm]) as record:
-            logits = self._forward(x, gradient=self.clean_has_gradient)
+            logits = self._forward(x, sizes, gradient=self.clean_has_gradient)
             record("n")
-            logits_adv = self._forward(x_adv)
+            logits_adv = self._forward(x_adv, sizes)
             record("a")
         return logits, logits_adv
 
-    def _forward(self, x: Tensor, *, gradient: bool = True) -> Tensor:
-        # An autocast context for each forward: weights that one without gradient has cast stay in
-        # its cache (older torch), and the next forward would find them without gradient too.
-        with self.autocast(), torch.set_grad_enabled(gradient):
-            return full_precision(self.model(x))
+    def _forward(self, x: Tensor, sizes: list[int], *, gradient: bool = True) -> Tensor:
+        def forward(piece: Tensor) -> Tensor:
+            # An autocast context for each forward: weights that one without gradient has cast stay
+            # in its cache (older torch), and the next would find them without gradient too.
+            with self.autocast():
+                return full_precision(self.model(piece))
+
+        with torch.set_grad_enabled(gradient):
+            return in_pieces(forward, self.model, x, num_pieces(sizes, self.micro_batch))
 
     def adversarial_loss(self, logits: Tensor, logits_adv: Tensor, y: Tensor, num: int) -> Tensor:
         """The base method's loss: 0-d."""
@@ -237,14 +246,15 @@ class ClassifierTask(nn.Module):
         if critic is None:
             return None
         with torch.no_grad():
-            features = critic.local_features(u)
+            pieces = num_pieces(sizes, self.micro_batch)
+            features = in_pieces(critic.local_features, critic, u, pieces)
+
+        def estimate(z: Tensor) -> Tensor:
+            scores = score_outputs(critic, z, features, sizes, self.mi, self.group)
+            return scores.bound(self.mi.bound)
+
         outputs = [logits_adv, logits] if self.mi.cosine > 0 else [logits_adv]
-        return PairMI(
-            *(
-                score_outputs(critic, z, features, sizes, self.mi, self.group).bound(self.mi.bound)
-                for z in outputs
-            )
-        )
+        return PairMI(*(sloped_estimates(estimate, z) for z in outputs))
 
     def _accuracy(self, logits: Tensor, y: Tensor, num: int) -> Tensor:
         right = (logits.detach().argmax(dim=1) == y).to(torch.float64)

@@ -1,9 +1,10 @@
 """What a bound needs of the scores of a global batch, computed where the local features are.
 
 The local features (b, H, P) are large, the global ones (b, H) small. So each worker gathers the
-global features of all B samples, scores them against its own patterns, and contributes a partial
-sum over its own columns; the sums are combined over workers. A worker communicates O(B (H + P))
-numbers, never the features of locations.
+global features of all B samples, scores them against its own patterns, takes a partial logsumexp
+over its own columns, and sends each worker the parts of its rows. A worker communicates
+O(B (H + P)) numbers, never the features of locations. Scores (b, B, P) that are too large are
+computed in parts, some columns at a time, and once more in the backward pass.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from raymi.collectives import Collectives
 from raymi.mi.bounds import F_DIVERGENCES
@@ -89,6 +91,7 @@ def match(
     group: Collectives,
     *,
     divergence: str | None = None,
+    score_memory: float = math.inf,
 ) -> Matching:
     """Scores all outputs of the global batch against all of its patterns.
 
@@ -98,29 +101,55 @@ def match(
         sizes: how many samples each worker holds; they sum to B.
         group: the workers.
         divergence: name of an f-divergence; what it needs is computed, too.
+        score_memory: MiB that a tensor of scores may take; larger ones are computed in parts of at
+            least one column, exactly. None of them outlives its part then.
     Returns: the `Matching` of the worker's own samples; exact in value and, under the convention of
         `raymi.collectives`, in gradient.
     """
     num, first = sum(sizes), sum(sizes[: group.rank])
-    outputs = group.gather(global_features, sizes)  # (B, H)
-    scores = outputs @ local_features  # (b, B, P): column j, row i
-    columns = torch.arange(len(scores), device=scores.device)
-    rows = first + columns
-    positive = scores[columns, rows]  # (b, P)
     if num <= 1:
+        positive = (global_features[:, :, None] * local_features).sum(dim=1)
         nothing = torch.full_like(positive, -math.inf)
         return Matching(positive, nothing, num, divergence, torch.zeros_like(positive))
-    matched = rows[:, None] == torch.arange(num, device=scores.device)  # (b, B)
-    negatives = scores.masked_fill(matched[:, :, None], -math.inf)
-    # finite also for rows whose negatives are all with other workers, and for a worker without any
-    floor = scores.new_full((1, num, scores.shape[2]), torch.finfo(scores.dtype).min)
-    largest = group.max(torch.cat([negatives.detach(), floor]).amax(dim=0))  # (B, P)
-    total = group.sum(torch.exp(negatives - largest).sum(dim=0))  # (B, P)
-    log_negatives = (torch.log(total) + largest)[rows]
+    outputs = group.gather(global_features, sizes)  # (B, H)
+    rows = first + torch.arange(len(local_features), device=outputs.device)
+    parts = _parts(local_features, num, score_memory)
+    columns = []
+    for features, own in zip(local_features.split(parts), rows.split(parts), strict=True):
+        if len(local_features) <= parts:
+            columns.append(_score(outputs, features, own, divergence))
+        else:
+            args = (outputs, features, own, divergence)
+            columns.append(checkpoint(_score, *args, use_reentrant=False, preserve_rng_state=False))
+    positives, log_sums, sums = zip(*columns, strict=True)
+    own_rows = group.exchange(torch.logsumexp(torch.stack(log_sums), dim=0), sizes)  # (W, b, P)
+    positive, log_negatives = torch.cat(positives), torch.logsumexp(own_rows, dim=0)
     if divergence is None:
         return Matching(positive, log_negatives, num)
-    # masked on both sides: exp of an own score may overflow, and 0 * inf would be its gradient
-    own = matched[:, :, None]
-    term = F_DIVERGENCES[divergence].negative(scores.masked_fill(own, 0.0)).masked_fill(own, 0.0)
-    negative = group.sum(term.sum(dim=0))[rows] / (num - 1)  # (b, P)
+    negative = group.exchange(torch.stack(sums).sum(dim=0), sizes).sum(dim=0) / (num - 1)
     return Matching(positive, log_negatives, num, divergence, negative)
+
+
+def _parts(local_features: Tensor, num: int, score_memory: float) -> int:
+    """How many columns are scored at once."""
+    bytes_per_column = num * local_features.shape[2] * local_features.element_size()
+    return int(max(1, min(len(local_features), score_memory * 2**20 // bytes_per_column)))
+
+
+def _score(
+    outputs: Tensor, features: Tensor, rows: Tensor, divergence: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What c columns contribute: outputs (B, H) against features (c, H, P) of the samples `rows`.
+
+    Returns: (c, P) scores of matching pairs; (B, P) logsumexp over the other pairs, -inf where
+        there are none; (B, P) sum of the divergence's negative term over them.
+    """
+    scores = outputs @ features  # (c, B, P): column j, row i
+    positive = scores[torch.arange(len(scores), device=scores.device), rows]
+    own = (rows[:, None] == torch.arange(len(outputs), device=scores.device))[:, :, None]
+    log_sum = torch.logsumexp(scores.masked_fill(own, -math.inf), dim=0)
+    if divergence is None:
+        return positive, log_sum, torch.zeros_like(log_sum)
+    # masked on both sides: exp of an own score may overflow, and 0 * inf would be its gradient
+    term = F_DIVERGENCES[divergence].negative(scores.masked_fill(own, 0.0)).masked_fill(own, 0.0)
+    return positive, log_sum, term.sum(dim=0)

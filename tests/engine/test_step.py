@@ -158,7 +158,7 @@ def test_running_statistics_follow_the_adversarial_batch_alone(settings):
 def direct_loss(state, batch, x_adv):
     """Eq. 9 as one graph, and its terms."""
     task = state.classifier.task
-    logits, logits_adv = task.forward_pair(batch.x, x_adv)
+    logits, logits_adv = task.forward_pair(batch.x, x_adv, batch.sizes)
     adversarial = task.adversarial_loss(logits, logits_adv, batch.y, len(batch.y))
     mi, _ = task.mi_loss(state.estimators, batch.x, x_adv, logits, logits_adv, batch.y, batch.sizes)
     return adversarial, mi, [logits, logits_adv]
@@ -322,7 +322,7 @@ def test_bfloat16_trains_every_parameter_with_finite_numbers():
 
 def test_losses_are_of_single_precision_outputs_under_bfloat16():
     state, batch = first_batch({"scaling.precision": "bf16", "loss.base": "trades"})
-    logits, logits_adv = state.classifier.task.forward_pair(batch.x, batch.x)
+    logits, logits_adv = state.classifier.task.forward_pair(batch.x, batch.x, batch.sizes)
     assert logits.dtype == logits_adv.dtype == torch.float32
     assert torch.equal(logits, logits.bfloat16().float())  # the network itself ran in bf16
 

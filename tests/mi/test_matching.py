@@ -9,6 +9,8 @@ from typing import get_args
 import pytest
 import torch
 from gloo import run_ranks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import MIConfig
@@ -35,10 +37,9 @@ BOUNDS = {
 OVERFLOWING = {"kl", "rkl", "hellinger"}  # exponentials of scores, so their value overflows too
 
 
-def match_for(name, outputs, patterns, sizes, group):
-    return match(
-        outputs, patterns, sizes, group, divergence=name if name in F_DIVERGENCES else None
-    )
+def match_for(name, outputs, patterns, sizes, group, score_memory=math.inf):
+    divergence = name if name in F_DIVERGENCES else None
+    return match(outputs, patterns, sizes, group, divergence=divergence, score_memory=score_memory)
 
 
 def features(num, scale=1.0):
@@ -61,36 +62,73 @@ def whole_matrix(name, num, scale):
     return (estimates.detach(), *torch.autograd.grad(loss, (outputs, patterns)))
 
 
-def own_share(rank, world_size, name, sizes, scale):
+def own_share(rank, world_size, name, sizes, scale, score_memory=math.inf):
     """The same of one worker; gradients as DDP would average them."""
     group = ProcessGroup() if torch.distributed.is_initialized() else Collectives()
     num, own = sum(sizes), slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     outputs, patterns = (t[own].clone().requires_grad_() for t in features(num, scale))
-    estimates = match_for(name, outputs, patterns, sizes, group).bound(name)
+    estimates = match_for(name, outputs, patterns, sizes, group, score_memory).bound(name)
     loss = world_size * (sample_weights(num)[own] * estimates).sum() / num
     grads = torch.autograd.grad(loss, (outputs, patterns))
     return estimates.detach(), *(grad / world_size for grad in grads)
 
 
+TWO_COLUMNS = 2 * 6 * 5 * 8 / 2**20
+"""MiB of the scores of six outputs at five locations of two patterns."""
+
+
 def own_shares(rank, world_size, sizes, scale):
-    """By name of the bound; in one go, since starting processes is what takes time."""
-    return {name: own_share(rank, world_size, name, sizes, scale) for name in BOUNDS}
+    """By name of the bound and memory; in one go, since starting processes is what takes time."""
+    return {
+        (name, score_memory): own_share(rank, world_size, name, sizes, scale, score_memory)
+        for name in BOUNDS
+        for score_memory in (math.inf, TWO_COLUMNS, 1e-9)
+    }
 
 
 @pytest.mark.parametrize("sizes", SHARES, ids=str)
 def test_matching_equals_the_bound_on_the_whole_matrix(sizes, tmp_path):
+    """At once, in parts of two columns and one by one."""
     scale = 3.0
     if len(sizes) == 1:
         shares = [own_shares(0, 1, sizes, scale)]
     else:
         shares = run_ranks(own_shares, len(sizes), sizes, scale, tmp_path=tmp_path)
-    for name in BOUNDS:
-        expected = whole_matrix(name, sum(sizes), scale)
-        computed = zip(*(share[name] for share in shares), strict=True)
+    for case in shares[0]:
+        expected = whole_matrix(case[0], sum(sizes), scale)
+        computed = zip(*(share[case] for share in shares), strict=True)
         for whole, parts in zip(expected, computed, strict=True):
             torch.testing.assert_close(
-                torch.cat(parts), whole, rtol=1e-11, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+                torch.cat(parts), whole, rtol=1e-11, atol=1e-12, msg=lambda m, c=case: f"{c}: {m}"
             )
+
+
+class LargestTensor(TorchDispatchMode):
+    """Numbers of the largest tensor that any operation returns."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        self.largest = max([self.largest, *(t.numel() for t in made)])
+        return result
+
+
+@pytest.mark.parametrize("name", ["infonce", "dv", "kl"])
+def test_no_tensor_of_scores_is_larger_than_its_budget(name):
+    num, hidden, locations = 64, 4, 10
+    outputs, patterns = torch.randn(num, hidden), torch.randn(num, hidden, locations)
+    leaves = [outputs.requires_grad_(), patterns.requires_grad_()]
+    seen = {}
+    for columns in (64, 7):
+        budget = columns * num * locations * 4 / 2**20
+        with LargestTensor() as watch:
+            estimates = match_for(name, *leaves, [num], Collectives(), budget).bound(name)
+            torch.autograd.grad(estimates.sum(), leaves)
+        seen[columns] = watch.largest
+    parts = 10  # of 7 columns, but the last: their sums over columns are held together
+    assert seen == {64: 64 * num * locations, 7: parts * num * locations}
 
 
 @pytest.mark.parametrize("name", sorted(BOUNDS.keys() - OVERFLOWING))
@@ -148,6 +186,7 @@ def counted_on_a_rank(rank, world_size, sizes, name):
     import torch.distributed as dist
 
     sent, all_reduce, all_gather = [0], dist.all_reduce, dist.all_gather
+    all_to_all = dist.all_to_all_single
 
     def counting_all_reduce(x, *args, **kwargs):
         sent[0] += x.numel()
@@ -157,7 +196,12 @@ def counted_on_a_rank(rank, world_size, sizes, name):
         sent[0] += x.numel() * len(parts)
         return all_gather(parts, x, *args, **kwargs)
 
+    def counting_all_to_all(received, x, *args, **kwargs):
+        sent[0] += x.numel()
+        return all_to_all(received, x, *args, **kwargs)
+
     dist.all_reduce, dist.all_gather = counting_all_reduce, counting_all_gather
+    dist.all_to_all_single = counting_all_to_all
     outputs = torch.randn(sizes[rank], 16, requires_grad=True)
     patterns = torch.randn(sizes[rank], 16, 25)
     match_for(name, outputs, patterns, sizes, ProcessGroup()).bound(name).sum().backward()
@@ -167,9 +211,9 @@ def counted_on_a_rank(rank, world_size, sizes, name):
 @pytest.mark.parametrize("name", ["infonce", "infonce-released", "kl"])
 def test_communication_is_of_the_small_side_only(name, tmp_path):
     num, hidden, locations = 8, 16, 25
-    # gather and its backward (B, H); maximum, sum and its backward (B, P); for an f-divergence its
-    # own sum and backward (B, P) in place of the latter's backward
-    expected = 2 * num * hidden + (4 if name == "kl" else 3) * num * locations
+    # outputs and their gradients (B, H); partial sums and their gradients (B, P), of which an
+    # f-divergence has two, one without gradient
+    expected = 2 * num * hidden + (3 if name == "kl" else 2) * num * locations
     assert run_ranks(counted_on_a_rank, 2, [4, 4], name, tmp_path=tmp_path) == [expected] * 2
 
 

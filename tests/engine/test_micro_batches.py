@@ -1,0 +1,134 @@
+"""Shares that go through the networks in pieces train as whole ones do, but for BatchNorm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gloo import run_ranks
+from tiny_runs import steps_in_float64, tiny_config, tiny_state
+from torch import nn
+
+from raymi.engine.micro_batches import in_pieces, num_pieces
+
+NORM_FREE = {
+    "model.name": "tiny_runs:norm_free_net", "model.width": None, "model.depth": None,
+    "mi.hidden": 16, "optim.lr": 0.02, "mi.schedule": "staged",
+}  # fmt: skip
+"""No BatchNorm in what learns: then pieces change nothing at all."""
+
+
+@pytest.mark.parametrize(
+    ("sizes", "micro_batch", "expected"),
+    [([5, 4], None, 1), ([5, 4], 5, 1), ([5, 4], 2, 3), ([4, 0], 1, 4), ([0], 3, 1)],
+)
+def test_every_worker_has_as_many_pieces_as_the_largest_share_needs(sizes, micro_batch, expected):
+    assert num_pieces(sizes, micro_batch) == expected
+
+
+@pytest.mark.parametrize("loss", ["at", "trades", "mart"])
+def test_without_batchnorm_pieces_change_nothing(loss):
+    settings = NORM_FREE | {"loss.base": loss, "optim.awp": 0.01, "optim.awp_warmup": 0}
+    whole, whole_weights = steps_in_float64(0, 1, settings, 6)
+    parts, weights = steps_in_float64(0, 1, settings | {"scaling.micro_batch": 10}, 6)
+    for one, other in zip(whole, parts, strict=True):
+        assert other == pytest.approx(one, rel=1e-9, abs=1e-12)
+    for name, weight in whole_weights.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-9, atol=1e-12)
+
+
+def test_so_it_is_on_several_workers_some_without_images(tmp_path):
+    settings = NORM_FREE | {"data.limit": 202, "optim.batch_size": 60}
+    whole, _ = steps_in_float64(0, 1, settings, 6)
+    args = (settings | {"scaling.micro_batch": 7}, 6)
+    for history, _ in run_ranks(steps_in_float64, 3, *args, tmp_path=tmp_path):
+        for one, other in zip(whole, history, strict=True):
+            assert other == pytest.approx(one, rel=1e-9, abs=1e-12)
+
+
+def small_net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)
+    ).double()
+
+
+def piece_by_piece(x, y):
+    """The slow, obvious form: batch statistics of each piece, one loss, one backward."""
+    model = small_net()
+    logits = torch.cat([model(piece) for piece in x.split(4)])
+    loss = (logits.log_softmax(1).gather(1, y[:, None]).mean() - 1) ** 2
+    loss.backward()
+    return logits, model
+
+
+def test_batchnorm_sees_pieces_and_its_running_statistics_follow_each_once():
+    x, y = torch.rand(12, 3, 8, 8, dtype=torch.float64), torch.arange(12) % 5
+    expected, reference = piece_by_piece(x, y)
+    model = small_net()
+    logits = in_pieces(model, model, x, 3)
+    loss = (logits.log_softmax(1).gather(1, y[:, None]).mean() - 1) ** 2
+    loss.backward()
+    assert torch.equal(logits, expected)
+    for one, other in zip(reference.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-12, atol=1e-15)
+    for one, other in zip(reference.buffers(), model.buffers(), strict=True):
+        assert torch.equal(one, other)
+    assert model[1].num_batches_tracked == 3
+
+
+def test_only_the_pieces_inputs_and_the_outputs_are_held_for_backward():
+    x, model = torch.rand(12, 3, 8, 8, dtype=torch.float64), small_net()
+    held = []
+
+    def note(tensor):
+        held.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        in_pieces(model, model, x, 3).sum()
+    assert sum(held) <= x.numel(), "the whole network would hold many times as much"
+
+
+def test_dropout_is_the_same_the_second_time():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Dropout(0.5), nn.Linear(6, 2))
+    x = torch.rand(8, 3, 2, 2)
+    torch.manual_seed(1)
+    logits = in_pieces(model, model, x, 2)
+    (grad,) = torch.autograd.grad(logits.sum(), model[1].bias)
+    torch.manual_seed(1)
+    expected = torch.cat([model(piece) for piece in x.split(4)])
+    assert torch.equal(logits, expected)
+    (expected_grad,) = torch.autograd.grad(expected.sum(), model[1].bias)
+    torch.testing.assert_close(grad, expected_grad)
+
+
+@pytest.mark.parametrize("schedule", ["joint", "staged"])
+def test_pieces_train_with_batchnorm_and_every_option(schedule, tmp_path):
+    settings = {
+        "mi.schedule": schedule, "scaling.micro_batch": 9, "optim.awp": 0.01, "loss.base": "trades",
+        "scaling.precision": "bf16", "scaling.channels_last": True, "optim.ema": 0.9,
+    }  # fmt: skip
+    finite = run_ranks(one_epoch, 2, settings, tmp_path=tmp_path)
+    assert finite == [True, True]
+
+
+def one_epoch(rank, world_size, settings):
+    state, feed = tiny_state(tiny_config(settings))
+    metrics = [state.step(batch, key=0) for batch in feed.epoch(0)]
+    finite = all(torch.stack(list(m.values())).isfinite().all() for m in metrics)
+    return bool(finite) and not state.modules_not_finite()
+
+
+def test_a_step_with_pieces_attacks_the_same_samples():
+    batch = None
+    crafted = []
+    for micro_batch in (None, 5):
+        state, feed = tiny_state(tiny_config({"scaling.micro_batch": micro_batch}))
+        batch = next(iter(feed.epoch(0)))
+        crafted.append(state.craft(batch.x, batch.y, batch.sample, 3))
+    torch.testing.assert_close(*crafted, rtol=0, atol=1e-6)
+
+
+def test_an_order_of_batches_for_the_running_statistics_is_refused():
+    with pytest.raises(ValueError, match=r"micro_batch needs loss\.batchnorm=adversarial"):
+        tiny_config({"scaling.micro_batch": 4, "loss.batchnorm": "mix"})
