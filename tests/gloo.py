@@ -60,7 +60,9 @@ def _context() -> Any:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "sklearn.datasets", "raymi.engine.loop"])
+    # the first optimiser imports torch._dynamo, the first digit scikit-learn
+    slow = ["torch", "torch._dynamo", "sklearn.datasets", "raymi.engine.loop"]
+    context.set_forkserver_preload(slow)
     return context
 
 
