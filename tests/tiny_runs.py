@@ -86,6 +86,8 @@ def steps_in_float64(
         weights = {f"model.{k}": v for k, v in state.model.state_dict().items()}
         if state.estimators is not None:
             weights |= {f"critics.{k}": v for k, v in state.estimators.state_dict().items()}
+        if state.average is not None:
+            weights |= {f"average.{k}": v for k, v in state.average.model.state_dict().items()}
         return history, weights
     finally:
         torch.set_default_dtype(torch.float32)
