@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
 from raymi.overrides import default_text, expected, leaves
 
 EXIT_FAILED, EXIT_USER, EXIT_TIME_LIMIT = 1, 2, 75
@@ -33,7 +33,7 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
         message = textwrap.indent(str(error), " " * len("error: ")).lstrip()
         errors.print(Text.assemble(("error: ", "bold red"), message))
         return EXIT_USER
-    except FloatingPointError as error:
+    except (FloatingPointError, StorageError) as error:
         errors.print(Text.assemble(("error: ", "bold red"), str(error)))
         return EXIT_FAILED
     except KeyboardInterrupt:
