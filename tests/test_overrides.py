@@ -94,7 +94,7 @@ def test_everything_wrong_is_said_in_one_message() -> None:
         "optim.epochs: expected whole number >= 1, got '0'",
         "data.name: unknown data set 'cifr10': did you mean cifar10",
         "model: resnet18 has no depth 3: choose from 10, 18, 34",
-        "scaling.workers: expected whole number >= 1, got 'x'",
+        "scaling.workers: expected whole number >= 1, or a range such as 2..8, got 'x'",
         "optim.momentum: expected number >= 0 and < 1, got '1/0'",
         "data.flip: expected true | false, got 'perhaps'",
         "optim.milestones: expected comma-separated, each a number >= 0 and < 1, got '2'",
