@@ -117,6 +117,18 @@ def test_rules_between_sections_are_not_judged_by_defaults() -> None:
     assert text == "optim.batch_size: expected whole number >= 1, got 'many'"
 
 
+def test_a_range_of_workers_is_checked_by_its_most_and_typed_as_it_was() -> None:
+    text = complaint("workers=2..200")
+    assert "optim.batch_size must be at least scaling.workers, got 128 for 2..200 workers" in text
+    assert "expected a range from fewer to more, such as 1..2, got 2..1" in complaint(
+        "workers=2..1"
+    )
+    assert "scaling.workers=1..4" in resolved_lines(from_words("workers=1..4"))
+    assert (
+        expected(dict(leaves())["scaling.workers"]) == "whole number >= 1, or a range such as 2..8"
+    )
+
+
 @pytest.mark.parametrize(
     ("typo", "meant"),
     [

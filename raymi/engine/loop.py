@@ -249,10 +249,11 @@ class _Run:
 
     def _check_last_batch(self) -> None:
         """Refuses a last batch of an epoch that is too small for BatchNorm, before it comes."""
-        images, workers = self.feed.images, self.group.world_size
+        images, scaling = self.feed.images, self.config.scaling
+        workers = max(self.group.world_size, scaling.most_workers if scaling.elastic else 1)
         remainder = len(images) % self.config.optim.batch_size
         problem = None
-        if 0 < remainder < workers and not self.config.scaling.sync_batchnorm:
+        if 0 < remainder < workers and not scaling.sync_batchnorm:
             problem = "a worker without images has no BatchNorm statistics of its own"
         elif remainder == 1 and workers == 1:
             self.state.train_mode()

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from raymi_command import TINY, events, run, start, succeed, wait_for
+from raymi_command import events, run, start, succeed, wait_for
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
-WORDS = (*TINY, "mi.weight=0", "probe.steps=0", "optim.epochs=8", "checkpoint.keep=2")
+WORDS = (
+    "data.limit=300", "optim.epochs=25", "attack.steps=2", "evaluation.steps=4", "mi.weight=0",
+    "probe.steps=0",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
