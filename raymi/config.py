@@ -452,8 +452,8 @@ class ScalingConfig(Section):
     wait_minutes: NonNegative = 0.0
     """On a cluster that grows: how long to wait for the CPUs and GPUs that are asked for."""
     max_failures: Whole = 2
-    """How often a failed worker group is started again from its last checkpoint. A lost node is a
-    failure, a node that comes is none."""
+    """How often a failed worker group is started again from its last checkpoint; with a range of
+    workers: how often without a new checkpoint in between, as lost nodes are failures, too."""
 
     @property
     def least_workers(self) -> int:

@@ -114,10 +114,18 @@ class _TrainerThread(threading.Thread):
         import ray.train
         from ray.train.torch import TorchTrainer
 
-        from raymi.orchestration.resize import SaveBeforeResize
+        from raymi.orchestration.resize import FailuresWithoutProgress, SaveBeforeResize
         from raymi.orchestration.worker import train_worker
 
         scaling = self.config.scaling
+        callbacks = (
+            [
+                SaveBeforeResize(self.folder),
+                FailuresWithoutProgress(self.folder, scaling.max_failures),
+            ]
+            if scaling.elastic
+            else []
+        )
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
@@ -142,8 +150,10 @@ class _TrainerThread(threading.Thread):
             run_config=ray.train.RunConfig(
                 name="ray",
                 storage_path=str(self.folder.path),
-                callbacks=[SaveBeforeResize(self.folder)],
-                failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+                callbacks=callbacks,
+                failure_config=ray.train.FailureConfig(
+                    max_failures=-1 if scaling.elastic else scaling.max_failures
+                ),
             ),
         )
         return trainer.fit().return_value
