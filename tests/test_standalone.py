@@ -59,7 +59,7 @@ def test_a_full_disk_ends_with_one_message_and_the_same_command_continues(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     error = capsys.readouterr().err
-    assert error.startswith("error: cannot write the checkpoint of step 1 to ")
+    assert error.startswith("error: cannot write the checkpoint of step 2 to ")
     assert "(File too large). Earlier checkpoints are untouched, the newest intact one is" in error
     assert error.count("\n") == 1
     assert before.is_file()

@@ -74,7 +74,7 @@ def test_a_disk_full_for_the_workers_ends_the_run_and_resume_ends_with_identical
 ) -> None:
     process = start(tmp_path, *WORDS, "name=full", "tracking.enabled=false")
     folder = tmp_path / "runs" / "full"
-    wait_for(lambda: len(events(folder, "epoch")) >= 1, process)
+    wait_for(lambda: len(events(folder, "epoch")) >= 2, process)
     workers = workers_of(process)
     assert len(workers) == 2
     for worker in workers:  # their files can grow no more: real writes fail with EFBIG
@@ -93,7 +93,7 @@ def test_so_it_is_with_a_file_system_that_is_full_for_everybody(
     """For Ray's controller and for MLflow's store as well."""
     process = start(disk, *WORDS, "name=full")
     folder = disk / "runs" / "full"
-    wait_for(lambda: len(events(folder, "epoch")) >= 1, process)
+    wait_for(lambda: len(events(folder, "epoch")) >= 2, process)
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file:
         for size in (65536, 4096, 512):
@@ -118,7 +118,7 @@ def test_a_folder_that_vanishes_ends_the_run_with_one_message(
 ) -> None:
     process = start(tmp_path, *WORDS, "name=moved", "tracking.enabled=false")
     folder = tmp_path / "runs" / "moved"
-    wait_for(lambda: len(events(folder, "epoch")) >= 1, process)
+    wait_for(lambda: len(events(folder, "epoch")) >= 2, process)
     away = tmp_path / "away"
     os.rename(folder, away)
     expect_one_clear_message(
