@@ -6,6 +6,7 @@ continued; 128 + n ended by signal n (130: Ctrl-C).
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import textwrap
@@ -35,6 +36,12 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
         return EXIT_USER
     except (FloatingPointError, StorageError) as error:
         errors.print(Text.assemble(("error: ", "bold red"), str(error)))
+        return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"cannot write {error.filename or 'a file'} ({error.strerror}): free space there"
+        errors.print(Text.assemble(("error: ", "bold red"), message))
         return EXIT_FAILED
     except KeyboardInterrupt:
         errors.print("interrupted")

@@ -58,7 +58,8 @@ class RunFolder:
             lock.acquire()
         except Timeout:
             raise UserError(
-                f"the run {self.name} is going on in another process: wait for it or stop it first"
+                f"the run {self.name} is going on in another process: wait for it or stop it first "
+                f"(if it is surely gone, its node died: remove {self.path / name})"
             ) from None
         try:
             yield

@@ -24,8 +24,9 @@ from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
 
-WAIT_SECONDS = 60.0
-"""How long rank 0 waits for a worker of an earlier start, whose driver died, to be gone."""
+WAIT_SECONDS = 180.0
+"""How long rank 0 waits for one of an earlier start to be gone: a driver that died takes its
+workers along within seconds; of a node that died, NFS keeps the lock for 90 seconds."""
 
 _PACKAGE = Path(raymi.__file__).parent
 
