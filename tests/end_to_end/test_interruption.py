@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from raymi_command import TINY, events, start, succeed, wait_for
+from raymi_command import TINY, events, ray_workers, start, succeed, wait_for
 from raymi_command import run as raymi
 from safetensors.torch import load_file
 
@@ -70,11 +70,7 @@ def test_killed_worker_is_replaced_and_ends_with_identical_weights(
     process = start(tmp_path, *TINY, "name=killed", "tracking.enabled=false")
     run = tmp_path / "runs" / "killed"
     wait_for(lambda: len(events(run, "epoch")) >= 1, process)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
+    workers = ray_workers(process)
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
     out, err = process.communicate(timeout=300)
@@ -92,7 +88,7 @@ def test_killed_driver_leaves_nobody_behind_and_a_damaged_checkpoint_is_passed_o
     run = tmp_path / "runs" / "killed"
     wait_for(lambda: len(events(run, "epoch")) >= 1, process)
     family = psutil.Process(process.pid).children(recursive=True)
-    assert any("RayTrainWorker" in " ".join(child.cmdline()) for child in family)
+    assert len(ray_workers(process)) == 2
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(family, timeout=30)

@@ -9,9 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from raymi_command import events, run, start, succeed, wait_for
+from raymi_command import events, ray_workers, run, start, succeed, wait_for
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -38,14 +37,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can mount a small file system")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
 
 
 def expect_one_clear_message(
@@ -75,7 +66,7 @@ def test_a_disk_full_for_the_workers_ends_the_run_and_resume_ends_with_identical
     process = start(tmp_path, *WORDS, "name=full", "tracking.enabled=false")
     folder = tmp_path / "runs" / "full"
     wait_for(lambda: len(events(folder, "epoch")) >= 2, process)
-    workers = workers_of(process)
+    workers = ray_workers(process)
     assert len(workers) == 2
     for worker in workers:  # their files can grow no more: real writes fail with EFBIG
         worker.rlimit(resource.RLIMIT_FSIZE, (100, 100))
