@@ -87,11 +87,11 @@ def test_killed_driver_leaves_nobody_behind_and_a_damaged_checkpoint_is_passed_o
     )
     run = tmp_path / "runs" / "killed"
     wait_for(lambda: len(events(run, "epoch")) >= 1, process)
-    family = psutil.Process(process.pid).children(recursive=True)
-    assert len(ray_workers(process)) == 2
+    workers = ray_workers(process)
+    assert len(workers) == 2
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive, "workers whose driver died do not go on"
     newest = max((run / "checkpoints").glob("step-*.pt"))
     content = bytearray(newest.read_bytes())

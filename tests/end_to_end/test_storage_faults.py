@@ -49,7 +49,7 @@ def expect_one_clear_message(
     assert f"({reason})" in out
     assert remedy in out
     assert "to continue: python -m raymi.train resume=" in out
-    assert "Traceback" not in out + err
+    assert "Traceback" not in out + err, out + err
     assert len(events(folder, "start")) <= 1, "a full disk is not tried again"
     return out
 
