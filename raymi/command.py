@@ -6,6 +6,7 @@ continued; 128 + n ended by signal n (130: Ctrl-C).
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import textwrap
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
 from raymi.overrides import default_text, expected, leaves
 
 EXIT_FAILED, EXIT_USER, EXIT_TIME_LIMIT = 1, 2, 75
@@ -33,8 +34,14 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
         message = textwrap.indent(str(error), " " * len("error: ")).lstrip()
         errors.print(Text.assemble(("error: ", "bold red"), message))
         return EXIT_USER
-    except FloatingPointError as error:
+    except (FloatingPointError, StorageError) as error:
         errors.print(Text.assemble(("error: ", "bold red"), str(error)))
+        return EXIT_FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"cannot write {error.filename or 'a file'} ({error.strerror}): free space there"
+        errors.print(Text.assemble(("error: ", "bold red"), message))
         return EXIT_FAILED
     except KeyboardInterrupt:
         errors.print("interrupted")

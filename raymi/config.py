@@ -7,6 +7,7 @@ here, names of data sets and models included. Images, eps and alpha are in [0, 1
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -71,10 +72,34 @@ def _lower_case(value: Any) -> Any:
     return str(value).lower() if isinstance(value, (str, bool)) else value
 
 
+def _workers(value: Any) -> Any:
+    """Lets a range of worker counts be written as `2..8`; one of a single number is that number."""
+    text = str(value).strip()
+    least, dots, most = text.partition("..")
+    try:
+        low, high = int(least), int(most if dots else least)
+    except ValueError:
+        low = high = 0
+    if isinstance(value, (bool, float)) or low < 1:
+        raise ValueError(f"expected {WORKERS.text}, got {value!r}")
+    if high < low:
+        raise ValueError(f"expected a range from fewer to more, such as {high}..{low}, got {text}")
+    return low if low == high else f"{low}..{high}"
+
+
 def _absolute(path: Path) -> Path:
     """Workers run in a folder of their own: a path means the same there."""
     return path.expanduser().absolute()
 
+
+@dataclass(frozen=True)
+class Accepts:
+    """What a key accepts, in words, where its type does not say it."""
+
+    text: str
+
+
+WORKERS = Accepts("whole number >= 1, or a range such as 2..8")
 
 Real = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0)]
@@ -82,6 +107,7 @@ NonNegative = Annotated[Real, Field(ge=0)]
 Share = Annotated[Real, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Whole = Annotated[int, Field(ge=0)]
+Workers = Annotated[int | str, BeforeValidator(_workers), WORKERS]
 Fractions = Annotated[tuple[Share, ...], BeforeValidator(_comma_separated)]
 Name = Annotated[str, AfterValidator(_identifier)]
 Choice = BeforeValidator(_lower_case)
@@ -407,8 +433,10 @@ class ScalingConfig(Section):
     """Workers and hardware. With synchronised BatchNorm none of it changes the mathematics of a
     step; `precision` changes its rounding."""
 
-    workers: Count = 1
-    """Number of workers that share each global batch."""
+    workers: Workers = 1
+    """Number of workers that share each global batch. A range such as 2..8 is elastic: as many as
+    the cluster has room for, fewer when a node is lost, more when one comes. More wait for a
+    checkpoint; a loss costs the work since the last one, which checkpoint.every_minutes bounds."""
     use_gpu: Annotated[Literal["auto", "true", "false"], Choice] = "auto"
     """One GPU for each worker; auto: where there are enough of them."""
     cpus_per_worker: Count = 1
@@ -432,7 +460,23 @@ class ScalingConfig(Section):
     wait_minutes: NonNegative = 0.0
     """On a cluster that grows: how long to wait for the CPUs and GPUs that are asked for."""
     max_failures: Whole = 2
-    """How often a failed worker group is started again from its last checkpoint."""
+    """How often a failed worker group is started again from its last checkpoint; with a range of
+    workers: how often without a new checkpoint in between, as lost nodes are failures, too."""
+
+    @property
+    def least_workers(self) -> int:
+        """Workers without which the run cannot go on."""
+        return int(str(self.workers).partition("..")[0])
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that the run uses where there is room for them."""
+        return int(str(self.workers).rpartition("..")[2])
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change during the run."""
+        return self.least_workers < self.most_workers
 
 
 class ValidationConfig(Section):
@@ -562,7 +606,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _workers_have_samples(self) -> Config:
-        if self.optim.batch_size < self.scaling.workers:
+        if self.optim.batch_size < self.scaling.most_workers:
             raise ValueError(
                 f"optim.batch_size must be at least scaling.workers, got {self.optim.batch_size} "
                 f"for {self.scaling.workers} workers: it is the global batch that they share"

@@ -14,6 +14,14 @@ class UserError(ValueError):
     """
 
 
+class StorageError(RuntimeError):
+    """What a run keeps cannot be written: a full disk, a folder that is gone.
+
+    The message says what could not be written, where and why, what is left, and the remedy.
+    Commands print it alone and end with exit code 1: the run failed, and can be continued.
+    """
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A short remedy for a misspelt name: what is close, or else everything there is."""
     names = list(known)

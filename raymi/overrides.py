@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from raymi.config import Config, ModelConfig
+from raymi.config import Accepts, Config, ModelConfig
 from raymi.errors import UserError, did_you_mean
 from raymi.mi.forms import FORMS
 
@@ -182,6 +182,9 @@ def expected(field: FieldInfo) -> str:
 
 
 def _expected(annotation: Any, limits: Sequence[Any] = ()) -> str:
+    for limit in limits:
+        if isinstance(limit, Accepts):
+            return limit.text
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
     if get_origin(annotation) is tuple:

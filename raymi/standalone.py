@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,8 @@ class _Signals:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = signum
-        self.folder.stop_file.touch()
+        with suppress(OSError):  # the run's folder may be gone
+            self.folder.stop_file.touch()
 
 
 def _settled(config: Config) -> dict[str, Any]:

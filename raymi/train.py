@@ -23,7 +23,7 @@ from raymi.display.progress import ProgressDisplay
 from raymi.display.summary import chosen_model, print_summary
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
 from raymi.models import MODELS
 from raymi.orchestration.checks import input_problems
 from raymi.orchestration.launch import RunFailed, Stopped, TimeLimitReached, launch
@@ -117,7 +117,7 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
         except KeyboardInterrupt:  # before `launch` listened to signals, or after
             status, code = "KILLED", 128 + signal.SIGINT
             display.say(f"stopped by SIGINT; to continue: {again}")
-        except RunFailed as failure:
+        except (RunFailed, StorageError) as failure:
             display.say(f"the run failed: {failure}", style="red")
             display.say(f"to continue: {again}")
         finally:

@@ -7,8 +7,11 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 TIMEOUT = 500  # seconds; a run of these tests takes a minute or two
 
@@ -65,6 +68,16 @@ def events(run_folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
         except ValueError:  # being written right now
             continue
     return [event for event in parsed if kind in (None, event["kind"])]
+
+
+def ray_workers(process: subprocess.Popen) -> list[psutil.Process]:
+    """The processes in which a command under Ray trains."""
+    workers = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                workers.append(child)
+    return workers
 
 
 def wait_for(condition: Any, process: subprocess.Popen, seconds: float = 240) -> None:

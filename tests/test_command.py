@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import shlex
 import subprocess
@@ -17,7 +19,7 @@ import pytest
 from raymi import train
 from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
 from raymi.orchestration.launch import RunFailed, Stopped
 from raymi.overrides import leaves, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config
@@ -302,3 +304,29 @@ def test_an_unhandled_ctrl_c_ends_with_130(run: Run, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(train, "input_problems", lambda *_, **__: interrupted())
     assert run() == Ended(130, "", "interrupted\n")
+
+
+def test_a_full_disk_is_said_without_a_traceback_wherever_it_comes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/mine/tracking.json")
+
+    monkeypatch.setattr(train, "launch", full)
+    ended = run("name=mine", "tracking.enabled=false", "workers=1")
+    assert ended.code == 1
+    expected = "cannot write /runs/mine/tracking.json (No space left on device): free space there"
+    assert ended.err == f"error: {expected}\n"
+
+
+def test_storage_that_fails_in_a_run_is_told_with_how_to_continue(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("cannot write the journal")
+
+    monkeypatch.setattr(train, "launch", full)
+    ended = run("name=mine", "tracking.enabled=false", "workers=1")
+    assert ended.code == 1
+    assert "the run failed: cannot write the journal\n" in ended.out
+    assert "to continue: python -m raymi.train resume=mine" in ended.out

@@ -103,6 +103,11 @@ def test_steps_longer_than_the_ball_are_refused_unless_there_is_no_ball() -> Non
         (OptimConfig, {"milestones": "0.5,1"}),
         (OptimConfig, {"schedule": "cosin"}),
         (ScalingConfig, {"workers": 0}),
+        (ScalingConfig, {"workers": "0..2"}),
+        (ScalingConfig, {"workers": "3..2"}),
+        (ScalingConfig, {"workers": "2.."}),
+        (ScalingConfig, {"workers": 1.5}),
+        (ScalingConfig, {"workers": True}),
         (ScalingConfig, {"use_gpu": "maybe"}),
         (MIConfig, {"depth": 6}),
         (MIConfig, {"temperature": 0}),
@@ -115,6 +120,7 @@ def test_steps_longer_than_the_ball_are_refused_unless_there_is_no_ball() -> Non
         (Config, {"name": ".hidden"}),
         (Config, {"seed": -1}),
         (Config, {"optim": {"batch_size": 2}, "scaling": {"workers": 3}}),
+        (Config, {"optim": {"batch_size": 2}, "scaling": {"workers": "1..3"}}),
         (Config, {"optim": {"batch_size": 1}}),
     ],
 )
@@ -200,3 +206,17 @@ def test_every_default_number_is_finite() -> None:
     numbers = [field.default for _, field in leaves() if isinstance(field.default, float)]
     assert len(numbers) > 10
     assert all(map(math.isfinite, numbers))
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept", "least", "most"),
+    [(3, 3, 3, 3), ("3", 3, 3, 3), ("1..4", "1..4", 1, 4), (" 2 .. 2 ", 2, 2, 2)],
+)
+def test_workers_are_a_number_or_a_range(
+    typed: int | str, kept: int | str, least: int, most: int
+) -> None:
+    scaling = ScalingConfig(workers=typed)
+    assert scaling.workers == kept
+    assert (scaling.least_workers, scaling.most_workers) == (least, most)
+    assert scaling.elastic == (least < most)
+    assert ScalingConfig.model_validate_json(scaling.model_dump_json()) == scaling

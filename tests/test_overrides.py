@@ -94,7 +94,7 @@ def test_everything_wrong_is_said_in_one_message() -> None:
         "optim.epochs: expected whole number >= 1, got '0'",
         "data.name: unknown data set 'cifr10': did you mean cifar10",
         "model: resnet18 has no depth 3: choose from 10, 18, 34",
-        "scaling.workers: expected whole number >= 1, got 'x'",
+        "scaling.workers: expected whole number >= 1, or a range such as 2..8, got 'x'",
         "optim.momentum: expected number >= 0 and < 1, got '1/0'",
         "data.flip: expected true | false, got 'perhaps'",
         "optim.milestones: expected comma-separated, each a number >= 0 and < 1, got '2'",
@@ -115,6 +115,18 @@ def test_rules_between_sections_are_said_together_with_wrong_values_elsewhere() 
 def test_rules_between_sections_are_not_judged_by_defaults() -> None:
     text = complaint("workers=200", "batch_size=many")
     assert text == "optim.batch_size: expected whole number >= 1, got 'many'"
+
+
+def test_a_range_of_workers_is_checked_by_its_most_and_typed_as_it_was() -> None:
+    text = complaint("workers=2..200")
+    assert "optim.batch_size must be at least scaling.workers, got 128 for 2..200 workers" in text
+    assert "expected a range from fewer to more, such as 1..2, got 2..1" in complaint(
+        "workers=2..1"
+    )
+    assert "scaling.workers=1..4" in resolved_lines(from_words("workers=1..4"))
+    assert (
+        expected(dict(leaves())["scaling.workers"]) == "whole number >= 1, or a range such as 2..8"
+    )
 
 
 @pytest.mark.parametrize(

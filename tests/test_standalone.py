@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -43,6 +44,26 @@ def test_losses_that_are_not_finite_end_with_one_message(
 ) -> None:
     assert main([*words, "lr=1e30", "epochs=1", "optim.schedule=constant"]) == 1
     assert capsys.readouterr().err.startswith("error: expected finite losses, got loss")
+
+
+def test_a_full_disk_ends_with_one_message_and_the_same_command_continues(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "epochs=1", "limit.hours=1e-9"]) == 75
+    (before,) = (tmp_path / "mine" / "checkpoints").glob("step-*.pt")
+    capsys.readouterr()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before.stat().st_size // 2, limits[1]))
+    try:
+        assert main([*words, "epochs=1"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert error.startswith("error: cannot write the checkpoint of step 2 to ")
+    assert "(File too large). Earlier checkpoints are untouched, the newest intact one is" in error
+    assert error.count("\n") == 1
+    assert before.is_file()
+    assert main([*words, "epochs=1"]) == 0
 
 
 @pytest.mark.slow

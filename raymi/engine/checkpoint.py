@@ -27,12 +27,12 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     Others of this step or later go too: of this step this one is newer, and training came from
     before later ones, so they were passed over as damaged.
 
-    Args: folder, made if missing; step, optimiser steps done; content, tensors and plain values;
-        keep, at least 2.
+    Args: folder, made if missing, in one that is there; step, optimiser steps done; content,
+        tensors and plain values; keep, at least 2.
     Returns: its path.
     Raises: OSError where the disk is full or the folder gone; older checkpoints are untouched then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     torch.save(content, buffer)
     data = buffer.getbuffer()

@@ -82,13 +82,16 @@ class Answers:
 class StopRequest:
     """A file that appears, or a time that comes: seen by rank 0, heard by all at the same step.
 
-    Args: path of the file, deadline in seconds since the epoch; None: there is none.
+    Args: path of the file, deadline in seconds since the epoch; None: there is none; pause, another
+        file that asks for the same.
     """
 
     INTERVAL = 0.2  # seconds between two looks at the file
 
-    def __init__(self, path: Path | None, deadline: float | None = None) -> None:
-        self.path, self.deadline = path, deadline
+    def __init__(
+        self, path: Path | None, deadline: float | None = None, pause: Path | None = None
+    ) -> None:
+        self.path, self.deadline, self.pause = path, deadline, pause
         self.answers = Answers()
         self._next_look = 0.0
         self._seen = False
@@ -98,5 +101,6 @@ class StopRequest:
         if not self._seen and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + self.INTERVAL
             late = self.deadline is not None and time.time() >= self.deadline
-            self._seen = late or (self.path is not None and self.path.exists())
+            files = [file for file in (self.path, self.pause) if file is not None]
+            self._seen = late or any(file.exists() for file in files)
         return self.answers.of_rank_zero(self._seen)

@@ -1,7 +1,8 @@
 """The run's own record on disk: one line of JSON for each event, written by rank 0 alone.
 
 Whoever shows or tracks a run reads the journal; training knows of neither. A line is complete once
-it ends; after a crash and a replay the same event (kind, epoch, step) can be there twice.
+it ends; after a crash and a replay the same event (kind, epoch, step) can be there twice. What a
+full disk does not take waits in memory for the next attempt.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ class Journal:
     """Appends events to a file.
 
     Args: path; enabled, false on the ranks that only listen.
+    Raises: OSError where it cannot be written.
     """
 
     def __init__(self, path: Path, *, enabled: bool = True) -> None:
-        self._file = None
+        self._file: FileIO | None = None
+        self._waiting = bytearray()
         if enabled:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("a+b", buffering=0)
@@ -30,10 +34,21 @@ class Journal:
 
     def write(self, kind: str, **fields: Any) -> None:
         """Adds one event: its kind, the time, and fields of plain values (numbers may be
-        infinite)."""
+        infinite). Never fails for the disk: `flush` says whether it took everything."""
         if self._file is not None:
             event = {"kind": kind, "time": time.time(), **fields}
-            self._file.write(json.dumps(_plain(event), allow_nan=False).encode() + b"\n")
+            self._waiting += json.dumps(_plain(event), allow_nan=False).encode() + b"\n"
+            with suppress(OSError):
+                self.flush()
+
+    def flush(self) -> None:
+        """Writes what the disk has not taken so far.
+
+        Raises: OSError where it still does not.
+        """
+        while self._file is not None and self._waiting:
+            written = self._file.write(self._waiting)  # a disk that fills up takes a part of it
+            del self._waiting[:written]
 
     def close(self) -> None:
         """Closes the file."""
@@ -62,7 +77,7 @@ class JournalReader:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read()
-        except FileNotFoundError:
+        except OSError:  # not there yet, or its storage is away
             return []
         complete = data.rfind(b"\n") + 1
         self.offset += complete

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from raymi.engine.phases import Phase, phases_of
 from raymi.engine.reuse import load_weights, pretrained_path, save_weights
 from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import Position, TrainState, check_format
+from raymi.engine.storage import Storage
 from raymi.errors import UserError
 from raymi.models.running_statistics import running_statistics_frozen
 
@@ -44,7 +46,7 @@ def train(config: Config, context: Context, folder: RunFolder) -> Outcome:
     Every worker calls this with the same arguments. Rank 0 alone writes.
 
     Raises: UserError for data or settings that cannot work; FloatingPointError where a loss is not
-        finite.
+        finite; StorageError, on every worker at the same point, where rank 0 cannot write.
     """
     return _Run(config, context, folder, load_data(config)).train()
 
@@ -69,11 +71,13 @@ class _Run:
         self.phases = phases_of(config)
         self.state = self._begin()
         self._check_last_batch()
-        self.journal = Journal(folder.journal, enabled=self.group.rank == 0)
+        self.storage = Storage(folder, context)
+        self.journal = Journal(folder.journal, enabled=False)
+        self.storage.write("the journal", folder.journal, self._open_journal)
         self.measurements = Measurements(
             config,
             splits,
-            folder,
+            self.storage,
             self.group,
             self.device,
             write=self._write,
@@ -95,9 +99,11 @@ class _Run:
             self.measurements.evaluate(self.state)
         except _StopRequested:
             self._write("stopped")
+            self._complete_journal()
             return self._outcome(finished=False)
         else:
             self._write("finished")
+            self._complete_journal()
             return self._outcome(finished=True)
         finally:
             self.journal.close()
@@ -166,8 +172,8 @@ class _Run:
         self._save()
 
     def _keep(self, path: Path, module: torch.nn.Module) -> None:
-        if self.group.rank == 0:
-            save_weights(path, module, {"train_digest": self.splits.train.digest})
+        about = {"train_digest": self.splits.train.digest}
+        self.storage.write("weights", path, partial(save_weights, path, module, about))
 
     def _train_epoch(self) -> None:
         """Trains to the end of the epoch."""
@@ -243,10 +249,11 @@ class _Run:
 
     def _check_last_batch(self) -> None:
         """Refuses a last batch of an epoch that is too small for BatchNorm, before it comes."""
-        images, workers = self.feed.images, self.group.world_size
+        images, scaling = self.feed.images, self.config.scaling
+        workers = max(self.group.world_size, scaling.most_workers if scaling.elastic else 1)
         remainder = len(images) % self.config.optim.batch_size
         problem = None
-        if 0 < remainder < workers and not self.config.scaling.sync_batchnorm:
+        if 0 < remainder < workers and not scaling.sync_batchnorm:
             problem = "a worker without images has no BatchNorm statistics of its own"
         elif remainder == 1 and workers == 1:
             self.state.train_mode()
@@ -271,15 +278,22 @@ class _Run:
         return self.context.agree(time.monotonic() - self.saved_at >= 60 * every.every_minutes)
 
     def _save(self) -> None:
-        """Writes a checkpoint, of losses that are finite."""
+        """Writes a checkpoint, of losses that are finite; the journal is complete up to there."""
         state, checkpoints = self.state, self.folder.checkpoints
         finite_means(state.epoch_means, state, checkpoints)
         require_finite_weights(state, checkpoints)
         self.saved_at = time.monotonic()
-        content = self.state.state_dict()
-        if self.group.rank == 0:
-            step = self.state.position.global_step
-            save_checkpoint(self.folder.checkpoints, step, content, self.config.checkpoint.keep)
+        self._complete_journal()
+        content, keep = self.state.state_dict(), self.config.checkpoint.keep
+        step = self.state.position.global_step
+        save = partial(save_checkpoint, checkpoints, step, content, keep)
+        self.storage.write(f"the checkpoint of step {step}", checkpoints, save)
+
+    def _open_journal(self) -> None:
+        self.journal = Journal(self.folder.journal)
+
+    def _complete_journal(self) -> None:
+        self.storage.write("the journal", self.folder.journal, self.journal.flush)
 
     def _announce(self) -> None:
         splits, state = self.splits, self.state

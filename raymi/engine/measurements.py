@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,8 +20,8 @@ from raymi.engine.diagnostics import MIObserver, OneStepObserver
 from raymi.engine.evaluation import Accuracy, Observer, PGDAttack, evaluate_pgd
 from raymi.engine.probes import Heartbeat, probe_classifier
 from raymi.engine.reuse import save_weights
-from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import TrainState
+from raymi.engine.storage import Storage
 
 
 def load_data(config: Config) -> Splits:
@@ -54,13 +55,13 @@ class Measurements:
         self,
         config: Config,
         splits: Splits,
-        folder: RunFolder,
+        storage: Storage,
         group: Collectives,
         device: torch.device,
         write: Callable[..., None],
         stop_if_requested: Callable[[], None],
     ) -> None:
-        self.config, self.splits, self.folder, self.group = config, splits, folder, group
+        self.config, self.splits, self.storage, self.group = config, splits, storage, group
         self.device = device
         self.val = _at_most(splits.val, config.validation.max_samples).to(device)
         self.test = _at_most(splits.test, config.evaluation.max_samples).to(device)
@@ -151,9 +152,9 @@ class Measurements:
         self.write("probe", which=name, estimates=estimates)
 
     def _keep_weights(self, name: str, model: nn.Module, epoch: int) -> None:
-        if self.group.rank == 0:
-            about = {"epoch": str(epoch), "train_digest": self.splits.train.digest}
-            save_weights(self.folder.weights(name), model, about)
+        about = {"epoch": str(epoch), "train_digest": self.splits.train.digest}
+        path = self.storage.folder.weights(name)
+        self.storage.write("weights", path, partial(save_weights, path, model, about))
 
     def _accuracy(
         self,

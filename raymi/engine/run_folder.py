@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from raymi.config import Config
 from raymi.engine.checkpoint import write_atomically
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
 
 
 class RunFolder:
@@ -26,6 +26,7 @@ class RunFolder:
         self.journal = path / "journal.jsonl"
         self.checkpoints = path / "checkpoints"
         self.stop_file = path / "stop"
+        self.pause_file = path / "pause"
         self.failure = path / "failure.json"
         self.warnings = path / "warnings.log"
         self.tracking = path / "tracking.json"
@@ -46,17 +47,19 @@ class RunFolder:
         return self.path / f"{which}.safetensors"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keeps a second command out of a run that is going on.
+    def alone(self, name: str = ".lock", wait: float = 0.0) -> Iterator[None]:
+        """Keeps a second command, or a second writer, out of a run that is going on.
 
-        Raises: UserError in that second command.
+        Args: name of the lock; wait, seconds to wait for the other one to end.
+        Raises: UserError in the second one.
         """
-        lock = FileLock(self.path / ".lock", timeout=0)
+        lock = FileLock(self.path / name, timeout=wait)
         try:
             lock.acquire()
         except Timeout:
             raise UserError(
-                f"the run {self.name} is going on in another process: wait for it or stop it first"
+                f"the run {self.name} is going on in another process: wait for it or stop it first "
+                f"(if it is surely gone, its node died: remove {self.path / name})"
             ) from None
         try:
             yield
@@ -64,8 +67,11 @@ class RunFolder:
             lock.release()
 
     def write_config(self, config: Config) -> None:
-        """Keeps the resolved configuration."""
-        write_atomically(self.config, config.model_dump_json(indent=2).encode())
+        """Keeps the resolved configuration.
+
+        Raises: StorageError where it cannot be written.
+        """
+        self._keep(self.config, config.model_dump_json(indent=2))
 
     def read_config(self) -> Config:
         """The resolved configuration.
@@ -83,8 +89,20 @@ class RunFolder:
             ) from None
 
     def write_about(self, about: dict[str, Any]) -> None:
-        """Keeps what is known of the run beside its configuration (recipe, command, MLflow ids)."""
-        write_atomically(self.about, json.dumps(about, indent=2).encode())
+        """Keeps what is known of the run beside its configuration (recipe, command, MLflow ids).
+
+        Raises: StorageError where it cannot be written.
+        """
+        self._keep(self.about, json.dumps(about, indent=2))
+
+    def _keep(self, path: Path, text: str) -> None:
+        try:
+            write_atomically(path, text.encode())
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {path} ({error.strerror or error}): free space there, then give the "
+                "same command again"
+            ) from None
 
     def read_about(self) -> dict[str, Any]:
         """What `write_about` kept; empty where it never did."""

@@ -20,10 +20,11 @@ from typing import Any, Protocol
 from raymi.config import Config
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
 from raymi.orchestration.ray_session import Resources, ray_session
 
 POLL_SECONDS = 0.1
+RESIZE_SECONDS = 30.0  # between two looks at the cluster; Ray's own view is up to 20 s old
 STOP_SECONDS = 30.0  # how long a requested stop may take before workers are ended
 
 
@@ -56,12 +57,12 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
     Args:
         folder: the run's, with the configuration written; a checkpoint in it is continued.
         followers: told in order of each event from now on, and of `stopping`.
-    Raises: UserError for what the user can put right; Stopped after SIGINT or SIGTERM;
-        TimeLimitReached; RunFailed.
+    Raises: UserError for what the user can put right; StorageError where the run's folder cannot be
+        written any more; Stopped after SIGINT or SIGTERM; TimeLimitReached; RunFailed.
     """
     hours = config.limit.hours
     deadline = None if hours is None else time.time() + 3600 * hours
-    for leftover in (folder.stop_file, folder.failure, *folder.error_logs()):
+    for leftover in (folder.stop_file, folder.pause_file, folder.failure, *folder.error_logs()):
         leftover.unlink(missing_ok=True)
     journal = JournalReader(folder.journal)
     journal.new_events()  # those of an earlier start were told then
@@ -82,7 +83,10 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
         _raise_failure(folder)
         if trainer.error is not None:
             raise RunFailed(_innermost(trainer.error, folder)) from None
-        if not (trainer.result or {}).get("finished"):
+        result = trainer.result or {}
+        if "problem" in result:
+            raise StorageError(result["problem"])
+        if not result.get("finished"):
             if signals.received is not None:
                 raise Stopped(signals.received)
             raise TimeLimitReached
@@ -110,9 +114,18 @@ class _TrainerThread(threading.Thread):
         import ray.train
         from ray.train.torch import TorchTrainer
 
+        from raymi.orchestration.resize import FailuresWithoutProgress, SaveBeforeResize
         from raymi.orchestration.worker import train_worker
 
         scaling = self.config.scaling
+        callbacks = (
+            [
+                SaveBeforeResize(self.folder),
+                FailuresWithoutProgress(self.folder, scaling.max_failures),
+            ]
+            if scaling.elastic
+            else []
+        )
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={
@@ -122,7 +135,12 @@ class _TrainerThread(threading.Thread):
                 "deadline": self.deadline,
             },
             scaling_config=ray.train.ScalingConfig(
-                num_workers=scaling.workers,
+                num_workers=(
+                    (scaling.least_workers, scaling.most_workers)
+                    if scaling.elastic
+                    else scaling.most_workers
+                ),
+                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
                 use_gpu=self.resources.use_gpu,
                 resources_per_worker={
                     "CPU": scaling.cpus_per_worker,
@@ -132,7 +150,10 @@ class _TrainerThread(threading.Thread):
             run_config=ray.train.RunConfig(
                 name="ray",
                 storage_path=str(self.folder.path),
-                failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures),
+                callbacks=callbacks,
+                failure_config=ray.train.FailureConfig(
+                    max_failures=-1 if scaling.elastic else scaling.max_failures
+                ),
             ),
         )
         return trainer.fit().return_value
@@ -213,7 +234,10 @@ def _innermost(error: BaseException, folder: RunFolder) -> str:
     logs = sorted(folder.error_logs(), key=lambda path: path.stat().st_mtime)
     if not logs:  # a worker died without a word
         logs = [folder.path / "error-ray.log"]
-        logs[0].write_text(str(error))
+        try:
+            logs[0].write_text(str(error))
+        except OSError as unwritten:
+            return f"{error} (cannot write {logs[0]}: {unwritten.strerror})"
     lines = [line.strip() for line in logs[0].read_text().splitlines() if line.strip()]
     places = [line for line in lines if line.startswith("File ")]
     where = f" in {places[-1].removeprefix('File ')}" if places else ""

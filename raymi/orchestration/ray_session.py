@@ -13,11 +13,17 @@ from dataclasses import dataclass
 from raymi.config import ScalingConfig
 from raymi.errors import UserError
 
-_QUIET = {
+_ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of a worker appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports are throttled to one an interval
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_ELASTIC = {
+    # For up to 20 s after a node is lost, Ray counts it and asks for a place on it: how long it
+    # waits for that place, before it counts again. Only the reservation of the places is limited,
+    # not the start of processes on them. Ray's default is 60.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
 }
 
 
@@ -41,16 +47,17 @@ def check_this_machine(scaling: ScalingConfig) -> None:
     """
     if in_ray_job():
         return
-    asked, there = scaling.workers * scaling.cpus_per_worker, _num_cpus()
+    workers = scaling.most_workers
+    asked, there = workers * scaling.cpus_per_worker, _num_cpus()
     if asked > there:
         raise UserError(
             f"scaling.workers={scaling.workers} with {scaling.cpus_per_worker} CPU each needs "
             f"{asked} CPUs, this machine has {there}: ask for fewer, or submit the run to a "
             "cluster (ray job submit)"
         )
-    if scaling.use_gpu == "true" and _num_gpus() < scaling.workers:
+    if scaling.use_gpu == "true" and _num_gpus() < workers:
         raise UserError(
-            f"scaling.use_gpu=true with {scaling.workers} workers needs {scaling.workers} GPUs, "
+            f"scaling.use_gpu=true with {workers} workers needs {workers} GPUs, "
             f"this machine has {_num_gpus()}: ask for fewer workers, or use_gpu=auto"
         )
 
@@ -61,7 +68,7 @@ def ray_session(scaling: ScalingConfig) -> Iterator[Resources]:
 
     Raises: UserError where a cluster lacks the CPUs or GPUs that are asked for.
     """
-    for name, value in _QUIET.items():
+    for name, value in (_ENVIRONMENT | (_ELASTIC if scaling.elastic else {})).items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -73,7 +80,7 @@ def ray_session(scaling: ScalingConfig) -> Iterator[Resources]:
     else:
         ray.init(
             address="local",
-            num_cpus=scaling.workers * scaling.cpus_per_worker,
+            num_cpus=scaling.most_workers * scaling.cpus_per_worker,
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -88,7 +95,7 @@ def ray_session(scaling: ScalingConfig) -> Iterator[Resources]:
 def _resources(scaling: ScalingConfig, joined: bool) -> Resources:
     if not joined:
         use_gpu = scaling.use_gpu == "true" or (
-            scaling.use_gpu == "auto" and _num_gpus() >= scaling.workers
+            scaling.use_gpu == "auto" and _num_gpus() >= scaling.least_workers
         )
         return Resources(use_gpu, joined)
     bundle = {"CPU": scaling.cpus_per_worker}
@@ -96,20 +103,25 @@ def _resources(scaling: ScalingConfig, joined: bool) -> Resources:
     if scaling.use_gpu == "true":
         bundle = with_gpu
     _wait_for_places(scaling, bundle)
-    auto = scaling.use_gpu == "auto" and _places(with_gpu) >= scaling.workers
+    auto = scaling.use_gpu == "auto" and _places(with_gpu) >= scaling.least_workers
     return Resources(scaling.use_gpu == "true" or auto, joined)
 
 
 def _wait_for_places(scaling: ScalingConfig, bundle: dict[str, int]) -> None:
-    """Waits at most `wait_minutes` for a cluster that grows to have a place for each worker."""
+    """Waits at most `wait_minutes` for a cluster that grows to have a place for each worker.
+
+    Raises: UserError where it then has not even those for the least number.
+    """
     from ray.autoscaler.sdk import request_resources
 
     deadline = time.monotonic() + 60 * scaling.wait_minutes
     if scaling.wait_minutes > 0:
-        request_resources(bundles=[bundle] * scaling.workers)
+        request_resources(bundles=[bundle] * scaling.most_workers)
     try:
-        while (places := _places(bundle)) < scaling.workers:
+        while (places := _places(bundle)) < scaling.most_workers:
             if time.monotonic() >= deadline:
+                if places >= scaling.least_workers:
+                    return
                 each = " and ".join(f"{amount} {kind}" for kind, amount in bundle.items())
                 raise UserError(
                     f"scaling.workers={scaling.workers} with {each} each, but the nodes of the "

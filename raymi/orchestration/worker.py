@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ from raymi.engine.checkpoint import write_atomically
 from raymi.engine.context import StopRequest
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
+
+WAIT_SECONDS = 180.0
+"""How long rank 0 waits for one of an earlier start to be gone: a driver that died takes its
+workers along within seconds; of a node that died, NFS keeps the lock for 90 seconds."""
 
 _PACKAGE = Path(raymi.__file__).parent
 
@@ -29,10 +34,10 @@ _PACKAGE = Path(raymi.__file__).parent
 class RayContext:
     """The engine's context inside a Ray Train worker."""
 
-    def __init__(self, stop_file: Path, deadline: float | None) -> None:
+    def __init__(self, folder: RunFolder, deadline: float | None) -> None:
         self.device: torch.device = ray.train.torch.get_device()
         self.group: Collectives = ProcessGroup()
-        self._stop = StopRequest(stop_file, deadline)
+        self._stop = StopRequest(folder.stop_file, deadline, folder.pause_file)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Ray Train's report: a barrier of all workers."""
@@ -51,7 +56,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
 
     Args: job, with `config` (JSON), `folder`, `import_path` (the driver's current folder) and
         `deadline` (seconds since the epoch, or None).
-    Returns: how the run ended.
+    Returns: how the run ended; also where the storage fails, which Ray is not to try again: the
+        `problem` is the same for all workers.
     """
     config = Config.model_validate_json(job["config"])
     folder = RunFolder(Path(job["folder"]))
@@ -63,16 +69,20 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     if job["import_path"] not in sys.path:
         sys.path.insert(0, job["import_path"])  # the user's own models
     torch.set_num_threads(config.scaling.cpus_per_worker)
-    context = RayContext(folder.stop_file, job["deadline"])
+    context = RayContext(folder, job["deadline"])
     warnings.showwarning = _warn_into(folder, context.group.rank)
+    rank = context.group.rank
     try:
-        outcome = train(config, context, folder)
+        with folder.alone(".writer.lock", WAIT_SECONDS) if rank == 0 else nullcontext():
+            outcome = train(config, context, folder)
+    except StorageError as error:
+        return {"finished": False, "problem": str(error)}
     except (UserError, FloatingPointError) as error:
-        write_atomically(folder.failure, json.dumps({"message": str(error)}).encode())
+        with suppress(OSError):
+            write_atomically(folder.failure, json.dumps({"message": str(error)}).encode())
         raise
     except Exception:
-        rank = context.group.rank
-        with (folder.path / f"error-rank{rank}.log").open("a") as log:
+        with suppress(OSError), (folder.path / f"error-rank{rank}.log").open("a") as log:
             traceback.print_exc(file=log)
         raise
     return {"finished": outcome.finished, "epoch": outcome.epoch}
@@ -83,7 +93,7 @@ def _warn_into(folder: RunFolder, rank: int) -> Any:
 
     def show(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
         if rank == 0 and Path(filename).is_relative_to(_PACKAGE):
-            with folder.warnings.open("a") as log:
+            with suppress(OSError), folder.warnings.open("a") as log:
                 log.write(f"{message}\n")
 
     return show

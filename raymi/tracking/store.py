@@ -54,6 +54,8 @@ def connect(uri: str) -> Any:
 
     for name in ("mlflow", "alembic"):  # importing mlflow has set their levels
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It logs a traceback at each attempt, and raises the same: that is told once, in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return mlflow.MlflowClient(uri)
 
 

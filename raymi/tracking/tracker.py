@@ -126,7 +126,8 @@ class Tracker(threading.Thread):
             self._wake.wait(_POLL_SECONDS)
 
     def _say_problem(self, error: Exception) -> None:
-        first_line = (str(error).splitlines() or [""])[0]
+        lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a")]
+        first_line = (lines or [""])[0]  # SQLAlchemy's remark on its own working left out
         told = self.problem is not None
         self.problem = f"{type(error).__name__}: {first_line[:200]}"
         if not told:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from raymi_command import TINY, events, start, succeed, wait_for
+from raymi_command import TINY, events, ray_workers, start, succeed, wait_for
+from raymi_command import run as raymi
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
@@ -69,17 +70,47 @@ def test_killed_worker_is_replaced_and_ends_with_identical_weights(
     process = start(tmp_path, *TINY, "name=killed", "tracking.enabled=false")
     run = tmp_path / "runs" / "killed"
     wait_for(lambda: len(events(run, "epoch")) >= 1, process)
-    workers = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "RayTrainWorker" in " ".join(child.cmdline())
-    ]
+    workers = ray_workers(process)
     assert len(workers) == 2
     os.kill(workers[1].pid, signal.SIGKILL)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     assert len(events(run, "start")) == 2, "the worker group was started again"
     assert_same(uninterrupted, run / "last.safetensors")
+
+
+def test_killed_driver_leaves_nobody_behind_and_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, uninterrupted: dict
+) -> None:
+    process = start(
+        tmp_path, *TINY, "name=killed", "checkpoint.every_steps=1", "tracking.enabled=false"
+    )
+    run = tmp_path / "runs" / "killed"
+    wait_for(lambda: len(events(run, "epoch")) >= 1, process)
+    workers = ray_workers(process)
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive, "workers whose driver died do not go on"
+    newest = max((run / "checkpoints").glob("step-*.pt"))
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+
+    out = succeed(tmp_path, "resume=killed")
+    assert f"warning: checkpoint {newest} is damaged" in out
+    assert "the one before it is used" in out
+    continued = events(run, "start")[1]["global_step"]
+    assert continued == int(newest.name.split("-")[1]) - 1
+    assert_same(uninterrupted, run / "last.safetensors")
+
+
+def test_the_time_limit_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
+    done = raymi(tmp_path, *TINY, "name=late", "limit.hours=1e-9", "tracking.enabled=false")
+    assert done.returncode == 75, done.stdout + done.stderr
+    assert "to continue: python -m raymi.train resume=late" in done.stdout
+    assert len(events(tmp_path / "runs" / "late", "stopped")) == 1, "with a checkpoint"
 
 
 def test_ctrl_c_before_the_workers_are_there_ends_at_once(tmp_path: Path) -> None:

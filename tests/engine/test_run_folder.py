@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from tiny_runs import tiny_config
 
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
 
 
 def test_the_resolved_configuration_comes_back_as_it_was(tmp_path):
@@ -35,6 +38,31 @@ def test_only_one_command_at_a_time_may_work_in_a_run(tmp_path):
             pass
     with folder.alone():
         pass
+
+
+def test_a_worker_waits_until_one_that_lost_its_driver_is_gone(tmp_path):
+    folder, order = RunFolder(tmp_path), []
+    held = threading.Event()
+
+    def orphan():
+        with folder.alone("lock", wait=0):
+            held.set()
+            time.sleep(0.3)
+            order.append("orphan")
+
+    thread = threading.Thread(target=orphan)
+    thread.start()
+    held.wait()
+    with RunFolder(tmp_path).alone("lock", wait=30):
+        order.append("follower")
+    thread.join()
+    assert order == ["orphan", "follower"]
+
+
+def test_a_full_disk_is_named_where_settings_cannot_be_kept(tmp_path):
+    folder = RunFolder(tmp_path / "gone")
+    with pytest.raises(StorageError, match=r"cannot write .*config\.json \(No such file"):
+        folder.write_config(tiny_config())
 
 
 def test_what_is_known_of_a_run_comes_back(tmp_path):
