@@ -13,6 +13,7 @@ from raymi.benchmarks.arms import AT, Trainee, arm_config, trainee
 from raymi.benchmarks.clock import Clock, interleaved, ratio
 from raymi.benchmarks.plan import Plan
 from raymi.benchmarks.section import Section, number, skipped
+from raymi.engine.feed import Batch
 from raymi.engine.step import Crafter
 
 THEIRS = "torchattacks.PGD"
@@ -55,26 +56,26 @@ def crafters(plan: Plan) -> dict[str, Callable[[], Tensor]]:
     for channels_last in (False, True):
         layout = {**settings, "scaling.channels_last": channels_last}
         made = trainee(arm_config(plan.config, AT, layout), plan.device)
+        batch = next(made.batches)
         if not channels_last:
-            calls[THEIRS] = _their_call(made)
+            calls[THEIRS] = _their_call(made, batch)
         for name, (in_layout, folded) in _OPTIONS.items():
             if in_layout == channels_last:
-                calls[name] = _our_call(made, folded)
+                calls[name] = _our_call(made, batch, folded)
     return {name: calls[name] for name in (THEIRS, *_OPTIONS)}
 
 
-def _our_call(made: Trainee, folded: bool) -> Callable[[], Tensor]:
-    batch = next(made.batches)
+def _our_call(made: Trainee, batch: Batch, folded: bool) -> Callable[[], Tensor]:
     craft = Crafter(
         made.state.model, made.config.attack, "ce", made.state.autocast, fold_batchnorm=folded
     )
     return lambda: craft(batch.x, batch.y, batch.sample, 0)
 
 
-def _their_call(made: Trainee) -> Callable[[], Tensor]:
+def _their_call(made: Trainee, batch: Batch) -> Callable[[], Tensor]:
     import torchattacks
 
-    batch, attack = next(made.batches), made.config.attack
+    attack = made.config.attack
     model: nn.Module = made.state.model
     kind: Any = torchattacks.PGD if attack.norm == "linf" else torchattacks.PGDL2
     theirs = kind(model, eps=attack.eps, alpha=attack.step_size, steps=attack.steps)

@@ -22,8 +22,9 @@ from raymi.benchmarks.section import MeasurementFailed, number
 
 TINY = (
     "model.name=small-cnn", "model.depth=4", "mi.hidden=16", "mi.base_width=4", "image_size=16",
-    "batch_size=4", "attack.steps=1", "rounds=2", "runs=1", "loop_steps=1", "use_gpu=false",
+    "batch_size=4", "attack.steps=1", "rounds=2", "use_gpu=false",
 )  # fmt: skip
+ONE_RUN = ("runs=1", "loop_steps=1", "workers=2")
 
 
 @pytest.fixture(autouse=True)
@@ -166,8 +167,8 @@ def test_too_many_workers_are_left_out_and_said(
 def test_parts_with_processes_of_their_own_are_measured(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     done = subprocess.run(
-        [sys.executable, "-m", "raymi.bench", *TINY, "parts=scaling,memory,largest", "workers=2",
-         "memory=4", "--json", str(file)],
+        [sys.executable, "-m", "raymi.bench", *TINY, *ONE_RUN,
+         "parts=scaling,memory,largest", "memory=4", "--json", str(file)],
         cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -183,7 +184,7 @@ def test_parts_with_processes_of_their_own_are_measured(tmp_path: Path) -> None:
 def test_ray_train_is_measured_beside_plain_processes(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     done = subprocess.run(
-        [sys.executable, "-m", "raymi.bench", *TINY, "parts=ray", "workers=2", "--json", str(file)],
+        [sys.executable, "-m", "raymi.bench", *TINY, *ONE_RUN, "parts=ray", "--json", str(file)],
         cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -205,7 +206,7 @@ def test_a_signal_ends_the_command_and_its_processes(
     )  # fmt: skip
     deadline = time.monotonic() + 120
     children: list[psutil.Process] = []
-    while not children and time.monotonic() < deadline:
+    while not children and process.poll() is None and time.monotonic() < deadline:
         children = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.1)
     time.sleep(1)
