@@ -20,11 +20,12 @@ _MOST = 2**17
 def measure_largest_batch(plan: Plan) -> Section:
     """The largest batch of AT, staged and joint NAMID within the memory there is, or is given."""
     gib = plan.memory or device_memory(plan.device)
-    found = {}
+    found: dict[str, int] = {}
+    refused: dict[str, str] = {}
     for arm in (AT, STAGED, JOINT):
         guess = _extrapolated(plan, arm, gib)
         if plan.device.type == "cuda":
-            guess = largest_that_fits(partial(_fits, plan, arm, gib), max(2, guess))
+            guess = largest_that_fits(partial(_fits, plan, arm, gib, refused), max(2, guess))
         found[arm] = guess
     if plan.device.type == "cuda":
         how = f"tried out in fresh processes, to {PRECISION - 1:.0%}"
@@ -34,8 +35,8 @@ def measure_largest_batch(plan: Plan) -> Section:
         f"Largest batch within {gib:.1f} GiB",
         ("step", "images", f"/ {AT}"),
         [[arm, str(b), f"{b / max(1, found[AT]):.2f}"] for arm, b in found.items()],
-        {"images": found, "gib": gib, "how": how},
-        (how,),
+        {"images": found, "gib": gib, "how": how, "refused": refused},
+        (how, *(f"{arm}, a larger one: {why}" for arm, why in refused.items())),
     )
 
 
@@ -102,5 +103,9 @@ def _extrapolated(plan: Plan, arm: str, gib: float) -> int:
     return linear_limit(sizes, (small["peak"], large_one["peak"]), gib * GIB)
 
 
-def _fits(plan: Plan, arm: str, gib: float, batch: int) -> bool:
-    return peak_in_process(plan, arm, batch, gib)["fits"]
+def _fits(plan: Plan, arm: str, gib: float, refused: dict[str, str], batch: int) -> bool:
+    """Whether a batch fits; keeps the words with which the last one was refused."""
+    result = peak_in_process(plan, arm, batch, gib)
+    if not result["fits"]:
+        refused[arm] = result["why"]
+    return result["fits"]

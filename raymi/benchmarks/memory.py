@@ -34,11 +34,14 @@ def measure_memory(plan: Plan) -> Section:
     arms = (AT, STAGED, JOINT, RELEASED) + (() if problem else (NAIVE,))
     batch = plan.config.optim.batch_size
     found = {arm: peak_in_process(plan, arm, batch) for arm in arms}
-    reference = found[AT]["peak"] - found[AT]["before"]
+    own = {arm: one["peak"] - one["before"] for arm, one in found.items() if one["fits"]}
     rows = []
     for arm, one in found.items():
-        own = one["peak"] - one["before"]
-        rows.append([arm, f"{one['peak'] / GIB:.2f}", f"{own / GIB:.2f}", f"{own / reference:.2f}"])
+        if arm not in own:
+            rows.append([arm, one["why"], "", ""])
+            continue
+        relative = f"{own[arm] / own[AT]:.2f}" if AT in own else ""
+        rows.append([arm, f"{one['peak'] / GIB:.2f}", f"{own[arm] / GIB:.2f}", relative])
     return Section(
         f"Peak memory of a step at B = {batch}, GiB",
         ("step", "peak", "without what torch itself takes", f"/ {AT}"),
@@ -79,8 +82,8 @@ def peak_of_steps(
     """Peak memory of this process over its first steps.
 
     Args: config, what all arms share; arm; device; limit, GiB of the GPU's memory at most.
-    Returns: `peak` and what was in use `before`, in bytes; `fits`, False where a GPU's memory was
-        not enough (then the peak says nothing).
+    Returns: `peak` and what was in use `before`, in bytes; `fits`, False where the
+        GPU refused, `why` in its words (then the peak says nothing).
     """
     cuda = device.type == "cuda"
     if cuda and limit is not None:
@@ -91,8 +94,11 @@ def peak_of_steps(
         step = step_call(config, arm, device)
         for _ in range(_STEPS):
             step()
-    except torch.cuda.OutOfMemoryError:
-        return {"fits": False, "peak": 0, "before": before}
+    except RuntimeError as error:  # torch's own, or a library's that got no memory to work in
+        if not cuda:
+            raise
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        return {"fits": False, "peak": 0, "before": before, "why": why}
     peak = torch.cuda.max_memory_allocated(device) if cuda else peak_resident()
     return {"fits": True, "peak": peak, "before": before}
 

@@ -41,7 +41,8 @@ def measure_operations(plan: Plan) -> Section:
 def multiply_adds(config: Config, arm: str, device: torch.device) -> float:
     """Multiply-adds per sample, of convolutions and matrix products, of an arm's step for which
     x_adv is given."""
-    config = with_settings(config, {"optim.batch_size": _BATCH, "scaling.compile": False})
+    alone = {"optim.batch_size": _BATCH, "scaling.workers": 1, "scaling.compile": False}
+    config = with_settings(config, alone)
     step = step_call(config, arm, device, crafting=False)
     with FlopCounterMode(display=False) as counter:
         step()

@@ -45,9 +45,11 @@ def no_scaling(plan: Plan) -> str | None:
     """Why N workers cannot be measured here; None where they can."""
     there = places(plan.device)
     kind = "GPUs" if plan.device.type == "cuda" else "cores"
+    if plan.workers < 2 <= there:
+        return "one worker has nothing to be compared with: give workers=2 or more"
     if plan.workers < 2:
         remedy = " (use_gpu=false measures CPU workers)" if kind == "GPUs" else ""
-        return f"it needs at least 2 {kind}, there is {there}{remedy}"
+        return f"it needs at least 2 {kind}, this machine has {there}{remedy}"
     if plan.workers > there:
         return f"{plan.workers} workers need as many {kind}, there are {there}"
     if plan.config.optim.batch_size < plan.workers:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from raymi.benchmarks import largest_batch, memory
+from raymi.benchmarks.arms import AT, JOINT
 from raymi.benchmarks.largest_batch import PRECISION, largest_that_fits, linear_limit
 from raymi.benchmarks.memory import peak_resident
-from raymi.benchmarks.plan import planned
+from raymi.benchmarks.plan import Plan, planned
 from raymi.benchmarks.saved import saved_by_naive, saved_by_term, saved_bytes
 
 CPU = torch.device("cpu")
@@ -33,6 +38,34 @@ def test_a_good_guess_needs_few_trials_and_nothing_may_fit() -> None:
     largest_that_fits(lambda b: tried.append(b) or b <= 1000, 980)  # type: ignore[func-returns-value]
     assert len(tried) <= 4
     assert largest_that_fits(lambda b: False, 64) == 0
+
+
+@pytest.fixture
+def small_gpu(monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A plan for a GPU on which 900 images of AT fit, 700 of the others, without one."""
+
+    def peak(plan: Plan, arm: str, batch: int, limit: float | None = None) -> dict[str, Any]:
+        fits = batch <= (900 if arm == AT else 700)
+        return {"fits": fits, "peak": batch * 2**20, "before": 0, "why": "OutOfMemoryError: no"}
+
+    monkeypatch.setattr(largest_batch, "peak_in_process", peak)
+    monkeypatch.setattr(memory, "peak_in_process", peak)
+    monkeypatch.setattr(largest_batch, "device_memory", lambda device: 0.5)
+    return replace(planned(["use_gpu=false", "batch_size=800"]), device=torch.device("cuda"))
+
+
+def test_on_a_gpu_batches_are_tried_out_and_a_refusal_is_told(small_gpu: Plan) -> None:
+    section = largest_batch.measure_largest_batch(small_gpu)
+    images = section.data["images"]
+    assert images[AT] <= 900 <= PRECISION * images[AT]
+    assert images[JOINT] <= 700 <= PRECISION * images[JOINT]
+    assert section.data["refused"][AT] == "OutOfMemoryError: no"
+
+
+def test_an_arm_that_does_not_fit_is_said_beside_those_that_do(small_gpu: Plan) -> None:
+    rows = {row[0]: row[1:] for row in memory.measure_memory(small_gpu).rows}
+    assert rows[AT] == ["0.78", "0.78", "1.00"]
+    assert rows[JOINT] == ["OutOfMemoryError: no", "", ""]
 
 
 def test_a_line_through_two_batches_reaches_the_memory() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from raymi.benchmarks.arms import AT, JOINT, NAIVE, RELEASED, STAGED, arm_config, naive_problem
 from raymi.benchmarks.plan import PARTS, planned
+from raymi.benchmarks.scaling import no_scaling
 from raymi.benchmarks.synthetic import random_splits
 from raymi.errors import UserError
 
@@ -86,6 +87,24 @@ def test_arms_of_any_recipe_are_what_they_are_called(words: list[str]) -> None:
         assert one.attack.steps == config.attack.steps
         assert one.mi.hidden == config.mi.hidden
         assert one.scaling.precision == config.scaling.precision
+
+
+@pytest.mark.parametrize(
+    ("words", "cores", "why"),
+    [
+        (["workers=2"], 2, None),
+        (["workers=1"], 2, "give workers=2 or more"),
+        ([], 1, "it needs at least 2 cores, this machine has 1"),
+        (["workers=3"], 2, "3 workers need as many cores, there are 2"),
+        (["batch_size=2", "workers=2"], 4, None),
+    ],
+)
+def test_what_cannot_be_scaled_is_said(
+    words: list[str], cores: int, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymi.benchmarks.plan.available_cores", lambda: cores)
+    found = no_scaling(planned([*words, "use_gpu=false"]))
+    assert found == why if why is None else why in (found or "")
 
 
 def test_random_images_have_the_shape_of_the_data_set_and_depend_on_the_seed() -> None:
