@@ -34,7 +34,7 @@ def measure_largest_batch(plan: Plan) -> Section:
     return Section(
         f"Largest batch within {gib:.1f} GiB",
         ("step", "images", f"/ {AT}"),
-        [[arm, str(b), f"{b / max(1, found[AT]):.2f}"] for arm, b in found.items()],
+        [[arm, _shown(b), f"{b / max(1, found[AT]):.2f}"] for arm, b in found.items()],
         {"images": found, "gib": gib, "how": how, "refused": refused},
         (how, *(f"{arm}, a larger one: {why}" for arm, why in refused.items())),
     )
@@ -92,6 +92,10 @@ def device_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(0).total_memory / GIB
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+
+
+def _shown(batch: int) -> str:
+    return f"{batch} or more" if batch >= _MOST else str(batch)
 
 
 def _extrapolated(plan: Plan, arm: str, gib: float) -> int:
