@@ -1,0 +1,1 @@
+"""What `python -m raymi.bench` measures: step cost, crafting, scaling over workers, memory."""

@@ -1,0 +1,123 @@
+"""What is compared: AT, NAMID in both schedules, the released code's; each ready to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from raymi.benchmarks.naive import NaiveSchedule
+from raymi.benchmarks.synthetic import random_splits
+from raymi.collectives import Collectives
+from raymi.config import Config
+from raymi.engine.feed import Batch, Feed
+from raymi.engine.phases import phases_of
+from raymi.engine.state import TrainState
+from raymi.overrides import nest, overlay, validate
+
+AT, STAGED, JOINT, RELEASED, NAIVE = "AT", "staged", "joint", "released", "naive"
+
+_RELEASED = {
+    "mi.form": "released",
+    "mi.schedule": "staged",
+    "loss.base": "at",
+    "loss.label_smoothing": 0.0,
+    "loss.batchnorm": "released",
+    "attack.objective": "ce",
+    "optim.ema": 0.0,
+    "optim.awp": 0.0,
+}
+_ARMS: dict[str, dict[str, Any]] = {
+    AT: {"mi.weight": 0.0},
+    STAGED: {"mi.schedule": "staged"},
+    JOINT: {"mi.schedule": "joint"},
+    RELEASED: _RELEASED,
+    NAIVE: {
+        **_RELEASED,
+        "scaling.channels_last": False,
+        "scaling.fold_batchnorm": False,
+        "scaling.compile": False,
+    },
+}
+GIVEN = {
+    "attack.steps": 0,
+    "attack.start": "image",
+    "attack.objective": "ce",
+    "scaling.fold_batchnorm": False,
+}
+"""Settings with which a step crafts nothing: x itself is its x_adv."""
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration with `section.key` settings laid over it."""
+    return validate(overlay(config.model_dump(), nest(dict(settings))))
+
+
+def arm_config(config: Config, arm: str, settings: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of an arm, with `settings` laid over it."""
+    return with_settings(config, {**_ARMS[arm], **(settings or {})})
+
+
+def naive_problem(config: Config) -> str | None:
+    """Why there is no naive schedule for a configuration; None where there is one."""
+    if config.attack.norm != "linf":
+        return "the naive schedule is written for attack.norm=linf"
+    return None
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """The classifier's phase of an arm: its state and an endless stream of batches."""
+
+    config: Config
+    state: TrainState
+    batches: Iterator[Batch]
+
+
+def trainee(config: Config, device: torch.device, group: Collectives | None = None) -> Trainee:
+    """An arm ready to train on random images, with fresh weights.
+
+    Args: config, of the arm (see `arm_config`); group, None: this process alone.
+    """
+    group = group or Collectives()
+    splits = random_splits(config, 2 * config.optim.batch_size)
+    feed = Feed(splits.train.to(device), config, group.rank, group.world_size)
+    state = TrainState(phases_of(config)[-1], splits, group, device, total_steps=10**6)
+    state.train_mode()
+    return Trainee(config, state, _endless(feed))
+
+
+def step_call(
+    config: Config, arm: str, device: torch.device, *, crafting: bool = True
+) -> Callable[[], object]:
+    """A call that makes one training step of an arm, always on the same batch.
+
+    Args: config, what all arms share; crafting, False: x itself serves as x_adv, so that only what
+        is outside of the attack remains.
+    """
+    made = trainee(arm_config(config, arm, {} if crafting else GIVEN), device)
+    state, batch = made.state, next(made.batches)
+    if arm != NAIVE:
+        return partial(state.step, batch, 0)
+    assert state.estimators is not None
+    assert state.classifier is not None
+    naive = NaiveSchedule(
+        state.model,
+        state.estimators,
+        state.classifier.optimizer,
+        made.config.attack,
+        state.autocast,
+    )
+    if crafting:
+        return partial(naive.step, batch.x, batch.y)
+    return partial(naive.step_on, batch.x, batch.x, batch.y)
+
+
+def _endless(feed: Feed) -> Iterator[Batch]:
+    epoch = 0
+    while True:
+        yield from feed.epoch(epoch)
+        epoch += 1

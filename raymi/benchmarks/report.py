@@ -1,0 +1,109 @@
+"""The closing tables, the same as JSON, and what is going on meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import raymi
+from raymi.benchmarks.plan import PARTS, Plan
+from raymi.benchmarks.section import Section
+from raymi.comparison.results import markdown
+from raymi.comparison.runs import available_cores
+from raymi.engine.checkpoint import write_atomically
+
+
+@contextmanager
+def progress(part: str, position: int, num: int) -> Iterator[None]:
+    """Says on stderr what is being measured: on a terminal for as long as it lasts."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    line = Text(f"{position} of {num}: {part}, {PARTS[part]}")
+    if not console.is_terminal:
+        console.print(line)
+        yield
+        return
+    with console.status(line):
+        yield
+
+
+def show(console: Console, section: Section) -> None:
+    """Prints the table of a part, and its notes."""
+    console.print()
+    console.print(Text(section.title, style="bold"), soft_wrap=True)
+    if section.rows and console.is_terminal:
+        table = Table()
+        for i, heading in enumerate(section.columns):
+            table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        for row in section.rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+    elif section.rows:  # whole lines, however long
+        console.print(Text(markdown([section.columns, *section.rows])), soft_wrap=True)
+    for note in section.notes:
+        console.print(Text(note), soft_wrap=True)
+
+
+def setting(plan: Plan, words: Sequence[str]) -> dict[str, Any]:
+    """Where and how it was measured."""
+    cuda = plan.device.type == "cuda"
+    return {
+        "machine": machine(plan.device),
+        "torch": torch.__version__,
+        "threads": plan.threads,
+        "cores": available_cores(),
+        "float32 matmul": torch.get_float32_matmul_precision(),
+        **({"cudnn tf32": torch.backends.cudnn.allow_tf32} if cuda else {}),
+        "raymi": raymi.__version__,
+        "seed": plan.config.seed,
+        "rounds": plan.rounds,
+        "command": f"python -m raymi.bench {shlex.join(words)}".strip(),
+    }
+
+
+def show_setting(console: Console, plan: Plan, where: Mapping[str, Any]) -> None:
+    """Prints what was measured, and where."""
+    config = plan.config
+    mi, attack, scaling = config.mi, config.attack, config.scaling
+    console.print()
+    for line in (
+        f"{config.model.name}, {config.data.name} sized random images, B = "
+        f"{config.optim.batch_size}, PGD-{attack.steps} {attack.norm}, mi.form={mi.form} "
+        f"mi.bound={mi.bound} mi.hidden={mi.hidden}, precision={scaling.precision} "
+        f"channels_last={str(scaling.channels_last).lower()} "
+        f"fold_batchnorm={str(scaling.fold_batchnorm).lower()}",
+        "; ".join(f"{key} {value}" for key, value in where.items()),
+    ):
+        console.print(Text(line), soft_wrap=True)
+
+
+def write_json(plan: Plan, where: Mapping[str, Any], sections: Mapping[str, Section]) -> None:
+    """Writes all numbers: seconds, bytes, ratios."""
+    assert plan.json is not None
+    content = {
+        "setting": dict(where),
+        "config": json.loads(plan.config.model_dump_json()),
+        "parts": {part: dict(section.data) for part, section in sections.items()},
+    }
+    write_atomically(plan.json, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def machine(device: torch.device) -> str:
+    """The processor that is measured, by name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+        name = models[0] if models else name
+    return name

@@ -1,0 +1,220 @@
+"""`python -m raymi.bench` from its words to its tables and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from raymi import bench
+from raymi.benchmarks import saved
+from raymi.benchmarks.crafting import crafters
+from raymi.benchmarks.plan import PARTS, planned
+from raymi.benchmarks.section import MeasurementFailed, number
+
+TINY = (
+    "model.name=small-cnn", "model.depth=4", "mi.hidden=16", "mi.base_width=4", "image_size=16",
+    "batch_size=4", "attack.steps=1", "rounds=2", "use_gpu=false",
+)  # fmt: skip
+ONE_RUN = ("runs=1", "loop_steps=1", "workers=2")
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_part_has_a_measure() -> None:
+    assert list(bench.MEASURES) == list(PARTS)
+
+
+def test_parts_of_one_process_are_measured_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved, "BATCH", 6)
+    file = tmp_path / "bench.json"
+    parts = "parts=operations,phases,ratios,crafting,saved"
+    assert bench.main([*TINY, parts, "threads=1", "--json", str(file)]) == 0
+    out, err = capsys.readouterr()
+    for line in (
+        "| PGD crafting | ",
+        "| naive / released | ",
+        "| raymi, both | ",
+        "seed 0",
+        "torch ",
+    ):
+        assert line in out, line
+    assert "<= 1.45" in out
+    assert len(err.splitlines()) == 5
+    content = json.loads(file.read_text())
+    assert list(content) == ["setting", "config", "parts"]
+    assert content["setting"]["threads"] == 1
+    assert content["setting"]["command"].startswith("python -m raymi.bench model.name=small-cnn")
+    assert content["config"]["optim"]["batch_size"] == 4
+    found = content["parts"]
+    assert list(found) == ["operations", "phases", "ratios", "crafting", "saved"]
+    ratios = found["ratios"]
+    seconds = ratios["seconds_per_step"]
+    assert len(seconds) == 10
+    assert all(len(each) == 2 and min(each) > 0 for each in seconds.values())
+    each = [
+        naive / mine
+        for naive, mine in zip(
+            seconds["whole step: naive"], seconds["whole step: released"], strict=True
+        )
+    ]
+    middle = ratios["ratios"]["naive / released"]["whole step"]["median"]
+    assert middle == pytest.approx(sum(each) / 2)
+    phases = found["phases"]["ms_per_sample"]
+    assert phases["AT"]["MI: estimators' update"] == 0
+    assert phases["staged"]["MI: estimators' update"] == 0
+    assert phases["joint"]["MI: estimators' update"] > 0
+    assert phases["staged"]["MI: the classifier's term"] > 0
+    assert set(found["crafting"]["times_as_fast"]) > {"torchattacks.PGD", "raymi, plain"}
+
+
+def test_crafters_that_are_compared_attack_the_same_network_from_the_same_images() -> None:
+    made = {name: call() for name, call in crafters(planned(TINY)).items()}
+    assert len(made) == 5
+    for name, x_adv in made.items():
+        # one step of eps / 4 from random points of the ball: within it, and seldom another sign
+        assert (x_adv - made["raymi, plain"]).abs().max() <= 2 * 8 / 255 + 1e-6
+        if name != "torchattacks.PGD":  # which draws its own start
+            assert (x_adv - made["raymi, plain"]).abs().mean() < 1e-3
+
+
+def test_a_part_that_fails_does_not_end_the_others(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(plan: object) -> None:
+        raise MeasurementFailed("no luck")
+
+    monkeypatch.setitem(bench.MEASURES, "operations", fails)
+    assert bench.main([*TINY, "parts=operations,phases"]) == 1
+    out = capsys.readouterr().out
+    assert "failed: no luck" in out
+    assert "| PGD crafting | " in out
+
+
+def test_what_was_measured_before_ctrl_c_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(plan: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(bench.MEASURES, "phases", interrupted)
+    assert bench.main([*TINY, "parts=operations,phases,crafting"]) == 130
+    out, err = capsys.readouterr()
+    assert "Multiply-adds per sample" in out
+    assert "machine " in out
+    assert "interrupted" in err
+
+
+def test_help_and_bad_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {part} " in out for part in PARTS)
+    assert bench.main(["parts=nonsense"]) == 2
+    assert "unknown part 'nonsense'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.01234, "0.012"), (1.234, "1.23"), (12.34, "12.3"), (1234.5, "1234")],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+BLOCKED = """
+import sys
+sys.modules["ray"] = sys.modules["mlflow"] = None  # importing either raises ModuleNotFoundError
+from raymi import bench
+code = bench.main(sys.argv[1:])
+assert not {n.split(".")[0] for n, m in sys.modules.items() if m is not None} & {"ray", "mlflow"}
+sys.exit(code)
+"""
+
+
+def test_it_runs_where_ray_and_mlflow_are_not_installed(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, *TINY, "parts=phases,ray", "workers=2"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "not measured: Ray is not installed" in done.stdout
+
+
+def test_too_many_workers_are_left_out_and_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymi.benchmarks.plan.available_cores", lambda: 2)
+    assert bench.main(["parts=scaling", "workers=50", "use_gpu=false"]) == 0
+    assert "not measured: 50 workers need as many cores" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_parts_with_processes_of_their_own_are_measured(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "raymi.bench", *TINY, *ONE_RUN,
+         "parts=scaling,memory,largest", "memory=4", "--json", str(file)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())["parts"]
+    assert {num: len(each) for num, each in found["scaling"]["seconds"].items()} == {"1": 1, "2": 1}
+    memory = found["memory"]["bytes"]
+    assert all(one["fits"] and one["peak"] > one["before"] > 0 for one in memory.values())
+    assert found["largest"]["gib"] == 4
+    assert "extrapolated" in found["largest"]["how"]
+
+
+@pytest.mark.slow
+def test_ray_train_is_measured_beside_plain_processes(tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "raymi.bench", *TINY, *ONE_RUN, "parts=ray", "--json", str(file)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(file.read_text())["parts"]["ray"]
+    assert found["workers"] == 2
+    assert found["threads"] == 1
+    assert len(found["seconds"]["ray"]) == len(found["seconds"]["plain"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_and_its_processes(
+    tmp_path: Path, signum: int, code: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raymi.bench", *TINY, "parts=scaling", "workers=2",
+         "loop_steps=100000"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    children: list[psutil.Process] = []
+    while not children and process.poll() is None and time.monotonic() < deadline:
+        children = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(process.pid, signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert children
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+    assert gone

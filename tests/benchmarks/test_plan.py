@@ -1,0 +1,121 @@
+"""What `python -m raymi.bench` is asked for, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raymi.benchmarks.arms import AT, JOINT, NAIVE, RELEASED, STAGED, arm_config, naive_problem
+from raymi.benchmarks.plan import PARTS, planned
+from raymi.benchmarks.scaling import no_scaling
+from raymi.benchmarks.synthetic import random_splits
+from raymi.errors import UserError
+
+
+def test_by_default_it_is_the_networks_of_the_paper_and_every_part() -> None:
+    plan = planned([])
+    config = plan.config
+    assert plan.parts == tuple(PARTS)
+    assert (config.model.name, config.optim.batch_size, config.attack.steps) == ("resnet18", 64, 10)
+    assert (config.mi.hidden, config.mi.form, config.attack.eps) == (2048, "bounded", 8 / 255)
+    assert (plan.rounds, plan.runs, plan.memory, plan.json) == (5, 3, None, None)
+
+
+def test_own_words_and_keys_of_a_run_go_together(tmp_path: Path) -> None:
+    words = [
+        "recipe=quickstart-namid-t",
+        "parts=saved,phases",
+        "rounds=2",
+        "eps=8/255",
+        "workers=2",
+    ]
+    plan = planned([*words, "memory=1.5", "--json", str(tmp_path / "b.json")])
+    assert plan.parts == ("phases", "saved")
+    assert (plan.rounds, plan.workers, plan.memory) == (2, 2, 1.5)
+    assert plan.json == tmp_path / "b.json"
+    assert (plan.config.attack.eps, plan.config.loss.base) == (8 / 255, "trades")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["parts=phses"], ["unknown part 'phses': did you mean phases?"]),
+        (["parts=,"], ["parts: expected names"]),
+        (["rounds=0"], ["rounds: expected whole number >= 1, got '0'"]),
+        (["runs=two", "memory=-1"], ["runs: expected whole number", "memory: expected GiB"]),
+        (["memory=nan"], ["memory: expected GiB"]),
+        (["--json", "/nowhere/b.json"], ["json: there is no folder /nowhere"]),
+        (["phases"], ["did you mean parts=phases?"]),
+        (["recipe=quikstart"], ["did you mean quickstart?"]),
+        (["mi.weight=0"], ["expected a configuration with both kinds of MI"]),
+        (["recipe=quickstart-at"], ["expected a configuration with both kinds of MI"]),
+        (["mi.estimators=run"], ["mi.estimators cannot be set here"]),
+        (["data.root=/tmp"], ["data.root cannot be set here: images are random"]),
+        (["eps=8", "rnds=3"], ["did you mean eps=8/255?", "unknown key 'rnds'"]),
+        (["data.name=digits", "mi.depth=4"], ["mi.depth must be at most 3 here, got 4"]),
+        (["use_gpu=true"], ["use_gpu=true needs a GPU"]),
+    ],
+)
+def test_bad_words_are_one_error_with_a_line_for_each(
+    words: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError) as raised:
+        planned(words)
+    lines = str(raised.value).splitlines()
+    assert [part for part in parts if not any(part in line for line in lines)] == []
+    assert len(lines) == len(parts)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["mi.form=released"], ["recipe=strong-cifar10"], ["recipe=quickstart-namid-m"],
+     ["recipe=paper-tinyimagenet-l2"], ["mi.balance=0.3"], ["attack.start=gaussian"]],
+)  # fmt: skip
+def test_arms_of_any_recipe_are_what_they_are_called(words: list[str]) -> None:
+    config = planned(words).config
+    arms = {arm: arm_config(config, arm) for arm in (AT, STAGED, JOINT, RELEASED, NAIVE)}
+    assert not arms[AT].mi.enabled
+    assert (arms[STAGED].mi.schedule, arms[JOINT].mi.schedule) == ("staged", "joint")
+    assert arms[STAGED].mi.form == arms[JOINT].mi.form == config.mi.form
+    for arm in (RELEASED, NAIVE):
+        assert (arms[arm].mi.form, arms[arm].mi.schedule) == ("released", "staged")
+        assert (arms[arm].loss.base, arms[arm].loss.batchnorm) == ("at", "released")
+        assert (arms[arm].mi.weight, arms[arm].mi.balance) == (5.0, None)
+    for one in arms.values():
+        assert one.attack.steps == config.attack.steps
+        assert one.mi.hidden == config.mi.hidden
+        assert one.scaling.precision == config.scaling.precision
+
+
+@pytest.mark.parametrize(
+    ("words", "cores", "why"),
+    [
+        (["workers=2"], 2, None),
+        (["workers=1"], 2, "give workers=2 or more"),
+        ([], 1, "it needs at least 2 cores, this machine has 1"),
+        (["workers=3"], 2, "3 workers need as many cores, there are 2"),
+        (["batch_size=2", "workers=2"], 4, None),
+    ],
+)
+def test_what_cannot_be_scaled_is_said(
+    words: list[str], cores: int, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raymi.benchmarks.plan.available_cores", lambda: cores)
+    found = no_scaling(planned([*words, "use_gpu=false"]))
+    assert found == why if why is None else why in (found or "")
+
+
+def test_random_images_have_the_shape_of_the_data_set_and_depend_on_the_seed() -> None:
+    config = planned(["recipe=paper-tinyimagenet-linf"]).config
+    splits = random_splits(config, 7)
+    assert (splits.image_size, splits.num_classes, len(splits.train)) == (64, 200, 7)
+    assert splits.train.digest == random_splits(config, 7).train.digest
+    other = planned(["recipe=paper-tinyimagenet-linf", "seed=1"]).config
+    assert splits.train.digest != random_splits(other, 7).train.digest
+
+
+def test_the_naive_schedule_is_for_linf() -> None:
+    assert naive_problem(planned([]).config) is None
+    assert naive_problem(planned(["attack.norm=l2", "eps=0.5"]).config) is not None
