@@ -109,7 +109,7 @@ def planned(words: Sequence[str]) -> Plan:
         runs=whole["runs"],
         loop_steps=whole["loop_steps"],
         threads=whole["threads"] or torch.get_num_threads(),
-        workers=config.scaling.workers if given else min(places(device), _most(device)),
+        workers=config.scaling.most_workers if given else min(places(device), _most(device)),
         memory=memory,
         json=json,
     )

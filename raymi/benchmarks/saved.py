@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from raymi.benchmarks.arms import GIVEN, STAGED, arm_config, trainee
 from raymi.benchmarks.naive import neg_mi
@@ -29,7 +27,7 @@ _NAIVE = "released, naive"
 
 
 def measure_saved(plan: Plan) -> Section:
-    """Bytes in distinct storages, the parameters' left out, that the MI term saves."""
+    """Bytes in distinct storages, the parameters' left out, that the MI term holds for backward."""
     found = {
         form: saved_by_term(plan.config, settings, plan.device, BATCH)
         for form, settings in _FORMS.items()
@@ -47,7 +45,7 @@ def measure_saved(plan: Plan) -> Section:
 def saved_by_term(
     config: Config, settings: dict[str, Any], device: torch.device, batch: int
 ) -> int:
-    """Bytes that the MI term of a step saves for backward, with `mi` settings laid over it."""
+    """Bytes that the MI term of a step holds for backward, with `mi` settings laid over it."""
     # which classifier gives the logits makes no difference to the term
     small = {"model.name": "small-cnn", "model.width": None, "model.depth": 4}
     every = {**GIVEN, **small, **settings, "optim.batch_size": batch}
@@ -55,53 +53,57 @@ def saved_by_term(
     learner, estimators = made.state.classifier, made.state.estimators
     assert learner is not None
     assert estimators is not None
-    sizes: list[int] = []
-    mi_loss: Any = learner.task.mi_loss
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        with saved_bytes(estimators) as storages:
-            result = mi_loss(*args, **kwargs)
-        sizes.append(sum(storages.values()))
-        return result
-
-    learner.task.mi_loss = counted  # type: ignore[assignment]
-    made.state.step(next(made.batches), 0)
-    return max(sizes)
+    x, y, _, sizes = next(made.batches)
+    task: Any = learner.task
+    loss, _ = task.mi_loss(estimators, x, x, *_outputs(2, x, config), y, sizes)
+    return bytes_held([loss], estimators)
 
 
 def saved_by_naive(config: Config, device: torch.device, batch: int) -> int:
-    """Bytes that the four estimates of the naive schedule save for backward, outputs given."""
+    """Bytes that the four estimates of the naive schedule hold for backward, outputs given."""
     settings = {**GIVEN, "mi.form": "released", "optim.batch_size": batch}
     made = trainee(arm_config(config, STAGED, settings), device)
     estimators, x = made.state.estimators, next(made.batches).x
     assert estimators is not None
     estimators.eval()
-    logits = torch.randn(len(x), num_classes(config), device=device)
-    with saved_bytes(estimators) as storages:
-        kept = [
-            neg_mi(critic, u, logits.clone().requires_grad_())
-            for critic, u in ((estimators.natural, x), (estimators.adversarial, x - x))
-            for _ in ("h(x)", "h(x_adv)")
-            if critic is not None
-        ]
-    del kept
-    return sum(storages.values())
+    patterns = [(estimators.natural, x), (estimators.adversarial, x - x)]
+    kept = [
+        neg_mi(critic, u, logits)
+        for critic, u in patterns
+        for logits in _outputs(2, x, config)
+        if critic is not None
+    ]
+    return bytes_held(kept, estimators)
 
 
-@contextmanager
-def saved_bytes(owner: nn.Module) -> Iterator[dict[int, int]]:
-    """Counts what autograd saves inside: bytes by storage, those of the owner's own left out."""
+def bytes_held(values: Sequence[Tensor], owner: nn.Module) -> int:
+    """Bytes in distinct storages that the graph behind some values holds for its backward pass, the
+    parameters and buffers of the owner left out."""
     own = {t.untyped_storage().data_ptr() for t in (*owner.parameters(), *owner.buffers())}
-    storages: dict[int, int] = {}
-    alive: list[Tensor] = []  # so that no storage gets the place of another
+    held: dict[int, int] = {}
+    seen: set[Any] = set()
+    todo: list[Any] = [value.grad_fn for value in values]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        todo += [following for following, _ in node.next_functions]
+        for tensor in _saved_by(node):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                held[storage.data_ptr()] = storage.nbytes()
+    return sum(held.values())
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-            alive.append(tensor.detach())
-        return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield storages
-    alive.clear()
+def _saved_by(node: Any) -> list[Tensor]:
+    """Tensors that a node of autograd's graph keeps, be it torch's or a Function's own."""
+    kept = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+    kept += getattr(node, "saved_tensors", ())
+    return [tensor for tensor in kept if isinstance(tensor, Tensor)]
+
+
+def _outputs(num: int, x: Tensor, config: Config) -> list[Tensor]:
+    """Logits (b, K) that ask for a gradient, as many times as `num` says."""
+    made = torch.randn(num, len(x), num_classes(config), device=x.device)
+    return [logits.requires_grad_() for logits in made]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +14,8 @@ from torch import nn
 from raymi.benchmarks import largest_batch, memory
 from raymi.benchmarks.arms import AT, JOINT
 from raymi.benchmarks.largest_batch import PRECISION, largest_that_fits, linear_limit
-from raymi.benchmarks.memory import peak_resident
 from raymi.benchmarks.plan import Plan, planned
-from raymi.benchmarks.saved import saved_by_naive, saved_by_term, saved_bytes
+from raymi.benchmarks.saved import bytes_held, saved_by_naive, saved_by_term
 
 CPU = torch.device("cpu")
 
@@ -73,13 +74,13 @@ def test_a_line_through_two_batches_reaches_the_memory() -> None:
     assert linear_limit((32, 64), (132.0, 164.0), 50.0) == 0
 
 
-def test_saved_bytes_are_distinct_storages_without_the_owners_own() -> None:
+def test_held_bytes_are_distinct_storages_without_the_owners_own() -> None:
     layer = nn.Linear(8, 8)
     x = torch.randn(4, 8, requires_grad=True)
-    with saved_bytes(layer) as storages:
-        out = layer(x)  # saves x, and the weight, which is its own
-        out = out * out  # saves the product's input twice, once is enough
-    assert sum(storages.values()) == 4 * 4 * 8 + 4 * 4 * 8
+    out = layer(x)  # holds x, and the weight, which is its own
+    out = out * out  # holds the product's input twice, once is enough
+    assert bytes_held([out], layer) == 4 * 4 * 8 + 4 * 4 * 8
+    assert bytes_held([out], nn.Module()) > bytes_held([out], layer)
     out.sum().backward()  # counting leaves the graph as it is
     assert x.grad is not None
 
@@ -90,12 +91,18 @@ def test_the_naive_schedule_saves_more_than_the_released_form_computed_once() ->
     released = {"mi.form": "released", "mi.bound": "dv-released"}
     needed = saved_by_term(config, released, CPU, batch)
     naive = saved_by_naive(config, CPU, batch)
-    assert 0 < needed < naive / 2
-    assert saved_by_term(config, {"mi.form": "bounded"}, CPU, small) < needed
+    assert 0 < needed < naive / 10
+    assert 0 < saved_by_term(config, {"mi.form": "bounded"}, CPU, small) < needed
 
 
 def test_the_largest_resident_memory_follows_what_is_used() -> None:
-    before = peak_resident()
-    block = torch.ones(2**26, dtype=torch.float32)  # 256 MiB
-    assert peak_resident() > before + 100 * 2**20 or before > 2**31
-    del block
+    """In a process of its own: here, another test may have used more before."""
+    code = """
+from raymi.benchmarks.memory import peak_resident
+import torch
+before = peak_resident()
+block = torch.ones(2**26)  # 256 MiB
+print(peak_resident() - before)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 250 * 2**20 < int(out.stdout) < 300 * 2**20
