@@ -31,6 +31,7 @@ from raymi.benchmarks.operations import measure_operations
 from raymi.benchmarks.phases import measure_phases
 from raymi.benchmarks.plan import PARTS, Plan, planned
 from raymi.benchmarks.processes import ended_by_sigterm
+from raymi.benchmarks.profile import measure_profile
 from raymi.benchmarks.ratios import measure_ratios
 from raymi.benchmarks.ray_train import measure_ray
 from raymi.benchmarks.report import progress, setting, show, show_setting, write_json
@@ -47,6 +48,7 @@ USAGE = (
 MEASURES: dict[str, Callable[[Plan], Section]] = {
     "operations": measure_operations,
     "phases": measure_phases,
+    "profile": measure_profile,
     "ratios": measure_ratios,
     "crafting": measure_crafting,
     "scaling": measure_scaling,

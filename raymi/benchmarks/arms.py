@@ -37,6 +37,7 @@ _ARMS: dict[str, dict[str, Any]] = {
     RELEASED: _RELEASED,
     NAIVE: {
         **_RELEASED,
+        "scaling.precision": "fp32",
         "scaling.channels_last": False,
         "scaling.fold_batchnorm": False,
         "scaling.compile": False,

@@ -35,7 +35,7 @@ def main() -> None:
     device = torch.device(job["device"], rank) if job["device"] == "cuda" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    group = _join(folder, rank, num, device)
+    group = Collectives() if job.get("apart") else _join(folder, rank, num, device)
     result = JOBS[job["kind"]](job, group, device)
     (folder / f"result-{rank}").write_text(json.dumps(result))
     if dist.is_initialized():

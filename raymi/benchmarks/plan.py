@@ -21,6 +21,7 @@ from raymi.recipes import RECIPES, on_recipe
 PARTS = {
     "operations": "multiply-adds of a step outside of crafting, counted",
     "phases": "where the time of a step goes",
+    "profile": "the operations that a step spends most time on",
     "ratios": "whole steps against each other: AT, NAMID, the released schedule",
     "crafting": "PGD against torchattacks.PGD",
     "scaling": "one worker against N, plain torch.distributed",

@@ -17,27 +17,37 @@ _TITLE = "Scaling: images per second over workers, one thread each, the same glo
 
 
 def measure_scaling(plan: Plan) -> Section:
-    """Times a loop on 1 and on N workers in turn, in fresh processes for each run."""
+    """Times a loop on 1 and on N workers in turn, in fresh processes for each run; and on N
+    processes that share the batch but do not communicate, which is all that the machine has."""
     if why := no_scaling(plan):
         return skipped(_TITLE, why)
-    nums = (1, plan.workers)
-    seconds: dict[int, list[float]] = {num: [] for num in nums}
+    alone, several, apart = "1 worker", f"{plan.workers} workers", f"{plan.workers} workers apart"
+    seconds: dict[str, list[float]] = {alone: [], several: [], apart: []}
     for _ in range(plan.runs):
-        for num in nums:
-            seconds[num].append(plain_run(plan, num))
-    faster = ratio(seconds[1], seconds[plan.workers])
-    rows = [[f"{num} workers" if num > 1 else "1 worker", pace(plan, seconds[num])] for num in nums]
-    rows = [[*rows[0], ""], [*rows[1], str(faster)]]
+        seconds[alone].append(plain_run(plan, 1))
+        seconds[several].append(plain_run(plan, plan.workers))
+        seconds[apart].append(plain_run(plan, plan.workers, apart=True))
+    faster = {name: ratio(seconds[alone], each) for name, each in seconds.items()}
+    share = ratio(seconds[apart], seconds[several])
     return Section(
         _TITLE,
         ("processes", "images / s", "times as fast"),
-        rows,
+        [
+            [name, pace(plan, each), "" if name == alone else str(faster[name])]
+            for name, each in seconds.items()
+        ],
         {
-            "seconds": {str(num): each for num, each in seconds.items()},
+            "seconds": seconds,
             "images": plan.loop_steps * plan.config.optim.batch_size,
-            "times_as_fast": vars(faster),
+            "times_as_fast": {name: vars(value) for name, value in faster.items()},
+            "share_of_apart": vars(share),
         },
-        (f"medians of {plan.runs} runs in turn of {plan.loop_steps} steps; start-up not counted",),
+        (
+            f"medians of {plan.runs} runs in turn of {plan.loop_steps} steps; start-up not counted",
+            f"{apart}: each trains on its share of the batch alone, without communication: what "
+            f"{plan.workers} processes at once can do on this machine. {several} reach {share} "
+            "times their pace.",
+        ),
     )
 
 
@@ -57,9 +67,15 @@ def no_scaling(plan: Plan) -> str | None:
     return None
 
 
-def plain_run(plan: Plan, num: int, niceness: int = 0) -> float:
-    """Seconds of the measured loop on `num` fresh processes."""
-    config = with_settings(plan.config, {"scaling.workers": num})
+def plain_run(plan: Plan, num: int, niceness: int = 0, *, apart: bool = False) -> float:
+    """Seconds of the measured loop on `num` fresh processes.
+
+    Args: apart, each process trains by itself on its share of the batch.
+    """
+    batch = plan.config.optim.batch_size // (num if apart else 1)
+    config = with_settings(
+        plan.config, {"scaling.workers": 1 if apart else num, "optim.batch_size": max(2, batch)}
+    )
     job: dict[str, Any] = {
         "kind": "loop",
         "config": config.model_dump_json(),
@@ -67,6 +83,7 @@ def plain_run(plan: Plan, num: int, niceness: int = 0) -> float:
         "warm_up": WARM_UP,
         "steps": plan.loop_steps,
         "niceness": niceness,
+        "apart": apart,
     }
     return max(result["seconds"] for result in in_processes(job, num))
 

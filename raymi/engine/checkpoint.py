@@ -43,6 +43,8 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     for other in others:
         if other not in earlier[-(keep - 1) :]:
             other.unlink(missing_ok=True)
+    for half_written in folder.glob(".step-*.tmp"):  # by a process that was killed meanwhile
+        half_written.unlink(missing_ok=True)
     return path
 
 

@@ -88,8 +88,6 @@ class TrainState:
         self.average: MovingAverage | None = None
         if phase.learns_classifier and config.optim.ema > 0:
             self.average = MovingAverage(self.model, config.optim.ema)
-        if config.scaling.compile:
-            _compile([self.model] + ([] if self.average is None else [self.average.model]))
         self.best = {name: Best() for name in self.classifiers()}
 
         self.critics: Learner | None = None
@@ -108,6 +106,9 @@ class TrainState:
             fold_batchnorm=config.scaling.fold_batchnorm,
             micro_batch=config.scaling.micro_batch,
         )
+        if config.scaling.compile:
+            averaged = None if self.average is None else self.average.model
+            _compile([self.model, averaged, self.craft.folded])
         self._step = self._build_step()
 
     def _build_modules(self, splits: Splits) -> None:
@@ -272,8 +273,8 @@ def _build_estimators(config: Config, splits: Splits) -> MIEstimators | None:
     )
 
 
-def _compile(models: list[nn.Module]) -> None:
-    """Compiles each model's forward in place.
+def _compile(models: list[nn.Module | None]) -> None:
+    """Compiles each model's forward in place, of those that there are.
 
     There is a variant for each of train or eval mode, gradient or none, followed running statistics
     or not, autocast or not, and batch size: more than torch allows by default.
@@ -282,7 +283,8 @@ def _compile(models: list[nn.Module]) -> None:
     name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
     setattr(settings, name, max(getattr(settings, name), 64))
     for model in models:
-        model.compile()
+        if model is not None:
+            model.compile()
 
 
 def _autocast(config: Config, device: torch.device) -> Callable[[], AbstractContextManager[object]]:

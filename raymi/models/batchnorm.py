@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from raymi.collectives import sum_over_ranks
+
 
 class _GlobalBatchNorm(_BatchNorm):
     """Train-mode statistics over every rank of `group`; otherwise what it is mixed into."""
@@ -137,10 +139,9 @@ class _Normalize(torch.autograd.Function):
         dy = grads[0].to(x.dtype)
         sums = _local_sums(dy, x, mean, var, ctx.eps)
         dx = None
-        grad_weight, grad_bias = sums.clone() if ctx.needs_input_grad[0] else sums
+        grad_weight, grad_bias = sums
         if ctx.needs_input_grad[0]:
-            dist.all_reduce(sums, group=ctx.group)
-            mean_dy_xhat, mean_dy = sums / count
+            mean_dy_xhat, mean_dy = sum_over_ranks(sums, ctx.group) / count
             invstd = (var + ctx.eps).rsqrt()
             scale = invstd if weight is None else weight.to(mean.dtype) * invstd
             slope = -scale * invstd * mean_dy_xhat

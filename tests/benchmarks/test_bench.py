@@ -43,7 +43,7 @@ def test_parts_of_one_process_are_measured_printed_and_written(
 ) -> None:
     monkeypatch.setattr(saved, "BATCH", 6)
     file = tmp_path / "bench.json"
-    parts = "parts=operations,phases,ratios,crafting,saved"
+    parts = "parts=operations,phases,profile,ratios,crafting,saved"
     assert bench.main([*TINY, parts, "threads=1", "--json", str(file)]) == 0
     out, err = capsys.readouterr()
     for line in (
@@ -55,14 +55,15 @@ def test_parts_of_one_process_are_measured_printed_and_written(
     ):
         assert line in out, line
     assert "<= 1.45" in out
-    assert len(err.splitlines()) == 5
+    assert len(err.splitlines()) == 6
     content = json.loads(file.read_text())
     assert list(content) == ["setting", "config", "parts"]
     assert content["setting"]["threads"] == 1
     assert content["setting"]["command"].startswith("python -m raymi.bench model.name=small-cnn")
     assert content["config"]["optim"]["batch_size"] == 4
     found = content["parts"]
-    assert list(found) == ["operations", "phases", "ratios", "crafting", "saved"]
+    assert list(found) == ["operations", "phases", "profile", "ratios", "crafting", "saved"]
+    assert sum(found["profile"]["microseconds"].values()) <= found["profile"]["total"]
     ratios = found["ratios"]
     seconds = ratios["seconds_per_step"]
     assert len(seconds) == 10
@@ -173,7 +174,8 @@ def test_parts_with_processes_of_their_own_are_measured(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(file.read_text())["parts"]
-    assert {num: len(each) for num, each in found["scaling"]["seconds"].items()} == {"1": 1, "2": 1}
+    runs = {name: len(each) for name, each in found["scaling"]["seconds"].items()}
+    assert runs == {"1 worker": 1, "2 workers": 1, "2 workers apart": 1}
     memory = found["memory"]["bytes"]
     assert all(one["fits"] and one["peak"] > one["before"] > 0 for one in memory.values())
     assert found["largest"]["gib"] == 4

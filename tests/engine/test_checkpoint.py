@@ -126,6 +126,15 @@ def test_half_written_and_foreign_files_are_no_checkpoints(tmp_path):
     assert load_checkpoint(tmp_path)["step"] == 1
 
 
+def test_what_a_killed_process_left_half_written_goes_with_the_next_checkpoint(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / ".step-00000002-0123456789abcdef.pt.7.tmp").write_bytes(b"half")
+    (tmp_path / "step-2.pt").write_bytes(b"mine")
+    save(tmp_path, 2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name[:13] for name in names] == ["step-00000001", "step-00000002", "step-2.pt"]
+
+
 class Malicious:
     def __reduce__(self):
         return (os.system, ("echo this must not run",))
