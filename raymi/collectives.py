@@ -138,7 +138,7 @@ half the time of an all_reduce (0.7 and 1.4 ms)."""
 def sum_over_ranks(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The sum of a tensor over ranks, a new tensor; without gradient."""
     x, world_size = x.contiguous(), dist.get_world_size(group)
-    if world_size * x.numel() > _FEW:
+    if world_size * x.numel() > _FEW or dist.get_backend(group) != "gloo":
         x = x.clone()
         dist.all_reduce(x, group=group)
         return x

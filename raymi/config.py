@@ -430,8 +430,8 @@ class OptimConfig(Section):
 
 
 class ScalingConfig(Section):
-    """Workers and hardware. With synchronised BatchNorm none of it changes the mathematics of a
-    step; `precision` changes its rounding."""
+    """Workers and hardware. With synchronised BatchNorm none of it but `micro_batch` changes the
+    mathematics of a step; `precision` changes its rounding."""
 
     workers: Workers = 1
     """Number of workers that share each global batch. A range such as 2..8 is elastic: as many as
@@ -454,7 +454,7 @@ class ScalingConfig(Section):
     """Images of a worker that go through a network at once; none: its whole share. A smaller number
     takes less memory and one more forward. The losses, MI included, stay those of the global batch,
     but BatchNorm in train mode sees such pieces (one of each worker together), one after the
-    other."""
+    other: with BatchNorm, results depend on the number of workers then."""
     sync_batchnorm: bool = True
     """BatchNorm statistics over the batch of all workers."""
     wait_minutes: NonNegative = 0.0

@@ -81,6 +81,21 @@ def test_maximum_is_elementwise_without_gradient_and_leaves_its_argument(tmp_pat
         assert result == ([2.0, 0.0], False, [rank, -rank])
 
 
+def sums_on_a_rank(rank, world_size):
+    group, results = ProcessGroup(), []
+    for num in (3, 20_000):  # gathered, and reduced
+        x = torch.full((num,), float(rank + 1), requires_grad=True)
+        total = group.sum(x)
+        (grad,) = torch.autograd.grad((total * (rank + 1)).sum(), x)
+        results.append((total.unique().tolist(), grad.unique().tolist(), x.unique().tolist()))
+    return results
+
+
+def test_sums_of_few_and_of_many_numbers_are_exact_and_leave_their_argument(tmp_path):
+    for rank, results in enumerate(run_ranks(sums_on_a_rank, 3, tmp_path=tmp_path)):
+        assert results == [([6.0], [6.0], [rank + 1])] * 2
+
+
 def test_one_process_needs_no_torch_distributed():
     group, x = Collectives(), torch.tensor([1.0, 2.0], requires_grad=True)
     assert (group.rank, group.world_size) == (0, 1)

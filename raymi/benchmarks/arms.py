@@ -26,6 +26,7 @@ _RELEASED = {
     "loss.base": "at",
     "loss.label_smoothing": 0.0,
     "loss.batchnorm": "released",
+    "scaling.micro_batch": None,
     "attack.objective": "ce",
     "optim.ema": 0.0,
     "optim.awp": 0.0,

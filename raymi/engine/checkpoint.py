@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from raymi.errors import UserError
+
 _NAME = re.compile(r"step-\d{8}-[0-9a-f]{16}\.pt")
 
 
@@ -49,18 +51,27 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The content of the newest intact checkpoint, on the CPU; None where there is none.
+    """The content of the newest intact checkpoint, on the CPU; None where there are none at all.
 
     Warns about each damaged one that it passes over. Executes no pickle code (`weights_only=True`).
+
+    Raises: UserError where there are some, all damaged: to begin anew is the user's decision.
     """
-    for path in reversed(_checkpoints(folder)):
+    paths = _checkpoints(folder)
+    for path in reversed(paths):
         data = path.read_bytes()
         if _is_whole(path, data):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        warnings.warn(
-            f"checkpoint {path} is damaged (its sha256 does not match its name): "
-            "the one before it is used",
-            stacklevel=2,
+        if path != paths[0]:
+            warnings.warn(
+                f"checkpoint {path} is damaged (its sha256 does not match its name): "
+                "the one before it is used",
+                stacklevel=2,
+            )
+    if paths:
+        raise UserError(
+            f"all {len(paths)} checkpoints in {folder} are damaged (their sha256 do not match "
+            "their names): restore one, or remove the folder to begin the run anew"
         )
     return None
 

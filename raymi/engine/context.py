@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,5 +103,7 @@ class StopRequest:
             self._next_look = time.monotonic() + self.INTERVAL
             late = self.deadline is not None and time.time() >= self.deadline
             files = [file for file in (self.path, self.pause) if file is not None]
-            self._seen = late or any(file.exists() for file in files)
+            self._seen = late
+            with suppress(OSError):  # storage that is away: the next write says so
+                self._seen = late or any(file.exists() for file in files)
         return self.answers.of_rank_zero(self._seen)

@@ -14,6 +14,7 @@ from raymi.config import MIConfig
 from raymi.engine.critics import score_outputs
 from raymi.engine.evaluation import AttackedBlock
 from raymi.engine.metrics import MetricMeans
+from raymi.engine.micro_batches import in_pieces, num_pieces
 from raymi.mi.estimators import MIEstimators
 from raymi.mi.objectives import global_mean, selected
 from raymi.models.modes import evaluation_mode
@@ -27,13 +28,20 @@ class MIObserver:
     negatives of a sample are its whole block; a last block that is not full is left out, unless it
     is the only one, since an estimate depends on its number of negatives.
 
-    Args: estimators; mi, their settings; group; block, samples of a full block.
+    Args: estimators; mi, their settings; group; block, samples of a full block; micro_batch, images
+        of a worker that go through an encoder at once, None: all.
     """
 
     def __init__(
-        self, estimators: MIEstimators, mi: MIConfig, group: Collectives, block: int
+        self,
+        estimators: MIEstimators,
+        mi: MIConfig,
+        group: Collectives,
+        block: int,
+        micro_batch: int | None = None,
     ) -> None:
         self.estimators, self.mi, self.group, self.block = estimators, mi, group, block
+        self.micro_batch = micro_batch
         self._means, self._saw_some = MetricMeans(), False
 
     def see(self, block: AttackedBlock) -> None:
@@ -56,7 +64,8 @@ class MIObserver:
             for kind, critic, u in patterns:
                 if critic is None:
                     continue
-                features = critic.local_features(u)
+                pieces = num_pieces(sizes, self.micro_batch)
+                features = in_pieces(critic.local_features, critic, u, pieces)
                 for of, z in (("natural", logits), ("adversarial", logits_adv)):
                     scores = score_outputs(critic, z, features, sizes, self.mi, self.group)
                     nats = scores.donsker_varadhan()
@@ -79,7 +88,7 @@ class OneStepObserver:
     Source: Goodfellow et al. 2015. In L2 the step goes along the gradient.
 
     Args: model; eps, norm, as of the threat model; group; device; autocast, makes the context in
-        which the model runs.
+        which the model runs; micro_batch, images that are attacked at once, None: all.
     """
 
     def __init__(
@@ -90,7 +99,9 @@ class OneStepObserver:
         group: Collectives,
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        micro_batch: int | None = None,
     ) -> None:
+        self.micro_batch = micro_batch
         self.model, self.eps, self.norm, self.group = model, eps, norm, group
         self.autocast = autocast
         self._right, self._seen = torch.zeros((), dtype=torch.float64, device=device), 0
@@ -101,10 +112,17 @@ class OneStepObserver:
         self._seen += sum(block.sizes)
         if len(x) == 0:
             return
-        with self.autocast():
-            x_fgsm = pgd(self.model, x, y, eps=self.eps, alpha=self.eps, steps=1, norm=self.norm)
-            right = (block.logits.argmax(dim=1) == y) & (self.model(x_fgsm).argmax(dim=1) == y)
-        self._right += right.sum()
+        right = block.logits.argmax(dim=1) == y
+        pieces = num_pieces([len(x)], self.micro_batch)
+        parts = zip(*(whole.tensor_split(pieces) for whole in (x, y, right)), strict=True)
+        for images, labels, was_right in parts:
+            with self.autocast():
+                x_fgsm = pgd(
+                    self.model, images, labels,
+                    eps=self.eps, alpha=self.eps, steps=1, norm=self.norm,
+                )  # fmt: skip
+                still = self.model(x_fgsm).argmax(dim=1) == labels
+            self._right += (was_right & still).sum()
 
     def results(self) -> dict[str, float]:
         """`fgsm_acc`, a fraction."""

@@ -17,6 +17,7 @@ from raymi.counter_rng import random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.data.batches import global_batch, share, share_sizes, steps_per_epoch
+from raymi.engine.micro_batches import num_pieces
 from raymi.models.modes import evaluation_mode, full_precision
 
 
@@ -72,6 +73,7 @@ def evaluate_pgd(
     group: Collectives,
     *,
     block: int = 256,
+    micro_batch: int | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     heartbeat: Callable[[int, int], None] | None = None,
     observers: Sequence[Observer] = (),
@@ -83,7 +85,8 @@ def evaluate_pgd(
 
     Args:
         images: on the model's device.
-        block: images that all workers together attack at once.
+        block: images that the workers share at a time.
+        micro_batch: images of a worker that are attacked at once; None: its share of the block.
         heartbeat: called with (images done, images in all) after each block; what it raises ends
             the evaluation.
         observers: see every block.
@@ -99,19 +102,13 @@ def evaluate_pgd(
             index = share(everyone, group.rank, group.world_size)
             x, y = to_unit(images.images[index]), images.labels[index]
             start = random_start(x, attack.eps, attack.norm, key, index)
+            pieces = num_pieces([len(x)], micro_batch)
+            xs, ys, starts = (whole.tensor_split(pieces) for whole in (x, y, start))
             with autocast():
-                logits = _logits(model, x)
-                x_adv = pgd(
-                    model,
-                    x,
-                    y,
-                    eps=attack.eps,
-                    alpha=attack.alpha,
-                    steps=attack.steps,
-                    norm=attack.norm,
-                    start=start,
-                )
-                logits_adv = _logits(model, x_adv)
+                attacked = [
+                    _attack(model, *part, attack) for part in zip(xs, ys, starts, strict=True)
+                ]
+            logits, x_adv, logits_adv = (torch.cat(part) for part in zip(*attacked, strict=True))
             clean = logits.argmax(dim=1) == y
             right += torch.stack([clean.sum(), (clean & (logits_adv.argmax(dim=1) == y)).sum()])
             sizes = share_sizes(len(everyone), group.world_size)
@@ -121,6 +118,24 @@ def evaluate_pgd(
                 heartbeat(min((k + 1) * block, len(images)), len(images))
     clean_total, robust_total = group.sum(right).tolist()
     return Accuracy(clean_total / len(images), robust_total / len(images), len(images))
+
+
+def _attack(
+    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, attack: PGDAttack
+) -> tuple[Tensor, Tensor, Tensor]:
+    """h(x), x_adv, h(x_adv)."""
+    logits = _logits(model, x)
+    x_adv = pgd(
+        model,
+        x,
+        y,
+        eps=attack.eps,
+        alpha=attack.alpha,
+        steps=attack.steps,
+        norm=attack.norm,
+        start=start,
+    )
+    return logits, x_adv, _logits(model, x_adv)
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:

@@ -250,12 +250,14 @@ class _Run:
     def _check_last_batch(self) -> None:
         """Refuses a last batch of an epoch that is too small for BatchNorm, before it comes."""
         images, scaling = self.feed.images, self.config.scaling
-        workers = max(self.group.world_size, scaling.most_workers if scaling.elastic else 1)
+        workers = fewest = self.group.world_size
+        if scaling.elastic:
+            workers, fewest = max(workers, scaling.most_workers), scaling.least_workers
         remainder = len(images) % self.config.optim.batch_size
         problem = None
         if 0 < remainder < workers and not scaling.sync_batchnorm:
             problem = "a worker without images has no BatchNorm statistics of its own"
-        elif remainder == 1 and workers == 1:
+        elif remainder == 1 and fewest == 1 == self.group.world_size:
             self.state.train_mode()
             try:
                 with torch.no_grad(), running_statistics_frozen(self.state.model):

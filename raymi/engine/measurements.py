@@ -72,15 +72,19 @@ class Measurements:
 
         Returns: metrics, and the suffixes of the classifiers that are the best so far.
         """
+        models = state.classifiers() or {"": state.model}
+        measurements = {  # all of them first: a stop in between leaves no best one behind
+            suffix: self._measure_on_validation(state, model, watch_mi=suffix == "")
+            for suffix, model in models.items()
+        }
         val: dict[str, float] = {}
         better = []
-        for suffix, model in (state.classifiers() or {"": state.model}).items():
-            measured = self._measure_on_validation(state, model, watch_mi=suffix == "")
+        for suffix, measured in measurements.items():
             prefix = suffix.removeprefix("-") + "/" if suffix else ""
             val |= {f"{prefix}{name}": value for name, value in measured.items()}
             best = state.best.get(suffix)
             robust, clean = measured["robust_acc"], measured["clean_acc"]
-            if best is not None and best.offer(epoch, robust, clean, model):
+            if best is not None and best.offer(epoch, robust, clean, models[suffix]):
                 better.append(suffix)
         return val, better
 
@@ -89,12 +93,23 @@ class Measurements:
     ) -> dict[str, float]:
         attack = validation_attack(self.config)
         observers: list[Observer] = [
-            OneStepObserver(model, attack.eps, attack.norm, self.group, self.device, state.autocast)
+            OneStepObserver(
+                model,
+                attack.eps,
+                attack.norm,
+                self.group,
+                self.device,
+                state.autocast,
+                self.config.scaling.micro_batch,
+            )
         ]
         block = None
         if watch_mi and state.estimators is not None:
             block = state.config.optim.batch_size  # as many negatives as in training
-            observers.append(MIObserver(state.estimators, state.config.mi, self.group, block))
+            micro_batch = self.config.scaling.micro_batch
+            observers.append(
+                MIObserver(state.estimators, state.config.mi, self.group, block, micro_batch)
+            )
         accuracy = self._accuracy(
             model,
             self.val,
@@ -173,6 +188,7 @@ class Measurements:
             attack,
             self.group,
             block=block or self.config.evaluation.block * self.group.world_size,
+            micro_batch=self.config.scaling.micro_batch,
             autocast=autocast,
             heartbeat=self._heartbeat(what),
             observers=observers,

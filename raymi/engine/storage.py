@@ -48,7 +48,9 @@ class Storage:
                 f"{text}: the run's folder is not there any more. Bring its storage back, then "
                 "continue the run from its last checkpoint"
             )
-        return f"{text}. {self._what_is_left()}. Free space there, then continue the run"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "Free space there" if full else "Make it writable again"
+        return f"{text}. {self._what_is_left()}. {remedy}, then continue the run"
 
     def _what_is_left(self) -> str:
         try:

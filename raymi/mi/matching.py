@@ -3,18 +3,19 @@
 The local features (b, H, P) are large, the global ones (b, H) small. So each worker gathers the
 global features of all B samples, scores them against its own patterns, takes a partial logsumexp
 over its own columns, and sends each worker the parts of its rows. A worker communicates
-O(B (H + P)) numbers, never the features of locations. Scores (b, B, P) that are too large are
-computed in parts, some columns at a time, and once more in the backward pass.
+O(B (H + P)) numbers, never the features of locations. Scores (b, B, P) are computed in parts, some
+columns at a time, and once more in the backward pass: none of them outlives its part.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from raymi.collectives import Collectives
 from raymi.mi.bounds import F_DIVERGENCES
@@ -101,8 +102,8 @@ def match(
         sizes: how many samples each worker holds; they sum to B.
         group: the workers.
         divergence: name of an f-divergence; what it needs is computed, too.
-        score_memory: MiB that a tensor of scores may take; larger ones are computed in parts of at
-            least one column, exactly. None of them outlives its part then.
+        score_memory: MiB that a tensor of scores may take; more are computed in parts of at least
+            one column, exactly.
     Returns: the `Matching` of the worker's own samples; exact in value and, under the convention of
         `raymi.collectives`, in gradient.
     """
@@ -113,43 +114,96 @@ def match(
         return Matching(positive, nothing, num, divergence, torch.zeros_like(positive))
     outputs = group.gather(global_features, sizes)  # (B, H)
     rows = first + torch.arange(len(local_features), device=outputs.device)
-    parts = _parts(local_features, num, score_memory)
-    columns = []
-    for features, own in zip(local_features.split(parts), rows.split(parts), strict=True):
-        if len(local_features) <= parts:
-            columns.append(_score(outputs, features, own, divergence))
-        else:
-            args = (outputs, features, own, divergence)
-            columns.append(checkpoint(_score, *args, use_reentrant=False, preserve_rng_state=False))
-    positives, log_sums, sums = zip(*columns, strict=True)
-    own_rows = group.exchange(torch.logsumexp(torch.stack(log_sums), dim=0), sizes)  # (W, b, P)
-    positive, log_negatives = torch.cat(positives), torch.logsumexp(own_rows, dim=0)
+    part = _columns_at_once(local_features, num, score_memory)
+    positive, log_sum, total = _Reduced.apply(outputs, local_features, rows, divergence, part)
+    log_negatives = torch.logsumexp(group.exchange(log_sum, sizes), dim=0)  # (W, b, P) to (b, P)
     if divergence is None:
         return Matching(positive, log_negatives, num)
-    negative = group.exchange(torch.stack(sums).sum(dim=0), sizes).sum(dim=0) / (num - 1)
+    negative = group.exchange(total, sizes).sum(dim=0) / (num - 1)
     return Matching(positive, log_negatives, num, divergence, negative)
 
 
-def _parts(local_features: Tensor, num: int, score_memory: float) -> int:
+def _columns_at_once(local_features: Tensor, num: int, score_memory: float) -> int:
     """How many columns are scored at once."""
     bytes_per_column = num * local_features.shape[2] * local_features.element_size()
-    return int(max(1, min(len(local_features), score_memory * 2**20 // bytes_per_column)))
+    columns = min(score_memory * 2**20 / bytes_per_column, len(local_features))
+    return max(1, int(columns))
 
 
-def _score(
-    outputs: Tensor, features: Tensor, rows: Tensor, divergence: str | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What c columns contribute: outputs (B, H) against features (c, H, P) of the samples `rows`.
+class _Reduced(torch.autograd.Function):
+    """What a worker's own columns contribute, scored some at a time in both passes.
 
-    Returns: (c, P) scores of matching pairs; (B, P) logsumexp over the other pairs, -inf where
+    Args: outputs (B, H); features (b, H, P) of the samples `rows` (b,); divergence, or None; part,
+        columns scored at once.
+    Returns: (b, P) scores of matching pairs; (B, P) logsumexp over the other pairs, -inf where
         there are none; (B, P) sum of the divergence's negative term over them.
     """
-    scores = outputs @ features  # (c, B, P): column j, row i
-    positive = scores[torch.arange(len(scores), device=scores.device), rows]
-    own = (rows[:, None] == torch.arange(len(outputs), device=scores.device))[:, :, None]
-    log_sum = torch.logsumexp(scores.masked_fill(own, -math.inf), dim=0)
-    if divergence is None:
-        return positive, log_sum, torch.zeros_like(log_sum)
-    # masked on both sides: exp of an own score may overflow, and 0 * inf would be its gradient
-    term = F_DIVERGENCES[divergence].negative(scores.masked_fill(own, 0.0)).masked_fill(own, 0.0)
-    return positive, log_sum, term.sum(dim=0)
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        outputs: Tensor,
+        features: Tensor,
+        rows: Tensor,
+        divergence: str | None,
+        part: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        positive = features.new_empty(len(features), features.shape[2])
+        log_sum = features.new_full((len(outputs), features.shape[2]), -math.inf)
+        total = torch.zeros_like(log_sum)
+        for columns in _parts(len(features), part):
+            scores, own = _scores(outputs, features[columns], rows[columns])
+            positive[columns] = scores[_pairs(rows[columns])]
+            if divergence is not None:
+                term = F_DIVERGENCES[divergence].negative(scores.masked_fill(own[..., None], 0.0))
+                total += term.masked_fill(own[..., None], 0.0).sum(dim=0)
+            others = torch.logsumexp(scores.masked_fill_(own[..., None], -math.inf), dim=0)
+            log_sum = torch.logaddexp(log_sum, others)
+        ctx.save_for_backward(outputs, features, rows, log_sum)
+        ctx.divergence, ctx.part = divergence, part
+        return positive, log_sum, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_positive, grad_log_sum, grad_total = grads
+        outputs, features, rows, log_sum = ctx.saved_tensors
+        grad_outputs = torch.zeros_like(outputs)
+        grad_features = torch.empty_like(features) if ctx.needs_input_grad[1] else None
+        for columns in _parts(len(features), ctx.part):
+            own_features = features[columns]
+            scores, own = _scores(outputs, own_features, rows[columns])
+            # d logsumexp / d score; then of the divergence's term; own pairs are in neither
+            slopes = torch.exp(scores - log_sum) * grad_log_sum
+            if ctx.divergence is not None:
+                slopes += _slope(ctx.divergence, scores.masked_fill(own[..., None], 0)) * grad_total
+            slopes[_pairs(rows[columns])] = grad_positive[columns]
+            grad_outputs += torch.einsum("cbp,chp->bh", slopes, own_features)
+            if grad_features is not None:
+                grad_features[columns] = outputs.T @ slopes
+        return grad_outputs, grad_features, None, None, None
+
+
+def _parts(num: int, part: int) -> list[slice]:
+    """`num` columns, `part` at a time."""
+    return [slice(first, first + part) for first in range(0, num, part)]
+
+
+def _pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the matching pairs in scores of the samples `rows`: columns, rows."""
+    return torch.arange(len(rows), device=rows.device), rows
+
+
+def _scores(outputs: Tensor, features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(c, B, P) scores of outputs (B, H) against features (c, H, P), column by column; (c, B),
+    where row and column belong to the same sample."""
+    own = rows[:, None] == torch.arange(len(outputs), device=rows.device)
+    return outputs @ features, own
+
+
+def _slope(divergence: str, scores: Tensor) -> Tensor:
+    """Derivative of the divergence's negative term at each score."""
+    with torch.enable_grad():
+        leaf = scores.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(F_DIVERGENCES[divergence].negative(leaf).sum(), leaf)
+    return slope

@@ -89,7 +89,9 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
         if not result.get("finished"):
             if signals.received is not None:
                 raise Stopped(signals.received)
-            raise TimeLimitReached
+            if deadline is not None and time.time() >= deadline:
+                raise TimeLimitReached
+            raise RunFailed(f"the workers were asked to stop, by a file {folder.stop_file}")
 
 
 class _TrainerThread(threading.Thread):
@@ -114,18 +116,15 @@ class _TrainerThread(threading.Thread):
         import ray.train
         from ray.train.torch import TorchTrainer
 
-        from raymi.orchestration.resize import FailuresWithoutProgress, SaveBeforeResize
         from raymi.orchestration.worker import train_worker
 
         scaling = self.config.scaling
-        callbacks = (
-            [
-                SaveBeforeResize(self.folder),
-                FailuresWithoutProgress(self.folder, scaling.max_failures),
-            ]
-            if scaling.elastic
-            else []
-        )
+        callbacks: list[Any] = []
+        if scaling.elastic:  # what that needs of Ray is not public: no other run depends on it
+            from raymi.orchestration.resize import FailuresWithoutProgress, SaveBeforeResize
+
+            callbacks.append(SaveBeforeResize(self.folder))
+            callbacks.append(FailuresWithoutProgress(self.folder, scaling.max_failures))
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={

@@ -61,11 +61,6 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """
     config = Config.model_validate_json(job["config"])
     folder = RunFolder(Path(job["folder"]))
-    if not folder.config.is_file():
-        raise UserError(
-            f"this worker's node does not see {folder.path}: set out=FOLDER to storage that all "
-            "nodes share"
-        )
     if job["import_path"] not in sys.path:
         sys.path.insert(0, job["import_path"])  # the user's own models
     torch.set_num_threads(config.scaling.cpus_per_worker)
@@ -73,7 +68,15 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     warnings.showwarning = _warn_into(folder, context.group.rank)
     rank = context.group.rank
     try:
+        if not folder.config.is_file():
+            raise UserError(
+                f"this worker's node does not see {folder.path}: set out=FOLDER to storage that "
+                "all nodes share"
+            )
         with folder.alone(".writer.lock", WAIT_SECONDS) if rank == 0 else nullcontext():
+            if rank == 0:  # whoever was to hear it is gone
+                folder.pause_file.unlink(missing_ok=True)
+            context.agree(True)  # nobody reads before an earlier writer is gone
             outcome = train(config, context, folder)
     except StorageError as error:
         return {"finished": False, "problem": str(error)}

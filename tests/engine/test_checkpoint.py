@@ -10,6 +10,7 @@ import torch
 
 from raymi.engine import checkpoint
 from raymi.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from raymi.errors import UserError
 
 
 def content(step):
@@ -52,12 +53,13 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage):
         assert load_checkpoint(tmp_path)["step"] == 1
 
 
-def test_if_all_are_damaged_there_is_none(tmp_path):
+def test_if_all_are_damaged_the_run_does_not_silently_begin_anew(tmp_path):
     for path, damage in zip(save(tmp_path, 1, 2, 3, keep=3), DAMAGE, strict=True):
         damage(path)
     with pytest.warns(UserWarning, match="is damaged") as caught:
-        assert load_checkpoint(tmp_path) is None
-    assert len(caught) == 3
+        with pytest.raises(UserError, match=r"all 3 checkpoints in .* are damaged .*restore one"):
+            load_checkpoint(tmp_path)
+    assert len(caught) == 2
 
 
 def test_without_a_folder_or_a_file_there_is_none(tmp_path):
