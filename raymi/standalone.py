@@ -8,6 +8,7 @@ their own, and to see that orchestration changes nothing. The run is kept in `ou
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -117,6 +118,7 @@ def _run(config: Config, folder: RunFolder) -> int:
         return EXIT_FAILED if asked else EXIT_TIME_LIMIT
     finally:
         if dist.is_initialized():
+            gc.collect()  # DDP is in a cycle; the group's threads must end before the interpreter
             dist.destroy_process_group()
 
 
