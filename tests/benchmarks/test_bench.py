@@ -196,6 +196,11 @@ def test_ray_train_is_measured_beside_plain_processes(tmp_path: Path) -> None:
     assert len(found["seconds"]["ray"]) == len(found["seconds"]["plain"]) == 1
 
 
+def _hear_ctrl_c() -> None:
+    """Where the tests themselves run in a shell's background, it would be ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_command_and_its_processes(
@@ -205,6 +210,7 @@ def test_a_signal_ends_the_command_and_its_processes(
         [sys.executable, "-m", "raymi.bench", *TINY, "parts=scaling", "workers=2",
          "loop_steps=100000"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=_hear_ctrl_c,
     )  # fmt: skip
     deadline = time.monotonic() + 120
     children: list[psutil.Process] = []
