@@ -212,17 +212,20 @@ def test_a_signal_ends_the_command_and_its_processes(
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=_hear_ctrl_c,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    children: list[psutil.Process] = []
-    while not children and process.poll() is None and time.monotonic() < deadline:
-        children = psutil.Process(process.pid).children(recursive=True)
-        time.sleep(0.1)
-    time.sleep(1)
-    os.kill(process.pid, signum)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code, err
-    assert "Traceback" not in err
-    assert children
-    gone, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
-    assert gone
+    try:
+        deadline = time.monotonic() + 120
+        children: list[psutil.Process] = []
+        while not children and process.poll() is None and time.monotonic() < deadline:
+            children = psutil.Process(process.pid).children(recursive=True)
+            time.sleep(0.1)
+        time.sleep(1)
+        os.kill(process.pid, signum)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+        assert children
+        gone, alive = psutil.wait_procs(children, timeout=10)
+        assert not alive
+        assert gone
+    finally:
+        process.kill()  # its children end with it
