@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raymi.collectives import Collectives
 from raymi.config import MIConfig
-from raymi.engine.micro_batches import in_pieces, num_pieces
+from raymi.engine.micro_batches import in_pieces
 from raymi.mi.bounds import F_DIVERGENCES
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import Matching, match
@@ -89,8 +89,7 @@ class EstimatorTask(nn.Module):
     ) -> tuple[Tensor, Metrics]:
         """Loss of the critic of pattern u, which belongs to `own_logits`."""
         mi, group, num = self.mi, self.group, sum(sizes)
-        pieces = num_pieces(sizes, self.micro_batch)
-        features = in_pieces(critic.local_features, critic, u, pieces)
+        features = in_pieces(critic.local_features, critic, u, sizes, self.micro_batch)
         scores = score_outputs(critic, own_logits, features, sizes, mi, group)
         with torch.no_grad():
             metrics = {

@@ -14,7 +14,7 @@ from raymi.config import MIConfig
 from raymi.engine.critics import score_outputs
 from raymi.engine.evaluation import AttackedBlock
 from raymi.engine.metrics import MetricMeans
-from raymi.engine.micro_batches import in_pieces, num_pieces
+from raymi.engine.micro_batches import in_pieces, pieces_of
 from raymi.mi.estimators import MIEstimators
 from raymi.mi.objectives import global_mean, selected
 from raymi.models.modes import evaluation_mode
@@ -64,8 +64,7 @@ class MIObserver:
             for kind, critic, u in patterns:
                 if critic is None:
                     continue
-                pieces = num_pieces(sizes, self.micro_batch)
-                features = in_pieces(critic.local_features, critic, u, pieces)
+                features = in_pieces(critic.local_features, critic, u, sizes, self.micro_batch)
                 for of, z in (("natural", logits), ("adversarial", logits_adv)):
                     scores = score_outputs(critic, z, features, sizes, self.mi, self.group)
                     nats = scores.donsker_varadhan()
@@ -113,9 +112,7 @@ class OneStepObserver:
         if len(x) == 0:
             return
         right = block.logits.argmax(dim=1) == y
-        pieces = num_pieces([len(x)], self.micro_batch)
-        parts = zip(*(whole.tensor_split(pieces) for whole in (x, y, right)), strict=True)
-        for images, labels, was_right in parts:
+        for images, labels, was_right in pieces_of(self.micro_batch, x, y, right):
             with self.autocast():
                 x_fgsm = pgd(
                     self.model, images, labels,

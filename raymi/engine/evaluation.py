@@ -17,7 +17,7 @@ from raymi.counter_rng import random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.data.batches import global_batch, share, share_sizes, steps_per_epoch
-from raymi.engine.micro_batches import num_pieces
+from raymi.engine.micro_batches import pieces_of
 from raymi.models.modes import evaluation_mode, full_precision
 
 
@@ -102,12 +102,9 @@ def evaluate_pgd(
             index = share(everyone, group.rank, group.world_size)
             x, y = to_unit(images.images[index]), images.labels[index]
             start = random_start(x, attack.eps, attack.norm, key, index)
-            pieces = num_pieces([len(x)], micro_batch)
-            xs, ys, starts = (whole.tensor_split(pieces) for whole in (x, y, start))
+            parts = pieces_of(micro_batch, x, y, start)
             with autocast():
-                attacked = [
-                    _attack(model, *part, attack) for part in zip(xs, ys, starts, strict=True)
-                ]
+                attacked = [_attack(model, attack, *part) for part in parts]
             logits, x_adv, logits_adv = (torch.cat(part) for part in zip(*attacked, strict=True))
             clean = logits.argmax(dim=1) == y
             right += torch.stack([clean.sum(), (clean & (logits_adv.argmax(dim=1) == y)).sum()])
@@ -121,9 +118,9 @@ def evaluate_pgd(
 
 
 def _attack(
-    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, attack: PGDAttack
+    model: nn.Module, attack: PGDAttack, x: Tensor, y: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """h(x), x_adv, h(x_adv)."""
+    """h(x) (b, K), x_adv (b, 3, H, W) from its start, h(x_adv) (b, K)."""
     logits = _logits(model, x)
     x_adv = pgd(
         model,

@@ -10,7 +10,7 @@ Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Mem
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -28,18 +28,30 @@ def num_pieces(sizes: list[int], micro_batch: int | None) -> int:
     return 1 if micro_batch is None else max(1, -(-max(sizes) // micro_batch))
 
 
-def in_pieces(
-    forward: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor, pieces: int
-) -> Tensor:
-    """`forward(x)`, in so many pieces of nearly the same size; a single one is `forward(x)` itself.
+def pieces_of(micro_batch: int | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """This worker's rows of some tensors (b, ...), at most `micro_batch` at a time; None: all."""
+    num = num_pieces([len(tensors[0])], micro_batch)
+    return zip(*(tensor.tensor_split(num) for tensor in tensors), strict=True)
 
-    Args: forward, calls `module` on (b, ...) and returns (b, ...); x (b, ...); pieces, the same on
-        every worker; some may be empty.
+
+def in_pieces(
+    forward: Callable[[Tensor], Tensor],
+    module: nn.Module,
+    x: Tensor,
+    sizes: list[int],
+    micro_batch: int | None,
+) -> Tensor:
+    """`forward(x)`, in pieces of nearly the same size; a single one is `forward(x)` itself.
+
+    Args: forward, calls `module` on (b, ...) and returns (b, ...); x (b, ...), the worker's share;
+        sizes, those of all workers: each has as many pieces, of which some may be empty;
+        micro_batch, most samples of a piece; None: no limit.
     """
-    if pieces == 1:
+    num = num_pieces(sizes, micro_batch)
+    if num == 1:
         return forward(x)
     if not torch.is_grad_enabled():
-        return torch.cat([forward(piece) for piece in x.tensor_split(pieces)])
+        return torch.cat([forward(piece) for piece in x.tensor_split(num)])
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), repetition(module)
@@ -48,6 +60,6 @@ def in_pieces(
         return torch.cat(
             [
                 checkpoint(forward, piece, use_reentrant=False, context_fn=contexts)
-                for piece in x.tensor_split(pieces)
+                for piece in x.tensor_split(num)
             ]
         )

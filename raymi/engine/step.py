@@ -17,7 +17,7 @@ from raymi.engine.averaging import MovingAverage
 from raymi.engine.critics import Metrics
 from raymi.engine.feed import Batch
 from raymi.engine.learner import Learner
-from raymi.engine.micro_batches import in_pieces, num_pieces
+from raymi.engine.micro_batches import in_pieces, pieces_of
 from raymi.engine.weight_perturbation import WeightPerturbation
 from raymi.models.folding import FoldedClassifier
 from raymi.models.modes import evaluation_mode, full_precision
@@ -55,14 +55,10 @@ class Crafter:
         """Adversarial samples of the bare classifier: (b, 3, H, W) in [0, 1], within eps of x."""
         if self.folded is not None:
             self.folded.refresh()
-        pieces = num_pieces([len(x)], self.micro_batch)
-        if pieces == 1:
-            return self._craft(x, y, index, key)
-        xs, ys, indices = (whole.tensor_split(pieces) for whole in (x, y, index))
-        parts = zip(xs, ys, indices, strict=True)
-        return torch.cat([self._craft(*part, key) for part in parts])
+        parts = pieces_of(self.micro_batch, x, y, index)
+        return torch.cat([self._craft(key, *part) for part in parts])
 
-    def _craft(self, x: Tensor, y: Tensor, index: Tensor, key: int) -> Tensor:
+    def _craft(self, key: int, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         attack = self.attack
         start = start_of(attack.start, x, attack.eps, attack.norm, key, index)
         with self.autocast(), torch.no_grad():
@@ -164,9 +160,9 @@ class EstimatorStep:
             return {}
         model = self.craft.model
         with evaluation_mode(model), torch.no_grad(), self.craft.autocast():
-            pieces = num_pieces(sizes, self.craft.micro_batch)
             logits, logits_adv = (
-                full_precision(in_pieces(model, model, images, pieces)) for images in (x, x_adv)
+                full_precision(in_pieces(model, model, images, sizes, self.craft.micro_batch))
+                for images in (x, x_adv)
             )
         loss, metrics = self.estimators.task(x, x_adv, logits, logits_adv, y, sizes)
         self.estimators.descend(loss)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from raymi.collectives import Collectives
 from raymi.config import LossConfig, MIConfig
 from raymi.engine.critics import Metrics, score_outputs
-from raymi.engine.micro_batches import in_pieces, num_pieces
+from raymi.engine.micro_batches import in_pieces
 from raymi.losses import at_loss, mart_loss, trades_loss
 from raymi.mi.balance import balanced_weight, global_norm, gradients_at, with_gradient
 from raymi.mi.estimators import LocalDIM, MIEstimators
@@ -173,7 +173,7 @@ class ClassifierTask(nn.Module):
                 return full_precision(self.model(piece))
 
         with torch.set_grad_enabled(gradient):
-            return in_pieces(forward, self.model, x, num_pieces(sizes, self.micro_batch))
+            return in_pieces(forward, self.model, x, sizes, self.micro_batch)
 
     def adversarial_loss(self, logits: Tensor, logits_adv: Tensor, y: Tensor, num: int) -> Tensor:
         """The base method's loss: 0-d."""
@@ -246,8 +246,7 @@ class ClassifierTask(nn.Module):
         if critic is None:
             return None
         with torch.no_grad():
-            pieces = num_pieces(sizes, self.micro_batch)
-            features = in_pieces(critic.local_features, critic, u, pieces)
+            features = in_pieces(critic.local_features, critic, u, sizes, self.micro_batch)
 
         def estimate(z: Tensor) -> Tensor:
             scores = score_outputs(critic, z, features, sizes, self.mi, self.group)

@@ -65,7 +65,7 @@ def test_batchnorm_sees_pieces_and_its_running_statistics_follow_each_once():
     x, y = torch.rand(12, 3, 8, 8, dtype=torch.float64), torch.arange(12) % 5
     expected, reference = piece_by_piece(x, y)
     model = small_net()
-    logits = in_pieces(model, model, x, 3)
+    logits = in_pieces(model, model, x, [12], 4)
     loss = (logits.log_softmax(1).gather(1, y[:, None]).mean() - 1) ** 2
     loss.backward()
     assert torch.equal(logits, expected)
@@ -85,7 +85,7 @@ def test_only_the_pieces_inputs_and_the_outputs_are_held_for_backward():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        in_pieces(model, model, x, 3).sum()
+        in_pieces(model, model, x, [12], 4).sum()
     assert sum(held) <= x.numel(), "the whole network would hold many times as much"
 
 
@@ -93,7 +93,7 @@ def test_dropout_is_the_same_the_second_time():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Dropout(0.5), nn.Linear(6, 2))
     x = torch.rand(8, 3, 2, 2)
     torch.manual_seed(1)
-    logits = in_pieces(model, model, x, 2)
+    logits = in_pieces(model, model, x, [8], 4)
     (grad,) = torch.autograd.grad(logits.sum(), model[1].bias)
     torch.manual_seed(1)
     expected = torch.cat([model(piece) for piece in x.split(4)])
