@@ -15,12 +15,15 @@ from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
+LONGER = ("data.limit=300", "optim.epochs=8", "attack.steps=10", "evaluation.steps=4")
+"""TINY, so long that workers whose driver died, which takes some seconds, are not done before."""
+
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """Weights of the last epoch of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    succeed(folder, *TINY, "name=whole", "tracking.enabled=false")
+    succeed(folder, *LONGER, "name=whole", "tracking.enabled=false")
     return load_file(folder / "runs" / "whole" / "last.safetensors")
 
 
@@ -34,7 +37,7 @@ def assert_same(weights: dict, path: Path) -> None:
 def test_a_signal_ends_the_run_in_seconds_and_resume_ends_with_identical_weights(
     signum: signal.Signals, tmp_path: Path, uninterrupted: dict
 ) -> None:
-    process = start(tmp_path, *TINY, "name=stopped")
+    process = start(tmp_path, *LONGER, "name=stopped")
     run = tmp_path / "runs" / "stopped"
     wait_for(lambda: len(events(run, "epoch")) >= 1, process)
     began = time.monotonic()
@@ -67,7 +70,7 @@ def test_a_run_that_is_going_on_is_not_continued_beside_itself(tmp_path: Path) -
 def test_killed_worker_is_replaced_and_ends_with_identical_weights(
     tmp_path: Path, uninterrupted: dict
 ) -> None:
-    process = start(tmp_path, *TINY, "name=killed", "tracking.enabled=false")
+    process = start(tmp_path, *LONGER, "name=killed", "tracking.enabled=false")
     run = tmp_path / "runs" / "killed"
     wait_for(lambda: len(events(run, "epoch")) >= 1, process)
     workers = ray_workers(process)
@@ -83,7 +86,7 @@ def test_killed_driver_leaves_nobody_behind_and_a_damaged_checkpoint_is_passed_o
     tmp_path: Path, uninterrupted: dict
 ) -> None:
     process = start(
-        tmp_path, *TINY, "name=killed", "checkpoint.every_steps=1", "tracking.enabled=false"
+        tmp_path, *LONGER, "name=killed", "checkpoint.every_steps=1", "tracking.enabled=false"
     )
     run = tmp_path / "runs" / "killed"
     wait_for(lambda: len(events(run, "epoch")) >= 1, process)
@@ -93,6 +96,7 @@ def test_killed_driver_leaves_nobody_behind_and_a_damaged_checkpoint_is_passed_o
     process.wait()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive, "workers whose driver died do not go on"
+    assert not events(run, "finished"), "killed in the middle"
     newest = max((run / "checkpoints").glob("step-*.pt"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,12 +27,15 @@ def _free_port() -> int:
 @pytest.fixture(scope="module")
 def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of the dashboard of a Ray head with 2 CPUs on this machine."""
-    port, dashboard_port = _free_port(), _free_port()
+    port, dashboard_port, agent_http, agent_grpc = (_free_port() for _ in range(4))
     log = (tmp_path_factory.mktemp("head") / "log.txt").open("w")
     head = subprocess.Popen(
         [
             RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
             f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard_port}",
+            # Of its own: with a port that another Ray has, the agent never takes a job.
+            f"--dashboard-agent-listen-port={agent_http}",
+            f"--dashboard-agent-grpc-port={agent_grpc}",
         ],
         env=environment(RAY_AUTH_MODE="token"),
         stdout=log,
@@ -42,7 +44,8 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard_port}"
     try:
-        _wait_until_up(address, head, Path(log.name))
+        for needed in (dashboard_port, agent_http):
+            _wait_until_up(needed, head, Path(log.name))
         yield address
     finally:
         os.killpg(head.pid, signal.SIGTERM)
@@ -52,12 +55,12 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             os.killpg(head.pid, signal.SIGKILL)
 
 
-def _wait_until_up(address: str, head: subprocess.Popen, log: Path) -> None:
+def _wait_until_up(port: int, head: subprocess.Popen, log: Path) -> None:
     deadline = time.monotonic() + 120
     while True:
         assert head.poll() is None, log.read_text()
         try:
-            urllib.request.urlopen(address, timeout=2)
+            socket.create_connection(("127.0.0.1", port), timeout=2).close()
             return
         except OSError:
             assert time.monotonic() < deadline, log.read_text()
