@@ -27,8 +27,9 @@ from raymi.command import EXIT_FAILED, print_help, run_command
 from raymi.comparison.plan import ARMS, Comparison, planned
 from raymi.comparison.report import Progress, keep, show
 from raymi.comparison.results import RunResult
-from raymi.comparison.runs import available_cores, available_gpus, run_all, slots
+from raymi.comparison.runs import run_all, slots
 from raymi.errors import UserError
+from raymi.hardware import available_cores, available_gpus
 from raymi.recipes import BASE_RECIPES, VARIANTS
 
 USAGE = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -20,6 +21,12 @@ class StorageError(RuntimeError):
     The message says what could not be written, where and why, what is left, and the remedy.
     Commands print it alone and end with exit code 1: the run failed, and can be continued.
     """
+
+
+def storage_remedy(error: OSError) -> str:
+    """What a user does about a file that cannot be written."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "free space there" if full else "make it writable again"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

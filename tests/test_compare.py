@@ -33,6 +33,7 @@ from raymi.comparison.results import (
 )
 from raymi.comparison.runs import same_weights, slots
 from raymi.engine.run_folder import RunFolder
+from raymi.hardware import available_cores
 from raymi.recipes import BASE_RECIPES, VARIANTS
 
 
@@ -235,7 +236,7 @@ def test_finished_runs_are_not_run_again(run: Run, fake: Path) -> None:
     assert first.code == 0, first
     names = {"at-seed0", "bounded-seed0", "at-seed1", "bounded-seed1"}
     assert began(fake) == dict.fromkeys(names, 1)
-    threads = max(1, comparison_runs.available_cores() // 2)
+    threads = max(1, available_cores() // 2)
     assert (fake / "at-seed0" / "began").read_text() == f"{threads}\n"
     files = [(fake / name).read_text() for name in ("comparison.md", "comparison.json")]
     again = run(*words)

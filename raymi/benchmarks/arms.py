@@ -70,6 +70,11 @@ def naive_problem(config: Config) -> str | None:
     return None
 
 
+def arms_of(config: Config) -> tuple[str, ...]:
+    """The arms that there are for a configuration."""
+    return (AT, STAGED, JOINT, RELEASED) + (() if naive_problem(config) else (NAIVE,))
+
+
 @dataclass(frozen=True)
 class Trainee:
     """The classifier's phase of an arm: its state and an endless stream of batches."""

@@ -11,11 +11,7 @@ import torch
 
 from raymi.benchmarks.arms import (
     AT,
-    JOINT,
-    NAIVE,
-    RELEASED,
-    STAGED,
-    naive_problem,
+    arms_of,
     step_call,
     with_settings,
 )
@@ -30,8 +26,7 @@ _STEPS = 2  # the first one makes the optimisers' state
 
 def measure_memory(plan: Plan) -> Section:
     """Peak memory of a step of each arm at the configured batch."""
-    problem = naive_problem(plan.config)
-    arms = (AT, STAGED, JOINT, RELEASED) + (() if problem else (NAIVE,))
+    arms = arms_of(plan.config)
     batch = plan.config.optim.batch_size
     found = {arm: peak_in_process(plan, arm, batch) for arm in arms}
     own = {arm: one["peak"] - one["before"] for arm, one in found.items() if one["fits"]}

@@ -6,11 +6,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from raymi.benchmarks.arms import (
-    AT,
-    JOINT,
     NAIVE,
     RELEASED,
-    STAGED,
+    arms_of,
     naive_problem,
     step_call,
     with_settings,
@@ -25,7 +23,7 @@ _BATCH = 2
 def measure_operations(plan: Plan) -> Section:
     """Counts the arms' multiply-adds."""
     problem = naive_problem(plan.config)
-    arms = (AT, STAGED, JOINT, RELEASED) + (() if problem else (NAIVE,))
+    arms = arms_of(plan.config)
     counts = {arm: multiply_adds(plan.config, arm, plan.device) for arm in arms}
     needed = counts[RELEASED]
     rows = [[arm, f"{n / 1e9:.3f}", f"{n / needed:.2f}"] for arm, n in counts.items()]

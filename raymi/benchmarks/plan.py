@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from raymi.benchmarks.synthetic import image_size
-from raymi.comparison.runs import available_cores
 from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
+from raymi.hardware import available_cores
 from raymi.models import check_model
 from raymi.overrides import examine, flatten, overlay, split_words
 from raymi.recipes import RECIPES, on_recipe

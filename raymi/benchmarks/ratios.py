@@ -12,6 +12,7 @@ from raymi.benchmarks.arms import (
     NAIVE,
     RELEASED,
     STAGED,
+    arms_of,
     naive_problem,
     step_call,
 )
@@ -39,7 +40,7 @@ _COMPARED = (
 def measure_ratios(plan: Plan) -> Section:
     """Times steps of all arms, whole and with given adversarial samples."""
     problem = naive_problem(plan.config)
-    arms = (AT, STAGED, JOINT, RELEASED) + (() if problem else (NAIVE,))
+    arms = arms_of(plan.config)
     calls = {
         f"{where}: {arm}": step_call(plan.config, arm, plan.device, crafting=where == WHOLE)
         for where in (WHOLE, OUTSIDE)

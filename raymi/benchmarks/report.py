@@ -19,8 +19,8 @@ import raymi
 from raymi.benchmarks.plan import PARTS, Plan
 from raymi.benchmarks.section import Section
 from raymi.comparison.results import markdown
-from raymi.comparison.runs import available_cores
 from raymi.engine.checkpoint import write_atomically
+from raymi.hardware import available_cores
 
 
 @contextmanager

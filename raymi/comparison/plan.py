@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymi.comparison.runs import ArmRun, available_cores, available_gpus
+from raymi.comparison.runs import ArmRun
 from raymi.config import ScalingConfig
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
+from raymi.hardware import available_cores, available_gpus
 from raymi.orchestration.checks import input_problems
 from raymi.orchestration.names import check_new_run, home_folder, with_found_runs
 from raymi.overrides import as_typed, examine, flatten, nest, split_words

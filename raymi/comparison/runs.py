@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
-import torch
 
 from raymi.command import EXIT_USER
 from raymi.comparison.results import RunResult, finished_result
@@ -79,21 +78,6 @@ def slots(parallel: int, num_cores: int, gpus: Sequence[str]) -> list[Slot]:
     if not gpus:
         return [Slot(threads)] * parallel
     return [Slot({**threads, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}) for i in range(parallel)]
-
-
-def available_gpus() -> list[str]:
-    """The GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
-    num = torch.cuda.device_count()
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = list(map(str, range(num))) if named is None else named.split(",")
-    return [name.strip() for name in names][:num]
-
-
-def available_cores() -> int:
-    """The CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_all(

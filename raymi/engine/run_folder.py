@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from raymi.config import Config
 from raymi.engine.checkpoint import write_atomically
-from raymi.errors import StorageError, UserError
+from raymi.errors import StorageError, UserError, storage_remedy
 
 
 class RunFolder:
@@ -28,6 +28,7 @@ class RunFolder:
         self.stop_file = path / "stop"
         self.pause_file = path / "pause"
         self.failure = path / "failure.json"
+        self.earlier_errors = path / "earlier-errors.log"
         self.warnings = path / "warnings.log"
         self.tracking = path / "tracking.json"
         self.pretrained = path / "pretrained.safetensors"
@@ -100,8 +101,8 @@ class RunFolder:
             write_atomically(path, text.encode())
         except OSError as error:
             raise StorageError(
-                f"cannot write {path} ({error.strerror or error}): free space there, then give the "
-                "same command again"
+                f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}, then "
+                "give the same command again"
             ) from None
 
     def read_about(self) -> dict[str, Any]:

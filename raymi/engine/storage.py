@@ -14,7 +14,7 @@ from pathlib import Path
 from raymi.engine.checkpoint import newest_checkpoint
 from raymi.engine.context import Context
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import StorageError
+from raymi.errors import StorageError, storage_remedy
 
 
 class Storage:
@@ -48,8 +48,7 @@ class Storage:
                 f"{text}: the run's folder is not there any more. Bring its storage back, then "
                 "continue the run from its last checkpoint"
             )
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "Free space there" if full else "Make it writable again"
+        remedy = storage_remedy(error).capitalize()
         return f"{text}. {self._what_is_left()}. {remedy}, then continue the run"
 
     def _what_is_left(self) -> str:

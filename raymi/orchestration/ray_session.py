@@ -12,12 +12,19 @@ from dataclasses import dataclass
 
 from raymi.config import ScalingConfig
 from raymi.errors import UserError
+from raymi.hardware import available_cores
 
 _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of a worker appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports are throttled to one an interval
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_ALONE = {
+    # Ray Train has a guard over a run's places, which asks the dashboard. Where there is none, it
+    # looks for it for 20 s, and a run that ends before waits for it. At an address that cannot be,
+    # it gives up at once. Places that are left over end with the Ray that is started here.
+    "RAY_API_SERVER_ADDRESS": "no-dashboard://here",
 }
 _ELASTIC = {
     # For up to 20 s after a node is lost, Ray counts it and asks for a place on it: how long it
@@ -48,7 +55,7 @@ def check_this_machine(scaling: ScalingConfig) -> None:
     if in_ray_job():
         return
     workers = scaling.most_workers
-    asked, there = workers * scaling.cpus_per_worker, _num_cpus()
+    asked, there = workers * scaling.cpus_per_worker, available_cores()
     if asked > there:
         raise UserError(
             f"scaling.workers={scaling.workers} with {scaling.cpus_per_worker} CPU each needs "
@@ -68,13 +75,14 @@ def ray_session(scaling: ScalingConfig) -> Iterator[Resources]:
 
     Raises: UserError where a cluster lacks the CPUs or GPUs that are asked for.
     """
-    for name, value in (_ENVIRONMENT | (_ELASTIC if scaling.elastic else {})).items():
+    joined = in_ray_job()
+    settings = _ENVIRONMENT | ({} if joined else _ALONE) | (_ELASTIC if scaling.elastic else {})
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import ray
 
-    joined = in_ray_job()
     if joined:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
@@ -143,13 +151,6 @@ def _places(bundle: dict[str, int]) -> int:
         for node in ray.nodes()
         if node["Alive"]
     )
-
-
-def _num_cpus() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _num_gpus() -> int:

@@ -74,8 +74,9 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 "all nodes share"
             )
         with folder.alone(".writer.lock", WAIT_SECONDS) if rank == 0 else nullcontext():
-            if rank == 0:  # whoever was to hear it is gone
-                folder.pause_file.unlink(missing_ok=True)
+            if rank == 0:
+                folder.pause_file.unlink(missing_ok=True)  # whoever was to hear it is gone
+                _put_earlier_errors_aside(folder)
             context.agree(True)  # nobody reads before an earlier writer is gone
             outcome = train(config, context, folder)
     except StorageError as error:
@@ -89,6 +90,22 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
             traceback.print_exc(file=log)
         raise
     return {"finished": outcome.finished, "epoch": outcome.epoch}
+
+
+def _put_earlier_errors_aside(folder: RunFolder) -> None:
+    """Warns of why an earlier group of workers ended: their errors are not those of this one."""
+    errors = [log.read_text() for log in folder.error_logs()]
+    if not errors:
+        return
+    with folder.earlier_errors.open("a") as kept:
+        kept.writelines(errors)
+    for log in folder.error_logs():
+        log.unlink()
+    warnings.warn(
+        f"the workers before these ended with {errors[0].strip().splitlines()[-1]} "
+        f"(whole error: {folder.earlier_errors})",
+        stacklevel=1,
+    )
 
 
 def _warn_into(folder: RunFolder, rank: int) -> Any:

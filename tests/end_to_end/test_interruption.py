@@ -79,6 +79,7 @@ def test_killed_worker_is_replaced_and_ends_with_identical_weights(
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     assert len(events(run, "start")) == 2, "the worker group was started again"
+    assert "the workers were started again" in out
     assert_same(uninterrupted, run / "last.safetensors")
 
 
