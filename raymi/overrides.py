@@ -273,5 +273,6 @@ def _explain(error: Any) -> str:
     if key not in fields:
         return _unknown(key, (), list(fields))
     accepted, got = expected(fields[key]), error["input"]
-    hint = f": {did_you_mean(str(got), accepted.split(' | '))}" if " | " in accepted else ""
+    names = [choice for choice in accepted.split(" | ") if " " not in choice]
+    hint = f": {did_you_mean(str(got), names)}" if len(names) > 1 else ""
     return f"{key}: expected {accepted}, got {'none' if got is None else repr(got)}{hint}"

@@ -27,6 +27,10 @@ class Context(Protocol):
     def stop_requested(self) -> bool:
         """Whether the run should end here; the same answer on every worker. Called at each step."""
 
+    def checkpoint_requested(self) -> bool:
+        """Whether a checkpoint should be written before the next step, as workers may be lost;
+        once for each reason, the same answer on every worker. Called at each step."""
+
     def agree(self, answer: bool) -> bool:
         """Rank 0's answer to a question that all workers ask at the same point."""
 
@@ -56,6 +60,9 @@ class LocalContext:
 
     def stop_requested(self) -> bool:
         return self._stop.heard_by_rank_zero()
+
+    def checkpoint_requested(self) -> bool:
+        return False
 
     def agree(self, answer: bool) -> bool:
         return self._stop.answers.of_rank_zero(answer)

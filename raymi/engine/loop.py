@@ -273,6 +273,8 @@ class _Run:
     def _checkpoint_due(self) -> bool:
         """Whether a checkpoint within the epoch is due; the same on every worker."""
         every = self.config.checkpoint
+        if self.context.checkpoint_requested():
+            return True
         if every.every_steps and self.state.position.global_step % every.every_steps == 0:
             return True
         if every.every_minutes is None:

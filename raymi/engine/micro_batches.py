@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from raymi.models.running_statistics import repetition
+from raymi.models.modes import repetition
 
 
 def num_pieces(sizes: list[int], micro_batch: int | None) -> int:

@@ -7,7 +7,7 @@ is a choice that alone moved robust accuracy by several points: it must not happ
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,33 +30,6 @@ def running_statistics_frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, flag in zip(norms, flags, strict=True):
             norm.track_running_stats = flag
-
-
-def repetition(module: nn.Module) -> AbstractContextManager[None]:
-    """Within it, a forward of now can be made once more: BatchNorm computes as it does now, and
-    running statistics are afterwards what they were before.
-
-    Args: module, any; every BatchNorm inside it takes part.
-    """
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    flags = [(norm.training, norm.track_running_stats) for norm in norms]
-
-    @contextmanager
-    def again() -> Iterator[None]:
-        later = [(norm.training, norm.track_running_stats) for norm in norms]
-        buffers = [buffer for norm in norms for buffer in norm.buffers()]
-        before = [buffer.clone() for buffer in buffers]
-        try:
-            for norm, flag in zip(norms, flags, strict=True):
-                norm.training, norm.track_running_stats = flag
-            yield
-        finally:
-            for norm, flag in zip(norms, later, strict=True):
-                norm.training, norm.track_running_stats = flag
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.data.copy_(value)
-
-    return again()
 
 
 @contextmanager

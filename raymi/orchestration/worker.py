@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ WAIT_SECONDS = 180.0
 """How long rank 0 waits for one of an earlier start to be gone: a driver that died takes its
 workers along within seconds; of a node that died, NFS keeps the lock for 90 seconds."""
 
+NOTICE_SECONDS = 2.0
+"""Between two looks for notices of Ray's: all workers take part in each."""
+
 _PACKAGE = Path(raymi.__file__).parent
 
 
@@ -38,6 +42,8 @@ class RayContext:
         self.device: torch.device = ray.train.torch.get_device()
         self.group: Collectives = ProcessGroup()
         self._stop = StopRequest(folder.stop_file, deadline, folder.pause_file)
+        self._next_notice = time.monotonic() + NOTICE_SECONDS
+        self._leaving: set[str] = set()
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Ray Train's report: a barrier of all workers."""
@@ -45,6 +51,18 @@ class RayContext:
 
     def stop_requested(self) -> bool:
         return self._stop.heard_by_rank_zero()
+
+    def checkpoint_requested(self) -> bool:
+        """Once for each node of this run that the cloud has announced to take away."""
+        if not self.agree(time.monotonic() >= self._next_notice):
+            return False
+        self._next_notice = time.monotonic() + NOTICE_SECONDS
+        notice = ray.train.get_preemption_info()
+        if notice is None or self._leaving.issuperset(notice.preempted_node_ids):
+            return False
+        self._leaving.update(notice.preempted_node_ids)
+        warnings.warn(f"{_said(notice)}: a checkpoint is written", stacklevel=1)
+        return True
 
     def agree(self, answer: bool) -> bool:
         return self._stop.answers.of_rank_zero(answer)
@@ -90,6 +108,15 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
             traceback.print_exc(file=log)
         raise
     return {"finished": outcome.finished, "epoch": outcome.epoch}
+
+
+def _said(notice: ray.train.PreemptionInfo) -> str:
+    """A notice of preemption in words."""
+    nodes = ", ".join(node[:8] for node in notice.preempted_node_ids)
+    text = f"workers {notice.preempted_ranks} may be lost: Ray takes node {nodes} away"
+    if notice.deadline_ms:
+        text += f" in {max(0.0, notice.deadline_ms / 1000 - time.time()):.0f} s"
+    return text
 
 
 def _put_earlier_errors_aside(folder: RunFolder) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +41,21 @@ def cluster() -> Iterator[object]:
     cluster.shutdown()
 
 
+def announce_loss_of(node: object, cluster: object) -> None:
+    """What a cloud does before it takes a machine back."""
+    ray = Path(sys.executable).with_name("ray")
+    subprocess.run(
+        [
+            ray, "drain-node", f"--address={cluster.address}", f"--node-id={node.node_id}",
+            "--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=taken back",
+            "--deadline-remaining-seconds=600",
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )  # fmt: skip
+
+
 def test_a_lost_node_is_done_without_and_one_that_comes_is_used(
     cluster: object, tmp_path: Path
 ) -> None:
@@ -69,8 +86,11 @@ def test_a_lost_node_is_done_without_and_one_that_comes_is_used(
     assert [event["workers"] for event in starts()] == [2]
     cluster.remove_node(second, allow_graceful=False)
     shrunk = wait(lambda: len(starts()) == 2, 150)
-    cluster.add_node(num_cpus=1)
+    third = cluster.add_node(num_cpus=1)
     grown = wait(lambda: len(starts()) == 3, 150)
+    announce_loss_of(third, cluster)
+    warned = run / "warnings.log"
+    wait(lambda: warned.is_file() and "may be lost" in warned.read_text(), 60)
     hurry.touch()
     out, err = process.communicate(timeout=200)
     print(f"{shrunk:.0f} s to go on with fewer, {grown:.0f} s with more again")
@@ -79,6 +99,7 @@ def test_a_lost_node_is_done_without_and_one_that_comes_is_used(
     assert [event["workers"] for event in starts()] == [2, 1, 2], out
     assert "2 workers on cpu" in out
     assert "1 worker on cpu" in out
+    assert "may be lost" in out
     recorded = [event["epoch"] for event in events(run, "epoch")]
     assert sorted(set(recorded)) == list(range(1, epochs + 1)), "no epoch is missing"
     assert len(recorded) <= epochs + 1, "at most the epoch of the loss is done again"

@@ -301,6 +301,20 @@ def test_checkpoints_come_when_they_are_due(settings, expected, tmp_path, monkey
     assert steps == expected
 
 
+def test_a_checkpoint_is_written_where_the_place_asks_for_one(tmp_path, monkeypatch):
+    steps = saved_steps(tmp_path, monkeypatch)
+
+    class Warned(LocalContext):
+        asked = 0
+
+        def checkpoint_requested(self):
+            self.asked += 1
+            return self.asked == 3
+
+    train(tiny_config(), Warned("cpu"), RunFolder(tmp_path))
+    assert steps == [3, 5, 10]
+
+
 def crash_at(rank, world_size, folder, settings, step):
     """A run whose worker is gone at a step, without a word."""
 

@@ -102,6 +102,28 @@ def test_dropout_is_the_same_the_second_time():
     torch.testing.assert_close(grad, expected_grad)
 
 
+def test_what_a_forward_leaves_behind_is_left_once():
+    """Spectral norm takes a step of its power iteration in every forward in train mode."""
+
+    def net():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3)),
+            nn.InstanceNorm2d(4, track_running_stats=True), nn.Flatten(), nn.Linear(144, 5),
+        ).double()  # fmt: skip
+
+    x, one, other = torch.rand(12, 3, 8, 8, dtype=torch.float64), net(), net()
+    torch.cat([one(piece) for piece in x.split(4)]).square().mean().backward()
+    logits = in_pieces(other, other, x, [12], 4)
+    other.eval()  # what happens before the backward has no effect on it
+    logits.square().mean().backward()
+    assert not other.training
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-12, atol=1e-15)
+    for a, b in zip(one.buffers(), other.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("schedule", ["joint", "staged"])
 def test_pieces_train_with_batchnorm_and_every_option(schedule, tmp_path):
     settings = {
