@@ -134,7 +134,7 @@ def wasserstein_pgd(
     x = x.detach()
     if len(x) == 0:
         return x
-    plans = LocalPlans(*x.shape[-2:], kernel, like=x)
+    plans = LocalPlans(x.shape[-2], x.shape[-1], kernel, like=x)
     plan, budget = plans.identity(x), eps * x.sum(dim=(1, 2, 3))
     with evaluation_mode(model), torch.enable_grad():
         for _ in range(steps):
