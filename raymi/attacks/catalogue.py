@@ -1,0 +1,255 @@
+"""The attacks that evaluation knows by name, behind one call.
+
+AutoAttack's parts are the reference code (pyautoattack), DDN and CW are foolbox's, TI-DIM is
+torchattacks'; PGD, FGSM and FWA are ours. Each is deterministic for a given seed and batch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from raymi.attacks.pgd import pgd
+from raymi.attacks.projections import random_start
+from raymi.attacks.untouched import untouched
+from raymi.attacks.wasserstein import wasserstein_pgd
+from raymi.counter_rng import random_key
+from raymi.errors import UserError, did_you_mean
+from raymi.models.modes import full_precision
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What an adversary may do: `norm` "linf" or "l2", radius `eps` in pixel units."""
+
+    norm: str
+    eps: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is attacked: x (B, C, H, W) in [0, 1], y (B,), index (B,) of the samples in their data
+    set, a seed for all that is random."""
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    seed: int
+
+
+Craft = Callable[[nn.Module, Batch, Threat], Tensor]
+"""Makes x_adv (B, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class EvaluationAttack:
+    """An attack by its name.
+
+    `settings` are all that its outcome depends on beside the threat; `norms` those that it is
+    defined for; `least_classes` how many the classifier must tell apart; `colour_only`, it takes
+    images of 3 channels; `in_ball`, its samples obey the threat: what is outside does not count.
+    """
+
+    name: str
+    craft: Craft
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    norms: tuple[str, ...] = ("linf", "l2")
+    least_classes: int = 2
+    colour_only: bool = False
+    in_ball: bool = True
+
+    def problem(self, threat: Threat, num_classes: int, channels: int) -> str | None:
+        """Why it cannot be used, in words; None where it can."""
+        if threat.norm not in self.norms:
+            return f"{self.name} is an attack in {' and '.join(self.norms)}, not in {threat.norm}"
+        if num_classes < self.least_classes:
+            return f"{self.name} needs at least {self.least_classes} classes, got {num_classes}"
+        if self.colour_only and channels != 3:
+            return f"{self.name} needs images of 3 channels, got {channels}"
+        return None
+
+
+class Attacked(NamedTuple):
+    """What an attack did to each sample: `broken` (B,), misclassified by what counts; `x_adv`
+    (B, C, H, W); `prediction` (B,), the class of x_adv; `linf` and `l2` (B,), its distance."""
+
+    broken: Tensor
+    x_adv: Tensor
+    prediction: Tensor
+    linf: Tensor
+    l2: Tensor
+
+
+def run_attack(
+    attack: EvaluationAttack, model: nn.Module, batch: Batch, threat: Threat
+) -> Attacked:
+    """Attacks a batch; model and random state are afterwards as before.
+
+    A sample is broken if x_adv is a finite image in [0, 1], within eps where the attack is bound to
+    it, and not classified as y.
+
+    Args: attack; model, images in [0, 1] to logits (B, K), in any mode; batch; threat.
+    """
+    with untouched(model):
+        torch.manual_seed(batch.seed)
+        x_adv = attack.craft(model, batch, threat).detach() if len(batch.x) else batch.x
+        with torch.no_grad():
+            logits = full_precision(model(x_adv)) if len(x_adv) else x_adv.new_zeros(0, 2)
+    prediction = logits.argmax(dim=1)
+    delta = (x_adv - batch.x).flatten(1)
+    linf, l2 = delta.abs().amax(dim=1), delta.norm(dim=1)
+    valid = x_adv.flatten(1).isfinite().all(1) & (x_adv >= 0).flatten(1).all(1)
+    valid &= (x_adv <= 1).flatten(1).all(1)
+    if attack.in_ball:
+        distance = linf if threat.norm == "linf" else l2
+        valid &= distance <= threat.eps * (1 + 1e-5) + 2.0**-23  # rounding of x + delta
+    return Attacked((prediction != batch.y) & valid, x_adv, prediction, linf, l2)
+
+
+def find_attack(name: str) -> EvaluationAttack:
+    """The attack of a name: one of `ATTACKS`, or `pgd-N` with N steps, `pgd-NxR` with R restarts.
+
+    Raises: UserError with what there is.
+    """
+    if name in ATTACKS:
+        return ATTACKS[name]
+    found = re.fullmatch(r"pgd-([1-9]\d*)(?:x([1-9]\d*))?", name)
+    if found is None:
+        known = [*ATTACKS, "pgd-N", "pgd-NxR"]
+        raise UserError(f"unknown attack {name!r}: {did_you_mean(name, known)}")
+    return _with(name, _pgd, {"steps": int(found[1]), "restarts": int(found[2] or 1)})
+
+
+def _pgd(model: nn.Module, batch: Batch, threat: Threat, steps: int, restarts: int) -> Tensor:
+    """Steps of eps / 4, as in the paper; restarts are for the samples that withstood so far."""
+    x_adv, left = batch.x.clone(), torch.ones_like(batch.y, dtype=torch.bool)
+    for restart in range(restarts):
+        x, y, index = batch.x[left], batch.y[left], batch.index[left]
+        start = random_start(
+            x, threat.eps, threat.norm, random_key(batch.seed, "pgd", restart), index
+        )
+        found = pgd(
+            model, x, y, eps=threat.eps, alpha=threat.eps / 4, steps=steps, norm=threat.norm,
+            start=start,
+        )  # fmt: skip
+        x_adv[left] = found
+        with torch.no_grad():
+            left[left.clone()] = full_precision(model(found)).argmax(dim=1) == y
+        if not left.any():
+            break
+    return x_adv
+
+
+def _fgsm(model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
+    return pgd(model, batch.x, batch.y, eps=threat.eps, alpha=threat.eps, steps=1, norm=threat.norm)
+
+
+def _fwa(model: nn.Module, batch: Batch, threat: Threat, **settings: Any) -> Tensor:
+    return wasserstein_pgd(model, batch.x, batch.y, eps=threat.eps, **settings)
+
+
+def _ti_dim(model: nn.Module, batch: Batch, threat: Threat, **settings: Any) -> Tensor:
+    import torchattacks
+
+    return torchattacks.TIFGSM(model, eps=threat.eps, **settings)(batch.x, batch.y)
+
+
+def _auto_attack(model: nn.Module, batch: Batch, threat: Threat, part: str, version: str) -> Tensor:
+    """One part of AutoAttack, with the settings of a version of it, on the whole batch at once."""
+    from pyautoattack import AutoAttack
+
+    whole = AutoAttack(
+        model,
+        norm={"linf": "Linf", "l2": "L2"}[threat.norm],
+        eps=threat.eps,
+        seed=batch.seed,
+        version=version,
+        device=batch.x.device,
+    )
+    whole.attacks_to_run = [part]
+    with torch.no_grad():
+        others = model(batch.x[:1]).shape[1] - 1  # classes that a sample can be taken for
+    for targeted in (whole.apgd_targeted, whole.fab):
+        targeted.n_target_classes = min(targeted.n_target_classes, others)
+    x_adv, _ = whole.run_standard_evaluation(batch.x, batch.y, batch_size=len(batch.x))
+    return x_adv
+
+
+def _foolbox(
+    model: nn.Module, batch: Batch, threat: Threat, attack: str, **settings: Any
+) -> Tensor:
+    """A foolbox attack for the nearest adversarial sample, whatever its distance."""
+    import foolbox
+
+    bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device=batch.x.device)
+    x_adv, _, _ = getattr(foolbox.attacks, attack)(**settings)(
+        bounded, batch.x, batch.y, epsilons=None
+    )
+    return x_adv
+
+
+def _part(name: str, part: str, version: str, least_classes: int = 2) -> EvaluationAttack:
+    settings = {"part": part, "version": version}
+    return _with(name, _auto_attack, settings, least_classes=least_classes)
+
+
+def _with(
+    name: str, craft: Callable[..., Tensor], settings: dict[str, Any], **what: Any
+) -> EvaluationAttack:
+    return EvaluationAttack(name, partial(craft, **settings), settings, **what)
+
+
+ATTACKS: dict[str, EvaluationAttack] = {
+    attack.name: attack
+    for attack in (
+        EvaluationAttack("fgsm", _fgsm),
+        _part("apgd-ce", "apgd-ce", "standard"),
+        _part("apgd-dlr", "apgd-dlr", "standard", least_classes=3),
+        _part("apgd-t", "apgd-t", "standard", least_classes=4),
+        _part("fab-t", "fab-t", "standard"),
+        _part("square", "square", "standard"),
+        _part("apgd-ce-plus", "apgd-ce", "plus"),
+        _part("apgd-dlr-plus", "apgd-dlr", "plus", least_classes=3),
+        _part("fab-plus", "fab", "plus"),
+        _part("apgd-ce-rand", "apgd-ce", "rand"),
+        _part("apgd-dlr-rand", "apgd-dlr", "rand", least_classes=3),
+        _with(
+            "fwa-40",
+            _fwa,
+            {"steps": 40, "step_size": 0.007, "kernel": 4, "iterations": 15},
+            norms=("linf",),
+            in_ball=False,
+        ),
+        _with(
+            "ti-dim",
+            _ti_dim,
+            {
+                "steps": 40, "alpha": 0.007, "decay": 0.1, "kernel_name": "gaussian",
+                "len_kernel": 15, "nsig": 3, "diversity_prob": 0.5,
+            },
+            norms=("linf",),
+            colour_only=True,
+        ),
+        _with(
+            "cw",
+            _foolbox,
+            {
+                "attack": "L2CarliniWagnerAttack", "binary_search_steps": 4, "steps": 20,
+                "stepsize": 0.01, "abort_early": False,
+            },
+            norms=("l2",),
+        ),
+        _with(
+            "ddn",
+            _foolbox,
+            {"attack": "DDNAttack", "steps": 20, "gamma": 0.05},
+            norms=("l2",),
+        ),
+    )
+}  # fmt: skip

@@ -1,0 +1,229 @@
+"""Attacks by name: what they find is what their references find, and they leave nothing behind."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import foolbox
+import numpy as np
+import pytest
+import torch
+import torchattacks
+from pyautoattack import AutoAttack
+from torch import nn
+
+from raymi.attacks.catalogue import (
+    ATTACKS,
+    Batch,
+    EvaluationAttack,
+    Threat,
+    find_attack,
+    run_attack,
+)
+from raymi.attacks.suites import SUITES, ensembles_of, suite
+from raymi.errors import UserError
+from raymi.models.modes import evaluation_mode
+
+LINF, L2 = Threat("linf", 0.03), Threat("l2", 0.3)
+FAST = ["fgsm", "pgd-5", "pgd-3x2", "apgd-ce", "apgd-dlr", "fwa-40", "ti-dim", "cw", "ddn"]
+
+
+def threat_of(name):
+    return L2 if name in ("cw", "ddn") else LINF
+
+
+def batch(digits, num=12, seed=7):
+    return Batch(digits[0][:num], digits[1][:num], torch.arange(num), seed)
+
+
+class Sliced(nn.Module):
+    """A classifier of the first K digits."""
+
+    def __init__(self, model, num_classes):
+        super().__init__()
+        self.model, self.num_classes = model, num_classes
+
+    def forward(self, x):
+        return self.model(x)[:, : self.num_classes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_autoattack_by_parts_equals_the_reference_called_at_once(model, digits, norm):
+    """Each part on those that withstood, in one batch: 5,000 queries of Square included."""
+    threat = Threat("linf", 0.02) if norm == "linf" else Threat("l2", 0.25)
+    whole = batch(digits, 8)
+    with evaluation_mode(model):
+        reference = AutoAttack(
+            model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=threat.eps, seed=7
+        )
+        expected, labels = reference.run_standard_evaluation(whole.x, whole.y, batch_size=8)
+        left = model(whole.x).argmax(1) == whole.y
+    x_adv = whole.x.clone()
+    (ensemble,) = ensembles_of(["autoattack"], threat, 10)
+    for attack in ensemble.attacks:
+        rest = Batch(whole.x[left], whole.y[left], whole.index[left], 7)
+        found = run_attack(attack, model, rest, threat)
+        places = left.nonzero().flatten()[found.broken]
+        x_adv[places] = found.x_adv[found.broken]
+        left[places] = False
+    assert torch.equal(x_adv, expected)
+    assert torch.equal(left, labels == whole.y)
+    assert 0 < int(left.sum()) < 8, "some are broken and some are not, or this shows little"
+
+
+def test_pgd_with_restarts_breaks_what_any_of_them_breaks(model, digits):
+    whole = batch(digits, 40)
+    once, thrice = (
+        run_attack(find_attack(name), model, whole, LINF) for name in ("pgd-3", "pgd-3x3")
+    )
+    assert (once.broken <= thrice.broken).all()
+    again = run_attack(find_attack("pgd-3x3"), model, whole, LINF)
+    assert torch.equal(again.x_adv, thrice.x_adv)
+    part = Batch(whole.x[5:9], whole.y[5:9], whole.index[5:9], 7)
+    alone = run_attack(find_attack("pgd-3"), model, part, LINF)
+    torch.testing.assert_close(alone.x_adv, once.x_adv[5:9], rtol=0, atol=1e-6)
+
+
+def test_ti_dim_is_torchattacks(model, digits):
+    whole = batch(digits)
+    found = run_attack(ATTACKS["ti-dim"], model, whole, LINF)
+    torch.manual_seed(7)
+    theirs = torchattacks.TIFGSM(
+        model, eps=0.03, alpha=0.007, steps=40, decay=0.1, len_kernel=15, nsig=3
+    )
+    assert torch.equal(found.x_adv, theirs(whole.x, whole.y))
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("ddn", foolbox.attacks.DDNAttack(steps=20, gamma=0.05)),
+        (
+            "cw",
+            foolbox.attacks.L2CarliniWagnerAttack(
+                binary_search_steps=4, steps=20, stepsize=0.01, abort_early=False
+            ),
+        ),
+    ],
+)
+def test_cw_and_ddn_agree_with_foolbox(name, theirs, model, digits):
+    whole = batch(digits)
+    found = run_attack(ATTACKS[name], model, whole, L2)
+    with evaluation_mode(model):
+        bounded = foolbox.PyTorchModel(model, bounds=(0, 1))
+        _, expected, success = theirs(bounded, whole.x, whole.y, epsilons=None)
+    assert torch.equal(found.x_adv, expected)
+    assert torch.equal(found.broken, success & (found.l2 <= 0.3))
+    assert int(found.broken.sum()) > 0
+    assert (found.l2 > 0.3).any(), "what is further away is found, and does not count"
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_model_and_random_state_are_left_alone(name, model, digits):
+    model.train()
+    next(one for one in model.modules() if isinstance(one, nn.BatchNorm2d)).eval()
+    handle = model.register_forward_hook(lambda *_: None)
+    parameter = next(model.parameters())
+    parameter.requires_grad_(False)
+    given = torch.ones_like(list(model.parameters())[-1])
+    list(model.parameters())[-1].grad = given
+    before = copy.deepcopy(model.state_dict())
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(11), np.random.seed(11), random.seed(11)  # noqa: NPY002
+    try:
+        run_attack(find_attack(name), model, batch(digits, 3), threat_of(name))
+        drawn = torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
+        assert [module.training for module in model.modules()] == modes
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+        assert not parameter.requires_grad
+        assert list(model.parameters())[-1].grad is given
+        assert len(model._forward_hooks) == 1
+        assert all(not module._forward_hooks for module in list(model.modules())[1:])
+    finally:
+        handle.remove()
+        parameter.requires_grad_(True)
+        model.zero_grad()
+        model.eval()
+    torch.manual_seed(11), np.random.seed(11), random.seed(11)  # noqa: NPY002
+    assert drawn == (torch.rand(1), np.random.rand(), random.random())  # noqa: NPY002
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_the_same_seed_gives_the_same_samples_and_few_withstand(name, model, digits):
+    whole = batch(digits, 6)
+    threat = Threat(threat_of(name).norm, 10 * threat_of(name).eps)
+    one, other = (run_attack(find_attack(name), model, whole, threat) for _ in range(2))
+    assert torch.equal(one.x_adv, other.x_adv)
+    assert int(one.broken.sum()) >= 4
+    assert one.x_adv.shape == whole.x.shape
+    nobody = Batch(whole.x[:0], whole.y[:0], whole.index[:0], 7)
+    assert run_attack(find_attack(name), model, nobody, threat).broken.shape == (0,)
+
+
+def test_samples_that_break_the_rules_do_not_count(model, digits):
+    whole = batch(digits, 4)
+
+    def cheat(model, given, threat):
+        far = given.x.clone()
+        far[0] = float("nan")
+        far[1] = 1.5
+        far[2] = (given.x[2] - 0.5).abs()  # an image, and far away
+        return far
+
+    wrong = Batch(whole.x, (whole.y + 1) % 10, whole.index, 7)  # misclassified in any case
+    found = run_attack(EvaluationAttack("cheat", cheat), model, wrong, LINF)
+    assert not found.broken[:3].any()
+    with evaluation_mode(model):
+        assert found.broken[3] == (model(whole.x).argmax(1) != wrong.y)[3]
+
+
+def test_few_classes_are_attacked_towards_as_many_as_there_are(model, digits):
+    few = digits[1] < 5
+    some = Batch(digits[0][few][:3], digits[1][few][:3], torch.arange(3), 1)
+    for name in ("apgd-t", "fab-t"):
+        assert run_attack(find_attack(name), Sliced(model, 5), some, LINF).x_adv.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_suite_can_be_used_as_it_is_meant(name):
+    threat = L2 if name == "paper-l2" else LINF
+    ensembles = ensembles_of(suite(name), threat, 10)
+    assert [ensemble.name for ensemble in ensembles] == list(suite(name))
+    assert all(ensemble.attacks for ensemble in ensembles)
+
+
+def test_autoattack_is_the_standard_ensemble():
+    (ensemble,) = ensembles_of(["autoattack"], LINF, 10)
+    assert [attack.settings["part"] for attack in ensemble.attacks] == AutoAttack(
+        nn.Identity()
+    ).attacks_to_run
+    (plus,) = ensembles_of(["autoattack-plus"], LINF, 10)
+    assert {attack.settings["part"] for attack in plus.attacks} == set(
+        AutoAttack(nn.Identity(), version="plus").attacks_to_run
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "threat", "num_classes", "channels", "message"),
+    [
+        (["autoattack"], LINF, 3, 3, "apgd-t needs at least 4 classes, got 3"),
+        (["apgd-dlr"], LINF, 2, 3, "apgd-dlr needs at least 3 classes, got 2"),
+        (["ti-dim"], LINF, 10, 1, "ti-dim needs images of 3 channels, got 1"),
+        (["cw"], LINF, 10, 3, "cw is an attack in l2, not in linf"),
+        (["fwa-40"], L2, 10, 3, "fwa-40 is an attack in linf, not in l2"),
+        (["pdg-20"], LINF, 10, 3, "unknown attack 'pdg-20': did you mean pgd-N"),
+        (["pgd-0"], LINF, 10, 3, "unknown attack 'pgd-0'"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_the_reason(
+    names, threat, num_classes, channels, message
+):
+    with pytest.raises(UserError, match=message):
+        ensembles_of(names, threat, num_classes, channels)
+
+
+def test_unknown_suites_get_a_hint():
+    with pytest.raises(UserError, match="unknown suite 'papr-linf': did you mean paper-linf"):
+        suite("papr-linf")
