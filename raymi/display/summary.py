@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
+from raymi.evaluation.statistics import wilson_interval
 from raymi.overrides import as_typed
 
 Event = Mapping[str, Any]
@@ -24,17 +24,6 @@ def chosen_model(evaluations: Mapping[str, Event]) -> str:
     """Which of the evaluated models has the highest robust validation accuracy: it is the one that
     is registered."""
     return next(which for which, event in evaluations.items() if event["chosen"])
-
-
-def wilson_interval(accuracy: float, num: int, z: float = 1.959964) -> tuple[float, float]:
-    """95% Wilson score interval of a fraction measured on `num` samples.
-
-    Source: Wilson 1927; Agresti and Coull 1998, Eq. 2.
-    """
-    centre = (accuracy + z * z / (2 * num)) / (1 + z * z / num)
-    spread = accuracy * (1 - accuracy) / num + z * z / (4 * num * num)
-    half = z * math.sqrt(spread) / (1 + z * z / num)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
@@ -95,5 +84,5 @@ def print_summary(
 
 
 def _with_interval(accuracy: float, num: int) -> str:
-    low, high = wilson_interval(accuracy, num)
+    low, high = wilson_interval(round(accuracy * num), num)
     return f"{100 * accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from raymi.display.summary import print_summary, result_table, result_title, wilson_interval
+from raymi.display.summary import print_summary, result_table, result_title
 from raymi.engine.run_folder import RunFolder
 from raymi.recipes import build_config
 
@@ -31,21 +31,6 @@ def printed(width: int, folder: Path = Path("/a/b/mine")) -> str:
     config = build_config("quickstart")
     print_summary(Console(file=file, width=width), config, RunFolder(folder), EVALUATIONS, places)
     return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "num", "low", "high"),
-    [(0.5, 100, 0.4038, 0.5962), (0.0, 10, 0.0, 0.2775), (1.0, 10, 0.7225, 1.0)],
-)
-def test_wilson_intervals_are_the_known_ones(
-    accuracy: float, num: int, low: float, high: float
-) -> None:
-    assert wilson_interval(accuracy, num) == pytest.approx((low, high), abs=1e-4)
-
-
-def test_the_interval_narrows_with_the_number_of_images() -> None:
-    (low, high), (lower, higher) = wilson_interval(0.6, 1000), wilson_interval(0.6, 100)
-    assert lower < low < 0.6 < high < higher
 
 
 def test_best_comes_first_and_each_accuracy_has_its_interval() -> None:

@@ -1,0 +1,170 @@
+"""What attacks did to each sample, kept in a folder that survives whatever happens.
+
+Each step of each block is a file of its own, which is complete under its name or not there. The
+folder belongs to one question (model, data, threat, attacks, seed, versions): another one is
+refused, so that the numbers of two models never mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from raymi.engine.checkpoint import write_atomically
+from raymi.errors import StorageError, UserError, storage_remedy
+from raymi.evaluation.blocks import Outcome, Step
+
+_SCHEMA = pa.schema(
+    [
+        ("ensemble", pa.string()),
+        ("position", pa.int32()),
+        ("attack", pa.string()),
+        ("block", pa.int32()),
+        ("sample", pa.int64()),
+        ("label", pa.int64()),
+        ("prediction", pa.int64()),
+        ("broken", pa.bool_()),
+        ("linf", pa.float32()),
+        ("l2", pa.float32()),
+        ("seconds", pa.float64()),
+    ]
+)
+"""A row for each sample of each step; `seconds`: the step's, by the number of its samples."""
+
+
+class Ledger:
+    """The outcomes of one evaluation.
+
+    Args: folder; question, a tree of what the outcomes depend on, in JSON's types.
+    Raises: UserError where the folder holds the outcomes of another question.
+    """
+
+    def __init__(self, folder: Path, question: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._asked = folder / "question.json"
+        text = json.dumps(question, indent=2, sort_keys=True)
+        if self._asked.is_file():
+            _compare(self._asked, _flat(json.loads(self._asked.read_text())), _flat(question))
+            return
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(
+                f"{folder} has files and is no ledger of an evaluation: give another folder"
+            )
+        self._write(self._asked, text.encode())
+
+    def outcome(self, step: Step) -> Outcome | None:
+        """What was recorded of a step; None where nothing was, or what was is damaged."""
+        for path in sorted(self._place(step).glob(f"{step.block:06d}-*.parquet")):
+            data = path.read_bytes()
+            if _digest(data) == path.stem.partition("-")[2]:
+                return _outcome(pq.read_table(BytesIO(data)))
+            warnings.warn(f"{path} is damaged: the block is attacked again", stacklevel=2)
+            path.unlink()
+        return None
+
+    def record(self, step: Step, outcome: Outcome) -> None:
+        """Keeps the outcome of a step, in place of what was recorded of it.
+
+        Raises: StorageError where it cannot be written.
+        """
+        buffer = BytesIO()
+        pq.write_table(_table(step, outcome), buffer, compression="zstd")
+        data = buffer.getvalue()
+        name = f"{step.block:06d}-{_digest(data)}.parquet"
+        self._write(self._place(step) / name, data)
+        for other in self._place(step).glob(f"{step.block:06d}-*.parquet"):
+            if other.name != name:
+                other.unlink()
+
+    def table(self, steps: list[Step]) -> pa.Table:
+        """All that was recorded of some steps, a row for each sample of each: see `_SCHEMA`."""
+        found = [(step, self.outcome(step)) for step in steps]
+        tables = [_table(step, outcome) for step, outcome in found if outcome is not None]
+        return pa.concat_tables([_SCHEMA.empty_table(), *tables])
+
+    def _place(self, step: Step) -> Path:
+        return self.folder / step.ensemble / f"{step.position:02d}-{step.attack}"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data)
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}, then "
+                "give the same command again: what was recorded is kept"
+            ) from None
+
+
+def _table(step: Step, outcome: Outcome) -> pa.Table:
+    num = len(outcome.samples)
+    columns = {
+        "ensemble": np.full(num, step.ensemble),
+        "position": np.full(num, step.position),
+        "attack": np.full(num, step.attack),
+        "block": np.full(num, step.block),
+        "sample": outcome.samples.numpy(),
+        "label": outcome.labels.numpy(),
+        "prediction": outcome.predictions.numpy(),
+        "broken": outcome.broken.numpy(),
+        "linf": outcome.linf.float().numpy(),
+        "l2": outcome.l2.float().numpy(),
+        "seconds": np.full(num, outcome.seconds / max(1, num)),
+    }
+    return pa.table(
+        [pa.array(values, _SCHEMA.field(name).type) for name, values in columns.items()],
+        schema=_SCHEMA,
+    )
+
+
+def _outcome(table: pa.Table) -> Outcome:
+    def column(name: str) -> Tensor:
+        return torch.tensor(table[name].to_numpy())
+
+    return Outcome(
+        samples=column("sample"),
+        labels=column("label"),
+        predictions=column("prediction"),
+        broken=column("broken"),
+        linf=column("linf"),
+        l2=column("l2"),
+        seconds=float(np.sum(table["seconds"].to_numpy())),
+    )
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {path.lstrip("."): tree}
+    flat: dict[str, Any] = {}
+    for name in tree:
+        flat |= _flat(tree[name], f"{path}.{name}")
+    return flat
+
+
+def _compare(path: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
+    differences = [
+        f"{key}: there {kept.get(key)!r}, now {asked.get(key)!r}"
+        for key in sorted({*kept, *asked})
+        if json.dumps(kept.get(key)) != json.dumps(asked.get(key))
+    ]
+    if differences:
+        raise UserError(
+            f"{path.parent} belongs to another evaluation, and outcomes of two are never mixed:\n"
+            + "\n".join(differences)
+            + "\ngive another folder, or the same question"
+        )

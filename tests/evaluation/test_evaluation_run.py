@@ -1,0 +1,177 @@
+"""An evaluation can be cut off anywhere, goes on where it was, and ends with the same numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from raymi.attacks.catalogue import Threat
+from raymi.attacks.suites import ensembles_of
+from raymi.data import ImageSet
+from raymi.errors import StorageError, UserError
+from raymi.evaluation.blocks import CLEAN, BlockAttacker, Outcome, Schedule, Step, block_seed
+from raymi.evaluation.ledger import Ledger
+from raymi.evaluation.run import InThisProcess, run
+
+THREAT = Threat("linf", 0.1)
+NAMES = ("pgd-3", "autoattack-rand", "ti-dim")
+QUESTION = {"model": "abc", "threat": {"norm": "linf", "eps": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def images():
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (23, 3, 12, 12), dtype=torch.uint8)
+    return ImageSet(pixels, torch.randint(0, 5, (23,)), tuple("abcde"))
+
+
+@pytest.fixture(scope="module")
+def attacker(images):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 5))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images.images / 255), images.labels).backward()
+        optimizer.step()
+    ensembles = ensembles_of(NAMES, THREAT, 5)
+    return BlockAttacker(model, images, ensembles, THREAT, size=10, seed=3)
+
+
+def schedule():
+    return Schedule(23, 10, ensembles_of(NAMES, THREAT, 5))
+
+
+class Counting(InThisProcess):
+    """Ends the evaluation, as a kill does, before the step of a number."""
+
+    def __init__(self, attacker, die_at=None):
+        super().__init__(attacker.perform)
+        self.made, self.die_at = 0, die_at
+
+    def next(self):
+        if self.made == self.die_at:
+            raise KeyboardInterrupt
+        self.made += 1
+        return super().next()
+
+
+def evaluate(attacker, folder, die_at=None):
+    """All outcomes by step, and how many steps were made."""
+    pool = Counting(attacker, die_at)
+    found = {step: outcome for step, outcome, _ in run(schedule(), Ledger(folder, QUESTION), pool)}
+    return found, pool.made
+
+
+def expect_equal(one: dict[Step, Outcome], other: dict[Step, Outcome]):
+    assert one.keys() == other.keys()
+    for step, outcome in one.items():
+        for name in ("samples", "labels", "predictions", "broken", "linf", "l2"):
+            assert torch.equal(getattr(outcome, name), getattr(other[step], name)), (step, name)
+
+
+@pytest.fixture(scope="module")
+def whole(attacker, tmp_path_factory):
+    return evaluate(attacker, tmp_path_factory.mktemp("whole") / "ledger")[0]
+
+
+def test_each_attack_gets_those_that_withstood_the_ones_before(whole):
+    assert len(whole) == schedule().total == 3 * (1 + 1 + 2 + 1)
+    for step, outcome in whole.items():
+        if step.attack == CLEAN:
+            expected = torch.arange(10 * step.block, min(23, 10 * step.block + 10))
+        elif step.position == 0:
+            expected = whole[Step(CLEAN, 0, CLEAN, step.block)].left
+        else:
+            before = Step(step.ensemble, 0, "apgd-ce-rand", step.block)
+            expected = whole[before].left
+        assert torch.equal(outcome.samples, expected)
+    broken = {step.attack: int(outcome.broken.sum()) for step, outcome in whole.items()}
+    assert max(broken.values()) > 0
+
+
+@pytest.mark.parametrize("die_at", [0, 1, 4, 9, 14])
+def test_cut_off_anywhere_it_goes_on_with_what_is_missing(die_at, attacker, whole, tmp_path):
+    folder = tmp_path / "ledger"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(attacker, folder, die_at)
+    found, made = evaluate(attacker, folder)
+    assert made == schedule().total - die_at, "what was recorded is not made again"
+    expect_equal(found, whole)
+    again, made = evaluate(attacker, folder)
+    assert made == 0
+    expect_equal(again, whole)
+
+
+def test_the_order_of_steps_does_not_matter(attacker, whole, tmp_path):
+    class Shuffled(InThisProcess):
+        def next(self):
+            self._waiting.insert(0, self._waiting.pop(len(self._waiting) // 2))
+            return super().next()
+
+    pool = Shuffled(attacker.perform)
+    found = run(schedule(), Ledger(tmp_path / "ledger", QUESTION), pool)
+    expect_equal({step: outcome for step, outcome, _ in found}, whole)
+
+
+def test_a_damaged_record_is_made_again(attacker, whole, tmp_path):
+    folder = tmp_path / "ledger"
+    evaluate(attacker, folder)
+    flipped, cut = sorted(folder.rglob("*.parquet"))[3:5]
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 1
+    flipped.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:20])
+    with pytest.warns(UserWarning, match="is damaged: the block is attacked again"):
+        found, made = evaluate(attacker, folder)
+    assert made == 2
+    expect_equal(found, whole)
+
+
+def test_a_record_of_other_samples_is_not_used(attacker, whole, tmp_path):
+    """As after a damaged record before it, when another machine rounds otherwise."""
+    ledger = Ledger(tmp_path / "ledger", QUESTION)
+    step = Step("pgd-3", 0, "pgd-3", 1)
+    ledger.record(step, attacker.perform(step, torch.tensor([10, 11]))[0])
+    expect_equal(evaluate(attacker, tmp_path / "ledger")[0], whole)
+
+
+def test_two_questions_never_share_a_ledger(tmp_path):
+    Ledger(tmp_path / "ledger", QUESTION)
+    Ledger(tmp_path / "ledger", json.loads(json.dumps(QUESTION)))
+    other = {"model": "abd", "threat": {"norm": "linf", "eps": 0.1}}
+    with pytest.raises(UserError, match=r"model: there 'abc', now 'abd'"):
+        Ledger(tmp_path / "ledger", other)
+    with pytest.raises(UserError, match=r"threat.eps: there 0.1, now None"):
+        Ledger(tmp_path / "ledger", {"model": "abc", "threat": {"norm": "linf"}})
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(UserError, match="is no ledger"):
+        Ledger(tmp_path, QUESTION)
+
+
+def test_storage_that_refuses_is_one_error(attacker, tmp_path):
+    ledger = Ledger(tmp_path / "ledger", QUESTION)
+    (tmp_path / "ledger" / CLEAN).write_text("in the way")
+    step = Step(CLEAN, 0, CLEAN, 0)
+    outcome, _ = attacker.perform(step, torch.arange(10))
+    with pytest.raises(StorageError, match="what was recorded is kept"):
+        ledger.record(step, outcome)
+
+
+def test_the_table_has_a_row_for_each_sample_of_each_step(whole, attacker, tmp_path):
+    evaluate(attacker, tmp_path / "ledger")
+    table = Ledger(tmp_path / "ledger", QUESTION).table(sorted(whole))
+    assert table.num_rows == sum(len(outcome.samples) for outcome in whole.values())
+    rows = table.to_pylist()
+    assert {row["sample"] for row in rows if row["attack"] == CLEAN} == set(range(23))
+    assert all(row["linf"] <= 0.1 + 1e-6 for row in rows if row["broken"])
+    assert all(row["broken"] == (row["prediction"] != row["label"]) for row in rows)
+
+
+def test_seeds_of_blocks_are_their_own():
+    seeds = [block_seed(seed, block) for seed in (0, 1) for block in range(100)]
+    assert len(set(seeds)) == 200
+    assert all(0 <= seed < 2**31 for seed in seeds)
