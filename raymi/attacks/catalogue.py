@@ -160,7 +160,9 @@ def _ti_dim(model: nn.Module, batch: Batch, threat: Threat, **settings: Any) -> 
     return torchattacks.TIFGSM(model, eps=threat.eps, **settings)(batch.x, batch.y)
 
 
-def _auto_attack(model: nn.Module, batch: Batch, threat: Threat, part: str, version: str) -> Tensor:
+def _auto_attack(
+    model: nn.Module, batch: Batch, threat: Threat, part: str, version: str, queries: int = 5000
+) -> Tensor:
     """One part of AutoAttack, with the settings of a version of it, on the whole batch at once."""
     from pyautoattack import AutoAttack
 
@@ -173,6 +175,7 @@ def _auto_attack(model: nn.Module, batch: Batch, threat: Threat, part: str, vers
         device=batch.x.device,
     )
     whole.attacks_to_run = [part]
+    whole.square.n_queries = queries
     with torch.no_grad():
         others = model(batch.x[:1]).shape[1] - 1  # classes that a sample can be taken for
     for targeted in (whole.apgd_targeted, whole.fab):
@@ -205,6 +208,7 @@ def _with(
     return EvaluationAttack(name, partial(craft, **settings), settings, **what)
 
 
+_SQUARE = {"part": "square", "version": "standard"}
 ATTACKS: dict[str, EvaluationAttack] = {
     attack.name: attack
     for attack in (
@@ -214,6 +218,7 @@ ATTACKS: dict[str, EvaluationAttack] = {
         _part("apgd-t", "apgd-t", "standard", least_classes=4),
         _part("fab-t", "fab-t", "standard"),
         _part("square", "square", "standard"),
+        _with("square-1000", _auto_attack, _SQUARE | {"queries": 1000}),
         _part("apgd-ce-plus", "apgd-ce", "plus"),
         _part("apgd-dlr-plus", "apgd-dlr", "plus", least_classes=3),
         _part("fab-plus", "fab", "plus"),

@@ -1,0 +1,125 @@
+"""A network that only seems robust is found out; one that is, is left in peace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from raymi.attacks.catalogue import Threat
+from raymi.attacks.pgd import pgd
+from raymi.data import load_splits
+from raymi.data.augment import to_unit
+from raymi.evaluation.checks import check_robustness
+from raymi.models import build_model
+
+THREAT = Threat("linf", 0.08)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_splits("digits", image_size=16, limit=600).train
+
+
+@pytest.fixture(scope="module")
+def honest(images):
+    """Adversarially trained."""
+    x, y = to_unit(images.images), images.labels
+    torch.manual_seed(0)
+    model = build_model(
+        "small-cnn", num_classes=10, image_size=16, mean=[0.3] * 3, std=[0.35] * 3, width=0.5
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for step in range(150):
+        batch = (torch.arange(50) + 50 * step) % len(x)
+        x_adv = pgd(model, x[batch], y[batch], eps=0.08, alpha=0.03, steps=5)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x_adv), y[batch]).backward()
+        optimizer.step()
+    return model.eval()
+
+
+class Wrapped(nn.Module):
+    """A network with something before or after it."""
+
+    def __init__(self, model, before=None, after=None):
+        super().__init__()
+        self.model = model
+        self.before, self.after = before or nn.Identity(), after or nn.Identity()
+
+    def forward(self, x):
+        return self.after(self.model(self.before(x)))
+
+
+class Quantised(nn.Module):
+    """Pixels to so many steps: nearly the same image, and no gradient."""
+
+    def forward(self, x):
+        return (x * 16).round() / 16
+
+
+class Steep(nn.Module):
+    """The same steps by sigmoids so steep that their gradient is numerically nothing in most
+    places, and huge in some."""
+
+    def forward(self, x):
+        edges = (torch.arange(16, device=x.device) + 0.5) / 16
+        return torch.sigmoid(3000 * (x.unsqueeze(-1) - edges)).mean(-1)
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + 0.1 * torch.randn_like(x)
+
+
+def suspicions(model, images):
+    return {f.check for f in check_robustness(model, images, THREAT, num=60) if f.suspicious}
+
+
+def test_an_honest_network_is_not_accused(honest, images):
+    found = list(check_robustness(honest, images, THREAT, num=60))
+    assert [f.text for f in found if f.suspicious] == []
+    assert len({f.check for f in found}) == len(found) == 6
+    curve = found[-1].text
+    assert curve.startswith("PGD-20: ")
+    assert curve.count("% at ") == 5
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        (Quantised(), {"gradients that vanish", "black box stronger than gradients"}),
+        (Steep(), {"black box stronger than gradients"}),
+        (Noisy(), {"randomised outputs"}),
+    ],
+    ids=["quantised", "steep", "noisy"],
+)
+def test_a_masked_network_is_found_out(before, expected, honest, images):
+    assert suspicions(Wrapped(honest, before=before), images) >= expected
+
+
+def test_outputs_that_are_probabilities_are_found(honest, images):
+    softmax = Wrapped(honest, after=nn.Softmax(dim=1))
+    assert "probabilities as outputs" in suspicions(softmax, images)
+
+
+def test_the_network_and_random_state_stay_as_they_are(honest, images):
+    honest.train()
+    torch.manual_seed(4)
+    state, before = torch.get_rng_state(), [v.clone() for v in honest.state_dict().values()]
+    list(check_robustness(honest, images, THREAT, num=10))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert honest.training
+    assert all(torch.equal(a, b) for a, b in zip(honest.state_dict().values(), before, strict=True))
+    honest.eval()
+
+
+def test_a_network_that_is_always_wrong_has_nothing_to_be_attacked(honest, images):
+    class Wrong(nn.Module):
+        def forward(self, x):
+            return torch.zeros(len(x), 11).index_fill(1, torch.tensor([10]), 1.0) + 0 * honest(
+                x
+            ).sum(1, keepdim=True)
+
+    found = {f.check for f in check_robustness(Wrong(), images, THREAT, num=10)}
+    assert found == {"randomised outputs", "probabilities as outputs", "gradients that vanish"}
