@@ -1,12 +1,14 @@
 """The attacks that evaluation knows by name, behind one call.
 
 AutoAttack's parts are the reference code (pyautoattack), DDN and CW are foolbox's, TI-DIM is
-torchattacks'; PGD, FGSM and FWA are ours. Each is deterministic for a given seed and batch.
+torchattacks'; PGD, FGSM and FWA are ours. On the CPU each is deterministic for a given seed and
+batch.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,14 +36,16 @@ class Threat:
 
 @dataclass(frozen=True)
 class Batch:
-    """What is attacked: x (B, C, H, W) in [0, 1], y (B,), index (B,) of the samples in their data
-    set, a seed for all that is random."""
+    """What is attacked: x (B, C, H, W) float32 in [0, 1], y (B,), index (B,) of the samples in
+    their data set, a seed for all that is random."""
 
     x: Tensor
     y: Tensor
     index: Tensor
     seed: int
 
+
+_QUERIES = 5000  # of Square, in every version of AutoAttack
 
 Craft = Callable[[nn.Module, Batch, Threat], Tensor]
 """Makes x_adv (B, C, H, W)."""
@@ -76,10 +80,12 @@ class EvaluationAttack:
 
 
 class Attacked(NamedTuple):
-    """What an attack did to each sample: `broken` (B,), misclassified by what counts; `x_adv`
-    (B, C, H, W); `prediction` (B,), the class of x_adv; `linf` and `l2` (B,), its distance."""
+    """What an attack did to each sample: `broken` (B,), misclassified by what counts; `usable`
+    (B,), x_adv is an image at all; `x_adv` (B, C, H, W); `prediction` (B,), the class of x_adv, see
+    `predicted`; `linf` and `l2` (B,), its distance."""
 
     broken: Tensor
+    usable: Tensor
     x_adv: Tensor
     prediction: Tensor
     linf: Tensor
@@ -98,18 +104,28 @@ def run_attack(
     """
     with untouched(model):
         torch.manual_seed(batch.seed)
-        x_adv = attack.craft(model, batch, threat).detach() if len(batch.x) else batch.x
-        with torch.no_grad():
-            logits = full_precision(model(x_adv)) if len(x_adv) else x_adv.new_zeros(0, 2)
-    prediction = logits.argmax(dim=1)
+        x_adv = batch.x
+        if len(batch.x):
+            with torch.enable_grad():
+                x_adv = attack.craft(model, batch, threat).detach()
+        prediction = predicted(model, x_adv)
     delta = (x_adv - batch.x).flatten(1)
     linf, l2 = delta.abs().amax(dim=1), delta.norm(dim=1)
-    valid = x_adv.flatten(1).isfinite().all(1) & (x_adv >= 0).flatten(1).all(1)
-    valid &= (x_adv <= 1).flatten(1).all(1)
+    usable = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # not so where it is not a number
+    counts = usable
     if attack.in_ball:
         distance = linf if threat.norm == "linf" else l2
-        valid &= distance <= threat.eps * (1 + 1e-5) + 2.0**-23  # rounding of x + delta
-    return Attacked((prediction != batch.y) & valid, x_adv, prediction, linf, l2)
+        counts = usable & (distance <= threat.eps * (1 + 1e-5) + 2.0**-23)  # rounding of x + delta
+    return Attacked((prediction != batch.y) & counts, usable, x_adv, prediction, linf, l2)
+
+
+def predicted(model: nn.Module, x: Tensor) -> Tensor:
+    """Classes (B,) of images (B, C, H, W); -1, which is no class, where a logit is not finite."""
+    if not len(x):
+        return torch.zeros(0, dtype=torch.int64, device=x.device)
+    with torch.no_grad():
+        logits = full_precision(model(x))
+    return logits.argmax(dim=1).masked_fill(~logits.isfinite().all(dim=1), -1)
 
 
 def find_attack(name: str) -> EvaluationAttack:
@@ -123,11 +139,14 @@ def find_attack(name: str) -> EvaluationAttack:
     if found is None:
         known = [*ATTACKS, "pgd-N", "pgd-NxR"]
         raise UserError(f"unknown attack {name!r}: {did_you_mean(name, known)}")
-    return _with(name, _pgd, {"steps": int(found[1]), "restarts": int(found[2] or 1)})
+    settings = {"steps": int(found[1]), "restarts": int(found[2] or 1), "step_per_eps": 0.25}
+    return _with(name, _pgd, settings)
 
 
-def _pgd(model: nn.Module, batch: Batch, threat: Threat, steps: int, restarts: int) -> Tensor:
-    """Steps of eps / 4, as in the paper; restarts are for the samples that withstood so far."""
+def _pgd(
+    model: nn.Module, batch: Batch, threat: Threat, steps: int, restarts: int, step_per_eps: float
+) -> Tensor:
+    """From random points; restarts are for the samples that withstood so far."""
     x_adv, left = batch.x.clone(), torch.ones_like(batch.y, dtype=torch.bool)
     for restart in range(restarts):
         x, y, index = batch.x[left], batch.y[left], batch.index[left]
@@ -135,19 +154,19 @@ def _pgd(model: nn.Module, batch: Batch, threat: Threat, steps: int, restarts: i
             x, threat.eps, threat.norm, random_key(batch.seed, "pgd", restart), index
         )
         found = pgd(
-            model, x, y, eps=threat.eps, alpha=threat.eps / 4, steps=steps, norm=threat.norm,
-            start=start,
+            model, x, y, eps=threat.eps, alpha=step_per_eps * threat.eps, steps=steps,
+            norm=threat.norm, start=start,
         )  # fmt: skip
         x_adv[left] = found
-        with torch.no_grad():
-            left[left.clone()] = full_precision(model(found)).argmax(dim=1) == y
+        left[left.clone()] = predicted(model, found) == y
         if not left.any():
             break
     return x_adv
 
 
-def _fgsm(model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
-    return pgd(model, batch.x, batch.y, eps=threat.eps, alpha=threat.eps, steps=1, norm=threat.norm)
+def _fgsm(model: nn.Module, batch: Batch, threat: Threat, step_per_eps: float) -> Tensor:
+    alpha = step_per_eps * threat.eps
+    return pgd(model, batch.x, batch.y, eps=threat.eps, alpha=alpha, steps=1, norm=threat.norm)
 
 
 def _fwa(model: nn.Module, batch: Batch, threat: Threat, **settings: Any) -> Tensor:
@@ -161,7 +180,7 @@ def _ti_dim(model: nn.Module, batch: Batch, threat: Threat, **settings: Any) -> 
 
 
 def _auto_attack(
-    model: nn.Module, batch: Batch, threat: Threat, part: str, version: str, queries: int = 5000
+    model: nn.Module, batch: Batch, threat: Threat, part: str, version: str, queries: int = _QUERIES
 ) -> Tensor:
     """One part of AutoAttack, with the settings of a version of it, on the whole batch at once."""
     from pyautoattack import AutoAttack
@@ -176,11 +195,15 @@ def _auto_attack(
     )
     whole.attacks_to_run = [part]
     whole.square.n_queries = queries
+    tracer = sys.gettrace()  # of a debugger; the reference sets and forgets its own
     with torch.no_grad():
         others = model(batch.x[:1]).shape[1] - 1  # classes that a sample can be taken for
     for targeted in (whole.apgd_targeted, whole.fab):
         targeted.n_target_classes = min(targeted.n_target_classes, others)
-    x_adv, _ = whole.run_standard_evaluation(batch.x, batch.y, batch_size=len(batch.x))
+    try:
+        x_adv, _ = whole.run_standard_evaluation(batch.x, batch.y, batch_size=len(batch.x))
+    finally:
+        sys.settrace(tracer)
     return x_adv
 
 
@@ -212,12 +235,12 @@ _SQUARE = {"part": "square", "version": "standard"}
 ATTACKS: dict[str, EvaluationAttack] = {
     attack.name: attack
     for attack in (
-        EvaluationAttack("fgsm", _fgsm),
+        _with("fgsm", _fgsm, {"step_per_eps": 1.0}),
         _part("apgd-ce", "apgd-ce", "standard"),
         _part("apgd-dlr", "apgd-dlr", "standard", least_classes=3),
         _part("apgd-t", "apgd-t", "standard", least_classes=4),
         _part("fab-t", "fab-t", "standard"),
-        _part("square", "square", "standard"),
+        _with("square", _auto_attack, _SQUARE | {"queries": _QUERIES}),
         _with("square-1000", _auto_attack, _SQUARE | {"queries": 1000}),
         _part("apgd-ce-plus", "apgd-ce", "plus"),
         _part("apgd-dlr-plus", "apgd-dlr", "plus", least_classes=3),
@@ -236,7 +259,8 @@ ATTACKS: dict[str, EvaluationAttack] = {
             _ti_dim,
             {
                 "steps": 40, "alpha": 0.007, "decay": 0.1, "kernel_name": "gaussian",
-                "len_kernel": 15, "nsig": 3, "diversity_prob": 0.5,
+                "len_kernel": 15, "nsig": 3, "diversity_prob": 0.5, "resize_rate": 0.9,
+                "random_start": False,
             },
             norms=("linf",),
             colour_only=True,
@@ -246,14 +270,14 @@ ATTACKS: dict[str, EvaluationAttack] = {
             _foolbox,
             {
                 "attack": "L2CarliniWagnerAttack", "binary_search_steps": 4, "steps": 20,
-                "stepsize": 0.01, "abort_early": False,
+                "stepsize": 0.01, "abort_early": False, "initial_const": 1e-3, "confidence": 0.0,
             },
             norms=("l2",),
         ),
         _with(
             "ddn",
             _foolbox,
-            {"attack": "DDNAttack", "steps": 20, "gamma": 0.05},
+            {"attack": "DDNAttack", "steps": 20, "gamma": 0.05, "init_epsilon": 1.0},
             norms=("l2",),
         ),
     )

@@ -43,12 +43,14 @@ SUITES: dict[str, tuple[str, ...]] = {
 def ensembles_of(
     names: Iterable[str], threat: Threat, num_classes: int, channels: int = 3
 ) -> tuple[Ensemble, ...]:
-    """What names of ensembles and attacks stand for, checked before any of them begins.
+    """What names of ensembles and attacks stand for, checked before any of them begins; a name that
+    is given twice counts once.
 
     Raises: UserError with a line for each attack that cannot be used on this threat and data.
     """
     found = tuple(
-        Ensemble(name, tuple(map(find_attack, _ENSEMBLES.get(name, (name,))))) for name in names
+        Ensemble(name, tuple(map(find_attack, _ENSEMBLES.get(name, (name,)))))
+        for name in dict.fromkeys(names)
     )
     problems = [
         problem

@@ -143,6 +143,7 @@ def wasserstein_pgd(
             loss = F.cross_entropy(logits, y, reduction="sum")
             (grad,) = torch.autograd.grad(loss, plan)
             with torch.no_grad():
+                grad = grad.nan_to_num(0.0, 0.0, 0.0)  # one pixel's must not stop the others
                 largest = grad.abs().amax(dim=(1, 2, 3), keepdim=True)
                 grad = grad / largest.clamp(min=torch.finfo(grad.dtype).tiny)
                 plan = plans.project(plan + step_size * grad, x, budget, iterations)

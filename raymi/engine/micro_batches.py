@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from raymi.models.modes import repetition
+from raymi.models.modes import Repetition
 
 
 def num_pieces(sizes: list[int], micro_batch: int | None) -> int:
@@ -54,7 +54,7 @@ def in_pieces(
         return torch.cat([forward(piece) for piece in x.tensor_split(num)])
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), repetition(module)
+        return nullcontext(), Repetition(module)
 
     with set_checkpoint_early_stop(False):  # every worker takes part in all of BatchNorm's sums
         return torch.cat(

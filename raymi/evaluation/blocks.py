@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raymi.attacks.catalogue import Batch, Threat, run_attack
+from raymi.attacks.catalogue import Batch, Threat, predicted, run_attack
 from raymi.attacks.suites import Ensemble
 from raymi.attacks.untouched import untouched
 from raymi.counter_rng import random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
-from raymi.models.modes import full_precision
 
 CLEAN = "clean"
 """The first step of each block: natural accuracy."""
@@ -39,15 +38,17 @@ class Step:
 class Outcome:
     """What a step did to each sample that it was given.
 
-    `samples` (M,) int64, places in the data set; `labels`, `predictions` (M,) int64; `broken` (M,),
-    misclassified by what counts; `linf`, `l2` (M,) float32, how far the adversarial sample is from
-    its image, in pixel units; `seconds` of the whole step.
+    `samples` (M,) int64, places in the data set; `labels`, `predictions` (M,) int64, -1 where a
+    logit is not finite; `broken` (M,), misclassified by what counts; `usable` (M,), the attack made
+    an image at all; `linf`, `l2` (M,) float32, how far it is from the clean one, in pixel units;
+    `seconds` of the whole step.
     """
 
     samples: Tensor
     labels: Tensor
     predictions: Tensor
     broken: Tensor
+    usable: Tensor
     linf: Tensor
     l2: Tensor
     seconds: float
@@ -86,16 +87,19 @@ class BlockAttacker:
         """
         samples = samples.to(self.images.labels.device)
         x, y = to_unit(self.images.images[samples]), self.images.labels[samples]
+        seed = block_seed(self.seed, step.block)
         began = time.perf_counter()
         if step.attack == CLEAN:
-            with untouched(self.model), torch.no_grad():
-                predictions = full_precision(self.model(x)).argmax(dim=1)
+            with untouched(self.model):
+                torch.manual_seed(seed)  # for a network that draws random numbers
+                predictions = predicted(self.model, x)
             x_adv, broken = x, predictions != y
-            linf = l2 = torch.zeros(len(x), device=x.device)
+            usable, linf = torch.ones_like(broken), torch.zeros(len(x), device=x.device)
+            l2 = linf
         else:
             attack = self._attacks[step.ensemble][step.position]
-            batch = Batch(x, y, samples, block_seed(self.seed, step.block))
-            broken, x_adv, predictions, linf, l2 = run_attack(
+            batch = Batch(x, y, samples, seed)
+            broken, usable, x_adv, predictions, linf, l2 = run_attack(
                 attack, self.model, batch, self.threat
             )
         found = Outcome(
@@ -103,6 +107,7 @@ class BlockAttacker:
             labels=y.cpu(),
             predictions=predictions.cpu(),
             broken=broken.cpu(),
+            usable=usable.cpu(),
             linf=linf.cpu(),
             l2=l2.cpu(),
             seconds=time.perf_counter() - began,  # evaluated last: the device is done

@@ -56,7 +56,10 @@ def check_robustness(
         images: of which the first `num` are taken.
         threat: of the accuracy in doubt.
         heartbeat: told what is looked at next.
+    Raises: ValueError where there are no images.
     """
+    if min(num, len(images)) < 1:
+        raise ValueError("expected at least one image to check on, got none")
     index = torch.arange(min(num, len(images)), device=images.labels.device)
     x, y = to_unit(images.images[index]), images.labels[index]
     begin = heartbeat or (lambda _: None)
@@ -64,8 +67,8 @@ def check_robustness(
     with untouched(model):
         with torch.no_grad():
             logits, again = (full_precision(model(x)) for _ in range(2))
-        gradients = _gradients(model, x, y)
-    yield from (_randomised(logits, again), _probabilities(logits), gradients)
+        slopes = _slopes(model, x, y)
+    yield from (_randomised(logits, again), _probabilities(logits), _gradients(slopes))
     right = logits.argmax(dim=1) == y
     batch = Batch(x[right], y[right], index[right], seed)
     if not len(batch.x):
@@ -75,6 +78,9 @@ def check_robustness(
         begin(f"{name}, eps {eps:g}")
         return ~run_attack(find_attack(name), model, batch, Threat(threat.norm, eps)).broken
 
+    if slopes is None:  # nothing that attacks by gradients could begin with
+        yield _black_box(withstand("square-1000", threat.eps), torch.ones_like(batch.y).bool())
+        return
     iterated = withstand("pgd-20", threat.eps)
     yield _one_step(withstand("fgsm", threat.eps), iterated)
     by_gradient = iterated & withstand("apgd-ce", threat.eps)
@@ -92,7 +98,7 @@ def _randomised(logits: Tensor, again: Tensor) -> Finding:
     largest = (unit - other).norm(dim=1).max().item()
     return Finding(
         "randomised outputs",
-        largest > 1e-4,
+        not largest <= 1e-4,  # also where it is not a number
         f"two forwards of the same images differ by up to {largest:.1g} of the logits' norm",
     )
 
@@ -109,15 +115,24 @@ def _probabilities(logits: Tensor) -> Finding:
     )
 
 
-def _gradients(model: nn.Module, x: Tensor, y: Tensor) -> Finding:
+def _slopes(model: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
+    """The largest entry of the margin's gradient by each image, (B,); None where the outputs do not
+    depend on the images as autograd sees it."""
     x = x.detach().requires_grad_()
-    logits = full_precision(model(x))
+    with torch.enable_grad():
+        logits = full_precision(model(x))
+    if not logits.requires_grad:
+        return None
     own = logits.gather(1, y[:, None]).squeeze(1)
     best_other = logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
-    (grad,) = torch.autograd.grad((own - best_other).sum(), x)
-    largest = grad.flatten(1).abs().amax(dim=1)
-    useless = ~largest.isfinite() | (largest < 1e-12)
-    share = useless.float().mean().item()
+    (grad,) = torch.autograd.grad((own - best_other).sum(), x, allow_unused=True)
+    return None if grad is None else grad.flatten(1).abs().amax(dim=1)
+
+
+def _gradients(slopes: Tensor | None) -> Finding:
+    share = 1.0
+    if slopes is not None:
+        share = (~slopes.isfinite() | (slopes < 1e-12)).float().mean().item()
     return Finding(
         "gradients that vanish",
         share > 0.01,

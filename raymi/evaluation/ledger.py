@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from raymi.engine.checkpoint import write_atomically
@@ -35,6 +37,7 @@ _SCHEMA = pa.schema(
         ("label", pa.int64()),
         ("prediction", pa.int64()),
         ("broken", pa.bool_()),
+        ("usable", pa.bool_()),
         ("linf", pa.float32()),
         ("l2", pa.float32()),
         ("seconds", pa.float64()),
@@ -55,13 +58,33 @@ class Ledger:
         self._asked = folder / "question.json"
         text = json.dumps(question, indent=2, sort_keys=True)
         if self._asked.is_file():
-            _compare(self._asked, _flat(json.loads(self._asked.read_text())), _flat(question))
+            _compare(folder, _flat(_read(self._asked)), _flat(question))
             return
-        if folder.is_dir() and any(folder.iterdir()):
+        # What a kill leaves of the first write has a name that begins with a dot.
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(
                 f"{folder} has files and is no ledger of an evaluation: give another folder"
             )
         self._write(self._asked, text.encode())
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps a second command out while one writes.
+
+        Raises: UserError in the second one.
+        """
+        lock = FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(
+                f"the evaluation in {self.folder} is going on in another process: wait for it, or "
+                "give another folder"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def outcome(self, step: Step) -> Outcome | None:
         """What was recorded of a step; None where nothing was, or what was is damaged."""
@@ -70,7 +93,6 @@ class Ledger:
             if _digest(data) == path.stem.partition("-")[2]:
                 return _outcome(pq.read_table(BytesIO(data)))
             warnings.warn(f"{path} is damaged: the block is attacked again", stacklevel=2)
-            path.unlink()
         return None
 
     def record(self, step: Step, outcome: Outcome) -> None:
@@ -118,6 +140,7 @@ def _table(step: Step, outcome: Outcome) -> pa.Table:
         "label": outcome.labels.numpy(),
         "prediction": outcome.predictions.numpy(),
         "broken": outcome.broken.numpy(),
+        "usable": outcome.usable.numpy(),
         "linf": outcome.linf.float().numpy(),
         "l2": outcome.l2.float().numpy(),
         "seconds": np.full(num, outcome.seconds / max(1, num)),
@@ -137,6 +160,7 @@ def _outcome(table: pa.Table) -> Outcome:
         labels=column("label"),
         predictions=column("prediction"),
         broken=column("broken"),
+        usable=column("usable"),
         linf=column("linf"),
         l2=column("l2"),
         seconds=float(np.sum(table["seconds"].to_numpy())),
@@ -147,24 +171,35 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
 
 
-def _flat(tree: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {path.lstrip("."): tree}
-    flat: dict[str, Any] = {}
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise UserError(
+            f"{path} is damaged, so nobody knows what the outcomes beside it belong to: move "
+            f"{path.parent} away, or give another folder"
+        ) from None
+
+
+def _flat(tree: Any, path: str = "") -> dict[str, str]:
+    """Each leaf in JSON, by its path."""
+    if not isinstance(tree, Mapping) or not tree:
+        return {path.lstrip("."): json.dumps(tree)}
+    flat: dict[str, str] = {}
     for name in tree:
         flat |= _flat(tree[name], f"{path}.{name}")
     return flat
 
 
-def _compare(path: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
+def _compare(folder: Path, kept: dict[str, str], asked: dict[str, str]) -> None:
     differences = [
-        f"{key}: there {kept.get(key)!r}, now {asked.get(key)!r}"
+        f"{key}: there {kept.get(key, 'nothing')}, now {asked.get(key, 'nothing')}"
         for key in sorted({*kept, *asked})
-        if json.dumps(kept.get(key)) != json.dumps(asked.get(key))
+        if kept.get(key) != asked.get(key)
     ]
     if differences:
         raise UserError(
-            f"{path.parent} belongs to another evaluation, and outcomes of two are never mixed:\n"
+            f"{folder} belongs to another evaluation, and outcomes of two are never mixed:\n"
             + "\n".join(differences)
             + "\ngive another folder, or the same question"
         )

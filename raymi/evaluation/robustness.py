@@ -12,12 +12,13 @@ from raymi.evaluation.statistics import wilson_interval
 
 @dataclass(frozen=True)
 class AttackCount:
-    """Of an attack in its ensemble: samples that it was given, those that it broke, seconds of all
-    its steps together."""
+    """Of an attack in its ensemble: samples that it was given, those that it broke, those of which
+    it made no image (its gradients were not finite, say), seconds of all its steps together."""
 
     attack: str
     given: int
     broken: int
+    unusable: int
     seconds: float
 
 
@@ -45,9 +46,13 @@ class Robustness:
 def summarise(
     outcomes: Iterable[tuple[Step, Outcome]], ensembles: Sequence[Ensemble]
 ) -> tuple[Robustness, ...]:
-    """Clean accuracy, then that of each ensemble, from all outcomes of an evaluation."""
+    """Clean accuracy, then that of each ensemble, from all outcomes of an evaluation.
+
+    Raises: ValueError where outcomes are missing: the accuracy of a part would not be that of all.
+    """
     made = list(outcomes)
-    num = sum(len(outcome.samples) for step, outcome in made if step.attack == CLEAN)
+    clean = [outcome for step, outcome in made if step.attack == CLEAN]
+    num = sum(len(outcome.samples) for outcome in clean)
     found = []
     for name, attacks in [(CLEAN, (CLEAN,)), *((e.name, _names(e)) for e in ensembles)]:
         counts = []
@@ -57,11 +62,14 @@ def summarise(
                 for step, outcome in made
                 if (step.ensemble, step.position) == (name, position)
             ]
+            if len(own) != len(clean) or not own:
+                raise ValueError(f"{attack} was made on {len(own)} of {len(clean)} blocks")
             counts.append(
                 AttackCount(
                     attack,
                     given=sum(len(outcome.samples) for outcome in own),
                     broken=sum(int(outcome.broken.sum()) for outcome in own),
+                    unusable=sum(int((~outcome.usable).sum()) for outcome in own),
                     seconds=sum(outcome.seconds for outcome in own),
                 )
             )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 
@@ -22,44 +21,44 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def repetition(module: nn.Module) -> AbstractContextManager[None]:
-    """Within it, a forward that begins now can be made once more and computes the same: modules are
-    in the mode of now, buffers (the vectors of spectral norm, running statistics) have the values
-    of now. Afterwards both are what they were before.
+class Repetition:
+    """A context in which a forward that begins now can be made again, and computes the same.
+
+    Inside, modules are in the mode of now, and buffers (running statistics, the vectors of spectral
+    norm) are copies of those of now, so that what the forward does to them is forgotten. Afterwards
+    modules have the modes and the very buffers that they had. It can be entered many times, not
+    within itself.
 
     Args: module, any; a forward must not change its parameters.
     """
-    modules, buffers = list(module.modules()), list(module.buffers())
-    now = _modes(modules), [buffer.clone() for buffer in buffers]
 
-    @contextmanager
-    def again() -> Iterator[None]:
-        before = _modes(modules), [buffer.clone() for buffer in buffers]
-        try:
-            _set(modules, buffers, *now)
-            yield
-        finally:
-            _set(modules, buffers, *before)
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = list(module.modules())
+        self._now = [_modes(one) for one in self._modules]
+        self._values = [_copies(one) for one in self._modules]
 
-    return again()
+    def __enter__(self) -> None:
+        self._modes_before = [_modes(one) for one in self._modules]
+        self._buffers_before = [dict(one._buffers) for one in self._modules]
+        for module, modes, buffers in zip(self._modules, self._now, self._values, strict=True):
+            vars(module).update(modes)
+            # Copies again: what autograd keeps of this time must not change the next time.
+            module._buffers.update({k: v.clone() for k, v in buffers.items()})
+
+    def __exit__(self, *_: object) -> None:
+        then = zip(self._modules, self._modes_before, self._buffers_before, strict=True)
+        for module, modes, buffers in then:
+            vars(module).update(modes)
+            module._buffers.update(buffers)
 
 
-def _modes(modules: list[nn.Module]) -> list[dict[str, bool]]:
+def _modes(module: nn.Module) -> dict[str, bool]:
     flags = ("training", "track_running_stats")
-    return [{name: vars(one)[name] for name in flags if name in vars(one)} for one in modules]
+    return {name: vars(module)[name] for name in flags if name in vars(module)}
 
 
-def _set(
-    modules: list[nn.Module],
-    buffers: list[Tensor],
-    modes: list[dict[str, bool]],
-    values: list[Tensor],
-) -> None:
-    for module, flags in zip(modules, modes, strict=True):
-        vars(module).update(flags)
-    with torch.no_grad():
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.data.copy_(value)
+def _copies(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in module._buffers.items() if v is not None}
 
 
 def full_precision(logits: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -76,8 +76,7 @@ def ray_session(scaling: ScalingConfig) -> Iterator[Resources]:
     Raises: UserError where a cluster lacks the CPUs or GPUs that are asked for.
     """
     joined = in_ray_job()
-    settings = _ENVIRONMENT | ({} if joined else _ALONE) | (_ELASTIC if scaling.elastic else {})
-    for name, value in settings.items():
+    for name, value in (_ENVIRONMENT | (_ELASTIC if scaling.elastic else {})).items():
         os.environ.setdefault(name, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -86,18 +85,34 @@ def ray_session(scaling: ScalingConfig) -> Iterator[Resources]:
     if joined:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
-        ray.init(
-            address="local",
-            num_cpus=scaling.most_workers * scaling.cpus_per_worker,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _environment(_ALONE):  # of the processes that are started now, and of their children
+            ray.init(
+                address="local",
+                num_cpus=scaling.most_workers * scaling.cpus_per_worker,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     logging.getLogger("ray").setLevel(logging.ERROR)
     try:
         yield _resources(scaling, joined)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables within, whatever the user has; then the user's own again."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _resources(scaling: ScalingConfig, joined: bool) -> Resources:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import traceback
@@ -94,7 +95,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         with folder.alone(".writer.lock", WAIT_SECONDS) if rank == 0 else nullcontext():
             if rank == 0:
                 folder.pause_file.unlink(missing_ok=True)  # whoever was to hear it is gone
-                _put_earlier_errors_aside(folder)
+                with suppress(OSError):  # a convenience: the run does not depend on it
+                    _put_earlier_errors_aside(folder)
             context.agree(True)  # nobody reads before an earlier writer is gone
             outcome = train(config, context, folder)
     except StorageError as error:
@@ -121,18 +123,20 @@ def _said(notice: ray.train.PreemptionInfo) -> str:
 
 def _put_earlier_errors_aside(folder: RunFolder) -> None:
     """Warns of why an earlier group of workers ended: their errors are not those of this one."""
-    errors = [log.read_text() for log in folder.error_logs()]
-    if not errors:
-        return
-    with folder.earlier_errors.open("a") as kept:
-        kept.writelines(errors)
-    for log in folder.error_logs():
-        log.unlink()
-    warnings.warn(
-        f"the workers before these ended with {errors[0].strip().splitlines()[-1]} "
-        f"(whole error: {folder.earlier_errors})",
-        stacklevel=1,
-    )
+    logs = folder.error_logs()
+    errors = [text for log in logs if (text := log.read_text(errors="replace").strip())]
+    if errors:
+        with folder.earlier_errors.open("a") as kept:
+            kept.writelines(f"{text}\n" for text in errors)
+        # A traceback's own lines are indented, the error is not.
+        told = [line for line in errors[0].splitlines() if re.match(r"[\w.]+(:|$)", line)]
+        last = (told or errors[0].splitlines())[-1]
+        warnings.warn(
+            f"the workers before these ended with {last} (whole error: {folder.earlier_errors})",
+            stacklevel=1,
+        )
+    for log in logs:
+        log.unlink(missing_ok=True)
 
 
 def _warn_into(folder: RunFolder, rank: int) -> Any:

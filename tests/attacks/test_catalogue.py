@@ -154,8 +154,11 @@ def test_model_and_random_state_are_left_alone(name, model, digits):
 def test_the_same_seed_gives_the_same_samples_and_few_withstand(name, model, digits):
     whole = batch(digits, 6)
     threat = Threat(threat_of(name).norm, 10 * threat_of(name).eps)
-    one, other = (run_attack(find_attack(name), model, whole, threat) for _ in range(2))
+    one = run_attack(find_attack(name), model, whole, threat)
+    torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
+    other = run_attack(find_attack(name), model, whole, threat)
     assert torch.equal(one.x_adv, other.x_adv)
+    assert one.usable.all()
     assert int(one.broken.sum()) >= 4
     assert one.x_adv.shape == whole.x.shape
     nobody = Batch(whole.x[:0], whole.y[:0], whole.index[:0], 7)
@@ -175,8 +178,51 @@ def test_samples_that_break_the_rules_do_not_count(model, digits):
     wrong = Batch(whole.x, (whole.y + 1) % 10, whole.index, 7)  # misclassified in any case
     found = run_attack(EvaluationAttack("cheat", cheat), model, wrong, LINF)
     assert not found.broken[:3].any()
+    assert found.usable.tolist() == [False, False, True, True]
     with evaluation_mode(model):
         assert found.broken[3] == (model(whole.x).argmax(1) != wrong.y)[3]
+
+
+class Undefined(nn.Module):
+    """A classifier with a gradient that is not a number in one pixel, or such logits altogether."""
+
+    def __init__(self, model, logits=False):
+        super().__init__()
+        self.model, self.logits = model, logits
+
+    def forward(self, x):
+        broken = (0 * x[..., 0, 0]).sqrt().sum(1, keepdim=True)
+        return self.model(x) + (float("nan") if self.logits else 0 * broken)
+
+
+def test_one_gradient_that_is_not_a_number_does_not_stop_fwa(model, digits):
+    whole, threat = batch(digits, 10), Threat("linf", 0.3)
+    honest, undefined = (
+        run_attack(ATTACKS["fwa-40"], one, whole, threat) for one in (model, Undefined(model))
+    )
+    assert undefined.usable.all()
+    assert undefined.broken.sum() >= honest.broken.sum() - 1 > 3
+
+
+def test_logits_that_are_not_numbers_are_no_class(model, digits):
+    zeros = Batch(digits[0][:4], torch.zeros(4, dtype=torch.int64), torch.arange(4), 7)
+    found = run_attack(find_attack("pgd-2"), Undefined(model, logits=True), zeros, LINF)
+    assert found.prediction.tolist() == [-1] * 4
+    assert found.broken.all()
+
+
+@pytest.mark.parametrize("num", [1, 4])
+@pytest.mark.parametrize("num_classes", [2, 3])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_few_samples_and_few_classes_are_no_trouble(norm, num_classes, num, model, digits):
+    few = digits[1] < num_classes
+    some = Batch(digits[0][few][:num], digits[1][few][:num], torch.arange(num), 1)
+    threat, small = (LINF if norm == "linf" else L2), Sliced(model, num_classes)
+    names = [n for n in FAST if find_attack(n).problem(threat, num_classes, 3) is None]
+    assert len(names) >= 4
+    for name in names:
+        found = run_attack(find_attack(name), small, some, threat)
+        assert found.usable.all(), name
 
 
 def test_few_classes_are_attacked_towards_as_many_as_there_are(model, digits):
@@ -192,6 +238,10 @@ def test_every_suite_can_be_used_as_it_is_meant(name):
     ensembles = ensembles_of(suite(name), threat, 10)
     assert [ensemble.name for ensemble in ensembles] == list(suite(name))
     assert all(ensemble.attacks for ensemble in ensembles)
+
+
+def test_a_name_that_is_given_twice_counts_once():
+    assert len(ensembles_of(["pgd-2", "autoattack", "pgd-2"], LINF, 10)) == 2
 
 
 def test_autoattack_is_the_standard_ensemble():

@@ -124,6 +124,33 @@ def test_what_a_forward_leaves_behind_is_left_once():
         assert torch.equal(a, b)
 
 
+class Scaled(nn.Module):
+    """Multiplies by a buffer that each forward changes, as no backward would allow by itself."""
+
+    def __init__(self, copied):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear = nn.Linear(4, 3).double()
+        self.copied = copied
+        self.register_buffer("scale", torch.ones(1, dtype=torch.float64).expand(3).clone())
+
+    def forward(self, x):
+        self.scale.mul_(0.5).add_(x.detach().abs().mean())
+        return self.linear(x) * (self.scale.clone() if self.copied else self.scale)
+
+
+def test_a_buffer_that_a_forward_uses_is_that_of_its_own_piece():
+    x, one, other = torch.rand(12, 4, dtype=torch.float64), Scaled(True), Scaled(False)
+    torch.cat([one(piece) for piece in x.split(4)]).square().mean().backward()
+    loss = in_pieces(other, other, x, [12], 4).square().mean()
+    scale = other.scale
+    for _ in range(2):  # also a second time
+        (grad,) = torch.autograd.grad(loss, other.linear.weight, retain_graph=True)
+        torch.testing.assert_close(grad, one.linear.weight.grad, rtol=1e-12, atol=1e-15)
+    assert other.scale is scale
+    assert torch.equal(other.scale, one.scale)
+
+
 @pytest.mark.parametrize("schedule", ["joint", "staged"])
 def test_pieces_train_with_batchnorm_and_every_option(schedule, tmp_path):
     settings = {

@@ -10,7 +10,7 @@ from raymi.attacks.catalogue import Threat
 from raymi.attacks.pgd import pgd
 from raymi.data import load_splits
 from raymi.data.augment import to_unit
-from raymi.evaluation.checks import check_robustness
+from raymi.evaluation.checks import _black_box, _curve, _one_step, check_robustness
 from raymi.models import build_model
 
 THREAT = Threat("linf", 0.08)
@@ -101,6 +101,58 @@ def test_a_masked_network_is_found_out(before, expected, honest, images):
 def test_outputs_that_are_probabilities_are_found(honest, images):
     softmax = Wrapped(honest, after=nn.Softmax(dim=1))
     assert "probabilities as outputs" in suspicions(softmax, images)
+
+
+class Detached(nn.Module):
+    """Preprocessing outside of autograd, as of JPEG."""
+
+    def forward(self, x):
+        return x.detach()
+
+
+def test_outputs_that_autograd_does_not_follow_are_found(honest, images):
+    found = suspicions(Wrapped(honest, before=Detached()), images)
+    assert found == {"gradients that vanish", "black box stronger than gradients"}
+
+
+def test_logits_that_are_not_numbers_are_suspicious(honest, images):
+    class Undefined(nn.Module):
+        def forward(self, x):
+            return x * float("nan")
+
+    assert "randomised outputs" in suspicions(Wrapped(honest, after=Undefined()), images)
+
+
+def left(*indices, num=100):
+    """Which of some images withstand."""
+    withstand = torch.zeros(num, dtype=torch.bool)
+    withstand[list(indices)] = True
+    return withstand
+
+
+def test_one_step_is_suspicious_where_it_breaks_more():
+    assert _one_step(left(*range(40)), left(*range(60))).suspicious
+    assert not _one_step(left(*range(60)), left(*range(40))).suspicious
+    assert not _one_step(left(*range(59)), left(*range(60))).suspicious, "chance"
+
+
+def test_the_black_box_is_suspicious_where_it_breaks_what_gradients_do_not():
+    assert _black_box(left(*range(10, 60)), left(*range(60))).suspicious
+    assert not _black_box(left(*range(90)), left(*range(60))).suspicious
+    assert not _black_box(left(*range(1, 60)), left(*range(60))).suspicious
+
+
+def test_a_curve_is_suspicious_where_it_rises_or_stays_up():
+    falls = {0.1: left(*range(60)), 0.2: left(*range(30)), 1.0: left()}
+    assert not _curve(falls, 100, 10).suspicious
+    assert _curve(falls | {0.2: left(*range(90))}, 100, 10).suspicious
+    assert _curve(falls | {1.0: left(*range(30))}, 100, 10).suspicious
+    assert not _curve(falls | {1.0: left(*range(12))}, 100, 10).suspicious, "chance"
+
+
+def test_there_must_be_something_to_check_on(honest, images):
+    with pytest.raises(ValueError, match="at least one image"):
+        list(check_robustness(honest, images, THREAT, num=0))
 
 
 def test_the_network_and_random_state_stay_as_they_are(honest, images):

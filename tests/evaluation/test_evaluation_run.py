@@ -69,7 +69,7 @@ def evaluate(attacker, folder, die_at=None):
 def expect_equal(one: dict[Step, Outcome], other: dict[Step, Outcome]):
     assert one.keys() == other.keys()
     for step, outcome in one.items():
-        for name in ("samples", "labels", "predictions", "broken", "linf", "l2"):
+        for name in ("samples", "labels", "predictions", "broken", "usable", "linf", "l2"):
             assert torch.equal(getattr(outcome, name), getattr(other[step], name)), (step, name)
 
 
@@ -143,13 +143,53 @@ def test_two_questions_never_share_a_ledger(tmp_path):
     Ledger(tmp_path / "ledger", QUESTION)
     Ledger(tmp_path / "ledger", json.loads(json.dumps(QUESTION)))
     other = {"model": "abd", "threat": {"norm": "linf", "eps": 0.1}}
-    with pytest.raises(UserError, match=r"model: there 'abc', now 'abd'"):
+    with pytest.raises(UserError, match=r'model: there "abc", now "abd"'):
         Ledger(tmp_path / "ledger", other)
-    with pytest.raises(UserError, match=r"threat.eps: there 0.1, now None"):
+    with pytest.raises(UserError, match=r"threat.eps: there 0.1, now nothing"):
         Ledger(tmp_path / "ledger", {"model": "abc", "threat": {"norm": "linf"}})
+    for more in ({"extra": None}, {"extra": {}}):
+        with pytest.raises(UserError, match=r"extra: there nothing, now (null|\{\})"):
+            Ledger(tmp_path / "ledger", QUESTION | more)
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(UserError, match="is no ledger"):
         Ledger(tmp_path, QUESTION)
+
+
+def test_a_ledger_that_was_killed_at_its_first_write_is_begun(tmp_path):
+    (tmp_path / ".question.json.4711.tmp").write_text("{")
+    Ledger(tmp_path, QUESTION)
+    (tmp_path / "question.json").write_text('{"model": ')
+    with pytest.raises(UserError, match="is damaged, so nobody knows"):
+        Ledger(tmp_path, QUESTION)
+
+
+def test_one_process_at_a_time_has_a_ledger(tmp_path):
+    with Ledger(tmp_path, QUESTION).alone():
+        with pytest.raises(UserError, match="is going on in another process"):
+            with Ledger(tmp_path, QUESTION).alone():
+                pass
+    with Ledger(tmp_path, QUESTION).alone():
+        pass
+
+
+class Noisy(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x + 0.5 * torch.randn_like(x))
+
+
+def test_a_network_that_draws_random_numbers_has_results_of_its_own_too(attacker, images):
+    ensembles = ensembles_of(NAMES, THREAT, 5)
+    noisy = BlockAttacker(Noisy(attacker.model), images, ensembles, THREAT, size=10, seed=3)
+    for step in (Step(CLEAN, 0, CLEAN, 1), Step("pgd-3", 0, "pgd-3", 1)):
+        found = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            found.append(noisy.perform(step, torch.arange(10, 20))[0].predictions)
+        assert torch.equal(*found)
 
 
 def test_storage_that_refuses_is_one_error(attacker, tmp_path):

@@ -50,7 +50,7 @@ def outcome(broken, seconds=1.0):
     zeros = torch.zeros(num)
     return Outcome(
         torch.arange(num), zeros.long(), zeros.long(), torch.tensor(broken, dtype=torch.bool),
-        zeros, zeros, seconds,
+        torch.arange(num) != 1, zeros, zeros, seconds,
     )  # fmt: skip
 
 
@@ -74,5 +74,8 @@ def test_accuracies_count_all_blocks_and_all_attacks():
     assert [(a.attack, a.given, a.broken, a.seconds) for a in auto.attacks] == [
         (ce, 5, 3, 3.0), (dlr, 2, 1, 2.0),
     ]  # fmt: skip
+    assert [attack.unusable for attack in auto.attacks] == [2, 0]
     assert pgd.accuracy == 0.5
     assert pgd.interval == wilson_interval(3, 6)
+    with pytest.raises(ValueError, match="apgd-dlr-rand was made on 1 of 2 blocks"):
+        summarise(made[:-1], ensembles)
