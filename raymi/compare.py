@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import sys
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from raymi.command import EXIT_FAILED, print_help, run_command
@@ -28,7 +27,7 @@ from raymi.comparison.plan import ARMS, Comparison, planned
 from raymi.comparison.report import Progress, keep, show
 from raymi.comparison.results import RunResult
 from raymi.comparison.runs import run_all, slots
-from raymi.errors import UserError
+from raymi.files import alone
 from raymi.hardware import available_cores, available_gpus
 from raymi.recipes import BASE_RECIPES, VARIANTS
 
@@ -49,15 +48,12 @@ def _compare(words: list[str]) -> int:
         return _help(console)
     comparison = planned(words)
     comparison.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(comparison.folder / ".lock", timeout=0)
-    try:
-        with lock:
-            return _run(console, comparison)
-    except Timeout:
-        raise UserError(
-            f"the comparison {comparison.folder.name} is going on in another process: wait for it "
-            "or stop it first"
-        ) from None
+    refusal = (
+        f"the comparison {comparison.folder.name} is going on in another process: wait for it or "
+        "stop it first"
+    )
+    with alone(comparison.folder / ".lock", refusal):
+        return _run(console, comparison)
 
 
 def _run(console: Console, comparison: Comparison) -> int:

@@ -24,10 +24,10 @@ from raymi.collectives import Collectives
 from raymi.command import print_help, run_command
 from raymi.config import Config
 from raymi.data import Splits
-from raymi.engine.checkpoint import write_atomically
 from raymi.engine.measurements import load_data, probe_model
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
+from raymi.files import write_atomically
 from raymi.models import build_model
 from raymi.orchestration.names import find_run
 from raymi.overrides import examine, flatten, overlay, split_words

@@ -19,7 +19,7 @@ import raymi
 from raymi.benchmarks.plan import PARTS, Plan
 from raymi.benchmarks.section import Section
 from raymi.comparison.results import markdown
-from raymi.engine.checkpoint import write_atomically
+from raymi.files import write_atomically
 from raymi.hardware import available_cores
 
 

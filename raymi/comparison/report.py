@@ -17,7 +17,7 @@ from rich.text import Text
 from raymi.comparison.plan import Comparison
 from raymi.comparison.results import ArmSummary, RunResult, markdown, summarise, table
 from raymi.comparison.runs import same_weights
-from raymi.engine.checkpoint import write_atomically
+from raymi.files import write_atomically
 from raymi.overrides import as_typed
 
 _EQUAL = ("mi-off", "at")  # switching MI off must change nothing

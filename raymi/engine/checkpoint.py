@@ -8,9 +8,7 @@ warning, and the one before it is used.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import re
 import warnings
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import torch
 
 from raymi.errors import UserError
+from raymi.files import checksum, is_whole, write_atomically
 
 _NAME = re.compile(r"step-\d{8}-[0-9a-f]{16}\.pt")
 
@@ -38,7 +37,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     buffer = io.BytesIO()
     torch.save(content, buffer)
     data = buffer.getbuffer()
-    path = folder / f"step-{step:08d}-{hashlib.sha256(data).hexdigest()[:16]}.pt"
+    path = folder / f"step-{step:08d}-{checksum(data)}.pt"
     write_atomically(path, data)
     others = [other for other in _checkpoints(folder) if other != path]
     earlier = [other for other in others if _step(other) < step]
@@ -60,7 +59,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     paths = _checkpoints(folder)
     for path in reversed(paths):
         data = path.read_bytes()
-        if _is_whole(path, data):
+        if is_whole(path, data):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         if path != paths[0]:
             warnings.warn(
@@ -79,30 +78,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest intact checkpoint; None where there is none."""
     checkpoints = reversed(_checkpoints(folder))
-    return next((path for path in checkpoints if _is_whole(path, path.read_bytes())), None)
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """A file that is complete under its name, or not there: also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _is_whole(path: Path, data: bytes) -> bool:
-    return hashlib.sha256(data).hexdigest()[:16] == path.stem[-16:]
+    return next((path for path in checkpoints if is_whole(path, path.read_bytes())), None)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from raymi.config import Config
-from raymi.engine.checkpoint import write_atomically
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
+from raymi.files import write_atomically
 
 _SAME_DATA = ("name", "image_size", "val_fraction", "split_seed", "limit")
 _SAME_ESTIMATORS = ("hidden", "base_width", "depth", "score", "temperature", "natural_pattern")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from raymi.config import Config
-from raymi.engine.checkpoint import write_atomically
 from raymi.errors import StorageError, UserError, storage_remedy
+from raymi.files import alone, write_atomically
 
 
 class RunFolder:
@@ -47,25 +45,17 @@ class RunFolder:
         """Weights of the "best" or "last" classifier, in safetensors."""
         return self.path / f"{which}.safetensors"
 
-    @contextmanager
-    def alone(self, name: str = ".lock", wait: float = 0.0) -> Iterator[None]:
+    def alone(self, name: str = ".lock", wait: float = 0.0) -> AbstractContextManager[None]:
         """Keeps a second command, or a second writer, out of a run that is going on.
 
         Args: name of the lock; wait, seconds to wait for the other one to end.
         Raises: UserError in the second one.
         """
-        lock = FileLock(self.path / name, timeout=wait)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UserError(
-                f"the run {self.name} is going on in another process: wait for it or stop it first "
-                f"(if it is surely gone, its node died: remove {self.path / name})"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+        refusal = (
+            f"the run {self.name} is going on in another process: wait for it or stop it first "
+            f"(if it is surely gone, its node died: remove {self.path / name})"
+        )
+        return alone(self.path / name, refusal, wait)
 
     def write_config(self, config: Config) -> None:
         """Keeps the resolved configuration.

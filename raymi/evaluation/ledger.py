@@ -7,11 +7,10 @@ refused, so that the numbers of two models never mix.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from raymi.engine.checkpoint import write_atomically
 from raymi.errors import StorageError, UserError, storage_remedy
 from raymi.evaluation.blocks import Outcome, Step
+from raymi.files import alone, checksum, is_whole, write_atomically
 
 _SCHEMA = pa.schema(
     [
@@ -67,30 +65,22 @@ class Ledger:
             )
         self._write(self._asked, text.encode())
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self) -> AbstractContextManager[None]:
         """Keeps a second command out while one writes.
 
         Raises: UserError in the second one.
         """
-        lock = FileLock(self.folder / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise UserError(
-                f"the evaluation in {self.folder} is going on in another process: wait for it, or "
-                "give another folder"
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+        refusal = (
+            f"the evaluation in {self.folder} is going on in another process: wait for it, or give "
+            "another folder"
+        )
+        return alone(self.folder / ".lock", refusal)
 
     def outcome(self, step: Step) -> Outcome | None:
         """What was recorded of a step; None where nothing was, or what was is damaged."""
         for path in sorted(self._place(step).glob(f"{step.block:06d}-*.parquet")):
             data = path.read_bytes()
-            if _digest(data) == path.stem.partition("-")[2]:
+            if is_whole(path, data):
                 return _outcome(pq.read_table(BytesIO(data)))
             warnings.warn(f"{path} is damaged: the block is attacked again", stacklevel=2)
         return None
@@ -103,7 +93,7 @@ class Ledger:
         buffer = BytesIO()
         pq.write_table(_table(step, outcome), buffer, compression="zstd")
         data = buffer.getvalue()
-        name = f"{step.block:06d}-{_digest(data)}.parquet"
+        name = f"{step.block:06d}-{checksum(data)}.parquet"
         self._write(self._place(step) / name, data)
         for other in self._place(step).glob(f"{step.block:06d}-*.parquet"):
             if other.name != name:
@@ -165,10 +155,6 @@ def _outcome(table: pa.Table) -> Outcome:
         l2=column("l2"),
         seconds=float(np.sum(table["seconds"].to_numpy())),
     )
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _read(path: Path) -> Any:

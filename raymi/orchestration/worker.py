@@ -20,11 +20,11 @@ import torch
 import raymi
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
-from raymi.engine.checkpoint import write_atomically
 from raymi.engine.context import StopRequest
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
+from raymi.files import write_atomically
 
 WAIT_SECONDS = 180.0
 """How long rank 0 waits for one of an earlier start to be gone: a driver that died takes its

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from raymi.config import Config
-from raymi.engine.checkpoint import write_atomically
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
+from raymi.files import write_atomically
 from raymi.overrides import flatten
 from raymi.tracking import store
 from raymi.tracking.description import describe

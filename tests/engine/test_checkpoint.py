@@ -8,9 +8,9 @@ import warnings
 import pytest
 import torch
 
-from raymi.engine import checkpoint
-from raymi.engine.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.errors import UserError
+from raymi.files import write_atomically
 
 
 def content(step):
@@ -103,7 +103,7 @@ def test_a_crash_while_writing_leaves_the_older_ones_and_no_rubbish(tmp_path, mo
     def no_space(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", no_space)
+    monkeypatch.setattr(os, "fsync", no_space)
     with pytest.raises(OSError, match="No space left"):
         save(tmp_path, 3)
     assert sorted(tmp_path.iterdir()) == before
@@ -113,7 +113,7 @@ def test_a_crash_while_writing_leaves_the_older_ones_and_no_rubbish(tmp_path, mo
 def test_a_file_appears_under_its_name_only_once_it_is_complete_and_synced(tmp_path, monkeypatch):
     path, seen = tmp_path / "file", []
     real = os.fsync
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda fd: (seen.append(path.exists()), real(fd)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (seen.append(path.exists()), real(fd)))
     write_atomically(path, b"all of it")
     assert path.read_bytes() == b"all of it"
     assert seen[0] is False

@@ -11,8 +11,9 @@ SCRIPT = """
 import importlib, pkgutil, sys
 sys.modules["ray"] = sys.modules["mlflow"] = None  # importing either raises ModuleNotFoundError
 
-packages = ["mi", "attacks", "models", "data", "engine"]
-modules = ["config", "overrides", "recipes", "losses", "collectives", "counter_rng", "errors"]
+packages = ["mi", "attacks", "models", "data", "engine", "evaluation"]
+modules = ["config", "overrides", "recipes", "losses", "collectives", "counter_rng"]
+modules += ["errors", "files", "hardware"]
 for package in packages:
     found = importlib.import_module(f"raymi.{package}")
     modules += [package] + [f"{package}.{m.name}" for m in pkgutil.iter_modules(found.__path__)]
