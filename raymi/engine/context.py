@@ -25,11 +25,14 @@ class Context(Protocol):
         """Tells the orchestrator that an epoch is complete and its checkpoint on disk."""
 
     def stop_requested(self) -> bool:
-        """Whether the run should end here; the same answer on every worker. Called at each step."""
+        """Whether the run should end here; the same answer on every worker. Called before each
+        step, and after each block of a measurement."""
 
     def checkpoint_requested(self) -> bool:
         """Whether a checkpoint should be written before the next step, as workers may be lost;
-        once for each reason, the same answer on every worker. Called at each step."""
+        once for each reason, the same answer on every worker. Called after each step, so that
+        `stop_requested` was called since the last time, once or more often: what workers must
+        agree on can travel with its answer."""
 
     def agree(self, answer: bool) -> bool:
         """Rank 0's answer to a question that all workers ask at the same point."""
@@ -54,18 +57,20 @@ class LocalContext:
         joined = dist.is_available() and dist.is_initialized()
         self.group: Collectives = ProcessGroup() if joined else Collectives()
         self._stop = StopRequest(stop_file, deadline)
+        self._answers = Answers()
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Nobody to tell."""
 
     def stop_requested(self) -> bool:
-        return self._stop.heard_by_rank_zero()
+        return self.agree(self._stop.is_made())
 
     def checkpoint_requested(self) -> bool:
         return False
 
     def agree(self, answer: bool) -> bool:
-        return self._stop.answers.of_rank_zero(answer)
+        (agreed,) = self._answers.of_rank_zero(answer)
+        return agreed
 
 
 class Answers:
@@ -78,17 +83,18 @@ class Answers:
             # Asking over NCCL would make the CPU wait for the GPU at every step.
             self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=30))
 
-    def of_rank_zero(self, answer: bool) -> bool:
-        """What rank 0 answers."""
+    def of_rank_zero(self, *answers: bool) -> tuple[bool, ...]:
+        """What rank 0 answers to one or several questions, which all workers ask in the same order:
+        one broadcast."""
         if not self._shared:
-            return answer
-        flag = torch.tensor(answer, dtype=torch.int32)
-        dist.broadcast(flag, src=0, group=self._group)
-        return bool(flag)
+            return answers
+        flags = torch.tensor(answers, dtype=torch.int32)
+        dist.broadcast(flags, src=0, group=self._group)
+        return tuple(map(bool, flags.tolist()))
 
 
 class StopRequest:
-    """A file that appears, or a time that comes: seen by rank 0, heard by all at the same step.
+    """A file that appears, or a time that comes, as one worker sees them: rank 0's answer counts.
 
     Args: path of the file, deadline in seconds since the epoch; None: there is none; pause, another
         file that asks for the same.
@@ -100,12 +106,11 @@ class StopRequest:
         self, path: Path | None, deadline: float | None = None, pause: Path | None = None
     ) -> None:
         self.path, self.deadline, self.pause = path, deadline, pause
-        self.answers = Answers()
         self._next_look = 0.0
         self._seen = False
 
-    def heard_by_rank_zero(self) -> bool:
-        """Whether rank 0 was asked to stop, by now; the same on every worker."""
+    def is_made(self) -> bool:
+        """Whether the run was asked to stop, by now."""
         if not self._seen and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + self.INTERVAL
             late = self.deadline is not None and time.time() >= self.deadline
@@ -113,4 +118,4 @@ class StopRequest:
             self._seen = late
             with suppress(OSError):  # storage that is away: the next write says so
                 self._seen = late or any(file.exists() for file in files)
-        return self.answers.of_rank_zero(self._seen)
+        return self._seen

@@ -20,7 +20,7 @@ import torch
 import raymi
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
-from raymi.engine.context import StopRequest
+from raymi.engine.context import Answers, StopRequest
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
@@ -43,7 +43,9 @@ class RayContext:
         self.device: torch.device = ray.train.torch.get_device()
         self.group: Collectives = ProcessGroup()
         self._stop = StopRequest(folder.stop_file, deadline, folder.pause_file)
-        self._next_notice = time.monotonic() + NOTICE_SECONDS
+        self._answers = Answers()
+        self._next_look = time.monotonic() + NOTICE_SECONDS
+        self._look = False  # for notices, after the step; the same on every worker
         self._leaving: set[str] = set()
 
     def report(self, metrics: Mapping[str, Any]) -> None:
@@ -51,13 +53,19 @@ class RayContext:
         ray.train.report(dict(metrics))
 
     def stop_requested(self) -> bool:
-        return self._stop.heard_by_rank_zero()
+        """Also agrees on whether to look for notices after the step: one broadcast a step."""
+        due = time.monotonic() >= self._next_look
+        stop, look = self._answers.of_rank_zero(self._stop.is_made(), due)
+        if look:  # until it is done: during measurements, this is asked without a step to follow
+            self._look = True
+            self._next_look = time.monotonic() + NOTICE_SECONDS
+        return stop
 
     def checkpoint_requested(self) -> bool:
         """Once for each node of this run that the cloud has announced to take away."""
-        if not self.agree(time.monotonic() >= self._next_notice):
+        if not self._look:
             return False
-        self._next_notice = time.monotonic() + NOTICE_SECONDS
+        self._look = False
         notice = ray.train.get_preemption_info()
         if notice is None or self._leaving.issuperset(notice.preempted_node_ids):
             return False
@@ -66,7 +74,8 @@ class RayContext:
         return True
 
     def agree(self, answer: bool) -> bool:
-        return self._stop.answers.of_rank_zero(answer)
+        (agreed,) = self._answers.of_rank_zero(answer)
+        return agreed
 
 
 def train_worker(job: dict[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray.train.torch
 import torch
+from gloo import run_ranks
 from ray.train import PreemptionInfo
 
 from raymi.collectives import Collectives
+from raymi.engine.context import Answers
 from raymi.engine.run_folder import RunFolder
 from raymi.orchestration.worker import RayContext, _put_earlier_errors_aside
 
@@ -56,20 +60,82 @@ class Notices:
         return PreemptionInfo(None, {node: [0] for node in nodes}) if nodes else None
 
 
+class CountedAnswers(Answers):
+    """Answers of rank 0, and how often they were asked for."""
+
+    broadcasts = 0
+
+    def of_rank_zero(self, *answers: bool) -> tuple[bool, ...]:
+        self.broadcasts += 1
+        return super().of_rank_zero(*answers)
+
+
+def worker_that_hears(
+    notices: Callable[[], PreemptionInfo | None], seconds: float, patch: pytest.MonkeyPatch
+) -> RayContext:
+    """The context of a single worker, which looks for notices every so many seconds."""
+    patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    patch.setattr(ray.train, "get_preemption_info", notices)
+    patch.setattr("raymi.orchestration.worker.ProcessGroup", Collectives)
+    patch.setattr("raymi.orchestration.worker.Answers", CountedAnswers)
+    patch.setattr("raymi.orchestration.worker.NOTICE_SECONDS", seconds)
+    return RayContext(RunFolder(Path("nowhere")), None)
+
+
+def checkpoints_asked_for(context: RayContext, steps: int) -> list[bool]:
+    """Whether one was, after each step, as the training loop asks."""
+    asked = []
+    for _ in range(steps):
+        assert not context.stop_requested()
+        asked.append(context.checkpoint_requested())
+    return asked
+
+
 def test_a_checkpoint_is_asked_for_once_for_each_node_that_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr("raymi.orchestration.worker.ProcessGroup", Collectives)
-    monkeypatch.setattr("raymi.orchestration.worker.NOTICE_SECONDS", 0.0)
     notices = Notices([], ["a"], ["a"], ["a", "b"], ["a", "b"])
-    monkeypatch.setattr(ray.train, "get_preemption_info", notices)
-    context = RayContext(RunFolder(tmp_path), None)
+    context = worker_that_hears(notices, 0.0, monkeypatch)
     with pytest.warns(UserWarning, match=r"workers \[0\] may be lost: Ray takes node a"):
-        asked = [context.checkpoint_requested() for _ in range(5)]
+        asked = checkpoints_asked_for(context, 5)
     assert asked == [False, True, False, True, False]
     monkeypatch.setattr("raymi.orchestration.worker.NOTICE_SECONDS", 1000.0)
     notices.left = [["c"]]
     with pytest.warns(UserWarning, match="Ray takes node c"):
-        asked = [context.checkpoint_requested() for _ in range(2)]
+        asked = checkpoints_asked_for(context, 2)
     assert asked == [True, False], "not for a while"
+
+
+def test_a_step_makes_one_broadcast(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = worker_that_hears(Notices([], []), 0.0, monkeypatch)
+    checkpoints_asked_for(context, 2)
+    assert context._answers.broadcasts == 2
+
+
+def test_a_look_that_is_due_during_a_measurement_is_made_after_the_next_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = worker_that_hears(Notices(["a"]), 0.0, monkeypatch)
+    monkeypatch.setattr("raymi.orchestration.worker.NOTICE_SECONDS", 1000.0)
+    for _ in range(3):  # blocks; a look is due at the first of them, and then not for a while
+        assert not context.stop_requested()
+    with pytest.warns(UserWarning, match="Ray takes node a"):
+        assert checkpoints_asked_for(context, 2) == [True, False]
+
+
+def look_where_rank_zero_does(rank: int, world_size: int) -> list[int]:
+    """How often this rank has looked for notices after each step; rank 0 alone finds it time."""
+    looks: list[None] = []
+    with pytest.MonkeyPatch.context() as patch:
+        context = worker_that_hears(lambda: looks.append(None), 1000.0, patch)
+        context._next_look = 0.0 if rank == 0 else math.inf
+        num_looks = []
+        for _ in range(3):
+            checkpoints_asked_for(context, 1)
+            num_looks.append(len(looks))
+    return num_looks
+
+
+def test_all_workers_look_for_notices_after_the_same_step(tmp_path: Path) -> None:
+    looks = run_ranks(look_where_rank_zero_does, 2, tmp_path=tmp_path)
+    assert looks == [[1, 1, 1], [1, 1, 1]], "those who look wait for the others"
