@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from raymi.config import ScalingConfig
 from raymi.errors import UserError
-from raymi.hardware import available_cores
+from raymi.hardware import available_cores, available_gpus
 
 _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of a worker appears twice
@@ -62,10 +62,11 @@ def check_this_machine(scaling: ScalingConfig) -> None:
             f"{asked} CPUs, this machine has {there}: ask for fewer, or submit the run to a "
             "cluster (ray job submit)"
         )
-    if scaling.use_gpu == "true" and _num_gpus() < workers:
+    gpus = len(available_gpus())
+    if scaling.use_gpu == "true" and gpus < workers:
         raise UserError(
             f"scaling.use_gpu=true with {workers} workers needs {workers} GPUs, "
-            f"this machine has {_num_gpus()}: ask for fewer workers, or use_gpu=auto"
+            f"this machine has {gpus}: ask for fewer workers, or use_gpu=auto"
         )
 
 
@@ -118,7 +119,7 @@ def _environment(settings: Mapping[str, str]) -> Iterator[None]:
 def _resources(scaling: ScalingConfig, joined: bool) -> Resources:
     if not joined:
         use_gpu = scaling.use_gpu == "true" or (
-            scaling.use_gpu == "auto" and _num_gpus() >= scaling.least_workers
+            scaling.use_gpu == "auto" and len(available_gpus()) >= scaling.least_workers
         )
         return Resources(use_gpu, joined)
     bundle = {"CPU": scaling.cpus_per_worker}
@@ -166,9 +167,3 @@ def _places(bundle: dict[str, int]) -> int:
         for node in ray.nodes()
         if node["Alive"]
     )
-
-
-def _num_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
