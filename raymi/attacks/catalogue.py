@@ -7,10 +7,11 @@ batch.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -32,6 +33,11 @@ class Threat:
 
     norm: str
     eps: float
+
+    def times(self, radius: float, num_values: int) -> Threat:
+        """The same with a multiple of eps, or with what allows any image of so many values."""
+        everything = 1.0 if self.norm == "linf" else math.sqrt(num_values)
+        return replace(self, eps=min(radius * self.eps, everything))
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class EvaluationAttack:
 
     `settings` are all that its outcome depends on beside the threat; `norms` those that it is
     defined for; `least_classes` how many the classifier must tell apart; `colour_only`, it takes
-    images of 3 channels; `in_ball`, its samples obey the threat: what is outside does not count.
+    images of 3 channels; `in_ball`, its samples obey the threat: what is outside does not count;
+    `radius`, times the threat's eps, is how far it may go (at most anywhere).
     """
 
     name: str
@@ -67,6 +74,7 @@ class EvaluationAttack:
     least_classes: int = 2
     colour_only: bool = False
     in_ball: bool = True
+    radius: float = 1.0
 
     def problem(self, threat: Threat, num_classes: int, channels: int) -> str | None:
         """Why it cannot be used, in words; None where it can."""
@@ -93,30 +101,44 @@ class Attacked(NamedTuple):
 
 
 def run_attack(
-    attack: EvaluationAttack, model: nn.Module, batch: Batch, threat: Threat
+    attack: EvaluationAttack,
+    model: nn.Module,
+    batch: Batch,
+    threat: Threat,
+    x_adv: Tensor | None = None,
 ) -> Attacked:
     """Attacks a batch; model and random state are afterwards as before.
 
     A sample is broken if x_adv is a finite image in [0, 1], within eps where the attack is bound to
     it, and not classified as y.
 
-    Args: attack; model, images in [0, 1] to logits (B, K), in any mode; batch; threat.
+    Args: attack; model, images in [0, 1] to logits (B, K), in any mode; batch; threat; x_adv
+        (B, C, H, W), where the attack was made before, on another model: None, it is made here.
     """
-    with untouched(model):
-        torch.manual_seed(batch.seed)
-        x_adv = batch.x
-        if len(batch.x):
-            with torch.enable_grad():
-                x_adv = attack.craft(model, batch, threat).detach()
+    with untouched(model, batch.seed):
+        if x_adv is None:
+            x_adv = _crafted(attack, model, batch, threat)
         prediction = predicted(model, x_adv)
     delta = (x_adv - batch.x).flatten(1)
     linf, l2 = delta.abs().amax(dim=1), delta.norm(dim=1)
     usable = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # not so where it is not a number
     counts = usable
     if attack.in_ball:
+        eps = _allowed(attack, batch, threat).eps
         distance = linf if threat.norm == "linf" else l2
-        counts = usable & (distance <= threat.eps * (1 + 1e-5) + 2.0**-23)  # rounding of x + delta
+        counts = usable & (distance <= eps * (1 + 1e-5) + 2.0**-23)  # rounding of x + delta
     return Attacked((prediction != batch.y) & counts, usable, x_adv, prediction, linf, l2)
+
+
+def _crafted(attack: EvaluationAttack, model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
+    if not len(batch.x):
+        return batch.x
+    with torch.enable_grad():
+        return attack.craft(model, batch, _allowed(attack, batch, threat)).detach()
+
+
+def _allowed(attack: EvaluationAttack, batch: Batch, threat: Threat) -> Threat:
+    return threat.times(attack.radius, math.prod(batch.x.shape[1:]))
 
 
 def predicted(model: nn.Module, x: Tensor) -> Tensor:
@@ -129,10 +151,19 @@ def predicted(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def find_attack(name: str) -> EvaluationAttack:
-    """The attack of a name: one of `ATTACKS`, or `pgd-N` with N steps, `pgd-NxR` with R restarts.
+    """The attack of a name: one of `ATTACKS`, or `pgd-N` with N steps, `pgd-NxR` with R restarts;
+    each also with `@2eps` after it, at another radius, or `@any`, where any image is allowed.
 
     Raises: UserError with what there is.
     """
+    plain, at, radius = name.partition("@")
+    if at:
+        multiple = re.fullmatch(r"(\d+(?:\.\d+)?)eps", radius)
+        if multiple is None and radius != "any":
+            raise UserError(f"attack {name!r}: expected a radius such as @2eps, or @any")
+        times = float(multiple[1]) if multiple else math.inf
+        attack = find_attack(plain)
+        return replace(attack, name=name, radius=times)
     if name in ATTACKS:
         return ATTACKS[name]
     found = re.fullmatch(r"pgd-([1-9]\d*)(?:x([1-9]\d*))?", name)

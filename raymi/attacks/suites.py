@@ -15,10 +15,16 @@ AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 @dataclass(frozen=True)
 class Ensemble:
     """Attacks in order, each on the samples that withstood those before; a sample withstands the
-    ensemble if none breaks it. Its robust accuracy is reported under `name`."""
+    ensemble if none breaks it. Its robust accuracy is reported under `name`.
+
+    `everyone`: the first attack gets the misclassified samples, too. `most`: only blocks that begin
+    among the first so many samples are attacked; None: all.
+    """
 
     name: str
     attacks: tuple[EvaluationAttack, ...]
+    everyone: bool = False
+    most: int | None = None
 
 
 _ENSEMBLES = {

@@ -14,14 +14,15 @@ from raymi.models.modes import evaluation_mode
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     """Within it the network is in eval mode, and its parameters ask for no gradient.
 
     Afterwards each module is in its own mode, parameters have the gradients and flags that they
     had, and the global random state of torch (on the CPU and the model's GPU), numpy and Python is
     that of before.
 
-    Args: model, whose buffers do not change in eval mode.
+    Args: model, whose buffers do not change in eval mode; seed of all that random state within;
+        None: it goes on from where it is.
     """
     parameters = list(model.parameters())
     flags = [parameter.requires_grad for parameter in parameters]
@@ -34,6 +35,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for parameter in parameters:
                 parameter.requires_grad_(False)
                 parameter.grad = None
+            if seed is not None:
+                torch.manual_seed(seed)
+                np.random.seed(seed % 2**32)  # noqa: NPY002
+                random.seed(seed)
             yield
     finally:
         for parameter, flag, gradient in zip(parameters, flags, gradients, strict=True):

@@ -4,8 +4,8 @@ A transport plan pi says how much of each pixel's mass goes to which pixel near 
 arrives is what pixels receive. The plan climbs the classifier's loss, and is brought back after
 each step to the nearest plan that sends away just what there is and does not cost too much.
 
-Source: Wu, Wang, Yu, "Stronger and faster Wasserstein adversarial attacks", ICML 2020: local plans
-(Sec. 3.1), projected gradient with the dual projection (Sec. 3.2, Alg. 1).
+Source: Wu, Wang, Yu, "Stronger and faster Wasserstein adversarial attacks", ICML 2020: projected
+gradient on local plans, with the dual projection.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def wasserstein_pgd(
         kernel: side in pixels of the square in which mass may move.
     Returns: (B, C, H, W) in [0, 1], detached: what arrives, without what exceeds 1. Where mass
         exceeds 1 and is cut off, the image has less mass than x.
-    Source: Wu et al. 2020, Alg. 1; settings of the evaluation of Zhou et al. 2022.
+    Source: Wu et al. 2020; settings of the evaluation of Zhou et al. 2022.
     """
     x = x.detach()
     if len(x) == 0:

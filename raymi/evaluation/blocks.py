@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raymi.attacks.catalogue import Batch, Threat, predicted, run_attack
+from raymi.attacks.catalogue import Attacked, Batch, Threat, predicted, run_attack
 from raymi.attacks.suites import Ensemble
 from raymi.attacks.untouched import untouched
 from raymi.counter_rng import random_key
@@ -62,8 +62,8 @@ class Outcome:
 class BlockAttacker:
     """Attacks blocks on one device.
 
-    Args: model, images in [0, 1] to logits, on the images' device; images; ensembles; threat; size
-        of a block; seed of the evaluation.
+    Args: model, images in [0, 1] to logits, on the images' device; images; ensembles; threat; seed
+        of the evaluation.
     """
 
     def __init__(
@@ -73,46 +73,55 @@ class BlockAttacker:
         ensembles: Sequence[Ensemble],
         threat: Threat,
         *,
-        size: int,
         seed: int,
     ) -> None:
-        self.model, self.images, self.threat = model, images, threat
-        self.size, self.seed = size, seed
+        self.model, self.images, self.threat, self.seed = model, images, threat, seed
         self._attacks = {ensemble.name: ensemble.attacks for ensemble in ensembles}
 
-    def perform(self, step: Step, samples: Tensor) -> tuple[Outcome, Tensor]:
+    def perform(
+        self, step: Step, samples: Tensor, x_adv: Tensor | None = None
+    ) -> tuple[Outcome, Tensor]:
         """One step on the samples of its block that are left, (M,) int64.
 
-        Returns: the outcome, on the CPU, and x_adv (M, 3, H, W).
+        Args: x_adv (M, 3, H, W), made before on another model; None: the attack is made here.
+        Returns: the outcome, and x_adv (M, 3, H, W), on the CPU.
         """
-        samples = samples.to(self.images.labels.device)
+        device = self.images.labels.device
+        samples = samples.to(device)
         x, y = to_unit(self.images.images[samples]), self.images.labels[samples]
-        seed = block_seed(self.seed, step.block)
+        batch = Batch(x, y, samples, block_seed(self.seed, step.block))
         began = time.perf_counter()
-        if step.attack == CLEAN:
-            with untouched(self.model):
-                torch.manual_seed(seed)  # for a network that draws random numbers
-                predictions = predicted(self.model, x)
-            x_adv, broken = x, predictions != y
-            usable, linf = torch.ones_like(broken), torch.zeros(len(x), device=x.device)
-            l2 = linf
-        else:
-            attack = self._attacks[step.ensemble][step.position]
-            batch = Batch(x, y, samples, seed)
-            broken, usable, x_adv, predictions, linf, l2 = run_attack(
-                attack, self.model, batch, self.threat
+        attacked = (
+            self._classified(batch)
+            if step.attack == CLEAN
+            else run_attack(
+                self._attacks[step.ensemble][step.position],
+                self.model,
+                batch,
+                self.threat,
+                None if x_adv is None else x_adv.to(device),
             )
+        )
+        on_cpu = Attacked(*(tensor.cpu() for tensor in attacked))
         found = Outcome(
             samples=samples.cpu(),
             labels=y.cpu(),
-            predictions=predictions.cpu(),
-            broken=broken.cpu(),
-            usable=usable.cpu(),
-            linf=linf.cpu(),
-            l2=l2.cpu(),
-            seconds=time.perf_counter() - began,  # evaluated last: the device is done
+            predictions=on_cpu.prediction,
+            broken=on_cpu.broken,
+            usable=on_cpu.usable,
+            linf=on_cpu.linf,
+            l2=on_cpu.l2,
+            seconds=time.perf_counter() - began,  # the device is done: its results are here
         )
-        return found, x_adv
+        return found, on_cpu.x_adv
+
+    def _classified(self, batch: Batch) -> Attacked:
+        """The samples as they are."""
+        with untouched(self.model, batch.seed):  # for a network that draws random numbers
+            prediction = predicted(self.model, batch.x)
+        broken = prediction != batch.y
+        far = torch.zeros(len(batch.x), device=batch.x.device)
+        return Attacked(broken, torch.ones_like(broken), batch.x, prediction, far, far)
 
 
 def block_seed(seed: int, block: int) -> int:
@@ -133,7 +142,26 @@ class Schedule:
     def __init__(self, num: int, size: int, ensembles: Sequence[Ensemble]) -> None:
         self.num, self.size, self.ensembles = num, size, tuple(ensembles)
         self.num_blocks = -(-num // size)
-        self.total = self.num_blocks * (1 + sum(len(e.attacks) for e in self.ensembles))
+
+    def blocks_of(self, ensemble: Ensemble) -> int:
+        """Blocks that an ensemble attacks: the first ones."""
+        if ensemble.most is None:
+            return self.num_blocks
+        return min(self.num_blocks, -(-ensemble.most // self.size))
+
+    def steps_by_attack(self) -> dict[tuple[str, str], int]:
+        """How many steps each attack of each ensemble takes, by their names; first the clean
+        one."""
+        return {(CLEAN, CLEAN): self.num_blocks} | {
+            (ensemble.name, attack.name): self.blocks_of(ensemble)
+            for ensemble in self.ensembles
+            for attack in ensemble.attacks
+        }
+
+    @property
+    def total(self) -> int:
+        """Number of steps."""
+        return sum(self.steps_by_attack().values())
 
     def first(self) -> Iterator[tuple[Step, Tensor]]:
         """The steps with which everything begins, and their samples."""
@@ -143,10 +171,16 @@ class Schedule:
 
     def after(self, step: Step, outcome: Outcome) -> Iterator[tuple[Step, Tensor]]:
         """The steps that can be made once this one is done."""
-        for ensemble in self.ensembles:
-            position = 0 if step.attack == CLEAN else step.position + 1
-            if step.attack != CLEAN and step.ensemble != ensemble.name:
-                continue
-            if position < len(ensemble.attacks):
-                name = ensemble.attacks[position].name
-                yield Step(ensemble.name, position, name, step.block), outcome.left
+        if step.attack == CLEAN:
+            for ensemble in self.ensembles:
+                if step.block < self.blocks_of(ensemble):
+                    samples = outcome.samples if ensemble.everyone else outcome.left
+                    yield self._step(ensemble, 0, step.block), samples
+            return
+        ensemble = next(one for one in self.ensembles if one.name == step.ensemble)
+        if step.position + 1 < len(ensemble.attacks):
+            yield self._step(ensemble, step.position + 1, step.block), outcome.left
+
+    @staticmethod
+    def _step(ensemble: Ensemble, position: int, block: int) -> Step:
+        return Step(ensemble.name, position, ensemble.attacks[position].name, block)

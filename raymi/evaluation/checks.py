@@ -9,7 +9,7 @@ Sec. 3; Carlini et al., "On evaluating adversarial robustness", 2019; the flags 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,15 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymi.attacks.catalogue import Batch, Threat, find_attack, run_attack
+from raymi.attacks.catalogue import find_attack
+from raymi.attacks.suites import Ensemble
 from raymi.attacks.untouched import untouched
-from raymi.data import ImageSet
-from raymi.data.augment import to_unit
+from raymi.evaluation.blocks import CLEAN, Outcome, Step
+from raymi.evaluation.robustness import withstood
 from raymi.evaluation.statistics import compare_paired, wilson_interval
 from raymi.models.modes import full_precision
 
-MULTIPLES = (0.5, 1.0, 2.0, 4.0)
-"""Of eps, at which the curve of accuracies is taken, before the radius that allows everything."""
+RADII = {
+    0.5: "pgd-20@0.5eps",
+    1.0: "pgd-20",
+    2.0: "pgd-20@2eps",
+    4.0: "pgd-20@4eps",
+    float("inf"): "pgd-20@any",
+}
+"""The attacks of the curve of accuracies, by what they multiply eps with."""
 
 SIGNIFICANT = 0.01
 """p-value below which a difference between two attacks on the same samples is not chance."""
@@ -40,57 +47,57 @@ class Finding:
     text: str
 
 
-def check_robustness(
-    model: nn.Module,
-    images: ImageSet,
-    threat: Threat,
-    *,
-    num: int = 200,
-    seed: int = 0,
-    heartbeat: Callable[[str], None] | None = None,
-) -> Iterator[Finding]:
-    """Looks for signs of false robustness on the first images.
+def check_ensembles(num: int, *, differentiable: bool = True) -> tuple[Ensemble, ...]:
+    """The attacks by which false robustness is looked for, each by itself.
 
-    Args:
-        model: images in [0, 1] to logits (B, K), on the images' device; left as it was.
-        images: of which the first `num` are taken.
-        threat: of the accuracy in doubt.
-        heartbeat: told what is looked at next.
-    Raises: ValueError where there are no images.
+    Args: num, samples to look at; differentiable, False: only those that need no gradient.
     """
-    if min(num, len(images)) < 1:
-        raise ValueError("expected at least one image to check on, got none")
-    index = torch.arange(min(num, len(images)), device=images.labels.device)
-    x, y = to_unit(images.images[index]), images.labels[index]
-    begin = heartbeat or (lambda _: None)
-    begin("outputs and gradients")
-    with untouched(model):
+    by_gradient = ("fgsm", "apgd-ce", *RADII.values()) if differentiable else ()
+    return tuple(
+        Ensemble(name, (find_attack(name),), most=num) for name in (*by_gradient, "square-1000")
+    )
+
+
+def examine_outputs(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> list[Finding]:
+    """What can be seen without an attack: randomness, probabilities in place of logits, gradients.
+
+    Args: model, images in [0, 1] to logits (B, K), left as it was; x (B, C, H, W); y (B,); seed.
+    """
+    with untouched(model, seed):
         with torch.no_grad():
             logits, again = (full_precision(model(x)) for _ in range(2))
         slopes = _slopes(model, x, y)
-    yield from (_randomised(logits, again), _probabilities(logits), _gradients(slopes))
-    right = logits.argmax(dim=1) == y
-    batch = Batch(x[right], y[right], index[right], seed)
-    if not len(batch.x):
-        return
+    return [_randomised(logits, again), _probabilities(logits), _gradients(slopes)]
 
-    def withstand(name: str, eps: float) -> Tensor:
-        begin(f"{name}, eps {eps:g}")
-        return ~run_attack(find_attack(name), model, batch, Threat(threat.norm, eps)).broken
 
-    if slopes is None:  # nothing that attacks by gradients could begin with
-        yield _black_box(withstand("square-1000", threat.eps), torch.ones_like(batch.y).bool())
+def is_differentiable(model: nn.Module, x: Tensor) -> bool:
+    """Whether the outputs depend on the images as autograd sees it: else no attack by gradients
+    can begin."""
+    with untouched(model):
+        return (
+            _slopes(model, x, torch.zeros(len(x), dtype=torch.int64, device=x.device)) is not None
+        )
+
+
+def judge_attacks(
+    outcomes: Iterable[tuple[Step, Outcome]], num: int, num_classes: int
+) -> Iterator[Finding]:
+    """What the attacks of `check_ensembles` say together.
+
+    Args: outcomes, of them and of the clean step, complete; num, samples that they were given: the
+        first ones; num_classes, K.
+    """
+    made = [(step, outcome) for step, outcome in outcomes if (outcome.samples < num).all()]
+    left = {step.ensemble: withstood(made, step.ensemble, num) for step, _ in made}
+    right = left[CLEAN]
+    withstand = {name: mask[right] for name, mask in left.items()}
+    square = withstand["square-1000"]
+    if "fgsm" not in withstand:  # nothing that attacks by gradients could begin with
+        yield _black_box(square, torch.ones_like(square))
         return
-    iterated = withstand("pgd-20", threat.eps)
-    yield _one_step(withstand("fgsm", threat.eps), iterated)
-    by_gradient = iterated & withstand("apgd-ce", threat.eps)
-    yield _black_box(withstand("square-1000", threat.eps), by_gradient)
-    everything = 1.0 if threat.norm == "linf" else float(x[0].numel()) ** 0.5
-    radii = [*(m * threat.eps for m in MULTIPLES if m * threat.eps < everything), everything]
-    curve = {
-        eps: iterated if eps == threat.eps else withstand("pgd-20", eps) for eps in sorted(radii)
-    }
-    yield _curve(curve, len(x), logits.shape[1])
+    yield _one_step(withstand["fgsm"], withstand["pgd-20"])
+    yield _black_box(square, withstand["pgd-20"] & withstand["apgd-ce"])
+    yield _curve({radius: withstand[name] for radius, name in RADII.items()}, num, num_classes)
 
 
 def _randomised(logits: Tensor, again: Tensor) -> Finding:
@@ -161,20 +168,24 @@ def _black_box(square: Tensor, by_gradient: Tensor) -> Finding:
     )
 
 
-def _curve(curve: dict[float, Tensor], num: int, num_classes: int) -> Finding:
-    radii = list(curve)
+def _curve(curve: Mapping[float, Tensor], num: int, num_classes: int) -> Finding:
+    """Args: curve, by multiples of eps which of the samples that are right withstand."""
     rises = [
         (small, large)
-        for small, large in pairwise(radii)
+        for small, large in pairwise(curve)
         if (found := compare_paired(curve[large], curve[small])).only_first > found.only_second
         and found.p_value < SIGNIFICANT
     ]
-    at_most = {eps: int(left.sum()) for eps, left in curve.items()}
-    low, _ = wilson_interval(at_most[radii[-1]], num)
-    above_chance = low > 1 / num_classes
-    text = ", ".join(f"{100 * n / num:.1f}% at {eps:.3g}" for eps, n in at_most.items())
+    at_most = {radius: int(left.sum()) for radius, left in curve.items()}
+    lowest = at_most[max(curve)]
+    above_chance = wilson_interval(lowest, num)[0] > 1 / num_classes
+    text = ", ".join(f"{100 * n / num:.1f}% at {_radius(r)}" for r, n in at_most.items())
     if rises:
-        text += "; it rises from eps {:.3g} to {:.3g}".format(*rises[0])
+        text += "; it rises from {} to {}".format(*map(_radius, rises[0]))
     if above_chance:
         text += "; with everything allowed it is still above chance"
     return Finding("accuracy over eps", bool(rises) or above_chance, f"PGD-20: {text}")
+
+
+def _radius(multiple: float) -> str:
+    return "any radius" if multiple == float("inf") else f"{multiple:g} eps"

@@ -1,15 +1,15 @@
 """What attacks did to each sample, kept in a folder that survives whatever happens.
 
 Each step of each block is a file of its own, which is complete under its name or not there. The
-folder belongs to one question (model, data, threat, attacks, seed, versions): another one is
-refused, so that the numbers of two models never mix.
+folder belongs to one question (model, data, threat, seed, versions): another one is refused, so
+that the numbers of two models never mix. Attacks may be added to it, never changed.
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -47,23 +48,38 @@ _SCHEMA = pa.schema(
 class Ledger:
     """The outcomes of one evaluation.
 
-    Args: folder; question, a tree of what the outcomes depend on, in JSON's types.
-    Raises: UserError where the folder holds the outcomes of another question.
+    Args: folder; question, a tree of what all outcomes depend on, in JSON's types; attacks, by
+        their names the settings of those that are made, in the same types.
+    Raises: UserError where the folder holds the outcomes of another question, or of other settings
+        under the same name; StorageError where it cannot be written.
     """
 
-    def __init__(self, folder: Path, question: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, question: Mapping[str, Any], attacks: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder = folder
-        self._asked = folder / "question.json"
-        text = json.dumps(question, indent=2, sort_keys=True)
-        if self._asked.is_file():
-            _compare(folder, _flat(_read(self._asked)), _flat(question))
+        asked, settings = folder / "question.json", folder / "attacks.json"
+        attacks = attacks or {}
+        if asked.is_file():
+            _compare(folder, _flat(_read(asked)), _flat(question))
+            known = _read(settings) if settings.is_file() else {}
+            both = [name for name in attacks if name in known]
+            _compare(
+                folder,
+                _flat({name: known[name] for name in both}),
+                _flat({name: attacks[name] for name in both}),
+            )
+            if len(both) < len(attacks):
+                self._write(settings, _json(known | dict(attacks)))
             return
         # What a kill leaves of the first write has a name that begins with a dot.
-        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        others = [path for path in _files(folder) if not path.name.startswith(".")]
+        if any(path != settings for path in others):
             raise UserError(
                 f"{folder} has files and is no ledger of an evaluation: give another folder"
             )
-        self._write(self._asked, text.encode())
+        self._write(settings, _json(attacks))
+        self._write(asked, _json(question))
 
     def alone(self) -> AbstractContextManager[None]:
         """Keeps a second command out while one writes.
@@ -78,32 +94,57 @@ class Ledger:
 
     def outcome(self, step: Step) -> Outcome | None:
         """What was recorded of a step; None where nothing was, or what was is damaged."""
-        for path in sorted(self._place(step).glob(f"{step.block:06d}-*.parquet")):
-            data = path.read_bytes()
-            if is_whole(path, data):
-                return _outcome(pq.read_table(BytesIO(data)))
-            warnings.warn(f"{path} is damaged: the block is attacked again", stacklevel=2)
-        return None
+        data = self._whole(step, ".parquet")
+        return None if data is None else _outcome(pq.read_table(BytesIO(data)))
 
     def record(self, step: Step, outcome: Outcome) -> None:
         """Keeps the outcome of a step, in place of what was recorded of it.
 
         Raises: StorageError where it cannot be written.
         """
-        buffer = BytesIO()
-        pq.write_table(_table(step, outcome), buffer, compression="zstd")
-        data = buffer.getvalue()
-        name = f"{step.block:06d}-{checksum(data)}.parquet"
+        self._replace(step, ".parquet", _parquet(_table(step, outcome)))
+
+    def keep(self, step: Step, samples: Tensor, x_adv: Tensor) -> None:
+        """Keeps the adversarial samples of a step: samples (M,) int64, x_adv (M, C, H, W).
+
+        Raises: StorageError where they cannot be written.
+        """
+        tensors = {"samples": samples, "x_adv": x_adv.contiguous()}
+        self._replace(step, ".safetensors", safetensors.torch.save(tensors))
+
+    def adversarial(self, step: Step) -> tuple[Tensor, Tensor] | None:
+        """The samples (M,) of a step and their x_adv (M, C, H, W); None where they were not
+        kept, or are damaged."""
+        data = self._whole(step, ".safetensors")
+        if data is None:
+            return None
+        tensors = safetensors.torch.load(data)
+        return tensors["samples"], tensors["x_adv"]
+
+    def export(self, path: Path, outcomes: Iterable[tuple[Step, Outcome]]) -> None:
+        """Writes outcomes as one parquet file, a row for each sample of each step: see `_SCHEMA`.
+
+        Raises: StorageError where it cannot be written.
+        """
+        tables = [_table(step, outcome) for step, outcome in outcomes]
+        self._write(path, _parquet(pa.concat_tables([_SCHEMA.empty_table(), *tables])))
+
+    def _whole(self, step: Step, suffix: str) -> bytes | None:
+        """The content of a step's file that is not damaged."""
+        for path in sorted(self._place(step).glob(f"{step.block:06d}-*{suffix}")):
+            data = path.read_bytes()
+            if is_whole(path, data):
+                return data
+            warnings.warn(f"{path} is damaged: the block is attacked again", stacklevel=3)
+        return None
+
+    def _replace(self, step: Step, suffix: str, data: bytes) -> None:
+        """Writes a step's file, and removes those that were there before it."""
+        name = f"{step.block:06d}-{checksum(data)}{suffix}"
         self._write(self._place(step) / name, data)
-        for other in self._place(step).glob(f"{step.block:06d}-*.parquet"):
+        for other in self._place(step).glob(f"{step.block:06d}-*{suffix}"):
             if other.name != name:
                 other.unlink()
-
-    def table(self, steps: list[Step]) -> pa.Table:
-        """All that was recorded of some steps, a row for each sample of each: see `_SCHEMA`."""
-        found = [(step, self.outcome(step)) for step in steps]
-        tables = [_table(step, outcome) for step, outcome in found if outcome is not None]
-        return pa.concat_tables([_SCHEMA.empty_table(), *tables])
 
     def _place(self, step: Step) -> Path:
         return self.folder / step.ensemble / f"{step.position:02d}-{step.attack}"
@@ -135,10 +176,13 @@ def _table(step: Step, outcome: Outcome) -> pa.Table:
         "l2": outcome.l2.float().numpy(),
         "seconds": np.full(num, outcome.seconds / max(1, num)),
     }
-    return pa.table(
-        [pa.array(values, _SCHEMA.field(name).type) for name, values in columns.items()],
-        schema=_SCHEMA,
-    )
+    return pa.table(columns, schema=_SCHEMA)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
 
 
 def _outcome(table: pa.Table) -> Outcome:
@@ -155,6 +199,14 @@ def _outcome(table: pa.Table) -> Outcome:
         l2=column("l2"),
         seconds=float(np.sum(table["seconds"].to_numpy())),
     )
+
+
+def _json(tree: Mapping[str, Any]) -> bytes:
+    return json.dumps(tree, indent=2, sort_keys=True).encode()
+
+
+def _files(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _read(path: Path) -> Any:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from raymi.attacks.suites import Ensemble
 from raymi.evaluation.blocks import CLEAN, Outcome, Step
@@ -50,32 +54,41 @@ def summarise(
 
     Raises: ValueError where outcomes are missing: the accuracy of a part would not be that of all.
     """
-    made = list(outcomes)
-    clean = [outcome for step, outcome in made if step.attack == CLEAN]
-    num = sum(len(outcome.samples) for outcome in clean)
+    made: dict[tuple[str, int], list[Outcome]] = defaultdict(list)
+    for step, outcome in outcomes:
+        made[step.ensemble, step.position].append(outcome)
+    clean = made[CLEAN, 0]
     found = []
     for name, attacks in [(CLEAN, (CLEAN,)), *((e.name, _names(e)) for e in ensembles)]:
-        counts = []
-        for position, attack in enumerate(attacks):
-            own = [
-                outcome
-                for step, outcome in made
-                if (step.ensemble, step.position) == (name, position)
-            ]
-            if len(own) != len(clean) or not own:
-                raise ValueError(f"{attack} was made on {len(own)} of {len(clean)} blocks")
-            counts.append(
-                AttackCount(
-                    attack,
-                    given=sum(len(outcome.samples) for outcome in own),
-                    broken=sum(int(outcome.broken.sum()) for outcome in own),
-                    unusable=sum(int((~outcome.usable).sum()) for outcome in own),
-                    seconds=sum(outcome.seconds for outcome in own),
-                )
-            )
+        counts = [
+            _count(attack, made[name, position], len(clean))
+            for position, attack in enumerate(attacks)
+        ]
         right = counts[-1].given - counts[-1].broken
-        found.append(Robustness(name, right, num, tuple(counts)))
+        found.append(Robustness(name, right, sum(len(one.samples) for one in clean), tuple(counts)))
     return tuple(found)
+
+
+def _count(attack: str, outcomes: Sequence[Outcome], num_blocks: int) -> AttackCount:
+    if len(outcomes) != num_blocks or not outcomes:
+        raise ValueError(f"{attack} was made on {len(outcomes)} of {num_blocks} blocks")
+    return AttackCount(
+        attack,
+        given=sum(len(outcome.samples) for outcome in outcomes),
+        broken=sum(int(outcome.broken.sum()) for outcome in outcomes),
+        unusable=sum(int((~outcome.usable).sum()) for outcome in outcomes),
+        seconds=sum(outcome.seconds for outcome in outcomes),
+    )
+
+
+def withstood(outcomes: Iterable[tuple[Step, Outcome]], ensemble: str, num: int) -> Tensor:
+    """Which of the samples are classified right, and withstand all attacks of an ensemble: (num,)
+    bool; False for samples that it was not made on."""
+    right = torch.zeros(num, dtype=torch.bool)
+    for step, outcome in sorted(outcomes, key=lambda made: made[0].position):
+        if step.ensemble == ensemble:
+            right[outcome.samples] = ~outcome.broken
+    return right
 
 
 def _names(ensemble: Ensemble) -> tuple[str, ...]:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from raymi.evaluation.blocks import Outcome, Schedule, Step
+from raymi.evaluation.blocks import BlockAttacker, Outcome, Schedule, Step
 from raymi.evaluation.ledger import Ledger
 
-Task = tuple[Step, Tensor]
-"""A step and the samples that are left for it, (M,) int64."""
+
+class Task(NamedTuple):
+    """A step to make: of which classifier, by its name; the samples that are left for it, (M,)
+    int64; x_adv (M, 3, H, W) where the attack was made before, on another classifier."""
+
+    subject: str
+    step: Step
+    samples: Tensor
+    x_adv: Tensor | None = None
+
+
+class Done(NamedTuple):
+    """What came of a step; x_adv (M, 3, H, W) only where it is to be kept."""
+
+    step: Step
+    outcome: Outcome
+    x_adv: Tensor | None = None
 
 
 class Pool(Protocol):
@@ -21,56 +37,77 @@ class Pool(Protocol):
     def submit(self, task: Task) -> None:
         """Takes a step to make; returns at once."""
 
-    def next(self) -> tuple[Step, Outcome]:
+    def next(self) -> Done:
         """Waits for one of the steps that were submitted to be done, in any order."""
 
 
 class InThisProcess:
     """A pool without workers: a step is made when its outcome is asked for.
 
-    Args: perform, makes a step.
+    Args: attacker_of, what attacks the classifier of a name.
     """
 
-    def __init__(self, perform: Callable[[Step, Tensor], tuple[Outcome, Tensor]]) -> None:
-        self._perform = perform
-        self._waiting: list[Task] = []
+    def __init__(self, attacker_of: Callable[[str], BlockAttacker]) -> None:
+        self._attacker_of = attacker_of
+        self._waiting: deque[Task] = deque()
 
     def submit(self, task: Task) -> None:
         self._waiting.append(task)
 
-    def next(self) -> tuple[Step, Outcome]:
-        step, samples = self._waiting.pop()  # depth first: a block to its end, then the next
-        return step, self._perform(step, samples)[0]
+    def next(self) -> Done:
+        task = self._waiting.popleft()
+        attacker = self._attacker_of(task.subject)
+        return Done(task.step, *attacker.perform(task.step, task.samples, task.x_adv))
 
 
-def run(schedule: Schedule, ledger: Ledger, pool: Pool) -> Iterator[tuple[Step, Outcome, bool]]:
-    """Brings an evaluation to its end; each outcome is in the ledger before it is yielded.
+Lookup = Callable[[Step, Tensor], Tensor | None]
+"""The x_adv (M, 3, H, W) that were made before for the samples (M,) of a step, or None."""
 
+
+def run(
+    schedule: Schedule,
+    ledger: Ledger,
+    pool: Pool,
+    subject: str = "",
+    *,
+    made_before: Lookup = lambda step, samples: None,
+    keep: Callable[[Step], bool] = lambda step: False,
+) -> Iterator[tuple[Step, Outcome, bool]]:
+    """Brings the evaluation of a classifier to its end; each outcome is in the ledger before it is
+    yielded.
+
+    Args: made_before, finds samples that need not be made; keep, whether the adversarial samples of
+        a step are kept in the ledger, too.
     Yields: step, its outcome, and whether it was in the ledger already.
     """
     going_on = 0
-    known: list[tuple[Step, Outcome]] = []
+    known: deque[tuple[Step, Outcome]] = deque()
 
-    def begin(tasks: Iterable[Task]) -> None:
+    def begin(tasks: Iterable[tuple[Step, Tensor]]) -> None:
         nonlocal going_on
         for step, samples in tasks:
             outcome = ledger.outcome(step)
             # Other samples are left where a damaged block before this one was attacked again.
-            if outcome is not None and torch.equal(outcome.samples, samples):
+            there = outcome is not None and torch.equal(outcome.samples, samples)
+            if there and keep(step):
+                there = ledger.adversarial(step) is not None
+            if there and outcome is not None:
                 known.append((step, outcome))
             else:
-                pool.submit((step, samples))
+                pool.submit(Task(subject, step, samples, made_before(step, samples)))
                 going_on += 1
 
-    begin(reversed(list(schedule.first())))
+    begin(schedule.first())
     while known or going_on:
         if known:
-            step, outcome = known.pop()
+            step, outcome = known.popleft()
             begin(schedule.after(step, outcome))
             yield step, outcome, True
             continue
-        step, outcome = pool.next()
+        step, outcome, x_adv = pool.next()
         going_on -= 1
+        if keep(step) and x_adv is not None:
+            ledger.keep(step, outcome.samples, x_adv)
         ledger.record(step, outcome)
         begin(schedule.after(step, outcome))
         yield step, outcome, False

@@ -10,6 +10,7 @@ from torch import Tensor
 def wilson_interval(right: int, num: int) -> tuple[float, float]:
     """95% Wilson score interval of a fraction, of which `right` of `num` samples were seen.
 
+    Raises: ValueError where no samples were seen.
     Source: Wilson 1927; Agresti and Coull 1998, Eq. 2.
     """
     from scipy.stats import binomtest  # takes most of a second to import

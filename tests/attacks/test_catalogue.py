@@ -48,6 +48,17 @@ class Sliced(nn.Module):
         return self.model(x)[:, : self.num_classes]
 
 
+def seed_everything(seed):
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+def random_numbers():
+    """From each of the global generators."""
+    return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_autoattack_by_parts_equals_the_reference_called_at_once(model, digits, norm):
@@ -133,10 +144,10 @@ def test_model_and_random_state_are_left_alone(name, model, digits):
     list(model.parameters())[-1].grad = given
     before = copy.deepcopy(model.state_dict())
     modes = [module.training for module in model.modules()]
-    torch.manual_seed(11), np.random.seed(11), random.seed(11)  # noqa: NPY002
+    seed_everything(11)
     try:
         run_attack(find_attack(name), model, batch(digits, 3), threat_of(name))
-        drawn = torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002
+        drawn = random_numbers()
         assert [module.training for module in model.modules()] == modes
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         assert not parameter.requires_grad
@@ -148,8 +159,8 @@ def test_model_and_random_state_are_left_alone(name, model, digits):
         parameter.requires_grad_(True)
         model.zero_grad()
         model.eval()
-    torch.manual_seed(11), np.random.seed(11), random.seed(11)  # noqa: NPY002
-    assert drawn == (torch.rand(1), np.random.rand(), random.random())  # noqa: NPY002
+    seed_everything(11)
+    assert drawn == random_numbers()
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -157,7 +168,7 @@ def test_the_same_seed_gives_the_same_samples_and_not_all_withstand(name, model,
     whole = batch(digits, 6)
     threat = Threat(threat_of(name).norm, 10 * threat_of(name).eps)
     one = run_attack(find_attack(name), model, whole, threat)
-    torch.rand(3), np.random.rand(), random.random()  # noqa: NPY002
+    random_numbers()
     other = run_attack(find_attack(name), model, whole, threat)
     assert torch.equal(one.x_adv, other.x_adv)
     assert one.usable.all()
@@ -165,6 +176,36 @@ def test_the_same_seed_gives_the_same_samples_and_not_all_withstand(name, model,
     assert one.x_adv.shape == whole.x.shape
     nobody = Batch(whole.x[:0], whole.y[:0], whole.index[:0], 7)
     assert run_attack(find_attack(name), model, nobody, threat).broken.shape == (0,)
+
+
+def test_a_radius_of_its_own_multiplies_that_of_the_threat(model, digits):
+    whole = batch(digits)
+    twice = run_attack(find_attack("pgd-5@2eps"), model, whole, LINF)
+    same = run_attack(find_attack("pgd-5"), model, whole, Threat("linf", 0.06))
+    assert torch.equal(twice.x_adv, same.x_adv)
+    assert torch.equal(twice.broken, same.broken)
+    assert run_attack(find_attack("pgd-5@any"), model, whole, LINF).broken.all()
+    with pytest.raises(UserError, match=r"expected a radius such as @2eps"):
+        find_attack("pgd-5@2")
+
+
+class Drawing(nn.Module):
+    """A classifier that draws from numpy's generator, as some defenses do."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x) + np.random.rand()  # noqa: NPY002
+
+
+def test_random_numbers_of_a_network_follow_from_the_seed(model, digits):
+    found = []
+    for _ in range(2):
+        found.append(run_attack(find_attack("pgd-2"), Drawing(model), batch(digits), LINF).x_adv)
+        random_numbers()
+    assert torch.equal(*found)
 
 
 def test_samples_that_break_the_rules_do_not_count(model, digits):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -38,7 +40,7 @@ def attacker(images):
         nn.functional.cross_entropy(model(images.images / 255), images.labels).backward()
         optimizer.step()
     ensembles = ensembles_of(NAMES, THREAT, 5)
-    return BlockAttacker(model, images, ensembles, THREAT, size=10, seed=3)
+    return BlockAttacker(model, images, ensembles, THREAT, seed=3)
 
 
 def schedule():
@@ -49,7 +51,7 @@ class Counting(InThisProcess):
     """Ends the evaluation, as a kill does, before the step of a number."""
 
     def __init__(self, attacker, die_at=None):
-        super().__init__(attacker.perform)
+        super().__init__(lambda subject: attacker)
         self.made, self.die_at = 0, die_at
 
     def next(self):
@@ -109,10 +111,10 @@ def test_cut_off_anywhere_it_goes_on_with_what_is_missing(die_at, attacker, whol
 def test_the_order_of_steps_does_not_matter(attacker, whole, tmp_path):
     class Shuffled(InThisProcess):
         def next(self):
-            self._waiting.insert(0, self._waiting.pop(len(self._waiting) // 2))
+            self._waiting.rotate(len(self._waiting) // 2)
             return super().next()
 
-    pool = Shuffled(attacker.perform)
+    pool = Shuffled(lambda subject: attacker)
     found = run(schedule(), Ledger(tmp_path / "ledger", QUESTION), pool)
     expect_equal({step: outcome for step, outcome, _ in found}, whole)
 
@@ -155,6 +157,53 @@ def test_two_questions_never_share_a_ledger(tmp_path):
         Ledger(tmp_path, QUESTION)
 
 
+def test_attacks_may_be_added_to_a_ledger_and_never_changed(tmp_path):
+    Ledger(tmp_path, QUESTION, {"pgd-3": {"steps": 3}})
+    Ledger(tmp_path, QUESTION, {"fgsm": {"steps": 1}})
+    Ledger(tmp_path, QUESTION, {"fgsm": {"steps": 1}, "pgd-3": {"steps": 3}})
+    with pytest.raises(UserError, match=r"pgd-3.steps: there 3, now 4"):
+        Ledger(tmp_path, QUESTION, {"pgd-3": {"steps": 4}})
+
+
+def test_adversarial_samples_are_kept_where_they_are_asked_for(attacker, whole, tmp_path):
+    def made(keep):
+        pool, ledger = Counting(attacker), Ledger(tmp_path / "ledger", QUESTION)
+        list(run(schedule(), ledger, pool, keep=keep))
+        return ledger, pool.made
+
+    made(lambda step: False)
+    ledger, again = made(lambda step: step.attack == "pgd-3")
+    assert again == 3, "what was not kept is made again"
+    samples, x_adv = ledger.adversarial(Step("pgd-3", 0, "pgd-3", 1))
+    outcome = whole[Step("pgd-3", 0, "pgd-3", 1)]
+    assert torch.equal(samples, outcome.samples)
+    x = attacker.images.images[samples] / 255
+    torch.testing.assert_close((x_adv - x).abs().amax((1, 2, 3)), outcome.linf)
+    assert ledger.adversarial(Step("ti-dim", 0, "ti-dim", 1)) is None
+    assert made(lambda step: step.attack == "pgd-3")[1] == 0
+
+
+def test_an_ensemble_can_take_everyone_and_few_blocks(attacker):
+    (ensemble,) = ensembles_of(["pgd-3"], THREAT, 5)
+    plan = Schedule(23, 10, [replace(ensemble, everyone=True, most=11)])
+    assert plan.total == 3 + 2
+    for step, samples in plan.first():
+        outcome, _ = attacker.perform(step, samples)
+        after = list(plan.after(step, outcome))
+        assert len(after) == (step.block < 2)
+        assert all(torch.equal(samples, given) for _, given in after)
+
+
+def test_samples_made_on_another_classifier_are_only_judged(attacker, images):
+    step, samples = Step("pgd-3", 0, "pgd-3", 0), torch.arange(10)
+    own, x_adv = attacker.perform(step, samples)
+    given, same = attacker.perform(step, samples, x_adv)
+    assert torch.equal(same, x_adv)
+    assert torch.equal(own.predictions, given.predictions)
+    far, _ = attacker.perform(step, samples, 1 - images.images[:10] / 255)
+    assert not far.broken.any(), "what is outside of the threat does not count"
+
+
 def test_a_ledger_that_was_killed_at_its_first_write_is_begun(tmp_path):
     (tmp_path / ".question.json.4711.tmp").write_text("{")
     Ledger(tmp_path, QUESTION)
@@ -183,7 +232,7 @@ class Noisy(nn.Module):
 
 def test_a_network_that_draws_random_numbers_has_results_of_its_own_too(attacker, images):
     ensembles = ensembles_of(NAMES, THREAT, 5)
-    noisy = BlockAttacker(Noisy(attacker.model), images, ensembles, THREAT, size=10, seed=3)
+    noisy = BlockAttacker(Noisy(attacker.model), images, ensembles, THREAT, seed=3)
     for step in (Step(CLEAN, 0, CLEAN, 1), Step("pgd-3", 0, "pgd-3", 1)):
         found = []
         for seed in (1, 2):
@@ -201,9 +250,9 @@ def test_storage_that_refuses_is_one_error(attacker, tmp_path):
         ledger.record(step, outcome)
 
 
-def test_the_table_has_a_row_for_each_sample_of_each_step(whole, attacker, tmp_path):
-    evaluate(attacker, tmp_path / "ledger")
-    table = Ledger(tmp_path / "ledger", QUESTION).table(sorted(whole))
+def test_the_export_has_a_row_for_each_sample_of_each_step(whole, tmp_path):
+    Ledger(tmp_path / "ledger", QUESTION).export(tmp_path / "all.parquet", whole.items())
+    table = pq.read_table(tmp_path / "all.parquet")
     assert table.num_rows == sum(len(outcome.samples) for outcome in whole.values())
     rows = table.to_pylist()
     assert {row["sample"] for row in rows if row["attack"] == CLEAN} == set(range(23))
