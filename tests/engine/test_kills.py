@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_loop import DROPOUT, events, same
 from tiny_runs import tiny_config, tiny_run
 
-from raymi.engine import checkpoint, loop, measurements
+from raymi.engine import loop, measurements
 from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
@@ -40,7 +40,7 @@ begin without a checkpoint of their own."""
 PLACES = {
     "save_checkpoint": loop,  # the process dies with the checkpoint written
     "save_weights": loop,  # on its way from phase to phase
-    "fsync": checkpoint.os,  # with a file that has no name yet
+    "fsync": os,  # with a file that has no name yet
     "evaluate_pgd": measurements,  # while it validates, and in the end tests
 }
 
