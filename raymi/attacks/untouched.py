@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +11,28 @@ import torch
 from torch import nn
 
 from raymi.models.modes import evaluation_mode
+
+
+@contextmanager
+def random_state_kept(
+    seed: int | None = None, devices: Iterable[torch.device] = ()
+) -> Iterator[None]:
+    """Afterwards the global random state of torch (on the CPU and `devices`, which are GPUs), numpy
+    and Python is that of before.
+
+    Args: seed of all of it within; None: it goes on from where it is.
+    """
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(sorted(devices, key=str)):
+            if seed is not None:
+                torch.manual_seed(seed)
+                np.random.seed(seed % 2**32)  # noqa: NPY002
+                random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
 
 
 @contextmanager
@@ -29,20 +51,13 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     gradients = [parameter.grad for parameter in parameters]
     tensors = (*parameters, *model.buffers())
     devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
-    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(sorted(devices, key=str)), evaluation_mode(model):
+        with random_state_kept(seed, devices), evaluation_mode(model):
             for parameter in parameters:
                 parameter.requires_grad_(False)
                 parameter.grad = None
-            if seed is not None:
-                torch.manual_seed(seed)
-                np.random.seed(seed % 2**32)  # noqa: NPY002
-                random.seed(seed)
             yield
     finally:
         for parameter, flag, gradient in zip(parameters, flags, gradients, strict=True):
             parameter.requires_grad_(flag)
             parameter.grad = gradient
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)

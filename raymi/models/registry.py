@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raymi.errors import UserError
 from raymi.models.classifier import Classifier
@@ -93,6 +94,36 @@ def check_model(
     depths = FAMILIES[name].net.DEPTHS
     if depth is not None and depth not in depths:
         raise UserError(f"{name} has no depth {depth}: choose from {_listed(list(depths))}")
+
+
+def architecture(
+    name: str,
+    *,
+    num_classes: int,
+    image_size: int,
+    width: float | None = None,
+    depth: int | None = None,
+) -> dict[str, Any]:
+    """What `build_model` needs beside mean and std, in JSON's types.
+
+    A family's own width and depth are written out: the same network has one description, and it
+    stays what it is when the defaults change.
+
+    Args: as in `build_model`.
+    Raises: UserError as `check_model` does.
+    """
+    check_model(name, image_size=image_size, width=width, depth=depth)
+    if name in FAMILIES:
+        family = FAMILIES[name]
+        width = float(family.width if width is None else width)
+        depth = family.depth if depth is None else depth
+    return {
+        "name": name,
+        "width": width,
+        "depth": depth,
+        "num_classes": num_classes,
+        "image_size": image_size,
+    }
 
 
 def build_model(

@@ -1,28 +1,35 @@
-"""The user's own network, named on the command line as `package.module:function`."""
+"""The user's own network, named on the command line as `package.module:function`.
+
+Where raymi trains it, it is a network of normalised images: raymi normalises. Where a classifier is
+only evaluated, the function returns all of it, weights and normalisation included: it gets raw
+pixels in [0, 1].
+"""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from raymi.errors import UserError
 from raymi.models.classifier import Classifier
+from raymi.models.modes import evaluation_mode
 
 
-def find_function(name: str) -> Callable[..., nn.Module]:
+def import_function(name: str) -> Callable[..., nn.Module]:
     """Imports what `package.module:function` names; the working directory is importable.
 
     Args: name, as the user wrote it.
-    Returns: a callable that takes num_classes= and image_size=.
-    Raises: UserError when there is no such module or function, when the module fails on import,
-        or when the function does not take these two arguments.
+    Raises: UserError when there is no such module or function, or when the module fails on import.
     """
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name.isidentifier():
@@ -44,6 +51,18 @@ def find_function(name: str) -> Callable[..., nn.Module]:
             else f"model {name!r}: {function_name!r} in {module.__file__} is {function!r},"
             " not a function"
         )
+    return function
+
+
+def find_function(name: str) -> Callable[..., nn.Module]:
+    """Imports a function that makes networks to train.
+
+    Args: name, as the user wrote it.
+    Returns: a callable that takes num_classes= and image_size=.
+    Raises: UserError as `import_function` does, or when the function does not take these two
+        arguments.
+    """
+    function = import_function(name)
     try:
         inspect.signature(function).bind(num_classes=10, image_size=32)
     except (TypeError, ValueError) as error:
@@ -53,16 +72,54 @@ def find_function(name: str) -> Callable[..., nn.Module]:
     return function
 
 
+def source_digest(name: str) -> str | None:
+    """SHA-256 in hexadecimal of the file of a function's module; None where it has no such file.
+
+    Raises: UserError as `import_function` does.
+    """
+    import_function(name)
+    module = sys.modules[name.partition(":")[0]]
+    try:
+        path = inspect.getsourcefile(module)
+    except TypeError:  # a module that is built in
+        return None
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
+
+
 def build_user_net(name: str, num_classes: int, image_size: int) -> nn.Module:
-    """Calls the user's function.
+    """Calls the user's function for a network of normalised images.
 
     Args: name, `package.module:function`; num_classes, K; image_size, height and width in pixels.
     Returns: the network that the function made.
     Raises: UserError when the function fails or returns something else than an nn.Module.
     """
-    function = find_function(name)
+    return _called(name, find_function(name), num_classes=num_classes, image_size=image_size)
+
+
+def build_user_classifier(name: str, num_classes: int, image_size: int) -> nn.Module:
+    """Calls the user's function for a finished classifier of raw images.
+
+    Args: as in `build_user_net`; the function gets those of num_classes= and image_size= that it
+        takes, which may be none.
+    Returns: what the function made: it maps images (B, 3, H, W) in [0, 1] to logits.
+    Raises: UserError as `build_user_net` does.
+    """
+    function = import_function(name)
+    known = {"num_classes": num_classes, "image_size": image_size}
+    return _called(name, function, **{k: v for k, v in known.items() if _takes(function, k)})
+
+
+def _takes(function: Callable[..., nn.Module], argument: str) -> bool:
     try:
-        net = function(num_classes=num_classes, image_size=image_size)
+        inspect.signature(function).bind_partial(**{argument: None})
+    except (TypeError, ValueError):  # ValueError: a signature that nobody knows
+        return False
+    return True
+
+
+def _called(name: str, function: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+    try:
+        net = function(**arguments)
     except Exception as error:
         raise UserError(f"model {name!r} cannot be built: {_what_happened(error)}") from error
     if not isinstance(net, nn.Module):
@@ -76,23 +133,31 @@ def check_output(name: str, classifier: Classifier, num_classes: int, image_size
     Args: as in `build_user_net`; classifier, around the user's network.
     Raises: UserError unless the logits are a tensor (2, num_classes).
     """
-    expected = f"model {name!r} must map images (2, 3, {image_size}, {image_size}) to logits"
-    expected += f" (2, {num_classes})"
-    flags = {module: module.training for module in classifier.modules()}
     device = next(classifier.net.parameters(), classifier.normalize.mean).device
     classifier.normalize.to(device)
-    x = torch.full((2, 3, image_size, image_size), 0.5, device=device)
+    check_logits(name, classifier, num_classes, image_size)
+
+
+def check_logits(
+    name: str, model: nn.Module, num_classes: int, image_size: int, num_images: int = 2
+) -> None:
+    """Runs a classifier once in eval mode on grey images, and leaves its train flags alone.
+
+    Args: name, for the message; model, images (B, 3, H, W) in [0, 1] to logits; num_classes, K.
+    Raises: UserError unless the logits are a tensor (num_images, K).
+    """
+    x = torch.full((num_images, 3, image_size, image_size), 0.5)
+    expected = f"model {name!r} must map images {tuple(x.shape)} to logits"
+    expected += f" ({num_images}, {num_classes})"
+    x = x.to(next((p.device for p in model.parameters()), x.device))
     try:
-        with torch.no_grad():
-            logits = classifier.eval()(x)
+        with torch.no_grad(), evaluation_mode(model):
+            logits = model(x)
     except Exception as error:
         raise UserError(f"{expected}, but {_what_happened(error)}") from error
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
     if not isinstance(logits, torch.Tensor):
         raise UserError(f"{expected}, got {type(logits).__name__}")
-    if logits.shape != (2, num_classes):
+    if logits.shape != (num_images, num_classes):
         raise UserError(f"{expected}, got {tuple(logits.shape)}")
 
 

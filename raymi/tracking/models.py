@@ -79,19 +79,18 @@ def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) 
     import numpy as np
     from safetensors.torch import load_file
 
-    from raymi.models import build_model
+    from raymi.models import architecture, build_model
 
     weights = folder.weights(which)
     size = data["image_size"]
-    model = build_model(
+    built_as = architecture(
         config.model.name,
         num_classes=data["num_classes"],
         image_size=size,
-        mean=data["mean"],
-        std=data["std"],
         width=config.model.width,
         depth=config.model.depth,
-    ).eval()
+    )
+    model = build_model(**built_as, mean=data["mean"], std=data["std"]).eval()
     model.load_state_dict(load_file(weights))
     if ":" in config.model.name:
         _check_export(model, size)
@@ -104,7 +103,12 @@ def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) 
             f"torch=={version('torch').split('+')[0]}",
             f"mlflow=={version('mlflow')}",
         ],
-        metadata={"classes": data["class_names"], "threat_model": config.attack.norm},
+        # With the safetensors beside it, all that the very same network is built from again.
+        metadata={
+            "classes": data["class_names"],
+            "threat_model": config.attack.norm,
+            "architecture": built_as,
+        },
     )
     return info.model_id
 

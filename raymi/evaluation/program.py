@@ -1,0 +1,102 @@
+"""Networks exported by torch.export, which are loaded without their code, and without pickle."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.export.passes import move_to_device_pass
+
+from raymi.errors import UserError
+
+_REFUSED = ("aotinductor/", "/custom_obj_", "/opaque_obj_")
+"""In names of an archive's records: compiled code, and objects that torch would unpickle."""
+
+
+class Program(nn.Module):
+    """An exported network as a module like any other.
+
+    torch's own refuses train() and eval(), as it was exported in one of the two modes: here they
+    only set the flag. Moving it to a device moves what its graph makes there as well.
+    """
+
+    def __init__(self, exported: torch.export.ExportedProgram) -> None:
+        super().__init__()
+        self._exported = exported
+        self.graph = exported.module()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (B, 3, H, W) in [0, 1]. Returns: logits (B, K)."""
+        return self.graph(x)
+
+    def train(self, mode: bool = True) -> Program:
+        """Sets the flag of this module, and leaves the graph alone."""
+        self.training = mode
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Program:
+        # Devices are written into the graph, too, wherever it makes a tensor: so it is made anew.
+        device = fn(torch.empty(0, device=self._device())).device
+        if device != self._device():
+            flags = [parameter.requires_grad for parameter in self.parameters()]
+            self._exported = move_to_device_pass(self._exported, device)
+            self.graph = self._exported.module()
+            for parameter, flag in zip(self.parameters(), flags, strict=True):
+                parameter.requires_grad_(flag)
+        return super()._apply(fn, recurse)
+
+    def _device(self) -> torch.device:
+        tensors = (*self._exported.state_dict.values(), *self._exported.constants.values())
+        return next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
+
+
+def load_program(data: bytes, name: str) -> Program:
+    """The network of a `.pt2` file, on the CPU and in eval mode.
+
+    A graph is a program: load only those of people whom you trust.
+
+    Args: data, the file's content; name, for messages.
+    Raises: UserError where it is damaged, of another version of torch, or would need pickle or
+        compiled code.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            refused = [one for one in archive.namelist() if any(part in one for part in _REFUSED)]
+        if refused:
+            raise UserError(
+                f"{name}: expected an exported program of tensors alone, got {refused[0]}, which "
+                "would run code when it is loaded: export it without"
+            )
+        with _without_pickle():
+            exported = torch.export.load(io.BytesIO(data))
+    except UserError:
+        raise
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        raise UserError(
+            f"{name}: expected a program that this version of torch ({torch.__version__}) can load "
+            f"without pickle ({type(error).__name__}: {lines[0][:200]}): export it anew with "
+            "torch.export.save"
+        ) from None
+    return Program(exported).eval()
+
+
+@contextmanager
+def _without_pickle() -> Iterator[None]:
+    """torch.export.load asks torch.load to unpickle whatever it cannot read otherwise: within, it
+    may not."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,112 @@
+"""Finds classifiers in MLflow: those that raymi logged, and others' that torch exported."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from raymi.config import Config
+from raymi.errors import UserError, did_you_mean
+from raymi.evaluation.subject import Subject, program_subject, raymi_subject
+from raymi.evaluation.weight_files import read_weights
+from raymi.tracking.store import connect, current, how_to_open, without_password
+
+SCHEMES = ("models:/", "runs:/")
+"""How the address of a model in MLflow begins."""
+
+
+class Logged(NamedTuple):
+    """A classifier in MLflow; `config` of the run of raymi that trained it, None where it is not
+    known; `run_id` and `model_id`, None where it has none."""
+
+    subject: Subject
+    config: Config | None
+    run_id: str | None
+    model_id: str | None
+
+
+def find_logged(address: str, uri: str) -> Logged:
+    """The classifier at an address such as `models:/name@alias`, `models:/name/3`, `models:/m-ID`
+    or `runs:/ID/best`.
+
+    Of a model that raymi logged, the weights in safetensors are taken, of another one the exported
+    program. Nothing is unpickled.
+
+    Args: address; uri, of the store.
+    Raises: UserError where there is no such model, the store does not answer, or the model could
+        only be loaded with pickle.
+    """
+    try:
+        client = connect(uri)
+        with current(uri), tempfile.TemporaryDirectory() as place:
+            return _found(client, address, Path(place))
+    except UserError:
+        raise
+    except Exception as error:  # whatever the server, the network or the disk does
+        lines = str(error).splitlines() or [""]
+        raise UserError(
+            f"cannot get {address} from MLflow at {without_password(uri)} ({type(error).__name__}: "
+            f"{lines[0][:200]}){_remedy(address, uri, error)}"
+        ) from None
+
+
+def _found(client: Any, address: str, place: Path) -> Logged:
+    import mlflow
+
+    info = mlflow.models.get_model_info(address)
+    metadata, flavors = info.metadata or {}, info.flavors
+    files = Path(mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=str(place)))
+    name = address.split(":/", 1)[1]
+    architecture = metadata.get("architecture")
+    weights = sorted((files / "extra_files").glob("*.safetensors"))
+    if architecture and weights:
+        subject = raymi_subject(name, architecture, read_weights(weights[0]))
+        return Logged(subject, _config(client, info.run_id, place), info.run_id, info.model_id)
+    data = files / flavors.get("pytorch", {}).get("model_data", "data")
+    programs = sorted(data.glob("*.pt2")) if data.is_dir() else []
+    if not programs:
+        kept = ", ".join(flavors) or "none"
+        raise UserError(
+            f"{address} is not a network that torch exported (its flavors: {kept}), and anything "
+            "else would need pickle, which may run code: log it with mlflow.pytorch.log_model(..., "
+            'serialization_format="pt2"), or write a function that loads it and give '
+            "model=module:function"
+        )
+    subject = program_subject(name, programs[0].read_bytes())
+    return Logged(subject, None, info.run_id, info.model_id)
+
+
+def _config(client: Any, run_id: str | None, place: Path) -> Config | None:
+    """Of the run that logged a model; None where the run is gone, or of another version of
+    raymi: the classifier can be evaluated all the same."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        return None
+    try:
+        path = client.download_artifacts(run_id, "config.json", str(place))
+        return Config.model_validate_json(Path(path).read_text())
+    except (MlflowException, OSError, ValidationError):
+        return None
+
+
+def _remedy(address: str, uri: str, error: Exception) -> str:
+    """What to do, with the models that there are where the store answers."""
+    from mlflow.exceptions import MlflowException
+
+    missing = isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
+    remedy = f": look it up with {how_to_open(uri)}, or set MLFLOW_TRACKING_URI to another store"
+    if not missing:
+        return remedy
+    try:
+        with current(uri):
+            known = [model.name for model in connect(uri).search_registered_models()]
+    except MlflowException:
+        return remedy
+    wanted = address.split(":/", 1)[1].partition("@")[0].partition("/")[0]
+    if not known or wanted in known or not address.startswith("models:/"):
+        return remedy
+    return f": {did_you_mean(wanted, known)} Or{remedy[1:]}"
