@@ -12,7 +12,7 @@ from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import Subject, program_subject, raymi_subject
 from raymi.evaluation.weight_files import read_weights
-from raymi.tracking.store import connect, current, how_to_open, without_password
+from raymi.tracking.store import connect, current, how_to_open, in_one_line, without_password
 
 SCHEMES = ("models:/", "runs:/")
 """How the address of a model in MLflow begins."""
@@ -46,10 +46,9 @@ def find_logged(address: str, uri: str) -> Logged:
     except UserError:
         raise
     except Exception as error:  # whatever the server, the network or the disk does
-        lines = str(error).splitlines() or [""]
         raise UserError(
-            f"cannot get {address} from MLflow at {without_password(uri)} ({type(error).__name__}: "
-            f"{lines[0][:200]}){_remedy(address, uri, error)}"
+            f"cannot get {address} from MLflow at {without_password(uri)} "
+            f"({in_one_line(error, uri)}){_remedy(address, uri, error)}"
         ) from None
 
 

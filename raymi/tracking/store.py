@@ -39,6 +39,15 @@ def without_password(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
 
 
+def in_one_line(error: Exception, uri: str) -> str:
+    """An error of a store for the terminal: its type and first line, without user and password,
+    which MLflow repeats with the address."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a")]
+    first = (lines or [""])[0]  # SQLAlchemy's remark on its own working left out
+    login, at, _ = urlsplit(uri).netloc.rpartition("@")
+    return f"{type(error).__name__}: {first.replace(login + at, '') if at else first:.200}"
+
+
 def how_to_open(uri: str) -> str:
     """The command that shows the MLflow UI of a store, or its address."""
     uri = without_password(uri)

@@ -126,10 +126,8 @@ class Tracker(threading.Thread):
             self._wake.wait(_POLL_SECONDS)
 
     def _say_problem(self, error: Exception) -> None:
-        lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a")]
-        first_line = (lines or [""])[0]  # SQLAlchemy's remark on its own working left out
         told = self.problem is not None
-        self.problem = f"{type(error).__name__}: {first_line[:200]}"
+        self.problem = store.in_one_line(error, self.uri)
         if not told:
             self.tell(
                 f"MLflow at {store.without_password(self.uri)} does not take what it is sent "

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_runs
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import tiny_runs
 from raymi.attacks.catalogue import Batch, Threat, find_attack, run_attack
 from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
@@ -237,7 +237,7 @@ def test_files_of_others_are_built_from_the_settings(trained, tmp_path, suffix):
     assert found.name == "copy"
     assert found.digest == find(trained.path, "best").subject.digest
     other = tiny_runs.tiny_config({"model.depth": 7})
-    with pytest.raises(UserError, match="are not those of name=small-cnn.*model.depth"):
+    with pytest.raises(UserError, match=r"are not those of name=small-cnn.*model\.depth"):
         find(path, config=other, **SIZES).subject.load()
     with pytest.raises(UserError, match="one model: leave out last"):
         find(path, "last", **SIZES)
@@ -270,7 +270,7 @@ def test_files_that_are_no_state_dict_are_refused_with_what_they_are(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_weights(tmp_path / "x.safetensors")
     (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(UserError, match="name ends in .safetensors, .pt"):
+    with pytest.raises(UserError, match=r"name ends in \.safetensors, \.pt"):
         find(tmp_path / "x.csv")
 
 

@@ -356,6 +356,19 @@ def test_a_store_that_stays_away_holds_up_nobody_and_loses_nothing(
     assert history(folder, run.info.run_id, "train/loss") == [(1, 1.5)]
 
 
+def test_a_store_that_does_not_answer_is_told_without_its_password(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    told: list[str] = []
+    followed = Tracker(config, folder, ABOUT, folder.path.parents[1], told.append)
+    followed.start()
+    wait_until(lambda: bool(told))
+    assert "127.0.0.1:9" in told[0]
+    assert SECRET not in told[0] + (followed.problem or "")
+
+
 def test_closing_does_not_wait_for_the_next_try(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,173 @@
+"""Classifiers found in a real MLflow store, without unpickling anything."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_runs
+import torch
+from torch import nn
+
+from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError
+from raymi.evaluation.program import Program
+from raymi.orchestration.subjects import Found, find_subject, needs_data
+from raymi.tracking import store
+from raymi.tracking.tracker import Tracker
+
+mlflow = pytest.importorskip("mlflow")
+
+ABOUT = {"id": "89abcdef", "recipe": "tiny", "command": "python -m raymi.train"}
+WAIT = 120.0  # seconds; only a failing test waits that long
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a store and a finished run, whose best model is registered as `tiny`."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store._SETTINGS.items():
+            patch.setenv(name, value)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.chdir(home)
+        folder = RunFolder(home / "runs" / "mine")
+        settings = {"tracking.enabled": True, "tracking.registered_name": "tiny"}
+        tiny_runs.tiny_run(0, 1, folder.path, settings, [])
+        config = tiny_runs.tiny_config(settings)
+        folder.write_config(config)
+        tracker = Tracker(config, folder, ABOUT, home)
+        tracker.start()
+        assert tracker.close("FINISHED", WAIT), tracker.problem
+        client = store.connect(store.tracking_uri(home))
+        client.set_registered_model_alias("tiny", "champion", "1")
+        yield home
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(home)
+    return home
+
+
+def find(name: str, **more: Any) -> Found:
+    return find_subject(name, tiny_runs.tiny_config(), **more)
+
+
+def images(num: int = 5) -> torch.Tensor:
+    return torch.rand(num, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def log(model: nn.Module, **how: Any) -> Any:
+    """A model that somebody else logged."""
+    example = np.full((2, 3, 8, 8), 0.5, dtype=np.float32)
+    with store.current(store.tracking_uri(Path.cwd())):
+        return mlflow.pytorch.log_model(
+            model.eval(), name="theirs", input_example=example, pip_requirements=["torch"], **how
+        )
+
+
+def other_net() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+
+
+def test_a_logged_model_is_the_model_of_its_run_by_whatever_address(here):
+    of_run = find("mine", which="best")
+    assert of_run.uri == store.tracking_uri(here)
+    assert of_run.model_id is not None
+    addresses = ["models:/tiny@champion", "models:/tiny/1", f"models:/{of_run.model_id}"]
+    for address in [*addresses, f"runs:/{of_run.run_id}/best"]:
+        assert not needs_data(address, tiny_runs.tiny_config())
+        found = find(address)
+        assert found.subject.digest == of_run.subject.digest
+        assert found.subject.build["kind"] == "raymi"
+        assert (found.uri, found.run_id, found.model_id) == (
+            of_run.uri, of_run.run_id, of_run.model_id,
+        )  # fmt: skip
+        assert found.config == of_run.config
+        assert found.folder is None
+    assert find(addresses[0]).subject.name == "tiny-champion"
+    assert torch.equal(found.subject.load()(images()), of_run.subject.load()(images()))
+    last = find("mine", which="last")
+    assert find(f"models:/{last.model_id}").subject.digest == last.subject.digest
+    with pytest.raises(UserError, match="is one model: leave out last"):
+        find("models:/tiny/1", which="last")
+
+
+def test_finding_leaves_mlflow_as_it_was(here):
+    before = dict(os.environ), mlflow.is_tracking_uri_set()
+    find("models:/tiny/1")
+    assert before == (dict(os.environ), mlflow.is_tracking_uri_set())
+
+
+def test_models_of_others_are_their_exported_programs(here):
+    model = other_net()
+    info = log(model, serialization_format="pt2")
+    found = find(f"models:/{info.model_id}")
+    program = found.subject.load()
+    assert isinstance(program, Program)
+    torch.testing.assert_close(program(images()), model(images()))
+    assert found.config is None
+    assert found.model_id == info.model_id
+
+
+def test_pickled_models_are_refused(here):
+    info = log(other_net(), serialization_format="pickle")
+    with pytest.raises(UserError, match=r"would need pickle.*serialization_format=.pt2") as refusal:
+        find(f"models:/{info.model_id}")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "models:/tiny@chmpion",
+        "models:/tiny/7",
+        "models:/tyni/1",
+        "models:/m-0123",
+        "models:/tiny",
+        "models:/",
+        "runs:/0123/best",
+        "runs:/0123",
+    ],
+)
+def test_what_is_not_there_is_said_in_one_line(here, address):
+    with pytest.raises(UserError, match="cannot get") as refusal:
+        find(address)
+    assert "\n" not in str(refusal.value)
+    assert address in str(refusal.value)
+    assert ("did you mean tiny?" in str(refusal.value)) == (address == "models:/tyni/1")
+
+
+def test_a_store_that_does_not_answer_is_named_without_its_password(here, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"from MLflow at http://127.0.0.1:9 ") as refusal:
+        find("models:/tiny/1")
+    assert "s3cret" not in str(refusal.value)
+
+
+def test_no_store_is_made_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="there is no MLflow store"):
+        find("models:/tiny/1")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_outlives_the_configuration_of_its_run(here, tmp_path, monkeypatch):
+    kept = find("models:/tiny/1")
+    (config,) = (here / "mlruns").glob(f"{kept.run_id}/artifacts/config.json")
+    shutil.move(config, tmp_path)
+    try:
+        found = find("models:/tiny/1")
+    finally:
+        shutil.move(tmp_path / "config.json", config)
+    assert found.config is None
+    assert found.subject == kept.subject
