@@ -4,31 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from raymi.evaluation.blocks import BlockAttacker, Outcome, Schedule, Step
 from raymi.evaluation.ledger import Ledger
-
-
-class Task(NamedTuple):
-    """A step to make: of which classifier, by its name; the samples that are left for it, (M,)
-    int64; x_adv (M, 3, H, W) where the attack was made before, on another classifier."""
-
-    subject: str
-    step: Step
-    samples: Tensor
-    x_adv: Tensor | None = None
-
-
-class Done(NamedTuple):
-    """What came of a step; x_adv (M, 3, H, W) only where it is to be kept."""
-
-    step: Step
-    outcome: Outcome
-    x_adv: Tensor | None = None
+from raymi.evaluation.steps import Done, Task, make
 
 
 class Pool(Protocol):
@@ -38,7 +21,10 @@ class Pool(Protocol):
         """Takes a step to make; returns at once."""
 
     def next(self) -> Done:
-        """Waits for one of the steps that were submitted to be done, in any order."""
+        """Waits for one of the steps that were submitted to be done, in any order.
+
+        Raises: UserError or StepFailed where it cannot be made.
+        """
 
 
 class InThisProcess:
@@ -55,9 +41,7 @@ class InThisProcess:
         self._waiting.append(task)
 
     def next(self) -> Done:
-        task = self._waiting.popleft()
-        attacker = self._attacker_of(task.subject)
-        return Done(task.step, *attacker.perform(task.step, task.samples, task.x_adv))
+        return make(self._waiting.popleft(), self._attacker_of)
 
 
 Lookup = Callable[[Step, Tensor], Tensor | None]
@@ -94,7 +78,7 @@ def run(
             if there and outcome is not None:
                 known.append((step, outcome))
             else:
-                pool.submit(Task(subject, step, samples, made_before(step, samples)))
+                pool.submit(Task(subject, step, samples, made_before(step, samples), keep(step)))
                 going_on += 1
 
     begin(schedule.first())
@@ -106,7 +90,7 @@ def run(
             continue
         step, outcome, x_adv = pool.next()
         going_on -= 1
-        if keep(step) and x_adv is not None:
+        if x_adv is not None:
             ledger.keep(step, outcome.samples, x_adv)
         ledger.record(step, outcome)
         begin(schedule.after(step, outcome))

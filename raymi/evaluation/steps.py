@@ -1,0 +1,102 @@
+"""One step of an evaluation, wherever it is made, and what is said where it cannot be."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import raymi
+from raymi.errors import UserError
+from raymi.evaluation.blocks import BlockAttacker, Outcome, Step
+
+_TORCH = os.path.dirname(torch.__file__)
+_LIBRARIES = (
+    str(Path(raymi.__file__).parent),
+    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
+    "<",  # frozen modules
+)
+
+
+class Task(NamedTuple):
+    """A step to make: of which classifier, by its name; the samples that are left for it, (M,)
+    int64; x_adv (M, 3, H, W) where the attack was made before, on another classifier; `keep`, its
+    adversarial samples are asked for."""
+
+    subject: str
+    step: Step
+    samples: Tensor
+    x_adv: Tensor | None = None
+    keep: bool = False
+
+    def __str__(self) -> str:
+        step = self.step
+        attack = step.attack if step.attack == step.ensemble else f"{step.ensemble}'s {step.attack}"
+        return f"{attack} on block {step.block}" + (f" of {self.subject}" if self.subject else "")
+
+
+class Done(NamedTuple):
+    """What came of a step; x_adv (M, 3, H, W) only where it is to be kept."""
+
+    step: Step
+    outcome: Outcome
+    x_adv: Tensor | None = None
+
+
+class StepFailed(RuntimeError):
+    """A step cannot be made, and no setting of raymi's would change that.
+
+    The message says which step, what happened and where: it stands alone.
+    """
+
+
+def make(task: Task, attacker_of: Callable[[str], BlockAttacker]) -> Done:
+    """Makes a step.
+
+    Args: task; attacker_of, what attacks the classifier of a name.
+    Raises: UserError for what the user can put right, too little memory included; StepFailed where
+        anything else fails, such as the user's own network.
+    """
+    try:
+        attacker = attacker_of(task.subject)
+        outcome, x_adv = attacker.perform(task.step, task.samples, task.x_adv)
+    except UserError as error:
+        raise UserError(f"{task}: {error}") from error
+    except Exception as error:
+        if _is_lack_of_memory(error):
+            raise UserError(
+                f"{task}: {len(task.samples)} images at once do not fit into memory, set a smaller "
+                f"evaluation.block ({type(error).__name__}: {_first_line(error)})"
+            ) from error
+        raise StepFailed(f"{task}: {what_happened(error)}") from error
+    return Done(task.step, outcome, x_adv if task.keep else None)
+
+
+def what_happened(error: Exception) -> str:
+    """The error, and the line that it came from: the user's own, where one is involved."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    others = [frame for frame in frames if not frame.filename.startswith(_TORCH)]
+    place = next((found[-1] for found in (theirs, others, frames) if found), None)
+    where = f" ({place.filename}:{place.lineno})" if place else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """PyTorch has a type of its own for most cases, not for all."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
