@@ -49,12 +49,17 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
 
 
 def print_help(
-    console: Console, usage: str, description: str, named: Mapping[str, Mapping[str, str]]
+    console: Console,
+    usage: str,
+    description: str,
+    named: Mapping[str, Mapping[str, str]],
+    takes: Callable[[str], bool] = lambda key: True,
 ) -> None:
     """Prints usage, named things (recipes, data sets, models) and every key with type, default,
     text; wrapped on a terminal only, so that a pipe gets whole lines.
 
-    Args: named, from a heading to names with a line of description each.
+    Args: named, from a heading to names with a line of description each; takes, whether the command
+        takes a key of `Config`.
     """
 
     def show(text: str, indent: int = 0, style: str = "") -> None:
@@ -77,6 +82,6 @@ def print_help(
             show(f"  {name:<{width}}  {text}", indent=width + 4)
     console.print()
     show("keys, set as key=value; a unique last part is enough (lr=1e-3, eps=8/255)", style="bold")
-    for key, field in leaves():
+    for key, field in filter(lambda leaf: takes(leaf[0]), leaves()):
         show(f"  {key}={default_text(field)}  ({expected(field)})", indent=6, style="cyan")
         show(" " * 6 + " ".join((field.description or "").split()), indent=6)

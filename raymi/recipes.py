@@ -116,6 +116,10 @@ BASE_RECIPES: dict[str, Recipe] = {
         "NAMID as in the paper: CIFAR-10, ResNet-18, L_inf 8/255, staged, 100 epochs",
         _as_in_the_paper("cifar10", "linf", 8 / 255),
     ),
+    "paper-cifar10-vgg19": Recipe(
+        "the same with VGG-19; paper-cifar10-vgg19-at is the surrogate for black-box transfer",
+        {**_as_in_the_paper("cifar10", "linf", 8 / 255), "model": {"name": "vgg19"}},
+    ),
     "paper-cifar10-l2": Recipe(
         "NAMID as in the paper: CIFAR-10, ResNet-18, L2 0.5, staged, 100 epochs",
         _as_in_the_paper("cifar10", "l2", 0.5),

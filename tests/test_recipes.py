@@ -68,9 +68,11 @@ def test_the_paper_s_recipes_train_as_the_paper_says(name: str) -> None:
         "estimators",
         "classifier",
     ]
-    assert (config.model.name, config.model.width, config.loss.base) == ("resnet18", None, "at")
+    *_, last = name.split("-")
+    net = last if last == "vgg19" else "resnet18"
+    assert (config.model.name, config.model.width, config.loss.base) == (net, None, "at")
     assert (config.data.crop_padding, config.data.flip) == (4, True)
-    _, data, norm = name.split("-")
+    _, data, norm = name.replace("-vgg19", "-linf").split("-")
     assert config.data.name == {"cifar10": "cifar10", "tinyimagenet": "tiny-imagenet"}[data]
     assert (config.attack.norm, config.attack.eps) == (norm, {"linf": 8 / 255, "l2": 0.5}[norm])
     assert (config.attack.steps, config.attack.step_size) == (10, config.attack.eps / 4)

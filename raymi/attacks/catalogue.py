@@ -64,7 +64,8 @@ class EvaluationAttack:
     `settings` are all that its outcome depends on beside the threat; `norms` those that it is
     defined for; `least_classes` how many the classifier must tell apart; `colour_only`, it takes
     images of 3 channels; `in_ball`, its samples obey the threat: what is outside does not count;
-    `radius`, times the threat's eps, is how far it may go (at most anywhere).
+    `radius`, times the threat's eps, is how far it may go (at most anywhere); `by_gradient`, it
+    needs a network that autograd follows.
     """
 
     name: str
@@ -75,6 +76,7 @@ class EvaluationAttack:
     colour_only: bool = False
     in_ball: bool = True
     radius: float = 1.0
+    by_gradient: bool = True
 
     def problem(self, threat: Threat, num_classes: int, channels: int) -> str | None:
         """Why it cannot be used, in words; None where it can."""
@@ -271,8 +273,8 @@ ATTACKS: dict[str, EvaluationAttack] = {
         _part("apgd-dlr", "apgd-dlr", "standard", least_classes=3),
         _part("apgd-t", "apgd-t", "standard", least_classes=4),
         _part("fab-t", "fab-t", "standard"),
-        _with("square", _auto_attack, _SQUARE | {"queries": _QUERIES}),
-        _with("square-1000", _auto_attack, _SQUARE | {"queries": 1000}),
+        _with("square", _auto_attack, _SQUARE | {"queries": _QUERIES}, by_gradient=False),
+        _with("square-1000", _auto_attack, _SQUARE | {"queries": 1000}, by_gradient=False),
         _part("apgd-ce-plus", "apgd-ce", "plus"),
         _part("apgd-dlr-plus", "apgd-dlr", "plus", least_classes=3),
         _part("fab-plus", "fab", "plus"),

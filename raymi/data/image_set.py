@@ -50,6 +50,12 @@ class ImageSet:
         index = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
         return ImageSet(self.images[index], self.labels[index], self.class_names)
 
+    def at_most(self, num: int | None) -> ImageSet:
+        """An evenly spaced selection of `num` samples; all where num is None."""
+        if num is None or num >= len(self):
+            return self
+        return self.subset(torch.arange(num) * len(self) // num)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 in hexadecimal over shape, images and labels; the same on every device."""

@@ -63,8 +63,8 @@ class Measurements:
     ) -> None:
         self.config, self.splits, self.storage, self.group = config, splits, storage, group
         self.device = device
-        self.val = _at_most(splits.val, config.validation.max_samples).to(device)
-        self.test = _at_most(splits.test, config.evaluation.max_samples).to(device)
+        self.val = splits.val.at_most(config.validation.max_samples).to(device)
+        self.test = splits.test.at_most(config.evaluation.max_samples).to(device)
         self.write, self.stop_if_requested = write, stop_if_requested
 
     def validate(self, state: TrainState, epoch: int) -> tuple[dict[str, float], list[str]]:
@@ -202,13 +202,6 @@ class Measurements:
         return beat
 
 
-def _at_most(images: ImageSet, num: int | None) -> ImageSet:
-    """An evenly spaced selection of `num` images; all where num is None."""
-    if num is None or num >= len(images):
-        return images
-    return images.subset(torch.arange(num) * len(images) // num)
-
-
 def probe_model(
     config: Config,
     splits: Splits,
@@ -224,8 +217,8 @@ def probe_model(
     """
     return probe_classifier(
         model,
-        _at_most(splits.train, config.probe.max_samples).to(device),
-        _at_most(splits.val, config.validation.max_samples).to(device),
+        splits.train.at_most(config.probe.max_samples).to(device),
+        splits.val.at_most(config.validation.max_samples).to(device),
         validation_attack(config),
         config.probe,
         group,

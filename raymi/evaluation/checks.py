@@ -100,6 +100,22 @@ def judge_attacks(
     yield _curve({radius: withstand[name] for radius, name in RADII.items()}, num, num_classes)
 
 
+def judge_transfer(transferred: Tensor, itself: Tensor, surrogate: str) -> Finding:
+    """Whether samples that were made on another network break what the same attack on the network
+    itself does not.
+
+    Args: transferred, itself (N,) bool, which samples withstand either; surrogate, its name.
+    """
+    found = compare_paired(itself, transferred)
+    stronger = found.only_first > found.only_second and found.p_value < SIGNIFICANT
+    return Finding(
+        "transfer stronger than white box",
+        stronger,
+        f"samples of {surrogate} alone break {found.only_first}, the attack on the network itself "
+        f"alone {found.only_second}",
+    )
+
+
 def _randomised(logits: Tensor, again: Tensor) -> Finding:
     unit, other = (F.normalize(one, dim=1) for one in (logits, again))
     largest = (unit - other).norm(dim=1).max().item()

@@ -57,7 +57,7 @@ class Ledger:
     def __init__(
         self, folder: Path, question: Mapping[str, Any], attacks: Mapping[str, Any] | None = None
     ) -> None:
-        self.folder = folder
+        self.folder, self.question = folder, question
         asked, settings = folder / "question.json", folder / "attacks.json"
         attacks = attacks or {}
         if asked.is_file():

@@ -36,10 +36,11 @@ _ELASTIC = {
 
 @dataclass(frozen=True)
 class Resources:
-    """What Ray gives a run: GPUs or not, and where."""
+    """What Ray gives a run: GPUs or not, where, and how many workers there is room for."""
 
     use_gpu: bool
     joined_cluster: bool
+    places: int
 
 
 def in_ray_job() -> bool:
@@ -121,14 +122,15 @@ def _resources(scaling: ScalingConfig, joined: bool) -> Resources:
         use_gpu = scaling.use_gpu == "true" or (
             scaling.use_gpu == "auto" and len(available_gpus()) >= scaling.least_workers
         )
-        return Resources(use_gpu, joined)
+        return Resources(use_gpu, joined, scaling.most_workers)
     bundle = {"CPU": scaling.cpus_per_worker}
     with_gpu = {**bundle, "GPU": 1}
     if scaling.use_gpu == "true":
         bundle = with_gpu
     _wait_for_places(scaling, bundle)
     auto = scaling.use_gpu == "auto" and _places(with_gpu) >= scaling.least_workers
-    return Resources(scaling.use_gpu == "true" or auto, joined)
+    use_gpu = scaling.use_gpu == "true" or auto
+    return Resources(use_gpu, joined, _places(with_gpu if use_gpu else bundle))
 
 
 def _wait_for_places(scaling: ScalingConfig, bundle: dict[str, int]) -> None:

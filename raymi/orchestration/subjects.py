@@ -44,6 +44,7 @@ class Found:
         uri: address of the MLflow store that it or its run is in; it may hold a password.
         run_id: of its run there.
         model_id: of itself there.
+        variant: which of its run's models it is, where that is not the chosen one.
     """
 
     subject: Subject
@@ -52,6 +53,7 @@ class Found:
     uri: str | None = None
     run_id: str | None = None
     model_id: str | None = None
+    variant: str | None = None
 
 
 def needs_data(name: str, config: Config) -> bool:
@@ -95,7 +97,14 @@ def find_subject(
         uri = tracking_uri(home_folder())
         _check_store(uri)
         logged = find_logged(name, uri)
-        return Found(logged.subject, logged.config, None, uri, logged.run_id, logged.model_id)
+        return Found(
+            logged.subject,
+            logged.config,
+            uri=uri,
+            run_id=logged.run_id,
+            model_id=logged.model_id,
+            variant=logged.variant,
+        )
     place = _locate(name, config)
     if isinstance(place, RunFolder):
         return _of_run(place, which)
@@ -151,13 +160,17 @@ def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
     parts = [folder.name, path.stem, which]
     name = "-".join(part for part in parts if part is not None)
     kept = json.loads(folder.tracking.read_text()) if folder.tracking.is_file() else {}
+    own = folder.weights(path.stem) == path  # not one of a checkpoint
     return Found(
         raymi_subject(name, built_as, read_weights(path, which)),
         config,
         folder,
         uri=kept.get("uri"),
         run_id=kept.get("run_id"),
-        model_id=kept.get("model_ids", {}).get(path.stem),
+        model_id=kept.get("model_ids", {}).get(path.stem) if own else None,
+        variant=None
+        if own and path.stem == _chosen(folder)
+        else name.removeprefix(folder.name)[1:],
     )
 
 

@@ -20,12 +20,14 @@ SCHEMES = ("models:/", "runs:/")
 
 class Logged(NamedTuple):
     """A classifier in MLflow; `config` of the run of raymi that trained it, None where it is not
-    known; `run_id` and `model_id`, None where it has none."""
+    known; `run_id` and `model_id`, None where it has none; `variant`, its name in its run, None if
+    it is the one of the run that was registered."""
 
     subject: Subject
     config: Config | None
     run_id: str | None
     model_id: str | None
+    variant: str | None
 
 
 def find_logged(address: str, uri: str) -> Logged:
@@ -63,7 +65,9 @@ def _found(client: Any, address: str, place: Path) -> Logged:
     weights = sorted((files / "extra_files").glob("*.safetensors"))
     if architecture and weights:
         subject = raymi_subject(name, architecture, read_weights(weights[0]))
-        return Logged(subject, _config(client, info.run_id, place), info.run_id, info.model_id)
+        variant = _variant(client, info.model_id)
+        config = _config(client, info.run_id, place)
+        return Logged(subject, config, info.run_id, info.model_id, variant)
     data = files / flavors.get("pytorch", {}).get("model_data", "data")
     programs = sorted(data.glob("*.pt2")) if data.is_dir() else []
     if not programs:
@@ -75,7 +79,16 @@ def _found(client: Any, address: str, place: Path) -> Logged:
             "model=module:function"
         )
     subject = program_subject(name, programs[0].read_bytes())
-    return Logged(subject, None, info.run_id, info.model_id)
+    variant = _variant(client, info.model_id)
+    return Logged(subject, None, info.run_id, info.model_id, variant)
+
+
+def _variant(client: Any, model_id: str | None) -> str | None:
+    if model_id is None:
+        return None
+    model = client.get_logged_model(model_id)
+    versions = client.search_model_versions(f"run_id = '{model.source_run_id}'")
+    return None if any(one.model_id == model_id for one in versions) else model.name
 
 
 def _config(client: Any, run_id: str | None, place: Path) -> Config | None:

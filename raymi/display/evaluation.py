@@ -1,0 +1,224 @@
+"""An evaluation as people follow it, and the tables that close it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from raymi.attacks.suites import Ensemble
+from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
+from raymi.evaluation.checks import Finding
+from raymi.evaluation.report import Difference, Report
+from raymi.evaluation.robustness import AttackCount, Robustness
+from raymi.overrides import as_typed
+
+CHECKS = "signs of false robustness"
+
+
+class EvaluationDisplay:
+    """Shows each attack of a classifier: on a terminal a bar with the time left, elsewhere one line
+    when it is done.
+
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.workers = 1
+        """Among whom the blocks are shared."""
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed}/{task.total} blocks"),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._attacks: dict[str, _Attack] = {}
+
+    def __enter__(self) -> EvaluationDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, message: str, style: str = "") -> None:
+        """Prints a line above the bars; from any thread."""
+        self.console.print(Text(message, style), soft_wrap=True)
+
+    def begin(self, name: str, schedule: Schedule, main: Sequence[Ensemble]) -> None:
+        """A classifier's turn: `main` are the ensembles that it is reported with, the others of the
+        schedule belong to the checks."""
+        for task in self._bar.task_ids:
+            self._bar.remove_task(task)
+        self._attacks = {}
+        self._name, self._main = name, {CLEAN, *(ensemble.name for ensemble in main)}
+        for (ensemble, attack), blocks in schedule.steps_by_attack().items():
+            label = self._label(ensemble, attack)
+            if label not in self._attacks:
+                task = self._bar.add_task(label, total=0, detail="")
+                self._attacks[label] = _Attack(task)
+            self._attacks[label].blocks += blocks
+            self._bar.update(self._attacks[label].task, total=self._attacks[label].blocks)
+
+    def step(self, step: Step, outcome: Outcome, known: bool) -> None:
+        """A step is done; `known`: the ledger had it."""
+        label = self._label(step.ensemble, step.attack)
+        attack = self._attacks[label]
+        attack.done += 1
+        attack.given += len(outcome.samples)
+        attack.broken += int(outcome.broken.sum())
+        attack.known += known
+        if not known:
+            attack.seconds[step.attack].append(outcome.seconds)
+        if label == CHECKS:
+            detail = ""
+        elif label == CLEAN:
+            detail = f"{attack.broken} of {attack.given} misclassified"
+        else:
+            detail = f"{attack.broken} of {attack.given} broken"
+        left = attack.left(self.workers)
+        self._bar.update(
+            attack.task, completed=attack.done, detail=" · ".join(filter(None, (detail, left)))
+        )
+        if attack.done == attack.blocks:
+            again = f", {attack.known} of {attack.blocks} blocks from the ledger"
+            took = f"{sum(map(sum, attack.seconds.values())):.0f} s of work"
+            known_text = again if attack.known else ""
+            said = f": {detail}" if detail else " looked for"
+            self.say(f"{self._name} · {label}{said}, {took}{known_text}")
+
+    def finding(self, finding: Finding) -> None:
+        """A check's result, where it is a reason to doubt; the others are in the report."""
+        if finding.suspicious:
+            self.say(f"doubtful: {finding.check}: {finding.text}", style="yellow")
+
+    def _label(self, ensemble: str, attack: str) -> str:
+        if ensemble not in self._main:
+            return CHECKS
+        return attack if ensemble == attack else f"{ensemble} · {attack}"
+
+
+@dataclass
+class _Attack:
+    task: TaskID
+    blocks: int = 0
+    done: int = 0
+    given: int = 0
+    broken: int = 0
+    known: int = 0
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def left(self, workers: int) -> str:
+        """Time of this attack on the blocks that are left, as it was on those before."""
+        made = [seconds for attack in self.seconds.values() for seconds in attack]
+        if not made or self.done == self.blocks:
+            return ""
+        seconds = int((self.blocks - self.done) * sum(made) / len(made) / workers)
+        hours, rest = divmod(seconds, 3600)
+        return f"{hours}:{rest // 60:02}:{rest % 60:02} left"
+
+
+def print_report(console: Console, report: Report) -> None:
+    """Accuracies with their intervals, what each attack did, and what is doubtful."""
+    console.print(Text(f"{report.name}: {report.data}, {threat_text(report)}"), soft_wrap=True)
+    table = Table()
+    table.add_column("attack", no_wrap=True)
+    for heading in ("accuracy", "95% interval", "right", "broken", "work"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in report.results:
+        low, high = result.interval
+        (*_, last) = result.attacks
+        whole = len(result.attacks) == 1
+        table.add_row(
+            result.name,
+            f"{100 * result.accuracy:.1f}%",
+            f"{100 * low:.1f}-{100 * high:.1f}%",
+            f"{result.right} of {result.num}",
+            _broken(last) if whole else "",
+            f"{sum(count.seconds for count in result.attacks):.0f} s",
+        )
+        if not whole:
+            for count in result.attacks:
+                table.add_row(
+                    f"  {count.attack}", "", "", "", _broken(count), f"{count.seconds:.0f} s"
+                )
+    console.print(table)
+    for result in report.results:
+        _say_unusable(console, result)
+    doubtful = report.suspicions
+    for finding in doubtful:
+        console.print(Text(f"doubtful: {finding.check}: {finding.text}", "yellow"), soft_wrap=True)
+    if report.findings and not doubtful:
+        console.print(
+            Text(f"no sign of false robustness in {len(report.findings)} checks"), soft_wrap=True
+        )
+
+
+def print_differences(console: Console, found: Sequence[Difference]) -> None:
+    """Pairs of classifiers on the same samples, with McNemar's test."""
+    table = Table(title="differences on the same samples (McNemar's test, exact)")
+    table.add_column("attack", no_wrap=True)
+    for heading in ("first - second", "difference", "only first", "only second", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in found:
+        table.add_row(
+            one.attack,
+            f"{one.first} - {one.second}",
+            f"{100 * one.found.difference:+.1f}%",
+            str(one.found.only_first),
+            str(one.found.only_second),
+            f"{one.found.p_value:.2g}",
+        )
+    console.print(table)
+
+
+def print_transfer(
+    console: Console,
+    attack: str,
+    targets: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Robustness]]],
+) -> None:
+    """The transfer matrix: accuracies of targets (columns) on the samples of surrogates (rows)."""
+    table = Table(title=f"transfer of {attack}: accuracy of each target, 95% interval")
+    table.add_column("made on", no_wrap=True)
+    for target in targets:
+        table.add_column(target, justify="right", no_wrap=True)
+    for label, results in rows:
+        cells = []
+        for result in results:
+            low, high = result.interval
+            cells.append(f"{100 * result.accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})")
+        table.add_row(label, *cells)
+    console.print(table)
+
+
+def threat_text(report: Report) -> str:
+    """The threat model in words."""
+    threat = report.question["threat"]
+    norm = {"linf": "L_inf", "l2": "L2"}[threat["norm"]]
+    return f"{norm} eps {as_typed(threat['eps'])}"
+
+
+def _broken(count: AttackCount) -> str:
+    return f"{count.broken} of {count.given}"
+
+
+def _say_unusable(console: Console, result: Robustness) -> None:
+    for count in result.attacks:
+        if count.unusable:
+            console.print(
+                Text(
+                    f"{count.attack} made no image of {count.unusable} of {count.given} samples "
+                    "(its gradients were not finite): they count as right",
+                    "yellow",
+                ),
+                soft_wrap=True,
+            )

@@ -1,0 +1,221 @@
+"""`python -m raymi.evaluate model=A[,B] [suite=NAME] [key=value ...]`: robust accuracy of any
+classifier, with the attacks shared among all workers.
+
+model: a run of raymi (name or folder; which=last for another of its models than the chosen one), a
+registered model (models:/NAME@ALIAS), a file of weights (.safetensors, .pt; give model.name=... if
+no run is around it), or module:function, called for a torch module that maps images in [0, 1] to
+logits. Several with commas between them are compared on the same images, in pairs.
+
+suite: what is reported, by default standard (clean, PGD-40, AutoAttack). Or attacks: names of
+single attacks (pgd-N, pgd-NxR with R restarts, and @2eps after a name for another radius), and of
+ensembles. Data and threat are those that a run was trained for; data.name=..., attack.norm=...,
+attack.eps=... say others. split=val attacks validation images, samples=N takes an even selection.
+
+surrogate: classifiers on which samples are made that the models are then judged by (black-box
+transfer), with single attacks, by default pgd-40.
+
+Every outcome goes at once into a ledger below results=FOLDER (./evaluations), in a folder for each
+model, data, threat, seed, block and version of the code. The command given again after any
+interruption goes on from there, and ends with the same numbers, on any number of workers. keep=true
+keeps the adversarial images as well. checks=N is how many images are looked at for signs of false
+robustness (200; 0 for none). --json FILE writes all numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from raymi.attacks.catalogue import ATTACKS
+from raymi.attacks.suites import SUITES
+from raymi.command import EXIT_FAILED, print_help, run_command
+from raymi.data import DATASETS
+from raymi.display.evaluation import (
+    EvaluationDisplay,
+    print_differences,
+    print_report,
+    print_transfer,
+)
+from raymi.evaluation.assessment import Assessment
+from raymi.evaluation.report import Report, differences, transfer_matrix
+from raymi.evaluation.run import Lookup, Pool
+from raymi.evaluation.steps import StepFailed
+from raymi.files import write_atomically
+from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
+from raymi.orchestration.evaluation_pools import open_pool
+from raymi.orchestration.evaluation_request import takes
+from raymi.orchestration.launch import Stopped
+from raymi.orchestration.names import home_folder
+from raymi.tracking.evaluations import Place, log_evaluation
+from raymi.tracking.store import how_to_open, tracking_uri, without_password
+
+USAGE = (
+    "python -m raymi.evaluate model=A[,B] [suite=NAME | attacks=A,B] [surrogate=A,B] "
+    "[samples=N] [split=test|val] [key=value ...] [--json FILE] [--help]"
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(_evaluate, argv)
+
+
+def _evaluate(words: list[str]) -> int:
+    console = Console(highlight=False)
+    if {"--help", "-h"} & set(words):
+        return _help(console)
+    plan = planned(words)
+    try:
+        reports = _attack(console, plan)
+    except (Stopped, KeyboardInterrupt) as stop:
+        signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+        return _ended(console, plan, f"stopped by {signal.Signals(signum).name}", 128 + signum)
+    except StepFailed as failure:
+        return _ended(console, plan, f"the evaluation failed: {failure}", EXIT_FAILED)
+    _show(console, plan, reports)
+    return 0
+
+
+def _ended(console: Console, plan: EvaluationPlan, why: str, code: int) -> int:
+    kept = f"what was computed is kept in {plan.request.results}"
+    text = f"{why}; {kept}; to continue: {plan.request.command}"
+    console.print(Text(text), soft_wrap=True)
+    return code
+
+
+def _attack(console: Console, plan: EvaluationPlan) -> list[Report]:
+    """Makes all steps; the reports of the targets in the order in which they were named."""
+    with EvaluationDisplay(console) as display:
+        for judged in plan.targets:
+            for finding in judged.outputs:
+                display.finding(finding)
+        with open_pool(plan.work, plan.scaling, display.say) as opened:
+            display.workers = opened.workers
+            makers, targets = plan.assessments(opened.device)
+            for maker in makers:
+                _make(display, maker, opened.pool, plan.made_before([]))
+            made_before = plan.made_before(makers)
+            return [
+                _reported(_make(display, target, opened.pool, made_before)) for target in targets
+            ]
+
+
+def _make(
+    display: EvaluationDisplay, assessment: Assessment, pool: Pool, made_before: Lookup
+) -> Assessment:
+    """Makes the steps of one classifier, and shows them; what its checks say as soon as they have
+    it all."""
+    told = False
+    with assessment.ledger.alone():
+        display.begin(assessment.name, assessment.schedule, assessment.main)
+        for step, outcome, known in assessment.run(pool, made_before):
+            display.step(step, outcome, known)
+            if not told and (findings := assessment.check_findings()):
+                told = True
+                for finding in findings:
+                    display.finding(finding)
+    return assessment
+
+
+def _reported(assessment: Assessment) -> Report:
+    """What was found, also as files beside the outcomes."""
+    report = assessment.report()
+    assessment.export()
+    write_atomically(report.folder / "report.json", _json(report.as_json()))
+    return report
+
+
+def _show(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) -> None:
+    pairs = list(differences(reports))
+    surrogates = [judged.subject.name for judged in plan.surrogates]
+    matrices = {
+        ensemble.name: transfer_matrix(reports, ensemble.name, surrogates)
+        for ensemble in plan.main
+        if surrogates
+    }
+    if plan.request.json is not None:
+        told: dict[str, Any] = {
+            "models": [report.as_json() for report in reports],
+            "differences": [pair.as_json() for pair in pairs],
+            "transfer": {
+                attack: {
+                    label: {
+                        report.name: result.accuracy
+                        for report, result in zip(reports, row, strict=True)
+                    }
+                    for label, row in rows
+                }
+                for attack, rows in matrices.items()
+            },
+        }
+        write_atomically(plan.request.json, _json(told))
+    for report in reports:
+        print_report(console, report)
+    for attack, rows in matrices.items():
+        print_transfer(console, attack, [report.name for report in reports], rows)
+    if pairs:
+        print_differences(console, pairs)
+    for report in reports:
+        console.print(Text(f"outcomes of {report.name}  {report.folder}"), soft_wrap=True)
+    if plan.request.json is not None:
+        console.print(Text(f"all numbers  {plan.request.json}"), soft_wrap=True)
+    if plan.config.tracking.enabled:
+        _track(console, plan, reports)
+
+
+def _track(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) -> None:
+    """Tells MLflow; where it does not answer, the same command tells it later."""
+    home = home_folder()
+    for judged, report in zip(plan.targets, reports, strict=True):
+        found = judged.found
+        place = Place(found.uri or tracking_uri(home), found.run_id, found.model_id, found.variant)
+        try:
+            run_id = log_evaluation(
+                report,
+                place,
+                experiment=plan.config.tracking.experiment,
+                home=home,
+                data_name=plan.data,
+                files=[report.folder / "outcomes.parquet"],
+            )
+        except Exception as error:  # whatever the server or the network does, the numbers are here
+            first = (str(error).splitlines() or [""])[0]
+            console.print(
+                Text(
+                    f"MLflow at {without_password(place.uri)} did not take the evaluation of "
+                    f"{report.name} ({type(error).__name__}: {first}); nothing is lost, deliver it "
+                    f"with: {plan.request.command}"
+                ),
+                soft_wrap=True,
+            )
+            continue
+        console.print(
+            Text(f"MLflow run of {report.name}  {run_id}  ({how_to_open(place.uri)})"),
+            soft_wrap=True,
+        )
+
+
+def _json(tree: Any) -> bytes:
+    return json.dumps(tree, indent=2).encode()
+
+
+def _help(console: Console) -> int:
+    named = {
+        "suites": {name: ", ".join(("clean", *reported)) for name, reported in SUITES.items()},
+        "attacks": {name: f"in {' and '.join(attack.norms)}" for name, attack in ATTACKS.items()}
+        | {"pgd-N, pgd-NxR": "PGD of N steps of eps / 4, with R restarts, in linf and l2"},
+        "data sets (data.name)": DATASETS,
+    }
+    description = (__doc__ or "").partition(": ")[2]
+    print_help(console, USAGE, description[:1].upper() + description[1:], named, takes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

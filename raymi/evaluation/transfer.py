@@ -1,0 +1,78 @@
+"""Black-box transfer: samples made on a surrogate, by which other classifiers are judged.
+
+A surrogate attacks all images, also those that it misclassifies; its samples are kept. Each target
+is then judged on those of the images that it classifies right itself. As in every evaluation, what
+it gets wrong already is wrong under the attack as well.
+
+Source: Papernot, McDaniel, Goodfellow, "Transferability in machine learning", 2016.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from raymi.attacks.catalogue import Batch, Threat, find_attack
+from raymi.attacks.suites import Ensemble
+from raymi.evaluation.blocks import Step
+from raymi.evaluation.ledger import Ledger
+from raymi.evaluation.run import Lookup
+
+CRAFTED = "crafted-"
+"""What the name of an ensemble begins with whose samples are made for others."""
+
+
+def crafting(attack: str) -> Ensemble:
+    """The ensemble with which a surrogate makes samples of all images.
+
+    Raises: UserError where there is no such attack.
+    """
+    return Ensemble(f"{CRAFTED}{attack}", (find_attack(attack),), everyone=True)
+
+
+def transferred(attack: str, surrogate: str, digest: str) -> Ensemble:
+    """The ensemble by which a target is judged: the samples of a surrogate.
+
+    Args: attack, its name; surrogate, the name of the classifier that it was made on; digest of it.
+    """
+    made = find_attack(attack)
+    settings = {**made.settings, "attack": attack, "surrogate": digest}
+    name = transfer_name(attack, surrogate)
+    return Ensemble(name, (replace(made, name=name, craft=_made_elsewhere, settings=settings),))
+
+
+def transfer_name(attack: str, surrogate: str) -> str:
+    """Under which the accuracy of a target is reported."""
+    return f"{attack}-from-{surrogate}"
+
+
+def lookup(kept: Mapping[str, tuple[Ledger, str]]) -> Lookup:
+    """Finds the samples of surrogates.
+
+    Args: kept, for the name of each ensemble of `transferred` the ledger of the surrogate, and the
+        attack.
+    """
+
+    def find(step: Step, samples: Tensor) -> Tensor | None:
+        if step.ensemble not in kept:
+            return None
+        ledger, attack = kept[step.ensemble]
+        found = ledger.adversarial(Step(f"{CRAFTED}{attack}", 0, attack, step.block))
+        if found is None:
+            raise LookupError(f"{ledger.folder} lacks the samples of block {step.block}")
+        places, x_adv = found
+        return x_adv[torch.searchsorted(places, samples)]
+
+    return find
+
+
+def _made_elsewhere(model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
+    raise LookupError("samples of a surrogate are made on the surrogate, and given")
+
+
+def is_crafting(step: Step) -> bool:
+    """Whether the samples of a step are for others, and to be kept."""
+    return step.ensemble.startswith(CRAFTED)

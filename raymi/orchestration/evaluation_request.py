@@ -1,0 +1,272 @@
+"""What an evaluation consists of: from the words of its command to checked classifiers, images and
+attacks."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raymi.attacks.catalogue import ATTACKS, Threat, find_attack
+from raymi.attacks.suites import SUITES, Ensemble, ensembles_of, suite
+from raymi.config import Config, ScalingConfig
+from raymi.data import ImageSet
+from raymi.engine.measurements import load_data
+from raymi.errors import UserError
+from raymi.hardware import available_cores, available_gpus
+from raymi.orchestration.names import home_folder
+from raymi.orchestration.ray_session import check_this_machine, in_ray_job
+from raymi.overrides import Words, examine, flatten, nest, split_words
+
+MODELS = ("best", "last", "best-averaged", "last-averaged")
+SPLITS = ("test", "val")
+OWN: dict[str, Iterable[str]] = {
+    "model": (),
+    "surrogate": (),
+    "which": MODELS,
+    "suite": SUITES,
+    "attacks": ATTACKS,
+    "split": SPLITS,
+    "samples": (),
+    "checks": (),
+    "keep": ("true", "false"),
+    "results": (),
+    "json": (),
+}
+_TAKEN = (
+    "data.", "model.", "attack.norm", "attack.eps", "evaluation.block", "scaling.workers",
+    "scaling.use_gpu", "scaling.cpus_per_worker", "scaling.wait_minutes", "scaling.max_failures",
+    "tracking.enabled", "tracking.experiment", "seed", "out",
+)  # fmt: skip
+_OF_RUN = ("data.", "model.", "attack.norm", "attack.eps")
+"""Keys that a run brings along."""
+
+_CHECKS = 200
+_MOST_WORKERS = 1000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command line asks for, as far as it can be judged without a classifier.
+
+    `models`, `surrogates`, names as they were given; `which` of a run's models, None: the chosen
+    one; `names` of what is reported; `samples`, None: all; `checks`, samples that are looked at for
+    signs of false robustness; `settings`, given keys of `Config`; `results`, folder of all ledgers;
+    `command` that continues it.
+    """
+
+    models: tuple[str, ...]
+    surrogates: tuple[str, ...]
+    which: str | None
+    names: tuple[str, ...]
+    split: str
+    samples: int | None
+    checks: int
+    keep: bool
+    results: Path
+    json: Path | None
+    settings: dict[str, Any]
+    command: str
+
+
+def takes(key: str) -> bool:
+    """Whether an evaluation takes a key of `Config`."""
+    return key.startswith(_TAKEN)
+
+
+def requested(words: Sequence[str]) -> Request:
+    """The words of a command line, judged.
+
+    Raises: UserError with a line for each thing that is wrong.
+    """
+    parsed = split_words(_joined(words), OWN)
+    problems, own = list(parsed.problems), parsed.own
+    problems += [
+        f"{key} decides nothing here: of a run's keys give those of {', '.join(_TAKEN)}"
+        for key in flatten(parsed.settings)
+        if not takes(key)
+    ]
+    models, surrogates = (_listed(key, own, problems) for key in ("model", "surrogate"))
+    if not models and "model" not in own:
+        problems.append(
+            "model=NAME is needed: a run, a registered model (models:/NAME@ALIAS), a file of "
+            "weights, or module:function; several with commas between them"
+        )
+    names = _names(own, surrogates, problems)
+    for key in ("which", "split", "keep"):
+        if key in own and own[key] not in OWN[key]:
+            problems.append(f"{key}: expected {' | '.join(OWN[key])}, got {own[key]!r}")
+    request = Request(
+        models=models,
+        surrogates=surrogates,
+        which=own.get("which"),
+        names=names,
+        split=own.get("split", "test"),
+        samples=_whole("samples", own, None, problems),
+        checks=_whole("checks", own, _CHECKS, problems, least=0) or 0,
+        keep=own.get("keep") == "true",
+        results=Path(own.get("results") or home_folder() / "evaluations").expanduser().absolute(),
+        json=_file("json", own, problems),
+        settings=flatten(parsed.settings),
+        command=f"python -m raymi.evaluate {shlex.join(words)}".strip(),
+    )
+    problems += _wrong_values(parsed)
+    if problems:
+        raise UserError("\n".join(problems))
+    return request
+
+
+def configured(request: Request, trained: Sequence[Config | None]) -> Config:
+    """The configuration of an evaluation: that of the runs which trained its classifiers, as far as
+    it concerns images and threat, with the given settings laid over it.
+
+    Args: trained, for each classifier the configuration of its run, where that is known.
+    Raises: UserError where runs differ in what is not given, or where nothing names the data.
+    """
+    known = [
+        {k: v for k, v in flatten(one.model_dump()).items() if k.startswith(_OF_RUN)}
+        for one in trained
+        if one is not None
+    ]
+    problems = []
+    for key in known[0] if known else ():
+        if key in request.settings or key.startswith(("model.", "data.val", "data.split")):
+            continue
+        values = list(dict.fromkeys(str(one.get(key)) for one in known))
+        if len(values) > 1 and not key.endswith(_TRAINING_ONLY):
+            problems.append(
+                f"the models' runs differ in {key} ({', '.join(values)}): say which, {key}=..."
+            )
+    if not known and "data.name" not in request.settings:
+        problems.append("data.name=NAME is needed: no run says what data the model was made for")
+    config, wrong = examine(nest({**(known[0] if known else {}), **request.settings}))
+    if problems or wrong:
+        raise UserError("\n".join([*problems, *wrong]))
+    return config
+
+
+_TRAINING_ONLY = (".flip", ".crop_padding", ".generated", ".generated_fraction", ".download")
+
+
+def scaling_of(request: Request, config: Config) -> ScalingConfig:
+    """As many workers as were asked for, or as this machine has GPUs or cores for, or the cluster
+    has room for.
+
+    Raises: UserError where it has not enough.
+    """
+    scaling = config.scaling
+    if "scaling.workers" not in request.settings:
+        cores = max(1, available_cores() // scaling.cpus_per_worker)
+        gpus = 0 if scaling.use_gpu == "false" else len(available_gpus())
+        workers = f"1..{_MOST_WORKERS}" if in_ray_job() else gpus or cores
+        scaling = scaling.model_copy(update={"workers": workers})
+    check_this_machine(scaling)
+    return scaling
+
+
+def images_of(request: Request, config: Config) -> tuple[ImageSet, str]:
+    """The images that are attacked, and what they are called.
+
+    Raises: UserError for settings or files that cannot work.
+    """
+    splits = load_data(config)
+    images = (splits.test if request.split == "test" else splits.val).at_most(request.samples)
+    if not len(images):
+        raise UserError(f"{config.data.name} has no {request.split} images: choose another split")
+    return images, f"{config.data.name}-{request.split}"
+
+
+def attacks_of(request: Request, config: Config, num_classes: int) -> tuple[Ensemble, ...]:
+    """What is reported of each classifier, beside clean accuracy.
+
+    Raises: UserError with a line for each attack that cannot be used on this threat and data.
+    """
+    threat = Threat(config.attack.norm, config.attack.eps)
+    if threat.eps == 0:
+        raise UserError("attack.eps is 0, there is nothing to attack with: give eps=8/255, say")
+    try:
+        return ensembles_of(request.names, threat, num_classes)
+    except UserError as error:
+        remedy = "choose other attacks (attacks=A,B), or another threat (attack.norm, attack.eps)"
+        raise UserError(f"{error}\n{remedy}") from None
+
+
+def _names(own: dict[str, str], surrogates: Sequence[str], problems: list[str]) -> tuple[str, ...]:
+    """What is reported: a suite's, or the attacks that are named."""
+    if "attacks" in own and "suite" in own:
+        problems.append("give either suite or attacks")
+    names: tuple[str, ...]
+    if "attacks" in own:
+        names = _listed("attacks", own, problems)
+    elif surrogates and "suite" not in own:
+        names = ("pgd-40",)
+    else:
+        try:
+            names = suite(own.get("suite", "standard"))
+        except UserError as error:
+            problems.append(str(error))
+            return ()
+    if surrogates:
+        problems += _not_for_transfer(names)
+    return names
+
+
+def _not_for_transfer(names: Sequence[str]) -> list[str]:
+    problems = []
+    for name in names:
+        try:
+            find_attack(name)
+        except UserError as error:
+            problems.append(
+                f"{error} (surrogates make samples with single attacks, such as attacks=pgd-40)"
+            )
+    return problems
+
+
+def _listed(key: str, own: dict[str, str], problems: list[str]) -> tuple[str, ...]:
+    if key not in own:
+        return ()
+    names = [part.strip() for part in own[key].split(",") if part.strip()]
+    if not names:
+        problems.append(f"{key}: expected names with commas between them, got {own[key]!r}")
+    problems += [f"{key}: {n} is given twice" for n in dict.fromkeys(names) if names.count(n) > 1]
+    return tuple(dict.fromkeys(names))
+
+
+def _whole(
+    key: str, own: dict[str, str], default: int | None, problems: list[str], least: int = 1
+) -> int | None:
+    text = own.get(key)
+    if text is None:
+        return default
+    if text.isdecimal() and text.isascii() and int(text) >= least:
+        return int(text)
+    problems.append(f"{key}: expected whole number >= {least}, got {text!r}")
+    return default
+
+
+def _file(key: str, own: dict[str, str], problems: list[str]) -> Path | None:
+    if not own.get(key):
+        return None
+    path = Path(own[key]).expanduser().absolute()
+    if not path.parent.is_dir():
+        problems.append(f"{key}: there is no folder {path.parent}: make it, or give another file")
+    return path
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """`--json FILE` as one word."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--json" and "=" not in word:
+            joined[-1] = f"json={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _wrong_values(parsed: Words) -> list[str]:
+    """What is wrong with given settings, whatever the classifier's run says beside them."""
+    return examine({"data": {"name": "digits"}, **parsed.settings})[1]
