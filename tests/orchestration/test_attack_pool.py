@@ -9,107 +9,47 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from pool_work import (
+    FIRST,
+    MINE,
+    SCHEDULE,
+    Found,
+    evaluate,
+    expect_equal,
+    gone_after,
+    in_this_process,
+    runs,
+    users_module,
+    waiting,
+    work,
+)
 from raymi_command import environment, wait_for
 
-from raymi.attacks.catalogue import Threat
-from raymi.attacks.suites import ensembles_of
 from raymi.config import ScalingConfig
-from raymi.data import ImageSet
 from raymi.errors import UserError
-from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
-from raymi.evaluation.ledger import Ledger
-from raymi.evaluation.run import InThisProcess, Pool, run
+from raymi.evaluation.blocks import CLEAN, Step
+from raymi.evaluation.run import InThisProcess, Pool
 from raymi.evaluation.steps import StepFailed, Task
 from raymi.evaluation.work import Attackers, Work
 from raymi.orchestration.ray_session import ray_session
 
-MINE = '''
-import os
-import time
-from pathlib import Path
-import torch
-from torch import nn
-
-class Plain:
-    """A small network, the same each time."""
-    def load(self):
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 5))
-
-class With(Plain):
-    """The same network, with something before each forward."""
-    def __init__(self, first):
-        self.first = first
-    def load(self):
-        return nn.Sequential(self.first, super().load())
-
-class WaitsFor(nn.Module):
-    """Says who it is, and waits for a file."""
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = Path(folder)
-    def forward(self, x):
-        while not (self.folder / "go").exists():
-            (self.folder / "pid").write_text(str(os.getpid()))
-            time.sleep(0.02)
-        return x
-
-class Ends(nn.Module):
-    def forward(self, x):
-        os._exit(3)
-
-class Fails(nn.Module):
-    def __init__(self, message):
-        super().__init__()
-        self.message = message
-    def forward(self, x):
-        raise RuntimeError(self.message)
-
-class CannotBeLoaded:
-    def load(self):
-        return torch.load("/nowhere.pt")
-
-class Pickled:
-    """Cannot be unpickled where it is sent to."""
-    def __reduce__(self):
-        return _unpickled, ()
-
-def _unpickled():
-    raise ImportError("not on this node")
-
-class EndsItsWorker:
-    def __reduce__(self):
-        return os._exit, (4,)
-'''
-THREAT, NAMES, SIZE = Threat("linf", 0.1), ("pgd-3", "autoattack-rand"), 10
-ENSEMBLES = ensembles_of(NAMES, THREAT, 5)
-SCHEDULE = Schedule(35, SIZE, ENSEMBLES)
-FIRST = Task("net", Step(CLEAN, 0, CLEAN, 0), torch.arange(SIZE))
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the user's own module is."""
-    folder = tmp_path_factory.mktemp("user")
-    (folder / "pool_mine.py").write_text(MINE)
-    sys.path.insert(0, str(folder))
-    yield folder
-    sys.path.remove(str(folder))
+    return tmp_path_factory.mktemp("user")
 
 
 @pytest.fixture(scope="module")
 def mine(folder: Path) -> Any:
-    import pool_mine
-
-    return pool_mine
+    return users_module(folder)
 
 
 @pytest.fixture(scope="module")
@@ -135,46 +75,9 @@ def start(ray_here: None, folder: Path) -> Iterator[Callable[..., Any]]:
         pool.close()
 
 
-def work(**subjects: Any) -> Work:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (35, 3, 12, 12), dtype=torch.uint8, generator=generator)
-    images = ImageSet(pixels, torch.arange(35) % 5, tuple("abcde"))
-    return Work(subjects, images, dict.fromkeys(subjects, ENSEMBLES), THREAT, seed=3)
-
-
-Found = Mapping[Step, tuple[Outcome, torch.Tensor | None]]
-
-
-def evaluate(pool: Pool, folder: Path) -> Found:
-    """All outcomes, and the adversarial samples of one attack."""
-    ledger = Ledger(folder / "ledger", {})
-    steps = run(SCHEDULE, ledger, pool, "net", keep=lambda step: step.attack == "pgd-3")
-    return {
-        step: (outcome, ledger.adversarial(step) if step.attack == "pgd-3" else None)
-        for step, outcome, _ in steps
-    }
-
-
 @pytest.fixture(scope="module")
 def expected(mine: Any, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        attackers = Attackers(work(net=mine.Plain()))
-        return evaluate(InThisProcess(attackers), tmp_path_factory.mktemp("expected"))
-    finally:
-        torch.set_num_threads(threads)
-
-
-def expect_equal(found: Found, expected: Found) -> None:
-    assert found.keys() == expected.keys()
-    for step, (outcome, kept) in expected.items():
-        other, other_kept = found[step]
-        for name in ("samples", "labels", "predictions", "broken", "usable", "linf", "l2"):
-            assert torch.equal(getattr(outcome, name), getattr(other, name)), (step, name)
-        if step.attack == "pgd-3":
-            for tensor, same in zip(kept, other_kept, strict=True):
-                assert torch.equal(tensor, same), step
+    return in_this_process(work(net=mine.Plain()), tmp_path_factory.mktemp("expected"))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -195,7 +98,7 @@ def test_a_killed_worker_costs_time_and_nothing_else(
     victims: list[int] = []
 
     def kill_one() -> None:
-        victims.append(waiting(tmp_path))
+        victims.append(waiting(tmp_path)[0])
         os.kill(victims[0], signal.SIGKILL)
         (tmp_path / "go").touch()
 
@@ -203,7 +106,7 @@ def test_a_killed_worker_costs_time_and_nothing_else(
     killer.start()
     expect_equal(evaluate(pool, tmp_path), expected)
     killer.join()
-    assert not psutil.pid_exists(victims[0])
+    assert not runs(victims[0])
     (line,) = told
     assert "a worker was lost, as its process" in line
     assert line.endswith("is made again")
@@ -242,7 +145,7 @@ def test_an_interrupt_is_heard_at_once_and_workers_are_gone(
         finally:
             signal.signal(signal.SIGINT, before)
         assert time.monotonic() - heard[0] < 1
-    gone_after(5, waiting(tmp_path))
+    gone_after(5, *waiting(tmp_path))
 
 
 def test_the_users_error_is_one_message_with_the_users_line(
@@ -324,60 +227,44 @@ def test_no_place_for_any_worker_is_one_message(
 
 DRIVER = """
 import sys
-import test_attack_pool as test
+from pathlib import Path
+from pool_work import FIRST, users_module, work
 from raymi.config import ScalingConfig
 from raymi.orchestration.ray_session import ray_session
 
-folder = sys.argv[1]
-sys.path.insert(0, folder)
-import pool_mine as mine
+folder = Path(sys.argv[1])
+mine = users_module(folder)
 scaling = ScalingConfig(workers=2, use_gpu="false")
 with ray_session(scaling):
     from raymi.orchestration.attack_pool import AttackPool
 
-    subjects = {f"net{block}": mine.With(mine.WaitsFor(f"{folder}/{block}")) for block in range(2)}
-    with AttackPool(test.work(**subjects), scaling, use_gpu=False, import_path=folder) as pool:
+    subjects = {f"net{block}": mine.With(mine.WaitsFor(folder / str(block))) for block in range(2)}
+    with AttackPool(work(**subjects), scaling, use_gpu=False, import_path=str(folder)) as pool:
         for name in subjects:
-            pool.submit(test.FIRST._replace(subject=name))
+            pool.submit(FIRST._replace(subject=name))
         pool.next()
 """
 
 
-def test_a_killed_driver_leaves_no_workers(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "pool_mine.py").write_text(MINE)
+@pytest.mark.slow
+def test_a_killed_driver_leaves_no_workers(tmp_path: Path) -> None:
     (tmp_path / "driver.py").write_text(DRIVER)
-    for block in range(2):
-        (tmp_path / str(block)).mkdir()
-    paths = os.pathsep.join(path for path in sys.path if path)
+    folders = [tmp_path / "0", tmp_path / "1"]
+    for folder in folders:
+        folder.mkdir()
     driver = subprocess.Popen(
         [sys.executable, tmp_path / "driver.py", tmp_path],
-        env=environment(PYTHONPATH=paths),
+        env=environment(PYTHONPATH=os.pathsep.join(path for path in sys.path if path)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     try:
-        wait_for(lambda: all((tmp_path / f"{block}/pid").exists() for block in (0, 1)), driver)
+        wait_for(lambda: all(list(folder.glob("*.pid")) for folder in folders), driver)
         family = psutil.Process(driver.pid).children(recursive=True)
-        workers = [child for child in family if "AttackWorker" in " ".join(child.cmdline())]
-        assert {child.pid for child in workers} == {waiting(tmp_path / str(b)) for b in (0, 1)}
+        workers = {child.pid for child in family if "AttackWorker" in " ".join(child.cmdline())}
+        assert workers == {pid for folder in folders for pid in waiting(folder)}
     finally:
         driver.kill()
         driver.communicate()
-    gone_after(15, *(child.pid for child in family))
-
-
-def waiting(folder: Path) -> int:
-    """Process in which the network of a folder waits."""
-    deadline = time.monotonic() + 60
-    while not (text := (folder / "pid").read_text() if (folder / "pid").exists() else ""):
-        assert time.monotonic() < deadline, "no worker came"
-        time.sleep(0.02)
-    return int(text)
-
-
-def gone_after(seconds: float, *pids: int) -> None:
-    deadline = time.monotonic() + seconds
-    while any(psutil.pid_exists(pid) for pid in pids):
-        assert time.monotonic() < deadline, "still there"
-        time.sleep(0.05)
+    gone_after(15, *workers)

@@ -1,0 +1,161 @@
+"""An evaluation of a small network, for pools of workers to be tested with."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from raymi.attacks.catalogue import Threat
+from raymi.attacks.suites import ensembles_of
+from raymi.data import ImageSet
+from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
+from raymi.evaluation.ledger import Ledger
+from raymi.evaluation.run import InThisProcess, Pool, run
+from raymi.evaluation.steps import Task
+from raymi.evaluation.work import Attackers, Work
+
+MINE = '''
+import os
+import time
+from pathlib import Path
+import torch
+from torch import nn
+
+class Plain:
+    """A small network, the same each time."""
+    def load(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 5))
+
+class With(Plain):
+    """The same network, with something before each forward."""
+    def __init__(self, first):
+        self.first = first
+    def load(self):
+        return nn.Sequential(self.first, super().load())
+
+class WaitsFor(nn.Module):
+    """Says who it is, and waits for a file."""
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = Path(folder)
+    def forward(self, x):
+        while not (self.folder / "go").exists():
+            (self.folder / f"{os.getpid()}.pid").touch()
+            time.sleep(0.02)
+        return x
+
+class Ends(nn.Module):
+    def forward(self, x):
+        os._exit(3)
+
+class Fails(nn.Module):
+    def __init__(self, message):
+        super().__init__()
+        self.message = message
+    def forward(self, x):
+        raise RuntimeError(self.message)
+
+class CannotBeLoaded:
+    def load(self):
+        return torch.load("/nowhere.pt")
+
+class Pickled:
+    """Cannot be unpickled where it is sent to."""
+    def __reduce__(self):
+        return _unpickled, ()
+
+def _unpickled():
+    raise ImportError("not on this node")
+
+class EndsItsWorker:
+    def __reduce__(self):
+        return os._exit, (4,)
+'''
+THREAT, NAMES, SIZE = Threat("linf", 0.1), ("pgd-3", "autoattack-rand"), 10
+ENSEMBLES = ensembles_of(NAMES, THREAT, 5)
+SCHEDULE = Schedule(35, SIZE, ENSEMBLES)
+FIRST = Task("net", Step(CLEAN, 0, CLEAN, 0), torch.arange(SIZE))
+
+
+def users_module(folder: Path) -> Any:
+    """The module of a user, in a folder that workers are to find by themselves."""
+    (folder / "pool_mine.py").write_text(MINE)
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module("pool_mine")
+    finally:
+        sys.path.remove(str(folder))
+
+
+def work(**subjects: Any) -> Work:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (35, 3, 12, 12), dtype=torch.uint8, generator=generator)
+    images = ImageSet(pixels, torch.arange(35) % 5, tuple("abcde"))
+    return Work(subjects, images, dict.fromkeys(subjects, ENSEMBLES), THREAT, seed=3)
+
+
+Found = Mapping[Step, tuple[Outcome, torch.Tensor | None]]
+
+
+def evaluate(pool: Pool, folder: Path, subject: str = "net") -> Found:
+    """All outcomes, and the adversarial samples of one attack."""
+    ledger = Ledger(folder / "ledger", {})
+    steps = run(SCHEDULE, ledger, pool, subject, keep=lambda step: step.attack == "pgd-3")
+    return {
+        step: (outcome, ledger.adversarial(step) if step.attack == "pgd-3" else None)
+        for step, outcome, _ in steps
+    }
+
+
+def in_this_process(work: Work, folder: Path) -> Found:
+    """What workers of one CPU each must find."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return evaluate(InThisProcess(Attackers(work)), folder)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def expect_equal(found: Found, expected: Found) -> None:
+    assert found.keys() == expected.keys()
+    for step, (outcome, kept) in expected.items():
+        other, other_kept = found[step]
+        for name in ("samples", "labels", "predictions", "broken", "usable", "linf", "l2"):
+            assert torch.equal(getattr(outcome, name), getattr(other, name)), (step, name)
+        if step.attack == "pgd-3":
+            for tensor, same in zip(kept, other_kept, strict=True):
+                assert torch.equal(tensor, same), step
+
+
+def waiting(folder: Path, num: int = 1) -> list[int]:
+    """The processes in which the network of a folder waits, once there are so many."""
+    deadline = time.monotonic() + 100
+    while len(found := sorted(folder.glob("*.pid"))) < num:
+        assert time.monotonic() < deadline, "no worker came"
+        time.sleep(0.02)
+    return [int(path.stem) for path in found]
+
+
+def gone_after(seconds: float, *pids: int) -> None:
+    deadline = time.monotonic() + seconds
+    while any(runs(pid) for pid in pids):
+        assert time.monotonic() < deadline, "still there"
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    """Not so of one that has ended, and that nobody asked about."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
