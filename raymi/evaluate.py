@@ -96,14 +96,16 @@ def _attack(console: Console, plan: EvaluationPlan) -> list[Report]:
             for finding in judged.outputs:
                 display.finding(finding)
         with open_pool(plan.work, plan.scaling, display.say) as opened:
-            display.workers = opened.workers
+            display.attack_with(opened.workers)
             makers, targets = plan.assessments(opened.device)
             for maker in makers:
                 _make(display, maker, opened.pool, plan.made_before([]))
             made_before = plan.made_before(makers)
-            return [
+            reports = [
                 _reported(_make(display, target, opened.pool, made_before)) for target in targets
             ]
+            display.end()
+    return reports
 
 
 def _make(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,8 +30,7 @@ class EvaluationDisplay:
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.workers = 1
-        """Among whom the blocks are shared."""
+        self._workers, self._began = 1, time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -52,6 +52,16 @@ class EvaluationDisplay:
     def say(self, message: str, style: str = "") -> None:
         """Prints a line above the bars; from any thread."""
         self.console.print(Text(message, style), soft_wrap=True)
+
+    def attack_with(self, workers: int) -> None:
+        """The workers are there that share the blocks."""
+        self._workers, self._began = workers, time.monotonic()
+
+    def end(self) -> None:
+        """All steps are made."""
+        took = time.monotonic() - self._began
+        workers = f"{self._workers} worker{'s' if self._workers > 1 else ''}"
+        self.say(f"attacked for {took:.1f} s on {workers}")
 
     def begin(self, name: str, schedule: Schedule, main: Sequence[Ensemble]) -> None:
         """A classifier's turn: `main` are the ensembles that it is reported with, the others of the
@@ -84,7 +94,7 @@ class EvaluationDisplay:
             detail = f"{attack.broken} of {attack.given} misclassified"
         else:
             detail = f"{attack.broken} of {attack.given} broken"
-        left = attack.left(self.workers)
+        left = attack.left(self._workers)
         self._bar.update(
             attack.task, completed=attack.done, detail=" · ".join(filter(None, (detail, left)))
         )
