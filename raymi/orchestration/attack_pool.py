@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from raymi.config import ScalingConfig
 from raymi.errors import UserError
@@ -203,6 +209,8 @@ def _how(error: RayError) -> str:
         return "its node ran out of memory"
     if isinstance(error, RayActorError) and error.actor_init_failed:
         return f"it could not be made ({text.strip().splitlines()[-1]})"
+    if isinstance(error, ActorUnavailableError):  # what is seen first of most lost nodes
+        return "the connection to it was lost"
     if "node has died" in text or "node died" in text:
         return "its node was lost"
     code = re.search(r"exit code (\d+)", text)
