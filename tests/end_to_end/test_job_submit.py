@@ -67,9 +67,11 @@ def _wait_until_up(port: int, head: subprocess.Popen, log: Path) -> None:
             time.sleep(0.5)
 
 
-def _submit(address: str, home: Path, *words: str) -> subprocess.CompletedProcess:
+def _submit(
+    address: str, home: Path, *words: str, module: str = "raymi.train"
+) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [RAY, "job", "submit", "--address", address, "--", "python", "-m", "raymi.train", *words],
+        [RAY, "job", "submit", "--address", address, "--", "python", "-m", module, *words],
         env=environment(RAY_AUTH_MODE="token"),
         cwd=home,
         capture_output=True,
@@ -85,6 +87,16 @@ def test_job_trains_on_the_cluster_that_it_was_submitted_to(dashboard: str, tmp_
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PGD-4" in done.stdout
     assert events(tmp_path / "runs" / "job", "finished")
+    # Its evaluation takes as many workers as the cluster has room for.
+    results = tmp_path / "evaluations"
+    done = _submit(
+        dashboard, tmp_path, f"model={tmp_path / 'runs' / 'job'}", "attacks=pgd-3", "samples=40",
+        "checks=0", f"results={results}", "tracking.enabled=false", module="raymi.evaluate",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "40 images of digits-test" in done.stdout
+    assert "on 2 workers" in done.stdout
+    assert len(list(results.glob("job-best-*/outcomes.parquet"))) == 1
 
 
 def test_exit_code_of_the_job_is_the_one_of_the_run(dashboard: str, tmp_path: Path) -> None:
