@@ -24,9 +24,11 @@ from raymi.evaluation.work import Attackers, Work
 MINE = '''
 import os
 import time
+import warnings
 from pathlib import Path
 import torch
 from torch import nn
+import raymi
 
 class Plain:
     """A small network, the same each time."""
@@ -63,6 +65,13 @@ class Fails(nn.Module):
         self.message = message
     def forward(self, x):
         raise RuntimeError(self.message)
+
+class Warns(nn.Module):
+    """As raymi's own code would, and as the user's."""
+    def forward(self, x):
+        warnings.warn_explicit("odd pixels", UserWarning, raymi.__file__, 1)
+        warnings.warn("mine alone")
+        return x
 
 class CannotBeLoaded:
     def load(self):

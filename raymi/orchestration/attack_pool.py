@@ -53,7 +53,7 @@ class _Worker:
 
 
 class AttackPool:
-    """A pool of Ray actors; to be used within a `ray_session`, and closed before its end.
+    """A pool of Ray actors; to be imported and used within a `ray_session`, closed before its end.
 
     Args:
         work: all that the steps need; sent once, not with each of them.

@@ -20,6 +20,7 @@ from pool_work import (
     FIRST,
     MINE,
     SCHEDULE,
+    SIZE,
     Found,
     evaluate,
     expect_equal,
@@ -165,6 +166,25 @@ def test_the_users_error_is_one_message_with_the_users_line(
     with pytest.raises(StepFailed) as in_process:
         here.next()
     assert str(in_process.value) == str(error.value)
+
+
+def test_warnings_of_raymis_own_reach_the_driver_once(start: Any, mine: Any) -> None:
+    told: list[str] = []
+    pool = start(work(net=mine.With(mine.Warns())), workers=1, tell=told.append)
+    for _ in range(2):
+        pool.submit(FIRST)
+        pool.next()
+    assert told == ["odd pixels"]
+
+
+def test_samples_come_back_where_they_are_asked_for(start: Any, mine: Any) -> None:
+    """Those that were made elsewhere, here."""
+    pool, x_adv = start(work(net=mine.Plain()), workers=1), torch.rand(SIZE, 3, 12, 12)
+    step = Step("pgd-3", 0, "pgd-3", 0)
+    for keep in (True, False):
+        pool.submit(Task("net", step, torch.arange(SIZE), x_adv, keep))
+    assert torch.equal(pool.next().x_adv, x_adv)
+    assert pool.next().x_adv is None
 
 
 def test_lack_of_memory_names_the_setting(start: Any, mine: Any) -> None:
