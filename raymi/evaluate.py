@@ -53,7 +53,7 @@ from raymi.orchestration.evaluation_request import takes
 from raymi.orchestration.launch import Stopped
 from raymi.orchestration.names import home_folder
 from raymi.tracking.evaluations import Place, log_evaluation
-from raymi.tracking.store import how_to_open, tracking_uri, without_password
+from raymi.tracking.store import how_to_open, in_one_line, tracking_uri, without_password
 
 USAGE = (
     "python -m raymi.evaluate model=A[,B] [suite=NAME | attacks=A,B] [surrogate=A,B] "
@@ -187,11 +187,10 @@ def _track(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) ->
                 files=[report.folder / "outcomes.parquet"],
             )
         except Exception as error:  # whatever the server or the network does, the numbers are here
-            first = (str(error).splitlines() or [""])[0]
             console.print(
                 Text(
                     f"MLflow at {without_password(place.uri)} did not take the evaluation of "
-                    f"{report.name} ({type(error).__name__}: {first}); nothing is lost, deliver it "
+                    f"{report.name} ({in_one_line(error, place.uri)}); nothing is lost, deliver it "
                     f"with: {plan.request.command}"
                 ),
                 soft_wrap=True,

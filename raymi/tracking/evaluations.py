@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raymi.evaluation.checks import Finding
 from raymi.evaluation.question import name_of
 from raymi.evaluation.report import Report
 from raymi.overrides import as_typed
 from raymi.tracking import store
+
+_LONGEST_TAG = 5000  # that every server of MLflow keeps
+_LONGEST_PART = 100
+"""Of a metric's name, which has at most 250 characters."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +36,13 @@ class Place:
 def log_evaluation(
     report: Report, place: Place, *, experiment: str, home: Path, data_name: str, files: list[Path]
 ) -> str:
-    """Tells MLflow of an evaluation, once: given again, nothing is added.
+    """Tells MLflow of an evaluation, once: given again, what is new in it is added.
 
     Accuracies with their intervals become metrics `eval/THREAT/ATTACK_acc`, `_low95`, `_high95` of
     the run and of the logged model, linked to the data set; signs of false robustness become tags.
 
     Args:
-        place: without a run, one is made in `experiment`.
+        place: without a run, or where somebody deleted it, one is made in `experiment`.
         home: of a local store that has to be made.
         data_name: such as "cifar10-test".
         files: that are kept as artifacts of the run.
@@ -45,34 +51,40 @@ def log_evaluation(
     """
     client = store.connect(place.uri)
     key = name_of(report.question)
-    run_id = place.run_id or _own_run(client, report, key, experiment, home)
-    tags = dict(_tags(report, key))
+    run_id = place.run_id if _has_run(client, place.run_id) else None
+    model_id = place.model_id if _has_model(client, place.model_id) else None
+    own = run_id is None
+    run_id = run_id or _own_run(client, report, key, experiment, home)
     said = f"raymi.eval.{key}"
-    content = json.dumps(report.as_json(), indent=2)
-    results = ",".join(result.name for result in report.results)
-    if client.get_run(run_id).data.tags.get(said) == results:
+    told = client.get_run(run_id).data.tags.get(said, "").split(",")
+    names = list(_names(report))
+    if set(names) <= set(told):
         return run_id
     dataset = _link_dataset(client, run_id, report, data_name)
-    for metric, value in _metrics(report, metric_prefix(report, place.which)):
+    for metric, value in _metrics(report, metric_prefix(report, place.which), told):
         client.log_metric(  # of the run, and of its model where there is one
             run_id,
             metric,
             value,
-            model_id=place.model_id,
+            model_id=model_id,
             dataset_name=dataset.name,
             dataset_digest=dataset.digest,
         )
-    if place.model_id is not None:
-        client.set_logged_model_tags(place.model_id, tags)
+    tags = {tag: _cut(text, _LONGEST_TAG) for tag, text in _tags(report, key)}
+    if model_id is not None:
+        client.set_logged_model_tags(model_id, tags)
     for tag, text in tags.items():
         client.set_tag(run_id, tag, text)
     folder = f"evaluations/{report.name}-{key}"
-    client.log_text(run_id, content, f"{folder}/report.json")
+    if set(told) - {"", *names}:  # of other attacks: what was said of them stays
+        folder += f"-{_digits(','.join(names))}"
+    client.log_text(run_id, json.dumps(report.as_json(), indent=2), f"{folder}/report.json")
     for file in files:
         client.log_artifact(run_id, str(file), folder)
-    client.set_tag(run_id, said, results)  # last: all the rest is there
-    if place.run_id is None:
+    if own:
         client.set_terminated(run_id, "FINISHED")
+    everything = ",".join(filter(None, dict.fromkeys([*told, *names])))
+    client.set_tag(run_id, said, everything[:_LONGEST_TAG])  # last: all the rest is there
     return run_id
 
 
@@ -80,19 +92,25 @@ def metric_prefix(report: Report, which: str | None = None) -> str:
     """Such as `eval/linf_8_255/`, or `eval/linf_8_255/last/` for a model that was not chosen:
     numbers of different threats, or models of a run, never share a name."""
     threat = report.question["threat"]
-    parts = ["eval", f"{threat['norm']}_{as_typed(threat['eps']).replace('/', '_')}", which]
-    return "".join(f"{part}/" for part in parts if part)
+    parts = ["eval", f"{threat['norm']}_{as_typed(threat['eps']).replace('/', '_')}"]
+    if which is not None:
+        parts.append(_as_metric(which))
+    return "".join(f"{part}/" for part in parts)
 
 
-def _metrics(report: Report, prefix: str) -> Iterator[tuple[str, float]]:
+def _metrics(report: Report, prefix: str, told: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Those of which nothing was told before."""
     for result in report.results:
-        name = re.sub(r"[^\w.\- /]", "_", result.name)  # what MLflow takes
+        if result.name in told:
+            continue
+        name = _as_metric(result.name)
         low, high = result.interval
         yield f"{prefix}{name}_acc", result.accuracy
         yield f"{prefix}{name}_low95", low
         yield f"{prefix}{name}_high95", high
-    yield f"{prefix}num", float(report.results[0].num)
-    if report.findings:
+    if report.results[0].name not in told:
+        yield f"{prefix}num", float(report.results[0].num)
+    if not {_name_of_finding(finding) for finding in report.findings} <= set(told):
         yield f"{prefix}doubtful_checks", float(len(report.suspicions))
 
 
@@ -104,6 +122,55 @@ def _tags(report: Report, key: str) -> Iterator[tuple[str, str]]:
         slug = finding.check.replace(" ", "_")
         yield f"raymi.check.{slug}", f"{'doubtful' if finding.suspicious else 'ok'}: {finding.text}"
     yield "raymi.eval.question", key
+
+
+def _names(report: Report) -> Iterator[str]:
+    """Of all that a report says: what has a name in MLflow already is not told again."""
+    yield from (result.name for result in report.results)
+    yield from map(_name_of_finding, report.findings)
+
+
+def _name_of_finding(finding: Finding) -> str:
+    """Another one where it was looked for on other images."""
+    return f"{finding.check} {_digits(finding.text)}"
+
+
+def _as_metric(name: str) -> str:
+    """A name as MLflow takes it in a metric's name, with a number where it had to be cut."""
+    text = re.sub(r"[^\w.\-]", "_", name, flags=re.ASCII)
+    return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART - 9]}-{_digits(name)}"
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _has_run(client: Any, run_id: str | None) -> bool:
+    """Whether MLflow has a run, and nobody deleted it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return run_id is not None and client.get_run(run_id).info.lifecycle_stage == "active"
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+
+
+def _has_model(client: Any, model_id: str | None) -> bool:
+    """Whether MLflow has a logged model, and nobody deleted it."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return model_id is not None and client.get_logged_model(model_id) is not None
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
 
 
 def _link_dataset(client: Any, run_id: str, report: Report, data_name: str) -> Any:
@@ -122,8 +189,9 @@ def _link_dataset(client: Any, run_id: str, report: Report, data_name: str) -> A
 def _own_run(client: Any, report: Report, key: str, experiment: str, home: Path) -> str:
     """The run of an evaluation whose classifier was not trained under MLflow's eyes."""
     place = store.experiment_id(client, experiment, home)
-    found = client.search_runs([place], f"tags.`raymi.eval.question` = '{key}'", max_results=1)
-    if found:
-        return found[0].info.run_id
     tags = {"raymi.eval.question": key, "raymi.eval.model": report.question["model"]}
+    # The run of a training may have answered the same question; only our own names the model.
+    ours = " and ".join(f"tags.`{tag}` = '{text}'" for tag, text in tags.items())
+    if found := client.search_runs([place], ours, max_results=1):
+        return found[0].info.run_id
     return client.create_run(place, run_name=f"evaluation of {report.name}", tags=tags).info.run_id
