@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.text import Text
 
 from raymi.attacks.catalogue import ATTACKS
-from raymi.attacks.suites import SUITES
+from raymi.attacks.suites import ENSEMBLES, SUITES
 from raymi.command import EXIT_FAILED, print_help, run_command
 from raymi.data import DATASETS
 from raymi.display.evaluation import (
@@ -209,6 +209,7 @@ def _json(tree: Any) -> bytes:
 def _help(console: Console) -> int:
     named = {
         "suites": {name: ", ".join(("clean", *reported)) for name, reported in SUITES.items()},
+        "ensembles": {name: ", ".join(attacks) for name, attacks in ENSEMBLES.items()},
         "attacks": {name: f"in {' and '.join(attack.norms)}" for name, attack in ATTACKS.items()}
         | {"pgd-N, pgd-NxR": "PGD of N steps of eps / 4, with R restarts, in linf and l2"},
         "data sets (data.name)": DATASETS,

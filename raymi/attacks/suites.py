@@ -27,13 +27,14 @@ class Ensemble:
     most: int | None = None
 
 
-_ENSEMBLES = {
+ENSEMBLES: dict[str, tuple[str, ...]] = {
     "autoattack": AUTOATTACK,
     "autoattack-plus": (
         "apgd-ce-plus", "apgd-dlr-plus", "fab-plus", "square", "apgd-t", "fab-t",
     ),
     "autoattack-rand": ("apgd-ce-rand", "apgd-dlr-rand"),
 }  # fmt: skip
+"""The attacks of each ensemble."""
 SUITES: dict[str, tuple[str, ...]] = {
     "quick": ("pgd-20",),
     "autoattack": ("autoattack",),
@@ -55,7 +56,7 @@ def ensembles_of(
     Raises: UserError with a line for each attack that cannot be used on this threat and data.
     """
     found = tuple(
-        Ensemble(name, tuple(map(find_attack, _ENSEMBLES.get(name, (name,)))))
+        Ensemble(name, tuple(map(find_attack, ENSEMBLES.get(name, (name,)))))
         for name in dict.fromkeys(names)
     )
     problems = [

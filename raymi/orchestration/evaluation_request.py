@@ -3,6 +3,7 @@ attacks."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from raymi.attacks.catalogue import ATTACKS, Threat, find_attack
-from raymi.attacks.suites import SUITES, Ensemble, ensembles_of, suite
+from raymi.attacks.suites import ENSEMBLES, SUITES, Ensemble, ensembles_of, suite
 from raymi.config import Config, ScalingConfig
-from raymi.data import ImageSet
+from raymi.data import DATASETS, ImageSet
 from raymi.engine.measurements import load_data
-from raymi.errors import UserError
+from raymi.errors import UserError, did_you_mean
 from raymi.hardware import available_cores, available_gpus
 from raymi.orchestration.names import home_folder
 from raymi.orchestration.ray_session import check_this_machine, in_ray_job
-from raymi.overrides import Words, examine, flatten, nest, split_words
+from raymi.overrides import Words, as_typed, examine, flatten, nest, split_words
 
 MODELS = ("best", "last", "best-averaged", "last-averaged")
 SPLITS = ("test", "val")
@@ -27,7 +28,7 @@ OWN: dict[str, Iterable[str]] = {
     "surrogate": (),
     "which": MODELS,
     "suite": SUITES,
-    "attacks": ATTACKS,
+    "attacks": (*ENSEMBLES, *ATTACKS),
     "split": SPLITS,
     "samples": (),
     "checks": (),
@@ -40,8 +41,17 @@ _TAKEN = (
     "scaling.use_gpu", "scaling.cpus_per_worker", "scaling.wait_minutes", "scaling.max_failures",
     "tracking.enabled", "tracking.experiment", "seed", "out",
 )  # fmt: skip
-_OF_RUN = ("data.", "model.", "attack.norm", "attack.eps")
+_TRAINING_ONLY = ("data.flip", "data.crop_padding", "data.generated")
+_OF_RUN = ("data.", "attack.norm", "attack.eps")
 """Keys that a run brings along."""
+_OF_VALIDATION = ("data.val_fraction", "data.split_seed")
+_INSTEAD = {
+    "attack.steps": "name the attack, such as attacks=pgd-40",
+    "evaluation.steps": "name the attack, such as attacks=pgd-40",
+    "evaluation.max_samples": "give samples=N",
+    "tracking.registered_name": "name the model, such as model=models:/NAME@ALIAS",
+}
+"""Remedies for keys of a training that mean something here, too."""
 
 _CHECKS = 200
 _MOST_WORKERS = 1000
@@ -73,7 +83,7 @@ class Request:
 
 def takes(key: str) -> bool:
     """Whether an evaluation takes a key of `Config`."""
-    return key.startswith(_TAKEN)
+    return key.startswith(_TAKEN) and not key.startswith(_TRAINING_ONLY)
 
 
 def requested(words: Sequence[str]) -> Request:
@@ -81,10 +91,14 @@ def requested(words: Sequence[str]) -> Request:
 
     Raises: UserError with a line for each thing that is wrong.
     """
-    parsed = split_words(_joined(words), OWN)
+    joined = _joined(words)
+    parsed = split_words([word for word in joined if word != "--json"], OWN)
     problems, own = list(parsed.problems), parsed.own
+    if "--json" in joined:
+        problems.append("--json: expected a file after it: --json FILE")
     problems += [
-        f"{key} decides nothing here: of a run's keys give those of {', '.join(_TAKEN)}"
+        f"{key} decides nothing in an evaluation: "
+        + _INSTEAD.get(key, "leave it out (--help lists the keys that count)")
         for key in flatten(parsed.settings)
         if not takes(key)
     ]
@@ -107,7 +121,7 @@ def requested(words: Sequence[str]) -> Request:
         samples=_whole("samples", own, None, problems),
         checks=_whole("checks", own, _CHECKS, problems, least=0) or 0,
         keep=own.get("keep") == "true",
-        results=Path(own.get("results") or home_folder() / "evaluations").expanduser().absolute(),
+        results=_folder("results", own, home_folder() / "evaluations", problems),
         json=_file("json", own, problems),
         settings=flatten(parsed.settings),
         command=f"python -m raymi.evaluate {shlex.join(words)}".strip(),
@@ -125,29 +139,46 @@ def configured(request: Request, trained: Sequence[Config | None]) -> Config:
     Args: trained, for each classifier the configuration of its run, where that is known.
     Raises: UserError where runs differ in what is not given, or where nothing names the data.
     """
-    known = [
-        {k: v for k, v in flatten(one.model_dump()).items() if k.startswith(_OF_RUN)}
-        for one in trained
-        if one is not None
-    ]
+    known = [_of_run(one, request) for one in trained if one is not None]
     problems = []
     for key in known[0] if known else ():
-        if key in request.settings or key.startswith(("model.", "data.val", "data.split")):
+        if key in request.settings or key == "data.download":
             continue
-        values = list(dict.fromkeys(str(one.get(key)) for one in known))
-        if len(values) > 1 and not key.endswith(_TRAINING_ONLY):
+        if key in _OF_VALIDATION and request.split != "val":
+            continue
+        values = list(dict.fromkeys(as_typed(one.get(key)) for one in known))
+        if len(values) > 1:
             problems.append(
                 f"the models' runs differ in {key} ({', '.join(values)}): say which, {key}=..."
             )
     if not known and "data.name" not in request.settings:
-        problems.append("data.name=NAME is needed: no run says what data the model was made for")
-    config, wrong = examine(nest({**(known[0] if known else {}), **request.settings}))
+        problems.append(
+            "data.name=NAME is needed, as no run says what data the model was made for: "
+            f"{', '.join(DATASETS)}"
+        )
+    base = known[0] if known else {}
+    threat = {"attack.norm": "linf", "attack.eps": 8 / 255} | base
+    norm = request.settings.get("attack.norm", threat["attack.norm"])
+    if norm != threat["attack.norm"] and "attack.eps" not in request.settings:
+        problems.append(
+            f"attack.norm={norm} needs a radius: give attack.eps=..., as "
+            f"{as_typed(threat['attack.eps'])} is meant for {threat['attack.norm']}"
+        )
+    config, wrong = examine(nest({**base, **request.settings}))
     if problems or wrong:
         raise UserError("\n".join([*problems, *wrong]))
     return config
 
 
-_TRAINING_ONLY = (".flip", ".crop_padding", ".generated", ".generated_fraction", ".download")
+def _of_run(config: Config, request: Request) -> dict[str, Any]:
+    """What a run says of images and threat; where its images were, if they are still those."""
+    said = flatten(config.model_dump())
+    other = request.settings.get("data.name", config.data.name) != config.data.name
+    return {
+        key: value
+        for key, value in said.items()
+        if key.startswith(_OF_RUN) and takes(key) and not (other and key == "data.root")
+    }
 
 
 def scaling_of(request: Request, config: Config) -> ScalingConfig:
@@ -174,7 +205,7 @@ def images_of(request: Request, config: Config) -> tuple[ImageSet, str]:
     splits = load_data(config)
     images = (splits.test if request.split == "test" else splits.val).at_most(request.samples)
     if not len(images):
-        raise UserError(f"{config.data.name} has no {request.split} images: choose another split")
+        raise UserError(f"{config.data.name} has no {request.split} images: give another split")
     return images, f"{config.data.name}-{request.split}"
 
 
@@ -185,44 +216,54 @@ def attacks_of(request: Request, config: Config, num_classes: int) -> tuple[Ense
     """
     threat = Threat(config.attack.norm, config.attack.eps)
     if threat.eps == 0:
-        raise UserError("attack.eps is 0, there is nothing to attack with: give eps=8/255, say")
+        usual = "8/255" if threat.norm == "linf" else "0.5"
+        raise UserError(f"attack.eps is 0, there is nothing to attack with: give eps={usual}, say")
     try:
         return ensembles_of(request.names, threat, num_classes)
     except UserError as error:
-        remedy = "choose other attacks (attacks=A,B), or another threat (attack.norm, attack.eps)"
+        remedy = "choose others (suite=NAME or attacks=A,B), or another threat (attack.norm)"
         raise UserError(f"{error}\n{remedy}") from None
 
 
 def _names(own: dict[str, str], surrogates: Sequence[str], problems: list[str]) -> tuple[str, ...]:
     """What is reported: a suite's, or the attacks that are named."""
     if "attacks" in own and "suite" in own:
-        problems.append("give either suite or attacks")
-    names: tuple[str, ...]
-    if "attacks" in own:
-        names = _listed("attacks", own, problems)
-    elif surrogates and "suite" not in own:
-        names = ("pgd-40",)
-    else:
+        problems.append("suite and attacks are both given: keep one")
+    names: tuple[str, ...] = ("pgd-40",) if surrogates else suite("standard")
+    if "suite" in own:
         try:
-            names = suite(own.get("suite", "standard"))
+            names = suite(own["suite"])
         except UserError as error:
             problems.append(str(error))
-            return ()
-    if surrogates:
-        problems += _not_for_transfer(names)
+    if "attacks" in own:
+        names = _listed("attacks", own, problems)
+    for name in names:
+        if name in ENSEMBLES and surrogates:
+            problems.append(
+                f"{name} is an ensemble, and surrogates make samples with single attacks: give "
+                "attacks=pgd-40, say"
+            )
+        elif name not in ENSEMBLES and (problem := _wrong_attack(name)) is not None:
+            problems.append(problem)
     return names
 
 
-def _not_for_transfer(names: Sequence[str]) -> list[str]:
-    problems = []
-    for name in names:
-        try:
-            find_attack(name)
-        except UserError as error:
-            problems.append(
-                f"{error} (surrogates make samples with single attacks, such as attacks=pgd-40)"
-            )
-    return problems
+def _wrong_attack(name: str) -> str | None:
+    """Why there is no such attack; None where there is."""
+    try:
+        find_attack(name)
+    except UserError as error:
+        plain, at, _ = name.partition("@")
+        if at and plain in ENSEMBLES:
+            parts = ", ".join(f"{part}@..." for part in ENSEMBLES[plain])
+            return f"{name}: an ensemble has no radius of its own: give its attacks, {parts}"
+        if name in SUITES:
+            return f"{name} is a suite: give suite={name}"
+        if str(error).startswith("unknown attack"):
+            known = [*ENSEMBLES, *ATTACKS, "pgd-N", "pgd-NxR"]
+            return f"unknown attack {name!r}: {did_you_mean(plain, known)}"
+        return str(error)
+    return None
 
 
 def _listed(key: str, own: dict[str, str], problems: list[str]) -> tuple[str, ...]:
@@ -253,6 +294,21 @@ def _file(key: str, own: dict[str, str], problems: list[str]) -> Path | None:
     path = Path(own[key]).expanduser().absolute()
     if not path.parent.is_dir():
         problems.append(f"{key}: there is no folder {path.parent}: make it, or give another file")
+    elif path.is_dir():
+        problems.append(f"{key}: {path} is a folder: give a file in it")
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        problems.append(f"{key}: no permission to write into {path.parent}: give another file")
+    return path
+
+
+def _folder(key: str, own: dict[str, str], default: Path, problems: list[str]) -> Path:
+    """A folder that is there, or can be made."""
+    path = Path(own.get(key) or default).expanduser().absolute()
+    there = next(place for place in (path, *path.parents) if os.path.exists(place))
+    if not there.is_dir():
+        problems.append(f"{key}: {there} is not a folder: give another one")
+    elif not os.access(there, os.W_OK | os.X_OK):
+        problems.append(f"{key}: no permission to write into {there}: give another folder")
     return path
 
 
@@ -269,4 +325,6 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 def _wrong_values(parsed: Words) -> list[str]:
     """What is wrong with given settings, whatever the classifier's run says beside them."""
-    return examine({"data": {"name": "digits"}, **parsed.settings})[1]
+    taken = {key: value for key, value in flatten(parsed.settings).items() if takes(key)}
+    # Without a norm it is the run's; of the two, l2 takes the larger radii.
+    return examine(nest({"data.name": "digits", "attack.norm": "l2", **taken}))[1]
