@@ -1,0 +1,1 @@
+"""Searches for settings: spaces, trials, and what they find."""

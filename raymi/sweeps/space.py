@@ -1,0 +1,297 @@
+"""A search space: which settings are varied, and how, in one readable TOML file.
+
+    description = "How strong the MI terms are"
+
+    [parameters."mi.balance"]            # a key of the configuration
+    log = [0.02, 1.0]                    # a number between these, evenly on a logarithmic scale
+
+    [parameters.terms]                   # a name of its own: each choice sets several keys
+    choice.both = {}
+    choice.natural = { "mi.adversarial" = false }
+
+    [parameters."mi.difference"]
+    uniform = [0.0, 2.0]
+    when.terms = "both"                  # asked for only where another parameter has this value
+
+The other kinds are `integers = [1, 5]`, both ends included, and `choice = [64, 128]`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+
+import raymi
+from raymi.errors import UserError, did_you_mean
+from raymi.overrides import examine, flatten, leaves, nest
+from raymi.recipes import RECIPES, VARIANTS, on_recipe
+
+Scalar = bool | int | float | str
+Values = dict[str, Any]
+"""What a trial drew: by the name of each parameter that was asked for."""
+
+_KEYS = tuple(key for key, _ in leaves())
+_KINDS = ("log", "uniform", "integers", "choice")
+_TRIED = 50  # draws that are laid over a recipe to see whether they fit
+_STEPS = 3  # values of a number that a grid has where it names no number
+
+
+class Draws(Protocol):
+    """What chooses values, one parameter at a time: an `optuna.Trial`, say."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number in [low, high]."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """A whole number in [low, high]."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """One of the choices."""
+
+
+class RandomDraws:
+    """Draws evenly, from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        if log:
+            return math.exp(self._random.uniform(math.log(low), math.log(high)))
+        return self._random.uniform(low, high)
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        return self._random.randint(low, high)
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        return self._random.choice(list(choices))
+
+
+def _ordered(value: Any) -> Any:
+    if isinstance(value, list) and len(value) == 2 and not value[0] < value[1]:
+        raise ValueError(f"expected the smaller end first, got {value}")
+    return value
+
+
+Ends = Annotated[tuple[float, float], BeforeValidator(_ordered)]
+WholeEnds = Annotated[tuple[int, int], BeforeValidator(_ordered)]
+
+
+class Parameter(BaseModel):
+    """One thing that is varied: exactly one of its kinds, and where it is asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    log: Ends | None = None
+    uniform: Ends | None = None
+    integers: WholeEnds | None = None
+    choice: tuple[Scalar, ...] | dict[str, dict[str, Scalar]] | None = None
+    when: dict[str, Scalar | tuple[Scalar, ...]] = {}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Parameter:
+        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of {', '.join(_KINDS)}, got {given or 'none'}")
+        if self.log is not None and self.log[0] <= 0:
+            raise ValueError(f"log needs positive ends, got {list(self.log)}")
+        if self.choice is not None and len(self.choice) < 2:
+            raise ValueError(f"expected at least two choices, got {list(self.choice)}")
+        return self
+
+    @property
+    def sets_keys(self) -> bool:
+        """Whether each choice sets keys that it names, rather than being the value of one."""
+        return isinstance(self.choice, dict)
+
+    def draw(self, name: str, draws: Draws) -> Any:
+        """A value."""
+        if self.log is not None:
+            return draws.suggest_float(name, *self.log, log=True)
+        if self.uniform is not None:
+            return draws.suggest_float(name, *self.uniform)
+        if self.integers is not None:
+            return draws.suggest_int(name, *self.integers)
+        assert self.choice is not None
+        return draws.suggest_categorical(name, list(self.choice))
+
+    def grid(self) -> list[Any]:
+        """A few values that stand for all: ends and what is between them, or every choice."""
+        if self.log is not None:
+            low, high = map(math.log, self.log)
+            inner = [math.exp(low + (high - low) * k / (_STEPS - 1)) for k in range(_STEPS)]
+            return [self.log[0], *inner[1:-1], self.log[1]]
+        if self.uniform is not None:
+            low, high = self.uniform
+            return [low + (high - low) * k / (_STEPS - 1) for k in range(_STEPS)]
+        if self.integers is not None:
+            return list(range(self.integers[0], self.integers[1] + 1))
+        assert self.choice is not None
+        return list(self.choice)
+
+
+class Space(BaseModel):
+    """A search space; the name is that of its file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str
+    parameters: dict[str, Parameter]
+
+    @model_validator(mode="after")
+    def _names_mean_something(self) -> Space:
+        if not self.parameters:
+            raise ValueError("expected at least one parameter")
+        earlier: list[str] = []
+        for name, parameter in self.parameters.items():
+            named = _named(parameter) if parameter.sets_keys else {name}
+            for key in sorted(named - set(_KEYS)):
+                raise ValueError(f"unknown key {key!r}: {did_you_mean(key, _KEYS)}")
+            for other, values in parameter.when.items():
+                if other not in earlier:
+                    raise ValueError(
+                        f"{name} asks for {other!r}, which must be a parameter before it"
+                    )
+                _check_condition(name, other, self.parameters[other], values)
+            earlier.append(name)
+        return self
+
+    @cached_property
+    def keys(self) -> set[str]:
+        """All keys of the configuration that a trial may set."""
+        return set().union(
+            *(_named(p) if p.sets_keys else {name} for name, p in self.parameters.items())
+        )
+
+    def draw(self, draws: Draws) -> Values:
+        """The values of a trial; a parameter whose condition does not hold is not asked for."""
+        values: Values = {}
+        for name, parameter in self.parameters.items():
+            if _holds(parameter, values):
+                values[name] = parameter.draw(name, draws)
+        return values
+
+    def grid(self) -> Iterator[Values]:
+        """Every combination of the values that stand for each parameter, each once."""
+        seen: set[frozenset[tuple[str, Any]]] = set()
+        names = list(self.parameters)
+        for combination in itertools.product(*(p.grid() for p in self.parameters.values())):
+            values: Values = {}
+            for name, value in zip(names, combination, strict=True):
+                if _holds(self.parameters[name], values):
+                    values[name] = value
+            drawn = frozenset(values.items())
+            if drawn not in seen:
+                seen.add(drawn)
+                yield values
+
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What values set, as a nested tree to lay over a recipe."""
+        flat: dict[str, Any] = {}
+        for name, value in values.items():
+            choice = self.parameters[name].choice
+            flat |= choice[value] if isinstance(choice, dict) else {name: value}
+        return nest(flat)
+
+    def incompatible(self, recipe: str) -> str | None:
+        """Why the space cannot vary a recipe, in words; None where it can.
+
+        Args: recipe, a name of `RECIPES`.
+        """
+        tree, unknown = on_recipe(recipe, {})
+        if unknown:
+            return unknown[0]
+        config, _ = examine(tree)
+        if any(key.startswith("mi.") for key in self.keys) and not config.mi.has_estimators:
+            return f"the recipe {recipe} has no estimators of MI: choose one that has"
+        for variant, added in VARIANTS.items():
+            fixed = self.keys & set(flatten(added.settings))
+            if recipe.endswith(f"-{variant}") and fixed - {"mi.weight", "mi.balance"}:
+                return f"the recipe {recipe} is what it is by {', '.join(sorted(fixed))}"
+        for values in map(self.draw, map(RandomDraws, range(_TRIED))):
+            _, problems = examine(on_recipe(recipe, self.settings(values))[0])
+            if problems:
+                return f"{values} cannot be laid over the recipe {recipe}: {problems[0]}"
+        return None
+
+
+def find_space(name: str) -> Space:
+    """The space of a name, or of a file.
+
+    Args: name, of a file in `tune_spaces` of the current folder or of raymi; or the path of one.
+    Raises: UserError, with the remedy, where there is none or it is wrong.
+    """
+    for path in (Path(name), *(folder / f"{name}.toml" for folder in _folders())):
+        if path.is_file():
+            return read_space(path)
+    known = sorted({path.stem for folder in _folders() for path in folder.glob("*.toml")})
+    raise UserError(
+        f"no search space {name!r}: {did_you_mean(name, known)}; or give the path of a .toml file"
+    )
+
+
+def read_space(path: Path) -> Space:
+    """The space in a file.
+
+    Raises: UserError that says what is wrong in it.
+    """
+    try:
+        tree = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    try:
+        return Space.model_validate({"name": path.stem, **tree})
+    except ValidationError as error:
+        lines = [_explained(one) for one in error.errors()]
+        raise UserError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def compatible_recipes(space: Space) -> list[str]:
+    """The recipes that a space can vary."""
+    return [recipe for recipe in RECIPES if space.incompatible(recipe) is None]
+
+
+def _folders() -> list[Path]:
+    return [Path.cwd() / "tune_spaces", Path(raymi.__file__).parents[1] / "tune_spaces"]
+
+
+def _named(parameter: Parameter) -> set[str]:
+    assert isinstance(parameter.choice, dict)
+    return {key for settings in parameter.choice.values() for key in settings}
+
+
+def _wanted(values: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+    return values if isinstance(values, tuple) else (values,)
+
+
+def _holds(parameter: Parameter, values: Mapping[str, Any]) -> bool:
+    return all(
+        name in values and values[name] in _wanted(wanted)
+        for name, wanted in parameter.when.items()
+    )
+
+
+def _check_condition(
+    name: str, other: str, parameter: Parameter, values: Scalar | tuple[Scalar, ...]
+) -> None:
+    if parameter.choice is None:
+        raise ValueError(f"{name} asks for {other!r}, which has no choices to ask for")
+    for value in _wanted(values):
+        if value not in parameter.choice:
+            choices = ", ".join(map(str, parameter.choice))
+            raise ValueError(f"{name} asks for {other} = {value!r}, which has {choices}")
+
+
+def _explained(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"] if part not in ("parameters",))
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
