@@ -25,8 +25,11 @@ class StorageError(RuntimeError):
 
 def storage_remedy(error: OSError) -> str:
     """What a user does about a file that cannot be written."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return "free space there" if full else "make it writable again"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free space there"
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return "a file is where a folder should be, move it away"
+    return "make it writable again"
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

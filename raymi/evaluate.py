@@ -27,6 +27,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -42,6 +43,7 @@ from raymi.display.evaluation import (
     print_report,
     print_transfer,
 )
+from raymi.errors import StorageError, storage_remedy
 from raymi.evaluation.assessment import Assessment
 from raymi.evaluation.report import Report, differences, transfer_matrix
 from raymi.evaluation.run import Lookup, Pool
@@ -93,7 +95,7 @@ def _attack(console: Console, plan: EvaluationPlan) -> list[Report]:
     """Makes all steps; the reports of the targets in the order in which they were named."""
     with EvaluationDisplay(console) as display:
         for judged in plan.targets:
-            for finding in judged.outputs:
+            for finding in judged.seen.findings:
                 display.finding(finding)
         with open_pool(plan.work, plan.scaling, display.say) as opened:
             display.attack_with(opened.workers)
@@ -113,12 +115,14 @@ def _make(
 ) -> Assessment:
     """Makes the steps of one classifier, and shows them; what its checks say as soon as they have
     it all."""
-    told = False
+    told, checks = False, {ensemble.name for ensemble in assessment.checks}
     with assessment.ledger.alone():
         display.begin(assessment.name, assessment.schedule, assessment.main)
         for step, outcome, known in assessment.run(pool, made_before):
             display.step(step, outcome, known)
-            if not told and (findings := assessment.check_findings()):
+            if told or step.ensemble not in checks:
+                continue
+            if findings := assessment.check_findings():
                 told = True
                 for finding in findings:
                     display.finding(finding)
@@ -129,43 +133,32 @@ def _reported(assessment: Assessment) -> Report:
     """What was found, also as files beside the outcomes."""
     report = assessment.report()
     assessment.export()
-    write_atomically(report.folder / "report.json", _json(report.as_json()))
+    _write(report.folder / "report.json", report.as_json())
     return report
 
 
 def _show(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) -> None:
     pairs = list(differences(reports))
-    surrogates = [judged.subject.name for judged in plan.surrogates]
-    matrices = {
-        ensemble.name: transfer_matrix(reports, ensemble.name, surrogates)
+    matrices = [
+        transfer_matrix(reports, ensemble.name, plan.made_on(ensemble.name))
         for ensemble in plan.main
-        if surrogates
-    }
-    if plan.request.json is not None:
-        told: dict[str, Any] = {
-            "models": [report.as_json() for report in reports],
-            "differences": [pair.as_json() for pair in pairs],
-            "transfer": {
-                attack: {
-                    label: {
-                        report.name: result.accuracy
-                        for report, result in zip(reports, row, strict=True)
-                    }
-                    for label, row in rows
-                }
-                for attack, rows in matrices.items()
-            },
-        }
-        write_atomically(plan.request.json, _json(told))
+        if plan.surrogates
+    ]
     for report in reports:
         print_report(console, report)
-    for attack, rows in matrices.items():
-        print_transfer(console, attack, [report.name for report in reports], rows)
+    for matrix in matrices:
+        print_transfer(console, matrix)
     if pairs:
         print_differences(console, pairs)
     for report in reports:
         console.print(Text(f"outcomes of {report.name}  {report.folder}"), soft_wrap=True)
     if plan.request.json is not None:
+        told = {
+            "models": [report.as_json() for report in reports],
+            "differences": [pair.as_json() for pair in pairs],
+            "transfer": [matrix.as_json() for matrix in matrices],
+        }
+        _write(plan.request.json, told)
         console.print(Text(f"all numbers  {plan.request.json}"), soft_wrap=True)
     if plan.config.tracking.enabled:
         _track(console, plan, reports)
@@ -183,7 +176,6 @@ def _track(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) ->
                 place,
                 experiment=plan.config.tracking.experiment,
                 home=home,
-                data_name=plan.data,
                 files=[report.folder / "outcomes.parquet"],
             )
         except Exception as error:  # whatever the server or the network does, the numbers are here
@@ -202,8 +194,14 @@ def _track(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) ->
         )
 
 
-def _json(tree: Any) -> bytes:
-    return json.dumps(tree, indent=2).encode()
+def _write(path: Path, tree: Any) -> None:
+    try:
+        write_atomically(path, json.dumps(tree, indent=2).encode())
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}, then give "
+            "the same command again: all outcomes are kept"
+        ) from None
 
 
 def _help(console: Console) -> int:

@@ -7,6 +7,7 @@ batch.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import sys
@@ -144,12 +145,13 @@ def _allowed(attack: EvaluationAttack, batch: Batch, threat: Threat) -> Threat:
 
 
 def predicted(model: nn.Module, x: Tensor) -> Tensor:
-    """Classes (B,) of images (B, C, H, W); -1, which is no class, where a logit is not finite."""
+    """Classes (B,) of images (B, C, H, W); -1, which is no class, where a logit is not a number or
+    the largest one is not finite (-inf in others rules these classes out)."""
     if not len(x):
         return torch.zeros(0, dtype=torch.int64, device=x.device)
     with torch.no_grad():
-        logits = full_precision(model(x))
-    return logits.argmax(dim=1).masked_fill(~logits.isfinite().all(dim=1), -1)
+        highest, classes = full_precision(model(x)).max(dim=1)  # of which one is NaN: NaN
+    return classes.masked_fill(~highest.isfinite(), -1)
 
 
 def find_attack(name: str) -> EvaluationAttack:
@@ -227,6 +229,8 @@ def _auto_attack(
         device=batch.x.device,
     )
     whole.attacks_to_run = [part]
+    # What it remarks of a network at each call, raymi's checks say once.
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
     whole.square.n_queries = queries
     tracer = sys.gettrace()  # of a debugger; the reference sets and forgets its own
     with torch.no_grad():

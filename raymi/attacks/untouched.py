@@ -40,12 +40,15 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     """Within it the network is in eval mode, and its parameters ask for no gradient.
 
     Afterwards each module is in its own mode, parameters have the gradients and flags that they
-    had, and the global random state of torch (on the CPU and the model's GPU), numpy and Python is
+    had, buffers their values (some networks count, or normalise by what they see, in eval mode,
+    too), and the global random state of torch (on the CPU and the model's GPU), numpy and Python is
     that of before.
 
-    Args: model, whose buffers do not change in eval mode; seed of all that random state within;
-        None: it goes on from where it is.
+    Args: model, whose parameters do not change; seed of all that random state within; None: it goes
+        on from where it is.
     """
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     parameters = list(model.parameters())
     flags = [parameter.requires_grad for parameter in parameters]
     gradients = [parameter.grad for parameter in parameters]
@@ -61,3 +64,8 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         for parameter, flag, gradient in zip(parameters, flags, gradients, strict=True):
             parameter.requires_grad_(flag)
             parameter.grad = gradient
+        for module, own in buffers:
+            module._buffers.update(own)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)

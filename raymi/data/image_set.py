@@ -21,14 +21,20 @@ class ImageSet:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64, positions in `class_names`.
         class_names: K names.
+        places: (N,) int64, of the images in the set that they were first part of; by default these
+            are the first ones.
     Raises: ValueError, for other shapes or dtypes.
     """
 
     images: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
     class_names: tuple[str, ...]
+    places: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.places is None:
+            places = torch.arange(len(self.labels), device=self.labels.device)
+            object.__setattr__(self, "places", places)
         shape = tuple(self.images.shape)
         if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3:
             raise ValueError(f"images must be uint8 (N, 3, H, W), got {self.images.dtype} {shape}")
@@ -43,12 +49,14 @@ class ImageSet:
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set with images and labels on `device`."""
-        return ImageSet(self.images.to(device), self.labels.to(device), self.class_names)
+        places = self.places.to(device)
+        return ImageSet(self.images.to(device), self.labels.to(device), self.class_names, places)
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
         """The samples at `indices`, (M,) integers, in that order: a set of M."""
         index = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
-        return ImageSet(self.images[index], self.labels[index], self.class_names)
+        images, labels, places = self.images[index], self.labels[index], self.places[index]
+        return ImageSet(images, labels, self.class_names, places)
 
     def at_most(self, num: int | None) -> ImageSet:
         """An evenly spaced selection of `num` samples; all where num is None."""

@@ -15,7 +15,7 @@ from rich.text import Text
 from raymi.attacks.suites import Ensemble
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.checks import Finding
-from raymi.evaluation.report import Difference, Report
+from raymi.evaluation.report import Difference, Report, TransferMatrix
 from raymi.evaluation.robustness import AttackCount, Robustness
 from raymi.overrides import as_typed
 
@@ -138,7 +138,10 @@ class _Attack:
 
 def print_report(console: Console, report: Report) -> None:
     """Accuracies with their intervals, what each attack did, and what is doubtful."""
-    console.print(Text(f"{report.name}: {report.data}, {threat_text(report)}"), soft_wrap=True)
+    console.print(
+        Text(f"{report.name}: {report.num} images of {report.data}, {threat_text(report)}"),
+        soft_wrap=True,
+    )
     table = Table()
     table.add_column("attack", no_wrap=True)
     for heading in ("accuracy", "95% interval", "right", "broken", "work"):
@@ -190,18 +193,14 @@ def print_differences(console: Console, found: Sequence[Difference]) -> None:
     console.print(table)
 
 
-def print_transfer(
-    console: Console,
-    attack: str,
-    targets: Sequence[str],
-    rows: Sequence[tuple[str, Sequence[Robustness]]],
-) -> None:
+def print_transfer(console: Console, matrix: TransferMatrix) -> None:
     """The transfer matrix: accuracies of targets (columns) on the samples of surrogates (rows)."""
-    table = Table(title=f"transfer of {attack}: accuracy of each target, 95% interval")
-    table.add_column("made on", no_wrap=True)
-    for target in targets:
+    table = Table(title=f"transfer of {matrix.attack}: accuracy of each target, 95% interval")
+    table.add_column("images made on", no_wrap=True)
+    for target in matrix.targets:
         table.add_column(target, justify="right", no_wrap=True)
-    for label, results in rows:
+    rows = [("(clean)", matrix.clean), *matrix.surrogates.items()]
+    for label, results in [*rows, ("(the target itself)", matrix.white_box)]:
         cells = []
         for result in results:
             low, high = result.interval

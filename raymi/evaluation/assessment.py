@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+from torch import Tensor
 
 from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import Ensemble
@@ -13,11 +15,12 @@ from raymi.data import ImageSet
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.checks import Finding, judge_attacks, judge_transfer
 from raymi.evaluation.ledger import Ledger
+from raymi.evaluation.outputs import answered_here, keep_outputs
 from raymi.evaluation.question import name_of, question_of, settings_of
 from raymi.evaluation.report import Report, which_withstood
 from raymi.evaluation.robustness import summarise
 from raymi.evaluation.run import Lookup, Pool, run
-from raymi.evaluation.transfer import is_crafting, transfer_name
+from raymi.evaluation.transfer import is_crafting
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Settings:
     """What all classifiers of an evaluation have in common.
 
     `images` that are attacked, and `data`, their name; threat; seed; `block`, samples of a block;
-    `device`, "cpu" or "cuda"; `results`, the folder of all ledgers.
+    `device`, "cpu" or "cuda"; `threads` of a worker; `results`, the folder of all ledgers.
     """
 
     images: ImageSet
@@ -34,6 +37,7 @@ class Settings:
     seed: int
     block: int
     device: str
+    threads: int
     results: Path
 
 
@@ -43,8 +47,9 @@ class Assessment:
 
     Args: name of the classifier; digest, of its weights and how it is built; main, what is
         reported; checks, the attacks that look for signs of false robustness; outputs, what was
-        found of its outputs already; surrogates, names of those whose samples it is judged by;
-        keep, whether all adversarial samples are kept.
+        found of its outputs already; logits, by which it is known again, see `outputs`; transfer,
+        for the name of each ensemble of `main` whose samples a surrogate made the attack, and the
+        surrogate's name; keep, whether the adversarial samples of `main` are kept.
     """
 
     settings: Settings
@@ -53,7 +58,8 @@ class Assessment:
     main: tuple[Ensemble, ...]
     checks: tuple[Ensemble, ...] = ()
     outputs: tuple[Finding, ...] = ()
-    surrogates: tuple[str, ...] = ()
+    logits: Tensor | None = None
+    transfer: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     keep: bool = False
     _outcomes: dict[Step, Outcome] = field(default_factory=dict, init=False, compare=False)
 
@@ -82,12 +88,12 @@ class Assessment:
             seed=common.seed,
             block=common.block,
             device=common.device,
+            threads=common.threads,
         )
-        name = name_of(question)
-        # The same network may have been called otherwise before.
-        known = sorted(common.results.glob(f"*-{name}")) if common.results.is_dir() else []
-        folder = known[0] if known else common.results / f"{self.name}-{name}"
-        return Ledger(folder, question, settings_of(self.ensembles))
+        folder = _folder(common.results, self.name, name_of(question), self.logits)
+        ledger = Ledger(folder, question, settings_of(self.ensembles))
+        keep_outputs(folder, self.logits)
+        return ledger
 
     def run(self, pool: Pool, made_before: Lookup) -> Iterator[tuple[Step, Outcome, bool]]:
         """Makes the steps that the ledger does not have; see `run.run`."""
@@ -97,11 +103,15 @@ class Assessment:
             pool,
             self.name,
             made_before=made_before,
-            keep=lambda step: is_crafting(step) or (self.keep and step.attack != CLEAN),
+            keep=self._is_kept,
         )
         for step, outcome, known in steps:
             self._outcomes[step] = outcome
             yield step, outcome, known
+
+    def _is_kept(self, step: Step) -> bool:
+        reported = any(step.ensemble == ensemble.name for ensemble in self.main)
+        return is_crafting(step) or (self.keep and reported)
 
     def check_findings(self) -> tuple[Finding, ...]:
         """What the checks' attacks say; empty until all of them are done."""
@@ -125,15 +135,13 @@ class Assessment:
         results = summarise(outcomes, self.main)
         withstand = which_withstood(outcomes, results, len(self.settings.images))
         transfer = [
-            judge_transfer(withstand[made], withstand[ensemble.name], surrogate)
-            for ensemble in self.main
-            for surrogate in self.surrogates
-            if (made := transfer_name(ensemble.name, surrogate)) in withstand
+            judge_transfer(withstand[made], withstand[attack], surrogate)
+            for made, (attack, surrogate) in self.transfer.items()
         ]
-        num = len(self.settings.images)
         return Report(
             name=self.name,
-            data=f"{num} images of {self.settings.data}",
+            data=self.settings.data,
+            num=len(self.settings.images),
             question=self.ledger.question,
             attacks=settings_of(self.main),
             folder=self.ledger.folder,
@@ -150,3 +158,16 @@ class Assessment:
         path = self.ledger.folder / "outcomes.parquet"
         self.ledger.export(path, sorted(self._outcomes.items()))
         return path
+
+
+def _folder(results: Path, name: str, question: str, logits: Tensor | None) -> Path:
+    """Of the ledgers of a question the one of this network, which may have been called otherwise
+    before; else a new one. Other answers with the same weights are those of another network."""
+    wanted = results / f"{name}-{question}"
+    known = sorted(results.glob(f"*-{question}*")) if results.is_dir() else []
+    known.sort(key=lambda folder: folder != wanted)
+    for folder in known:
+        if answered_here(folder, logits):
+            return folder
+    others = [results / f"{name}-{question}-{number}" for number in range(2, len(known) + 3)]
+    return next(folder for folder in (wanted, *others) if not folder.exists())

@@ -19,6 +19,7 @@ from raymi.attacks.untouched import untouched
 from raymi.counter_rng import random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
+from raymi.models.modes import FullPrecision
 
 CLEAN = "clean"
 """The first step of each block: natural accuracy."""
@@ -38,13 +39,15 @@ class Step:
 class Outcome:
     """What a step did to each sample that it was given.
 
-    `samples` (M,) int64, places in the data set; `labels`, `predictions` (M,) int64, -1 where a
+    `samples` (M,) int64, which of the images that are attacked; `places` (M,) int64, theirs in the
+    data set, of which those may be a selection; `labels`, `predictions` (M,) int64, -1 where a
     logit is not finite; `broken` (M,), misclassified by what counts; `usable` (M,), the attack made
     an image at all; `linf`, `l2` (M,) float32, how far it is from the clean one, in pixel units;
     `seconds` of the whole step.
     """
 
     samples: Tensor
+    places: Tensor
     labels: Tensor
     predictions: Tensor
     broken: Tensor
@@ -75,7 +78,8 @@ class BlockAttacker:
         *,
         seed: int,
     ) -> None:
-        self.model, self.images, self.threat, self.seed = model, images, threat, seed
+        self.model, self.images, self.threat = FullPrecision(model), images, threat
+        self.seed = seed
         self._attacks = {ensemble.name: ensemble.attacks for ensemble in ensembles}
 
     def perform(
@@ -89,7 +93,8 @@ class BlockAttacker:
         device = self.images.labels.device
         samples = samples.to(device)
         x, y = to_unit(self.images.images[samples]), self.images.labels[samples]
-        batch = Batch(x, y, samples, block_seed(self.seed, step.block))
+        places = self.images.places[samples]
+        batch = Batch(x, y, places, block_seed(self.seed, step.block))
         began = time.perf_counter()
         attacked = (
             self._classified(batch)
@@ -105,6 +110,7 @@ class BlockAttacker:
         on_cpu = Attacked(*(tensor.cpu() for tensor in attacked))
         found = Outcome(
             samples=samples.cpu(),
+            places=places.cpu(),
             labels=y.cpu(),
             predictions=on_cpu.prediction,
             broken=on_cpu.broken,

@@ -21,9 +21,10 @@ from raymi.attacks.catalogue import find_attack
 from raymi.attacks.suites import Ensemble
 from raymi.attacks.untouched import untouched
 from raymi.evaluation.blocks import CLEAN, Outcome, Step
+from raymi.evaluation.outputs import difference
 from raymi.evaluation.robustness import withstood
 from raymi.evaluation.statistics import compare_paired, wilson_interval
-from raymi.models.modes import full_precision
+from raymi.models.modes import FullPrecision
 
 RADII = {
     0.5: "pgd-20@0.5eps",
@@ -33,6 +34,11 @@ RADII = {
     float("inf"): "pgd-20@any",
 }
 """The attacks of the curve of accuracies, by what they multiply eps with."""
+
+_FORWARDS = 10  # a network that draws seldom may give the same twice
+_ALONE = 5  # images of a small batch, beside the large one
+_ROUNDING = 1e-3  # of the logits' spread
+_FEW = 20  # images of which little can be said
 
 SIGNIFICANT = 0.01
 """p-value below which a difference between two attacks on the same samples is not chance."""
@@ -58,25 +64,43 @@ def check_ensembles(num: int, *, differentiable: bool = True) -> tuple[Ensemble,
     )
 
 
-def examine_outputs(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> list[Finding]:
-    """What can be seen without an attack: randomness, probabilities in place of logits, gradients.
+@dataclass(frozen=True)
+class Examination:
+    """What is seen without an attack: findings; `logits` (N, K) of the images, on the CPU, by which
+    the network is known again, None where they are random; whether autograd follows the outputs."""
 
-    Args: model, images in [0, 1] to logits (B, K), left as it was; x (B, C, H, W); y (B,); seed.
+    findings: tuple[Finding, ...]
+    logits: Tensor | None
+    differentiable: bool
+
+
+def examine_network(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Examination:
+    """Looks for randomness, state, dependence on other images, probabilities in place of logits,
+    and gradients that vanish.
+
+    Args: model, images in [0, 1] to logits (B, K), left as it was; x (B, C, H, W), at least one;
+        y (B,); seed.
     """
+    model = FullPrecision(model)
     with untouched(model, seed):
+        before = [buffer.clone() for buffer in model.buffers()]
         with torch.no_grad():
-            logits, again = (full_precision(model(x)) for _ in range(2))
-        slopes = _slopes(model, x, y)
-    return [_randomised(logits, again), _probabilities(logits), _gradients(slopes)]
-
-
-def is_differentiable(model: nn.Module, x: Tensor) -> bool:
-    """Whether the outputs depend on the images as autograd sees it: else no attack by gradients
-    can begin."""
-    with untouched(model):
-        return (
-            _slopes(model, x, torch.zeros(len(x), dtype=torch.int64, device=x.device)) is not None
-        )
+            logits, *again = (model(x) for _ in range(_FORWARDS))
+            changed = sum(not _same(*pair) for pair in zip(model.buffers(), before, strict=True))
+            parts = torch.cat([model(part) for part in x.split(_ALONE)])
+        margins, losses = _slopes(model, x, y)
+    random = _randomised(logits, again)
+    findings = (
+        random,
+        _stateful(changed),
+        _company(logits, parts, known=not random.suspicious),
+        _finite(logits),
+        _probabilities(logits),
+        _gradients("margin", margins, len(x)),
+        _gradients("cross-entropy", losses, len(x)),
+    )
+    kept = None if random.suspicious or changed else logits.cpu()
+    return Examination(findings, kept, margins is not None)
 
 
 def judge_attacks(
@@ -90,6 +114,7 @@ def judge_attacks(
     made = [(step, outcome) for step, outcome in outcomes if (outcome.samples < num).all()]
     left = {step.ensemble: withstood(made, step.ensemble, num) for step, _ in made}
     right = left[CLEAN]
+    yield _at_chance(int(right.sum()), num, num_classes)
     withstand = {name: mask[right] for name, mask in left.items()}
     square = withstand["square-1000"]
     if "fgsm" not in withstand:  # nothing that attacks by gradients could begin with
@@ -116,50 +141,96 @@ def judge_transfer(transferred: Tensor, itself: Tensor, surrogate: str) -> Findi
     )
 
 
-def _randomised(logits: Tensor, again: Tensor) -> Finding:
-    unit, other = (F.normalize(one, dim=1) for one in (logits, again))
-    largest = (unit - other).norm(dim=1).max().item()
+def _randomised(logits: Tensor, again: Iterable[Tensor]) -> Finding:
+    largest = max(difference(logits, other) for other in again)
     return Finding(
         "randomised outputs",
-        not largest <= 1e-4,  # also where it is not a number
-        f"two forwards of the same images differ by up to {largest:.1g} of the logits' norm",
+        largest > _ROUNDING,
+        f"{_FORWARDS} forwards of the same images differ by up to {largest:.1g} of the logits' "
+        "spread",
+    )
+
+
+def _stateful(changed: int) -> Finding:
+    return Finding(
+        "state that changes",
+        changed > 0,
+        f"{changed} buffers change in eval mode"
+        + (": each attack begins with those of before" if changed else ""),
+    )
+
+
+def _company(logits: Tensor, parts: Tensor, *, known: bool) -> Finding:
+    largest = difference(logits, parts)
+    return Finding(
+        "outputs that depend on other images",
+        known and largest > 0.03,  # more than bf16 rounds otherwise
+        f"logits of images in parts of {_ALONE} and all at once differ by up to {largest:.1g} of "
+        "their spread",
+    )
+
+
+def _finite(logits: Tensor) -> Finding:
+    num = int((~logits.isfinite()).any(dim=1).sum())
+    return Finding(
+        "outputs that are not finite",
+        num > 0,
+        f"logits of {num} of {len(logits)} images are infinite or not a number",
     )
 
 
 def _probabilities(logits: Tensor) -> Finding:
-    inside = bool((logits.min() >= -1e-5) & (logits.max() <= 1 + 1e-5))
-    to_one = bool(((logits.sum(dim=1) - 1).abs() < 1e-4).all())
     lowest, highest = logits.min().item(), logits.max().item()
+    sums = logits.sum(dim=1)
+    alike = bool(((sums - sums[0]).abs() <= 0.02 * sums[0].abs()).all()) and len(sums) > 1
+    text = f"outputs lie in [{lowest:.3g}, {highest:.3g}]"
+    if lowest >= -1e-5 and alike:
+        text += f", and sum to about {sums[0].item():.3g} for each image: attacks need logits"
+    elif lowest >= -1e-5 and highest <= 1 + 1e-5:
+        text += ", as probabilities do: attacks need logits"
+    return Finding("probabilities as outputs", "attacks need logits" in text, text)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _slopes(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The largest entry of the gradients by each image of its margin, and of its cross-entropy,
+    (B,) each; None where the outputs do not depend on the images as autograd sees it."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(x)
+        if not logits.requires_grad:
+            return None, None
+        own = logits.gather(1, y[:, None]).squeeze(1)
+        margin = own - logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+        loss = F.cross_entropy(logits, y, reduction="sum")
+    found = []
+    for value in (margin.sum(), loss):
+        (grad,) = torch.autograd.grad(value, x, allow_unused=True, retain_graph=True)
+        found.append(None if grad is None else grad.flatten(1).abs().amax(dim=1))
+    return found[0], found[1]
+
+
+def _gradients(of: str, slopes: Tensor | None, num: int) -> Finding:
+    dead = num
+    if slopes is not None:
+        dead = int((~slopes.isfinite() | (slopes < 1e-12)).sum())
     return Finding(
-        "probabilities as outputs",
-        inside and to_one,
-        f"outputs lie in [{lowest:.3g}, {highest:.3g}]"
-        + (", and sum to 1: attacks need logits" if inside and to_one else ""),
+        f"gradients of the {of} that vanish",
+        dead > max(2, 0.02 * num) or dead == num,
+        f"the gradient of the {of} is zero or not finite for {dead} of {num} images",
     )
 
 
-def _slopes(model: nn.Module, x: Tensor, y: Tensor) -> Tensor | None:
-    """The largest entry of the margin's gradient by each image, (B,); None where the outputs do not
-    depend on the images as autograd sees it."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = full_precision(model(x))
-    if not logits.requires_grad:
-        return None
-    own = logits.gather(1, y[:, None]).squeeze(1)
-    best_other = logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
-    (grad,) = torch.autograd.grad((own - best_other).sum(), x, allow_unused=True)
-    return None if grad is None else grad.flatten(1).abs().amax(dim=1)
-
-
-def _gradients(slopes: Tensor | None) -> Finding:
-    share = 1.0
-    if slopes is not None:
-        share = (~slopes.isfinite() | (slopes < 1e-12)).float().mean().item()
+def _at_chance(right: int, num: int, num_classes: int) -> Finding:
+    low, _ = wilson_interval(right, num)
     return Finding(
-        "gradients that vanish",
-        share > 0.01,
-        f"the margin's gradient is zero or not finite for {100 * share:.1f}% of the images",
+        "clean accuracy at chance",
+        num >= _FEW and low <= 1 / num_classes,
+        f"{right} of {num} images are classified right, {num_classes} classes"
+        + (", too few to tell" if num < _FEW else ""),
     )
 
 
@@ -170,18 +241,22 @@ def _one_step(fgsm: Tensor, pgd: Tensor) -> Finding:
         "one step stronger than many",
         stronger,
         f"FGSM alone breaks {found.only_first} of {len(pgd)} images, PGD-20 alone "
-        f"{found.only_second}",
+        f"{found.only_second}{_too_few(len(pgd))}",
     )
 
 
 def _black_box(square: Tensor, by_gradient: Tensor) -> Finding:
-    missed = int((by_gradient & ~square).sum())
+    missed, num = int((by_gradient & ~square).sum()), len(square)
     return Finding(
         "black box stronger than gradients",
-        missed > max(1, 0.01 * len(square)),
-        f"Square with 1000 queries breaks {missed} of {len(square)} images that PGD-20 and APGD "
-        "could not",
+        missed > max(2, 0.01 * num),
+        f"Square with 1000 queries breaks {missed} of {num} images that PGD-20 and APGD could not"
+        + _too_few(num),
     )
+
+
+def _too_few(num: int) -> str:
+    return "" if num >= _FEW else ": too few images to tell much" if num else ": not measured"
 
 
 def _curve(curve: Mapping[float, Tensor], num: int, num_classes: int) -> Finding:

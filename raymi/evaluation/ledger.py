@@ -33,6 +33,7 @@ _SCHEMA = pa.schema(
         ("attack", pa.string()),
         ("block", pa.int32()),
         ("sample", pa.int64()),
+        ("selected", pa.int64()),
         ("label", pa.int64()),
         ("prediction", pa.int64()),
         ("broken", pa.bool_()),
@@ -42,7 +43,8 @@ _SCHEMA = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
-"""A row for each sample of each step; `seconds`: the step's, by the number of its samples."""
+"""A row for each sample of each step; `sample`: its place in the data set, `selected`: in what was
+selected of it; `seconds`: the step's, by the number of its samples."""
 
 
 class Ledger:
@@ -58,8 +60,17 @@ class Ledger:
         self, folder: Path, question: Mapping[str, Any], attacks: Mapping[str, Any] | None = None
     ) -> None:
         self.folder, self.question = folder, question
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_writable(folder, error) from None
+        with self.alone():
+            self._bind(attacks or {})
+
+    def _bind(self, attacks: Mapping[str, Any]) -> None:
+        """Takes the folder for the question, and adds the settings of attacks."""
+        folder, question = self.folder, self.question
         asked, settings = folder / "question.json", folder / "attacks.json"
-        attacks = attacks or {}
         if asked.is_file():
             _compare(folder, _flat(_read(asked)), _flat(question))
             known = _read(settings) if settings.is_file() else {}
@@ -104,12 +115,17 @@ class Ledger:
         """
         self._replace(step, ".parquet", _parquet(_table(step, outcome)))
 
-    def keep(self, step: Step, samples: Tensor, x_adv: Tensor) -> None:
-        """Keeps the adversarial samples of a step: samples (M,) int64, x_adv (M, C, H, W).
+    def keep(self, step: Step, outcome: Outcome, x_adv: Tensor) -> None:
+        """Keeps the adversarial samples of a step, x_adv (M, C, H, W), with their places in the
+        data set (`sample`) and in what was selected of it (`selected`), (M,) int64.
 
         Raises: StorageError where they cannot be written.
         """
-        tensors = {"samples": samples, "x_adv": x_adv.contiguous()}
+        tensors = {
+            "sample": outcome.places,
+            "selected": outcome.samples,
+            "x_adv": x_adv.contiguous(),
+        }
         self._replace(step, ".safetensors", safetensors.torch.save(tensors))
 
     def adversarial(self, step: Step) -> tuple[Tensor, Tensor] | None:
@@ -119,7 +135,7 @@ class Ledger:
         if data is None:
             return None
         tensors = safetensors.torch.load(data)
-        return tensors["samples"], tensors["x_adv"]
+        return tensors["selected"], tensors["x_adv"]
 
     def export(self, path: Path, outcomes: Iterable[tuple[Step, Outcome]]) -> None:
         """Writes outcomes as one parquet file, a row for each sample of each step: see `_SCHEMA`.
@@ -154,10 +170,14 @@ class Ledger:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data)
         except OSError as error:
-            raise StorageError(
-                f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}, then "
-                "give the same command again: what was recorded is kept"
-            ) from None
+            raise _not_writable(path, error) from None
+
+
+def _not_writable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}, then give the "
+        "same command again: what was recorded is kept"
+    )
 
 
 def _table(step: Step, outcome: Outcome) -> pa.Table:
@@ -167,7 +187,8 @@ def _table(step: Step, outcome: Outcome) -> pa.Table:
         "position": np.full(num, step.position),
         "attack": np.full(num, step.attack),
         "block": np.full(num, step.block),
-        "sample": outcome.samples.numpy(),
+        "sample": outcome.places.numpy(),
+        "selected": outcome.samples.numpy(),
         "label": outcome.labels.numpy(),
         "prediction": outcome.predictions.numpy(),
         "broken": outcome.broken.numpy(),
@@ -190,7 +211,8 @@ def _outcome(table: pa.Table) -> Outcome:
         return torch.tensor(table[name].to_numpy())
 
     return Outcome(
-        samples=column("sample"),
+        samples=column("selected"),
+        places=column("sample"),
         labels=column("label"),
         predictions=column("prediction"),
         broken=column("broken"),

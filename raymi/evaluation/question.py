@@ -31,12 +31,20 @@ def block_size(num: int) -> int:
 
 
 def question_of(
-    model: str, images: ImageSet, threat: Threat, *, seed: int, block: int, device: str
+    model: str,
+    images: ImageSet,
+    threat: Threat,
+    *,
+    seed: int,
+    block: int,
+    device: str,
+    threads: int,
 ) -> dict[str, Any]:
     """What outcomes depend on beside the attacks themselves, in JSON's types.
 
     Args: model, the digest of the classifier; images that are attacked; threat; seed of the
-        evaluation; block, its samples; device, "cpu" or "cuda": they round differently.
+        evaluation; block, its samples; device, "cpu" or "cuda", and threads of a worker: they round
+            differently.
     """
     return {
         "model": model,
@@ -45,6 +53,7 @@ def question_of(
         "seed": seed,
         "block": block,
         "device": device,
+        "threads": threads,
         "code": _code_digest(),
         "versions": {name: version(name) for name in _LIBRARIES},
     }

@@ -14,14 +14,14 @@ from raymi.evaluation.blocks import CLEAN, Outcome, Step
 from raymi.evaluation.checks import Finding
 from raymi.evaluation.robustness import Robustness, withstood
 from raymi.evaluation.statistics import PairedComparison, compare_paired
-from raymi.evaluation.transfer import transfer_name
 
 
 @dataclass(frozen=True)
 class Report:
     """All that was found of one classifier.
 
-    `name` of the classifier; `data`, what it was measured on, in words; `question`, see
+    `name` of the classifier; `data`, the name of the images that it was measured on, and `num`, how
+    many these are; `question`, see
     `question_of`; `attacks`, their settings by name; `folder` of the ledger; `results`, clean
     accuracy first; `findings`, signs of false robustness, or that there are none; `withstand`, for
     each result which samples are classified right and withstand it, (N,) bool.
@@ -29,6 +29,7 @@ class Report:
 
     name: str
     data: str
+    num: int
     question: Mapping[str, Any]
     attacks: Mapping[str, Any]
     folder: Path
@@ -46,6 +47,7 @@ class Report:
         return {
             "model": self.name,
             "data": self.data,
+            "num": self.num,
             "question": dict(self.question),
             "attacks": dict(self.attacks),
             "folder": str(self.folder),
@@ -92,22 +94,54 @@ def which_withstood(
     return {result.name: withstood(outcomes, result.name, num) for result in results}
 
 
-def transfer_matrix(
-    reports: Sequence[Report], attack: str, surrogates: Sequence[str]
-) -> list[tuple[str, list[Robustness]]]:
-    """Rows of a transfer matrix: clean images, each surrogate, and last the attack on the target
-    itself, which also stands where a surrogate is its own target; columns are the reports'
-    classifiers.
+@dataclass(frozen=True)
+class TransferMatrix:
+    """Accuracies of targets, in columns, on images that were made on others, in rows.
 
-    Args: reports of the targets; attack, its name; surrogates, their names.
+    `clean`, `white_box` (by the attack on the target itself) and for each surrogate's name: one
+    result for each target. Where a surrogate is its own target, it is the white box.
     """
-    rows = {CLEAN: CLEAN} | {name: transfer_name(attack, name) for name in surrogates}
-    rows["itself (white box)"] = attack
+
+    attack: str
+    targets: tuple[str, ...]
+    clean: tuple[Robustness, ...]
+    surrogates: Mapping[str, tuple[Robustness, ...]]
+    white_box: tuple[Robustness, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """In JSON's types; accuracies are fractions, by the names of the targets."""
+
+        def row(results: Sequence[Robustness]) -> dict[str, float]:
+            return {n: one.accuracy for n, one in zip(self.targets, results, strict=True)}
+
+        return {
+            "attack": self.attack,
+            "clean": row(self.clean),
+            "surrogates": {name: row(results) for name, results in self.surrogates.items()},
+            "white_box": row(self.white_box),
+        }
+
+
+def transfer_matrix(
+    reports: Sequence[Report], attack: str, surrogates: Mapping[str, str]
+) -> TransferMatrix:
+    """The matrix of an attack.
+
+    Args: reports of the targets; attack, its name; surrogates, by their names those under which
+        their samples are in the reports.
+    """
     found = [{result.name: result for result in report.results} for report in reports]
-    return [
-        (label, [results.get(name, results[attack]) for results in found])
-        for label, name in rows.items()
-    ]
+
+    def row(name: str) -> tuple[Robustness, ...]:
+        return tuple(results.get(name, results[attack]) for results in found)
+
+    return TransferMatrix(
+        attack,
+        tuple(report.name for report in reports),
+        clean=row(CLEAN),
+        surrogates={name: row(made) for name, made in surrogates.items()},
+        white_box=row(attack),
+    )
 
 
 def _result(result: Robustness) -> dict[str, Any]:

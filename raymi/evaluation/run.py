@@ -17,6 +17,9 @@ from raymi.evaluation.steps import Done, Task, make
 class Pool(Protocol):
     """Where steps are made: in this process, or on workers of a cluster."""
 
+    workers: int
+    """How many steps are made at the same time."""
+
     def submit(self, task: Task) -> None:
         """Takes a step to make; returns at once."""
 
@@ -33,6 +36,8 @@ class InThisProcess:
     Args: attacker_of, what attacks the classifier of a name.
     """
 
+    workers = 1
+
     def __init__(self, attacker_of: Callable[[str], BlockAttacker]) -> None:
         self._attacker_of = attacker_of
         self._waiting: deque[Task] = deque()
@@ -43,6 +48,8 @@ class InThisProcess:
     def next(self) -> Done:
         return make(self._waiting.popleft(), self._attacker_of)
 
+
+_AHEAD = 4  # steps for each worker that a pool has: more would hold surrogates' samples in memory
 
 Lookup = Callable[[Step, Tensor], Tensor | None]
 """The x_adv (M, 3, H, W) that were made before for the samples (M,) of a step, or None."""
@@ -65,10 +72,10 @@ def run(
     Yields: step, its outcome, and whether it was in the ledger already.
     """
     going_on = 0
+    waiting: deque[tuple[Step, Tensor]] = deque()
     known: deque[tuple[Step, Outcome]] = deque()
 
     def begin(tasks: Iterable[tuple[Step, Tensor]]) -> None:
-        nonlocal going_on
         for step, samples in tasks:
             outcome = ledger.outcome(step)
             # Other samples are left where a damaged block before this one was attacked again.
@@ -78,20 +85,23 @@ def run(
             if there and outcome is not None:
                 known.append((step, outcome))
             else:
-                pool.submit(Task(subject, step, samples, made_before(step, samples), keep(step)))
-                going_on += 1
+                waiting.append((step, samples))
 
     begin(schedule.first())
-    while known or going_on:
+    while known or waiting or going_on:
         if known:
             step, outcome = known.popleft()
             begin(schedule.after(step, outcome))
             yield step, outcome, True
             continue
+        while waiting and going_on < _AHEAD * pool.workers:
+            step, samples = waiting.popleft()
+            pool.submit(Task(subject, step, samples, made_before(step, samples), keep(step)))
+            going_on += 1
         step, outcome, x_adv = pool.next()
         going_on -= 1
         if x_adv is not None:
-            ledger.keep(step, outcome.samples, x_adv)
+            ledger.keep(step, outcome, x_adv)
         ledger.record(step, outcome)
         begin(schedule.after(step, outcome))
         yield step, outcome, False

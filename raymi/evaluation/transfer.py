@@ -40,13 +40,14 @@ def transferred(attack: str, surrogate: str, digest: str) -> Ensemble:
     """
     made = find_attack(attack)
     settings = {**made.settings, "attack": attack, "surrogate": digest}
-    name = transfer_name(attack, surrogate)
+    name = transfer_name(attack, surrogate, digest)
     return Ensemble(name, (replace(made, name=name, craft=_made_elsewhere, settings=settings),))
 
 
-def transfer_name(attack: str, surrogate: str) -> str:
-    """Under which the accuracy of a target is reported."""
-    return f"{attack}-from-{surrogate}"
+def transfer_name(attack: str, surrogate: str, digest: str) -> str:
+    """Under which the accuracy of a target is reported: others may be called as the surrogate
+    is."""
+    return f"{attack}-from-{surrogate}-{digest[:8]}"
 
 
 def lookup(kept: Mapping[str, tuple[Ledger, str]]) -> Lookup:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import Ensemble
 from raymi.data import ImageSet
 from raymi.evaluation.blocks import BlockAttacker
+from raymi.evaluation.outputs import check_outputs
 
 
 class Loadable(Protocol):
@@ -27,14 +28,16 @@ class Loadable(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """An evaluation: classifiers by their names, images, by each name of a classifier the ensembles
-    that attack it, threat and seed. Can be pickled."""
+    """An evaluation: classifiers by their names, the logits by which they are known again (see
+    `outputs`), images, by each name of a classifier the ensembles that attack it, threat and seed.
+    Can be pickled."""
 
     subjects: Mapping[str, Loadable]
     images: ImageSet
     ensembles: Mapping[str, tuple[Ensemble, ...]]
     threat: Threat
     seed: int
+    logits: Mapping[str, Tensor | None] = field(default_factory=dict)
 
 
 class Attackers:
@@ -45,6 +48,8 @@ class Attackers:
     """
 
     def __init__(self, work: Work, device: torch.device | str = "cpu") -> None:
+        if torch.device(device).type == "cuda":
+            _use_exact_kernels()
         self._work, self._device = work, device
         self._images = work.images.to(device)
         self._loaded: dict[str, BlockAttacker] = {}
@@ -52,15 +57,25 @@ class Attackers:
     def __call__(self, subject: str) -> BlockAttacker:
         """What attacks the classifier of a name.
 
-        Raises: UserError where it cannot be loaded.
+        Raises: UserError where it cannot be loaded, or answers otherwise than it should.
         """
         if subject not in self._loaded:
             work = self._work
+            model = work.subjects[subject].load().to(self._device)
+            check_outputs(subject, model, self._images, work.logits.get(subject))
             self._loaded[subject] = BlockAttacker(
-                work.subjects[subject].load().to(self._device),
+                model,
                 self._images,
                 work.ensembles[subject],
                 work.threat,
                 seed=work.seed,
             )
         return self._loaded[subject]
+
+
+def _use_exact_kernels() -> None:
+    """Kernels that give the same each time, in full fp32, whatever the user's module has set."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False

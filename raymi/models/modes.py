@@ -61,6 +61,22 @@ def _copies(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in module._buffers.items() if v is not None}
 
 
+class FullPrecision(nn.Module):
+    """A network that answers in fp32 at least, whatever it computes in: attacks write numbers of
+    their own beside its logits.
+
+    Args: model, maps x (B, C, H, W) to logits (B, K).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (B, C, H, W). Returns: logits (B, K), fp32 at least."""
+        return full_precision(self.model(x))
+
+
 def full_precision(logits: Tensor) -> Tensor:
     """Logits in fp32 at least, (B, K): under autocast a network answers in bf16."""
     return logits if logits.element_size() >= 4 else logits.float()

@@ -73,6 +73,7 @@ class AttackPool:
         tell: Callable[[str], None] = lambda message: None,
     ) -> None:
         self._scaling, self._use_gpu, self._tell = scaling, use_gpu, tell
+        self.workers = scaling.most_workers
         self._arguments = (import_path, scaling.cpus_per_worker, "cuda" if use_gpu else "cpu")
         self._work = ray.put(work)
         self._queue: deque[_Item] = deque()
@@ -80,7 +81,7 @@ class AttackPool:
         self._told: set[str] = set()
         self._failed_starts = 0  # since a worker got ready
         self._last_ready = time.monotonic()
-        self._workers: list[_Worker] = []
+        self._actors: list[_Worker] = []
         for _ in range(scaling.most_workers):
             self._start_worker()
 
@@ -92,8 +93,8 @@ class AttackPool:
 
     def close(self) -> None:
         """Ends all workers, whatever they do."""
-        while self._workers:
-            ray.kill(self._workers.pop().actor)
+        while self._actors:
+            ray.kill(self._actors.pop().actor)
 
     def submit(self, task: Task) -> None:
         self._queue.append(_Item(task))
@@ -117,17 +118,17 @@ class AttackPool:
             .options(num_cpus=self._scaling.cpus_per_worker, num_gpus=int(self._use_gpu))
             .remote(*self._arguments)
         )
-        self._workers.append(_Worker(actor, actor.begin.remote(self._work)))
+        self._actors.append(_Worker(actor, actor.begin.remote(self._work)))
 
     def _hand_out(self) -> None:
-        for worker in self._workers:
+        for worker in self._actors:
             if self._queue and worker.ready and worker.answer is None:
                 worker.item = self._queue.popleft()
                 worker.answer = worker.actor.make.remote(worker.item.task)
 
     def _collect(self) -> None:
         """Takes the answers that are there; without a step to return, waits a while for one."""
-        asked = {worker.answer: worker for worker in self._workers if worker.answer is not None}
+        asked = {worker.answer: worker for worker in self._actors if worker.answer is not None}
         if not asked:
             return
         answers, _ = ray.wait(list(asked), num_returns=len(asked), timeout=0)
@@ -162,7 +163,7 @@ class AttackPool:
     def _lose(self, worker: _Worker, error: RayError) -> None:
         """Starts another worker in place of one that is gone, and puts its step back."""
         ray.kill(worker.actor)  # it may only be out of reach
-        self._workers.remove(worker)
+        self._actors.remove(worker)
         how, most = _how(error), self._scaling.max_failures
         if worker.item is None:
             self._lose_before_it_began(how)
@@ -185,14 +186,14 @@ class AttackPool:
         if self._failed_starts <= self._scaling.max_failures * self._scaling.most_workers:
             self._tell(f"a worker was lost before it began, as {how}: another one is started")
             self._start_worker()
-        elif any(other.ready for other in self._workers):
+        elif any(other.ready for other in self._actors):
             self._tell(f"a worker was lost before it began, as {how}: it is done without")
         else:
             raise StepFailed(f"workers are lost before they begin, the last one as {how}")
 
     def _check_that_some_are_ready(self) -> None:
         now, patience = time.monotonic(), READY_SECONDS + 60 * self._scaling.wait_minutes
-        if any(worker.ready for worker in self._workers):
+        if any(worker.ready for worker in self._actors):
             self._last_ready = now
         elif now - self._last_ready > patience:
             each = f"{self._scaling.cpus_per_worker} CPU" + " and 1 GPU" * self._use_gpu

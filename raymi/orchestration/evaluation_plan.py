@@ -12,12 +12,8 @@ from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.errors import UserError
 from raymi.evaluation.assessment import Assessment, Settings
-from raymi.evaluation.checks import (
-    Finding,
-    check_ensembles,
-    examine_outputs,
-    is_differentiable,
-)
+from raymi.evaluation.checks import Examination, check_ensembles, examine_network
+from raymi.evaluation.outputs import NUM, difference
 from raymi.evaluation.question import block_size
 from raymi.evaluation.run import Lookup
 from raymi.evaluation.subject import Subject, check_classifier
@@ -34,20 +30,16 @@ from raymi.orchestration.evaluation_request import (
 from raymi.orchestration.subjects import Found, find_subject, needs_data
 from raymi.overrides import examine, nest
 
-_OUTPUTS = 64
-"""Images on which outputs and gradients are looked at before any attack."""
-
 
 @dataclass(frozen=True)
 class Judged:
     """A classifier that is attacked: as it was named, where it was found, how it is built again,
-    what its outputs say, and whether autograd follows them."""
+    and what was seen of it without an attack."""
 
     name: str
     found: Found
     subject: Subject
-    outputs: tuple[Finding, ...]
-    differentiable: bool
+    seen: Examination
 
 
 @dataclass(frozen=True)
@@ -87,6 +79,7 @@ class EvaluationPlan:
             ensembles=ensembles,
             threat=self.threat,
             seed=self.config.seed,
+            logits={one.subject.name: one.seen.logits for one in everyone},
         )
 
     def assessments(self, device: str) -> tuple[list[Assessment], list[Assessment]]:
@@ -94,12 +87,25 @@ class EvaluationPlan:
 
         Args: device, "cpu" or "cuda".
         """
-        seed, given = self.config.seed, self.request.settings.get("evaluation.block")
-        block = block_size(len(self.images)) if given is None else self.config.evaluation.block
-        results = self.request.results
-        common = Settings(self.images, self.data, self.threat, seed, block, device, results)
+        given = self.request.settings.get("evaluation.block")
+        common = Settings(
+            self.images,
+            self.data,
+            self.threat,
+            seed=self.config.seed,
+            block=block_size(len(self.images)) if given is None else self.config.evaluation.block,
+            device=device,
+            threads=self.scaling.cpus_per_worker,
+            results=self.request.results,
+        )
         makers = [
-            Assessment(common, one.subject.name, one.subject.digest, self._crafted)
+            Assessment(
+                common,
+                one.subject.name,
+                one.subject.digest,
+                main=tuple(crafting(ensemble.name) for ensemble in self.main),
+                logits=one.seen.logits,
+            )
             for one in self.surrogates
         ]
         targets = [
@@ -107,10 +113,11 @@ class EvaluationPlan:
                 common,
                 one.subject.name,
                 one.subject.digest,
-                main=self._reported(one),
+                main=(*self.main, *self._transferred(one)),
                 checks=self._checks(one),
-                outputs=one.outputs,
-                surrogates=tuple(other.subject.name for other in self._others(one)),
+                outputs=one.seen.findings,
+                logits=one.seen.logits,
+                transfer=self._transfer(one),
                 keep=self.request.keep,
             )
             for one in self.targets
@@ -121,33 +128,44 @@ class EvaluationPlan:
         """Finds what surrogates made, for the targets."""
         return lookup(
             {
-                transfer_name(ensemble.name, maker.name): (maker.ledger, ensemble.name)
+                transfer_name(ensemble.name, maker.name, maker.digest): (
+                    maker.ledger,
+                    ensemble.name,
+                )
                 for maker in makers
                 for ensemble in self.main
             }
         )
 
-    @property
-    def _crafted(self) -> tuple[Ensemble, ...]:
-        return tuple(crafting(ensemble.name) for ensemble in self.main)
+    def made_on(self, attack: str) -> dict[str, str]:
+        """By the name of each surrogate under which what an attack made on it is reported."""
+        return {
+            one.subject.name: transfer_name(attack, one.subject.name, one.subject.digest)
+            for one in self.surrogates
+        }
 
-    def _others(self, target: Judged) -> list[Judged]:
+    def _others(self, target: Judged) -> list[Subject]:
         """The surrogates that are not the target itself."""
-        digest = target.subject.digest
-        return [one for one in self.surrogates if one.subject.digest != digest]
+        return [one.subject for one in self.surrogates if one.subject is not target.subject]
 
-    def _reported(self, target: Judged) -> tuple[Ensemble, ...]:
-        from_others = [
-            transferred(ensemble.name, one.subject.name, one.subject.digest)
+    def _transferred(self, target: Judged) -> list[Ensemble]:
+        return [
+            transferred(ensemble.name, other.name, other.digest)
             for ensemble in self.main
-            for one in self._others(target)
+            for other in self._others(target)
         ]
-        return (*self.main, *from_others)
+
+    def _transfer(self, target: Judged) -> dict[str, tuple[str, str]]:
+        return {
+            transfer_name(ensemble.name, other.name, other.digest): (ensemble.name, other.name)
+            for ensemble in self.main
+            for other in self._others(target)
+        }
 
     def _checks(self, target: Judged) -> tuple[Ensemble, ...]:
         if not self.request.checks:
             return ()
-        return check_ensembles(self.request.checks, differentiable=target.differentiable)
+        return check_ensembles(self.request.checks, differentiable=target.seen.differentiable)
 
 
 def planned(words: Sequence[str]) -> EvaluationPlan:
@@ -196,15 +214,14 @@ def _judged(name: str, found: Found, images: ImageSet) -> Judged:
     """
     model = found.subject.load()
     check_classifier(name, model, len(images.class_names), images.images.shape[-1])
-    first = images.at_most(_OUTPUTS)
-    x, y = to_unit(first.images), first.labels
-    outputs = tuple(examine_outputs(model, x, y))
-    return Judged(name, found, found.subject, outputs, is_differentiable(model, x[:2]))
+    some = images.at_most(NUM)
+    seen = examine_network(model, to_unit(some.images), some.labels)
+    return Judged(name, found, found.subject, seen)
 
 
 def _refuse_gradients(plan: EvaluationPlan) -> None:
     """Raises: UserError where an attack by gradients could not begin."""
-    blind = [one.name for one in (*plan.targets, *plan.surrogates) if not one.differentiable]
+    blind = [one.name for one in (*plan.targets, *plan.surrogates) if not one.seen.differentiable]
     attacks = {a.name for ensemble in plan.main for a in ensemble.attacks if a.by_gradient}
     if blind and attacks:
         raise UserError(
@@ -221,7 +238,7 @@ def _distinct(found: Sequence[Judged]) -> tuple[Judged, ...]:
     """
     kept: dict[str, Judged] = {}
     for one in found:
-        twin = next((o for o in kept.values() if o.subject.digest == one.subject.digest), None)
+        twin = next((o for o in kept.values() if _are_the_same(o, one)), None)
         if twin is not None:
             raise UserError(
                 f"{twin.name} and {one.name} are the same network: give one of the two names"
@@ -231,3 +248,10 @@ def _distinct(found: Sequence[Judged]) -> tuple[Judged, ...]:
             name, number = f"{one.subject.name}-{number}", number + 1
         kept[name] = replace(one, subject=replace(one.subject, name=name))
     return tuple(kept.values())
+
+
+def _are_the_same(one: Judged, other: Judged) -> bool:
+    if one.subject.digest != other.subject.digest:
+        return False
+    logits, others = one.seen.logits, other.seen.logits
+    return logits is None or others is None or difference(logits, others) == 0

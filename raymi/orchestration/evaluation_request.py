@@ -19,14 +19,14 @@ from raymi.errors import UserError, did_you_mean
 from raymi.hardware import available_cores, available_gpus
 from raymi.orchestration.names import home_folder
 from raymi.orchestration.ray_session import check_this_machine, in_ray_job
+from raymi.orchestration.subjects import WHICH
 from raymi.overrides import Words, as_typed, examine, flatten, nest, split_words
 
-MODELS = ("best", "last", "best-averaged", "last-averaged")
 SPLITS = ("test", "val")
 OWN: dict[str, Iterable[str]] = {
     "model": (),
     "surrogate": (),
-    "which": MODELS,
+    "which": WHICH,
     "suite": SUITES,
     "attacks": (*ENSEMBLES, *ATTACKS),
     "split": SPLITS,
@@ -203,10 +203,12 @@ def images_of(request: Request, config: Config) -> tuple[ImageSet, str]:
     Raises: UserError for settings or files that cannot work.
     """
     splits = load_data(config)
-    images = (splits.test if request.split == "test" else splits.val).at_most(request.samples)
-    if not len(images):
+    whole = splits.test if request.split == "test" else splits.val
+    if not len(whole):
         raise UserError(f"{config.data.name} has no {request.split} images: give another split")
-    return images, f"{config.data.name}-{request.split}"
+    images, name = whole.at_most(request.samples), f"{config.data.name}-{request.split}"
+    # Numbers of a selection never stand under the name of all.
+    return images, name if len(images) == len(whole) else f"{name}-{len(images)}"
 
 
 def attacks_of(request: Request, config: Config, num_classes: int) -> tuple[Ensemble, ...]:

@@ -34,17 +34,17 @@ class Place:
 
 
 def log_evaluation(
-    report: Report, place: Place, *, experiment: str, home: Path, data_name: str, files: list[Path]
+    report: Report, place: Place, *, experiment: str, home: Path, files: list[Path]
 ) -> str:
     """Tells MLflow of an evaluation, once: given again, what is new in it is added.
 
-    Accuracies with their intervals become metrics `eval/THREAT/ATTACK_acc`, `_low95`, `_high95` of
-    the run and of the logged model, linked to the data set; signs of false robustness become tags.
+    Accuracies and their intervals become metrics `eval/DATA/THREAT/ATTACK_acc`, `_low95`, `_high95`
+    of the run and of the logged model, linked to the data set; signs of false robustness become
+    tags.
 
     Args:
         place: without a run, or where somebody deleted it, one is made in `experiment`.
         home: of a local store that has to be made.
-        data_name: such as "cifar10-test".
         files: that are kept as artifacts of the run.
     Returns: the id of the run.
     Raises: whatever MLflow raises where the store does not answer.
@@ -60,7 +60,7 @@ def log_evaluation(
     names = list(_names(report))
     if set(names) <= set(told):
         return run_id
-    dataset = _link_dataset(client, run_id, report, data_name)
+    dataset = _link_dataset(client, run_id, report)
     for metric, value in _metrics(report, metric_prefix(report, place.which), told):
         client.log_metric(  # of the run, and of its model where there is one
             run_id,
@@ -89,10 +89,11 @@ def log_evaluation(
 
 
 def metric_prefix(report: Report, which: str | None = None) -> str:
-    """Such as `eval/linf_8_255/`, or `eval/linf_8_255/last/` for a model that was not chosen:
-    numbers of different threats, or models of a run, never share a name."""
+    """Such as `eval/cifar10-test/linf_8_255/`, and `last/` after it for a model that was not
+    chosen: numbers of other images, threats, or models of a run never share a name."""
     threat = report.question["threat"]
-    parts = ["eval", f"{threat['norm']}_{as_typed(threat['eps']).replace('/', '_')}"]
+    radius = f"{threat['norm']}_{as_typed(threat['eps']).replace('/', '_')}"
+    parts = ["eval", _as_metric(report.data), radius]
     if which is not None:
         parts.append(_as_metric(which))
     return "".join(f"{part}/" for part in parts)
@@ -173,15 +174,15 @@ def _has_model(client: Any, model_id: str | None) -> bool:
         raise
 
 
-def _link_dataset(client: Any, run_id: str, report: Report, data_name: str) -> Any:
+def _link_dataset(client: Any, run_id: str, report: Report) -> Any:
     """The data set as an input of the run; the one that is there stays."""
     from mlflow.data.http_dataset_source import HTTPDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag
 
-    source = HTTPDatasetSource(url=f"raymi:{data_name}")
+    source = HTTPDatasetSource(url=f"raymi:{report.data}")
     digest = report.question["images"][:32]
-    dataset = MetaDataset(source, name=data_name, digest=digest)._to_mlflow_entity()
+    dataset = MetaDataset(source, name=report.data, digest=digest)._to_mlflow_entity()
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "eval")])])
     return dataset
 

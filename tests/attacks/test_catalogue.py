@@ -19,6 +19,7 @@ from raymi.attacks.catalogue import (
     EvaluationAttack,
     Threat,
     find_attack,
+    predicted,
     run_attack,
 )
 from raymi.attacks.suites import SUITES, ensembles_of, suite
@@ -266,6 +267,41 @@ def test_few_samples_and_few_classes_are_no_trouble(norm, num_classes, num, mode
     for name in names:
         found = run_attack(find_attack(name), small, some, threat)
         assert found.usable.all(), name
+
+
+def test_minus_infinity_rules_a_class_out_and_nothing_else(model, digits):
+    class Masked(nn.Module):
+        def forward(self, x):
+            return model(x).index_fill(1, torch.tensor([9]), -torch.inf)
+
+    some = digits[1] != 9
+    whole = Batch(digits[0][some][:20], digits[1][some][:20], torch.arange(20), 7)
+    with evaluation_mode(model):
+        expected = model(whole.x)[:, :9].argmax(1)
+    assert torch.equal(predicted(Masked(), whole.x), expected)
+    assert run_attack(find_attack("fgsm"), Masked(), whole, LINF).usable.all()
+
+
+class Counting(nn.Module):
+    """Answers by how often it was asked, in eval mode, too."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.register_buffer("asked", torch.zeros(()))
+
+    def forward(self, x):
+        self.asked = self.asked + 1
+        self.asked += 1
+        return self.model(x) * self.asked
+
+
+def test_what_a_network_keeps_of_its_forwards_is_undone(model, digits):
+    counting = Counting(model)
+    buffer = counting.asked
+    run_attack(find_attack("pgd-2"), counting, batch(digits, 3), LINF)
+    assert counting.asked is buffer
+    assert counting.asked == 0
 
 
 def test_few_classes_are_attacked_towards_as_many_as_there_are(model, digits):

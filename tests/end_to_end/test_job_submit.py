@@ -94,7 +94,7 @@ def test_job_trains_on_the_cluster_that_it_was_submitted_to(dashboard: str, tmp_
         "checks=0", f"results={results}", "tracking.enabled=false", module="raymi.evaluate",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "40 images of digits-test" in done.stdout
+    assert "40 images of digits-test-40" in done.stdout
     assert "on 2 workers" in done.stdout
     assert len(list(results.glob("job-best-*/outcomes.parquet"))) == 1
 

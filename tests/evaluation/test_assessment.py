@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -14,11 +16,13 @@ from raymi.attacks.catalogue import Batch, Threat, find_attack, predicted, run_a
 from raymi.attacks.suites import ensembles_of
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
+from raymi.errors import UserError
 from raymi.evaluation.assessment import Assessment, Settings
-from raymi.evaluation.blocks import block_seed
-from raymi.evaluation.checks import check_ensembles, examine_outputs
+from raymi.evaluation.blocks import Step, block_seed
+from raymi.evaluation.checks import check_ensembles, examine_network
 from raymi.evaluation.report import differences, transfer_matrix
 from raymi.evaluation.run import InThisProcess
+from raymi.evaluation.steps import Task
 from raymi.evaluation.transfer import crafting, lookup, transfer_name, transferred
 from raymi.evaluation.work import Attackers, Work
 
@@ -61,7 +65,7 @@ def nets(images):
 
 
 def settings(images, folder, block=20):
-    return Settings(images, "spots-test", THREAT, 5, block, "cpu", folder)
+    return Settings(images, "spots-test", THREAT, 5, block, "cpu", 1, folder)
 
 
 def pool_of(nets, *assessments):
@@ -100,7 +104,7 @@ def test_a_report_counts_what_the_attacks_did(images, nets, tmp_path):
         expected[index] = ~found.broken
     assert torch.equal(report.withstand["pgd-5"], expected)
     assert 0 < pgd.right == int(expected.sum()) < clean.right, "or this shows little"
-    assert len(report.findings) == 3, "outputs were not examined here"
+    assert len(report.findings) == 4, "outputs were not examined here"
     content = json.loads(json.dumps(report.as_json()))
     assert content["results"][1]["accuracy"] == pgd.right / NUM
     rows = pq.read_table(one.export()).to_pylist()
@@ -109,7 +113,7 @@ def test_a_report_counts_what_the_attacks_did(images, nets, tmp_path):
 
 def test_checks_are_judged_once_they_are_complete(images, nets, tmp_path):
     checks = check_ensembles(30)
-    outputs = tuple(examine_outputs(nets["a"].load(), to_unit(images.images), images.labels))
+    outputs = examine_network(nets["a"].load(), to_unit(images.images), images.labels).findings
     one = Assessment(
         settings(images, tmp_path), "a", "digest-a", main_of("pgd-20"), checks, outputs
     )
@@ -120,8 +124,7 @@ def test_checks_are_judged_once_they_are_complete(images, nets, tmp_path):
             first = step
     assert first is not None
     report = one.report()
-    assert [f.check for f in report.findings[:3]] == [f.check for f in outputs]
-    assert report.findings[3:] == one.check_findings()
+    assert report.findings == (*outputs, *one.check_findings())
     assert all(step.block < 2 for step in one._outcomes if step.attack == "square-1000")
     assert {step.block for step in one._outcomes if step.attack == "pgd-20"} == {0, 1, 2}, (
         "what is reported is made on all blocks, though a check needs fewer"
@@ -138,7 +141,7 @@ def test_a_suite_that_grows_goes_on_with_what_is_there(images, nets, tmp_path):
     again, none = made(nets, renamed)
     assert none == 0, "the same network under another name"
     assert again.folder == report.folder
-    assert again.results == report.results
+    assert [r.right for r in again.results] == [r.right for r in report.results]
     _, all_of_them = made(nets, Assessment(common, "b", "digest-b", main_of("pgd-2")))
     assert all_of_them == 6, "another network"
     two = replace(common, seed=6)
@@ -168,11 +171,11 @@ def test_targets_are_judged_by_the_samples_of_a_surrogate(images, nets, tmp_path
         "b",
         "digest-b",
         (*main_of("pgd-5"), transferred("pgd-5", "a", "digest-a")),
-        surrogates=("a",),
+        transfer={transfer_name("pgd-5", "a", "digest-a"): ("pgd-5", "a")},
     )
     itself = Assessment(common, "a", "digest-a", main_of("pgd-5"))
     list(maker.run(pool_of(nets, maker, target), lookup({})))
-    found = lookup({transfer_name("pgd-5", "a"): (maker.ledger, "pgd-5")})
+    found = lookup({transfer_name("pgd-5", "a", "digest-a"): (maker.ledger, "pgd-5")})
     report, _ = made(nets, target, made_before=found)
     source, model, x = nets["a"].load(), nets["b"].load(), to_unit(images.images)
     right = predicted(model, x) == images.labels
@@ -181,16 +184,85 @@ def test_targets_are_judged_by_the_samples_of_a_surrogate(images, nets, tmp_path
         batch = Batch(x[index], images.labels[index], index, block_seed(5, block))
         x_adv = run_attack(find_attack("pgd-5"), source, batch, THREAT).x_adv
         right[index] &= predicted(model, x_adv) == images.labels[index]
-    name = transfer_name("pgd-5", "a")
+    name = transfer_name("pgd-5", "a", "digest-a")
     assert torch.equal(report.withstand[name], right)
     clean, white, black = report.results
     assert white.right < black.right < clean.right, "or this shows little"
     assert "transfer stronger than white box" in {finding.check for finding in report.findings}
     assert not report.suspicions
     own, _ = made(nets, itself)
-    rows = dict(transfer_matrix([own, report], "pgd-5", ["a"]))
-    assert rows["a"] == [own.results[1], black]
-    assert rows["itself (white box)"] == [own.results[1], white]
+    matrix = transfer_matrix([own, report], "pgd-5", {"a": name})
+    assert matrix.clean == (own.results[0], clean)
+    assert matrix.surrogates == {"a": (own.results[1], black)}
+    assert matrix.white_box == (own.results[1], white)
+
+
+def test_the_same_weights_with_other_answers_are_another_network(images, nets, tmp_path):
+    """As where it reads a file, or a constant of another module, that has changed."""
+    common = settings(images, tmp_path)
+    x, y = to_unit(images.images), images.labels
+    logits = examine_network(nets["a"].load(), x, y).logits
+    first = Assessment(common, "a", "digest-a", main_of("fgsm"), logits=logits)
+    assert made(nets, first)[1] == 6
+    changed = replace(first, logits=-logits)
+    report, steps = made(nets, changed)
+    assert steps == 6, "not a single outcome of the other one"
+    assert report.folder != first.ledger.folder
+    assert made(nets, replace(first, logits=logits + 1e-5))[1] == 0, "rounding"
+    assert made(nets, replace(first, logits=-logits))[1] == 0
+    work = Work(nets, images, {"a": main_of("fgsm")}, THREAT, 5, logits={"a": -logits})
+    with pytest.raises(UserError, match="a answers otherwise in a worker"):
+        Attackers(work)("a")
+
+
+def test_a_network_in_half_precision_is_attacked_by_all(images, nets, tmp_path):
+    class Half(Net):
+        def load(self):
+            model = copy.deepcopy(self.model).bfloat16()
+            return nn.Sequential(ToHalf(), model)
+
+    half = {"a": Half(1, images)}
+    common = settings(images, tmp_path)
+    one = Assessment(common, "a", "digest", main_of("apgd-ce", "square-1000", "fab-t"))
+    report, _ = made(half, one)
+    assert len(report.results) == 4
+
+
+class ToHalf(nn.Module):
+    def forward(self, x):
+        return x.bfloat16()
+
+
+def test_exported_samples_have_their_places_in_the_data_set(images, nets, tmp_path):
+    some = images.at_most(20)
+    one = Assessment(settings(some, tmp_path), "a", "digest-a", main_of("pgd-2"), keep=True)
+    made(nets, one)
+    rows = pq.read_table(one.export()).to_pylist()
+    places = {row["selected"]: row["sample"] for row in rows if row["attack"] == "clean"}
+    assert places == {k: k * NUM // 20 for k in range(20)}
+    assert all(row["label"] == int(images.labels[row["sample"]]) for row in rows)
+    (kept,) = tmp_path.glob("*/pgd-2/*/*.safetensors")
+    tensors = safetensors.torch.load_file(kept)
+    x = to_unit(images.images[tensors["sample"]])
+    assert float((tensors["x_adv"] - x).abs().max()) <= THREAT.eps + 1e-6
+
+
+def test_samples_that_are_selected_otherwise_have_the_same_starts(images, nets, tmp_path):
+    """PGD's depends on the image's place in the data set."""
+    some = images.at_most(20)
+    found = []
+    for chosen in (some, some.subset([3, 7])):
+        attacker = pool_of(nets, Assessment(settings(chosen, tmp_path), "a", "d", main_of("pgd-1")))
+        which = torch.tensor([3, 7]) if chosen is some else torch.arange(2)
+        task = Task("a", Step("pgd-1", 0, "pgd-1", 0), which, keep=True)
+        attacker.submit(task)
+        found.append(attacker.next().x_adv)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_surrogates_of_one_name_are_told_apart():
+    names = {transferred("pgd-5", "net", digest * 10).name for digest in ("a", "b")}
+    assert len(names) == 2
 
 
 def test_all_adversarial_samples_can_be_kept(images, nets, tmp_path):
@@ -199,4 +271,5 @@ def test_all_adversarial_samples_can_be_kept(images, nets, tmp_path):
     kept = [one.ledger.adversarial(step) for step in one._outcomes if step.attack == "pgd-2"]
     assert all(x_adv.shape == (len(samples), 3, 8, 8) for samples, x_adv in kept)
     assert steps == 6
+    assert not list(tmp_path.glob("*/clean/**/*.safetensors")), "those of the attacks alone"
     assert made(nets, replace(one, keep=True))[1] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -16,13 +18,16 @@ from raymi.evaluation.checks import (
     _curve,
     _one_step,
     check_ensembles,
-    examine_outputs,
-    is_differentiable,
+    examine_network,
     judge_attacks,
 )
 from raymi.models import build_model
 
 THREAT = Threat("linf", 0.08)
+BOTH_GRADIENTS = (
+    "gradients of the margin that vanish",
+    "gradients of the cross-entropy that vanish",
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +86,25 @@ class Noisy(nn.Module):
         return x + 0.1 * torch.randn_like(x)
 
 
+class Scaled(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+class Half(nn.Module):
+    def forward(self, x):
+        return x.bfloat16()
+
+
 def findings(model, images, num=60):
     """All checks on the first images, in blocks of 20, of which the last one is not looked at."""
     x, y = to_unit(images.images[:num]), images.labels[:num]
-    ensembles = check_ensembles(num, differentiable=is_differentiable(model, x[:2]))
+    seen = examine_network(model, x, y)
+    ensembles = check_ensembles(num, differentiable=seen.differentiable)
     attacker = BlockAttacker(model, images, ensembles, THREAT, seed=0)
     plan = Schedule(num + 20, 20, ensembles)
     waiting, outcomes = list(plan.first()), []
@@ -93,7 +113,7 @@ def findings(model, images, num=60):
         outcome, _ = attacker.perform(step, samples)
         outcomes.append((step, outcome))
         waiting += plan.after(step, outcome)
-    return [*examine_outputs(model, x, y), *judge_attacks(outcomes, num, 10)]
+    return [*seen.findings, *judge_attacks(outcomes, num, 10)]
 
 
 def suspicions(model, images):
@@ -103,7 +123,7 @@ def suspicions(model, images):
 def test_an_honest_network_is_not_accused(honest, images):
     found = findings(honest, images)
     assert [f.text for f in found if f.suspicious] == []
-    assert len({f.check for f in found}) == len(found) == 6
+    assert len({f.check for f in found}) == len(found) == 11
     curve = found[-1].text
     assert curve.startswith("PGD-20: ")
     assert curve.count("% at ") == 5
@@ -112,7 +132,7 @@ def test_an_honest_network_is_not_accused(honest, images):
 @pytest.mark.parametrize(
     ("before", "expected"),
     [
-        (Quantised(), {"gradients that vanish", "black box stronger than gradients"}),
+        (Quantised(), {*BOTH_GRADIENTS, "black box stronger than gradients"}),
         (Steep(), {"black box stronger than gradients"}),
         (Noisy(), {"randomised outputs"}),
     ],
@@ -136,7 +156,64 @@ class Detached(nn.Module):
 
 def test_outputs_that_autograd_does_not_follow_are_found(honest, images):
     found = suspicions(Wrapped(honest, before=Detached()), images)
-    assert found == {"gradients that vanish", "black box stronger than gradients"}
+    assert found == {*BOTH_GRADIENTS, "black box stronger than gradients"}
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("asked", torch.zeros(()))
+
+    def forward(self, x):
+        self.asked += 0.01
+        return x + self.asked
+
+
+class Company(nn.Module):
+    """Normalises by the batch, in eval mode, too."""
+
+    def forward(self, x):
+        return x - x.mean(dim=0)
+
+
+class Seldom(nn.Module):
+    """Noise in one of five forwards."""
+
+    def forward(self, x):
+        return x + torch.randn_like(x) * (torch.rand(()) < 0.2)
+
+
+@pytest.mark.parametrize(
+    ("after", "sign"),
+    [
+        (Counting(), "state that changes"),
+        (Company(), "outputs that depend on other images"),
+        (Seldom(), "randomised outputs"),
+        (nn.Sigmoid(), "probabilities as outputs"),
+        (Scaled(1e4), "gradients of the cross-entropy that vanish"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_outputs_alone_show(after, sign, honest, images):
+    x, y = to_unit(images.images[:60]), images.labels[:60]
+    seen = examine_network(Wrapped(honest, after=after), x, y)
+    assert sign in {finding.check for finding in seen.findings if finding.suspicious}
+
+
+def test_an_honest_network_in_half_precision_is_not_accused(honest, images):
+    half = Wrapped(copy.deepcopy(honest).bfloat16(), before=Half())
+    x, y = to_unit(images.images[:60]), images.labels[:60]
+    seen = examine_network(half, x, y)
+    assert not any(finding.suspicious for finding in seen.findings)
+    softmax = examine_network(Wrapped(half, after=nn.Softmax(dim=1)), x, y)
+    assert "probabilities as outputs" in {f.check for f in softmax.findings if f.suspicious}
+
+
+def test_nothing_is_said_where_nothing_was_measured():
+    nothing = torch.zeros(0, dtype=torch.bool)
+    for finding in (_one_step(nothing, nothing), _black_box(nothing, nothing)):
+        assert not finding.suspicious
+        assert finding.text.endswith(": not measured")
 
 
 def test_logits_that_are_not_numbers_are_suspicious(honest, images):
@@ -144,7 +221,7 @@ def test_logits_that_are_not_numbers_are_suspicious(honest, images):
         def forward(self, x):
             return x * float("nan")
 
-    assert "randomised outputs" in suspicions(Wrapped(honest, after=Undefined()), images)
+    assert "outputs that are not finite" in suspicions(Wrapped(honest, after=Undefined()), images)
 
 
 def left(*indices, num=100):
@@ -193,4 +270,8 @@ def test_a_network_that_is_always_wrong_has_nothing_to_be_attacked(honest, image
                 x
             ).sum(1, keepdim=True)
 
-    assert suspicions(Wrong(), images) == {"probabilities as outputs", "gradients that vanish"}
+    assert suspicions(Wrong(), images) == {
+        "probabilities as outputs",
+        "clean accuracy at chance",
+        *BOTH_GRADIENTS,
+    }

@@ -71,7 +71,16 @@ def evaluate(attacker, folder, die_at=None):
 def expect_equal(one: dict[Step, Outcome], other: dict[Step, Outcome]):
     assert one.keys() == other.keys()
     for step, outcome in one.items():
-        for name in ("samples", "labels", "predictions", "broken", "usable", "linf", "l2"):
+        for name in (
+            "samples",
+            "places",
+            "labels",
+            "predictions",
+            "broken",
+            "usable",
+            "linf",
+            "l2",
+        ):
             assert torch.equal(getattr(outcome, name), getattr(other[step], name)), (step, name)
 
 

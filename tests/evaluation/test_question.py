@@ -12,7 +12,7 @@ from raymi.attacks.suites import ensembles_of
 from raymi.data import ImageSet
 from raymi.evaluation.question import block_size, name_of, question_of, settings_of
 
-GIVEN = {"seed": 0, "block": 32, "device": "cpu"}
+GIVEN = {"seed": 0, "block": 32, "device": "cpu", "threads": 1}
 
 
 def images(seed=0):
@@ -35,6 +35,7 @@ def question(model="abc", seed_of_images=0, threat=Threat("linf", 0.1), **change
         {"seed": 1},
         {"block": 33},
         {"device": "cuda"},
+        {"threads": 2},
     ],
     ids=str,
 )

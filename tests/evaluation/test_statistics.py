@@ -49,7 +49,8 @@ def outcome(broken, seconds=1.0):
     num = len(broken)
     zeros = torch.zeros(num)
     return Outcome(
-        torch.arange(num), zeros.long(), zeros.long(), torch.tensor(broken, dtype=torch.bool),
+        torch.arange(num), torch.arange(num), zeros.long(), zeros.long(),
+        torch.tensor(broken, dtype=torch.bool),
         torch.arange(num) != 1, zeros, zeros, seconds,
     )  # fmt: skip
 

@@ -260,7 +260,9 @@ def test_samples_are_an_even_selection_and_at_most_all(asked, num):
     every = load_data(run).test
     request = requested(["model=a", *asked])
     images, name = images_of(request, configured(request, [run]))
-    assert (len(every), len(images), name) == (200, num, "digits-test")
+    called = "digits-test" if num == 200 else "digits-test-7"
+    assert (len(every), len(images), name) == (200, num, called)
+    assert images.places.tolist() == [every.places[k * 200 // num] for k in range(num)]
     assert images.labels.tolist() == [every.labels[k * 200 // num] for k in range(num)]
 
 

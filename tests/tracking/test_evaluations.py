@@ -107,7 +107,8 @@ def report_of(
     results = tuple(Robustness(name, num, NUM, ()) for name, num in right.items())
     return Report(
         name="mine-best",
-        data="40 images of digits-test",
+        data="digits-test",
+        num=NUM,
         question={
             "model": model, "images": IMAGES, "seed": seed,
             "threat": {"norm": threat.norm, "eps": threat.eps},
@@ -123,9 +124,7 @@ def report_of(
 def log(report: Report, place: Place, home: Path) -> str:
     table = home / "outcomes.parquet"
     pq.write_table(pa.table({"sample": np.arange(NUM)}), table)
-    return log_evaluation(
-        report, place, experiment="raymi", home=home, data_name="digits-test", files=[table]
-    )
+    return log_evaluation(report, place, experiment="raymi", home=home, files=[table])
 
 
 def client(home: Path) -> Any:
@@ -170,12 +169,12 @@ def test_accuracies_are_on_the_run_and_on_its_logged_model(mine, home):
     run = client(home).get_run(run_id)
     low, high = report.results[1].interval
     expected = {
-        "eval/linf_8_255/clean_acc": 0.75,
-        "eval/linf_8_255/pgd-40_acc": 0.5,
-        "eval/linf_8_255/pgd-40_low95": low,
-        "eval/linf_8_255/pgd-40_high95": high,
-        "eval/linf_8_255/num": 40.0,
-        "eval/linf_8_255/doubtful_checks": 0.0,
+        "eval/digits-test/linf_8_255/clean_acc": 0.75,
+        "eval/digits-test/linf_8_255/pgd-40_acc": 0.5,
+        "eval/digits-test/linf_8_255/pgd-40_low95": low,
+        "eval/digits-test/linf_8_255/pgd-40_high95": high,
+        "eval/digits-test/linf_8_255/num": 40.0,
+        "eval/digits-test/linf_8_255/doubtful_checks": 0.0,
     }
     assert expected.items() <= run.data.metrics.items()
     assert run.info.status == "FINISHED"
@@ -185,9 +184,9 @@ def test_accuracies_are_on_the_run_and_on_its_logged_model(mine, home):
     assert {(one.dataset_name, one.dataset_digest) for one in of_model.values()} == {
         ("digits-test", IMAGES[:32])
     }
-    (better,) = models(home, "metrics.`eval/linf_8_255/pgd-40_acc` > 0.49")
+    (better,) = models(home, "metrics.`eval/digits-test/linf_8_255/pgd-40_acc` > 0.49")
     assert better.model_id == mine.model_id
-    assert not models(home, "metrics.`eval/linf_8_255/pgd-40_acc` > 0.51")
+    assert not models(home, "metrics.`eval/digits-test/linf_8_255/pgd-40_acc` > 0.51")
 
 
 def test_the_data_set_is_an_input_of_the_run_once(mine, home):
@@ -212,7 +211,7 @@ def test_signs_of_false_robustness_are_tags_of_run_and_model(mine, home):
     run = client(home).get_run(mine.run_id)
     assert expected.items() <= run.data.tags.items()
     assert expected.items() <= client(home).get_logged_model(mine.model_id).tags.items()
-    assert run.data.metrics["eval/linf_8_255/doubtful_checks"] == 1
+    assert run.data.metrics["eval/digits-test/linf_8_255/doubtful_checks"] == 1
     (doubtful,) = models(home, "tags.`raymi.false_robustness` = 'steps'")
     assert doubtful.model_id == mine.model_id
 
@@ -224,7 +223,7 @@ def test_no_sign_is_said_too_but_not_where_nobody_looked(mine, home):
     log(report_of(home), place, home)
     tags = client(home).get_run(mine.run_id).data.tags
     assert tags["raymi.false_robustness"] == "no sign in 1 checks"
-    assert history(home, mine.run_id, "eval/linf_8_255/clean_acc") == [0.75]
+    assert history(home, mine.run_id, "eval/digits-test/linf_8_255/clean_acc") == [0.75]
 
 
 def test_report_and_outcomes_are_artifacts(mine, home):
@@ -251,7 +250,7 @@ def test_of_a_report_that_grew_only_the_new_results_are_added(mine, home):
     place = place_of(mine, home)
     log(report_of(home), place, home)
     log(report_of(home, ("pgd-40", "fgsm")), place, home)
-    prefix = "eval/linf_8_255/"
+    prefix = "eval/digits-test/linf_8_255/"
     for name, values in {"clean": [0.75], "pgd-40": [0.5], "fgsm": [19 / 40]}.items():
         assert history(home, mine.run_id, f"{prefix}{name}_acc") == values
     assert history(home, mine.run_id, f"{prefix}num") == [40]
@@ -275,11 +274,11 @@ def test_another_question_is_another_evaluation(mine, home):
     place = place_of(mine, home)
     for seed in (0, 1):
         log(report_of(home, seed=seed), place, home)
-    assert len(history(home, mine.run_id, "eval/linf_8_255/pgd-40_acc")) == 2
+    assert len(history(home, mine.run_id, "eval/digits-test/linf_8_255/pgd-40_acc")) == 2
     log(report_of(home, threat=Threat("l2", 0.5)), place, home)
     metrics = client(home).get_run(mine.run_id).data.metrics
-    assert metrics["eval/l2_0.5/pgd-40_acc"] == 0.5
-    assert len(history(home, mine.run_id, "eval/linf_8_255/pgd-40_acc")) == 2
+    assert metrics["eval/digits-test/l2_0.5/pgd-40_acc"] == 0.5
+    assert len(history(home, mine.run_id, "eval/digits-test/linf_8_255/pgd-40_acc")) == 2
 
 
 def test_a_model_that_was_not_chosen_has_metrics_of_its_own(mine, home, finished):
@@ -290,9 +289,9 @@ def test_a_model_that_was_not_chosen_has_metrics_of_its_own(mine, home, finished
     assert (mine.variant, found.variant) == (None, other)
     log(report_of(home), place_of(mine, home), home)
     log(report_of(home, model="f" * 64), place_of(found, home), home)
-    assert history(home, mine.run_id, "eval/linf_8_255/pgd-40_acc") == [0.5]
-    assert history(home, mine.run_id, f"eval/linf_8_255/{other}/pgd-40_acc") == [0.5]
-    (with_it,) = models(home, f"metrics.`eval/linf_8_255/{other}/pgd-40_acc` > 0")
+    assert history(home, mine.run_id, "eval/digits-test/linf_8_255/pgd-40_acc") == [0.5]
+    assert history(home, mine.run_id, f"eval/digits-test/linf_8_255/{other}/pgd-40_acc") == [0.5]
+    (with_it,) = models(home, f"metrics.`eval/digits-test/linf_8_255/{other}/pgd-40_acc` > 0")
     assert with_it.model_id == found.model_id != mine.model_id
 
 
@@ -308,7 +307,7 @@ def test_a_classifier_that_mlflow_does_not_know_gets_one_run_of_its_own(home):
     assert {run.info.run_id for run in runs(home)} == {*before, first}
     run = client(home).get_run(first)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "evaluation of mine-best")
-    assert run.data.metrics["eval/linf_8_255/fgsm_acc"] == 19 / 40
+    assert run.data.metrics["eval/digits-test/linf_8_255/fgsm_acc"] == 19 / 40
     assert client(home).get_experiment(run.info.experiment_id).name == "raymi"
     assert log(report_of(home, model="f" * 64), place, home) != first
 
@@ -344,19 +343,22 @@ def test_a_logged_model_without_a_run_is_told_too(home):
     found = find_subject(f"models:/{info.model_id}", tiny_runs.tiny_config())
     assert found.run_id is None
     log(report_of(home), place_of(found, home), home)
-    (model,) = models(home, "metrics.`eval/linf_8_255/theirs/pgd-40_acc` = 0.5")
+    (model,) = models(home, "metrics.`eval/digits-test/linf_8_255/theirs/pgd-40_acc` = 0.5")
     assert model.model_id == info.model_id
 
 
 def test_mlflow_takes_the_names_of_all_attacks_and_no_two_are_one(mine, home):
     reported = {name for names in SUITES.values() for name in names}
-    long = tuple(transfer_name("pgd-40@2eps", 300 * "n" + end) for end in "ab")
+    long = tuple(transfer_name("pgd-40@2eps", 300 * "n" + end, "d" * 64) for end in "ab")
     names = tuple(dict.fromkeys([*NAMES, *long, *sorted(reported | set(ATTACKS))]))
     log(report_of(home, names), place_of(mine, home), home)
     metrics = client(home).get_run(mine.run_id).data.metrics
     told = {k: v for k, v in metrics.items() if re.match(r"eval/.*_acc$", k)}
     assert len(told) == len(names) + 1
-    assert metrics["eval/linf_8_255/pgd-20_2eps_acc"] == (20 - names.index("pgd-20@2eps")) / NUM
+    assert (
+        metrics["eval/digits-test/linf_8_255/pgd-20_2eps_acc"]
+        == (20 - names.index("pgd-20@2eps")) / NUM
+    )
     before = state(home)
     log(report_of(home, names), place_of(mine, home), home)
     assert state(home) == before
@@ -364,7 +366,7 @@ def test_mlflow_takes_the_names_of_all_attacks_and_no_two_are_one(mine, home):
 
 def test_any_name_of_a_model_can_be_part_of_a_metric(home):
     prefix = metric_prefix(report_of(home), "of others, ä & co " + 300 * "n")
-    assert re.fullmatch(r"eval/linf_8_255/of_others__[\w-]{,100}/", prefix, re.ASCII)
+    assert re.fullmatch(r"eval/digits-test/linf_8_255/of_others__[\w-]{,100}/", prefix, re.ASCII)
 
 
 def test_long_texts_are_cut_for_tags(mine, home):
@@ -448,7 +450,7 @@ def test_the_command_tells_mlflow_and_ends_well_without_it(home, monkeypatch, ca
     assert "MLflow run of nets-net  " in capsys.readouterr().out
     (own,) = [run for run in runs(home) if run.info.run_name == "evaluation of nets-net"]
     assert own.info.status == "FINISHED"
-    assert own.data.metrics["eval/linf_8_255/num"] == 40
+    assert own.data.metrics["eval/digits-test/linf_8_255/num"] == 40
     (folder,) = artifacts(home, own.info.run_id, "evaluations")
     path = client(home).download_artifacts(own.info.run_id, f"{folder}/outcomes.parquet", str(home))
     rows = pq.read_table(path).to_pylist()
