@@ -335,7 +335,6 @@ def test_a_logged_model_without_a_run_is_told_too(home):
     example = np.full((2, 3, 8, 8), 0.5, dtype=np.float32)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)).eval()
     with store.current(store.tracking_uri(home)):
-        mlflow.set_experiment("theirs")
         info = mlflow.pytorch.log_model(
             net, name="theirs", input_example=example, pip_requirements=["torch"],
             serialization_format="pt2",
