@@ -1,0 +1,236 @@
+"""The state of a search: what was drawn, reported and found, in one file that survives whatever
+happens.
+
+What a trial draws is a function of the search's seed, the trial's number and of what is known by
+then: no random state is lost with a process, so that a search which was cut off goes on as it would
+have.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from raymi.counter_rng import random_key
+from raymi.errors import UserError
+from raymi.sweeps.space import Space, Values
+
+Method = Literal["tpe", "random", "grid"]
+State = Literal["running", "finished", "stopped", "failed"]
+
+_STATES: dict[TrialState, State] = {
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "running",
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "stopped",
+    TrialState.FAIL: "failed",
+}
+_NAME = "sweep"
+_STARTUP = 10  # trials that TPE draws evenly, before it knows enough
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Asynchronous successive halving: of the trials that have come to `first` epochs, then to
+    `factor` times as many and so on, the best one in `factor` goes on.
+
+    Source: Li et al., "A system for massively parallel hyperparameter tuning", MLSys 2020.
+    """
+
+    first: int = 1
+    factor: int = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial: its number, from 0; what it drew; its state; the objectives in the end, those that
+    it reported by epoch; why it failed."""
+
+    number: int
+    values: Values
+    state: State
+    objectives: tuple[float, ...] | None
+    reported: dict[int, float]
+    reason: str | None
+
+
+class Study:
+    """A search in a file.
+
+    Args:
+        path: of the SQLite file, made if it is not there.
+        space: that is searched.
+        method: "tpe" (tree-structured Parzen estimators, Bergstra et al. 2011), "random", or
+            "grid": every combination of a few values, once.
+        objectives: names of what is maximised: one, or several for a Pareto front.
+        halving: stops trials that are behind; None: none are stopped. For one objective only.
+        seed: of all draws.
+    Raises: UserError where several objectives are to be halved.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        space: Space,
+        *,
+        method: Method = "tpe",
+        objectives: Sequence[str] = ("robust",),
+        halving: Halving | None = None,
+        seed: int = 0,
+    ) -> None:
+        if halving is not None and len(objectives) > 1:
+            raise UserError(
+                f"trials can be stopped by one objective only, got {', '.join(objectives)}: search "
+                "one of them, or let all trials run to their end"
+            )
+        self.space, self.method, self.seed = space, method, seed
+        self._grid = list(space.grid()) if method == "grid" else []
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with _quietly():
+            self._study = optuna.create_study(
+                storage=f"sqlite:///{path}",
+                study_name=_NAME,
+                load_if_exists=True,
+                directions=["maximize"] * len(objectives),
+                pruner=_pruner(halving),
+            )
+
+    @property
+    def most(self) -> int | None:
+        """How many trials there can be; None: any number."""
+        return len(self._grid) if self.method == "grid" else None
+
+    def ask(self) -> Trial:
+        """Begins a trial.
+
+        Raises: IndexError where a grid has no more.
+        """
+        number = len(self._study.get_trials(deepcopy=False))
+        with _quietly():
+            if self.method == "grid":
+                if not self._study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+                    self._study.enqueue_trial(self._grid[number])
+                else:  # an earlier process ended between the two lines
+                    number -= 1
+            self._study.sampler = self._sampler(number)
+            trial = self._study.ask()
+            self.space.draw(trial)
+        return self[trial.number]
+
+    def unfinished(self) -> list[Trial]:
+        """Trials that had begun when an earlier process ended; each with all that it draws."""
+        found = self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        for frozen in found:
+            with _quietly():
+                self._study.sampler = self._sampler(frozen.number)
+                self.space.draw(self._live(frozen))
+        return [self[frozen.number] for frozen in found]
+
+    def report(self, number: int, epoch: int, value: float) -> bool:
+        """What a running trial has reached after an epoch, counted from 1.
+
+        Returns: whether it should be stopped. An epoch that was reported before keeps its value.
+        """
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        trial = self._live(frozen)
+        if epoch not in frozen.intermediate_values:
+            trial.report(value, epoch)
+        return trial.should_prune()
+
+    def finish(self, number: int, objectives: Sequence[float]) -> None:
+        """A trial has come to its end."""
+        self._study.tell(number, list(objectives), skip_if_finished=True)
+
+    def stop(self, number: int) -> None:
+        """A trial was stopped as others are ahead of it."""
+        self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+
+    def fail(self, number: int, reason: str) -> None:
+        """A trial failed: the search goes on without it."""
+        frozen = self._study.get_trials(deepcopy=False)[number]
+        self._live(frozen).set_user_attr("reason", reason)
+        self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def __len__(self) -> int:
+        return len(self._study.get_trials(deepcopy=False))
+
+    def __getitem__(self, number: int) -> Trial:
+        return _trial(self._study.get_trials(deepcopy=False)[number])
+
+    def __iter__(self) -> Iterator[Trial]:
+        return iter([_trial(frozen) for frozen in self._study.get_trials(deepcopy=False)])
+
+    def front(self) -> list[Trial]:
+        """The finished trials that no other one beats in all objectives: of one objective, the best
+        ones. Empty before any has finished."""
+        if not any(trial.state == "finished" for trial in self):
+            return []
+        return [_trial(frozen) for frozen in self._study.best_trials]
+
+    def importance(self) -> dict[str, float]:
+        """How much of the differences between trials each parameter accounts for, as fractions by
+        fANOVA, of the last objective; empty where too few trials have finished.
+
+        Source: Hutter, Hoos, Leyton-Brown, "An efficient approach for assessing hyperparameter
+        importance", ICML 2014.
+        """
+        finished = [trial for trial in self if trial.state == "finished"]
+        shared = set.intersection(*(set(trial.values) for trial in finished)) if finished else set()
+        if len(finished) < 4 or not shared:
+            return {}
+        last = len(finished[0].objectives or ()) - 1
+        with _quietly():
+            try:
+                return optuna.importance.get_param_importances(
+                    self._study,
+                    evaluator=optuna.importance.FanovaImportanceEvaluator(seed=self.seed),
+                    target=lambda frozen: frozen.values[last],
+                )
+            except (RuntimeError, ValueError):  # all trials came to the same
+                return {}
+
+    def _live(self, frozen: FrozenTrial) -> optuna.Trial:
+        return optuna.Trial(self._study, frozen._trial_id)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        seed = random_key(self.seed, "trial", number) % 2**31
+        if self.method != "tpe":
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=_STARTUP, multivariate=True, group=True, constant_liar=True
+        )
+
+
+def _pruner(halving: Halving | None) -> optuna.pruners.BasePruner:
+    if halving is None:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.SuccessiveHalvingPruner(
+        min_resource=halving.first, reduction_factor=halving.factor
+    )
+
+
+def _trial(frozen: FrozenTrial) -> Trial:
+    state = _STATES[frozen.state]
+    return Trial(
+        number=frozen.number,
+        values=dict(frozen.params),
+        state=state,
+        objectives=tuple(frozen.values) if state == "finished" else None,
+        reported=dict(frozen.intermediate_values),
+        reason=frozen.user_attrs.get("reason"),
+    )
+
+
+@contextmanager
+def _quietly() -> Iterator[Any]:
+    """Optuna warns of its own parts that they are new."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
