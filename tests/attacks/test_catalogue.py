@@ -134,7 +134,7 @@ def test_cw_and_ddn_agree_with_foolbox(name, theirs, model, digits):
     assert (found.l2 > eps).any(), "what is further away is found, and does not count"
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", [*FAST, "apgd-t", "fab-t", "fab-plus", "square-1000"])
 def test_model_and_random_state_are_left_alone(name, model, digits):
     model.train()
     next(one for one in model.modules() if isinstance(one, nn.BatchNorm2d)).eval()
