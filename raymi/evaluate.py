@@ -17,8 +17,9 @@ transfer), with single attacks, by default pgd-40.
 Every outcome goes at once into a ledger below results=FOLDER (./evaluations), in a folder for each
 model, data, threat, seed, block and version of the code. The command given again after any
 interruption goes on from there, and ends with the same numbers, on any number of workers. keep=true
-keeps the adversarial images as well. checks=N is how many images are looked at for signs of false
-robustness (200; 0 for none). --json FILE writes all numbers.
+keeps the adversarial images as well. checks=N is about how many images are attacked to look for
+signs of false robustness (200; 0: only outputs and gradients are looked at). --json FILE writes all
+numbers.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ from raymi.display.evaluation import (
 )
 from raymi.errors import StorageError, storage_remedy
 from raymi.evaluation.assessment import Assessment
-from raymi.evaluation.report import Report, differences, transfer_matrix
+from raymi.evaluation.report import Report, TransferMatrix, differences, transfer_matrix
 from raymi.evaluation.run import Lookup, Pool
 from raymi.evaluation.steps import StepFailed
 from raymi.files import write_atomically
 from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
-from raymi.orchestration.evaluation_pools import open_pool
+from raymi.orchestration.evaluation_pools import workplace
 from raymi.orchestration.evaluation_request import takes
 from raymi.orchestration.launch import Stopped
 from raymi.orchestration.names import home_folder
@@ -72,15 +73,15 @@ def _evaluate(words: list[str]) -> int:
     console = Console(highlight=False)
     if {"--help", "-h"} & set(words):
         return _help(console)
-    plan = planned(words)
+    plan = planned(words, lambda line: console.print(Text(line), soft_wrap=True))
     try:
-        reports = _attack(console, plan)
+        reports, matrices = _attack(console, plan)
     except (Stopped, KeyboardInterrupt) as stop:
         signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
         return _ended(console, plan, f"stopped by {signal.Signals(signum).name}", 128 + signum)
     except StepFailed as failure:
         return _ended(console, plan, f"the evaluation failed: {failure}", EXIT_FAILED)
-    _show(console, plan, reports)
+    _show(console, plan, reports, matrices)
     return 0
 
 
@@ -91,23 +92,28 @@ def _ended(console: Console, plan: EvaluationPlan, why: str, code: int) -> int:
     return code
 
 
-def _attack(console: Console, plan: EvaluationPlan) -> list[Report]:
-    """Makes all steps; the reports of the targets in the order in which they were named."""
+def _attack(console: Console, plan: EvaluationPlan) -> tuple[list[Report], list[TransferMatrix]]:
+    """Makes all steps; the reports of the targets in the order in which they were named, and a
+    matrix for each attack that surrogates made."""
     with EvaluationDisplay(console) as display:
         for judged in plan.targets:
             for finding in judged.seen.findings:
                 display.finding(finding)
-        with open_pool(plan.work, plan.scaling, display.say) as opened:
-            display.attack_with(opened.workers)
-            makers, targets = plan.assessments(opened.device)
+        with workplace(plan.scaling, display.say) as place:
+            makers, targets = plan.assessments(place.device)
+            pool = place.open_pool(plan.work([*makers, *targets]))
+            display.attack_with(place.workers)
             for maker in makers:
-                _make(display, maker, opened.pool, plan.made_before([]))
+                _make(display, maker, pool, plan.made_before([]))
             made_before = plan.made_before(makers)
-            reports = [
-                _reported(_make(display, target, opened.pool, made_before)) for target in targets
-            ]
+            reports = [_reported(_make(display, one, pool, made_before)) for one in targets]
             display.end()
-    return reports
+    matrices = [
+        transfer_matrix(reports, ensemble.name, plan.made_on(ensemble.name, makers))
+        for ensemble in plan.main
+        if makers
+    ]
+    return reports, matrices
 
 
 def _make(
@@ -137,13 +143,13 @@ def _reported(assessment: Assessment) -> Report:
     return report
 
 
-def _show(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) -> None:
+def _show(
+    console: Console,
+    plan: EvaluationPlan,
+    reports: Sequence[Report],
+    matrices: Sequence[TransferMatrix],
+) -> None:
     pairs = list(differences(reports))
-    matrices = [
-        transfer_matrix(reports, ensemble.name, plan.made_on(ensemble.name))
-        for ensemble in plan.main
-        if plan.surrogates
-    ]
     for report in reports:
         print_report(console, report)
     for matrix in matrices:

@@ -193,7 +193,8 @@ def _pgd(
             norm=threat.norm, start=start,
         )  # fmt: skip
         x_adv[left] = found
-        left[left.clone()] = predicted(model, found) == y
+        made = found.isfinite().flatten(1).all(1)  # else gradients were not finite: once more
+        left[left.clone()] = ~made | (predicted(model, found) == y)
         if not left.any():
             break
     return x_adv

@@ -17,8 +17,8 @@ class Ensemble:
     """Attacks in order, each on the samples that withstood those before; a sample withstands the
     ensemble if none breaks it. Its robust accuracy is reported under `name`.
 
-    `everyone`: the first attack gets the misclassified samples, too. `most`: only blocks that begin
-    among the first so many samples are attacked; None: all.
+    `everyone`: the first attack gets the misclassified samples, too. `most`: only as many
+    blocks as have about so many samples are attacked; None: all.
     """
 
     name: str

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from raymi.models.modes import evaluation_mode
 
@@ -47,7 +47,7 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     Args: model, whose parameters do not change; seed of all that random state within; None: it goes
         on from where it is.
     """
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    buffers = [(module, dict(module._buffers.items())) for module in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     parameters = list(model.parameters())
     flags = [parameter.requires_grad for parameter in parameters]
@@ -64,8 +64,25 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         for parameter, flag, gradient in zip(parameters, flags, gradients, strict=True):
             parameter.requires_grad_(flag)
             parameter.grad = gradient
-        for module, own in buffers:
-            module._buffers.update(own)
+        _put_back(buffers)
         with torch.no_grad():
             for buffer, value in values:
-                buffer.copy_(value)
+                if not same_values(buffer, value):
+                    buffer.copy_(value)
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are alike to the last bit; what is not a number in both is alike."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def _put_back(buffers: list[tuple[nn.Module, dict[str, Tensor | None]]]) -> None:
+    """Gives modules the very buffers that they had; those of a script have no `update`."""
+    for module, own in buffers:
+        for name in set(module._buffers.keys()) - set(own):
+            del module._buffers[name]
+        for name, buffer in own.items():
+            if module._buffers[name] is not buffer:
+                module._buffers[name] = buffer

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from raymi.attacks.suites import Ensemble
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
-from raymi.evaluation.checks import Finding
+from raymi.evaluation.finding import Finding, in_short
 from raymi.evaluation.report import Difference, Report, TransferMatrix
 from raymi.evaluation.robustness import AttackCount, Robustness
 from raymi.overrides import as_typed
@@ -164,15 +164,11 @@ def print_report(console: Console, report: Report) -> None:
                     f"  {count.attack}", "", "", "", _broken(count), f"{count.seconds:.0f} s"
                 )
     console.print(table)
-    for result in report.results:
-        _say_unusable(console, result)
     doubtful = report.suspicions
     for finding in doubtful:
         console.print(Text(f"doubtful: {finding.check}: {finding.text}", "yellow"), soft_wrap=True)
     if report.findings and not doubtful:
-        console.print(
-            Text(f"no sign of false robustness in {len(report.findings)} checks"), soft_wrap=True
-        )
+        console.print(Text(in_short(report.findings)), soft_wrap=True)
 
 
 def print_differences(console: Console, found: Sequence[Difference]) -> None:
@@ -201,12 +197,15 @@ def print_transfer(console: Console, matrix: TransferMatrix) -> None:
         table.add_column(target, justify="right", no_wrap=True)
     rows = [("(clean)", matrix.clean), *matrix.surrogates.items()]
     for label, results in [*rows, ("(the target itself)", matrix.white_box)]:
-        cells = []
-        for result in results:
-            low, high = result.interval
-            cells.append(f"{100 * result.accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})")
-        table.add_row(label, *cells)
+        table.add_row(label, *map(_with_interval, results))
     console.print(table)
+
+
+def _with_interval(result: Robustness | None) -> str:
+    if result is None:
+        return "-"
+    low, high = result.interval
+    return f"{100 * result.accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def threat_text(report: Report) -> str:
@@ -218,16 +217,3 @@ def threat_text(report: Report) -> str:
 
 def _broken(count: AttackCount) -> str:
     return f"{count.broken} of {count.given}"
-
-
-def _say_unusable(console: Console, result: Robustness) -> None:
-    for count in result.attacks:
-        if count.unusable:
-            console.print(
-                Text(
-                    f"{count.attack} made no image of {count.unusable} of {count.given} samples "
-                    "(its gradients were not finite): they count as right",
-                    "yellow",
-                ),
-                soft_wrap=True,
-            )

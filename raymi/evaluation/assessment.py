@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-
-from torch import Tensor
 
 from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import Ensemble
 from raymi.data import ImageSet
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
-from raymi.evaluation.checks import Finding, judge_attacks, judge_transfer
-from raymi.evaluation.ledger import Ledger
-from raymi.evaluation.outputs import answered_here, keep_outputs
+from raymi.evaluation.checks import judge_attacks, judge_transfer
+from raymi.evaluation.finding import Finding
+from raymi.evaluation.ledger import Ledger, answered_here
+from raymi.evaluation.outputs import Outputs
 from raymi.evaluation.question import name_of, question_of, settings_of
 from raymi.evaluation.report import Report, which_withstood
-from raymi.evaluation.robustness import summarise
+from raymi.evaluation.robustness import Robustness, summarise
 from raymi.evaluation.run import Lookup, Pool, run
 from raymi.evaluation.transfer import is_crafting
 
@@ -46,8 +45,8 @@ class Assessment:
     """One classifier's evaluation.
 
     Args: name of the classifier; digest, of its weights and how it is built; main, what is
-        reported; checks, the attacks that look for signs of false robustness; outputs, what was
-        found of its outputs already; logits, by which it is known again, see `outputs`; transfer,
+        reported; checks, the attacks that look for signs of false robustness; seen, what was
+        found without attacks already; known_by, what it answers; transfer,
         for the name of each ensemble of `main` whose samples a surrogate made the attack, and the
         surrogate's name; keep, whether the adversarial samples of `main` are kept.
     """
@@ -57,8 +56,8 @@ class Assessment:
     digest: str
     main: tuple[Ensemble, ...]
     checks: tuple[Ensemble, ...] = ()
-    outputs: tuple[Finding, ...] = ()
-    logits: Tensor | None = None
+    seen: tuple[Finding, ...] = ()
+    known_by: Outputs | None = None
     transfer: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     keep: bool = False
     _outcomes: dict[Step, Outcome] = field(default_factory=dict, init=False, compare=False)
@@ -90,10 +89,8 @@ class Assessment:
             device=common.device,
             threads=common.threads,
         )
-        folder = _folder(common.results, self.name, name_of(question), self.logits)
-        ledger = Ledger(folder, question, settings_of(self.ensembles))
-        keep_outputs(folder, self.logits)
-        return ledger
+        folder = _folder(common.results, self.name, name_of(question), self.known_by)
+        return Ledger(folder, question, settings_of(self.ensembles), self.known_by)
 
     def run(self, pool: Pool, made_before: Lookup) -> Iterator[tuple[Step, Outcome, bool]]:
         """Makes the steps that the ledger does not have; see `run.run`."""
@@ -119,12 +116,14 @@ class Assessment:
             return ()
         names = {CLEAN, *(ensemble.name for ensemble in self.checks)}
         blocks = self.schedule.blocks_of(self.checks[0])
-        made = [(s, o) for s, o in self._outcomes.items() if s.ensemble in names]
-        made = [(step, outcome) for step, outcome in made if step.block < blocks]
-        if len(made) < blocks * len(names):
+        made = [
+            (step, outcome)
+            for step, outcome in self._outcomes.items()
+            if step.ensemble in names and step.block in blocks
+        ]
+        if len(made) < len(blocks) * len(names):
             return ()
-        num = min(len(self.settings.images), blocks * self.settings.block)
-        return tuple(judge_attacks(made, num, len(self.settings.images.class_names)))
+        return tuple(judge_attacks(made, len(self.settings.images.class_names)))
 
     def report(self) -> Report:
         """What was found, once all steps are done.
@@ -146,7 +145,7 @@ class Assessment:
             attacks=settings_of(self.main),
             folder=self.ledger.folder,
             results=results,
-            findings=(*self.outputs, *self.check_findings(), *transfer),
+            findings=(*self.seen, *self.check_findings(), *transfer, *_unusable(results)),
             withstand=withstand,
         )
 
@@ -156,18 +155,27 @@ class Assessment:
         Raises: StorageError where it cannot be written.
         """
         path = self.ledger.folder / "outcomes.parquet"
-        self.ledger.export(path, sorted(self._outcomes.items()))
+        self.ledger.export(path)
         return path
 
 
-def _folder(results: Path, name: str, question: str, logits: Tensor | None) -> Path:
+def _unusable(results: Sequence[Robustness]) -> Iterator[Finding]:
+    """Whether attacks made no image of some samples: those count as right."""
+    for result in results:
+        num = sum(count.unusable for count in result.attacks)
+        if num:
+            text = f"{result.name} made no image of {num} samples, which count as right"
+            yield Finding(f"no images of {result.name}", True, text)
+
+
+def _folder(results: Path, name: str, question: str, known_by: Outputs | None) -> Path:
     """Of the ledgers of a question the one of this network, which may have been called otherwise
     before; else a new one. Other answers with the same weights are those of another network."""
     wanted = results / f"{name}-{question}"
     known = sorted(results.glob(f"*-{question}*")) if results.is_dir() else []
     known.sort(key=lambda folder: folder != wanted)
     for folder in known:
-        if answered_here(folder, logits):
+        if answered_here(folder, known_by):
             return folder
     others = [results / f"{name}-{question}-{number}" for number in range(2, len(known) + 3)]
     return next(folder for folder in (wanted, *others) if not folder.exists())

@@ -149,17 +149,18 @@ class Schedule:
         self.num, self.size, self.ensembles = num, size, tuple(ensembles)
         self.num_blocks = -(-num // size)
 
-    def blocks_of(self, ensemble: Ensemble) -> int:
-        """Blocks that an ensemble attacks: the first ones."""
-        if ensemble.most is None:
-            return self.num_blocks
-        return min(self.num_blocks, -(-ensemble.most // self.size))
+    def blocks_of(self, ensemble: Ensemble) -> tuple[int, ...]:
+        """Blocks that an ensemble attacks; of some, evenly spread ones, as data may be sorted."""
+        num = self.num_blocks
+        if ensemble.most is not None:
+            num = min(num, -(-ensemble.most // self.size))
+        return tuple(k * self.num_blocks // num for k in range(num))
 
     def steps_by_attack(self) -> dict[tuple[str, str], int]:
         """How many steps each attack of each ensemble takes, by their names; first the clean
         one."""
         return {(CLEAN, CLEAN): self.num_blocks} | {
-            (ensemble.name, attack.name): self.blocks_of(ensemble)
+            (ensemble.name, attack.name): len(self.blocks_of(ensemble))
             for ensemble in self.ensembles
             for attack in ensemble.attacks
         }
@@ -179,7 +180,7 @@ class Schedule:
         """The steps that can be made once this one is done."""
         if step.attack == CLEAN:
             for ensemble in self.ensembles:
-                if step.block < self.blocks_of(ensemble):
+                if step.block in self.blocks_of(ensemble):
                     samples = outcome.samples if ensemble.everyone else outcome.left
                     yield self._step(ensemble, 0, step.block), samples
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from io import BytesIO
 from pathlib import Path
@@ -24,8 +24,10 @@ from torch import Tensor
 
 from raymi.errors import StorageError, UserError, storage_remedy
 from raymi.evaluation.blocks import Outcome, Step
+from raymi.evaluation.outputs import Outputs
 from raymi.files import alone, checksum, is_whole, write_atomically
 
+_OUTPUTS = "outputs.safetensors"
 _SCHEMA = pa.schema(
     [
         ("ensemble", pa.string()),
@@ -51,21 +53,48 @@ class Ledger:
     """The outcomes of one evaluation.
 
     Args: folder; question, a tree of what all outcomes depend on, in JSON's types; attacks, by
-        their names the settings of those that are made, in the same types.
-    Raises: UserError where the folder holds the outcomes of another question, or of other settings
-        under the same name; StorageError where it cannot be written.
+        their names the settings of those that are made, in the same types; outputs, what the
+        network answers, None where that is not known.
+    Raises: UserError where the folder holds the outcomes of another question or another network, or
+        of other settings under the same name; StorageError where it cannot be written.
     """
 
     def __init__(
-        self, folder: Path, question: Mapping[str, Any], attacks: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        question: Mapping[str, Any],
+        attacks: Mapping[str, Any] | None = None,
+        outputs: Outputs | None = None,
     ) -> None:
         self.folder, self.question = folder, question
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            with self.alone():
+                self._bind(attacks or {})
+                self._know(outputs)
         except OSError as error:
             raise _not_writable(folder, error) from None
-        with self.alone():
-            self._bind(attacks or {})
+
+    @property
+    def identity(self) -> str:
+        """12 digits that stand for the network and the question, as far as folders are told apart
+        by them: not for what they are called."""
+        asked = (self.folder / "question.json").read_bytes()
+        outputs = self.folder / _OUTPUTS
+        return checksum(asked + (outputs.read_bytes() if outputs.is_file() else b""))[:12]
+
+    def _know(self, outputs: Outputs | None) -> None:
+        """Keeps what the network answers, which must be what it did before."""
+        path = self.folder / _OUTPUTS
+        if outputs is None:
+            return
+        if not path.is_file():
+            self._write(path, outputs.as_bytes())
+        elif not answered_here(self.folder, outputs):
+            raise UserError(
+                f"{self.folder} belongs to a network that answers otherwise: give the same command "
+                "again"
+            )
 
     def _bind(self, attacks: Mapping[str, Any]) -> None:
         """Takes the folder for the question, and adds the settings of attacks."""
@@ -137,13 +166,18 @@ class Ledger:
         tensors = safetensors.torch.load(data)
         return tensors["selected"], tensors["x_adv"]
 
-    def export(self, path: Path, outcomes: Iterable[tuple[Step, Outcome]]) -> None:
-        """Writes outcomes as one parquet file, a row for each sample of each step: see `_SCHEMA`.
+    def export(self, path: Path) -> None:
+        """Writes all that was recorded, of whatever attacks, as one parquet file: a row for each
+        sample of each step, see `_SCHEMA`.
 
         Raises: StorageError where it cannot be written.
         """
-        tables = [_table(step, outcome) for step, outcome in outcomes]
-        self._write(path, _parquet(pa.concat_tables([_SCHEMA.empty_table(), *tables])))
+        tables = [_SCHEMA.empty_table()]
+        for file in sorted(self.folder.glob("*/*/*.parquet")):
+            data = file.read_bytes()
+            if is_whole(file, data):
+                tables.append(pq.read_table(BytesIO(data)))
+        self._write(path, _parquet(pa.concat_tables(tables)))
 
     def _whole(self, step: Step, suffix: str) -> bytes | None:
         """The content of a step's file that is not damaged."""
@@ -171,6 +205,18 @@ class Ledger:
             write_atomically(path, data)
         except OSError as error:
             raise _not_writable(path, error) from None
+
+
+def answered_here(folder: Path, outputs: Outputs | None) -> bool:
+    """Whether the outcomes in a ledger's folder are those of a network that answers so; True where
+    that is not known."""
+    path = folder / _OUTPUTS
+    if outputs is None or not path.is_file():
+        return True
+    try:
+        return Outputs.from_bytes(path.read_bytes()).are_those_of(outputs)
+    except (OSError, ValueError):
+        return False
 
 
 def _not_writable(path: Path, error: OSError) -> StorageError:

@@ -1,29 +1,72 @@
 """A network is known again by what it answers: its weights alone do not say what it computes.
 
-A network may read a file, a setting or another module's constant, and keep tensors where no state
-dict has them.
+A network may read a file, a setting or another module's constant, keep tensors where no state dict
+has them, or answer as another one does and have other gradients.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymi.attacks.untouched import untouched
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.errors import UserError
-from raymi.files import write_atomically
 from raymi.models.modes import FullPrecision
 
 NUM = 64
-"""Images, spread over those that are attacked, whose logits stand for the network."""
+"""Images, spread over those that are attacked, whose outputs stand for the network."""
 
-_FILE = "outputs.safetensors"
+PIECE = 8
+"""Images of these that are looked at together."""
+
 _TOLERANCE = 0.03  # of the spread of an image's logits: what another device rounds otherwise
+_ALIKE = 0.9  # cosine of gradients, and share of the images whose gradients are alike
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network answers on `NUM` images: `logits` (N, K) from a seed; `slopes` (N, C*H*W), the
+    margin's gradients, zero where there are none; whether it answers otherwise each time."""
+
+    logits: Tensor
+    slopes: Tensor
+    random: bool
+
+    def as_bytes(self) -> bytes:
+        """For a file."""
+        tensors = {"logits": self.logits, "slopes": self.slopes.half()}
+        tensors["random"] = torch.tensor(self.random)
+        return safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Outputs:
+        """What `as_bytes` made.
+
+        Raises: ValueError where it did not.
+        """
+        try:
+            tensors = safetensors.torch.load(data)
+            random = bool(tensors["random"])
+            return cls(tensors["logits"], tensors["slopes"].float(), random)
+        except (safetensors.SafetensorError, KeyError) as error:
+            raise ValueError(f"expected what a network answers, got {error}") from None
+
+    def are_those_of(self, other: Outputs) -> bool:
+        """Whether two networks are the same one, as far as can be seen."""
+        if self.random != other.random or self.slopes.shape != other.slopes.shape:
+            return False
+        if difference(self.logits, other.logits) > _TOLERANCE:
+            return False
+        there = [slopes.norm(dim=1) > 0 for slopes in (self.slopes, other.slopes)]
+        cosines = F.cosine_similarity(self.slopes, other.slopes, dim=1)
+        alike = torch.where(there[0] & there[1], cosines > _ALIKE, there[0] == there[1])
+        return bool(alike.float().mean() >= _ALIKE)
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -33,43 +76,26 @@ def difference(one: Tensor, other: Tensor) -> float:
     if one.shape != other.shape or not torch.equal(finite, other.isfinite()):
         return float("inf")
     one, other = (logits.where(finite, 0.0) for logits in (one, other))
-    spread = (one - one.mean(dim=1, keepdim=True)).norm(dim=1).clamp_min(1e-12)
-    return ((one - other).norm(dim=1) / spread).max().item()
+    spread = (one - one.mean(dim=1, keepdim=True)).norm(dim=1)
+    rounding = 1e-3 * one.abs().amax(dim=1).clamp_min(1e-12)  # where all logits are alike
+    return ((one - other).norm(dim=1) / torch.maximum(spread, rounding)).max().item()
 
 
-def check_outputs(name: str, model: nn.Module, images: ImageSet, logits: Tensor | None) -> None:
+def check_outputs(name: str, model: nn.Module, images: ImageSet, outputs: Outputs | None) -> None:
     """Refuses a network that answers otherwise than the one that was found.
 
-    Args: name of it; model, on the images' device; images, all that are attacked; logits (N, K) of
-        `NUM` of them, on the CPU; None: they are random.
+    Args: name of it; model, on the images' device; images, all that are attacked; outputs of it;
+        None: not known.
     Raises: UserError.
     """
-    if logits is None:
+    if outputs is None or outputs.random:  # of another device's random numbers
         return
+    x = to_unit(images.at_most(NUM).images)
     with untouched(model, 0), torch.no_grad():
-        now = FullPrecision(model)(to_unit(images.at_most(NUM).images)).cpu()
-    if difference(logits, now) > _TOLERANCE:
+        answers = FullPrecision(model)
+        now = torch.cat([answers(part) for part in x.split(PIECE)]).cpu()
+    if difference(outputs.logits, now) > _TOLERANCE:
         raise UserError(
             f"{name} answers otherwise in a worker than where the command was given, with the same "
             "weights: every node must see the same code, files and libraries"
         )
-
-
-def answered_here(folder: Path, logits: Tensor | None) -> bool:
-    """Whether the outcomes in a ledger's folder are those of a network with these logits (N, K);
-    True where that is not known."""
-    path = folder / _FILE
-    if logits is None or not path.is_file():
-        return True
-    try:
-        kept = safetensors.torch.load_file(path)["logits"]
-    except (OSError, safetensors.SafetensorError, KeyError):
-        return False
-    return difference(kept, logits) <= _TOLERANCE
-
-
-def keep_outputs(folder: Path, logits: Tensor | None) -> None:
-    """Puts the logits (N, K) of a network into its ledger's folder, if none are there."""
-    path = folder / _FILE
-    if logits is not None and not path.is_file():
-        write_atomically(path, safetensors.torch.save({"logits": logits.contiguous()}))

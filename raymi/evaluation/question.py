@@ -17,6 +17,7 @@ from raymi.data import ImageSet
 
 _LIBRARIES = ("torch", "numpy", "foolbox", "pyautoattack", "torchattacks")
 _CODE = ("attacks", "models", "counter_rng.py", "data/augment.py", "evaluation/blocks.py")
+_FORMAT = 1  # of a ledger's files
 _SMALLEST, _LARGEST, _BLOCKS = 32, 256, 16
 
 
@@ -46,9 +47,12 @@ def question_of(
         evaluation; block, its samples; device, "cpu" or "cuda", and threads of a worker: they round
             differently.
     """
+    places = hashlib.sha256(images.places.cpu().numpy().tobytes()).hexdigest()
     return {
+        "format": _FORMAT,
         "model": model,
         "images": images.digest,
+        "places": places[:16],
         "threat": {"norm": threat.norm, "eps": threat.eps},
         "seed": seed,
         "block": block,

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from raymi.evaluation.blocks import CLEAN, Outcome, Step
-from raymi.evaluation.checks import Finding
+from raymi.evaluation.finding import Finding
 from raymi.evaluation.robustness import Robustness, withstood
 from raymi.evaluation.statistics import PairedComparison, compare_paired
 
@@ -99,20 +99,22 @@ class TransferMatrix:
     """Accuracies of targets, in columns, on images that were made on others, in rows.
 
     `clean`, `white_box` (by the attack on the target itself) and for each surrogate's name: one
-    result for each target. Where a surrogate is its own target, it is the white box.
+    result for each target. Where a surrogate is its own target, it is the white box; None, where
+    the attack cannot be made on the target.
     """
 
     attack: str
     targets: tuple[str, ...]
-    clean: tuple[Robustness, ...]
-    surrogates: Mapping[str, tuple[Robustness, ...]]
-    white_box: tuple[Robustness, ...]
+    clean: tuple[Robustness | None, ...]
+    surrogates: Mapping[str, tuple[Robustness | None, ...]]
+    white_box: tuple[Robustness | None, ...]
 
     def as_json(self) -> dict[str, Any]:
         """In JSON's types; accuracies are fractions, by the names of the targets."""
 
-        def row(results: Sequence[Robustness]) -> dict[str, float]:
-            return {n: one.accuracy for n, one in zip(self.targets, results, strict=True)}
+        def row(results: Sequence[Robustness | None]) -> dict[str, float | None]:
+            pairs = zip(self.targets, results, strict=True)
+            return {name: None if one is None else one.accuracy for name, one in pairs}
 
         return {
             "attack": self.attack,
@@ -132,14 +134,18 @@ def transfer_matrix(
     """
     found = [{result.name: result for result in report.results} for report in reports]
 
-    def row(name: str) -> tuple[Robustness, ...]:
-        return tuple(results.get(name, results[attack]) for results in found)
+    def row(name: str) -> tuple[Robustness | None, ...]:
+        return tuple(results.get(name) for results in found)
+
+    def of_surrogate(surrogate: str, made: str) -> tuple[Robustness | None, ...]:
+        pairs = zip(reports, found, strict=True)
+        return tuple(r.get(attack if report.name == surrogate else made) for report, r in pairs)
 
     return TransferMatrix(
         attack,
         tuple(report.name for report in reports),
         clean=row(CLEAN),
-        surrogates={name: row(made) for name, made in surrogates.items()},
+        surrogates={name: of_surrogate(name, made) for name, made in surrogates.items()},
         white_box=row(attack),
     )
 

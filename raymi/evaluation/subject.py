@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raymi.attacks.untouched import random_state_kept
+from raymi.attacks.untouched import random_state_kept, untouched
 from raymi.errors import UserError
 from raymi.evaluation.program import load_program
 from raymi.models import build_model
@@ -136,7 +136,7 @@ def check_classifier(name: str, model: nn.Module, num_classes: int, image_size: 
     Raises: UserError unless the logits are a tensor (2, K), then (1, K).
     """
     for num_images in (2, 1):
-        with random_state_kept(_SEED):
+        with untouched(model, _SEED):
             check_logits(name, model, num_classes, image_size, num_images)
 
 

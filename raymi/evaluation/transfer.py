@@ -33,21 +33,25 @@ def crafting(attack: str) -> Ensemble:
     return Ensemble(f"{CRAFTED}{attack}", (find_attack(attack),), everyone=True)
 
 
-def transferred(attack: str, surrogate: str, digest: str) -> Ensemble:
+def transferred(attack: str, surrogate: str, identity: str) -> Ensemble:
     """The ensemble by which a target is judged: the samples of a surrogate.
 
-    Args: attack, its name; surrogate, the name of the classifier that it was made on; digest of it.
+    Args: attack, its name; surrogate, the name of the classifier that it was made on; identity of
+        the ledger that has them.
     """
     made = find_attack(attack)
-    settings = {**made.settings, "attack": attack, "surrogate": digest}
-    name = transfer_name(attack, surrogate, digest)
-    return Ensemble(name, (replace(made, name=name, craft=_made_elsewhere, settings=settings),))
+    settings = {**made.settings, "attack": attack, "surrogate": identity}
+    name = transfer_name(attack, surrogate, identity)
+    elsewhere = replace(
+        made, name=name, craft=_made_elsewhere, settings=settings, by_gradient=False
+    )
+    return Ensemble(name, (elsewhere,))
 
 
-def transfer_name(attack: str, surrogate: str, digest: str) -> str:
+def transfer_name(attack: str, surrogate: str, identity: str) -> str:
     """Under which the accuracy of a target is reported: others may be called as the surrogate
     is."""
-    return f"{attack}-from-{surrogate}-{digest[:8]}"
+    return f"{attack}-from-{surrogate}-{identity}"
 
 
 def lookup(kept: Mapping[str, tuple[Ledger, str]]) -> Lookup:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import Ensemble
 from raymi.data import ImageSet
 from raymi.evaluation.blocks import BlockAttacker
-from raymi.evaluation.outputs import check_outputs
+from raymi.evaluation.outputs import Outputs, check_outputs
 
 
 class Loadable(Protocol):
@@ -28,7 +28,7 @@ class Loadable(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """An evaluation: classifiers by their names, the logits by which they are known again (see
+    """An evaluation: classifiers by their names, what they are known by (see
     `outputs`), images, by each name of a classifier the ensembles that attack it, threat and seed.
     Can be pickled."""
 
@@ -37,7 +37,7 @@ class Work:
     ensembles: Mapping[str, tuple[Ensemble, ...]]
     threat: Threat
     seed: int
-    logits: Mapping[str, Tensor | None] = field(default_factory=dict)
+    known_by: Mapping[str, Outputs | None] = field(default_factory=dict)
 
 
 class Attackers:
@@ -62,7 +62,7 @@ class Attackers:
         if subject not in self._loaded:
             work = self._work
             model = work.subjects[subject].load().to(self._device)
-            check_outputs(subject, model, self._images, work.logits.get(subject))
+            check_outputs(subject, model, self._images, work.known_by.get(subject))
             self._loaded[subject] = BlockAttacker(
                 model,
                 self._images,

@@ -157,8 +157,8 @@ def check_logits(
         raise UserError(f"{expected}, but {_what_happened(error)}") from error
     if not isinstance(logits, torch.Tensor):
         raise UserError(f"{expected}, got {type(logits).__name__}")
-    if logits.shape != (num_images, num_classes):
-        raise UserError(f"{expected}, got {tuple(logits.shape)}")
+    if logits.shape != (num_images, num_classes) or not logits.is_floating_point():
+        raise UserError(f"{expected}, got {tuple(logits.shape)} of {logits.dtype}")
 
 
 def _what_happened(error: Exception) -> str:

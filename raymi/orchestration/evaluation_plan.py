@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from raymi.attacks.catalogue import Threat
@@ -12,10 +12,12 @@ from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.errors import UserError
 from raymi.evaluation.assessment import Assessment, Settings
-from raymi.evaluation.checks import Examination, check_ensembles, examine_network
-from raymi.evaluation.outputs import NUM, difference
+from raymi.evaluation.checks import check_ensembles
+from raymi.evaluation.examination import Examination, examine_network
+from raymi.evaluation.outputs import NUM
 from raymi.evaluation.question import block_size
 from raymi.evaluation.run import Lookup
+from raymi.evaluation.steps import what_happened
 from raymi.evaluation.subject import Subject, check_classifier
 from raymi.evaluation.transfer import crafting, lookup, transfer_name, transferred
 from raymi.evaluation.work import Work
@@ -64,13 +66,14 @@ class EvaluationPlan:
         """What the adversary may do."""
         return Threat(self.config.attack.norm, self.config.attack.eps)
 
-    @property
-    def work(self) -> Work:
-        """All that a worker needs."""
-        makers, targets = self.assessments("cpu")
+    def work(self, assessments: Iterable[Assessment]) -> Work:
+        """All that a worker needs.
+
+        Args: assessments, all that are to be made.
+        """
         everyone = (*self.surrogates, *self.targets)
         ensembles: dict[str, tuple[Ensemble, ...]] = {}
-        for assessment in (*makers, *targets):  # a surrogate may be a target, too
+        for assessment in assessments:  # a surrogate may be a target, too
             name = assessment.name
             ensembles[name] = (*ensembles.get(name, ()), *assessment.ensembles)
         return Work(
@@ -79,13 +82,14 @@ class EvaluationPlan:
             ensembles=ensembles,
             threat=self.threat,
             seed=self.config.seed,
-            logits={one.subject.name: one.seen.logits for one in everyone},
+            known_by={one.subject.name: one.seen.outputs for one in everyone},
         )
 
     def assessments(self, device: str) -> tuple[list[Assessment], list[Assessment]]:
         """Those in which surrogates make samples, and those of the targets, in their order.
 
         Args: device, "cpu" or "cuda".
+        Raises: UserError, StorageError, as `Ledger` does.
         """
         given = self.request.settings.get("evaluation.block")
         common = Settings(
@@ -104,31 +108,44 @@ class EvaluationPlan:
                 one.subject.name,
                 one.subject.digest,
                 main=tuple(crafting(ensemble.name) for ensemble in self.main),
-                logits=one.seen.logits,
+                known_by=one.seen.outputs,
             )
             for one in self.surrogates
         ]
         targets = [
-            Assessment(
-                common,
-                one.subject.name,
-                one.subject.digest,
-                main=(*self.main, *self._transferred(one)),
-                checks=self._checks(one),
-                outputs=one.seen.findings,
-                logits=one.seen.logits,
-                transfer=self._transfer(one),
-                keep=self.request.keep,
-            )
+            self._of_target(common, one, [m for m in makers if m.name != one.subject.name])
             for one in self.targets
         ]
         return makers, targets
+
+    def _of_target(
+        self, common: Settings, target: Judged, makers: Sequence[Assessment]
+    ) -> Assessment:
+        """Args: makers, the surrogates that are not the target itself."""
+        own = [e for e in self.main if target.seen.differentiable or not _by_gradient(e)]
+        made = [
+            (transferred(e.name, maker.name, maker.ledger.identity), e.name, maker.name)
+            for e in self.main
+            for maker in makers
+        ]
+        itself = {ensemble.name for ensemble in own}
+        return Assessment(
+            common,
+            target.subject.name,
+            target.subject.digest,
+            main=(*own, *(ensemble for ensemble, _, _ in made)),
+            checks=self._checks(target),
+            seen=target.seen.findings,
+            known_by=target.seen.outputs,
+            transfer={e.name: (attack, maker) for e, attack, maker in made if attack in itself},
+            keep=self.request.keep,
+        )
 
     def made_before(self, makers: Sequence[Assessment]) -> Lookup:
         """Finds what surrogates made, for the targets."""
         return lookup(
             {
-                transfer_name(ensemble.name, maker.name, maker.digest): (
+                transfer_name(ensemble.name, maker.name, maker.ledger.identity): (
                     maker.ledger,
                     ensemble.name,
                 )
@@ -137,40 +154,26 @@ class EvaluationPlan:
             }
         )
 
-    def made_on(self, attack: str) -> dict[str, str]:
+    def made_on(self, attack: str, makers: Sequence[Assessment]) -> dict[str, str]:
         """By the name of each surrogate under which what an attack made on it is reported."""
         return {
-            one.subject.name: transfer_name(attack, one.subject.name, one.subject.digest)
-            for one in self.surrogates
-        }
-
-    def _others(self, target: Judged) -> list[Subject]:
-        """The surrogates that are not the target itself."""
-        return [one.subject for one in self.surrogates if one.subject is not target.subject]
-
-    def _transferred(self, target: Judged) -> list[Ensemble]:
-        return [
-            transferred(ensemble.name, other.name, other.digest)
-            for ensemble in self.main
-            for other in self._others(target)
-        ]
-
-    def _transfer(self, target: Judged) -> dict[str, tuple[str, str]]:
-        return {
-            transfer_name(ensemble.name, other.name, other.digest): (ensemble.name, other.name)
-            for ensemble in self.main
-            for other in self._others(target)
+            maker.name: transfer_name(attack, maker.name, maker.ledger.identity) for maker in makers
         }
 
     def _checks(self, target: Judged) -> tuple[Ensemble, ...]:
         if not self.request.checks:
             return ()
-        return check_ensembles(self.request.checks, differentiable=target.seen.differentiable)
+        return check_ensembles(
+            self.request.checks,
+            len(self.images.class_names),
+            differentiable=target.seen.differentiable,
+        )
 
 
-def planned(words: Sequence[str]) -> EvaluationPlan:
+def planned(words: Sequence[str], tell: Callable[[str], None] = print) -> EvaluationPlan:
     """The evaluation that a command line asks for, with everything checked that can be.
 
+    Args: words; tell, takes a line about what takes a while.
     Raises: UserError with a line for each thing that is wrong.
     """
     request = requested(words)
@@ -191,6 +194,7 @@ def planned(words: Sequence[str]) -> EvaluationPlan:
             found[name] = find_subject(
                 name, given, which=request.which, num_classes=num_classes, image_size=image_size
             )
+    tell(f"looking at the outputs of {', '.join(dict.fromkeys(names))}")
     judged = _distinct([_judged(name, found[name], images) for name in dict.fromkeys(names)])
     by_name = dict(zip(dict.fromkeys(names), judged, strict=True))
     plan = EvaluationPlan(
@@ -215,20 +219,28 @@ def _judged(name: str, found: Found, images: ImageSet) -> Judged:
     model = found.subject.load()
     check_classifier(name, model, len(images.class_names), images.images.shape[-1])
     some = images.at_most(NUM)
-    seen = examine_network(model, to_unit(some.images), some.labels)
+    try:
+        seen = examine_network(model, to_unit(some.images), some.labels)
+    except Exception as error:
+        raise UserError(f"{name} cannot be attacked: {what_happened(error)}") from error
     return Judged(name, found, found.subject, seen)
 
 
 def _refuse_gradients(plan: EvaluationPlan) -> None:
     """Raises: UserError where an attack by gradients could not begin."""
-    blind = [one.name for one in (*plan.targets, *plan.surrogates) if not one.seen.differentiable]
+    attacked = plan.surrogates or plan.targets  # of a target a surrogate's samples may be all
+    blind = [one.name for one in attacked if not one.seen.differentiable]
     attacks = {a.name for ensemble in plan.main for a in ensemble.attacks if a.by_gradient}
     if blind and attacks:
         raise UserError(
             f"the outputs of {', '.join(blind)} do not depend on the images as autograd sees it, "
             f"and {', '.join(sorted(attacks))} need gradients: let the network compute in torch "
-            "without detach() or no_grad(), or give attacks=square"
+            "without detach() or no_grad(), give attacks=square, or a surrogate=... that has them"
         )
+
+
+def _by_gradient(ensemble: Ensemble) -> bool:
+    return any(attack.by_gradient for attack in ensemble.attacks)
 
 
 def _distinct(found: Sequence[Judged]) -> tuple[Judged, ...]:
@@ -251,7 +263,5 @@ def _distinct(found: Sequence[Judged]) -> tuple[Judged, ...]:
 
 
 def _are_the_same(one: Judged, other: Judged) -> bool:
-    if one.subject.digest != other.subject.digest:
-        return False
-    logits, others = one.seen.logits, other.seen.logits
-    return logits is None or others is None or difference(logits, others) == 0
+    same = one.subject.digest == other.subject.digest
+    return same and one.seen.outputs.are_those_of(other.seen.outputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,44 +19,45 @@ from raymi.orchestration.ray_session import in_ray_job, ray_session
 
 
 @dataclass(frozen=True)
-class OpenPool:
-    """A pool that takes steps; the kind of device that they are made on, "cpu" or "cuda"; workers
-    that share them."""
+class Workplace:
+    """Where steps can be made: the kind of device, "cpu" or "cuda"; workers that share them; and
+    what opens a pool, which ends with the workplace."""
 
-    pool: Pool
     device: str
     workers: int
+    open_pool: Callable[[Work], Pool]
 
 
 @contextmanager
-def open_pool(
-    work: Work, scaling: ScalingConfig, tell: Callable[[str], None]
-) -> Iterator[OpenPool]:
-    """A pool for the length of an evaluation. SIGTERM within it ends it as Ctrl-C does.
+def workplace(scaling: ScalingConfig, tell: Callable[[str], None]) -> Iterator[Workplace]:
+    """For the length of an evaluation. SIGTERM within it ends it as Ctrl-C does.
 
-    Args: work; scaling, where a range of workers means as many as there is room for; tell, takes a
-        line about what happens to workers.
+    Args: scaling, where a range of workers means as many as there is room for; tell, takes a line
+        about what happens to workers.
     Raises: UserError where a cluster lacks what is asked for; Stopped on SIGTERM.
     """
     if scaling.most_workers == 1 and not in_ray_job():
-        cuda = scaling.use_gpu != "false" and torch.cuda.is_available()
+        device = "cuda" if scaling.use_gpu != "false" and torch.cuda.is_available() else "cpu"
         with _threads(scaling.cpus_per_worker), _ended_by_sigterm():
-            device = "cuda" if cuda else "cpu"
-            yield OpenPool(InThisProcess(Attackers(work, device)), device, 1)
+            yield Workplace(device, 1, lambda work: InThisProcess(Attackers(work, device)))
         return
-    with ray_session(scaling) as resources, _ended_by_sigterm():  # Ray takes the signal for itself
+    # Ray takes the signal for itself.
+    with ray_session(scaling) as resources, _ended_by_sigterm(), ExitStack() as pools:
         from raymi.orchestration.attack_pool import AttackPool
 
         workers = min(scaling.most_workers, resources.places)
-        pool = AttackPool(
-            work,
-            scaling.model_copy(update={"workers": workers}),
-            use_gpu=resources.use_gpu,
-            import_path=os.getcwd(),
-            tell=tell,
-        )
-        with pool:
-            yield OpenPool(pool, "cuda" if resources.use_gpu else "cpu", workers)
+
+        def open_pool(work: Work) -> Pool:
+            pool = AttackPool(
+                work,
+                scaling.model_copy(update={"workers": workers}),
+                use_gpu=resources.use_gpu,
+                import_path=os.getcwd(),
+                tell=tell,
+            )
+            return pools.enter_context(pool)
+
+        yield Workplace("cuda" if resources.use_gpu else "cpu", workers, open_pool)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 import raymi
 from raymi.errors import UserError, did_you_mean
@@ -40,7 +40,7 @@ Values = dict[str, Any]
 
 _KEYS = tuple(key for key, _ in leaves())
 _KINDS = ("log", "uniform", "integers", "choice")
-_TRIED = 50  # draws that are laid over a recipe to see whether they fit
+_TRIED = 20  # draws that are laid over a recipe to see whether they fit
 _STEPS = 3  # values of a number that a grid has where it names no number
 
 
@@ -75,14 +75,14 @@ class RandomDraws:
         return self._random.choice(list(choices))
 
 
-def _ordered(value: Any) -> Any:
-    if isinstance(value, list) and len(value) == 2 and not value[0] < value[1]:
-        raise ValueError(f"expected the smaller end first, got {value}")
-    return value
+def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    if not (ends[0] < ends[1] and math.isfinite(ends[0]) and math.isfinite(ends[1])):
+        raise ValueError(f"expected two finite ends, the smaller one first, got {list(ends)}")
+    return ends
 
 
-Ends = Annotated[tuple[float, float], BeforeValidator(_ordered)]
-WholeEnds = Annotated[tuple[int, int], BeforeValidator(_ordered)]
+Ends = Annotated[tuple[float, float], AfterValidator(_ordered)]
+WholeEnds = Annotated[tuple[int, int], AfterValidator(_ordered)]
 
 
 class Parameter(BaseModel):
@@ -103,8 +103,8 @@ class Parameter(BaseModel):
             raise ValueError(f"expected one of {', '.join(_KINDS)}, got {given or 'none'}")
         if self.log is not None and self.log[0] <= 0:
             raise ValueError(f"log needs positive ends, got {list(self.log)}")
-        if self.choice is not None and len(self.choice) < 2:
-            raise ValueError(f"expected at least two choices, got {list(self.choice)}")
+        if self.choice is not None and len(set(self.choice)) < max(2, len(self.choice)):
+            raise ValueError(f"expected at least two different choices, got {list(self.choice)}")
         return self
 
     @property
@@ -152,10 +152,15 @@ class Space(BaseModel):
         if not self.parameters:
             raise ValueError("expected at least one parameter")
         earlier: list[str] = []
+        set_by: dict[str, str] = {}
         for name, parameter in self.parameters.items():
             named = _named(parameter) if parameter.sets_keys else {name}
-            for key in sorted(named - set(_KEYS)):
-                raise ValueError(f"unknown key {key!r}: {did_you_mean(key, _KEYS)}")
+            for key in sorted(named):
+                if key not in _KEYS:
+                    raise ValueError(f"unknown key {key!r}: {_suggested(key)}")
+                if key in set_by:
+                    raise ValueError(f"both {set_by[key]} and {name} set {key}: keep one")
+                set_by[key] = name
             for other, values in parameter.when.items():
                 if other not in earlier:
                     raise ValueError(
@@ -194,6 +199,18 @@ class Space(BaseModel):
                 seen.add(drawn)
                 yield values
 
+    def _some(self) -> Iterator[Values]:
+        """Draws, and each of them with the ends of every parameter in it."""
+        for values in map(self.draw, map(RandomDraws, range(_TRIED))):
+            yield values
+            for name in values:
+                free = not any(name in other.when for other in self.parameters.values())
+                yield from ({**values, name: end} for end in self._ends(name) if free)
+
+    def _ends(self, name: str) -> list[Any]:
+        grid = self.parameters[name].grid()
+        return [grid[0], grid[-1]]
+
     def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What values set, as a nested tree to lay over a recipe."""
         flat: dict[str, Any] = {}
@@ -217,7 +234,7 @@ class Space(BaseModel):
             fixed = self.keys & set(flatten(added.settings))
             if recipe.endswith(f"-{variant}") and fixed - {"mi.weight", "mi.balance"}:
                 return f"the recipe {recipe} is what it is by {', '.join(sorted(fixed))}"
-        for values in map(self.draw, map(RandomDraws, range(_TRIED))):
+        for values in self._some():
             _, problems = examine(on_recipe(recipe, self.settings(values))[0])
             if problems:
                 return f"{values} cannot be laid over the recipe {recipe}: {problems[0]}"
@@ -249,7 +266,7 @@ def read_space(path: Path) -> Space:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     try:
-        return Space.model_validate({"name": path.stem, **tree})
+        return Space.model_validate({**tree, "name": path.stem})
     except ValidationError as error:
         lines = [_explained(one) for one in error.errors()]
         raise UserError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
@@ -258,6 +275,12 @@ def read_space(path: Path) -> Space:
 def compatible_recipes(space: Space) -> list[str]:
     """The recipes that a space can vary."""
     return [recipe for recipe in RECIPES if space.incompatible(recipe) is None]
+
+
+def _suggested(key: str) -> str:
+    """A remedy: the whole key of a last part, or what is close."""
+    whole = [known for known in _KEYS if known.endswith(f".{key}")]
+    return f"write {' or '.join(whole)}" if whole else did_you_mean(key, _KEYS)
 
 
 def _folders() -> list[Path]:

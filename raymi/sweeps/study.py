@@ -8,6 +8,8 @@ have.
 
 from __future__ import annotations
 
+import json
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from raymi.counter_rng import random_key
 from raymi.errors import UserError
@@ -72,7 +75,8 @@ class Study:
         objectives: names of what is maximised: one, or several for a Pareto front.
         halving: stops trials that are behind; None: none are stopped. For one objective only.
         seed: of all draws.
-    Raises: UserError where several objectives are to be halved.
+    Raises: UserError where several objectives are to be halved, or the file is that of another
+        search, or damaged.
     """
 
     def __init__(
@@ -93,13 +97,35 @@ class Study:
         self.space, self.method, self.seed = space, method, seed
         self._grid = list(space.grid()) if method == "grid" else []
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with _quietly():
-            self._study = optuna.create_study(
-                storage=f"sqlite:///{path}",
-                study_name=_NAME,
-                load_if_exists=True,
-                directions=["maximize"] * len(objectives),
-                pruner=_pruner(halving),
+        self._objectives = tuple(objectives)
+        question = {
+            "space": json.loads(space.model_dump_json()),
+            "method": method,
+            "objectives": list(objectives),
+            "halving": None if halving is None else [halving.first, halving.factor],
+            "seed": seed,
+        }
+        try:
+            with _quietly():
+                self._study = optuna.create_study(
+                    storage=f"sqlite:///{path}",
+                    study_name=_NAME,
+                    load_if_exists=True,
+                    directions=["maximize"] * len(objectives),
+                    pruner=_pruner(halving),
+                )
+                asked = self._study.user_attrs.get("question")
+                if asked is None:
+                    self._study.set_user_attr("question", question)
+        except SQLAlchemyError as error:
+            raise UserError(
+                f"{path} cannot be opened ({str(error).splitlines()[0]}): its folder must be "
+                "there, and it must be the file of a search"
+            ) from None
+        if asked is not None and asked != question:
+            keys = ", ".join(key for key in question if asked.get(key) != question[key])
+            raise UserError(
+                f"{path} is the state of another search ({keys}): trials of two are never mixed"
             )
 
     @property
@@ -145,8 +171,16 @@ class Study:
         return trial.should_prune()
 
     def finish(self, number: int, objectives: Sequence[float]) -> None:
-        """A trial has come to its end."""
-        self._study.tell(number, list(objectives), skip_if_finished=True)
+        """A trial has come to its end; it failed where an objective is not a number.
+
+        Raises: ValueError where there are not as many objectives as the search has.
+        """
+        if len(objectives) != len(self._objectives):
+            raise ValueError(f"expected {self._objectives}, got {objectives}")
+        if all(map(math.isfinite, objectives)):
+            self._study.tell(number, list(objectives), skip_if_finished=True)
+        else:
+            self.fail(number, f"it came to {', '.join(map(str, objectives))}")
 
     def stop(self, number: int) -> None:
         """A trial was stopped as others are ahead of it."""
@@ -155,6 +189,8 @@ class Study:
     def fail(self, number: int, reason: str) -> None:
         """A trial failed: the search goes on without it."""
         frozen = self._study.get_trials(deepcopy=False)[number]
+        if frozen.state.is_finished():
+            return
         self._live(frozen).set_user_attr("reason", reason)
         self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
@@ -175,8 +211,8 @@ class Study:
         return [_trial(frozen) for frozen in self._study.best_trials]
 
     def importance(self) -> dict[str, float]:
-        """How much of the differences between trials each parameter accounts for, as fractions by
-        fANOVA, of the last objective; empty where too few trials have finished.
+        """How much of the differences between trials each parameter accounts for that all of them
+        have, as fractions by fANOVA, of the last objective; empty where too few have finished.
 
         Source: Hutter, Hoos, Leyton-Brown, "An efficient approach for assessing hyperparameter
         importance", ICML 2014.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raymi.evaluation.checks import Finding
+from raymi.evaluation.finding import Finding, in_short
 from raymi.evaluation.question import name_of
 from raymi.evaluation.report import Report
 from raymi.overrides import as_typed
@@ -61,7 +61,8 @@ def log_evaluation(
     if set(names) <= set(told):
         return run_id
     dataset = _link_dataset(client, run_id, report)
-    for metric, value in _metrics(report, metric_prefix(report, place.which), told):
+    prefix = metric_prefix(report, place.which)
+    for metric, value in _metrics(report, prefix, told):
         client.log_metric(  # of the run, and of its model where there is one
             run_id,
             metric,
@@ -70,7 +71,7 @@ def log_evaluation(
             dataset_name=dataset.name,
             dataset_digest=dataset.digest,
         )
-    tags = {tag: _cut(text, _LONGEST_TAG) for tag, text in _tags(report, key)}
+    tags = {tag: _cut(text, _LONGEST_TAG) for tag, text in _tags(report, key, prefix)}
     if model_id is not None:
         client.set_logged_model_tags(model_id, tags)
     for tag, text in tags.items():
@@ -115,13 +116,13 @@ def _metrics(report: Report, prefix: str, told: Sequence[str]) -> Iterator[tuple
         yield f"{prefix}doubtful_checks", float(len(report.suspicions))
 
 
-def _tags(report: Report, key: str) -> Iterator[tuple[str, str]]:
+def _tags(report: Report, key: str, prefix: str) -> Iterator[tuple[str, str]]:
     doubtful = "; ".join(finding.check for finding in report.suspicions)
     if report.findings:
-        yield "raymi.false_robustness", doubtful or f"no sign in {len(report.findings)} checks"
+        yield f"{prefix}false_robustness", doubtful or in_short(report.findings)
     for finding in report.findings:
-        slug = finding.check.replace(" ", "_")
-        yield f"raymi.check.{slug}", f"{'doubtful' if finding.suspicious else 'ok'}: {finding.text}"
+        said = "doubtful" if finding.suspicious else "ok" if finding.conclusive else "cannot tell"
+        yield f"{prefix}check/{_as_metric(finding.check)}", f"{said}: {finding.text}"
     yield "raymi.eval.question", key
 
 
@@ -132,8 +133,8 @@ def _names(report: Report) -> Iterator[str]:
 
 
 def _name_of_finding(finding: Finding) -> str:
-    """Another one where it was looked for on other images."""
-    return f"{finding.check} {_digits(finding.text)}"
+    """Another one where something else was found."""
+    return f"{finding.check} {finding.suspicious} {finding.conclusive}"
 
 
 def _as_metric(name: str) -> str:

@@ -23,7 +23,8 @@ from raymi.engine.run_folder import RunFolder
 pytestmark = pytest.mark.slow
 
 WORDS = (
-    "model=a", "attacks=pgd-200,autoattack-rand", "samples=72", "evaluation.block=12", "checks=0",
+    "model=a", "eps=0.1", "attacks=pgd-200,autoattack-rand", "samples=72", "evaluation.block=12",
+    "checks=0",
 )  # fmt: skip
 """Six blocks; steps of a good second, so that one can be caught."""
 
@@ -34,7 +35,9 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     run = RunFolder(folder / "runs" / "a")
     run.path.mkdir(parents=True)
-    run.write_config(config := tiny_config({"attack.eps": 0.05}))
+    run.write_config(
+        config := tiny_config({"attack.eps": 0.05, "optim.epochs": 12, "mi.weight": 0.0})
+    )
     assert train(config, LocalContext("cpu"), run).finished
     return folder
 

@@ -12,14 +12,22 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from raymi.attacks.catalogue import Batch, Threat, find_attack, predicted, run_attack
-from raymi.attacks.suites import ensembles_of
+from raymi.attacks.catalogue import (
+    Batch,
+    EvaluationAttack,
+    Threat,
+    find_attack,
+    predicted,
+    run_attack,
+)
+from raymi.attacks.suites import Ensemble, ensembles_of
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.errors import UserError
 from raymi.evaluation.assessment import Assessment, Settings
 from raymi.evaluation.blocks import Step, block_seed
-from raymi.evaluation.checks import check_ensembles, examine_network
+from raymi.evaluation.checks import check_ensembles
+from raymi.evaluation.examination import examine_network
 from raymi.evaluation.report import differences, transfer_matrix
 from raymi.evaluation.run import InThisProcess
 from raymi.evaluation.steps import Task
@@ -89,7 +97,7 @@ def main_of(*names):
 
 
 def test_a_report_counts_what_the_attacks_did(images, nets, tmp_path):
-    checks = check_ensembles(30)
+    checks = check_ensembles(30, 4)
     one = Assessment(settings(images, tmp_path), "a", "digest-a", main_of("pgd-5"), checks)
     report, _ = made(nets, one)
     clean, pgd = report.results
@@ -112,7 +120,7 @@ def test_a_report_counts_what_the_attacks_did(images, nets, tmp_path):
 
 
 def test_checks_are_judged_once_they_are_complete(images, nets, tmp_path):
-    checks = check_ensembles(30)
+    checks = check_ensembles(30, 4)
     outputs = examine_network(nets["a"].load(), to_unit(images.images), images.labels).findings
     one = Assessment(
         settings(images, tmp_path), "a", "digest-a", main_of("pgd-20"), checks, outputs
@@ -125,7 +133,7 @@ def test_checks_are_judged_once_they_are_complete(images, nets, tmp_path):
     assert first is not None
     report = one.report()
     assert report.findings == (*outputs, *one.check_findings())
-    assert all(step.block < 2 for step in one._outcomes if step.attack == "square-1000")
+    assert {step.block for step in one._outcomes if step.attack == "square-1000"} == {0, 1}
     assert {step.block for step in one._outcomes if step.attack == "pgd-20"} == {0, 1, 2}, (
         "what is reported is made on all blocks, though a check needs fewer"
     )
@@ -170,12 +178,12 @@ def test_targets_are_judged_by_the_samples_of_a_surrogate(images, nets, tmp_path
         common,
         "b",
         "digest-b",
-        (*main_of("pgd-5"), transferred("pgd-5", "a", "digest-a")),
-        transfer={transfer_name("pgd-5", "a", "digest-a"): ("pgd-5", "a")},
+        (*main_of("pgd-5"), transferred("pgd-5", "a", maker.ledger.identity)),
+        transfer={transfer_name("pgd-5", "a", maker.ledger.identity): ("pgd-5", "a")},
     )
     itself = Assessment(common, "a", "digest-a", main_of("pgd-5"))
     list(maker.run(pool_of(nets, maker, target), lookup({})))
-    found = lookup({transfer_name("pgd-5", "a", "digest-a"): (maker.ledger, "pgd-5")})
+    found = lookup({transfer_name("pgd-5", "a", maker.ledger.identity): (maker.ledger, "pgd-5")})
     report, _ = made(nets, target, made_before=found)
     source, model, x = nets["a"].load(), nets["b"].load(), to_unit(images.images)
     right = predicted(model, x) == images.labels
@@ -184,11 +192,13 @@ def test_targets_are_judged_by_the_samples_of_a_surrogate(images, nets, tmp_path
         batch = Batch(x[index], images.labels[index], index, block_seed(5, block))
         x_adv = run_attack(find_attack("pgd-5"), source, batch, THREAT).x_adv
         right[index] &= predicted(model, x_adv) == images.labels[index]
-    name = transfer_name("pgd-5", "a", "digest-a")
+    name = transfer_name("pgd-5", "a", maker.ledger.identity)
     assert torch.equal(report.withstand[name], right)
     clean, white, black = report.results
     assert white.right < black.right < clean.right, "or this shows little"
-    assert "transfer stronger than white box" in {finding.check for finding in report.findings}
+    assert "transfer from a stronger than white box" in {
+        finding.check for finding in report.findings
+    }
     assert not report.suspicions
     own, _ = made(nets, itself)
     matrix = transfer_matrix([own, report], "pgd-5", {"a": name})
@@ -201,16 +211,25 @@ def test_the_same_weights_with_other_answers_are_another_network(images, nets, t
     """As where it reads a file, or a constant of another module, that has changed."""
     common = settings(images, tmp_path)
     x, y = to_unit(images.images), images.labels
-    logits = examine_network(nets["a"].load(), x, y).logits
-    first = Assessment(common, "a", "digest-a", main_of("fgsm"), logits=logits)
+    known = examine_network(nets["a"].load(), x, y).outputs
+    first = Assessment(common, "a", "digest-a", main_of("fgsm"), known_by=known)
     assert made(nets, first)[1] == 6
-    changed = replace(first, logits=-logits)
-    report, steps = made(nets, changed)
-    assert steps == 6, "not a single outcome of the other one"
-    assert report.folder != first.ledger.folder
-    assert made(nets, replace(first, logits=logits + 1e-5))[1] == 0, "rounding"
-    assert made(nets, replace(first, logits=-logits))[1] == 0
-    work = Work(nets, images, {"a": main_of("fgsm")}, THREAT, 5, logits={"a": -logits})
+    others = [
+        replace(known, logits=-known.logits),
+        replace(known, slopes=torch.zeros_like(known.slopes)),
+        replace(known, random=True),
+    ]
+    folders = {first.ledger.folder}
+    for other in others:
+        changed = replace(first, known_by=other)
+        assert made(nets, changed)[1] == 6, "not a single outcome of another one"
+        folders.add(changed.ledger.folder)
+        assert made(nets, replace(first, known_by=other))[1] == 0
+    assert len(folders) == 4
+    rounded = replace(known, logits=known.logits + 1e-5, slopes=1.01 * known.slopes)
+    assert made(nets, replace(first, known_by=rounded))[1] == 0
+    assert len({replace(first, known_by=o).ledger.identity for o in (known, *others)}) == 4
+    work = Work(nets, images, {"a": main_of("fgsm")}, THREAT, 5, known_by={"a": others[0]})
     with pytest.raises(UserError, match="a answers otherwise in a worker"):
         Attackers(work)("a")
 
@@ -258,6 +277,22 @@ def test_samples_that_are_selected_otherwise_have_the_same_starts(images, nets, 
         attacker.submit(task)
         found.append(attacker.next().x_adv)
     torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_export_has_what_earlier_commands_made(images, nets, tmp_path):
+    common = settings(images, tmp_path)
+    for name in ("pgd-2", "fgsm"):
+        one = Assessment(common, "a", "digest-a", main_of(name))
+        made(nets, one)
+    attacks = {row["attack"] for row in pq.read_table(one.export()).to_pylist()}
+    assert attacks == {"clean", "pgd-2", "fgsm"}
+
+
+def test_an_attack_that_makes_no_image_is_doubtful(images, nets, tmp_path):
+    broken = EvaluationAttack("broken", lambda model, batch, threat: batch.x * float("nan"))
+    one = Assessment(settings(images, tmp_path), "a", "digest", (Ensemble("broken", (broken,)),))
+    report, _ = made(nets, one)
+    assert [finding.check for finding in report.suspicions] == ["no images of broken"]
 
 
 def test_surrogates_of_one_name_are_told_apart():

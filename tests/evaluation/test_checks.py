@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -14,13 +15,16 @@ from raymi.data import load_splits
 from raymi.data.augment import to_unit
 from raymi.evaluation.blocks import BlockAttacker, Schedule
 from raymi.evaluation.checks import (
+    _at_chance,
     _black_box,
     _curve,
     _one_step,
     check_ensembles,
-    examine_network,
     judge_attacks,
 )
+from raymi.evaluation.examination import _probabilities, examine_network
+from raymi.evaluation.finding import in_short
+from raymi.evaluation.outputs import difference
 from raymi.models import build_model
 
 THREAT = Threat("linf", 0.08)
@@ -101,10 +105,10 @@ class Half(nn.Module):
 
 
 def findings(model, images, num=60):
-    """All checks on the first images, in blocks of 20, of which the last one is not looked at."""
+    """All checks, on all but one of some blocks of 20."""
     x, y = to_unit(images.images[:num]), images.labels[:num]
     seen = examine_network(model, x, y)
-    ensembles = check_ensembles(num, differentiable=seen.differentiable)
+    ensembles = check_ensembles(num, 10, differentiable=seen.differentiable)
     attacker = BlockAttacker(model, images, ensembles, THREAT, seed=0)
     plan = Schedule(num + 20, 20, ensembles)
     waiting, outcomes = list(plan.first()), []
@@ -113,7 +117,9 @@ def findings(model, images, num=60):
         outcome, _ = attacker.perform(step, samples)
         outcomes.append((step, outcome))
         waiting += plan.after(step, outcome)
-    return [*seen.findings, *judge_attacks(outcomes, num, 10)]
+    blocks = plan.blocks_of(ensembles[0])
+    made = [(step, outcome) for step, outcome in outcomes if step.block in blocks]
+    return [*seen.findings, *judge_attacks(made, 10)]
 
 
 def suspicions(model, images):
@@ -213,7 +219,71 @@ def test_nothing_is_said_where_nothing_was_measured():
     nothing = torch.zeros(0, dtype=torch.bool)
     for finding in (_one_step(nothing, nothing), _black_box(nothing, nothing)):
         assert not finding.suspicious
-        assert finding.text.endswith(": not measured")
+        assert not finding.conclusive
+    assert in_short((finding, finding)).endswith("in 0 checks; 2 had too few images to tell")
+
+
+@pytest.mark.parametrize(
+    ("right", "num", "num_classes", "suspicious", "conclusive"),
+    [
+        (10, 100, 10, True, True),
+        (60, 100, 10, False, True),
+        (113, 200, 2, False, True),
+        (100, 200, 2, True, True),
+        (0, 20, 100, False, False),
+        (15, 20, 100, False, True),
+    ],
+)
+def test_accuracy_at_chance_is_told_where_it_can_be(
+    right, num, num_classes, suspicious, conclusive
+):
+    finding = _at_chance(right, num, num_classes)
+    assert (finding.suspicious, finding.conclusive) == (suspicious, conclusive)
+
+
+@pytest.mark.parametrize(
+    ("logits", "accused"),
+    [
+        (torch.softmax(5 * torch.randn(30, 10), dim=1), True),
+        (10 * torch.softmax(5 * torch.randn(30, 10), dim=1), True),
+        (torch.softmax(5 * torch.randn(30, 10), dim=1).bfloat16().float(), True),
+        (torch.sigmoid(5 * torch.randn(30, 10)), True),
+        (1000 + torch.randn(30, 10), False),
+        (0.2 + 0.03 * torch.randn(30, 100), False),
+        (torch.randn(30, 10), False),
+    ],
+)
+def test_probabilities_are_told_from_logits(logits, accused):
+    assert _probabilities(logits).suspicious == accused
+
+
+def test_where_all_logits_are_alike_rounding_is_no_difference():
+    flat = torch.full((5, 10), 0.1)
+    assert difference(flat, flat + 1e-8) < 1e-3
+    common = 100 + torch.randn(5, 10)
+    assert difference(common, common.bfloat16().float()) < 1
+    assert difference(torch.randn(5, 10), torch.randn(5, 10)) > 0.1
+
+
+class Buffers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()).expand(3, 1, 1), persistent=False)
+        self.register_buffer("unused", torch.full((2,), float("nan")))
+
+    def forward(self, x):
+        return x - self.mean
+
+
+def test_buffers_of_all_kinds_are_no_trouble(honest, images):
+    x, y = to_unit(images.images[:30]), images.labels[:30]
+    seen = examine_network(Wrapped(honest, before=Buffers()), x, y)
+    assert not any(finding.suspicious for finding in seen.findings)
+    simple = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 256, 10)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would have us use torch.compile
+        traced = torch.jit.trace(simple, x)
+    assert not any(finding.suspicious for finding in examine_network(traced, x, y).findings)
 
 
 def test_logits_that_are_not_numbers_are_suspicious(honest, images):

@@ -68,7 +68,7 @@ def test_a_trial_that_was_cut_off_while_it_drew_draws_the_rest(tmp_path):
     study._study.sampler = study._sampler(0)
     half = study._study.ask()
     balance = half.suggest_float("mi.balance", 0.01, 1.0, log=True)
-    (found,) = Study(tmp_path / "study.db", space()).unfinished()
+    (found,) = Study(tmp_path / "study.db", space(), method="random").unfinished()
     assert found.values["mi.balance"] == balance
     assert set(found.values) == {"mi.balance", "mi.depth", "terms"}
 
@@ -121,6 +121,28 @@ def test_a_failure_is_kept_with_its_reason_and_does_not_end_the_search(tmp_path)
     assert (failed.state, failed.reason) == ("failed", "loss_adv is not finite")
     assert (finished.state, finished.objectives) == ("finished", (0.5,))
     assert [trial.number for trial in study.front()] == [1]
+
+
+def test_a_file_belongs_to_one_search(tmp_path):
+    Study(tmp_path / "study.db", space())
+    for other in ({"method": "random"}, {"seed": 1}, {"objectives": ("clean", "robust")}):
+        with pytest.raises(UserError, match="is the state of another search"):
+            Study(tmp_path / "study.db", space(), **other)
+    smaller = space(**{"mi.balance": {"log": (0.1, 1.0)}})
+    with pytest.raises(UserError, match=r"another search \(space\)"):
+        Study(tmp_path / "study.db", smaller)
+    with pytest.raises(UserError, match="its folder must be there"):
+        Study(tmp_path / "nowhere" / "study.db", space())
+
+
+def test_what_is_no_number_is_a_failure(tmp_path):
+    study = Study(tmp_path / "study.db", space())
+    study.finish(study.ask().number, [float("nan")])
+    study.fail(0, "once more")
+    (trial,) = study
+    assert (trial.state, trial.reason) == ("failed", "it came to nan")
+    with pytest.raises(ValueError, match="expected"):
+        study.finish(study.ask().number, [0.1, 0.2])
 
 
 def test_of_two_objectives_the_front_is_what_no_trial_beats(tmp_path):

@@ -24,7 +24,7 @@ from raymi import evaluate
 from raymi.attacks.catalogue import ATTACKS, Threat
 from raymi.attacks.suites import SUITES
 from raymi.engine.run_folder import RunFolder
-from raymi.evaluation.checks import Finding
+from raymi.evaluation.finding import Finding
 from raymi.evaluation.report import Report
 from raymi.evaluation.robustness import Robustness
 from raymi.evaluation.transfer import transfer_name
@@ -204,25 +204,31 @@ def test_the_data_set_is_an_input_of_the_run_once(mine, home):
 def test_signs_of_false_robustness_are_tags_of_run_and_model(mine, home):
     log(report_of(home, findings=(OUTPUTS, MASKED)), place_of(mine, home), home)
     expected = {
-        "raymi.false_robustness": "steps",
-        "raymi.check.outputs": "ok: the largest logit is 12",
-        "raymi.check.steps": "doubtful: FGSM breaks more than PGD",
+        "eval/digits-test/linf_8_255/false_robustness": "steps",
+        "eval/digits-test/linf_8_255/check/outputs": "ok: the largest logit is 12",
+        "eval/digits-test/linf_8_255/check/steps": "doubtful: FGSM breaks more than PGD",
     }
     run = client(home).get_run(mine.run_id)
     assert expected.items() <= run.data.tags.items()
     assert expected.items() <= client(home).get_logged_model(mine.model_id).tags.items()
     assert run.data.metrics["eval/digits-test/linf_8_255/doubtful_checks"] == 1
-    (doubtful,) = models(home, "tags.`raymi.false_robustness` = 'steps'")
+    (doubtful,) = models(home, "tags.`eval/digits-test/linf_8_255/false_robustness` = 'steps'")
     assert doubtful.model_id == mine.model_id
 
 
 def test_no_sign_is_said_too_but_not_where_nobody_looked(mine, home):
     place = place_of(mine, home)
     log(report_of(home, findings=()), place, home)
-    assert "raymi.false_robustness" not in client(home).get_run(mine.run_id).data.tags
+    assert (
+        "eval/digits-test/linf_8_255/false_robustness"
+        not in client(home).get_run(mine.run_id).data.tags
+    )
     log(report_of(home), place, home)
     tags = client(home).get_run(mine.run_id).data.tags
-    assert tags["raymi.false_robustness"] == "no sign in 1 checks"
+    assert (
+        tags["eval/digits-test/linf_8_255/false_robustness"]
+        == "no sign of false robustness in 1 checks"
+    )
     assert history(home, mine.run_id, "eval/digits-test/linf_8_255/clean_acc") == [0.75]
 
 
@@ -375,7 +381,7 @@ def test_long_texts_are_cut_for_tags(mine, home):
         client(home).get_run(mine.run_id).data.tags,
         client(home).get_logged_model(mine.model_id).tags,
     ):
-        text = tags["raymi.check.steps"]
+        text = tags["eval/digits-test/linf_8_255/check/steps"]
         assert len(text) == 5000
         assert text.startswith("doubtful: xxx")
         assert text.endswith("x...")
