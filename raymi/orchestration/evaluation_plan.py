@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import Ensemble
 from raymi.config import Config, ScalingConfig
@@ -195,7 +197,11 @@ def planned(words: Sequence[str], tell: Callable[[str], None] = print) -> Evalua
                 name, given, which=request.which, num_classes=num_classes, image_size=image_size
             )
     tell(f"looking at the outputs of {', '.join(dict.fromkeys(names))}")
-    judged = _distinct([_judged(name, found[name], images) for name in dict.fromkeys(names)])
+    cuda = config.scaling.use_gpu != "false" and torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    judged = _distinct(
+        [_judged(name, found[name], images, device) for name in dict.fromkeys(names)]
+    )
     by_name = dict(zip(dict.fromkeys(names), judged, strict=True))
     plan = EvaluationPlan(
         request,
@@ -211,14 +217,14 @@ def planned(words: Sequence[str], tell: Callable[[str], None] = print) -> Evalua
     return plan
 
 
-def _judged(name: str, found: Found, images: ImageSet) -> Judged:
-    """Loads a classifier and looks at its outputs.
+def _judged(name: str, found: Found, images: ImageSet, device: torch.device) -> Judged:
+    """Loads a classifier and looks at its outputs, on a device.
 
     Raises: UserError where it cannot be built, or does not fit the images.
     """
-    model = found.subject.load()
+    model = found.subject.load().to(device)
     check_classifier(name, model, len(images.class_names), images.images.shape[-1])
-    some = images.at_most(NUM)
+    some = images.at_most(NUM).to(device)
     try:
         seen = examine_network(model, to_unit(some.images), some.labels)
     except Exception as error:
