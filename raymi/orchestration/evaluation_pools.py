@@ -73,11 +73,20 @@ def _threads(num: int) -> Iterator[None]:
 
 @contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what is within by a `Stopped`. On its way it is a KeyboardInterrupt: while Ray
+    waits, it lets no other exception of a signal's handler through."""
+    received: list[int] = []
+
     def end(signum: int, frame: Any) -> None:
-        raise Stopped(signum)
+        received.append(signum)
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except KeyboardInterrupt:
+        if received:
+            raise Stopped(received[0]) from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
