@@ -22,7 +22,10 @@ class Context(Protocol):
     group: Collectives
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Tells the orchestrator that an epoch is complete and its checkpoint on disk."""
+        """Tells the orchestrator that an epoch is complete and its checkpoint on disk.
+
+        Args: metrics: `phase`, `epoch` (from 1), and those of its validation, `val/...`.
+        """
 
     def stop_requested(self) -> bool:
         """Whether the run should end here; the same answer on every worker. Called before each

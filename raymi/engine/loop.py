@@ -40,15 +40,16 @@ class Outcome:
     global_step: int
 
 
-def train(config: Config, context: Context, folder: RunFolder) -> Outcome:
+def train(config: Config, context: Context, folder: RunFolder, *, test: bool = True) -> Outcome:
     """Trains, evaluates and records a run in its folder; continues from its newest checkpoint.
 
     Every worker calls this with the same arguments. Rank 0 alone writes.
 
+    Args: test, False leaves the test set alone: a run that is one of many that are compared.
     Raises: UserError for data or settings that cannot work; FloatingPointError where a loss is not
         finite; StorageError, on every worker at the same point, where rank 0 cannot write.
     """
-    return _Run(config, context, folder, load_data(config)).train()
+    return _Run(config, context, folder, load_data(config)).train(test)
 
 
 class _StopRequested(Exception):
@@ -86,7 +87,7 @@ class _Run:
         self.saved_at = time.monotonic()
         self.epoch_began, self.epoch_images = 0.0, 0  # of this process, for the throughput
 
-    def train(self) -> Outcome:
+    def train(self, test: bool) -> Outcome:
         self._announce()
         try:
             try:
@@ -96,7 +97,10 @@ class _Run:
                 raise
             if self.state.estimators is not None:
                 self._keep(self.folder.estimators, self.state.estimators)
-            self.measurements.evaluate(self.state)
+            if test:
+                self.measurements.evaluate(self.state)
+            else:
+                self.measurements.keep_weights(self.state)
         except _StopRequested:
             self._write("stopped")
             self._complete_journal()
@@ -241,7 +245,8 @@ class _Run:
         )
         if last or position.epoch % config.checkpoint.every == 0:
             self._save()
-        self.context.report({"epoch": position.epoch, **{f"val/{k}": v for k, v in val.items()}})
+        measured = {f"val/{name}": value for name, value in val.items()}
+        self.context.report({"phase": position.phase, "epoch": position.epoch, **measured})
 
     def _stop_if_requested(self) -> None:
         if self.context.stop_requested():

@@ -124,6 +124,14 @@ class Measurements:
             measured |= observer.results()
         return measured
 
+    def keep_weights(self, state: TrainState) -> None:
+        """Writes the last and the best models down, without a look at the test set."""
+        for suffix, model in state.classifiers().items():
+            self._keep_weights(f"last{suffix}", model, state.position.epoch)
+            best = state.best[suffix]
+            model.load_state_dict(best.weights)
+            self._keep_weights(f"best{suffix}", model, best.epoch)
+
     def evaluate(self, state: TrainState) -> None:
         """Clean and PGD accuracy of the last and of the best models on the test set, in fp32; then
         the probes of the chosen one, which has the highest robust validation accuracy."""

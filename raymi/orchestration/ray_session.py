@@ -72,9 +72,11 @@ def check_this_machine(scaling: ScalingConfig) -> None:
 
 
 @contextmanager
-def ray_session(scaling: ScalingConfig) -> Iterator[Resources]:
+def ray_session(scaling: ScalingConfig, *, dashboard: bool = False) -> Iterator[Resources]:
     """Ray for the length of a run: joins the job's cluster, or starts one here and ends it.
 
+    Args: scaling; dashboard, of a Ray that is started here: without it Ray Tune never gets back the
+        place of a trial that it stops.
     Raises: UserError where a cluster lacks the CPUs or GPUs that are asked for.
     """
     joined = in_ray_job()
@@ -87,11 +89,13 @@ def ray_session(scaling: ScalingConfig) -> Iterator[Resources]:
     if joined:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
-        with _environment(_ALONE):  # of the processes that are started now, and of their children
+        with _environment(
+            {} if dashboard else _ALONE
+        ):  # of the processes that are started now, and of their children
             ray.init(
                 address="local",
                 num_cpus=scaling.most_workers * scaling.cpus_per_worker,
-                include_dashboard=False,
+                include_dashboard=dashboard,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )

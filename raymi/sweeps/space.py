@@ -250,10 +250,13 @@ def find_space(name: str) -> Space:
     for path in (Path(name), *(folder / f"{name}.toml" for folder in _folders())):
         if path.is_file():
             return read_space(path)
-    known = sorted({path.stem for folder in _folders() for path in folder.glob("*.toml")})
-    raise UserError(
-        f"no search space {name!r}: {did_you_mean(name, known)}; or give the path of a .toml file"
-    )
+    hint = did_you_mean(name, known_spaces())
+    raise UserError(f"no search space {name!r}: {hint}; or give the path of a .toml file")
+
+
+def known_spaces() -> list[str]:
+    """The names that `find_space` knows here."""
+    return sorted({path.stem for folder in _folders() for path in folder.glob("*.toml")})
 
 
 def read_space(path: Path) -> Space:

@@ -1,0 +1,34 @@
+"""How a sweep searches: the keys `tune.*`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from raymi.config import Count, Section, Whole
+
+
+class TuneConfig(Section):
+    """How a sweep searches."""
+
+    trials: Count = 20
+    """Trials in all. A grid has as many as it has combinations, or so many of them."""
+    search: Literal["tpe", "random", "grid"] = "tpe"
+    """How settings are drawn: by tree-structured Parzen estimators, evenly, or every combination of
+    a few values of each."""
+    objective: Literal["robust", "clean-robust"] = "robust"
+    """What is maximised, on validation: robust accuracy, or the front of clean and robust
+    accuracy."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """asha: trials that are behind others after the same epochs are stopped; none: all run to their
+    end, as they do for clean-robust in any case."""
+    first_epochs: Count = 1
+    """asha: epochs that every trial gets."""
+    factor: Whole = 3
+    """asha: one in so many trials goes on to so many times as many epochs."""
+    concurrent: Count | None = None
+    """Trials at the same time; none: as many as there are places for."""
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of what is maximised."""
+        return ("robust",) if self.objective == "robust" else ("clean", "robust")
