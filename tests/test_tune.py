@@ -1,0 +1,55 @@
+"""`raymi.tune`: what is asked for, before anything trains."""
+
+from __future__ import annotations
+
+import pytest
+
+from raymi import tune
+
+
+def refused(capsys, *words):
+    assert tune.main(list(words)) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return err
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "space=NAME is needed: "),
+        (["space=smok"], "no search space 'smok': did you mean smoke?"),
+        (["space=smoke", "recipe=quikstart"], "unknown recipe 'quikstart': did you mean quick"),
+        (["space=smoke", "recipe=quickstart-at"], "the space smoke does not fit: the recipe"),
+        (["space=smoke", "mi.hidden=64"], "mi.hidden cannot be set: the space smoke varies it"),
+        (["space=smoke", "tune.trials=0"], "tune.trials: expected whole number >= 1, got '0'"),
+        (["space=smoke", "tune.serch=tpe"], "unknown key 'tune.serch': did you mean tune.search"),
+        (["space=smoke", "scaling.workers=2"], "scaling.workers must be 1, got 2"),
+        (["space=smoke", "lr=fast"], "optim.lr: expected number > 0, got 'fast'"),
+        (["resume=gone"], "no sweep 'gone' in"),
+        (["resume=gone", "lr=0.1"], "optim.lr cannot change when a sweep is continued"),
+        (["smoke"], "expected key=value, got 'smoke': did you mean space=smoke?"),
+    ],
+)
+def test_what_is_wrong_is_said_at_once(words, message, here, capsys):
+    assert message in refused(capsys, *words)
+    assert not list(here.iterdir()), "nothing was made"
+
+
+def test_everything_wrong_is_said_together(capsys):
+    said = refused(capsys, "space=smoke", "tune.factor=x", "lr=-1", "mi.balance=0.1")
+    for part in ("tune.factor", "optim.lr", "mi.balance cannot be set"):
+        assert part in said
+
+
+def test_help_names_spaces_recipes_and_how_it_searches(capsys):
+    assert tune.main(["--help"]) == 0
+    out, _ = capsys.readouterr()
+    for word in ("smoke", "mi_weights", "quickstart", "tune.scheduler", "optim.lr", "resume=SWEEP"):
+        assert word in out
