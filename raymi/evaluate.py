@@ -44,12 +44,11 @@ from raymi.display.evaluation import (
     print_report,
     print_transfer,
 )
-from raymi.errors import StorageError, storage_remedy
 from raymi.evaluation.assessment import Assessment
 from raymi.evaluation.report import Report, TransferMatrix, differences, transfer_matrix
 from raymi.evaluation.run import Lookup, Pool
 from raymi.evaluation.steps import StepFailed
-from raymi.files import write_atomically
+from raymi.files import keep
 from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
 from raymi.orchestration.evaluation_pools import workplace
 from raymi.orchestration.evaluation_request import takes
@@ -201,13 +200,7 @@ def _track(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) ->
 
 
 def _write(path: Path, tree: Any) -> None:
-    try:
-        write_atomically(path, json.dumps(tree, indent=2).encode())
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}, then give "
-            "the same command again: all outcomes are kept"
-        ) from None
+    keep(path, json.dumps(tree, indent=2).encode(), "all outcomes are kept")
 
 
 def _help(console: Console) -> int:

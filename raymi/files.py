@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError, storage_remedy
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -33,6 +33,28 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def keep(path: Path, data: bytes, what_is_left: str = "") -> None:
+    """Writes a file atomically, and makes its folder where it is not there.
+
+    Args: path; data; what_is_left, to be said where it cannot be written.
+    Raises: StorageError with the remedy.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as error:
+        raise not_writable(path, error, what_is_left) from None
+
+
+def not_writable(path: Path, error: OSError, what_is_left: str = "") -> StorageError:
+    """The error of a command that cannot write a path."""
+    left = f": {what_is_left}" if what_is_left else ""
+    return StorageError(
+        f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}, then give the "
+        f"same command again{left}"
+    )
 
 
 def checksum(data: bytes | memoryview) -> str:

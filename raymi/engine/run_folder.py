@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from raymi.config import Config
-from raymi.errors import StorageError, UserError, storage_remedy
-from raymi.files import alone, write_atomically
+from raymi.errors import UserError
+from raymi.files import alone, keep
 
 
 class RunFolder:
@@ -62,7 +62,7 @@ class RunFolder:
 
         Raises: StorageError where it cannot be written.
         """
-        self._keep(self.config, config.model_dump_json(indent=2))
+        keep(self.config, config.model_dump_json(indent=2).encode())
 
     def read_config(self) -> Config:
         """The resolved configuration.
@@ -84,16 +84,7 @@ class RunFolder:
 
         Raises: StorageError where it cannot be written.
         """
-        self._keep(self.about, json.dumps(about, indent=2))
-
-    def _keep(self, path: Path, text: str) -> None:
-        try:
-            write_atomically(path, text.encode())
-        except OSError as error:
-            raise StorageError(
-                f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}, then "
-                "give the same command again"
-            ) from None
+        keep(self.about, json.dumps(about, indent=2).encode())
 
     def read_about(self) -> dict[str, Any]:
         """What `write_about` kept; empty where it never did."""

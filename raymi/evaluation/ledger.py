@@ -11,6 +11,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from raymi.errors import StorageError, UserError, storage_remedy
+from raymi.errors import UserError
 from raymi.evaluation.blocks import Outcome, Step
 from raymi.evaluation.outputs import Outputs
-from raymi.files import alone, checksum, is_whole, write_atomically
+from raymi.files import alone, checksum, is_whole, keep, not_writable
 
+_LEFT = "what was recorded is kept"
+_keep = partial(keep, what_is_left=_LEFT)
 _OUTPUTS = "outputs.safetensors"
 _SCHEMA = pa.schema(
     [
@@ -73,7 +76,7 @@ class Ledger:
                 self._bind(attacks or {})
                 self._know(outputs)
         except OSError as error:
-            raise _not_writable(folder, error) from None
+            raise not_writable(folder, error, _LEFT) from None
 
     @property
     def identity(self) -> str:
@@ -89,7 +92,7 @@ class Ledger:
         if outputs is None:
             return
         if not path.is_file():
-            self._write(path, outputs.as_bytes())
+            _keep(path, outputs.as_bytes())
         elif not answered_here(self.folder, outputs):
             raise UserError(
                 f"{self.folder} belongs to a network that answers otherwise: give the same command "
@@ -110,7 +113,7 @@ class Ledger:
                 _flat({name: attacks[name] for name in both}),
             )
             if len(both) < len(attacks):
-                self._write(settings, _json(known | dict(attacks)))
+                _keep(settings, _json(known | dict(attacks)))
             return
         # What a kill leaves of the first write has a name that begins with a dot.
         others = [path for path in _files(folder) if not path.name.startswith(".")]
@@ -118,8 +121,8 @@ class Ledger:
             raise UserError(
                 f"{folder} has files and is no ledger of an evaluation: give another folder"
             )
-        self._write(settings, _json(attacks))
-        self._write(asked, _json(question))
+        _keep(settings, _json(attacks))
+        _keep(asked, _json(question))
 
     def alone(self) -> AbstractContextManager[None]:
         """Keeps a second command out while one writes.
@@ -177,7 +180,7 @@ class Ledger:
             data = file.read_bytes()
             if is_whole(file, data):
                 tables.append(pq.read_table(BytesIO(data)))
-        self._write(path, _parquet(pa.concat_tables(tables)))
+        _keep(path, _parquet(pa.concat_tables(tables)))
 
     def _whole(self, step: Step, suffix: str) -> bytes | None:
         """The content of a step's file that is not damaged."""
@@ -191,20 +194,13 @@ class Ledger:
     def _replace(self, step: Step, suffix: str, data: bytes) -> None:
         """Writes a step's file, and removes those that were there before it."""
         name = f"{step.block:06d}-{checksum(data)}{suffix}"
-        self._write(self._place(step) / name, data)
+        _keep(self._place(step) / name, data)
         for other in self._place(step).glob(f"{step.block:06d}-*{suffix}"):
             if other.name != name:
                 other.unlink()
 
     def _place(self, step: Step) -> Path:
         return self.folder / step.ensemble / f"{step.position:02d}-{step.attack}"
-
-    def _write(self, path: Path, data: bytes) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
-        except OSError as error:
-            raise _not_writable(path, error) from None
 
 
 def answered_here(folder: Path, outputs: Outputs | None) -> bool:
@@ -217,13 +213,6 @@ def answered_here(folder: Path, outputs: Outputs | None) -> bool:
         return Outputs.from_bytes(path.read_bytes()).are_those_of(outputs)
     except (OSError, ValueError):
         return False
-
-
-def _not_writable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}, then give the "
-        "same command again: what was recorded is kept"
-    )
 
 
 def _table(step: Step, outcome: Outcome) -> pa.Table:

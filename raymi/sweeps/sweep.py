@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from raymi.config import Config
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import StorageError, UserError, storage_remedy
-from raymi.files import alone, write_atomically
+from raymi.errors import UserError
+from raymi.files import alone, keep, not_writable
 from raymi.overrides import flatten, nest, overlay, validate
 from raymi.recipes import on_recipe
 from raymi.sweeps.settings import TuneConfig
@@ -79,16 +79,14 @@ class Sweep:
         """
         try:
             path.mkdir(parents=True)
-            write_atomically(path / "sweep.json", definition.model_dump_json(indent=2).encode())
         except FileExistsError:
             raise UserError(
                 f"the sweep {path.name} is there already: continue it with resume={path.name}, or "
                 "choose another name"
             ) from None
         except OSError as error:
-            raise StorageError(
-                f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}"
-            ) from None
+            raise not_writable(path, error) from None
+        keep(path / "sweep.json", definition.model_dump_json(indent=2).encode())
         return cls(path)
 
     @property

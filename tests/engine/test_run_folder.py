@@ -59,9 +59,10 @@ def test_a_worker_waits_until_one_that_lost_its_driver_is_gone(tmp_path):
     assert order == ["orphan", "follower"]
 
 
-def test_a_full_disk_is_named_where_settings_cannot_be_kept(tmp_path):
-    folder = RunFolder(tmp_path / "gone")
-    with pytest.raises(StorageError, match=r"cannot write .*config\.json \(No such file"):
+def test_what_is_in_the_way_is_named_where_settings_cannot_be_kept(tmp_path):
+    (tmp_path / "file").touch()
+    folder = RunFolder(tmp_path / "file")
+    with pytest.raises(StorageError, match=r"cannot write .*config\.json \(File exists"):
         folder.write_config(tiny_config())
 
 

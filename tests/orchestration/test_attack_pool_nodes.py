@@ -58,13 +58,19 @@ def test_a_lost_node_is_done_without_and_one_that_comes_is_used(
             cluster.remove_node(lost, allow_graceful=False)
             (folders["first"] / "go").touch()
             expect_equal(found.result(200), expected)
-            assert len(told) == 1
-            assert told[0].startswith("a worker was lost, as ")
-            assert "process" not in told[0]
+            (lost_step,) = made_again(told)
+            assert lost_step.startswith("a worker was lost, as ")
+            assert "process" not in lost_step
 
             cluster.add_node(num_cpus=1)
             found = threads.submit(evaluate, pool, folders["second"], "second")
             waiting(folders["second"], 2)
             (folders["second"] / "go").touch()
             expect_equal(found.result(200), expected)
-    assert len(told) == 1
+    assert len(made_again(told)) == 1
+
+
+def made_again(told: list[str]) -> list[str]:
+    """What was told of steps; beside that, a worker in place of the lost one may itself be lost
+    before it begins, where Ray places it before it knows that the node is gone."""
+    return [line for line in told if line.endswith("is made again")]

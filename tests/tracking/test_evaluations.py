@@ -455,7 +455,7 @@ def test_the_command_tells_mlflow_and_ends_well_without_it(home, monkeypatch, ca
     assert "MLflow run of nets-net  " in capsys.readouterr().out
     (own,) = [run for run in runs(home) if run.info.run_name == "evaluation of nets-net"]
     assert own.info.status == "FINISHED"
-    assert own.data.metrics["eval/digits-test/linf_8_255/num"] == 40
+    assert own.data.metrics["eval/digits-test-40/linf_8_255/num"] == 40
     (folder,) = artifacts(home, own.info.run_id, "evaluations")
     path = client(home).download_artifacts(own.info.run_id, f"{folder}/outcomes.parquet", str(home))
     rows = pq.read_table(path).to_pylist()
