@@ -52,8 +52,8 @@ from raymi.files import keep
 from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
 from raymi.orchestration.evaluation_pools import workplace
 from raymi.orchestration.evaluation_request import takes
-from raymi.orchestration.launch import Stopped
 from raymi.orchestration.names import home_folder
+from raymi.orchestration.signals import Stopped
 from raymi.tracking.evaluations import Place, log_evaluation
 from raymi.tracking.store import how_to_open, in_one_line, tracking_uri, without_password
 

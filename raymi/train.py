@@ -26,8 +26,9 @@ from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
 from raymi.models import MODELS
 from raymi.orchestration.checks import input_problems
-from raymi.orchestration.launch import RunFailed, Stopped, TimeLimitReached, launch
+from raymi.orchestration.launch import RunFailed, TimeLimitReached, launch
 from raymi.orchestration.names import find_run, home_folder, new_run_folder, with_found_runs
+from raymi.orchestration.signals import Stopped
 from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 from raymi.tracking.provenance import provenance

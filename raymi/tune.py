@@ -29,9 +29,9 @@ from raymi.display.sweep import SweepDisplay, print_sweep
 from raymi.errors import UserError, did_you_mean
 from raymi.hardware import available_cores, available_gpus
 from raymi.orchestration.checks import input_problems
-from raymi.orchestration.launch import STOP_SECONDS, Stopped
 from raymi.orchestration.names import home_folder, with_found_runs
 from raymi.orchestration.ray_session import in_ray_job, ray_session
+from raymi.orchestration.signals import STOP_SECONDS, Stopped
 from raymi.overrides import examine, expected, flatten, leaves, nest, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
 from raymi.sweeps.settings import TuneConfig

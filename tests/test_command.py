@@ -20,7 +20,8 @@ from raymi import train
 from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
-from raymi.orchestration.launch import RunFailed, Stopped
+from raymi.orchestration.launch import RunFailed
+from raymi.orchestration.signals import Stopped
 from raymi.overrides import leaves, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config
 

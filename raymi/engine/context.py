@@ -59,7 +59,7 @@ class LocalContext:
         self.device = torch.device(device)
         joined = dist.is_available() and dist.is_initialized()
         self.group: Collectives = ProcessGroup() if joined else Collectives()
-        self._stop = StopRequest(stop_file, deadline)
+        self._stop = StopRequest(stop_file, deadline=deadline)
         self._answers = Answers()
 
     def report(self, metrics: Mapping[str, Any]) -> None:
@@ -99,16 +99,15 @@ class Answers:
 class StopRequest:
     """A file that appears, or a time that comes, as one worker sees them: rank 0's answer counts.
 
-    Args: path of the file, deadline in seconds since the epoch; None: there is none; pause, another
-        file that asks for the same.
+    Args: files, any of which asks for it, None: no file; deadline in seconds since the epoch, None:
+        there is none.
     """
 
     INTERVAL = 0.2  # seconds between two looks at the file
 
-    def __init__(
-        self, path: Path | None, deadline: float | None = None, pause: Path | None = None
-    ) -> None:
-        self.path, self.deadline, self.pause = path, deadline, pause
+    def __init__(self, *files: Path | None, deadline: float | None = None) -> None:
+        self.files = [file for file in files if file is not None]
+        self.deadline = deadline
         self._next_look = 0.0
         self._seen = False
 
@@ -117,8 +116,7 @@ class StopRequest:
         if not self._seen and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + self.INTERVAL
             late = self.deadline is not None and time.time() >= self.deadline
-            files = [file for file in (self.path, self.pause) if file is not None]
             self._seen = late
             with suppress(OSError):  # storage that is away: the next write says so
-                self._seen = late or any(file.exists() for file in files)
+                self._seen = late or any(file.exists() for file in self.files)
         return self._seen

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from raymi.config import ScalingConfig
 from raymi.evaluation.run import InThisProcess, Pool
 from raymi.evaluation.work import Attackers, Work
-from raymi.orchestration.launch import Stopped
 from raymi.orchestration.ray_session import in_ray_job, ray_session
+from raymi.orchestration.signals import ended_by_sigterm
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,11 @@ def workplace(scaling: ScalingConfig, tell: Callable[[str], None]) -> Iterator[W
     """
     if scaling.most_workers == 1 and not in_ray_job():
         device = "cuda" if scaling.use_gpu != "false" and torch.cuda.is_available() else "cpu"
-        with _threads(scaling.cpus_per_worker), _ended_by_sigterm():
+        with _threads(scaling.cpus_per_worker), ended_by_sigterm():
             yield Workplace(device, 1, lambda work: InThisProcess(Attackers(work, device)))
         return
     # Ray takes the signal for itself.
-    with ray_session(scaling) as resources, _ended_by_sigterm(), ExitStack() as pools:
+    with ray_session(scaling) as resources, ended_by_sigterm(), ExitStack() as pools:
         from raymi.orchestration.attack_pool import AttackPool
 
         workers = min(scaling.most_workers, resources.places)
@@ -69,24 +67,3 @@ def _threads(num: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends what is within by a `Stopped`. On its way it is a KeyboardInterrupt: while Ray
-    waits, it lets no other exception of a signal's handler through."""
-    received: list[int] = []
-
-    def end(signum: int, frame: Any) -> None:
-        received.append(signum)
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if received:
-            raise Stopped(received[0]) from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)

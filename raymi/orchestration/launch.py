@@ -8,13 +8,9 @@ answers signals. A stop is a request: workers write a checkpoint at the next ste
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 from raymi.config import Config
@@ -22,10 +18,9 @@ from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
 from raymi.orchestration.ray_session import Resources, ray_session
+from raymi.orchestration.signals import Signals, Stopped
 
 POLL_SECONDS = 0.1
-RESIZE_SECONDS = 30.0  # between two looks at the cluster; Ray's own view is up to 20 s old
-STOP_SECONDS = 30.0  # how long a requested stop may take before workers are ended
 
 
 class Follower(Protocol):
@@ -33,14 +28,6 @@ class Follower(Protocol):
 
     def event(self, event: dict[str, Any]) -> None:
         """Takes one event of the journal; must return quickly."""
-
-
-class Stopped(Exception):
-    """The run ended on a signal, with everything up to its last checkpoint kept."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
 
 
 class TimeLimitReached(Exception):
@@ -67,7 +54,7 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
     journal = JournalReader(folder.journal)
     journal.new_events()  # those of an earlier start were told then
     before = journal.offset
-    with _Signals(folder.stop_file) as signals, ray_session(config.scaling) as resources:
+    with Signals(folder.stop_file) as signals, ray_session(config.scaling) as resources:
         signals.listen()  # again: ray.init takes SIGTERM for itself
         signals.check_before_work()
         trainer = _TrainerThread(config, folder, resources, deadline)
@@ -108,108 +95,16 @@ class _TrainerThread(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.result = self._fit()
+            from raymi.orchestration.trainer import fit
+
+            self.result = fit(
+                self.config,
+                self.folder,
+                use_gpu=self.resources.use_gpu,
+                deadline=self.deadline,
+            )
         except BaseException as error:
             self.error = error
-
-    def _fit(self) -> dict[str, Any] | None:
-        import ray.train
-        from ray.train.torch import TorchTrainer
-
-        from raymi.orchestration.worker import train_worker
-
-        scaling = self.config.scaling
-        callbacks: list[Any] = []
-        if scaling.elastic:  # what that needs of Ray is not public: no other run depends on it
-            from raymi.orchestration.resize import FailuresWithoutProgress, SaveBeforeResize
-
-            callbacks.append(SaveBeforeResize(self.folder))
-            callbacks.append(FailuresWithoutProgress(self.folder, scaling.max_failures))
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={
-                "config": self.config.model_dump_json(),
-                "folder": str(self.folder.path),
-                "import_path": os.getcwd(),
-                "deadline": self.deadline,
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=(
-                    (scaling.least_workers, scaling.most_workers)
-                    if scaling.elastic
-                    else scaling.most_workers
-                ),
-                elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-                use_gpu=self.resources.use_gpu,
-                resources_per_worker={
-                    "CPU": scaling.cpus_per_worker,
-                    **({"GPU": 1} if self.resources.use_gpu else {}),
-                },
-            ),
-            run_config=ray.train.RunConfig(
-                name="ray",
-                storage_path=str(self.folder.path),
-                callbacks=callbacks,
-                failure_config=ray.train.FailureConfig(
-                    max_failures=-1 if scaling.elastic else scaling.max_failures
-                ),
-            ),
-        )
-        return trainer.fit().return_value
-
-
-class _Signals:
-    """Turns the first SIGINT or SIGTERM into a request to stop, the second one into an end at
-    once."""
-
-    def __init__(self, stop_file: Path) -> None:
-        self.stop_file = stop_file
-        self.received: int | None = None
-        self._deadline = 0.0
-        self._new = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        self.listen()
-        return self
-
-    def listen(self) -> None:
-        """Takes both signals; what handled them at first is put back at the end."""
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.signal(signum, self._on_signal)
-            self._before.setdefault(signum, handler)
-
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _on_signal(self, signum: int, _frame: object) -> None:
-        if self.received is not None:
-            raise Stopped(signum)
-        self.received = signum
-        self._new = True
-        self._deadline = time.monotonic() + STOP_SECONDS
-        with suppress(OSError):  # the run's folder may be gone
-            self.stop_file.touch()
-
-    @property
-    def name(self) -> str:
-        """Name of the signal that came."""
-        return signal.Signals(self.received or signal.SIGINT).name
-
-    def is_new(self) -> bool:
-        """True once after a signal came."""
-        was_new, self._new = self._new, False
-        return was_new
-
-    def check_before_work(self) -> None:
-        if self.received is not None:
-            raise Stopped(self.received)
-
-    def check(self, *, work_has_begun: bool) -> None:
-        """Ends the wait for workers that have nothing to save yet, or that do not answer."""
-        if self.received is not None and (not work_has_begun or time.monotonic() > self._deadline):
-            raise Stopped(self.received)
 
 
 def _tell(followers: Sequence[Follower], journal: JournalReader) -> None:

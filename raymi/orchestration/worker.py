@@ -39,10 +39,12 @@ _PACKAGE = Path(raymi.__file__).parent
 class RayContext:
     """The engine's context inside a Ray Train worker."""
 
-    def __init__(self, folder: RunFolder, deadline: float | None) -> None:
+    def __init__(
+        self, folder: RunFolder, deadline: float | None, stop_file: Path | None = None
+    ) -> None:
         self.device: torch.device = ray.train.torch.get_device()
         self.group: Collectives = ProcessGroup()
-        self._stop = StopRequest(folder.stop_file, deadline, folder.pause_file)
+        self._stop = StopRequest(folder.stop_file, folder.pause_file, stop_file, deadline=deadline)
         self._answers = Answers()
         self._next_look = time.monotonic() + NOTICE_SECONDS
         self._look = False  # for notices, after the step; the same on every worker
@@ -82,8 +84,9 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """Runs the training loop; what the user can put right is left in the run's folder for the
     driver.
 
-    Args: job, with `config` (JSON), `folder`, `import_path` (the driver's current folder) and
-        `deadline` (seconds since the epoch, or None).
+    Args: job, with `config` (JSON), `folder`, `import_path` (of the user's own modules), `deadline`
+        (seconds since the epoch, or None), `stop_file` (further to the run's own, or None) and
+        `test` (whether the test set is looked at in the end).
     Returns: how the run ended; also where the storage fails, which Ray is not to try again: the
         `problem` is the same for all workers.
     """
@@ -92,7 +95,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     if job["import_path"] not in sys.path:
         sys.path.insert(0, job["import_path"])  # the user's own models
     torch.set_num_threads(config.scaling.cpus_per_worker)
-    context = RayContext(folder, job["deadline"])
+    stop_file = None if job["stop_file"] is None else Path(job["stop_file"])
+    context = RayContext(folder, job["deadline"], stop_file)
     warnings.showwarning = _warn_into(folder, context.group.rank)
     rank = context.group.rank
     try:
@@ -107,7 +111,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 with suppress(OSError):  # a convenience: the run does not depend on it
                     _put_earlier_errors_aside(folder)
             context.agree(True)  # nobody reads before an earlier writer is gone
-            outcome = train(config, context, folder)
+            outcome = train(config, context, folder, test=job["test"])
     except StorageError as error:
         return {"finished": False, "problem": str(error)}
     except (UserError, FloatingPointError) as error:
