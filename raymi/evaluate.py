@@ -24,12 +24,9 @@ numbers.
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -44,18 +41,14 @@ from raymi.display.evaluation import (
     print_report,
     print_transfer,
 )
-from raymi.evaluation.assessment import Assessment
-from raymi.evaluation.report import Report, TransferMatrix, differences, transfer_matrix
-from raymi.evaluation.run import Lookup, Pool
+from raymi.evaluation.report import Report, TransferMatrix, differences
 from raymi.evaluation.steps import StepFailed
-from raymi.files import keep
+from raymi.files import keep_json
 from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
-from raymi.orchestration.evaluation_pools import workplace
 from raymi.orchestration.evaluation_request import takes
-from raymi.orchestration.names import home_folder
+from raymi.orchestration.evaluation_run import evaluate, track
 from raymi.orchestration.signals import Stopped
-from raymi.tracking.evaluations import Place, log_evaluation
-from raymi.tracking.store import how_to_open, in_one_line, tracking_uri, without_password
+from raymi.tracking.store import how_to_open, without_password
 
 USAGE = (
     "python -m raymi.evaluate model=A[,B] [suite=NAME | attacks=A,B] [surrogate=A,B] "
@@ -74,7 +67,8 @@ def _evaluate(words: list[str]) -> int:
         return _help(console)
     plan = planned(words, lambda line: console.print(Text(line), soft_wrap=True))
     try:
-        reports, matrices = _attack(console, plan)
+        with EvaluationDisplay(console) as display:
+            reports, matrices = evaluate(plan, display)
     except (Stopped, KeyboardInterrupt) as stop:
         signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
         return _ended(console, plan, f"stopped by {signal.Signals(signum).name}", 128 + signum)
@@ -89,57 +83,6 @@ def _ended(console: Console, plan: EvaluationPlan, why: str, code: int) -> int:
     text = f"{why}; {kept}; to continue: {plan.request.command}"
     console.print(Text(text), soft_wrap=True)
     return code
-
-
-def _attack(console: Console, plan: EvaluationPlan) -> tuple[list[Report], list[TransferMatrix]]:
-    """Makes all steps; the reports of the targets in the order in which they were named, and a
-    matrix for each attack that surrogates made."""
-    with EvaluationDisplay(console) as display:
-        for judged in plan.targets:
-            for finding in judged.seen.findings:
-                display.finding(finding)
-        with workplace(plan.scaling, display.say) as place:
-            makers, targets = plan.assessments(place.device)
-            pool = place.open_pool(plan.work([*makers, *targets]))
-            display.attack_with(place.workers)
-            for maker in makers:
-                _make(display, maker, pool, plan.made_before([]))
-            made_before = plan.made_before(makers)
-            reports = [_reported(_make(display, one, pool, made_before)) for one in targets]
-            display.end()
-    matrices = [
-        transfer_matrix(reports, ensemble.name, plan.made_on(ensemble.name, makers))
-        for ensemble in plan.main
-        if makers
-    ]
-    return reports, matrices
-
-
-def _make(
-    display: EvaluationDisplay, assessment: Assessment, pool: Pool, made_before: Lookup
-) -> Assessment:
-    """Makes the steps of one classifier, and shows them; what its checks say as soon as they have
-    it all."""
-    told, checks = False, {ensemble.name for ensemble in assessment.checks}
-    with assessment.ledger.alone():
-        display.begin(assessment.name, assessment.schedule, assessment.main)
-        for step, outcome, known in assessment.run(pool, made_before):
-            display.step(step, outcome, known)
-            if told or step.ensemble not in checks:
-                continue
-            if findings := assessment.check_findings():
-                told = True
-                for finding in findings:
-                    display.finding(finding)
-    return assessment
-
-
-def _reported(assessment: Assessment) -> Report:
-    """What was found, also as files beside the outcomes."""
-    report = assessment.report()
-    assessment.export()
-    _write(report.folder / "report.json", report.as_json())
-    return report
 
 
 def _show(
@@ -163,44 +106,23 @@ def _show(
             "differences": [pair.as_json() for pair in pairs],
             "transfer": [matrix.as_json() for matrix in matrices],
         }
-        _write(plan.request.json, told)
+        keep_json(plan.request.json, told, "all outcomes are kept")
         console.print(Text(f"all numbers  {plan.request.json}"), soft_wrap=True)
     if plan.config.tracking.enabled:
         _track(console, plan, reports)
 
 
 def _track(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) -> None:
-    """Tells MLflow; where it does not answer, the same command tells it later."""
-    home = home_folder()
-    for judged, report in zip(plan.targets, reports, strict=True):
-        found = judged.found
-        place = Place(found.uri or tracking_uri(home), found.run_id, found.model_id, found.variant)
-        try:
-            run_id = log_evaluation(
-                report,
-                place,
-                experiment=plan.config.tracking.experiment,
-                home=home,
-                files=[report.folder / "outcomes.parquet"],
+    for told in track(plan, reports):
+        if told.run_id is None:
+            text = (
+                f"MLflow at {without_password(told.uri)} did not take the evaluation of "
+                f"{told.name} ({told.problem}); nothing is lost, deliver it with: "
+                f"{plan.request.command}"
             )
-        except Exception as error:  # whatever the server or the network does, the numbers are here
-            console.print(
-                Text(
-                    f"MLflow at {without_password(place.uri)} did not take the evaluation of "
-                    f"{report.name} ({in_one_line(error, place.uri)}); nothing is lost, deliver it "
-                    f"with: {plan.request.command}"
-                ),
-                soft_wrap=True,
-            )
-            continue
-        console.print(
-            Text(f"MLflow run of {report.name}  {run_id}  ({how_to_open(place.uri)})"),
-            soft_wrap=True,
-        )
-
-
-def _write(path: Path, tree: Any) -> None:
-    keep(path, json.dumps(tree, indent=2).encode(), "all outcomes are kept")
+        else:
+            text = f"MLflow run of {told.name}  {told.run_id}  ({how_to_open(told.uri)})"
+        console.print(Text(text), soft_wrap=True)
 
 
 def _help(console: Console) -> int:

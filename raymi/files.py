@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -46,6 +48,14 @@ def keep(path: Path, data: bytes, what_is_left: str = "") -> None:
         write_atomically(path, data)
     except OSError as error:
         raise not_writable(path, error, what_is_left) from None
+
+
+def keep_json(path: Path, tree: Any, what_is_left: str = "") -> None:
+    """Writes a tree of JSON's types, for people to read, too; see `keep`.
+
+    Raises: StorageError with the remedy.
+    """
+    keep(path, json.dumps(tree, indent=2).encode(), what_is_left)
 
 
 def not_writable(path: Path, error: OSError, what_is_left: str = "") -> StorageError:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from raymi.config import Config
 from raymi.errors import UserError
-from raymi.files import alone, keep
+from raymi.files import alone, keep, keep_json
 
 
 class RunFolder:
@@ -84,7 +84,7 @@ class RunFolder:
 
         Raises: StorageError where it cannot be written.
         """
-        keep(self.about, json.dumps(about, indent=2).encode())
+        keep_json(self.about, about)
 
     def read_about(self) -> dict[str, Any]:
         """What `write_about` kept; empty where it never did."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from raymi.config import ScalingConfig
 from raymi.evaluation.run import InThisProcess, Pool
 from raymi.evaluation.work import Attackers, Work
-from raymi.orchestration.ray_session import in_ray_job, ray_session
+from raymi.orchestration.ray_session import Resources, in_ray_job, ray_session
 from raymi.orchestration.signals import ended_by_sigterm
 
 
@@ -27,11 +27,15 @@ class Workplace:
 
 
 @contextmanager
-def workplace(scaling: ScalingConfig, tell: Callable[[str], None]) -> Iterator[Workplace]:
-    """For the length of an evaluation. SIGTERM within it ends it as Ctrl-C does.
+def workplace(
+    scaling: ScalingConfig, tell: Callable[[str], None], resources: Resources | None = None
+) -> Iterator[Workplace]:
+    """For the length of an evaluation. SIGTERM within it ends it as Ctrl-C does: to be used in the
+    main thread.
 
     Args: scaling, where a range of workers means as many as there is room for; tell, takes a line
-        about what happens to workers.
+        about what happens to workers; resources, of the `ray_session` that this is within, with
+        places for such workers; None: one is opened where several workers are asked for.
     Raises: UserError where a cluster lacks what is asked for; Stopped on SIGTERM.
     """
     if scaling.most_workers == 1 and not in_ray_job():
@@ -39,23 +43,24 @@ def workplace(scaling: ScalingConfig, tell: Callable[[str], None]) -> Iterator[W
         with _threads(scaling.cpus_per_worker), ended_by_sigterm():
             yield Workplace(device, 1, lambda work: InThisProcess(Attackers(work, device)))
         return
+    session = ray_session(scaling) if resources is None else nullcontext(resources)
     # Ray takes the signal for itself.
-    with ray_session(scaling) as resources, ended_by_sigterm(), ExitStack() as pools:
+    with session as there, ended_by_sigterm(), ExitStack() as pools:
         from raymi.orchestration.attack_pool import AttackPool
 
-        workers = min(scaling.most_workers, resources.places)
+        workers = min(scaling.most_workers, there.places)
 
         def open_pool(work: Work) -> Pool:
             pool = AttackPool(
                 work,
                 scaling.model_copy(update={"workers": workers}),
-                use_gpu=resources.use_gpu,
+                use_gpu=there.use_gpu,
                 import_path=os.getcwd(),
                 tell=tell,
             )
             return pools.enter_context(pool)
 
-        yield Workplace("cuda" if resources.use_gpu else "cpu", workers, open_pool)
+        yield Workplace("cuda" if there.use_gpu else "cpu", workers, open_pool)
 
 
 @contextmanager
