@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from raymi.display.say import say
 from raymi.errors import StorageError, UserError
 from raymi.overrides import default_text, expected, leaves
 
@@ -68,7 +69,7 @@ def print_help(
             text = textwrap.fill(
                 text, console.width, subsequent_indent=hanging, break_on_hyphens=False
             )
-        console.print(Text(text, style), soft_wrap=True)
+        say(console, text, style)
 
     show(f"usage: {usage}", indent=7)
     for paragraph in description.strip().split("\n\n"):

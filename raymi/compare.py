@@ -27,6 +27,7 @@ from raymi.comparison.plan import ARMS, Comparison, planned
 from raymi.comparison.report import Progress, keep, show
 from raymi.comparison.results import RunResult
 from raymi.comparison.runs import run_all, slots
+from raymi.display.say import say
 from raymi.files import alone
 from raymi.hardware import available_cores, available_gpus
 from raymi.recipes import BASE_RECIPES, VARIANTS
@@ -76,7 +77,7 @@ def _run(console: Console, comparison: Comparison) -> int:
     signum = run_all(left, places, ended)
     show(console, comparison, keep(comparison, results))
     if signum is not None:
-        console.print(f"stopped; to continue: {comparison.command}", soft_wrap=True, markup=False)
+        say(console, f"stopped; to continue: {comparison.command}")
         return 128 + signum
     return EXIT_FAILED if any(result.status == "failed" for result in results) else 0
 

@@ -29,7 +29,6 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.text import Text
 
 from raymi.attacks.catalogue import ATTACKS
 from raymi.attacks.suites import ENSEMBLES, SUITES
@@ -41,6 +40,7 @@ from raymi.display.evaluation import (
     print_report,
     print_transfer,
 )
+from raymi.display.say import say
 from raymi.evaluation.report import Report, TransferMatrix, differences
 from raymi.evaluation.steps import StepFailed
 from raymi.files import keep_json
@@ -65,7 +65,7 @@ def _evaluate(words: list[str]) -> int:
     console = Console(highlight=False)
     if {"--help", "-h"} & set(words):
         return _help(console)
-    plan = planned(words, lambda line: console.print(Text(line), soft_wrap=True))
+    plan = planned(words, lambda line: say(console, line))
     try:
         with EvaluationDisplay(console) as display:
             reports, matrices = evaluate(plan, display)
@@ -81,7 +81,7 @@ def _evaluate(words: list[str]) -> int:
 def _ended(console: Console, plan: EvaluationPlan, why: str, code: int) -> int:
     kept = f"what was computed is kept in {plan.request.results}"
     text = f"{why}; {kept}; to continue: {plan.request.command}"
-    console.print(Text(text), soft_wrap=True)
+    say(console, text)
     return code
 
 
@@ -99,7 +99,7 @@ def _show(
     if pairs:
         print_differences(console, pairs)
     for report in reports:
-        console.print(Text(f"outcomes of {report.name}  {report.folder}"), soft_wrap=True)
+        say(console, f"outcomes of {report.name}  {report.folder}")
     if plan.request.json is not None:
         told = {
             "models": [report.as_json() for report in reports],
@@ -107,7 +107,7 @@ def _show(
             "transfer": [matrix.as_json() for matrix in matrices],
         }
         keep_json(plan.request.json, told, "all outcomes are kept")
-        console.print(Text(f"all numbers  {plan.request.json}"), soft_wrap=True)
+        say(console, f"all numbers  {plan.request.json}")
     if plan.config.tracking.enabled:
         _track(console, plan, reports)
 
@@ -122,7 +122,7 @@ def _track(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) ->
             )
         else:
             text = f"MLflow run of {told.name}  {told.run_id}  ({how_to_open(told.uri)})"
-        console.print(Text(text), soft_wrap=True)
+        say(console, text)
 
 
 def _help(console: Console) -> int:

@@ -24,6 +24,7 @@ from raymi.collectives import Collectives
 from raymi.command import print_help, run_command
 from raymi.config import Config
 from raymi.data import Splits
+from raymi.display.say import say
 from raymi.engine.measurements import load_data, probe_model
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
@@ -92,7 +93,7 @@ def _run(console: Console, config: Config, folder: RunFolder, which: str) -> Non
     about = {"model": which, "probe": config.probe.model_dump(), "attack": str(config.attack)}
     write_atomically(path, json.dumps({**about, "estimates": estimates}, indent=2).encode())
     console.print(_table(estimates, f"{folder.name}, {which}: MI in nats on the validation split"))
-    console.print(f"at most about {_most(config):.2f} nats can be seen; kept in {path}")
+    say(console, f"at most about {_most(config):.2f} nats can be seen; kept in {path}")
 
 
 def _load(config: Config, folder: RunFolder, which: str, splits: Splits) -> torch.nn.Module:

@@ -20,6 +20,7 @@ from raymi.command import EXIT_FAILED, EXIT_TIME_LIMIT, print_help, run_command
 from raymi.config import Config
 from raymi.data import DATASETS
 from raymi.display.progress import ProgressDisplay
+from raymi.display.say import say
 from raymi.display.summary import chosen_model, print_summary
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
@@ -74,7 +75,7 @@ def _train(words: list[str]) -> int:
         raise UserError("\n".join(problems))
     if "--dry-run" in flags:
         for word in (f"recipe={recipe}", *resolved_lines(config)):
-            console.print(shlex.quote(word), soft_wrap=True, markup=False)
+            say(console, shlex.quote(word))
         return 0
     return _run(console, config, recipe, folder, words)
 

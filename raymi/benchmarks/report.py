@@ -19,6 +19,7 @@ import raymi
 from raymi.benchmarks.plan import PARTS, Plan
 from raymi.benchmarks.section import Section
 from raymi.comparison.results import markdown
+from raymi.display.say import say
 from raymi.files import write_atomically
 from raymi.hardware import available_cores
 
@@ -39,7 +40,7 @@ def progress(part: str, position: int, num: int) -> Iterator[None]:
 def show(console: Console, section: Section) -> None:
     """Prints the table of a part, and its notes."""
     console.print()
-    console.print(Text(section.title, style="bold"), soft_wrap=True)
+    say(console, section.title, "bold")
     if section.rows and console.is_terminal:
         table = Table()
         for i, heading in enumerate(section.columns):
@@ -48,9 +49,9 @@ def show(console: Console, section: Section) -> None:
             table.add_row(*map(Text, row))
         console.print(table)
     elif section.rows:  # whole lines, however long
-        console.print(Text(markdown([section.columns, *section.rows])), soft_wrap=True)
+        say(console, markdown([section.columns, *section.rows]))
     for note in section.notes:
-        console.print(Text(note), soft_wrap=True)
+        say(console, note)
 
 
 def setting(plan: Plan, words: Sequence[str]) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def show_setting(console: Console, plan: Plan, where: Mapping[str, Any]) -> None
         f"fold_batchnorm={str(scaling.fold_batchnorm).lower()}",
         "; ".join(f"{key} {value}" for key, value in where.items()),
     ):
-        console.print(Text(line), soft_wrap=True)
+        say(console, line)
 
 
 def write_json(plan: Plan, where: Mapping[str, Any], sections: Mapping[str, Section]) -> None:

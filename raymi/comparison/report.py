@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from raymi.comparison.plan import Comparison
 from raymi.comparison.results import ArmSummary, RunResult, markdown, summarise, table
 from raymi.comparison.runs import same_weights
+from raymi.display.say import say
 from raymi.files import write_atomically
 from raymi.overrides import as_typed
 
@@ -35,7 +35,7 @@ class Progress:
         num = len(comparison.runs)
         there = f", {num - num_left} of them there already" if num_left < num else ""
         at_once = f", {comparison.parallel} at once" if num_left else ""
-        self._say(f"comparison {comparison.folder}: {num} runs{there}{at_once}")
+        say(self._console, f"comparison {comparison.folder}: {num} runs{there}{at_once}")
 
     def ended(self, result: RunResult) -> None:
         """Says how a run ended."""
@@ -45,7 +45,7 @@ class Progress:
         if result.status == "failed":
             folder = self._comparison.folder / f"{result.arm}-seed{result.seed}"
             text += f" (see {folder / 'output.log'})"
-        self._say(f"{text}; {self._left} left{self._time_left()}")
+        say(self._console, f"{text}; {self._left} left{self._time_left()}")
 
     def _time_left(self) -> str:
         """By the pace so far, once every place has had its first run."""
@@ -53,9 +53,6 @@ class Progress:
             return ""
         seconds = (time.monotonic() - self._began) / self._ended * self._left
         return f", about {max(1, round(seconds / 60))} min"
-
-    def _say(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
 
 
 def _outcome(result: RunResult) -> str:
@@ -153,13 +150,13 @@ def _title(comparison: Comparison) -> str:
 
 def show(console: Console, comparison: Comparison, outcome: Outcome) -> None:
     """Prints the table, what is to be said of it, and where the files are."""
-    console.print(Text(_title(comparison)), soft_wrap=True)
+    say(console, _title(comparison))
     if console.is_terminal:
         console.print(_rich_table(outcome.rows))
     else:  # whole lines, however long
-        console.print(Text(markdown(outcome.rows)), soft_wrap=True)
+        say(console, markdown(outcome.rows))
     for line in (*outcome.notes, f"files: {_markdown(comparison)}, {_json(comparison)}"):
-        console.print(Text(line), soft_wrap=True)
+        say(console, line)
 
 
 def _rich_table(rows: Sequence[Sequence[str]]) -> Table:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
-from rich.text import Text
 
 from raymi.attacks.suites import Ensemble
+from raymi.display.say import say
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding, in_short
 from raymi.evaluation.report import Difference, Report, TransferMatrix
@@ -51,7 +51,7 @@ class EvaluationDisplay:
 
     def say(self, message: str, style: str = "") -> None:
         """Prints a line above the bars; from any thread."""
-        self.console.print(Text(message, style), soft_wrap=True)
+        say(self.console, message, style)
 
     def attack_with(self, workers: int) -> None:
         """The workers are there that share the blocks."""
@@ -138,10 +138,7 @@ class _Attack:
 
 def print_report(console: Console, report: Report) -> None:
     """Accuracies with their intervals, what each attack did, and what is doubtful."""
-    console.print(
-        Text(f"{report.name}: {report.num} images of {report.data}, {threat_text(report)}"),
-        soft_wrap=True,
-    )
+    say(console, f"{report.name}: {report.num} images of {report.data}, {threat_text(report)}")
     table = Table()
     table.add_column("attack", no_wrap=True)
     for heading in ("accuracy", "95% interval", "right", "broken", "work"):
@@ -166,9 +163,9 @@ def print_report(console: Console, report: Report) -> None:
     console.print(table)
     doubtful = report.suspicions
     for finding in doubtful:
-        console.print(Text(f"doubtful: {finding.check}: {finding.text}", "yellow"), soft_wrap=True)
+        say(console, f"doubtful: {finding.check}: {finding.text}", "yellow")
     if report.findings and not doubtful:
-        console.print(Text(in_short(report.findings)), soft_wrap=True)
+        say(console, in_short(report.findings))
 
 
 def print_differences(console: Console, found: Sequence[Difference]) -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
 from raymi.config import Config
+from raymi.display.say import say
 
 Event = dict[str, Any]
 
@@ -76,7 +77,7 @@ class ProgressDisplay:
 
     def say(self, message: str, style: str = "") -> None:
         """Prints a line above the bar; from any thread."""
-        self.console.print(Text(message, style), soft_wrap=True)
+        say(self.console, message, style)
 
     def phase(self, description: str) -> None:
         """Shows what is going on where no event says so."""

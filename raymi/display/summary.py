@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from raymi.config import Config
+from raymi.display.say import say
 from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.statistics import wilson_interval
 from raymi.overrides import as_typed
@@ -69,7 +69,7 @@ def print_summary(
     Args: evaluations, the events called "best" and "last"; places, from a label to a path or
         command.
     """
-    console.print(Text(f"{folder.name}: {result_title(config, evaluations)}"), soft_wrap=True)
+    say(console, f"{folder.name}: {result_title(config, evaluations)}")
     header, *rows = result_table(evaluations)
     table = Table()
     table.add_column(header[0], no_wrap=True)
@@ -80,7 +80,7 @@ def print_summary(
     console.print(table)
     width = max(map(len, places))
     for label, place in places.items():
-        console.print(Text(f"{label:<{width}}  {place}"), soft_wrap=True)
+        say(console, f"{label:<{width}}  {place}")
 
 
 def _with_interval(accuracy: float, num: int) -> str:
