@@ -1,10 +1,23 @@
-"""The one error that raymi shows to its user without a traceback, and the remedy for a typo."""
+"""The errors that raymi shows to its user without a traceback, and how any other is told."""
 
 from __future__ import annotations
 
 import difflib
 import errno
+import importlib
+import os
+import sysconfig
+import traceback
 from collections.abc import Iterable
+
+import torch
+
+_IMPORTING = ("<", os.path.join(os.path.dirname(importlib.__file__), ""))  # "<": frozen modules
+_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
+_LIBRARIES = (
+    os.path.join(os.path.dirname(__file__), ""),
+    *(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "purelib", "platlib")),
+)
 
 
 class UserError(ValueError):
@@ -37,3 +50,21 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(word.lower(), names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, for the middle of a sentence: of a message that may have pages, at most
+    200 characters."""
+    lines = str(error).splitlines() or [""]
+    return lines[0][:200]
+
+
+def what_happened(error: BaseException) -> str:
+    """A caught error and the line that it came from: the user's own, where one is involved, or else
+    one of whoever called torch. A UserError prints no traceback."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without whoever caught it
+    others = [frame for frame in frames if not frame.filename.startswith((*_IMPORTING, _TORCH))]
+    theirs = [frame for frame in others if not frame.filename.startswith(_LIBRARIES)]
+    place = next((found[-1] for found in (theirs, others) if found), None)
+    where = f" ({place.filename}:{place.lineno})" if place else ""
+    return f"{type(error).__name__}: {error}{where}"

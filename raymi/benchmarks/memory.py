@@ -19,6 +19,7 @@ from raymi.benchmarks.plan import Plan
 from raymi.benchmarks.processes import in_processes
 from raymi.benchmarks.section import Section
 from raymi.config import Config
+from raymi.errors import first_line
 
 GIB = 2**30
 _STEPS = 2  # the first one makes the optimisers' state
@@ -92,7 +93,7 @@ def peak_of_steps(
     except RuntimeError as error:  # torch's own, or a library's that got no memory to work in
         if not cuda:
             raise
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        why = f"{type(error).__name__}: {first_line(error)}"
         return {"fits": False, "peak": 0, "before": before, "why": why}
     peak = torch.cuda.max_memory_allocated(device) if cuda else peak_resident()
     return {"fits": True, "peak": peak, "before": before}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from raymi.errors import UserError
+from raymi.errors import UserError, first_line
 
 _REFUSED = ("aotinductor/", "/custom_obj_", "/opaque_obj_")
 """In names of an archive's records: compiled code, and objects that torch would unpickle."""
@@ -77,10 +77,9 @@ def load_program(data: bytes, name: str) -> Program:
     except UserError:
         raise
     except Exception as error:
-        lines = str(error).splitlines() or [""]
         raise UserError(
             f"{name}: expected a program that this version of torch ({torch.__version__}) can load "
-            f"without pickle ({type(error).__name__}: {lines[0][:200]}): export it anew with "
+            f"without pickle ({type(error).__name__}: {first_line(error)}): export it anew with "
             "torch.export.save"
         ) from None
     return Program(exported).eval()

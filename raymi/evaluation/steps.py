@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sysconfig
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-import raymi
-from raymi.errors import UserError
+from raymi.errors import UserError, first_line, what_happened
 from raymi.evaluation.blocks import BlockAttacker, Outcome, Step
-
-_TORCH = os.path.dirname(torch.__file__)
-_LIBRARIES = (
-    str(Path(raymi.__file__).parent),
-    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
-    "<",  # frozen modules
-)
 
 
 class Task(NamedTuple):
@@ -72,20 +60,10 @@ def make(task: Task, attacker_of: Callable[[str], BlockAttacker]) -> Done:
         if _is_lack_of_memory(error):
             raise UserError(
                 f"{task}: {len(task.samples)} images at once do not fit into memory, set a smaller "
-                f"evaluation.block ({type(error).__name__}: {_first_line(error)})"
+                f"evaluation.block ({type(error).__name__}: {first_line(error)})"
             ) from error
         raise StepFailed(f"{task}: {what_happened(error)}") from error
     return Done(task.step, outcome, x_adv if task.keep else None)
-
-
-def what_happened(error: Exception) -> str:
-    """The error, and the line that it came from: the user's own, where one is involved."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
-    others = [frame for frame in frames if not frame.filename.startswith(_TORCH)]
-    place = next((found[-1] for found in (theirs, others, frames) if found), None)
-    where = f" ({place.filename}:{place.lineno})" if place else ""
-    return f"{type(error).__name__}: {error}{where}"
 
 
 def _is_lack_of_memory(error: Exception) -> bool:
@@ -96,7 +74,3 @@ def _is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in text or "can't allocate memory" in text
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

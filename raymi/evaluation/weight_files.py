@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from raymi.engine.state import check_format
-from raymi.errors import UserError
+from raymi.errors import UserError, first_line
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 _NESTS = ("state_dict", "model_state_dict", "model", "net", "weights")
@@ -57,10 +57,9 @@ def _read(path: Path) -> Any:
             "write a function that loads it and give model=module:function"
         ) from None
     except Exception as error:
-        lines = str(error).splitlines() or [""]
         raise UserError(
-            f"{path} cannot be read ({type(error).__name__}: {lines[0][:200]}): expected a file of "
-            f"weights, one of {', '.join(SUFFIXES)}, that is whole"
+            f"{path} cannot be read ({type(error).__name__}: {first_line(error)}): expected a file "
+            f"of weights, one of {', '.join(SUFFIXES)}, that is whole"
         ) from None
 
 

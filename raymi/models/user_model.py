@@ -12,7 +12,6 @@ import importlib
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from raymi.errors import UserError
+from raymi.errors import UserError, what_happened
 from raymi.models.classifier import Classifier
 from raymi.models.modes import evaluation_mode
 
@@ -40,7 +39,7 @@ def import_function(name: str) -> Callable[..., nn.Module]:
         module = importlib.import_module(module_name)
     except Exception as error:
         raise UserError(
-            f"model {name!r}: cannot import module {module_name!r}, {_what_happened(error)}."
+            f"model {name!r}: cannot import module {module_name!r}, {what_happened(error)}."
             f" It was looked for in {os.getcwd()} and among the installed packages"
         ) from error
     function = getattr(module, function_name, None)
@@ -121,7 +120,7 @@ def _called(name: str, function: Callable[..., nn.Module], **arguments: Any) -> 
     try:
         net = function(**arguments)
     except Exception as error:
-        raise UserError(f"model {name!r} cannot be built: {_what_happened(error)}") from error
+        raise UserError(f"model {name!r} cannot be built: {what_happened(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"model {name!r} must return a torch.nn.Module, got {type(net).__name__}")
     return net
@@ -154,17 +153,8 @@ def check_logits(
         with torch.no_grad(), evaluation_mode(model):
             logits = model(x)
     except Exception as error:
-        raise UserError(f"{expected}, but {_what_happened(error)}") from error
+        raise UserError(f"{expected}, but {what_happened(error)}") from error
     if not isinstance(logits, torch.Tensor):
         raise UserError(f"{expected}, got {type(logits).__name__}")
     if logits.shape != (num_images, num_classes) or not logits.is_floating_point():
         raise UserError(f"{expected}, got {tuple(logits.shape)} of {logits.dtype}")
-
-
-def _what_happened(error: Exception) -> str:
-    """The error and the user's line that it came from, since a UserError prints no traceback."""
-    ours = (__file__, "<frozen importlib", importlib.__file__, os.path.dirname(torch.__file__))
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not frame.filename.startswith(ours)]
-    place = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {error}{place}"

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import raymi
-from raymi.errors import UserError
-from raymi.evaluation.steps import Done, StepFailed, Task, make, what_happened
+from raymi.errors import UserError, what_happened
+from raymi.evaluation.steps import Done, StepFailed, Task, make
 from raymi.evaluation.work import Attackers, Work
 
 _PACKAGE = Path(raymi.__file__).parent

@@ -12,14 +12,13 @@ from raymi.attacks.suites import Ensemble
 from raymi.config import Config, ScalingConfig
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
-from raymi.errors import UserError
+from raymi.errors import UserError, what_happened
 from raymi.evaluation.assessment import Assessment, Settings
 from raymi.evaluation.checks import check_ensembles
 from raymi.evaluation.examination import Examination, examine_network
 from raymi.evaluation.outputs import NUM
 from raymi.evaluation.question import block_size
 from raymi.evaluation.run import Lookup
-from raymi.evaluation.steps import what_happened
 from raymi.evaluation.subject import Subject, check_classifier
 from raymi.evaluation.transfer import crafting, lookup, transfer_name, transferred
 from raymi.evaluation.work import Work
