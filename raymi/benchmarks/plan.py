@@ -16,6 +16,7 @@ from raymi.errors import UserError, did_you_mean
 from raymi.hardware import available_cores
 from raymi.models import check_model
 from raymi.overrides import examine, flatten, overlay, split_words
+from raymi.own_keys import names, new_file, whole, with_json
 from raymi.recipes import RECIPES, on_recipe
 
 PARTS = {
@@ -76,8 +77,10 @@ def planned(words: Sequence[str]) -> Plan:
     """
     own_keys: dict[str, Iterable[str]] = {"recipe": RECIPES, "parts": PARTS}
     own_keys |= dict.fromkeys(("memory", "json", *_WHOLE), ())
-    parsed = split_words(_joined(words), own_keys)
-    problems, own = list(parsed.problems), parsed.own
+    problems: list[str] = []
+    parsed = split_words(with_json(words, problems), own_keys)
+    own = parsed.own
+    problems += parsed.problems
     if "recipe" in own:
         tree, unknown = on_recipe(own["recipe"], parsed.settings)
         problems += unknown
@@ -90,12 +93,10 @@ def planned(words: Sequence[str]) -> Plan:
         for key, why in _MEANINGLESS.items()
         if flatten(parsed.settings).get(key) is not None
     ]
-    whole = {key: _whole(key, own.get(key), default, problems) for key, default in _WHOLE.items()}
+    nums = {key: whole(key, own.get(key), default, problems) for key, default in _WHOLE.items()}
     parts = _parts(own.get("parts"), problems)
     memory = _gib(own.get("memory"), problems)
-    json = Path(own["json"]).absolute() if own.get("json") else None
-    if json is not None and not json.parent.is_dir():
-        problems.append(f"json: there is no folder {json.parent}: make it, or give another file")
+    json = new_file("json", own.get("json"), problems)
     if not wrong:
         problems += _unfit(config)
     if problems:
@@ -106,10 +107,10 @@ def planned(words: Sequence[str]) -> Plan:
         config=config,
         parts=parts,
         device=device,
-        rounds=whole["rounds"],
-        runs=whole["runs"],
-        loop_steps=whole["loop_steps"],
-        threads=whole["threads"] or torch.get_num_threads(),
+        rounds=nums["rounds"],
+        runs=nums["runs"],
+        loop_steps=nums["loop_steps"],
+        threads=nums["threads"] or torch.get_num_threads(),
         workers=config.scaling.most_workers if given else min(places(device), _most(device)),
         memory=memory,
         json=json,
@@ -127,34 +128,12 @@ def _most(device: torch.device) -> int:
     return 8 if device.type == "cuda" else 2
 
 
-def _joined(words: Sequence[str]) -> list[str]:
-    """`--json FILE` as one word."""
-    joined: list[str] = []
-    for word in words:
-        if joined and joined[-1] == "--json" and "=" not in word:
-            joined[-1] = f"json={word}"
-        else:
-            joined.append(word)
-    return joined
-
-
-def _whole(key: str, text: str | None, default: int, problems: list[str]) -> int:
-    if text is None:
-        return default
-    if text.isdecimal() and text.isascii() and int(text) > 0:
-        return int(text)
-    problems.append(f"{key}: expected whole number >= 1, got {text!r}")
-    return 1
-
-
 def _parts(text: str | None, problems: list[str]) -> tuple[str, ...]:
     if text is None:
         return tuple(PARTS)
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        problems.append(f"parts: expected names with commas between them, got {text!r}")
-    problems += [f"unknown part {n!r}: {did_you_mean(n, PARTS)}" for n in names if n not in PARTS]
-    return tuple(part for part in PARTS if part in names)
+    asked = names("parts", text, problems)
+    problems += [f"unknown part {n!r}: {did_you_mean(n, PARTS)}" for n in asked if n not in PARTS]
+    return tuple(part for part in PARTS if part in asked)
 
 
 def _gib(text: str | None, problems: list[str]) -> float | None:

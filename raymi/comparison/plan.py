@@ -16,6 +16,7 @@ from raymi.hardware import available_cores, available_gpus
 from raymi.orchestration.checks import input_problems
 from raymi.orchestration.names import check_new_run, home_folder, with_found_runs
 from raymi.overrides import as_typed, examine, flatten, nest, split_words
+from raymi.own_keys import names, seed_list, whole
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 
 ARMS = "at,at-clean-forward,mi-off,random,released,paper,bounded"
@@ -56,12 +57,12 @@ def planned(words: Sequence[str]) -> Comparison:
         problems.append(f"recipe {recipe} is a variant already: give the recipe, and it as an arm")
     elif recipe not in BASE_RECIPES:
         problems.append(f"unknown recipe {recipe!r}: {did_you_mean(recipe, BASE_RECIPES)}")
-    arms = _named("arms", own.get("arms", ARMS), problems)
+    arms = names("arms", own.get("arms", ARMS), problems)
     problems += [
         f"unknown arm {arm!r}: {did_you_mean(arm, VARIANTS)}" for arm in arms if arm not in VARIANTS
     ]
-    seeds = _seeds(own.get("seeds", SEEDS), problems)
-    parallel = _whole("parallel", own.get("parallel"), problems)
+    seeds = seed_list("seeds", own.get("seeds", SEEDS), problems)
+    parallel = whole("parallel", own.get("parallel"), None, problems)
     name, out = settings.pop("name", None), settings.pop("out", None)
     problems += _shared_problems(settings, arms)
     if problems:
@@ -77,41 +78,6 @@ def planned(words: Sequence[str]) -> Comparison:
     most = parallel or len(available_gpus()) or available_cores()
     command = f"python -m raymi.compare {shlex.join(words)}".strip()
     return Comparison(folder, recipe, arms, seeds, runs, min(most, len(runs)), command)
-
-
-def _named(key: str, text: str, problems: list[str]) -> tuple[str, ...]:
-    names = [part.strip() for part in text.split(",") if part.strip()]
-    if not names:
-        problems.append(f"{key}: expected names with commas between them, got {text!r}")
-    problems += [
-        f"{key}: {name} is given twice" for name in {n for n in names if names.count(n) > 1}
-    ]
-    return tuple(names)
-
-
-def _seeds(text: str, problems: list[str]) -> tuple[int, ...]:
-    """`0..2` as (0, 1, 2), `0,5` as (0, 5), and both together."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        low, dots, high = (word.strip() for word in part.partition(".."))
-        bounds = [low, high if dots else low]
-        if not all(bound.isdecimal() and bound.isascii() for bound in bounds):
-            problems.append(f"seeds: expected 0..9 or 0,1,2, got {text!r}")
-            return ()
-        if int(bounds[0]) > int(bounds[1]):
-            problems.append(f"seeds: expected the smaller one first, got {text!r}")
-            return ()
-        seeds += range(int(bounds[0]), int(bounds[1]) + 1)
-    if len(set(seeds)) < len(seeds):
-        problems.append(f"seeds: a seed is given twice in {text!r}")
-    return tuple(seeds)
-
-
-def _whole(key: str, text: str | None, problems: list[str]) -> int | None:
-    if text is None or (text.isdecimal() and text.isascii() and int(text) > 0):
-        return None if text is None else int(text)
-    problems.append(f"{key}: expected whole number >= 1, got {text!r}")
-    return None
 
 
 def _set_by(arm: str) -> set[str]:

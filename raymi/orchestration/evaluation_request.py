@@ -3,7 +3,6 @@ attacks."""
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from raymi.orchestration.names import home_folder
 from raymi.orchestration.ray_session import check_this_machine, in_ray_job
 from raymi.orchestration.subjects import WHICH
 from raymi.overrides import Words, as_typed, examine, flatten, nest, split_words
+from raymi.own_keys import names, new_file, new_folder, whole, with_json
 
 SPLITS = ("test", "val")
 OWN: dict[str, Iterable[str]] = {
@@ -91,24 +91,23 @@ def requested(words: Sequence[str]) -> Request:
 
     Raises: UserError with a line for each thing that is wrong.
     """
-    joined = _joined(words)
-    parsed = split_words([word for word in joined if word != "--json"], OWN)
-    problems, own = list(parsed.problems), parsed.own
-    if "--json" in joined:
-        problems.append("--json: expected a file after it: --json FILE")
+    problems: list[str] = []
+    parsed = split_words(with_json(words, problems), OWN)
+    own = parsed.own
+    problems += parsed.problems
     problems += [
         f"{key} decides nothing in an evaluation: "
         + _INSTEAD.get(key, "leave it out (--help lists the keys that count)")
         for key in flatten(parsed.settings)
         if not takes(key)
     ]
-    models, surrogates = (_listed(key, own, problems) for key in ("model", "surrogate"))
+    models, surrogates = (names(key, own.get(key), problems) for key in ("model", "surrogate"))
     if not models and "model" not in own:
         problems.append(
             "model=NAME is needed: a run, a registered model (models:/NAME@ALIAS), a file of "
             "weights, or module:function; several with commas between them"
         )
-    names = _names(own, surrogates, problems)
+    reported = _reported(own, surrogates, problems)
     for key in ("which", "split", "keep"):
         if key in own and own[key] not in OWN[key]:
             problems.append(f"{key}: expected {' | '.join(OWN[key])}, got {own[key]!r}")
@@ -116,13 +115,13 @@ def requested(words: Sequence[str]) -> Request:
         models=models,
         surrogates=surrogates,
         which=own.get("which"),
-        names=names,
+        names=reported,
         split=own.get("split", "test"),
-        samples=_whole("samples", own, None, problems),
-        checks=_whole("checks", own, _CHECKS, problems, least=0) or 0,
+        samples=whole("samples", own.get("samples"), None, problems),
+        checks=whole("checks", own.get("checks"), _CHECKS, problems, least=0),
         keep=own.get("keep") == "true",
-        results=_folder("results", own, home_folder() / "evaluations", problems),
-        json=_file("json", own, problems),
+        results=new_folder("results", own.get("results"), home_folder() / "evaluations", problems),
+        json=new_file("json", own.get("json"), problems),
         settings=flatten(parsed.settings),
         command=f"python -m raymi.evaluate {shlex.join(words)}".strip(),
     )
@@ -227,19 +226,21 @@ def attacks_of(request: Request, config: Config, num_classes: int) -> tuple[Ense
         raise UserError(f"{error}\n{remedy}") from None
 
 
-def _names(own: dict[str, str], surrogates: Sequence[str], problems: list[str]) -> tuple[str, ...]:
+def _reported(
+    own: dict[str, str], surrogates: Sequence[str], problems: list[str]
+) -> tuple[str, ...]:
     """What is reported: a suite's, or the attacks that are named."""
     if "attacks" in own and "suite" in own:
         problems.append("suite and attacks are both given: keep one")
-    names: tuple[str, ...] = ("pgd-40",) if surrogates else suite("standard")
+    reported: tuple[str, ...] = ("pgd-40",) if surrogates else suite("standard")
     if "suite" in own:
         try:
-            names = suite(own["suite"])
+            reported = suite(own["suite"])
         except UserError as error:
             problems.append(str(error))
     if "attacks" in own:
-        names = _listed("attacks", own, problems)
-    for name in names:
+        reported = names("attacks", own["attacks"], problems)
+    for name in reported:
         if name in ENSEMBLES and surrogates:
             problems.append(
                 f"{name} is an ensemble, and surrogates make samples with single attacks: give "
@@ -247,7 +248,7 @@ def _names(own: dict[str, str], surrogates: Sequence[str], problems: list[str]) 
             )
         elif name not in ENSEMBLES and (problem := _wrong_attack(name)) is not None:
             problems.append(problem)
-    return names
+    return reported
 
 
 def _wrong_attack(name: str) -> str | None:
@@ -266,63 +267,6 @@ def _wrong_attack(name: str) -> str | None:
             return f"unknown attack {name!r}: {did_you_mean(plain, known)}"
         return str(error)
     return None
-
-
-def _listed(key: str, own: dict[str, str], problems: list[str]) -> tuple[str, ...]:
-    if key not in own:
-        return ()
-    names = [part.strip() for part in own[key].split(",") if part.strip()]
-    if not names:
-        problems.append(f"{key}: expected names with commas between them, got {own[key]!r}")
-    problems += [f"{key}: {n} is given twice" for n in dict.fromkeys(names) if names.count(n) > 1]
-    return tuple(dict.fromkeys(names))
-
-
-def _whole(
-    key: str, own: dict[str, str], default: int | None, problems: list[str], least: int = 1
-) -> int | None:
-    text = own.get(key)
-    if text is None:
-        return default
-    if text.isdecimal() and text.isascii() and int(text) >= least:
-        return int(text)
-    problems.append(f"{key}: expected whole number >= {least}, got {text!r}")
-    return default
-
-
-def _file(key: str, own: dict[str, str], problems: list[str]) -> Path | None:
-    if not own.get(key):
-        return None
-    path = Path(own[key]).expanduser().absolute()
-    if not path.parent.is_dir():
-        problems.append(f"{key}: there is no folder {path.parent}: make it, or give another file")
-    elif path.is_dir():
-        problems.append(f"{key}: {path} is a folder: give a file in it")
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
-        problems.append(f"{key}: no permission to write into {path.parent}: give another file")
-    return path
-
-
-def _folder(key: str, own: dict[str, str], default: Path, problems: list[str]) -> Path:
-    """A folder that is there, or can be made."""
-    path = Path(own.get(key) or default).expanduser().absolute()
-    there = next(place for place in (path, *path.parents) if os.path.exists(place))
-    if not there.is_dir():
-        problems.append(f"{key}: {there} is not a folder: give another one")
-    elif not os.access(there, os.W_OK | os.X_OK):
-        problems.append(f"{key}: no permission to write into {there}: give another folder")
-    return path
-
-
-def _joined(words: Sequence[str]) -> list[str]:
-    """`--json FILE` as one word."""
-    joined: list[str] = []
-    for word in words:
-        if joined and joined[-1] == "--json" and "=" not in word:
-            joined[-1] = f"json={word}"
-        else:
-            joined.append(word)
-    return joined
 
 
 def _wrong_values(parsed: Words) -> list[str]:

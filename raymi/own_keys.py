@@ -1,0 +1,106 @@
+"""What keys of a command hold that are not of `Config`, which has types for its own.
+
+Each function takes a key and its text, and adds a line to `problems` for what is wrong with it, so
+that a user sees all of it at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+Default = TypeVar("Default", int, None)
+
+
+def whole(
+    key: str, text: str | None, default: Default, problems: list[str], least: int = 1
+) -> int | Default:
+    """A whole number.
+
+    Args: text, None: it was not given; least, the smallest one that is right.
+    Returns: default where it was not given, or is wrong.
+    """
+    if text is None:
+        return default
+    if _is_whole(text) and int(text) >= least:
+        return int(text)
+    problems.append(f"{key}: expected whole number >= {least}, got {text!r}")
+    return default
+
+
+def names(key: str, text: str | None, problems: list[str]) -> tuple[str, ...]:
+    """Names with commas between them, at least one, each once; empty where none were given."""
+    if text is None:
+        return ()
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        problems.append(f"{key}: expected names with commas between them, got {text!r}")
+    once = tuple(dict.fromkeys(found))
+    problems += [f"{key}: {name} is given twice" for name in once if found.count(name) > 1]
+    return once
+
+
+def seed_list(key: str, text: str, problems: list[str]) -> tuple[int, ...]:
+    """`0..2` as (0, 1, 2), `0,5` as (0, 5), and both together; empty where it is neither."""
+    found: list[int] = []
+    for part in text.split(","):
+        low, dots, high = (word.strip() for word in part.partition(".."))
+        bounds = [low, high if dots else low]
+        if not all(map(_is_whole, bounds)):
+            problems.append(f"{key}: expected 0..9 or 0,1,2, got {text!r}")
+            return ()
+        if int(bounds[0]) > int(bounds[1]):
+            problems.append(f"{key}: expected the smaller one first, got {text!r}")
+            return ()
+        found += range(int(bounds[0]), int(bounds[1]) + 1)
+    if len(set(found)) < len(found):
+        problems.append(f"{key}: a seed is given twice in {text!r}")
+    return tuple(found)
+
+
+def new_file(key: str, text: str | None, problems: list[str]) -> Path | None:
+    """A file that can be written, whether it is there or not; None where none was given."""
+    if not text:
+        return None
+    path = Path(text).expanduser().absolute()
+    if not path.parent.is_dir():
+        problems.append(f"{key}: there is no folder {path.parent}: make it, or give another file")
+    elif path.is_dir():
+        problems.append(f"{key}: {path} is a folder: give a file in it")
+    elif not _is_writable(path.parent):
+        problems.append(f"{key}: no permission to write into {path.parent}: give another file")
+    return path
+
+
+def new_folder(key: str, text: str | None, default: Path, problems: list[str]) -> Path:
+    """A folder that is there, or can be made; default where none was given."""
+    path = Path(text or default).expanduser().absolute()
+    there = next(place for place in (path, *path.parents) if os.path.exists(place))
+    if not there.is_dir():
+        problems.append(f"{key}: {there} is not a folder: give another one")
+    elif not _is_writable(there):
+        problems.append(f"{key}: no permission to write into {there}: give another folder")
+    return path
+
+
+def with_json(words: Sequence[str], problems: list[str]) -> list[str]:
+    """The words of a command line with `--json FILE` as one word, `json=FILE`."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == "--json" and "=" not in word:
+            joined[-1] = f"json={word}"
+        else:
+            joined.append(word)
+    if "--json" in joined:
+        problems.append("--json: expected a file after it: --json FILE")
+    return [word for word in joined if word != "--json"]
+
+
+def _is_whole(text: str) -> bool:
+    return text.isdecimal() and text.isascii()
+
+
+def _is_writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)
