@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
-from rich.text import Text
 
+from raymi.comparison.results import Mean
+from raymi.display.say import say
+from raymi.orchestration.sweep_run import Finalist
+from raymi.sweeps.news import News
+from raymi.sweeps.results import TrialResult
 from raymi.sweeps.study import Trial
-from raymi.sweeps.sweep import Measured, Sweep
+from raymi.sweeps.sweep import Measured, Run, Sweep
 
 _WORDS = {
     "finished": "finished",
@@ -32,9 +36,12 @@ class SweepDisplay:
     def __init__(self, console: Console, sweep: Sweep, trials: Iterable[Trial]) -> None:
         self.console, self.sweep = console, sweep
         self._epochs = sweep.config_of({}).optim.epochs
-        self._ended = {one.number: one for one in trials if one.state != "running"}
-        self._reached: dict[int, Measured] = {}
-        self._running: dict[int, Trial] = {}
+        self._ended = {one.number for one in trials if one.state != "running"}
+        self._best = max(
+            ((one.objectives[-1], one.number) for one in trials if one.objectives), default=None
+        )
+        self._reached: dict[Run, Measured] = {}
+        self._running: dict[Run, Trial] = {}
         self._made = 0  # epochs in this process
         self._began = time.monotonic()
         self._lock = threading.Lock()
@@ -52,88 +59,129 @@ class SweepDisplay:
 
     def say(self, message: str, style: str = "") -> None:
         """Prints a line above what is live; from any thread."""
-        self.console.print(Text(message, style), soft_wrap=True)
+        say(self.console, message, style)
 
-    def news(self, kind: str, trial: Trial, measured: Measured | None) -> None:
-        """Takes what happened to a trial; from any thread."""
+    def news(self, news: News) -> None:
+        """Takes what happened to a run; from any thread."""
         with self._lock:
-            if kind == "began":
-                self._running[trial.number] = trial
-            elif kind == "measured" and measured is not None:
+            if news.kind == "began":
+                self._running[news.run] = news.trial
+            elif news.kind == "measured" and news.measured is not None:
                 self._made += 1
-                self._reached[trial.number] = measured
+                self._reached[news.run] = news.measured
             else:
-                self._running.pop(trial.number, None)
-                if kind != "paused":
-                    self._ended[trial.number] = trial
-        if kind in _WORDS:
-            self._say_end(kind, trial, measured)
+                self._running.pop(news.run, None)
+            if news.trial.state != "running":
+                self._ended.add(news.trial.number)
+            if news.trial.objectives is not None:
+                now = (news.trial.objectives[-1], news.trial.number)
+                self._best = now if self._best is None else max(self._best, now)
+        if news.kind in _WORDS:
+            self._say_end(news)
 
-    def _say_end(self, kind: str, trial: Trial, measured: Measured | None) -> None:
-        settings = " ".join(self.sweep.settings_in_words(trial))
-        what = f"trial {trial.number}: {_WORDS[kind]}"
-        if measured is not None:
-            what += f" after epoch {measured.epoch}: {_accuracies(measured)}"
-        if trial.reason is not None:
-            what += f" ({trial.reason})"
-        self.say(f"{what}  {settings}", style="yellow" if kind == "failed" else "")
+    def _say_end(self, news: News) -> None:
+        settings = " ".join(self.sweep.settings_in_words(news.trial))
+        what = f"{self._name(news.run)}: {_WORDS[news.kind]}"
+        if news.measured is not None:
+            what += f" after epoch {news.measured.epoch}: {_accuracies(news.measured)}"
+        if news.kind == "failed" and news.trial.reason is not None:
+            what += f" ({news.trial.reason})"
+        self.say(f"{what}  {settings}", style="yellow" if news.kind == "failed" else "")
+
+    def _name(self, run: Run) -> str:
+        seed = f" seed {run.seed}" if len(self.sweep.seeds) > 1 else ""
+        return f"trial {run.number}{seed}"
 
     def _shown(self) -> Any:
         with self._lock:
             table = Table.grid(padding=(0, 2))
-            for number in sorted(self._running):
-                reached = self._reached.get(number)
+            for run in sorted(self._running):
+                reached = self._reached.get(run)
                 table.add_row(
-                    f"trial {number}",
+                    self._name(run),
                     "-" if reached is None else f"epoch {reached.epoch}/{self._epochs}",
                     "" if reached is None else _accuracies(reached),
-                    " ".join(self.sweep.settings_in_words(self._running[number])),
+                    " ".join(self.sweep.settings_in_words(self._running[run])),
                 )
             table.add_row(self._summary())
             return table
 
     def _summary(self) -> str:
-        known = [(m.robust, n) for n, m in self._reached.items()]
-        best = f" · best {100 * max(known)[0]:.1f}% (trial {max(known)[1]})" if known else ""
+        best = ""
+        if self._best is not None:
+            best = f" · best {100 * self._best[0]:.1f}% (trial {self._best[1]})"
         done, total = len(self._ended), self.sweep.num_trials
         left = ""
         if self._made:
             each = (time.monotonic() - self._began) / self._made
-            most = (total - done) * self._epochs - sum(
-                m.epoch for n, m in self._reached.items() if n in self._running
-            )
+            made = sum(one.epoch for run, one in self._reached.items() if run in self._running)
+            most = (total - done) * self._epochs * len(self.sweep.seeds) - made
             left = f" · at most {most * each / 60:.0f} min left"
         return f"{done}/{total} trials ended{best} · {self._made} epochs{left}"
 
 
-def print_sweep(console: Console, sweep: Sweep, trials: Iterable[Trial], best: set[int]) -> None:
+def print_sweep(
+    console: Console, sweep: Sweep, results: Sequence[TrialResult], finalists: Sequence[Finalist]
+) -> None:
     """The trials, the best ones first; what they set, and what they reached on validation."""
-    rows = [(trial, sweep.measured(trial.number)) for trial in trials]
-    rows.sort(key=lambda row: (row[0].number not in best, -(row[1][-1].robust if row[1] else -1)))
-    keys = sorted({name for trial, _ in rows for name in trial.values})
-    table = Table(title=f"{sweep.name}: accuracies on validation")
-    for heading in ("trial", "", "epochs", "robust", "clean"):
+    several = len(sweep.seeds) > 1
+    judged = {one.number: one for one in finalists}
+    table = Table(title=f"{sweep.name}: accuracies on validation images")
+    headings = ["trial", "", "epochs", "robust", "clean"]
+    if several:
+        headings.insert(4, "to the best")
+    if judged:
+        headings += ["PGD-40", "AutoAttack"]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for key in keys:
-        table.add_column(key.removeprefix("mi."), justify="right", overflow="fold")
-    for trial, reached in rows:
-        last = reached[-1] if reached else None
-        table.add_row(
+    table.add_column("settings", overflow="fold")
+    order = {one.number: place for place, one in enumerate(finalists)}
+    last = len(order)
+    for result in sorted(results, key=lambda result: order.get(result.trial.number, last)):
+        trial = result.trial
+        cells = [
             str(trial.number),
-            "best" if trial.number in best else "" if trial.state == "finished" else trial.state,
-            str(last.epoch) if last else "-",
-            f"{100 * last.robust:.1f}%" if last else "-",
-            f"{100 * last.clean:.1f}%" if last else "-",
-            *(_value(trial.values.get(key)) for key in keys),
-        )
+            _state(trial, finalists),
+            str(result.epochs or "-"),
+            _percent(result.robust),
+            _percent(result.clean),
+        ]
+        if several:
+            cells.insert(4, _points(result.difference))
+        if judged:
+            final = judged.get(trial.number)
+            cells.append("-" if final is None else f"{100 * final.pgd:.1f}%")
+            best = None if final is None else final.autoattack
+            cells.append("-" if best is None else f"{100 * best:.1f}%")
+        table.add_row(*cells, " ".join(sweep.settings_in_words(trial)))
     console.print(table)
+    if several:
+        say(
+            console,
+            f"means over the seeds {', '.join(map(str, sweep.seeds))} +- standard errors; "
+            "differences of robust accuracy to the first in points, seed by seed",
+        )
+
+
+def _state(trial: Trial, finalists: Sequence[Finalist]) -> str:
+    if finalists and trial.number == finalists[0].number:
+        return "winner"
+    return "" if trial.state == "finished" else trial.state
 
 
 def _accuracies(measured: Measured) -> str:
     return f"robust {100 * measured.robust:.1f}%, clean {100 * measured.clean:.1f}%"
 
 
-def _value(value: Any) -> str:
-    if value is None:
+def _percent(mean: Mean | None) -> str:
+    if mean is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    error = "" if mean.error is None else f" +- {100 * mean.error:.1f}"
+    return f"{100 * mean.mean:.1f}{error}%"
+
+
+def _points(mean: Mean | None) -> str:
+    if mean is None:
+        return "-"
+    error = "" if mean.error is None else f" +- {100 * mean.error:.1f}"
+    return f"{100 * mean.mean:+.1f}{error}"

@@ -15,9 +15,8 @@ from raymi.config import Config, ScalingConfig
 from raymi.data import DATASETS, ImageSet
 from raymi.engine.measurements import load_data
 from raymi.errors import UserError, did_you_mean
-from raymi.hardware import available_cores, available_gpus
 from raymi.orchestration.names import home_folder
-from raymi.orchestration.ray_session import check_this_machine, in_ray_job
+from raymi.orchestration.ray_session import as_many_as_fit, check_this_machine
 from raymi.orchestration.subjects import WHICH
 from raymi.overrides import Words, as_typed, examine, flatten, nest, split_words
 from raymi.own_keys import names, new_file, new_folder, whole, with_json
@@ -54,7 +53,6 @@ _INSTEAD = {
 """Remedies for keys of a training that mean something here, too."""
 
 _CHECKS = 200
-_MOST_WORKERS = 1000
 
 
 @dataclass(frozen=True)
@@ -188,10 +186,7 @@ def scaling_of(request: Request, config: Config) -> ScalingConfig:
     """
     scaling = config.scaling
     if "scaling.workers" not in request.settings:
-        cores = max(1, available_cores() // scaling.cpus_per_worker)
-        gpus = 0 if scaling.use_gpu == "false" else len(available_gpus())
-        workers = f"1..{_MOST_WORKERS}" if in_ray_job() else gpus or cores
-        scaling = scaling.model_copy(update={"workers": workers})
+        scaling = as_many_as_fit(scaling)
     check_this_machine(scaling)
     return scaling
 

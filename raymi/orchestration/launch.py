@@ -7,7 +7,6 @@ answers signals. A stop is a request: workers write a checkpoint at the next ste
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from raymi.config import Config
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
+from raymi.orchestration.failures import innermost, left_failure, remove_traces
 from raymi.orchestration.ray_session import Resources, ray_session
 from raymi.orchestration.signals import Signals, Stopped
 
@@ -49,8 +49,7 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
     """
     hours = config.limit.hours
     deadline = None if hours is None else time.time() + 3600 * hours
-    for leftover in (folder.stop_file, folder.pause_file, folder.failure, *folder.error_logs()):
-        leftover.unlink(missing_ok=True)
+    remove_traces(folder)
     journal = JournalReader(folder.journal)
     journal.new_events()  # those of an earlier start were told then
     before = journal.offset
@@ -69,7 +68,7 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
         _tell(followers, journal)
         _raise_failure(folder)
         if trainer.error is not None:
-            raise RunFailed(_innermost(trainer.error, folder)) from None
+            raise RunFailed(innermost(trainer.error, folder)) from None
         result = trainer.result or {}
         if "problem" in result:
             raise StorageError(result["problem"])
@@ -118,22 +117,5 @@ def _tell_one(followers: Sequence[Follower], event: dict[str, Any]) -> None:
 
 
 def _raise_failure(folder: RunFolder) -> None:
-    if folder.failure.is_file():
-        raise UserError(json.loads(folder.failure.read_text())["message"])
-
-
-def _innermost(error: BaseException, folder: RunFolder) -> str:
-    """What went wrong in a worker, without Ray's frames around it; the whole is in the run's
-    folder."""
-    logs = sorted(folder.error_logs(), key=lambda path: path.stat().st_mtime)
-    if not logs:  # a worker died without a word
-        logs = [folder.path / "error-ray.log"]
-        try:
-            logs[0].write_text(str(error))
-        except OSError as unwritten:
-            return f"{error} (cannot write {logs[0]}: {unwritten.strerror})"
-    lines = [line.strip() for line in logs[0].read_text().splitlines() if line.strip()]
-    places = [line for line in lines if line.startswith("File ")]
-    where = f" in {places[-1].removeprefix('File ')}" if places else ""
-    last = lines[-1] if lines else type(error).__name__
-    return f"{last}{where} (whole error: {logs[0]})"
+    if (message := left_failure(folder)) is not None:
+        raise UserError(message)

@@ -26,6 +26,7 @@ _ALONE = {
     # it gives up at once. Places that are left over end with the Ray that is started here.
     "RAY_API_SERVER_ADDRESS": "no-dashboard://here",
 }
+_ANY_NUMBER = 1000
 _ELASTIC = {
     # For up to 20 s after a node is lost, Ray counts it and asks for a place on it: how long it
     # waits for that place, before it counts again. Only the reservation of the places is limited,
@@ -69,6 +70,22 @@ def check_this_machine(scaling: ScalingConfig) -> None:
             f"scaling.use_gpu=true with {workers} workers needs {workers} GPUs, "
             f"this machine has {gpus}: ask for fewer workers, or use_gpu=auto"
         )
+
+
+def as_many_as_fit(scaling: ScalingConfig, each: int = 1, most: int | None = None) -> ScalingConfig:
+    """Workers for whatever there is room for: this machine's GPUs or cores, or a cluster's.
+
+    Args: each, workers of one thing that computes; most, of these things; None: any number.
+    """
+    if in_ray_job():
+        things = _ANY_NUMBER if most is None else most
+        workers: int | str = f"{each}..{each * things}" if things > 1 else each
+    else:
+        gpus = 0 if scaling.use_gpu == "false" else len(available_gpus())
+        places = gpus or available_cores() // scaling.cpus_per_worker
+        things = max(1, places // each)
+        workers = each * (things if most is None else min(things, most))
+    return scaling.model_copy(update={"workers": workers})
 
 
 @contextmanager

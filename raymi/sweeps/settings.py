@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from raymi.config import Count, Section, Whole
 
@@ -20,13 +22,21 @@ class TuneConfig(Section):
     accuracy."""
     scheduler: Literal["asha", "none"] = "asha"
     """asha: trials that are behind others after the same epochs are stopped; none: all run to their
-    end, as they do for clean-robust in any case."""
+    end, as they do for clean-robust and for several seeds in any case."""
     first_epochs: Count = 1
     """asha: epochs that every trial gets."""
-    factor: Whole = 3
-    """asha: one in so many trials goes on to so many times as many epochs."""
+    factor: Annotated[int, Field(ge=2)] = 3
+    """One in so many goes on: with asha to so many times as many epochs, in the final from PGD-40
+    to AutoAttack."""
     concurrent: Count | None = None
     """Trials at the same time; none: as many as there are places for."""
+    finalists: Whole = 3
+    """Trials that AutoAttack judges on validation images, the best ones under PGD-40 of `factor`
+    times as many; the best of them wins. 0: the validation of training decides."""
+    samples: Count | None = None
+    """Images for these attacks, of validation and, once, of the test set; none: all."""
+    test_suite: Literal["standard", "quick", "none"] = "standard"
+    """Attacks on the test images, of the winner only."""
 
     @property
     def objectives(self) -> tuple[str, ...]:

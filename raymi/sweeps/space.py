@@ -13,6 +13,9 @@
     uniform = [0.0, 2.0]
     when.terms = "both"                  # asked for only where another parameter has this value
 
+    [tune]                               # how it is searched where the command does not say so
+    trials = 50
+
 The other kinds are `integers = [1, 5]`, both ends included, and `choice = [64, 128]`.
 """
 
@@ -20,19 +23,27 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+import optuna
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 import raymi
 from raymi.errors import UserError, did_you_mean
 from raymi.overrides import examine, flatten, leaves, nest
 from raymi.recipes import RECIPES, VARIANTS, on_recipe
+from raymi.sweeps.settings import TuneConfig
 
 Scalar = bool | int | float | str
 Values = dict[str, Any]
@@ -42,37 +53,6 @@ _KEYS = tuple(key for key, _ in leaves())
 _KINDS = ("log", "uniform", "integers", "choice")
 _TRIED = 20  # draws that are laid over a recipe to see whether they fit
 _STEPS = 3  # values of a number that a grid has where it names no number
-
-
-class Draws(Protocol):
-    """What chooses values, one parameter at a time: an `optuna.Trial`, say."""
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """A number in [low, high]."""
-
-    def suggest_int(self, name: str, low: int, high: int) -> int:
-        """A whole number in [low, high]."""
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """One of the choices."""
-
-
-class RandomDraws:
-    """Draws evenly, from a seed."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        if log:
-            return math.exp(self._random.uniform(math.log(low), math.log(high)))
-        return self._random.uniform(low, high)
-
-    def suggest_int(self, name: str, low: int, high: int) -> int:
-        return self._random.randint(low, high)
-
-    def suggest_categorical(self, name: str, choices: Any) -> Any:
-        return self._random.choice(list(choices))
 
 
 def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
@@ -112,7 +92,7 @@ class Parameter(BaseModel):
         """Whether each choice sets keys that it names, rather than being the value of one."""
         return isinstance(self.choice, dict)
 
-    def draw(self, name: str, draws: Draws) -> Any:
+    def draw(self, name: str, draws: optuna.Trial) -> Any:
         """A value."""
         if self.log is not None:
             return draws.suggest_float(name, *self.log, log=True)
@@ -146,6 +126,7 @@ class Space(BaseModel):
     name: str
     description: str
     parameters: dict[str, Parameter]
+    tune: dict[str, Scalar] = {}
 
     @model_validator(mode="after")
     def _names_mean_something(self) -> Space:
@@ -170,6 +151,15 @@ class Space(BaseModel):
             earlier.append(name)
         return self
 
+    @field_validator("tune")
+    @classmethod
+    def _search_can_be_read(cls, tune: dict[str, Scalar]) -> dict[str, Scalar]:
+        try:
+            TuneConfig.model_validate(tune)
+        except ValidationError as error:
+            raise ValueError("; ".join(map(_explained, error.errors()))) from None
+        return tune
+
     @cached_property
     def keys(self) -> set[str]:
         """All keys of the configuration that a trial may set."""
@@ -177,7 +167,7 @@ class Space(BaseModel):
             *(_named(p) if p.sets_keys else {name} for name, p in self.parameters.items())
         )
 
-    def draw(self, draws: Draws) -> Values:
+    def draw(self, draws: optuna.Trial) -> Values:
         """The values of a trial; a parameter whose condition does not hold is not asked for."""
         values: Values = {}
         for name, parameter in self.parameters.items():
@@ -199,13 +189,21 @@ class Space(BaseModel):
                 seen.add(drawn)
                 yield values
 
-    def _some(self) -> Iterator[Values]:
+    def random(self, seed: int) -> Values:
+        """The values of a trial, drawn evenly."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        return self.draw(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask())
+
+    @cached_property
+    def _some(self) -> list[Values]:
         """Draws, and each of them with the ends of every parameter in it."""
-        for values in map(self.draw, map(RandomDraws, range(_TRIED))):
-            yield values
+        some = []
+        for values in map(self.random, range(_TRIED)):
+            some.append(values)
             for name in values:
                 free = not any(name in other.when for other in self.parameters.values())
-                yield from ({**values, name: end} for end in self._ends(name) if free)
+                some += [{**values, name: end} for end in self._ends(name) if free]
+        return some
 
     def _ends(self, name: str) -> list[Any]:
         grid = self.parameters[name].grid()
@@ -234,7 +232,7 @@ class Space(BaseModel):
             fixed = self.keys & set(flatten(added.settings))
             if recipe.endswith(f"-{variant}") and fixed - {"mi.weight", "mi.balance"}:
                 return f"the recipe {recipe} is what it is by {', '.join(sorted(fixed))}"
-        for values in self._some():
+        for values in self._some:
             _, problems = examine(on_recipe(recipe, self.settings(values))[0])
             if problems:
                 return f"{values} cannot be laid over the recipe {recipe}: {problems[0]}"

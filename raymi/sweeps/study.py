@@ -162,8 +162,11 @@ class Study:
     def report(self, number: int, epoch: int, value: float) -> bool:
         """What a running trial has reached after an epoch, counted from 1.
 
-        Returns: whether it should be stopped. An epoch that was reported before keeps its value.
+        Returns: whether it should be stopped, which it never is with several objectives. An epoch
+            that was reported before keeps its value.
         """
+        if len(self._objectives) > 1:
+            return False
         frozen = self._study.get_trials(deepcopy=False)[number]
         trial = self._live(frozen)
         if epoch not in frozen.intermediate_values:

@@ -1,10 +1,13 @@
-"""A sweep in a folder: what was asked for, the state of the search, and a run for each trial."""
+"""A sweep in a folder: what was asked for, the state of the search, and a run for each trial and
+seed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,8 +25,8 @@ from raymi.sweeps.study import Halving, Study, Trial
 
 
 class Definition(BaseModel):
-    """What decides a sweep: space, recipe, settings laid over all trials (keys of `Config`), how it
-    searches, and the command that began it."""
+    """What decides a sweep: space, recipe, settings laid over all trials (keys of `Config`), seeds
+    with each of which every trial runs, how it searches, and the command that began it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,22 +35,40 @@ class Definition(BaseModel):
     space: Space
     recipe: str
     settings: dict[str, Any]
+    seeds: tuple[int, ...]
     tune: TuneConfig
 
 
+class Run(NamedTuple):
+    """A trial with one of the sweep's seeds."""
+
+    number: int
+    seed: int
+
+
 class Measured(NamedTuple):
-    """A trial after an epoch: accuracies on validation, of the best epoch by robust accuracy so
+    """A run after an epoch: accuracies on validation, of the best epoch by robust accuracy so
     far."""
 
     epoch: int
     clean: float
     robust: float
 
+    @classmethod
+    def of_epoch(cls, epoch: int, val: Mapping[str, float]) -> Measured:
+        """Args: val, as the engine validates."""
+        return cls(epoch, val["clean_acc"], val["robust_acc"])
 
-def better(before: Sequence[Measured], now: Measured) -> Measured:
-    """What a trial has reached with an epoch, after those before it."""
-    best = max([*before[-1:], now], key=lambda one: (one.robust, one.clean))
-    return best._replace(epoch=now.epoch)
+
+def reached(measured: Iterable[Measured]) -> list[Measured]:
+    """What a run had reached by each epoch, from what was measured in each; of an epoch that was
+    repeated, the last one counts."""
+    by_epoch = {one.epoch: one for one in measured}
+    best: list[Measured] = []
+    for epoch in sorted(by_epoch):
+        leading = max([*best[-1:], by_epoch[epoch]], key=lambda one: (one.robust, one.clean))
+        best.append(leading._replace(epoch=epoch))
+    return best
 
 
 class Sweep:
@@ -95,11 +116,17 @@ class Sweep:
         return self.path.name
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those with which every trial runs."""
+        return self.definition.seeds
+
+    @cached_property
     def num_trials(self) -> int:
         """How many trials there will be."""
-        most = len(list(self.definition.space.grid()))
-        grid = self.definition.tune.search == "grid"
-        return min(self.definition.tune.trials, most) if grid else self.definition.tune.trials
+        tune = self.definition.tune
+        if tune.search != "grid":
+            return tune.trials
+        return min(tune.trials, sum(1 for _ in self.definition.space.grid()))
 
     def alone(self) -> AbstractContextManager[None]:
         """Keeps a second command out.
@@ -111,20 +138,20 @@ class Sweep:
 
     def study(self) -> Study:
         """The state of the search."""
-        tune, config = self.definition.tune, self.config_of({})
+        tune = self.definition.tune
         halving = None
-        if tune.scheduler == "asha" and tune.objective == "robust":
-            halving = Halving(tune.first_epochs, max(2, tune.factor))
+        if tune.scheduler == "asha" and tune.objective == "robust" and len(self.seeds) == 1:
+            halving = Halving(tune.first_epochs, tune.factor)
         return Study(
             self.path / "study.db",
             self.definition.space,
             method=tune.search,
             objectives=tune.objectives,
             halving=halving,
-            seed=config.seed,
+            seed=self.seeds[0],
         )
 
-    def config_of(self, values: Values, number: int | None = None) -> Config:
+    def config_of(self, values: Values, run: Run | None = None) -> Config:
         """The configuration of a trial: the recipe, what holds for all trials, and what it drew.
 
         Raises: UserError where the drawn values do not fit.
@@ -132,27 +159,50 @@ class Sweep:
         common = nest(self.definition.settings)
         tree, problems = on_recipe(self.definition.recipe, common)
         tree = overlay(tree, self.definition.space.settings(values))
-        if number is not None:
-            place = {"name": self.folder_of(number).name, "out": str(self.path / "trials")}
-            tree = {**tree, **place}
+        tree["seed"] = self.seeds[0]
+        if run is not None:
+            place = {"name": self.folder_of(run).name, "out": str(self.trials)}
+            tree = {**tree, **place, "seed": run.seed}
         return validate(tree, problems)
 
-    def folder_of(self, number: int) -> RunFolder:
-        """The run of a trial."""
-        return RunFolder(self.path / "trials" / f"{number:04d}")
+    @property
+    def trials(self) -> Path:
+        """Where the runs are."""
+        return self.path / "trials"
 
-    def measured(self, number: int) -> list[Measured]:
-        """What a trial reached, after each epoch of its classifier that was validated."""
-        by_epoch: dict[int, Measured] = {}
-        for event in JournalReader(self.folder_of(number).journal).new_events():
-            if event["kind"] == "epoch" and event["phase"] == "classifier" and event["val"]:
-                val = event["val"]
-                now = Measured(event["epoch"], val["clean_acc"], val["robust_acc"])
-                by_epoch[now.epoch] = now  # that of a repeated epoch is the one that counts
-        reached: list[Measured] = []
-        for epoch in sorted(by_epoch):
-            reached.append(better(reached, by_epoch[epoch]))
-        return reached
+    def runs_of(self, number: int) -> list[Run]:
+        """Those of a trial."""
+        return [Run(number, seed) for seed in self.seeds]
+
+    def folder_of(self, run: Run) -> RunFolder:
+        """Where a run is."""
+        name = f"{run.number:04d}" + (f"-seed{run.seed}" if len(self.seeds) > 1 else "")
+        return RunFolder(self.trials / name)
+
+    def is_finished(self, run: Run) -> bool:
+        """Whether a run has come to its end."""
+        events = JournalReader(self.folder_of(run).journal).new_events()
+        return any(event["kind"] == "finished" for event in events)
+
+    def measured(self, run: Run) -> list[Measured]:
+        """What a run had reached by each epoch of its classifier that was validated."""
+        return reached(
+            Measured.of_epoch(event["epoch"], event["val"])
+            for event in JournalReader(self.folder_of(run).journal).new_events()
+            if event["kind"] == "epoch" and event["phase"] == "classifier" and event["val"]
+        )
+
+    def reached(self, number: int) -> Measured | None:
+        """What a trial has reached by now: the mean over the seeds whose runs were validated, after
+        as many epochs as all of these have made."""
+        last = [one[-1] for run in self.runs_of(number) if (one := self.measured(run))]
+        if not last:
+            return None
+        return Measured(
+            min(one.epoch for one in last),
+            fmean(one.clean for one in last),
+            fmean(one.robust for one in last),
+        )
 
     def settings_in_words(self, trial: Trial) -> Iterator[str]:
         """What a trial set, as `key=value`."""

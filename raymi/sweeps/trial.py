@@ -1,73 +1,97 @@
-"""One trial of a sweep, in the process that it was given: an ordinary run without the test set."""
+"""A run of a sweep in the process that it was given: an ordinary run without the test set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from raymi.config import Config
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
+from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.sweeps.space import Values
-from raymi.sweeps.sweep import Measured, Sweep, better
+from raymi.sweeps.sweep import Run, Sweep
+
+Report = Callable[[Mapping[str, Any]], None]
+"""Takes what the engine reports after each epoch."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a trial ended: finished; paused, to be continued; or failed, and why."""
+    """How a run ended: finished; paused, to be continued; failed, and why; or blocked, as it cannot
+    write, to be continued once it can."""
 
-    how: Literal["finished", "paused", "failed"]
+    how: Literal["finished", "paused", "failed", "blocked"]
     reason: str | None = None
 
 
 class TrialContext(LocalContext):
-    """The engine's context in a trial: tells after each epoch that was validated.
+    """The engine's context in one process: tells after each epoch.
 
-    Args: device; sweep, whose stop file pauses all trials; number of the trial; tell.
+    Args: device; stop_file, that pauses all trials; tell.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        sweep: Sweep,
-        number: int,
-        tell: Callable[[Measured], None],
-    ) -> None:
-        super().__init__(device, sweep.stop_file)
-        self._sweep, self._number, self._tell = sweep, number, tell
+    def __init__(self, device: torch.device, stop_file: Path, tell: Report) -> None:
+        super().__init__(device, stop_file)
+        self._tell = tell
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        if metrics["phase"] != "classifier" or "val/robust_acc" not in metrics:
-            return
-        epoch = metrics["epoch"]
-        now = Measured(epoch, metrics["val/clean_acc"], metrics["val/robust_acc"])
-        before = [one for one in self._sweep.measured(self._number) if one.epoch < epoch]
-        self._tell(better(before, now))
+        self._tell(metrics)
 
 
 def run_trial(
     sweep: Sweep,
-    number: int,
+    run: Run,
     values: Values,
     device: torch.device,
-    tell: Callable[[Measured], None],
+    tell: Report = lambda metrics: None,
 ) -> Ended:
-    """Trains a trial to its end, from its last checkpoint where there is one.
+    """Brings a run of a trial to its end in this process.
 
-    Args: values that it drew; tell, takes what it reached after each validated epoch, also those of
-        an earlier process, each as often as its process saw it.
+    Args: values that the trial drew; tell, takes what the engine reports after each epoch.
     """
-    folder = sweep.folder_of(number)
     try:
-        config = sweep.config_of(values, number)
-        folder.path.mkdir(parents=True, exist_ok=True)
-        with folder.alone():
-            folder.write_config(config)
-            torch.set_num_threads(config.scaling.cpus_per_worker)
-            outcome = train(config, TrialContext(device, sweep, number, tell), folder, test=False)
+        with prepared(sweep, run, values) as (config, folder):
+            return run_here(config, folder, device, sweep.stop_file, tell)
+    except UserError as error:
+        return Ended("failed", str(error))
+
+
+@contextmanager
+def prepared(sweep: Sweep, run: Run, values: Values) -> Iterator[tuple[Config, RunFolder]]:
+    """A run's configuration, written into its folder, which is kept from other processes within.
+
+    Raises: UserError where the values do not fit, or another process has the run; StorageError.
+    """
+    config, folder = sweep.config_of(values, run), sweep.folder_of(run)
+    folder.write_config(config)
+    with folder.alone():
+        yield config, folder
+
+
+def run_here(
+    config: Config,
+    folder: RunFolder,
+    device: torch.device,
+    stop_file: Path,
+    tell: Report = lambda metrics: None,
+    *,
+    test: bool = False,
+) -> Ended:
+    """Brings a run to its end in this process, from its last checkpoint where there is one.
+
+    Args: folder, with the configuration written; stop_file, pauses it; tell, takes what the engine
+        reports after each epoch; test, whether the test set is looked at in the end.
+    """
+    torch.set_num_threads(config.scaling.cpus_per_worker)
+    try:
+        outcome = train(config, TrialContext(device, stop_file, tell), folder, test=test)
     except (UserError, FloatingPointError) as error:
         return Ended("failed", str(error))
     except torch.OutOfMemoryError as error:

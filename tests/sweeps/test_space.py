@@ -9,7 +9,7 @@ import pytest
 from raymi.errors import UserError
 from raymi.overrides import examine, flatten
 from raymi.recipes import RECIPES, on_recipe
-from raymi.sweeps.space import RandomDraws, compatible_recipes, find_space, read_space
+from raymi.sweeps.space import compatible_recipes, find_space, read_space
 
 FILES = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.toml"))
 NAMES = [path.stem for path in FILES]
@@ -33,7 +33,7 @@ def test_every_draw_fits_every_recipe_that_the_space_is_for(name):
     assert not any(recipe.endswith(("-at", "-random", "-mi-off")) for recipe in recipes)
     for number, recipe in enumerate(recipes):
         for seed in range(1000 * number, 1000 * number + 20):
-            values = space.draw(RandomDraws(seed))
+            values = space.random(seed)
             settings = space.settings(values)
             config, problems = examine(on_recipe(recipe, settings)[0])
             assert not problems
@@ -45,7 +45,7 @@ def test_every_draw_fits_every_recipe_that_the_space_is_for(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_draws_stay_within_their_ends_and_reach_every_choice(name):
     space = find_space(name)
-    drawn = [space.draw(RandomDraws(seed)) for seed in range(300)]
+    drawn = [space.random(seed) for seed in range(300)]
     for key, parameter in space.parameters.items():
         values = [values[key] for values in drawn if key in values]
         assert len(values) > 30
@@ -54,13 +54,13 @@ def test_draws_stay_within_their_ends_and_reach_every_choice(name):
             assert ends[0] <= min(values) < max(values) <= ends[1]
         else:
             assert set(values) == set(parameter.choice)
-    assert space.draw(RandomDraws(3)) == space.draw(RandomDraws(3))
+    assert space.random(3) == space.random(3)
 
 
 def test_a_parameter_is_asked_for_where_its_condition_holds():
     space = find_space("mi_weights")
     for seed in range(50):
-        values = space.draw(RandomDraws(seed))
+        values = space.random(seed)
         balanced = values["weighting"] == "balanced"
         assert ("mi.balance" in values) == balanced != ("mi.weight" in values)
         assert set(flatten(space.settings(values))) <= space.keys
@@ -137,6 +137,8 @@ def test_recipes_that_do_not_fit_are_refused_with_the_reason(recipe, why):
             r"asks for way = 'c', which has a, b",
         ),
         ("[parameters]", r"expected at least one parameter"),
+        ('[parameters."mi.depth"]\nintegers = [1, 2]\n[tune]\ntrails = 3', r"tune: trails"),
+        ('[parameters."mi.depth"]\nintegers = [1, 2]\n[tune]\nfactor = 1', r"tune: factor: "),
         ("parameters = [", r"is not TOML"),
     ],
 )

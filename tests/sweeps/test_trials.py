@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from tiny_runs import TINY
 
 from raymi.errors import UserError
+from raymi.sweeps.results import results
 from raymi.sweeps.settings import TuneConfig
 from raymi.sweeps.space import Space
-from raymi.sweeps.sweep import Definition, Sweep, find_sweep
+from raymi.sweeps.sweep import Definition, Measured, Run, Sweep, find_sweep, reached
 from raymi.sweeps.trial import run_trial
 
 SPACE = Space(name="lr", description="", parameters={"optim.lr": {"log": (0.01, 0.1)}})
@@ -19,21 +20,30 @@ SETTINGS = {k: v for k, v in TINY.items() if k != "optim.lr"} | {"optim.epochs":
 CPU = torch.device("cpu")
 
 
-def begin(path, tune=None, **settings):
+def begin(path, tune=None, seeds=(0,), **settings):
     definition = Definition(
         id="0",
         command="python -m raymi.tune",
         space=SPACE,
         recipe="quickstart",
         settings=SETTINGS | settings,
+        seeds=seeds,
         tune=TuneConfig(**(tune or {})),
     )
     return Sweep.begin(path, definition)
 
 
-def trained(sweep, number=0, values=None, tell=None):
+FIRST = Run(0, 0)
+
+
+def trained(sweep, run=FIRST, values=None, tell=None):
     told = []
-    ended = run_trial(sweep, number, values or {"optim.lr": 0.05}, CPU, tell or told.append)
+
+    def note(metrics):
+        val = {key.removeprefix("val/"): value for key, value in metrics.items()}
+        told.append(Measured.of_epoch(metrics["epoch"], val))
+
+    ended = run_trial(sweep, run, values or {"optim.lr": 0.05}, CPU, tell or note)
     return ended, told
 
 
@@ -41,31 +51,35 @@ def test_a_trial_is_a_run_that_leaves_the_test_set_alone(tmp_path):
     sweep = begin(tmp_path / "sweep")
     ended, told = trained(sweep)
     assert ended.how == "finished"
-    folder = sweep.folder_of(0)
+    folder = sweep.folder_of(FIRST)
     assert not events(folder.path, "evaluation")
     assert folder.read_config().optim.lr == 0.05
     assert [one.epoch for one in told] == [1, 2, 3]
-    assert [one.robust for one in told] == sorted(one.robust for one in told), "the best so far"
-    assert sweep.measured(0) == told
+    best_so_far = reached(told)
+    assert sweep.measured(FIRST) == best_so_far
+    assert sweep.is_finished(FIRST)
+    robust = [one.robust for one in best_so_far]
+    assert robust == sorted(robust)
     best, last = (load_file(folder.weights(which)) for which in ("best", "last"))
     assert best.keys() == last.keys()
     val = [event["val"]["robust_acc"] for event in events(folder.path, "epoch")]
-    assert told[-1].robust == max(val)
+    assert best_so_far[-1].robust == max(val)
 
 
 def test_a_trial_that_is_paused_goes_on_as_if_it_had_not_been(tmp_path):
     whole, cut = begin(tmp_path / "whole"), begin(tmp_path / "cut")
     _, expected = trained(whole)
-    ended, first = trained(cut, tell=lambda measured: cut.stop_file.touch())
+    ended, first = trained(cut, tell=lambda metrics: cut.stop_file.touch())
+    assert not cut.is_finished(FIRST)
     assert (ended.how, first) == ("paused", [])
-    assert [one.epoch for one in cut.measured(0)] == [1]
+    assert [one.epoch for one in cut.measured(FIRST)] == [1]
     cut.stop_file.unlink()
     ended, rest = trained(cut)
     assert ended.how == "finished"
     assert rest == expected[1:]
-    assert cut.measured(0) == expected
+    assert cut.measured(FIRST) == reached(expected)
     for which in ("best", "last"):
-        one, other = (load_file(sweep.folder_of(0).weights(which)) for sweep in (whole, cut))
+        one, other = (load_file(sweep.folder_of(FIRST).weights(which)) for sweep in (whole, cut))
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -98,3 +112,36 @@ def test_a_sweep_is_read_as_it_was_begun(tmp_path):
     with again.alone(), pytest.raises(UserError, match="is going on in another process"):
         with again.alone():
             pass
+
+
+def test_the_best_so_far_is_what_a_run_has_reached():
+    first, second, third = Measured(1, 0.9, 0.5), Measured(2, 0.8, 0.4), Measured(3, 0.7, 0.6)
+    assert reached([first, second, third]) == [first, Measured(2, 0.9, 0.5), third]
+    again = Measured(2, 0.1, 0.7)
+    assert reached([first, second, again]) == [first, again], "an epoch that was repeated"
+
+
+def test_trials_are_repeated_with_each_seed_and_compared_in_pairs(tmp_path):
+    sweep = begin(tmp_path / "sweep", {"search": "grid"}, seeds=(3, 5), **{"optim.epochs": 1})
+    study = sweep.study()
+    for lr in (0.01, 0.1):
+        number = study.ask().number
+        for run in sweep.runs_of(number):
+            assert sweep.config_of({"optim.lr": lr}, run).seed == run.seed
+            assert trained(sweep, run, {"optim.lr": lr})[0].how == "finished"
+        robust = [sweep.measured(run)[-1].robust for run in sweep.runs_of(number)]
+        assert sweep.reached(number).robust == pytest.approx(sum(robust) / 2)
+        study.finish(number, [sweep.reached(number).robust])
+    names = sorted(path.name for path in sweep.trials.iterdir())
+    assert names == ["0000-seed3", "0000-seed5", "0001-seed3", "0001-seed5"]
+    best, other = results(sweep, list(study))
+    assert best.difference is None
+    assert best.robust.mean >= other.robust.mean
+    assert best.robust.num == 2
+    pairs = [
+        sweep.measured(Run(other.trial.number, seed))[-1].robust
+        - sweep.measured(Run(best.trial.number, seed))[-1].robust
+        for seed in (3, 5)
+    ]
+    assert other.difference.mean == pytest.approx(sum(pairs) / 2)
+    assert other.difference.error == pytest.approx(abs(pairs[0] - pairs[1]) / 2)

@@ -1,0 +1,127 @@
+"""What a sweep consists of: from the words of its command to a checked definition."""
+
+from __future__ import annotations
+
+import shlex
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from raymi.errors import UserError, did_you_mean
+from raymi.orchestration.checks import input_problems
+from raymi.orchestration.names import home_folder, with_found_runs
+from raymi.overrides import examine, expected, flatten, leaves, nest, split_words
+from raymi.own_keys import seed_list
+from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
+from raymi.sweeps.settings import TuneConfig
+from raymi.sweeps.space import Space, find_space, known_spaces
+from raymi.sweeps.sweep import Definition, Sweep, find_sweep
+
+COMMAND = "python -m raymi.tune"
+TUNE = {f"tune.{key}": field for key, field in leaves(TuneConfig)}
+"""The keys that say how a sweep searches."""
+
+
+def asked_for(words: Sequence[str]) -> Sweep:
+    """The sweep that a command line begins, or continues.
+
+    Raises: UserError with a line for each thing that is wrong.
+    """
+    own_keys = {"space": known_spaces(), "recipe": RECIPES, "resume": (), "seeds": ()}
+    parsed = split_words(words, {**own_keys, **dict.fromkeys(TUNE, ())})
+    own, settings, problems = parsed.own, flatten(parsed.settings), list(parsed.problems)
+    name, out = settings.pop("name", None), settings.pop("out", None)
+    home = Path(out).expanduser().absolute() if out else home_folder() / "sweeps"
+    if "resume" in own:
+        more = sorted({*own, *settings} - {"resume"})
+        if more:
+            problems.append(
+                f"{', '.join(more)} cannot change when a sweep is continued: begin a new one"
+            )
+        if problems:
+            raise UserError("\n".join(problems))
+        return find_sweep(own["resume"], home)
+    recipe, space = own.get("recipe", "quickstart"), _space(own, problems)
+    tune = _tune_config(own, {} if space is None else space.tune, problems)
+    seeds = _seeds(own, settings, problems)
+    settings.setdefault("scaling.workers", "1")
+    problems += _unfit(space, recipe, settings)
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    assert space is not None
+    definition = Definition(
+        id=uuid.uuid4().hex,
+        command=f"{COMMAND} {shlex.join(words)}",
+        space=space,
+        recipe=recipe,
+        settings=settings,
+        seeds=seeds,
+        tune=tune,
+    )
+    name = name or f"{space.name}-{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Sweep.begin(home / name, definition)
+
+
+def to_continue(sweep: Sweep) -> str:
+    """The command that continues a sweep."""
+    by_name = sweep.path.parent == home_folder() / "sweeps"
+    return f"{COMMAND} resume={shlex.quote(sweep.name if by_name else str(sweep.path))}"
+
+
+def _space(own: Mapping[str, str], problems: list[str]) -> Space | None:
+    if "space" not in own:
+        problems.append(f"space=NAME is needed: {', '.join(known_spaces())}, or a .toml file")
+        return None
+    try:
+        return find_space(own["space"])
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _tune_config(
+    own: Mapping[str, str], of_space: Mapping[str, Any], problems: list[str]
+) -> TuneConfig:
+    given = {key.removeprefix("tune."): text for key, text in own.items() if key in TUNE}
+    try:
+        return TuneConfig.model_validate({**of_space, **given})
+    except ValidationError as error:
+        for one in error.errors():
+            key = f"tune.{one['loc'][0]}"
+            problems.append(f"{key}: expected {expected(TUNE[key])}, got {one['input']!r}")
+        return TuneConfig()
+
+
+def _seeds(
+    own: Mapping[str, str], settings: dict[str, Any], problems: list[str]
+) -> tuple[int, ...]:
+    """Takes `seed` out of the settings."""
+    one = settings.pop("seed", None)
+    if one is not None and "seeds" in own:
+        problems.append("give either seed or seeds: seeds=0..9 repeats every trial")
+    return seed_list("seeds", str(own.get("seeds", 0 if one is None else one)), problems)
+
+
+def _unfit(space: Space | None, recipe: str, settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the recipe and the settings of all trials; a line each."""
+    if recipe not in RECIPES:
+        return [f"unknown recipe {recipe!r}: {did_you_mean(recipe, BASE_RECIPES)}"]
+    problems = []
+    if space is not None:
+        varied = sorted(space.keys & set(settings))
+        problems += [f"{key} cannot be set: the space {space.name} varies it" for key in varied]
+        if (why := space.incompatible(recipe)) is not None:
+            problems.append(f"the space {space.name} does not fit: {why}")
+    tree, _ = on_recipe(recipe, nest(settings))
+    config, wrong = examine(tree)
+    config, missing = with_found_runs(config)
+    if config.scaling.elastic:
+        problems.append(
+            f"scaling.workers must be a number, got {config.scaling.workers}: trials share the "
+            "cluster, each with as many workers as the others"
+        )
+    return [*problems, *wrong, *missing, *input_problems(config, new_run=False)]

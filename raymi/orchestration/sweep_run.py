@@ -1,0 +1,227 @@
+"""A sweep from its first trial to its winner, for whoever watches it.
+
+Trials are compared by the cheap attack that validates them while they train. Of those that came to
+their end the best ones are attacked harder, on validation images still: `tune.factor` times
+`tune.finalists` of them by PGD-40, and of these the best by AutoAttack. The best of all wins; it
+alone is measured on the test set.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from raymi.config import ScalingConfig
+from raymi.errors import UserError
+from raymi.evaluation.report import Report
+from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
+from raymi.orchestration.evaluation_run import Watcher as EvaluationWatcher
+from raymi.orchestration.evaluation_run import evaluate
+from raymi.orchestration.ray_session import Resources, as_many_as_fit, ray_session
+from raymi.orchestration.signals import Signals, Stopped
+from raymi.sweeps.news import Watcher
+from raymi.sweeps.study import Study
+from raymi.sweeps.sweep import Run, Sweep
+from raymi.sweeps.trial import run_here
+
+POLL_SECONDS = 0.1
+PGD, AUTOATTACK = "pgd-40", "autoattack"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep computes: Ray's resources, the workers that they hold, and how many runs go on
+    at once."""
+
+    resources: Resources
+    scaling: ScalingConfig
+    concurrent: int
+
+
+@contextmanager
+def sweep_place(sweep: Sweep) -> Iterator[Place]:
+    """Ray for the length of a sweep.
+
+    Raises: UserError where there is no room for one run.
+    """
+    scaling, most = sweep.config_of({}).scaling, sweep.definition.tune.concurrent
+    each = scaling.most_workers
+    with ray_session(as_many_as_fit(scaling, each, most), dashboard=True) as resources:
+        concurrent = resources.places // each
+        if concurrent == 0:
+            raise UserError(
+                f"a trial has scaling.workers={each}, the cluster has room for "
+                f"{resources.places}: ask for fewer, or add nodes"
+            )
+        yield Place(resources, scaling, concurrent if most is None else min(concurrent, most))
+
+
+def train_trials(sweep: Sweep, study: Study, place: Place, watch: Watcher) -> None:
+    """Brings all trials to their end; Ray Tune runs in a thread, so that signals are ours.
+
+    Raises: Stopped, once all runs have a checkpoint; StorageError where they cannot write one.
+    """
+    from raymi.orchestration.tuning import run_sweep
+
+    errors: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            run_sweep(
+                sweep,
+                study,
+                use_gpu=place.resources.use_gpu,
+                concurrent=place.concurrent,
+                watch=watch,
+            )
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=body, daemon=True, name="ray-tune")
+    with Signals(sweep.stop_file) as signals:
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            if signals.is_new():
+                watch.say(f"{signals.name}: the trials write a checkpoint and end; again: at once")
+            signals.check(work_has_begun=True)
+        if signals.received is not None:
+            raise Stopped(signals.received)
+    if errors:
+        raise errors[0]
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial that was attacked harder on validation images: accuracies as fractions, means over
+    its seeds; `run`, that of its seeds which is the best. `autoattack`: None where the trial did
+    not come so far."""
+
+    number: int
+    run: Run
+    pgd: float
+    autoattack: float | None = None
+
+
+def judge(sweep: Sweep, study: Study, place: Place, watch: EvaluationWatcher) -> list[Finalist]:
+    """The finalists of a sweep whose trials have ended, the winner first; empty where the
+    validation of training decides, or nothing came to its end.
+
+    What was attacked before is not attacked again.
+
+    Raises: as `evaluate` does.
+    """
+    tune = sweep.definition.tune
+    if not tune.finalists:
+        return []
+    first = candidates(sweep, study)[: tune.factor * tune.finalists]
+    pgd = _accuracies(sweep, first, PGD, place, watch)
+    by_pgd = sorted(first, key=lambda number: -_mean(sweep, pgd, number))
+    best, others = by_pgd[: tune.finalists], by_pgd[tune.finalists :]
+    autoattack = _accuracies(sweep, best, AUTOATTACK, place, watch)
+    finalists = []
+    for number in best:
+        run = max(sweep.runs_of(number), key=lambda run: (autoattack[run], pgd[run]))
+        means = _mean(sweep, pgd, number), _mean(sweep, autoattack, number)
+        finalists.append(Finalist(number, run, *means))
+    finalists.sort(key=lambda one: (one.autoattack, one.pgd), reverse=True)
+    for number in others:
+        run = max(sweep.runs_of(number), key=lambda run: pgd[run])
+        finalists.append(Finalist(number, run, _mean(sweep, pgd, number)))
+    return finalists
+
+
+def candidates(sweep: Sweep, study: Study) -> list[int]:
+    """Trials that may win, the best in robust accuracy during training first: those that came to
+    their end, of several objectives those on the front."""
+    objectives = sweep.definition.tune.objectives
+    ended = [trial for trial in study if trial.state == "finished"]
+    among = study.front() if len(objectives) > 1 else ended
+    ranked = sorted(among, key=lambda trial: -(trial.objectives or (0.0,))[-1])
+    return [trial.number for trial in ranked]
+
+
+def best_run(sweep: Sweep, number: int) -> Run:
+    """That of a trial's seeds which is the best on validation during training."""
+    measured = {run: sweep.measured(run) for run in sweep.runs_of(number)}
+    return max(measured, key=lambda run: measured[run][-1].robust)
+
+
+def _mean(sweep: Sweep, accuracies: dict[Run, float], number: int) -> float:
+    return fmean(accuracies[run] for run in sweep.runs_of(number))
+
+
+def _accuracies(
+    sweep: Sweep,
+    numbers: Sequence[int],
+    attack: str,
+    place: Place,
+    watch: EvaluationWatcher,
+) -> dict[Run, float]:
+    """By run, the accuracy on validation images under an attack."""
+    runs = [run for number in numbers for run in sweep.runs_of(number)]
+    if not runs:
+        return {}
+    plan = plan_of(sweep, runs, place, "split=val", f"attacks={attack}", "checks=0")
+    reports, _ = evaluate(plan, watch, place.resources)
+    return {run: _accuracy(report, attack) for run, report in zip(runs, reports, strict=True)}
+
+
+def _accuracy(report: Report, attack: str) -> float:
+    return next(result.accuracy for result in report.results if result.name == attack)
+
+
+def plan_of(sweep: Sweep, runs: Sequence[Run], place: Place, *words: str) -> EvaluationPlan:
+    """A checked evaluation of runs, with as many workers as a sweep has.
+
+    Args: words, of `python -m raymi.evaluate`.
+    """
+    scaling, samples = place.scaling, sweep.definition.tune.samples
+    asked = [
+        f"out={sweep.trials}",
+        f"model={','.join(sweep.folder_of(run).name for run in runs)}",
+        f"results={sweep.path / 'evaluations'}",
+        f"scaling.workers={place.resources.places}",
+        f"scaling.cpus_per_worker={scaling.cpus_per_worker}",
+        f"scaling.use_gpu={scaling.use_gpu}",
+        *words,
+    ]
+    if samples is not None:
+        asked.append(f"samples={samples}")
+    return planned(asked, lambda line: None)
+
+
+def complete(sweep: Sweep, run: Run, place: Place) -> None:
+    """Makes a finished run of a sweep an ordinary one: its models are measured on the test set, as
+    its configuration says.
+
+    Raises: UserError where that fails.
+    """
+    import ray
+
+    gpu = place.resources.use_gpu
+    task = ray.remote(_complete).options(
+        num_cpus=place.scaling.cpus_per_worker, num_gpus=int(gpu), max_retries=3
+    )
+    problem = ray.get(task.remote(str(sweep.path), run, "cuda" if gpu else "cpu", str(Path.cwd())))
+    if problem is not None:
+        raise UserError(problem)
+
+
+def _complete(folder: str, run: Run, device: str, import_path: str) -> str | None:
+    """On a worker; returns what went wrong."""
+    import sys
+
+    import torch
+
+    if import_path not in sys.path:
+        sys.path.insert(0, import_path)  # the user's own models
+    sweep = Sweep(Path(folder))
+    own = sweep.folder_of(run)
+    with own.alone():
+        ended = run_here(own.read_config(), own, torch.device(device), sweep.stop_file, test=True)
+    return ended.reason if ended.how in ("failed", "blocked") else None
