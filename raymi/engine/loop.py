@@ -188,9 +188,8 @@ class _Run:
         self.epoch_began, self.epoch_images = since, 0
         for batch in self.feed.epoch(position.epoch, first_step=position.step):
             self._stop_if_requested()
-            torch.manual_seed(
-                random_key(config.seed, "step", position.global_step, self.group.rank)
-            )
+            of_phase = position.epoch * self.feed.steps_per_epoch + position.step
+            torch.manual_seed(random_key(config.seed, "step", of_phase, self.group.rank))
             key = random_key(config.seed, "start", position.epoch)
             metrics = state.step(batch, key)
             num = sum(batch.sizes)

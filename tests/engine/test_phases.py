@@ -9,7 +9,7 @@ import pytest
 import torch
 from gloo import run_ranks
 from safetensors.torch import load_file
-from test_loop import events, expect_equal_runs, same
+from test_loop import DROPOUT, events, expect_equal_runs, same
 from tiny_runs import StoppingContext, steps_in_float64, tiny_config, tiny_run, tiny_state
 
 from raymi.engine.checkpoint import load_checkpoint
@@ -116,6 +116,17 @@ def test_reusing_a_run_gives_what_training_everything_gives(staged, tmp_path):
     last = load_file(staged.weights("last"))
     for name in ("estimators", "pretrained"):
         assert same(last, load_file(RunFolder(tmp_path / name).weights("last"))), name
+
+
+def test_so_it_is_for_a_network_that_draws_at_random(tmp_path):
+    settings = {**DROPOUT, "optim.epochs": 1, "mi.schedule": "staged"}
+    runs = {name: RunFolder(tmp_path / name) for name in ("whole", "pretrained", "estimators")}
+    for name, run in runs.items():
+        lent = {} if name == "whole" else {f"mi.{name}": str(runs["whole"].path)}
+        assert tiny_run(0, 1, run.path, settings | lent, []).finished
+    last = [load_file(run.weights("last")) for run in runs.values()]
+    assert same(last[0], last[1])
+    assert same(last[0], last[2])
 
 
 def test_a_continued_run_needs_the_reused_one_no_longer(staged, tmp_path):
