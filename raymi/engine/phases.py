@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raymi.config import Config, LossConfig
+from raymi.config import Config, LossConfig, MIConfig, OptimConfig
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,9 @@ class Phase:
     """A part of a run with a learning problem of its own.
 
     name: "pretraining", "estimators" or "classifier".
-    config: what it trains with; its `optim.epochs` are the phase's.
+    config: what it trains with; its `optim.epochs` are the phase's. What the phases before the
+        classifier's do not read has its default there: where their configurations are equal, they
+        learn the same.
     learns_classifier, learns_estimators: what is updated; the rest is frozen.
     """
 
@@ -35,8 +37,7 @@ def phases_of(config: Config) -> tuple[Phase, ...]:
         return (Phase("classifier", config, True, mi.has_estimators),)
     phases = [Phase("classifier", config, True, False)]
     if mi.estimators is None:
-        epochs = mi.estimator_epochs or -(-config.optim.epochs // 2)
-        phases.insert(0, Phase("estimators", _lasting(config, epochs), False, True))
+        phases.insert(0, Phase("estimators", _estimation(config), False, True))
         if mi.pretrained is None:
             phases.insert(0, Phase("pretraining", _pretraining(config), True, False))
     return tuple(phases)
@@ -45,12 +46,45 @@ def phases_of(config: Config) -> tuple[Phase, ...]:
 def _pretraining(config: Config) -> Config:
     """Plain AT: what a run with mi.weight=0 and loss.base=at is, bit for bit; its average would
     be used by nobody."""
-    off = config.mi.model_copy(update={"weight": 0.0, "balance": None})
-    at = LossConfig(label_smoothing=config.loss.label_smoothing)
-    plain = config.model_copy(update={"mi": off, "loss": at})
-    plain = _lasting(plain, config.mi.pretrain_epochs or config.optim.epochs)
-    return plain.model_copy(update={"optim": plain.optim.model_copy(update={"ema": 0.0})})
+    epochs = config.mi.pretrain_epochs or config.optim.epochs
+    return config.model_copy(
+        update={
+            "mi": MIConfig(weight=0.0),
+            "loss": LossConfig(label_smoothing=config.loss.label_smoothing),
+            "optim": config.optim.model_copy(update={"epochs": epochs, "ema": 0.0}),
+        }
+    )
 
 
-def _lasting(config: Config, epochs: int) -> Config:
-    return config.model_copy(update={"optim": config.optim.model_copy(update={"epochs": epochs})})
+_OF_OTHER_PHASES = (
+    "form",
+    "pretrain_epochs",
+    "estimator_epochs",
+    "weight",
+    "balance",
+    "alpha_max",
+    "samples",
+    "gradient",
+    "difference",
+    "cosine",
+    "clamp",
+)
+"""Keys of `mi` that the estimators do not read: how long phases last, and what the classifier's MI
+terms are."""
+
+
+def _estimation(config: Config) -> Config:
+    """Critics on a classifier that stays as it is: of the loss they see what is attacked, of the
+    optimiser the batches."""
+    mi, optim, attacked = config.mi, config.optim, {"objective": config.attack_objective}
+    epochs = mi.estimator_epochs or -(-optim.epochs // 2)
+    default = MIConfig()
+    unread = {key: getattr(default, key) for key in _OF_OTHER_PHASES}
+    return config.model_copy(
+        update={
+            "attack": config.attack.model_copy(update=attacked),
+            "loss": LossConfig(),
+            "mi": mi.model_copy(update=unread),
+            "optim": OptimConfig(epochs=epochs, batch_size=optim.batch_size),
+        }
+    )
