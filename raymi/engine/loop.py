@@ -22,7 +22,7 @@ from raymi.engine.feed import Feed
 from raymi.engine.journal import Journal
 from raymi.engine.measurements import Measurements, load_data
 from raymi.engine.metrics import MetricMeans
-from raymi.engine.phases import Phase, phases_of
+from raymi.engine.phases import Phase, phases_until
 from raymi.engine.reuse import load_weights, pretrained_path, save_weights
 from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import Position, TrainState, check_format
@@ -40,16 +40,26 @@ class Outcome:
     global_step: int
 
 
-def train(config: Config, context: Context, folder: RunFolder, *, test: bool = True) -> Outcome:
+def train(
+    config: Config,
+    context: Context,
+    folder: RunFolder,
+    *,
+    test: bool = True,
+    until: str = "classifier",
+) -> Outcome:
     """Trains, evaluates and records a run in its folder; continues from its newest checkpoint.
 
     Every worker calls this with the same arguments. Rank 0 alone writes.
 
-    Args: test, False leaves the test set alone: a run that is one of many that are compared.
+    Args: test, False leaves the test set alone: a run that is one of many that are compared. until,
+        the last phase that is trained; where it is not the classifier's, the run is there for
+        others to reuse what it has learnt so far, and is measured on validation only.
     Raises: UserError for data or settings that cannot work; FloatingPointError where a loss is not
         finite; StorageError, on every worker at the same point, where rank 0 cannot write.
     """
-    return _Run(config, context, folder, load_data(config)).train(test)
+    phases = phases_until(config, until)
+    return _Run(config, context, folder, load_data(config), phases).train(test)
 
 
 class _StopRequested(Exception):
@@ -59,7 +69,14 @@ class _StopRequested(Exception):
 class _Run:
     """One worker's part of a run."""
 
-    def __init__(self, config: Config, context: Context, folder: RunFolder, splits: Splits) -> None:
+    def __init__(
+        self,
+        config: Config,
+        context: Context,
+        folder: RunFolder,
+        splits: Splits,
+        phases: tuple[Phase, ...],
+    ) -> None:
         self.config, self.context, self.folder, self.splits = config, context, folder, splits
         self.group, self.device = context.group, context.device
         self.feed = Feed(
@@ -69,7 +86,7 @@ class _Run:
             self.group.world_size,
             None if splits.generated is None else splits.generated.to(self.device),
         )
-        self.phases = phases_of(config)
+        self.phases = phases
         self.state = self._begin()
         self._check_last_batch()
         self.storage = Storage(folder, context)
@@ -95,12 +112,10 @@ class _Run:
             except _StopRequested:
                 self._save()
                 raise
-            if self.state.estimators is not None:
-                self._keep(self.folder.estimators, self.state.estimators)
-            if test:
-                self.measurements.evaluate(self.state)
+            if self.state.phase.name == "classifier":
+                self._finish(test)
             else:
-                self.measurements.keep_weights(self.state)
+                self._hand_over()
         except _StopRequested:
             self._write("stopped")
             self._complete_journal()
@@ -111,6 +126,14 @@ class _Run:
             return self._outcome(finished=True)
         finally:
             self.journal.close()
+
+    def _finish(self, test: bool) -> None:
+        if self.state.estimators is not None:
+            self._keep(self.folder.estimators, self.state.estimators)
+        if test:
+            self.measurements.evaluate(self.state)
+        else:
+            self.measurements.keep_weights(self.state)
 
     def _outcome(self, *, finished: bool) -> Outcome:
         position = self.state.position
@@ -161,19 +184,26 @@ class _Run:
             self._begin_next_phase()
 
     def _begin_next_phase(self) -> None:
-        """Hands over what the phase has learnt, in memory and in a file for other runs."""
+        """Gives what the phase has learnt to the next one, and to other runs."""
         done, following = self.state, self.phases[self.phases.index(self.state.phase) + 1]
+        learnt = self._hand_over().state_dict()
         self.state = self._state_of(following)
         self.state.position = Position(following.name, global_step=done.position.global_step)
-        if done.phase.learns_classifier:
-            self.state.model.load_state_dict(done.best[""].weights)
-            self._keep(self.folder.pretrained, self.state.model)
-        else:
-            assert self.state.estimators is not None
-            assert done.estimators is not None
-            self.state.estimators.load_state_dict(done.estimators.state_dict())
-            self._keep(self.folder.estimators, self.state.estimators)
+        learner = self.state.model if done.phase.learns_classifier else self.state.estimators
+        assert learner is not None
+        learner.load_state_dict(learnt)
         self._save()
+
+    def _hand_over(self) -> torch.nn.Module:
+        """What the phase has learnt, also in a file for other runs: its best classifier, or its
+        estimators."""
+        if self.state.phase.learns_classifier:
+            self.state.model.load_state_dict(self.state.best[""].weights)
+            self._keep(self.folder.pretrained, self.state.model)
+            return self.state.model
+        assert self.state.estimators is not None
+        self._keep(self.folder.estimators, self.state.estimators)
+        return self.state.estimators
 
     def _keep(self, path: Path, module: torch.nn.Module) -> None:
         about = {"train_digest": self.splits.train.digest}

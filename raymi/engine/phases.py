@@ -43,6 +43,15 @@ def phases_of(config: Config) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
+def phases_until(config: Config, last: str) -> tuple[Phase, ...]:
+    """The phases of a run up to the one of that name.
+
+    Raises: ValueError where it has no such phase.
+    """
+    phases = phases_of(config)
+    return phases[: [phase.name for phase in phases].index(last) + 1]
+
+
 def _pretraining(config: Config) -> Config:
     """Plain AT: what a run with mi.weight=0 and loss.base=at is, bit for bit; its average would
     be used by nobody."""

@@ -91,6 +91,26 @@ def test_a_run_that_is_stopped_in_every_phase_is_the_uninterrupted_one(staged, s
     assert same(load_file(staged.estimators), load_file(RunFolder(tmp_path).estimators))
 
 
+@pytest.mark.parametrize("until", ["pretraining", "estimators"])
+def test_a_run_may_end_after_a_phase_and_go_on_from_there(staged, until, tmp_path):
+    run, config = RunFolder(tmp_path), tiny_config(STAGED)
+    for stop_at in (3, 4, None):
+        run.stop_file.unlink(missing_ok=True)
+        context = StoppingContext(run.stop_file, stop_at)
+        assert train(config, context, run, until=until).finished == (stop_at is None)
+    assert same(load_file(staged.pretrained), load_file(run.pretrained))
+    assert run.estimators.is_file() == (until == "estimators")
+    assert not run.weights("best").exists()
+    assert not events(run.path, "evaluation")
+    kept = run.pretrained if until == "pretraining" else run.estimators
+    kept.unlink()  # as if it had been killed before it could write
+    assert train(config, LocalContext("cpu"), run, until=until).finished
+    assert kept.is_file()
+    assert train(config, LocalContext("cpu"), run).finished
+    expect_equal_runs(staged.path, run.path)
+    assert same(load_file(staged.estimators), load_file(run.estimators))
+
+
 def test_so_it_is_with_several_workers(tmp_path):
     for name, stops in (("whole", []), ("stopped", [3, 6, 6, 7])):
         run_ranks(tiny_run, 2, tmp_path / name, STAGED, stops, tmp_path=tmp_path)
