@@ -15,6 +15,10 @@ from filelock import FileLock, Timeout
 from raymi.errors import StorageError, UserError, storage_remedy
 
 
+class InUse(UserError):
+    """Another process is at it."""
+
+
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """A file that is complete under its name, or not there: also after a power cut.
 
@@ -83,13 +87,13 @@ def alone(lock: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
 
     Args: lock, a file that is made; refusal, what the second one is told; wait, seconds to wait for
         the first one to leave.
-    Raises: UserError in the second one.
+    Raises: InUse in the second one.
     """
     held = FileLock(lock, timeout=wait)
     try:
         held.acquire()
     except Timeout:
-        raise UserError(refusal) from None
+        raise InUse(refusal) from None
     try:
         yield
     finally:

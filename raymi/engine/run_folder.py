@@ -49,7 +49,7 @@ class RunFolder:
         """Keeps a second command, or a second writer, out of a run that is going on.
 
         Args: name of the lock; wait, seconds to wait for the other one to end.
-        Raises: UserError in the second one.
+        Raises: InUse, a UserError, in the second one.
         """
         refusal = (
             f"the run {self.name} is going on in another process: wait for it or stop it first "

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 from raymi.config import ScalingConfig
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
 from raymi.evaluation.report import Report
 from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
 from raymi.orchestration.evaluation_run import Watcher as EvaluationWatcher
@@ -26,7 +26,7 @@ from raymi.orchestration.signals import Signals, Stopped
 from raymi.sweeps.news import Watcher
 from raymi.sweeps.study import Study
 from raymi.sweeps.sweep import Run, Sweep
-from raymi.sweeps.trial import run_here
+from raymi.sweeps.trial import in_this_process
 
 POLL_SECONDS = 0.1
 PGD, AUTOATTACK = "pgd-40", "autoattack"
@@ -222,6 +222,10 @@ def _complete(folder: str, run: Run, device: str, import_path: str) -> str | Non
         sys.path.insert(0, import_path)  # the user's own models
     sweep = Sweep(Path(folder))
     own = sweep.folder_of(run)
-    with own.alone():
-        ended = run_here(own.read_config(), own, torch.device(device), sweep.stop_file, test=True)
-    return ended.reason if ended.how in ("failed", "blocked") else None
+    train_run = in_this_process(torch.device(device), sweep.stop_file, test=True)
+    try:
+        with own.alone():
+            ended = train_run(own.read_config(), own, "classifier")
+    except (UserError, StorageError) as error:
+        return str(error)
+    return ended.reason if ended.how == "failed" else None

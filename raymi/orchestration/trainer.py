@@ -26,6 +26,7 @@ def fit(
     deadline: float | None = None,
     stop_file: Path | None = None,
     test: bool = True,
+    until: str = "classifier",
     callbacks: Sequence[Any] = (),
 ) -> dict[str, Any] | None:
     """Runs a configuration on Ray Train's workers; returns what `train_worker` does.
@@ -37,6 +38,7 @@ def fit(
         deadline: seconds since the epoch at which the run is asked to stop; None: never.
         stop_file: asks it to stop, as the run's own does.
         test: whether the test set is looked at in the end.
+        until: the phase with which it ends.
         callbacks: of Ray Train, further ones.
     """
     scaling = config.scaling
@@ -55,6 +57,7 @@ def fit(
             "deadline": deadline,
             "stop_file": None if stop_file is None else str(stop_file),
             "test": test,
+            "until": until,
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=(

@@ -24,13 +24,13 @@ from ray.tune.search import Searcher
 
 from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import StorageError, UserError
+from raymi.errors import StorageError
 from raymi.orchestration.failures import innermost, left_failure, remove_traces
 from raymi.orchestration.trainer import fit
 from raymi.sweeps.news import Kind, News, Watcher
 from raymi.sweeps.study import Study
 from raymi.sweeps.sweep import Measured, Run, Sweep, reached
-from raymi.sweeps.trial import Ended, prepared, run_here
+from raymi.sweeps.trial import Ended, Train, in_this_process, run_trial
 
 _HOW, _REASON = "ended_how", "ended_reason"
 """Keys of a run's last result: how it ended, and why it failed."""
@@ -94,46 +94,38 @@ def _trial(
     if import_path not in sys.path:
         sys.path.insert(0, import_path)  # the user's own models
     sweep, run = Sweep(Path(folder)), Run(config["number"], config["seed"])
-    try:
-        with prepared(sweep, run, config["values"]) as (settings, own_folder):
-            if settings.scaling.most_workers > 1:
-                ended = _on_workers(settings, own_folder, sweep, import_path, use_gpu)
-            else:
-                device = torch.device("cuda" if use_gpu else "cpu")
-                ended = run_here(
-                    settings,
-                    own_folder,
-                    device,
-                    sweep.stop_file,
-                    lambda metrics: ray.tune.report(dict(metrics)),
-                )
-    except UserError as error:
-        ended = Ended("failed", str(error))
-    except StorageError as error:
-        ended = Ended("blocked", str(error))
+    if sweep.config_of({}).scaling.most_workers > 1:
+        train_run = _on_workers(sweep.stop_file, import_path, use_gpu)
+    else:
+        device = torch.device("cuda" if use_gpu else "cpu")
+        train_run = in_this_process(device, sweep.stop_file, lambda m: ray.tune.report(dict(m)))
+    ended = run_trial(sweep, run, config["values"], train_run)
     return {_HOW: ended.how, _REASON: ended.reason}
 
 
-def _on_workers(
-    config: Config, folder: RunFolder, sweep: Sweep, import_path: str, use_gpu: bool
-) -> Ended:
-    """Brings a run of several workers to its end."""
-    remove_traces(folder)
-    try:
-        result = fit(
-            config,
-            folder,
-            use_gpu=use_gpu,
-            import_path=import_path,
-            stop_file=sweep.stop_file,
-            test=False,
-            callbacks=[TuneReportCallback()],
-        )
-    except Exception as error:
-        return Ended("failed", left_failure(folder) or innermost(error, folder))
-    if result is None or "problem" in result:
-        return Ended("blocked", (result or {}).get("problem"))
-    return Ended("finished" if result["finished"] else "paused")
+def _on_workers(stop_file: Path, import_path: str, use_gpu: bool) -> Train:
+    """Trains on several workers, as their driver."""
+
+    def train_run(config: Config, folder: RunFolder, until: str) -> Ended:
+        remove_traces(folder)
+        try:
+            result = fit(
+                config,
+                folder,
+                use_gpu=use_gpu,
+                import_path=import_path,
+                stop_file=stop_file,
+                test=False,
+                until=until,
+                callbacks=[TuneReportCallback()],
+            )
+        except Exception as error:
+            return Ended("failed", left_failure(folder) or innermost(error, folder))
+        if result is None or "problem" in result:
+            return Ended("blocked", (result or {}).get("problem"))
+        return Ended("finished" if result["finished"] else "paused")
+
+    return train_run
 
 
 class _Searcher(Searcher):
@@ -149,7 +141,6 @@ class _Searcher(Searcher):
         self.problem: str | None = None
         self._runs: dict[str, Run] = {}  # by Ray's names
         self._reached: dict[Run, list[Measured]] = {}
-        self._epochs = sweep.config_of({}).optim.epochs
         self._lock = threading.RLock()
         self._next = deque(self._left())
 
@@ -217,7 +208,8 @@ class _Searcher(Searcher):
         if len(self.sweep.seeds) > 1:
             return False
         behind = self.study.report(run.number, now.epoch, now.robust)
-        return behind and now.epoch < self._epochs
+        epochs = self.sweep.config_of(self.study[run.number].values).optim.epochs
+        return behind and now.epoch < epochs
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

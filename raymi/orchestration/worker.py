@@ -85,8 +85,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     driver.
 
     Args: job, with `config` (JSON), `folder`, `import_path` (of the user's own modules), `deadline`
-        (seconds since the epoch, or None), `stop_file` (further to the run's own, or None) and
-        `test` (whether the test set is looked at in the end).
+        (seconds since the epoch, or None), `stop_file` (further to the run's own, or None), `test`
+        (whether the test set is looked at in the end) and `until` (the phase with which it ends).
     Returns: how the run ended; also where the storage fails, which Ray is not to try again: the
         `problem` is the same for all workers.
     """
@@ -111,7 +111,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 with suppress(OSError):  # a convenience: the run does not depend on it
                     _put_earlier_errors_aside(folder)
             context.agree(True)  # nobody reads before an earlier writer is gone
-            outcome = train(config, context, folder, test=job["test"])
+            outcome = train(config, context, folder, test=job["test"], until=job["until"])
     except StorageError as error:
         return {"finished": False, "problem": str(error)}
     except (UserError, FloatingPointError) as error:

@@ -170,6 +170,11 @@ class Sweep:
         """Where the runs are."""
         return self.path / "trials"
 
+    @property
+    def shared(self) -> Path:
+        """Where the runs are whose work trials share."""
+        return self.path / "shared"
+
     def runs_of(self, number: int) -> list[Run]:
         """Those of a trial."""
         return [Run(number, seed) for seed in self.seeds]

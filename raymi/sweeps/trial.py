@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +13,13 @@ from raymi.config import Config
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError, first_line
+from raymi.files import InUse
+from raymi.sweeps.reuse import Part, parts_of
 from raymi.sweeps.space import Values
 from raymi.sweeps.sweep import Run, Sweep
+
+WAIT_SECONDS = 1.0  # for another process, between two looks at whether the sweep is to stop
 
 Report = Callable[[Mapping[str, Any]], None]
 """Takes what the engine reports after each epoch."""
@@ -31,11 +34,52 @@ class Ended:
     reason: str | None = None
 
 
-class TrialContext(LocalContext):
-    """The engine's context in one process: tells after each epoch.
+Train = Callable[[Config, RunFolder, str], Ended]
+"""Brings a run in its folder to the end of a phase, from its last checkpoint where there is one."""
 
-    Args: device; stop_file, that pauses all trials; tell.
+
+def run_trial(sweep: Sweep, run: Run, values: Values, train_run: Train) -> Ended:
+    """Brings a run of a trial to its end: first what it shares with others, if they have not.
+
+    Args: values that the trial drew.
     """
+    try:
+        trial, parts = parts_of(sweep.config_of(values, run), sweep.shared)
+        for part in parts:
+            ended = _learn(part, sweep.stop_file, train_run)
+            if ended.how != "finished":
+                return ended
+        folder = sweep.folder_of(run)
+        folder.write_config(trial)
+        with folder.alone():
+            return train_run(trial, folder, "classifier")
+    except UserError as error:
+        return Ended("failed", str(error))
+    except StorageError as error:
+        return Ended("blocked", str(error))
+
+
+def _learn(part: Part, stop_file: Path, train_run: Train) -> Ended:
+    """Trains a part, or waits for the process that is at it."""
+    folder = part.folder
+    while not part.is_there:
+        if stop_file.exists():
+            return Ended("paused")
+        if not folder.config.is_file():
+            folder.write_config(part.config)
+        try:
+            with folder.alone(wait=WAIT_SECONDS):
+                if not part.is_there:
+                    ended = train_run(folder.read_config(), folder, part.phase)
+                    if ended.how != "finished":
+                        return ended
+        except InUse:
+            continue
+    return Ended("finished")
+
+
+class _TellingContext(LocalContext):
+    """The engine's context in one process: tells after each epoch."""
 
     def __init__(self, device: torch.device, stop_file: Path, tell: Report) -> None:
         super().__init__(device, stop_file)
@@ -45,55 +89,28 @@ class TrialContext(LocalContext):
         self._tell(metrics)
 
 
-def run_trial(
-    sweep: Sweep,
-    run: Run,
-    values: Values,
-    device: torch.device,
-    tell: Report = lambda metrics: None,
-) -> Ended:
-    """Brings a run of a trial to its end in this process.
-
-    Args: values that the trial drew; tell, takes what the engine reports after each epoch.
-    """
-    try:
-        with prepared(sweep, run, values) as (config, folder):
-            return run_here(config, folder, device, sweep.stop_file, tell)
-    except UserError as error:
-        return Ended("failed", str(error))
-
-
-@contextmanager
-def prepared(sweep: Sweep, run: Run, values: Values) -> Iterator[tuple[Config, RunFolder]]:
-    """A run's configuration, written into its folder, which is kept from other processes within.
-
-    Raises: UserError where the values do not fit, or another process has the run; StorageError.
-    """
-    config, folder = sweep.config_of(values, run), sweep.folder_of(run)
-    folder.write_config(config)
-    with folder.alone():
-        yield config, folder
-
-
-def run_here(
-    config: Config,
-    folder: RunFolder,
+def in_this_process(
     device: torch.device,
     stop_file: Path,
     tell: Report = lambda metrics: None,
     *,
     test: bool = False,
-) -> Ended:
-    """Brings a run to its end in this process, from its last checkpoint where there is one.
+) -> Train:
+    """Trains in this process.
 
-    Args: folder, with the configuration written; stop_file, pauses it; tell, takes what the engine
-        reports after each epoch; test, whether the test set is looked at in the end.
+    Args: stop_file, pauses a run; tell, takes what the engine reports after each epoch; test,
+        whether the test set is looked at in the end.
     """
-    torch.set_num_threads(config.scaling.cpus_per_worker)
-    try:
-        outcome = train(config, TrialContext(device, stop_file, tell), folder, test=test)
-    except (UserError, FloatingPointError) as error:
-        return Ended("failed", str(error))
-    except torch.OutOfMemoryError as error:
-        return Ended("failed", f"out of memory: {str(error).splitlines()[0]}")
-    return Ended("finished" if outcome.finished else "paused")
+
+    def train_run(config: Config, folder: RunFolder, until: str) -> Ended:
+        torch.set_num_threads(config.scaling.cpus_per_worker)
+        context = _TellingContext(device, stop_file, tell)
+        try:
+            outcome = train(config, context, folder, test=test, until=until)
+        except FloatingPointError as error:
+            return Ended("failed", str(error))
+        except torch.OutOfMemoryError as error:
+            return Ended("failed", f"out of memory: {first_line(error)}")
+        return Ended("finished" if outcome.finished else "paused")
+
+    return train_run

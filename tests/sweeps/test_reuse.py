@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from safetensors.torch import load_file
 from tiny_runs import tiny_config
@@ -10,11 +12,11 @@ from raymi.config import Config, MIConfig
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.engine.phases import phases_of
+from raymi.engine.reuse import reuse_problems
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import UserError
-from raymi.overrides import leaves
+from raymi.overrides import examine, leaves, overlay
 from raymi.recipes import build_config
-from raymi.sweeps.reuse import shared_phase, shared_run, with_shared
+from raymi.sweeps.reuse import parts_of
 from raymi.sweeps.space import Space, find_space
 
 TRIAL = {
@@ -84,6 +86,17 @@ def varying(key, *values):
 
 def choosing(**choices):
     return Space(name="some", description="", parameters={"some": {"choice": choices}})
+
+
+def shared_phase(space, config):
+    """The last phase that all trials share which have it."""
+    laid = [examine(overlay(config.model_dump(), space.settings(v))) for v in space.grid()]
+    trials = [parts_of(trial, Path("shared"))[1] for trial, problems in laid if not problems]
+    for phase in (ALL, PRETRAINING):
+        names = [part.config.name for parts in trials for part in parts if part.phase == phase]
+        if len(set(names)) == 1:
+            return phase
+    return NOTHING
 
 
 def equal(one, other):
@@ -183,34 +196,36 @@ def test_trials_that_agree_in_what_a_phase_reads_share_it_however_they_say_so():
     assert shared_phase(varying("optim.lr", 0.1, 0.5), lent) == ALL
 
 
-@pytest.mark.parametrize(
-    ("space", "shared"),
-    [("mi_weights", PRETRAINING), ("estimator_capacity", PRETRAINING), ("mi_full", NOTHING)],
-)
-def test_what_sweeps_of_the_paper_s_recipe_share(space, shared):
-    assert shared_phase(find_space(space), build_config("paper-cifar10-linf")) == shared
+def test_what_trials_of_the_paper_s_recipe_share():
+    paper = build_config("paper-cifar10-linf")
+    assert shared_phase(find_space("estimator_capacity"), paper) == PRETRAINING
+    assert shared_phase(find_space("smoke"), paper) == PRETRAINING
+    terms = find_space("mi_weights")
+    laid = [examine(overlay(paper.model_dump(), terms.settings(v)))[0] for v in terms.grid()]
+    names = {part.config.name for trial in laid for part in parts_of(trial, Path("shared"))[1]}
+    assert len(laid) > 30
+    assert len(names) == 1 + 3, "one classifier, and estimators for both, or one of the terms"
 
 
 DROPOUT = {"model.name": "tiny_runs:dropout_net", "model.width": None, "model.depth": None}
 
 
-@pytest.mark.parametrize("phase", ["pretraining", "estimators"])
 @pytest.mark.parametrize("network", [{}, DROPOUT], ids=["plain", "dropout"])
-def test_a_trial_that_reuses_ends_as_one_that_trains_everything(network, phase, tmp_path):
+def test_a_trial_that_reuses_ends_as_one_that_trains_everything(network, tmp_path):
     first = tiny_config(TRIAL | network | {"mi.balance": 0.1, "seed": 3})
-    shared = shared_run(first, phase, tmp_path)
-    run = RunFolder(tmp_path / shared.name)
-    assert (run.name, shared.out) == ("shared-seed3", tmp_path)
-    run.write_config(shared)
-    with pytest.raises(UserError, match=r"has no finished .*: let it finish"):
-        with_shared(first, phase, run)
-    trained(shared, run.path, phase)
     trial = tiny_config(TRIAL | network | {"mi.balance": 0.5, "mi.samples": "selected", "seed": 3})
-    reusing = with_shared(trial, phase, run)
-    assert [one.name for one in phases_of(reusing)] == [
-        one.name for one in phases_of(trial)[1 if phase == "pretraining" else 2 :]
-    ]
+    _, parts = parts_of(first, tmp_path)
+    reusing, same = parts_of(trial, tmp_path)
+    assert [part.folder.path for part in parts] == [part.folder.path for part in same]
+    for part in parts:
+        assert not part.is_there
+        part.folder.write_config(part.config)
+        trained(part.config, part.folder.path, part.phase)
+        assert part.is_there
+    assert [phase.name for phase in phases_of(reusing)] == ["classifier"]
+    assert [phase.name for phase in phases_of(parts[1].config)] == ["estimators", "classifier"]
     assert Config.model_validate_json(reusing.model_dump_json()) == reusing
+    assert reuse_problems(reusing) == []
     whole = trained(trial, tmp_path / "whole")
     quick = trained(reusing, tmp_path / "quick")
     for which in ("best", "last"):
@@ -219,33 +234,13 @@ def test_a_trial_that_reuses_ends_as_one_that_trains_everything(network, phase, 
     assert not equal(whole.weights("last"), trained(first, tmp_path / "first").weights("last"))
 
 
-def test_a_trial_reuses_nothing_that_is_not_what_it_would_train(plain):
-    plain.write_config(tiny_config(TRIAL))
-    trial = tiny_config(TRIAL | {"mi.balance": 0.7})
-    place = {"name": "0001", "out": plain.path.parent}
-    reusing = with_shared(trial.model_copy(update=place), "estimators", plain)
-    assert reusing.mi.estimators == str(plain.path)
+def test_what_was_trained_before_is_no_part(plain):
+    joint = tiny_config()
+    assert parts_of(joint, Path("shared")) == (joint, [])
     lent = tiny_config(TRIAL | {"mi.pretrained": str(plain.path)})
-    for other in (
-        tiny_config(TRIAL | {"mi.estimator_lr": 0.5}),
-        tiny_config(TRIAL | {"optim.lr": 0.5}),
-        tiny_config(TRIAL | {"seed": 1}),
-        tiny_config(TRIAL | {"mi.weight": 0}),
-        tiny_config(),
-        lent,
-    ):
-        assert with_shared(other, "estimators", plain) == other
-    assert shared_run(tiny_config(), "estimators", plain.path) is None
-    assert shared_run(lent, "pretraining", plain.path) is None
-    assert shared_run(lent, "estimators", plain.path) is not None
-
-
-def test_estimators_take_the_place_of_the_classifier_on_which_they_learnt(plain, tmp_path):
-    lent = tiny_config(TRIAL | {"mi.pretrained": str(plain.path)})
-    shared = shared_run(lent, "estimators", tmp_path)
-    run = trained(shared, tmp_path / shared.name, "estimators")
-    run.write_config(shared)
-    reusing = with_shared(lent, "estimators", run)
-    assert (reusing.mi.pretrained, reusing.mi.estimators) == (None, str(run.path))
-    assert equal(run.estimators, plain.estimators)
-    assert Config.model_validate_json(reusing.model_dump_json()) == reusing
+    reusing, (part,) = parts_of(lent, Path("shared"))
+    assert part.phase == "estimators"
+    assert part.config.mi.pretrained == str(plain.path)
+    assert reusing.mi.pretrained is None
+    ready = tiny_config(TRIAL | {"mi.estimators": str(plain.path)})
+    assert parts_of(ready, Path("shared")) == (ready, [])

@@ -8,23 +8,24 @@ from raymi_command import events
 from safetensors.torch import load_file
 from tiny_runs import TINY
 
+from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.sweeps.results import results
 from raymi.sweeps.settings import TuneConfig
 from raymi.sweeps.space import Space
 from raymi.sweeps.sweep import Definition, Measured, Run, Sweep, find_sweep, reached
-from raymi.sweeps.trial import run_trial
+from raymi.sweeps.trial import in_this_process, run_trial
 
 SPACE = Space(name="lr", description="", parameters={"optim.lr": {"log": (0.01, 0.1)}})
 SETTINGS = {k: v for k, v in TINY.items() if k != "optim.lr"} | {"optim.epochs": 3}
 CPU = torch.device("cpu")
 
 
-def begin(path, tune=None, seeds=(0,), **settings):
+def begin(path, tune=None, seeds=(0,), space=SPACE, **settings):
     definition = Definition(
         id="0",
         command="python -m raymi.tune",
-        space=SPACE,
+        space=space,
         recipe="quickstart",
         settings=SETTINGS | settings,
         seeds=seeds,
@@ -43,8 +44,8 @@ def trained(sweep, run=FIRST, values=None, tell=None):
         val = {key.removeprefix("val/"): value for key, value in metrics.items()}
         told.append(Measured.of_epoch(metrics["epoch"], val))
 
-    ended = run_trial(sweep, run, values or {"optim.lr": 0.05}, CPU, tell or note)
-    return ended, told
+    train_run = in_this_process(CPU, sweep.stop_file, tell or note)
+    return run_trial(sweep, run, values or {"optim.lr": 0.05}, train_run), told
 
 
 def test_a_trial_is_a_run_that_leaves_the_test_set_alone(tmp_path):
@@ -145,3 +146,28 @@ def test_trials_are_repeated_with_each_seed_and_compared_in_pairs(tmp_path):
     ]
     assert other.difference.mean == pytest.approx(sum(pairs) / 2)
     assert other.difference.error == pytest.approx(abs(pairs[0] - pairs[1]) / 2)
+
+
+def test_what_trials_share_is_trained_once_and_a_waiting_one_can_be_paused(tmp_path):
+    staged = {"mi.schedule": "staged", "mi.pretrain_epochs": 1, "mi.estimator_epochs": 1}
+    space = Space(name="mine", description="", parameters={"mi.balance": {"log": (0.1, 1.0)}})
+    sweep = begin(tmp_path / "sweep", space=space, **staged, **{"optim.epochs": 1})
+    phases = []
+
+    def train_run(config, folder, until):
+        phases.append(until)
+        return in_this_process(CPU, sweep.stop_file)(config, folder, until)
+
+    for number, balance in enumerate((0.1, 0.9)):
+        ended = run_trial(sweep, Run(number, 0), {"mi.balance": balance}, train_run)
+        assert ended.how == "finished"
+    assert phases == ["pretraining", "estimators", "classifier", "classifier"]
+    (estimators,) = sweep.shared.glob("estimators-*")
+    for number in (0, 1):
+        config = sweep.folder_of(Run(number, 0)).read_config()
+        assert (config.mi.estimators, config.mi.pretrained) == (str(estimators), None)
+    (estimators / "estimators.safetensors").unlink()
+    with RunFolder(estimators).alone():
+        sweep.stop_file.touch()
+        assert run_trial(sweep, Run(2, 0), {"mi.balance": 0.5}, train_run).how == "paused"
+    assert len(phases) == 4
