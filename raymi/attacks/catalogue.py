@@ -25,7 +25,7 @@ from raymi.attacks.untouched import untouched
 from raymi.attacks.wasserstein import wasserstein_pgd
 from raymi.counter_rng import random_key
 from raymi.errors import UserError, did_you_mean
-from raymi.models.modes import full_precision
+from raymi.models.modes import FullPrecision, full_precision
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,15 @@ def run_attack(
     A sample is broken if x_adv is a finite image in [0, 1], within eps where the attack is bound to
     it, and not classified as y.
 
-    Args: attack; model, images in [0, 1] to logits (B, K), in any mode; batch; threat; x_adv
-        (B, C, H, W), where the attack was made before, on another model: None, it is made here.
+    Args: attack; model, images in [0, 1] to logits (B, K), in any mode, also of half
+        precision; batch; threat; x_adv (B, C, H, W), where the attack was made before, on another
+        model: None, it is made here.
     """
-    with untouched(model, batch.seed):
+    answers = FullPrecision(model)
+    with untouched(answers, batch.seed):
         if x_adv is None:
-            x_adv = _crafted(attack, model, batch, threat)
-        prediction = predicted(model, x_adv)
+            x_adv = _crafted(attack, answers, batch, threat)
+        prediction = predicted(answers, x_adv)
     delta = (x_adv - batch.x).flatten(1)
     linf, l2 = delta.abs().amax(dim=1), delta.norm(dim=1)
     usable = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # not so where it is not a number

@@ -19,7 +19,6 @@ from raymi.attacks.untouched import untouched
 from raymi.counter_rng import random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
-from raymi.models.modes import FullPrecision
 
 CLEAN = "clean"
 """The first step of each block: natural accuracy."""
@@ -78,7 +77,7 @@ class BlockAttacker:
         *,
         seed: int,
     ) -> None:
-        self.model, self.images, self.threat = FullPrecision(model), images, threat
+        self.model, self.images, self.threat = model, images, threat
         self.seed = seed
         self._attacks = {ensemble.name: ensemble.attacks for ensemble in ensembles}
 

@@ -356,3 +356,22 @@ def test_what_cannot_be_used_is_refused_with_the_reason(
 def test_unknown_suites_get_a_hint():
     with pytest.raises(UserError, match="unknown suite 'papr-linf': did you mean paper-linf"):
         suite("papr-linf")
+
+
+class ToHalf(nn.Module):
+    """Computes in bf16, and answers in it."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = copy.deepcopy(model).bfloat16()
+
+    def forward(self, x):
+        return self.model(x.bfloat16())
+
+
+@pytest.mark.parametrize("name", ["pgd-2", "square-1000", "cw"])
+def test_a_network_in_half_precision_can_be_attacked(name, model, digits):
+    some = batch(digits, 3)
+    found = run_attack(find_attack(name), ToHalf(model), some, threat_of(name))
+    assert found.x_adv.dtype == torch.float32
+    assert found.x_adv.isfinite().all()
