@@ -21,20 +21,17 @@ class ImageSet:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64, positions in `class_names`.
         class_names: K names.
-        places: (N,) int64, of the images in the set that they were first part of; by default these
-            are the first ones.
+        selected: (N,) int64, places of the images in the set that they were first part of; None:
+            this is that set.
     Raises: ValueError, for other shapes or dtypes.
     """
 
     images: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
     class_names: tuple[str, ...]
-    places: Tensor = field(default=None, repr=False)  # type: ignore[assignment]
+    selected: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.places is None:
-            places = torch.arange(len(self.labels), device=self.labels.device)
-            object.__setattr__(self, "places", places)
         shape = tuple(self.images.shape)
         if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3:
             raise ValueError(f"images must be uint8 (N, 3, H, W), got {self.images.dtype} {shape}")
@@ -48,7 +45,7 @@ class ImageSet:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """The same set with images and labels on `device`."""
+        """The same set on `device`."""
         places = self.places.to(device)
         return ImageSet(self.images.to(device), self.labels.to(device), self.class_names, places)
 
@@ -63,6 +60,13 @@ class ImageSet:
         if num is None or num >= len(self):
             return self
         return self.subset(torch.arange(num) * len(self) // num)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(N,) int64, of the images in the set that they were first part of."""
+        if self.selected is None:
+            return torch.arange(len(self), device=self.labels.device)
+        return self.selected
 
     @cached_property
     def digest(self) -> str:
