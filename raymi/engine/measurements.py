@@ -5,7 +5,7 @@ The validation split alone chooses; the test set is touched once, when training 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -126,11 +126,19 @@ class Measurements:
 
     def keep_weights(self, state: TrainState) -> None:
         """Writes the last and the best models down, without a look at the test set."""
+        for _ in self._kept(state):
+            pass
+
+    def _kept(self, state: TrainState) -> Iterator[tuple[str, str, nn.Module, int]]:
+        """Writes down the last of each classifier, then the best: "last" or "best", the
+        classifier's suffix, the model with these weights for as long as it is its turn, epoch."""
         for suffix, model in state.classifiers().items():
-            self._keep_weights(f"last{suffix}", model, state.position.epoch)
             best = state.best[suffix]
-            model.load_state_dict(best.weights)
-            self._keep_weights(f"best{suffix}", model, best.epoch)
+            for which, epoch in (("last", state.position.epoch), ("best", best.epoch)):
+                if which == "best":
+                    model.load_state_dict(best.weights)
+                self._keep_weights(f"{which}{suffix}", model, epoch)
+                yield which, suffix, model, epoch
 
     def evaluate(self, state: TrainState) -> None:
         """Clean and PGD accuracy of the last and of the best models on the test set, in fp32; then
@@ -143,22 +151,14 @@ class Measurements:
             config.evaluation.steps,
         )
         chosen = max(state.best, key=lambda s: (state.best[s].robust_acc, state.best[s].clean_acc))
-        for suffix, model in state.classifiers().items():
-            results: dict[str, Accuracy] = {}
-            epochs = {"last": state.position.epoch, "best": state.best[suffix].epoch}
-            for which, epoch in epochs.items():
-                if which == "best":
-                    model.load_state_dict(state.best[suffix].weights)
-                name = f"{which}{suffix}"
-                self._keep_weights(name, model, epoch)
-                same = which == "best" and epoch == epochs["last"]
-                results[which] = (
-                    results["last"] if same else self._accuracy(model, self.test, attack, name)
-                )
-                self.write(
-                    "evaluation", which=name, of_epoch=epoch, attack=asdict(attack),
-                    chosen=(which, suffix) == ("best", chosen), **asdict(results[which]),
-                )  # fmt: skip
+        for which, suffix, model, epoch in self._kept(state):
+            name = f"{which}{suffix}"
+            if which == "last" or epoch != state.position.epoch:  # else it is the same model
+                accuracy = self._accuracy(model, self.test, attack, name)
+            self.write(
+                "evaluation", which=name, of_epoch=epoch, attack=asdict(attack),
+                chosen=(which, suffix) == ("best", chosen), **asdict(accuracy),
+            )  # fmt: skip
         if config.probe.steps > 0:
             self._probe(state.classifiers()[chosen], f"best{chosen}")
 
