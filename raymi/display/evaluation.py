@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -23,9 +22,10 @@ CHECKS = "signs of false robustness"
 
 
 class EvaluationDisplay:
-    """Shows each attack of a classifier: on a terminal a bar with the time left, elsewhere one line
-    when it is done.
+    """Shows each attack of a classifier, on a terminal as a bar with the time left, and as a line
+    when it is done; and at once each finding that is a reason to doubt.
 
+    Args: console.
     """
 
     def __init__(self, console: Console) -> None:
@@ -87,7 +87,8 @@ class EvaluationDisplay:
         attack.broken += int(outcome.broken.sum())
         attack.known += known
         if not known:
-            attack.seconds[step.attack].append(outcome.seconds)
+            attack.made += 1
+            attack.seconds += outcome.seconds
         if label == CHECKS:
             detail = ""
         elif label == CLEAN:
@@ -100,7 +101,7 @@ class EvaluationDisplay:
         )
         if attack.done == attack.blocks:
             again = f", {attack.known} of {attack.blocks} blocks from the ledger"
-            took = f"{sum(map(sum, attack.seconds.values())):.0f} s of work"
+            took = f"{attack.seconds:.0f} s of work"
             known_text = again if attack.known else ""
             said = f": {detail}" if detail else " looked for"
             self.say(f"{self._name} · {label}{said}, {took}{known_text}")
@@ -124,14 +125,14 @@ class _Attack:
     given: int = 0
     broken: int = 0
     known: int = 0
-    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    made: int = 0
+    seconds: float = 0.0
 
     def left(self, workers: int) -> str:
         """Time of this attack on the blocks that are left, as it was on those before."""
-        made = [seconds for attack in self.seconds.values() for seconds in attack]
-        if not made or self.done == self.blocks:
+        if not self.made or self.done == self.blocks:
             return ""
-        seconds = int((self.blocks - self.done) * sum(made) / len(made) / workers)
+        seconds = int((self.blocks - self.done) * self.seconds / self.made / workers)
         hours, rest = divmod(seconds, 3600)
         return f"{hours}:{rest // 60:02}:{rest % 60:02} left"
 
