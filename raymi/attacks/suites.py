@@ -15,10 +15,13 @@ AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 @dataclass(frozen=True)
 class Ensemble:
     """Attacks in order, each on the samples that withstood those before; a sample withstands the
-    ensemble if none breaks it. Its robust accuracy is reported under `name`.
+    ensemble if none breaks it.
 
-    `everyone`: the first attack gets the misclassified samples, too. `most`: only as many
-    blocks as have about so many samples are attacked; None: all.
+    Args:
+        name: under which its robust accuracy is reported.
+        attacks: at least one.
+        everyone: whether the first attack gets the misclassified samples, too.
+        most: only as many blocks as have about so many samples are attacked; None: all.
     """
 
     name: str

@@ -16,8 +16,8 @@ from raymi.evaluation.finding import Finding
 from raymi.evaluation.ledger import Ledger, answered_here
 from raymi.evaluation.outputs import Outputs
 from raymi.evaluation.question import name_of, question_of, settings_of
-from raymi.evaluation.report import Report, which_withstood
-from raymi.evaluation.robustness import Robustness, summarise
+from raymi.evaluation.report import Report
+from raymi.evaluation.robustness import Robustness, summarise, withstood
 from raymi.evaluation.run import Lookup, Pool, run
 from raymi.evaluation.transfer import is_crafting
 
@@ -44,11 +44,18 @@ class Settings:
 class Assessment:
     """One classifier's evaluation.
 
-    Args: name of the classifier; digest, of its weights and how it is built; main, what is
-        reported; checks, the attacks that look for signs of false robustness; seen, what was
-        found without attacks already; known_by, what it answers; transfer,
-        for the name of each ensemble of `main` whose samples a surrogate made the attack, and the
-        surrogate's name; keep, whether the adversarial samples of `main` are kept.
+    Args:
+        settings: what it has in common with other classifiers.
+        name: of the classifier.
+        digest: of its weights and how it is built, see `Subject`.
+        main: what is reported.
+        checks: attacks that look for signs of false robustness.
+        seen: what was found without attacks already.
+        known_by: what it answers; None: not known.
+        transfer: of the ensembles of `main` whose samples a surrogate made, by their names, those
+            to compare with the same attack on the classifier itself: the attack's name, and the
+            surrogate's.
+        keep: whether the adversarial samples of `main` are kept.
     """
 
     settings: Settings
@@ -131,8 +138,8 @@ class Assessment:
         Raises: ValueError where some are missing.
         """
         outcomes = sorted(self._outcomes.items())
-        results = summarise(outcomes, self.main)
-        withstand = which_withstood(outcomes, results, len(self.settings.images))
+        results, num = summarise(outcomes, self.main), len(self.settings.images)
+        withstand = {result.name: withstood(outcomes, result.name, num) for result in results}
         transfer = [
             judge_transfer(withstand[made], withstand[attack], surrogate)
             for made, (attack, surrogate) in self.transfer.items()
@@ -140,7 +147,7 @@ class Assessment:
         return Report(
             name=self.name,
             data=self.settings.data,
-            num=len(self.settings.images),
+            num=num,
             question=self.ledger.question,
             attacks=settings_of(self.main),
             folder=self.ledger.folder,

@@ -36,13 +36,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did to each sample that it was given.
+    """What a step did to each sample that it was given, all on the CPU.
 
-    `samples` (M,) int64, which of the images that are attacked; `places` (M,) int64, theirs in the
-    data set, of which those may be a selection; `labels`, `predictions` (M,) int64, -1 where a
-    logit is not finite; `broken` (M,), misclassified by what counts; `usable` (M,), the attack made
-    an image at all; `linf`, `l2` (M,) float32, how far it is from the clean one, in pixel units;
-    `seconds` of the whole step.
+    Args:
+        samples: (M,) int64, which of the images that are attacked.
+        places: (M,) int64, theirs in the data set, of which those may be a selection.
+        labels: (M,) int64.
+        predictions: (M,) int64, see `predicted`.
+        broken: (M,) bool, misclassified by what counts.
+        usable: (M,) bool, the attack made an image at all.
+        linf, l2: (M,) float32, how far that is from the clean one, in pixel units.
+        seconds: of the whole step.
     """
 
     samples: Tensor
@@ -163,11 +167,6 @@ class Schedule:
             for ensemble in self.ensembles
             for attack in ensemble.attacks
         }
-
-    @property
-    def total(self) -> int:
-        """Number of steps."""
-        return sum(self.steps_by_attack().values())
 
     def first(self) -> Iterator[tuple[Step, Tensor]]:
         """The steps with which everything begins, and their samples."""

@@ -11,7 +11,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Ledger:
         except OSError as error:
             raise not_writable(folder, error, _LEFT) from None
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """12 digits that stand for the network and the question, as far as folders are told apart
         by them: not for what they are called."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from raymi.evaluation.blocks import CLEAN, Outcome, Step
+from raymi.evaluation.blocks import CLEAN
 from raymi.evaluation.finding import Finding
-from raymi.evaluation.robustness import Robustness, withstood
+from raymi.evaluation.robustness import Robustness
 from raymi.evaluation.statistics import PairedComparison, compare_paired
 
 
@@ -20,11 +20,16 @@ from raymi.evaluation.statistics import PairedComparison, compare_paired
 class Report:
     """All that was found of one classifier.
 
-    `name` of the classifier; `data`, the name of the images that it was measured on, and `num`, how
-    many these are; `question`, see
-    `question_of`; `attacks`, their settings by name; `folder` of the ledger; `results`, clean
-    accuracy first; `findings`, signs of false robustness, or that there are none; `withstand`, for
-    each result which samples are classified right and withstand it, (N,) bool.
+    Args:
+        name: of the classifier.
+        data: the name of the images that it was measured on.
+        num: how many these are, N.
+        question: what all outcomes depend on, see `question_of`.
+        attacks: by the names of the ensembles, the settings of their attacks.
+        folder: of the ledger.
+        results: clean accuracy first.
+        findings: of each check what it found, suspicious or not.
+        withstand: for each result which samples are classified right and withstand it, (N,) bool.
     """
 
     name: str
@@ -85,13 +90,6 @@ def differences(reports: Sequence[Report]) -> Iterator[Difference]:
             if name in second.withstand:
                 found = compare_paired(first.withstand[name], second.withstand[name])
                 yield Difference(name, first.name, second.name, found)
-
-
-def which_withstood(
-    outcomes: Sequence[tuple[Step, Outcome]], results: Sequence[Robustness], num: int
-) -> dict[str, Tensor]:
-    """For each result, clean accuracy too, which of the samples are right: (num,) bool."""
-    return {result.name: withstood(outcomes, result.name, num) for result in results}
 
 
 @dataclass(frozen=True)

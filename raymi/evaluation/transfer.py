@@ -68,8 +68,8 @@ def lookup(kept: Mapping[str, tuple[Ledger, str]]) -> Lookup:
         found = ledger.adversarial(Step(f"{CRAFTED}{attack}", 0, attack, step.block))
         if found is None:
             raise LookupError(f"{ledger.folder} lacks the samples of block {step.block}")
-        places, x_adv = found
-        return x_adv[torch.searchsorted(places, samples)]
+        selected, x_adv = found
+        return x_adv[torch.searchsorted(selected, samples)]
 
     return find
 

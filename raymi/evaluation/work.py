@@ -28,9 +28,17 @@ class Loadable(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """An evaluation: classifiers by their names, what they are known by (see
-    `outputs`), images, by each name of a classifier the ensembles that attack it, threat and seed.
-    Can be pickled."""
+    """An evaluation, as far as a step depends on it. Can be pickled.
+
+    Args:
+        subjects: classifiers by their names.
+        images: all that are attacked.
+        ensembles: those that attack each classifier, by its name.
+        threat: what they may do.
+        seed: of all that is random.
+        known_by: what the classifiers answer, by their names; a worker where one answers otherwise
+            refuses it.
+    """
 
     subjects: Mapping[str, Loadable]
     images: ImageSet

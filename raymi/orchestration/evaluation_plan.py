@@ -36,13 +36,17 @@ from raymi.overrides import examine, nest
 
 @dataclass(frozen=True)
 class Judged:
-    """A classifier that is attacked: as it was named, where it was found, how it is built again,
-    and what was seen of it without an attack."""
+    """A classifier that is attacked: as it was named, what was found under that name, and what was
+    seen of it without an attack."""
 
     name: str
     found: Found
-    subject: Subject
     seen: Examination
+
+    @property
+    def subject(self) -> Subject:
+        """How it is built again."""
+        return self.found.subject
 
 
 @dataclass(frozen=True)
@@ -179,10 +183,10 @@ def planned(words: Sequence[str], tell: Callable[[str], None] = print) -> Evalua
     """
     request = requested(words)
     given, _ = examine(nest(request.settings))  # where runs are, and how bare weights are built
-    names = (*request.surrogates, *request.models)
+    names = tuple(dict.fromkeys((*request.surrogates, *request.models)))
     found: dict[str, Found] = {
         name: find_subject(name, given, which=request.which)
-        for name in dict.fromkeys(names)
+        for name in names
         if not needs_data(name, given)
     }
     config = configured(request, [one.config for one in found.values()])
@@ -190,18 +194,16 @@ def planned(words: Sequence[str], tell: Callable[[str], None] = print) -> Evalua
     images, data = images_of(request, config)
     num_classes, image_size = len(images.class_names), images.images.shape[-1]
     main = attacks_of(request, config, num_classes)
-    for name in dict.fromkeys(names):
+    for name in names:
         if name not in found:
             found[name] = find_subject(
                 name, given, which=request.which, num_classes=num_classes, image_size=image_size
             )
-    tell(f"looking at the outputs of {', '.join(dict.fromkeys(names))}")
+    tell(f"looking at the outputs of {', '.join(names)}")
     cuda = config.scaling.use_gpu != "false" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    judged = _distinct(
-        [_judged(name, found[name], images, device) for name in dict.fromkeys(names)]
-    )
-    by_name = dict(zip(dict.fromkeys(names), judged, strict=True))
+    judged = _distinct([_judged(name, found[name], images, device) for name in names])
+    by_name = dict(zip(names, judged, strict=True))
     plan = EvaluationPlan(
         request,
         config,
@@ -228,7 +230,7 @@ def _judged(name: str, found: Found, images: ImageSet, device: torch.device) -> 
         seen = examine_network(model, to_unit(some.images), some.labels)
     except Exception as error:
         raise UserError(f"{name} cannot be attacked: {what_happened(error)}") from error
-    return Judged(name, found, found.subject, seen)
+    return Judged(name, found, seen)
 
 
 def _refuse_gradients(plan: EvaluationPlan) -> None:
@@ -263,7 +265,8 @@ def _distinct(found: Sequence[Judged]) -> tuple[Judged, ...]:
         name, number = one.subject.name, 2
         while name in kept:
             name, number = f"{one.subject.name}-{number}", number + 1
-        kept[name] = replace(one, subject=replace(one.subject, name=name))
+        subject = replace(one.subject, name=name)
+        kept[name] = replace(one, found=replace(one.found, subject=subject))
     return tuple(kept.values())
 
 
