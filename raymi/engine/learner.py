@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from raymi.collectives import Collectives
 from raymi.engine.gradient_average import average_each
+from raymi.engine.schedules import fast_forward
 
 
 @dataclass
@@ -46,10 +47,16 @@ class Learner:
         return {"optimizer": self.optimizer.state_dict(), "schedule": schedule}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state_dict`."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Continues from `state_dict`, in a learner that has made no step.
+
+        What the optimiser remembers (momentum, second moments) and how far the schedule is come
+        from the state; learning rates and all other settings are those that this learner was made
+        with.
+        """
+        own = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": own})
         if self.schedule is not None:
-            self.schedule.load_state_dict(state["schedule"])
+            fast_forward(self.schedule, state["schedule"]["last_epoch"])
 
 
 def distributed(task: nn.Module, group: Collectives, device: torch.device) -> nn.Module:

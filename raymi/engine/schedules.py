@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ConstantLR,
@@ -34,3 +36,11 @@ def build_schedule(optimizer: Optimizer, optim: OptimConfig, total_steps: int) -
             div_factor=10.0,
         )
     return ConstantLR(optimizer, factor=1.0)
+
+
+def fast_forward(schedule: LRScheduler, steps: int) -> None:
+    """Brings a new schedule to where it is after so many optimiser steps, bit for bit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch misses the optimiser's own steps
+        for _ in range(steps):
+            schedule.step()
