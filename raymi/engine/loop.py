@@ -33,7 +33,8 @@ from raymi.models.running_statistics import running_statistics_frozen
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `finished`, or stopped on request with a checkpoint at `global_step`."""
+    """How a run ended: `finished`; or stopped, on request or after `until_epoch`, with a checkpoint
+    at `global_step`."""
 
     finished: bool
     epoch: int
@@ -47,23 +48,27 @@ def train(
     *,
     test: bool = True,
     until: str = "classifier",
+    until_epoch: int | None = None,
 ) -> Outcome:
     """Trains, evaluates and records a run in its folder; continues from its newest checkpoint.
 
-    Every worker calls this with the same arguments. Rank 0 alone writes.
+    Every worker calls this with the same arguments. Rank 0 alone writes. Settings are those of
+    `config`, also where the checkpoint is of a run with others.
 
     Args: test, False leaves the test set alone: a run that is one of many that are compared. until,
         the last phase that is trained; where it is not the classifier's, the run is there for
-        others to reuse what it has learnt so far, and is measured on validation only.
+        others to reuse what it has learnt so far, and is measured on validation only. until_epoch,
+        so many epochs of that phase, after which the run stops with a checkpoint; None: all of
+        them. Schedules are those of the whole run.
     Raises: UserError for data or settings that cannot work; FloatingPointError where a loss is not
         finite; StorageError, on every worker at the same point, where rank 0 cannot write.
     """
     phases = phases_until(config, until)
-    return _Run(config, context, folder, load_data(config), phases).train(test)
+    return _Run(config, context, folder, load_data(config), phases, until_epoch).train(test)
 
 
 class _StopRequested(Exception):
-    """Somebody asked the run to end; raised at the same point on every worker."""
+    """The run is to end here; raised at the same point on every worker."""
 
 
 class _Run:
@@ -76,8 +81,10 @@ class _Run:
         folder: RunFolder,
         splits: Splits,
         phases: tuple[Phase, ...],
+        until_epoch: int | None,
     ) -> None:
         self.config, self.context, self.folder, self.splits = config, context, folder, splits
+        self.until_epoch = until_epoch
         self.group, self.device = context.group, context.device
         self.feed = Feed(
             splits.train.to(self.device),
@@ -112,6 +119,8 @@ class _Run:
             except _StopRequested:
                 self._save()
                 raise
+            if self._is_far_enough():
+                raise _StopRequested
             if self.state.phase.name == "classifier":
                 self._finish(test)
             else:
@@ -173,15 +182,22 @@ class _Run:
         return TrainState(phase, self.splits, self.group, self.device, steps)
 
     def _train_phases(self) -> None:
-        """Trains to the end of the last phase."""
+        """Trains to the end of the last phase, or to where the run was to stop in it."""
         while True:
             position = self.state.position
-            while position.epoch < self.state.config.optim.epochs:
+            epochs = self.state.config.optim.epochs
+            while position.epoch < epochs and not self._is_far_enough():
                 self._train_epoch()
                 self._finish_epoch()
             if self.state.phase == self.phases[-1]:
                 return
             self._begin_next_phase()
+
+    def _is_far_enough(self) -> bool:
+        """Whether the run has come to where it was to stop, before its end."""
+        epoch, until = self.state.position.epoch, self.until_epoch
+        in_last_phase = self.state.phase == self.phases[-1]
+        return until is not None and in_last_phase and until <= epoch < self.config.optim.epochs
 
     def _begin_next_phase(self) -> None:
         """Gives what the phase has learnt to the next one, and to other runs."""
@@ -272,7 +288,7 @@ class _Run:
             train_seconds=seconds,
             images_per_s=self.epoch_images / seconds,
         )
-        if last or position.epoch % config.checkpoint.every == 0:
+        if last or self._is_far_enough() or position.epoch % config.checkpoint.every == 0:
             self._save()
         measured = {f"val/{name}": value for name, value in val.items()}
         self.context.report({"phase": position.phase, "epoch": position.epoch, **measured})

@@ -48,8 +48,9 @@ def test_with_the_same_settings_nothing_changes(schedule, steps):
     learner = begun(torch.linspace(-0.8, 0.8, 7), optim)
     descend(learner, steps)
     heir = handed_on(learner, optim)
-    assert heir.state_dict()["optimizer"]["param_groups"] == (
-        learner.state_dict()["optimizer"]["param_groups"]
+    assert (
+        heir.state_dict()["optimizer"]["param_groups"]
+        == (learner.state_dict()["optimizer"]["param_groups"])
     )
     assert heir.schedule.get_last_lr() == learner.schedule.get_last_lr()
     assert torch.equal(descend(heir, TOTAL - steps), descend(learner, TOTAL - steps))
