@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from raymi.errors import UserError
-from raymi.files import checksum, is_whole, write_atomically
+from raymi.files import checksum, is_whole, sync_folder, write_atomically
 
 _NAME = re.compile(r"step-\d{8}-[0-9a-f]{16}\.pt")
 
@@ -33,12 +33,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     Returns: its path.
     Raises: OSError where the disk is full or the folder gone; older checkpoints are untouched then.
     """
-    folder.mkdir(exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    data = buffer.getbuffer()
-    path = folder / f"step-{step:08d}-{checksum(data)}.pt"
-    write_atomically(path, data)
+    path = _write(folder, step, content)
     others = [other for other in _checkpoints(folder) if other != path]
     earlier = [other for other in others if _step(other) < step]
     for other in others:
@@ -46,6 +41,21 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
             other.unlink(missing_ok=True)
     for half_written in folder.glob(".step-*.tmp"):  # by a process that was killed meanwhile
         half_written.unlink(missing_ok=True)
+    return path
+
+
+def replace_checkpoints(folder: Path, step: int, content: dict[str, Any]) -> Path:
+    """Writes a checkpoint durably in the place of all others, whatever their steps.
+
+    At any moment before it returns the newest one is either this one or the one that was.
+
+    Args, Returns, Raises: as for `save_checkpoint`.
+    """
+    path = _write(folder, step, content)
+    for other in _checkpoints(folder):  # the newest last
+        if other != path:
+            other.unlink()
+    sync_folder(folder)
     return path
 
 
@@ -79,6 +89,16 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The newest intact checkpoint; None where there is none."""
     checkpoints = reversed(_checkpoints(folder))
     return next((path for path in checkpoints if is_whole(path, path.read_bytes())), None)
+
+
+def _write(folder: Path, step: int, content: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getbuffer()
+    path = folder / f"step-{step:08d}-{checksum(data)}.pt"
+    write_atomically(path, data)
+    return path
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -49,6 +50,15 @@ class Journal:
         while self._file is not None and self._waiting:
             written = self._file.write(self._waiting)  # a disk that fills up takes a part of it
             del self._waiting[:written]
+
+    def sync(self) -> None:
+        """Writes everything so that it is there also after a power cut.
+
+        Raises: OSError where the disk does not take it.
+        """
+        self.flush()
+        if self._file is not None:
+            os.fsync(self._file)
 
     def close(self) -> None:
         """Closes the file."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 
-from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
+from raymi.engine.checkpoint import load_checkpoint, replace_checkpoints, save_checkpoint
 from raymi.errors import UserError
 from raymi.files import write_atomically
 
@@ -146,3 +148,33 @@ def test_loading_executes_no_code(tmp_path):
     save_checkpoint(tmp_path, 1, {"x": Malicious()}, 2)
     with pytest.raises(Exception, match=r"[Ww]eights.only"):
         load_checkpoint(tmp_path)
+
+
+class Killed(BaseException):
+    """A process that ends without a word."""
+
+
+@pytest.mark.parametrize("own", [(), (1, 2), (4, 5), (4, 6, 7), (6, 7)], ids=str)
+def test_what_takes_the_place_of_all_others_is_there_or_what_was_there(own, tmp_path, monkeypatch):
+    path_unlink = Path.unlink
+    for variant in range(4):  # of the same step, the new name comes before the old one or after it
+        for calls in range(len(own) + 1):
+            folder, left = tmp_path / f"{variant}-{calls}", iter(range(calls))
+            folder.mkdir()
+            old, new = save(folder, *own, keep=9), {"step": 5, "new": variant}
+
+            def unlink(path, old=old, left=left, **options):
+                if path in old and next(left, None) is None:
+                    raise Killed
+                path_unlink(path, **options)
+
+            killed = calls < len(own)
+            with monkeypatch.context() as patched:
+                patched.setattr(Path, "unlink", unlink)
+                with pytest.raises(Killed) if killed else nullcontext():
+                    replace_checkpoints(folder, 5, new)
+            found = load_checkpoint(folder)
+            assert found == new or (killed and found["step"] == own[-1])
+            replace_checkpoints(folder, 5, new)
+            assert load_checkpoint(folder) == new
+            assert len(list(folder.iterdir())) == 1
