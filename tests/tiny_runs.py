@@ -127,6 +127,17 @@ def tiny_run(
     return outcome
 
 
+def same(a: Any, b: Any) -> bool:
+    """Equality of nested values, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
 def dropout_net(num_classes: int, image_size: int) -> nn.Module:
     """A user's own network that draws from torch's global random state."""
     return nn.Sequential(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from gloo import run_ranks
 from safetensors.torch import load_file
-from test_loop import events, expect_equal_runs, same
-from tiny_runs import tiny_config, tiny_run, tiny_state
+from test_loop import events, expect_equal_runs
+from tiny_runs import same, tiny_config, tiny_run, tiny_state
 
 from raymi.engine.averaging import MovingAverage
 from raymi.engine.run_folder import RunFolder

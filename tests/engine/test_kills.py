@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from gloo import run_ranks
 from safetensors.torch import load_file
-from test_loop import DROPOUT, events, same
-from tiny_runs import tiny_config, tiny_run
+from test_loop import DROPOUT, events
+from tiny_runs import same, tiny_config, tiny_run
 
 from raymi.engine import loop, measurements
 from raymi.engine.checkpoint import load_checkpoint

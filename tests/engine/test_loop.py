@@ -9,7 +9,7 @@ import pytest
 import torch
 from gloo import run_ranks
 from safetensors.torch import load_file
-from tiny_runs import StoppingContext, tiny_config, tiny_run, tiny_splits, tiny_state
+from tiny_runs import StoppingContext, same, tiny_config, tiny_run, tiny_splits, tiny_state
 
 from raymi.engine import loop
 from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -30,17 +30,6 @@ RUNS = {
 
 def events(folder, kind):
     return [e for e in JournalReader(RunFolder(folder).journal).new_events() if e["kind"] == kind]
-
-
-def same(a, b):
-    """Equality of nested values, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
 
 
 def expect_equal_runs(one, other):

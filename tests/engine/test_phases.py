@@ -9,8 +9,8 @@ import pytest
 import torch
 from gloo import run_ranks
 from safetensors.torch import load_file
-from test_loop import DROPOUT, events, expect_equal_runs, same
-from tiny_runs import StoppingContext, steps_in_float64, tiny_config, tiny_run, tiny_state
+from test_loop import DROPOUT, events, expect_equal_runs
+from tiny_runs import StoppingContext, same, steps_in_float64, tiny_config, tiny_run, tiny_state
 
 from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.context import LocalContext

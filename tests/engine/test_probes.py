@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from gloo import run_ranks
-from test_loop import events, same
-from tiny_runs import own_group, tiny_config, tiny_run, tiny_splits, tiny_state
+from test_loop import events
+from tiny_runs import own_group, same, tiny_config, tiny_run, tiny_splits, tiny_state
 
 from raymi.collectives import Collectives
 from raymi.config import ProbeConfig

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gloo import run_ranks
-from test_loop import same
-from tiny_runs import steps_in_float64, tiny_config, tiny_state
+from tiny_runs import same, steps_in_float64, tiny_config, tiny_state
 
 from raymi.engine.weight_perturbation import WeightPerturbation
 from raymi.losses import at_loss
