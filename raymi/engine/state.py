@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from raymi.collectives import Collectives
-from raymi.config import Config
+from raymi.config import Config, MIConfig
 from raymi.counter_rng import random_key
 from raymi.data import Splits
 from raymi.engine.averaging import MovingAverage
@@ -125,7 +125,7 @@ class TrainState:
                 depth=config.model.depth,
             )
             torch.manual_seed(random_key(config.seed, "estimators"))
-            self.estimators = _build_estimators(config, splits)
+            self.estimators = build_estimators(config.mi, splits.num_classes, splits.image_size)
         for module in (self.model, self.estimators):
             if module is None:
                 continue
@@ -251,15 +251,18 @@ def check_format(content: dict[str, Any]) -> None:
         )
 
 
-def _build_estimators(config: Config, splits: Splits) -> MIEstimators | None:
-    mi = config.mi
+def build_estimators(mi: MIConfig, num_classes: int, image_size: int) -> MIEstimators | None:
+    """The estimators that a configuration asks for; None where it needs none.
+
+    Raises: UserError where the image is too small for them.
+    """
     if not mi.has_estimators:
         return None
 
     def critic() -> LocalDIM:
         return LocalDIM(
-            splits.num_classes,
-            splits.image_size,
+            num_classes,
+            image_size,
             hidden=mi.hidden,
             base_width=mi.base_width,
             depth=mi.depth,
