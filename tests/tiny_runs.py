@@ -103,7 +103,7 @@ class StoppingContext(LocalContext):
 
     def stop_requested(self) -> bool:
         if self.asked == self.stop_at and self.group.rank == 0:
-            self._stop.path.touch()
+            self._stop.files[0].touch()
         self.asked += 1
         return super().stop_requested()
 

@@ -195,9 +195,10 @@ class _Run:
 
     def _is_far_enough(self) -> bool:
         """Whether the run has come to where it was to stop, before its end."""
-        epoch, until = self.state.position.epoch, self.until_epoch
-        in_last_phase = self.state.phase == self.phases[-1]
-        return until is not None and in_last_phase and until <= epoch < self.config.optim.epochs
+        epoch, epochs = self.state.position.epoch, self.state.config.optim.epochs
+        if self.until_epoch is None or self.state.phase != self.phases[-1]:
+            return False
+        return self.until_epoch <= epoch < epochs
 
     def _begin_next_phase(self) -> None:
         """Gives what the phase has learnt to the next one, and to other runs."""

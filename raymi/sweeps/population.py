@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raymi.counter_rng import random_key
-from raymi.sweeps.space import RandomDraws, Space, Values
+from raymi.sweeps.space import Draws, Space, Values, random_draws
 
 LEAST = 2
 """Members that a population needs."""
@@ -61,7 +61,7 @@ def first_generation(space: Space, seed: int, size: int) -> tuple[Plan, ...]:
     if size < LEAST:
         raise ValueError(f"expected a population of at least {LEAST}, got {size}")
     keys = [random_key(seed, "member", member) for member in range(size)]
-    return tuple(Plan(member, space.draw(RandomDraws(key))) for member, key in enumerate(keys))
+    return tuple(Plan(member, space.random(key)) for member, key in enumerate(keys))
 
 
 def next_generation(
@@ -129,8 +129,8 @@ class _Near:
     def _is_anew(self, name: str) -> bool:
         return name not in self._values or self._random(name, "anew").random() < _RESAMPLED
 
-    def _anew(self, name: str) -> RandomDraws:
-        return RandomDraws(random_key(self._key, name, "value"))
+    def _anew(self, name: str) -> Draws:
+        return random_draws(random_key(self._key, name, "value"))
 
     def _factor(self, name: str) -> float:
         return self._random(name, "factor").choice(_FACTORS)

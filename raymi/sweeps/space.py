@@ -27,7 +27,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import optuna
 from pydantic import (
@@ -53,6 +53,26 @@ _KEYS = tuple(key for key, _ in leaves())
 _KINDS = ("log", "uniform", "integers", "choice")
 _TRIED = 20  # draws that are laid over a recipe to see whether they fit
 _STEPS = 3  # values of a number that a grid has where it names no number
+
+
+class Draws(Protocol):
+    """What chooses values, one parameter at a time: an `optuna.Trial`, say."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number in [low, high]."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """A whole number in [low, high]."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """One of the choices."""
+
+
+def random_draws(seed: int) -> Draws:
+    """Draws evenly; what it draws depends on the order in which it is asked."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.RandomSampler(seed % 2**32)
+    return optuna.create_study(sampler=sampler).ask()
 
 
 def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
@@ -92,7 +112,7 @@ class Parameter(BaseModel):
         """Whether each choice sets keys that it names, rather than being the value of one."""
         return isinstance(self.choice, dict)
 
-    def draw(self, name: str, draws: optuna.Trial) -> Any:
+    def draw(self, name: str, draws: Draws) -> Any:
         """A value."""
         if self.log is not None:
             return draws.suggest_float(name, *self.log, log=True)
@@ -167,7 +187,7 @@ class Space(BaseModel):
             *(_named(p) if p.sets_keys else {name} for name, p in self.parameters.items())
         )
 
-    def draw(self, draws: optuna.Trial) -> Values:
+    def draw(self, draws: Draws) -> Values:
         """The values of a trial; a parameter whose condition does not hold is not asked for."""
         values: Values = {}
         for name, parameter in self.parameters.items():
@@ -191,8 +211,7 @@ class Space(BaseModel):
 
     def random(self, seed: int) -> Values:
         """The values of a trial, drawn evenly."""
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        return self.draw(optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask())
+        return self.draw(random_draws(seed))
 
     @cached_property
     def _some(self) -> list[Values]:
