@@ -39,8 +39,7 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
     for other in others:
         if other not in earlier[-(keep - 1) :]:
             other.unlink(missing_ok=True)
-    for half_written in folder.glob(".step-*.tmp"):  # by a process that was killed meanwhile
-        half_written.unlink(missing_ok=True)
+    _remove_half_written(folder)
     return path
 
 
@@ -55,6 +54,7 @@ def replace_checkpoints(folder: Path, step: int, content: dict[str, Any]) -> Pat
     for other in _checkpoints(folder):  # the newest last
         if other != path:
             other.unlink()
+    _remove_half_written(folder)
     sync_folder(folder)
     return path
 
@@ -99,6 +99,12 @@ def _write(folder: Path, step: int, content: dict[str, Any]) -> Path:
     path = folder / f"step-{step:08d}-{checksum(data)}.pt"
     write_atomically(path, data)
     return path
+
+
+def _remove_half_written(folder: Path) -> None:
+    """What processes have left that were killed while they wrote."""
+    for half_written in folder.glob(".step-*.tmp"):
+        half_written.unlink(missing_ok=True)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
