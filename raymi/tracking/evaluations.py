@@ -15,6 +15,7 @@ from raymi.evaluation.question import name_of
 from raymi.evaluation.report import Report
 from raymi.overrides import as_typed
 from raymi.tracking import store
+from raymi.tracking.datasets import DataSet, link_datasets
 
 _LONGEST_TAG = 5000  # that every server of MLflow keeps
 _LONGEST_PART = 100
@@ -51,8 +52,8 @@ def log_evaluation(
     """
     client = store.connect(place.uri)
     key = name_of(report.question)
-    run_id = place.run_id if _has_run(client, place.run_id) else None
-    model_id = place.model_id if _has_model(client, place.model_id) else None
+    run_id = place.run_id if store.has_run(client, place.run_id) else None
+    model_id = place.model_id if store.has_model(client, place.model_id) else None
     own = run_id is None
     run_id = run_id or _own_run(client, report, key, experiment, home)
     said = f"raymi.eval.{key}"
@@ -60,7 +61,8 @@ def log_evaluation(
     names = list(_names(report))
     if set(names) <= set(told):
         return run_id
-    dataset = _link_dataset(client, run_id, report)
+    images = DataSet(report.data, report.question["images"], "eval")
+    (dataset,) = link_datasets(client, run_id, [images])
     prefix = metric_prefix(report, place.which)
     for metric, value in _metrics(report, prefix, told):
         client.log_metric(  # of the run, and of its model where there is one
@@ -149,43 +151,6 @@ def _cut(text: str, most: int) -> str:
 
 def _digits(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _has_run(client: Any, run_id: str | None) -> bool:
-    """Whether MLflow has a run, and nobody deleted it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return run_id is not None and client.get_run(run_id).info.lifecycle_stage == "active"
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-
-
-def _has_model(client: Any, model_id: str | None) -> bool:
-    """Whether MLflow has a logged model, and nobody deleted it."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return model_id is not None and client.get_logged_model(model_id) is not None
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-
-
-def _link_dataset(client: Any, run_id: str, report: Report) -> Any:
-    """The data set as an input of the run; the one that is there stays."""
-    from mlflow.data.http_dataset_source import HTTPDatasetSource
-    from mlflow.data.meta_dataset import MetaDataset
-    from mlflow.entities import DatasetInput, InputTag
-
-    source = HTTPDatasetSource(url=f"raymi:{report.data}")
-    digest = report.question["images"][:32]
-    dataset = MetaDataset(source, name=report.data, digest=digest)._to_mlflow_entity()
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "eval")])])
-    return dataset
 
 
 def _own_run(client: Any, report: Report, key: str, experiment: str, home: Path) -> str:

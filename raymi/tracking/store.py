@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -102,3 +102,26 @@ def experiment_id(client: Any, name: str, home: Path) -> str:
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return experiment.experiment_id
+
+
+def has_run(client: Any, run_id: str | None) -> bool:
+    """Whether MLflow has a run, and nobody deleted it."""
+    run = _get(client.get_run, run_id)
+    return run is not None and run.info.lifecycle_stage == "active"
+
+
+def has_model(client: Any, model_id: str | None) -> bool:
+    """Whether MLflow has a logged model, and nobody deleted it."""
+    return _get(client.get_logged_model, model_id) is not None
+
+
+def _get(find: Callable[[str], Any], key: str | None) -> Any:
+    """What has an id in MLflow; None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return None if key is None else find(key)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise

@@ -21,6 +21,7 @@ from raymi.engine.run_folder import RunFolder
 from raymi.files import write_atomically
 from raymi.overrides import flatten
 from raymi.tracking import store
+from raymi.tracking.datasets import DataSet, link_datasets
 from raymi.tracking.description import describe
 from raymi.tracking.models import NotExportable, log_model, register_model
 
@@ -166,7 +167,7 @@ class Tracker(threading.Thread):
             return
         if self._client is None:
             self._client = store.connect(self.uri)
-        if self.run_id is not None and not self._is_there(self.run_id):
+        if self.run_id is not None and not store.has_run(self._client, self.run_id):
             self._keep(**_NOTHING_DELIVERED)  # somebody deleted it: it is made anew
         if self.run_id is None:
             experiment = store.experiment_id(
@@ -181,16 +182,6 @@ class Tracker(threading.Thread):
             self._describe()
             self._keep(described=True)
         self._connected = True
-
-    def _is_there(self, run_id: str) -> bool:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return self._client.get_run(run_id).info.lifecycle_stage == "active"
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return False
-            raise
 
     def _create(self, experiment: str) -> Any:
         tags = {f"raymi.{k}": str(v) for k, v in self.about.items()}
@@ -235,25 +226,13 @@ class Tracker(threading.Thread):
             self._keep(probed=True)
 
     def _send_start(self, event: Event) -> None:
-        from mlflow.data.http_dataset_source import HTTPDatasetSource
-        from mlflow.data.meta_dataset import MetaDataset
-        from mlflow.entities import DatasetInput, InputTag
-
         facts = {k: event[k] for k in ("workers", "device", "torch", "version")}
         facts |= {f"parameters.{k}": v for k, v in event["parameters"].items()}
         for key, value in facts.items():
             self._client.set_tag(self.run_id, f"raymi.{key}", str(value))
         data = event["data"]
-        inputs = []
-        for split, digest in data["digests"].items():
-            dataset = MetaDataset(
-                HTTPDatasetSource(url=f"raymi:{data['name']}/{split}"),
-                name=f"{data['name']}-{split}",
-                digest=digest[:32],
-            )
-            tags = [InputTag("mlflow.data.context", split)]
-            inputs.append(DatasetInput(dataset._to_mlflow_entity(), tags))
-        self._client.log_inputs(self.run_id, inputs)
+        sets = [DataSet(f"{data['name']}-{k}", v, k) for k, v in data["digests"].items()]
+        link_datasets(self._client, self._state["run_id"], sets)
 
     def _log(self, event: Event, metrics: dict[str, Any], step: int | None = None) -> None:
         from mlflow.entities import Metric

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_runs
 import torch
+from mlflow_store import client, history, in_folder, runs
 from rich.console import Console
 
 from raymi import evaluate
 from raymi.attacks.catalogue import ATTACKS, Threat
 from raymi.attacks.suites import SUITES
-from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.finding import Finding
 from raymi.evaluation.report import Report
 from raymi.evaluation.robustness import Robustness
@@ -32,12 +31,9 @@ from raymi.orchestration.evaluation_plan import EvaluationPlan
 from raymi.orchestration.subjects import Found, find_subject
 from raymi.tracking import store
 from raymi.tracking.evaluations import Place, log_evaluation, metric_prefix
-from raymi.tracking.tracker import Tracker
 
 mlflow = pytest.importorskip("mlflow")
 
-ABOUT = {"id": "89abcdef", "recipe": "tiny", "command": "python -m raymi.train"}
-WAIT = 120.0  # seconds; only a failing test waits that long
 SECRET = "s3cr3t-of-this-test"
 IMAGES = "d" * 64
 LINF = Threat("linf", 8 / 255)
@@ -50,36 +46,13 @@ NAMES = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a store and a finished run."""
-    home = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in store._SETTINGS.items():
-            patch.setenv(name, value)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.chdir(home)
-        folder = RunFolder(home / "runs" / "mine")
-        settings = {"tracking.enabled": True, "tracking.registered_name": "tiny"}
-        tiny_runs.tiny_run(0, 1, folder.path, settings, [])
-        config = tiny_runs.tiny_config(settings)
-        folder.write_config(config)
-        tracker = Tracker(config, folder, ABOUT, home)
-        tracker.start()
-        assert tracker.close("FINISHED", WAIT), tracker.problem
-        yield home
-
-
 @pytest.fixture
 def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder: a store as that of `finished`, with the same run, and nothing else."""
     shutil.copy(finished / "mlflow.db", tmp_path)
     for told_before in finished.glob("mlruns/*/artifacts/evaluations"):
         shutil.rmtree(told_before)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for name, value in store._SETTINGS.items():
-        monkeypatch.setenv(name, value)
+    in_folder(tmp_path, monkeypatch)
     return tmp_path
 
 
@@ -127,46 +100,37 @@ def log(report: Report, place: Place, home: Path) -> str:
     return log_evaluation(report, place, experiment="raymi", home=home, files=[table])
 
 
-def client(home: Path) -> Any:
-    return store.connect(store.tracking_uri(home))
+def values(run_id: str, metric: str) -> list[float]:
+    return [value for _, value in history(run_id, metric)]
 
 
-def history(home: Path, run_id: str, metric: str) -> list[float]:
-    return [point.value for point in client(home).get_metric_history(run_id, metric)]
-
-
-def runs(home: Path) -> list[Any]:
-    experiments = [one.experiment_id for one in client(home).search_experiments()]
-    return list(client(home).search_runs(experiments))
-
-
-def state(home: Path) -> list[tuple[Any, ...]]:
+def state() -> list[tuple[Any, ...]]:
     """All that evaluations change in a store."""
     found: list[tuple[Any, ...]] = []
-    for run in runs(home):
-        lengths = {m: len(history(home, run.info.run_id, m)) for m in run.data.metrics}
+    for run in runs():
+        lengths = {m: len(values(run.info.run_id, m)) for m in run.data.metrics}
         inputs = [one.dataset.digest for one in run.inputs.dataset_inputs]
         found.append((run.info.run_id, run.info.status, lengths, run.data.tags, inputs))
-    for model in models(home):
+    for model in models():
         metrics = [(one.key, one.value, one.step) for one in model.metrics or ()]
         found.append((model.model_id, sorted(metrics), model.tags))
     return found
 
 
-def models(home: Path, only: str | None = None) -> list[Any]:
-    ids = [one.experiment_id for one in client(home).search_experiments()]
-    return list(client(home).search_logged_models(ids, only))
+def models(only: str | None = None) -> list[Any]:
+    ids = [one.experiment_id for one in client().search_experiments()]
+    return list(client().search_logged_models(ids, only))
 
 
-def artifacts(home: Path, run_id: str, path: str) -> set[str]:
-    return {one.path for one in client(home).list_artifacts(run_id, path)}
+def artifacts(run_id: str, path: str) -> set[str]:
+    return {one.path for one in client().list_artifacts(run_id, path)}
 
 
 def test_accuracies_are_on_the_run_and_on_its_logged_model(mine, home):
     report = report_of(home)
     run_id = log(report, place_of(mine, home), home)
     assert run_id == mine.run_id
-    run = client(home).get_run(run_id)
+    run = client().get_run(run_id)
     low, high = report.results[1].interval
     expected = {
         "eval/digits-test/linf_8_255/clean_acc": 0.75,
@@ -178,23 +142,23 @@ def test_accuracies_are_on_the_run_and_on_its_logged_model(mine, home):
     }
     assert expected.items() <= run.data.metrics.items()
     assert run.info.status == "FINISHED"
-    model = client(home).get_logged_model(mine.model_id)
+    model = client().get_logged_model(mine.model_id)
     of_model = {one.key: one for one in model.metrics if one.key.startswith("eval/")}
     assert expected.items() <= {key: one.value for key, one in of_model.items()}.items()
     assert {(one.dataset_name, one.dataset_digest) for one in of_model.values()} == {
         ("digits-test", IMAGES[:32])
     }
-    (better,) = models(home, "metrics.`eval/digits-test/linf_8_255/pgd-40_acc` > 0.49")
+    (better,) = models("metrics.`eval/digits-test/linf_8_255/pgd-40_acc` > 0.49")
     assert better.model_id == mine.model_id
-    assert not models(home, "metrics.`eval/digits-test/linf_8_255/pgd-40_acc` > 0.51")
+    assert not models("metrics.`eval/digits-test/linf_8_255/pgd-40_acc` > 0.51")
 
 
 def test_the_data_set_is_an_input_of_the_run_once(mine, home):
     place = place_of(mine, home)
-    before = client(home).get_run(mine.run_id).inputs.dataset_inputs
+    before = client().get_run(mine.run_id).inputs.dataset_inputs
     for names in (("pgd-40",), ("pgd-40", "fgsm")):
         log(report_of(home, names), place, home)
-    inputs = client(home).get_run(mine.run_id).inputs.dataset_inputs
+    inputs = client().get_run(mine.run_id).inputs.dataset_inputs
     assert len(inputs) == len(before) + 1
     (ours,) = [one for one in inputs if one.dataset.digest == IMAGES[:32]]
     assert ours.dataset.name == "digits-test"
@@ -208,11 +172,11 @@ def test_signs_of_false_robustness_are_tags_of_run_and_model(mine, home):
         "eval/digits-test/linf_8_255/check/outputs": "ok: the largest logit is 12",
         "eval/digits-test/linf_8_255/check/steps": "doubtful: FGSM breaks more than PGD",
     }
-    run = client(home).get_run(mine.run_id)
+    run = client().get_run(mine.run_id)
     assert expected.items() <= run.data.tags.items()
-    assert expected.items() <= client(home).get_logged_model(mine.model_id).tags.items()
+    assert expected.items() <= client().get_logged_model(mine.model_id).tags.items()
     assert run.data.metrics["eval/digits-test/linf_8_255/doubtful_checks"] == 1
-    (doubtful,) = models(home, "tags.`eval/digits-test/linf_8_255/false_robustness` = 'steps'")
+    (doubtful,) = models("tags.`eval/digits-test/linf_8_255/false_robustness` = 'steps'")
     assert doubtful.model_id == mine.model_id
 
 
@@ -221,35 +185,35 @@ def test_no_sign_is_said_too_but_not_where_nobody_looked(mine, home):
     log(report_of(home, findings=()), place, home)
     assert (
         "eval/digits-test/linf_8_255/false_robustness"
-        not in client(home).get_run(mine.run_id).data.tags
+        not in client().get_run(mine.run_id).data.tags
     )
     log(report_of(home), place, home)
-    tags = client(home).get_run(mine.run_id).data.tags
+    tags = client().get_run(mine.run_id).data.tags
     assert (
         tags["eval/digits-test/linf_8_255/false_robustness"]
         == "no sign of false robustness in 1 checks"
     )
-    assert history(home, mine.run_id, "eval/digits-test/linf_8_255/clean_acc") == [0.75]
+    assert values(mine.run_id, "eval/digits-test/linf_8_255/clean_acc") == [0.75]
 
 
 def test_report_and_outcomes_are_artifacts(mine, home):
     report = report_of(home)
     run_id = log(report, place_of(mine, home), home)
-    (folder,) = artifacts(home, run_id, "evaluations")
+    (folder,) = artifacts(run_id, "evaluations")
     assert folder.startswith("evaluations/mine-best-")
     expected = {f"{folder}/report.json", f"{folder}/outcomes.parquet"}
-    assert artifacts(home, run_id, folder) == expected
-    path = client(home).download_artifacts(run_id, f"{folder}/report.json", str(home))
+    assert artifacts(run_id, folder) == expected
+    path = client().download_artifacts(run_id, f"{folder}/report.json", str(home))
     assert json.loads(Path(path).read_text()) == json.loads(json.dumps(report.as_json()))
 
 
 def test_told_again_nothing_is_added(mine, home):
     place, report = place_of(mine, home), report_of(home, findings=(OUTPUTS, MASKED))
     log(report, place, home)
-    before = state(home)
+    before = state()
     assert log(report, place, home) == mine.run_id
     assert log(report_of(home, ()), place, home) == mine.run_id, "less of the same"
-    assert state(home) == before
+    assert state() == before
 
 
 def test_of_a_report_that_grew_only_the_new_results_are_added(mine, home):
@@ -257,11 +221,11 @@ def test_of_a_report_that_grew_only_the_new_results_are_added(mine, home):
     log(report_of(home), place, home)
     log(report_of(home, ("pgd-40", "fgsm")), place, home)
     prefix = "eval/digits-test/linf_8_255/"
-    for name, values in {"clean": [0.75], "pgd-40": [0.5], "fgsm": [19 / 40]}.items():
-        assert history(home, mine.run_id, f"{prefix}{name}_acc") == values
-    assert history(home, mine.run_id, f"{prefix}num") == [40]
-    (folder,) = artifacts(home, mine.run_id, "evaluations")
-    path = client(home).download_artifacts(mine.run_id, f"{folder}/report.json", str(home))
+    for name, value in {"clean": 0.75, "pgd-40": 0.5, "fgsm": 19 / 40}.items():
+        assert values(mine.run_id, f"{prefix}{name}_acc") == [value]
+    assert values(mine.run_id, f"{prefix}num") == [40]
+    (folder,) = artifacts(mine.run_id, "evaluations")
+    path = client().download_artifacts(mine.run_id, f"{folder}/report.json", str(home))
     assert len(json.loads(Path(path).read_text())["results"]) == 3
 
 
@@ -269,22 +233,22 @@ def test_a_report_of_other_attacks_leaves_the_one_before_it(mine, home):
     place = place_of(mine, home)
     log(report_of(home, ("pgd-40",)), place, home)
     log(report_of(home, ("fgsm",)), place, home)
-    folders = artifacts(home, mine.run_id, "evaluations")
+    folders = artifacts(mine.run_id, "evaluations")
     assert len(folders) == 2
-    before = state(home)
+    before = state()
     log(report_of(home, ("fgsm", "pgd-40")), place, home)
-    assert state(home) == before
+    assert state() == before
 
 
 def test_another_question_is_another_evaluation(mine, home):
     place = place_of(mine, home)
     for seed in (0, 1):
         log(report_of(home, seed=seed), place, home)
-    assert len(history(home, mine.run_id, "eval/digits-test/linf_8_255/pgd-40_acc")) == 2
+    assert len(values(mine.run_id, "eval/digits-test/linf_8_255/pgd-40_acc")) == 2
     log(report_of(home, threat=Threat("l2", 0.5)), place, home)
-    metrics = client(home).get_run(mine.run_id).data.metrics
+    metrics = client().get_run(mine.run_id).data.metrics
     assert metrics["eval/digits-test/l2_0.5/pgd-40_acc"] == 0.5
-    assert len(history(home, mine.run_id, "eval/digits-test/linf_8_255/pgd-40_acc")) == 2
+    assert len(values(mine.run_id, "eval/digits-test/linf_8_255/pgd-40_acc")) == 2
 
 
 def test_a_model_that_was_not_chosen_has_metrics_of_its_own(mine, home, finished):
@@ -295,44 +259,44 @@ def test_a_model_that_was_not_chosen_has_metrics_of_its_own(mine, home, finished
     assert (mine.variant, found.variant) == (None, other)
     log(report_of(home), place_of(mine, home), home)
     log(report_of(home, model="f" * 64), place_of(found, home), home)
-    assert history(home, mine.run_id, "eval/digits-test/linf_8_255/pgd-40_acc") == [0.5]
-    assert history(home, mine.run_id, f"eval/digits-test/linf_8_255/{other}/pgd-40_acc") == [0.5]
-    (with_it,) = models(home, f"metrics.`eval/digits-test/linf_8_255/{other}/pgd-40_acc` > 0")
+    assert values(mine.run_id, "eval/digits-test/linf_8_255/pgd-40_acc") == [0.5]
+    assert values(mine.run_id, f"eval/digits-test/linf_8_255/{other}/pgd-40_acc") == [0.5]
+    (with_it,) = models(f"metrics.`eval/digits-test/linf_8_255/{other}/pgd-40_acc` > 0")
     assert with_it.model_id == found.model_id != mine.model_id
 
 
 def test_a_classifier_that_mlflow_does_not_know_gets_one_run_of_its_own(home):
     place = Place(store.tracking_uri(home))
-    before = {run.info.run_id for run in runs(home)}
+    before = {run.info.run_id for run in runs()}
     first = log(report_of(home), place, home)
     assert first not in before
-    told = state(home)
+    told = state()
     assert log(report_of(home), place, home) == first
-    assert state(home) == told
+    assert state() == told
     assert log(report_of(home, ("pgd-40", "fgsm")), place, home) == first
-    assert {run.info.run_id for run in runs(home)} == {*before, first}
-    run = client(home).get_run(first)
+    assert {run.info.run_id for run in runs()} == {*before, first}
+    run = client().get_run(first)
     assert (run.info.status, run.info.run_name) == ("FINISHED", "evaluation of mine-best")
     assert run.data.metrics["eval/digits-test/linf_8_255/fgsm_acc"] == 19 / 40
-    assert client(home).get_experiment(run.info.experiment_id).name == "raymi"
+    assert client().get_experiment(run.info.experiment_id).name == "raymi"
     assert log(report_of(home, model="f" * 64), place, home) != first
 
 
 def test_its_own_run_is_never_that_of_a_training(mine, home):
     """A copy of a run's weights has the same digest, and so the same question."""
-    client(home).update_run(mine.run_id, status="RUNNING")
+    client().update_run(mine.run_id, status="RUNNING")
     log(report_of(home), place_of(mine, home), home)
     own = log(report_of(home), Place(store.tracking_uri(home)), home)
     assert own != mine.run_id
-    assert client(home).get_run(mine.run_id).info.status == "RUNNING"
+    assert client().get_run(mine.run_id).info.status == "RUNNING"
 
 
 def test_a_run_that_somebody_deleted_is_as_none(mine, home):
-    client(home).delete_run(mine.run_id)
-    client(home).delete_logged_model(mine.model_id)
+    client().delete_run(mine.run_id)
+    client().delete_logged_model(mine.model_id)
     own = log(report_of(home), place_of(mine, home), home)
     assert own != mine.run_id
-    assert client(home).get_run(own).info.status == "FINISHED"
+    assert client().get_run(own).info.status == "FINISHED"
     gone = Place(store.tracking_uri(home), "0" * 32, "m-" + "0" * 32)
     assert log(report_of(home), gone, home) == own
 
@@ -348,7 +312,7 @@ def test_a_logged_model_without_a_run_is_told_too(home):
     found = find_subject(f"models:/{info.model_id}", tiny_runs.tiny_config())
     assert found.run_id is None
     log(report_of(home), place_of(found, home), home)
-    (model,) = models(home, "metrics.`eval/digits-test/linf_8_255/theirs/pgd-40_acc` = 0.5")
+    (model,) = models("metrics.`eval/digits-test/linf_8_255/theirs/pgd-40_acc` = 0.5")
     assert model.model_id == info.model_id
 
 
@@ -357,16 +321,16 @@ def test_mlflow_takes_the_names_of_all_attacks_and_no_two_are_one(mine, home):
     long = tuple(transfer_name("pgd-40@2eps", 300 * "n" + end, "d" * 64) for end in "ab")
     names = tuple(dict.fromkeys([*NAMES, *long, *sorted(reported | set(ATTACKS))]))
     log(report_of(home, names), place_of(mine, home), home)
-    metrics = client(home).get_run(mine.run_id).data.metrics
+    metrics = client().get_run(mine.run_id).data.metrics
     told = {k: v for k, v in metrics.items() if re.match(r"eval/.*_acc$", k)}
     assert len(told) == len(names) + 1
     assert (
         metrics["eval/digits-test/linf_8_255/pgd-20_2eps_acc"]
         == (20 - names.index("pgd-20@2eps")) / NUM
     )
-    before = state(home)
+    before = state()
     log(report_of(home, names), place_of(mine, home), home)
-    assert state(home) == before
+    assert state() == before
 
 
 def test_any_name_of_a_model_can_be_part_of_a_metric(home):
@@ -378,8 +342,8 @@ def test_long_texts_are_cut_for_tags(mine, home):
     long = Finding("steps", True, 30_000 * "x")
     log(report_of(home, findings=(long,)), place_of(mine, home), home)
     for tags in (
-        client(home).get_run(mine.run_id).data.tags,
-        client(home).get_logged_model(mine.model_id).tags,
+        client().get_run(mine.run_id).data.tags,
+        client().get_logged_model(mine.model_id).tags,
     ):
         text = tags["eval/digits-test/linf_8_255/check/steps"]
         assert len(text) == 5000
@@ -453,10 +417,10 @@ def test_the_command_tells_mlflow_and_ends_well_without_it(home, monkeypatch, ca
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert evaluate.main(words) == 0
     assert "MLflow run of nets-net  " in capsys.readouterr().out
-    (own,) = [run for run in runs(home) if run.info.run_name == "evaluation of nets-net"]
+    (own,) = [run for run in runs() if run.info.run_name == "evaluation of nets-net"]
     assert own.info.status == "FINISHED"
     assert own.data.metrics["eval/digits-test-40/linf_8_255/num"] == 40
-    (folder,) = artifacts(home, own.info.run_id, "evaluations")
-    path = client(home).download_artifacts(own.info.run_id, f"{folder}/outcomes.parquet", str(home))
+    (folder,) = artifacts(own.info.run_id, "evaluations")
+    path = client().download_artifacts(own.info.run_id, f"{folder}/outcomes.parquet", str(home))
     rows = pq.read_table(path).to_pylist()
     assert sum(row["attack"] == "clean" for row in rows) == 40

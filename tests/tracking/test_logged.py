@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +11,22 @@ import numpy as np
 import pytest
 import tiny_runs
 import torch
+from mlflow_store import client
 from torch import nn
 
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.evaluation.program import Program
 from raymi.orchestration.subjects import Found, find_subject, needs_data
 from raymi.tracking import store
-from raymi.tracking.tracker import Tracker
 
 mlflow = pytest.importorskip("mlflow")
 
-ABOUT = {"id": "89abcdef", "recipe": "tiny", "command": "python -m raymi.train"}
-WAIT = 120.0  # seconds; only a failing test waits that long
-
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a store and a finished run, whose best model is registered as `tiny`."""
-    home = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in store._SETTINGS.items():
-            patch.setenv(name, value)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.chdir(home)
-        folder = RunFolder(home / "runs" / "mine")
-        settings = {"tracking.enabled": True, "tracking.registered_name": "tiny"}
-        tiny_runs.tiny_run(0, 1, folder.path, settings, [])
-        config = tiny_runs.tiny_config(settings)
-        folder.write_config(config)
-        tracker = Tracker(config, folder, ABOUT, home)
-        tracker.start()
-        assert tracker.close("FINISHED", WAIT), tracker.problem
-        client = store.connect(store.tracking_uri(home))
-        client.set_registered_model_alias("tiny", "champion", "1")
-        yield home
-
-
-@pytest.fixture
-def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(home)
-    return home
+def here(finished: Path) -> Path:
+    """A folder with a finished run, whose chosen model is the champion of `tiny`."""
+    client().set_registered_model_alias("tiny", "champion", "1")
+    return finished
 
 
 def find(name: str, **more: Any) -> Found:

@@ -7,14 +7,13 @@ import logging
 import os
 import shutil
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mlflow_store import WAIT, Outage, client, history, runs, wait_until
 from safetensors.torch import load_file, save_file
 
 from raymi.config import Config
@@ -29,36 +28,11 @@ from raymi.tracking.models import register_model
 from raymi.tracking.tracker import Tracker
 
 mlflow = pytest.importorskip("mlflow")
+pytestmark = pytest.mark.usefixtures("own_store")
 
 ABOUT = {"id": "0123abcd", "recipe": "quickstart", "command": "python -m raymi.train seed=3"}
 SIZE, CLASSES, MEAN, STD = 8, 10, [0.4] * 3, [0.3] * 3
 SECRET = "s3cr3t-of-this-test"
-WAIT = 60.0  # seconds; only a failing test waits that long
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with its tables: making them takes seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    store.connect(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture(autouse=True)
-def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[None]:
-    shutil.copy(empty_store, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    for name in store._SETTINGS:
-        monkeypatch.setenv(name, store._SETTINGS[name])
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(tracker, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(tracker, "_RETRY_SECONDS", (0.01, 0.02))
-    yield
-    for thread in threading.enumerate():
-        if isinstance(thread, Tracker):
-            thread._give_up.set()
-            thread._wake.set()
-            thread.join(WAIT)
 
 
 @pytest.fixture
@@ -138,27 +112,6 @@ def deliver(config: Config, folder: RunFolder, status: str) -> Tracker:
     return followed
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def client(folder: RunFolder) -> Any:
-    return store.connect(store.tracking_uri(folder.path.parents[1]))
-
-
-def runs(folder: RunFolder) -> list[Any]:
-    mlflow_client = client(folder)
-    experiments = [e.experiment_id for e in mlflow_client.search_experiments()]
-    return list(mlflow_client.search_runs(experiments))
-
-
-def history(folder: RunFolder, run_id: str | None, key: str) -> list[tuple[int, float]]:
-    return [(m.step, m.value) for m in client(folder).get_metric_history(run_id, key)]
-
-
 @pytest.mark.parametrize("status", ["KILLED", "FAILED"])
 def test_a_run_is_described_and_ends_with_its_status(
     config: Config, folder: RunFolder, status: str
@@ -166,7 +119,7 @@ def test_a_run_is_described_and_ends_with_its_status(
     write_start(folder)
     write_epoch(folder, 1)
     run_id = deliver(config, folder, status).run_id
-    run = client(folder).get_run(run_id)
+    run = client().get_run(run_id)
     assert (run.info.status, run.info.run_name) == (status, "mine")
     settings = flatten(json.loads(config.model_dump_json()))
     assert run.data.params == {key: str(value) for key, value in settings.items()}
@@ -182,7 +135,7 @@ def test_a_run_is_described_and_ends_with_its_status(
     assert "python -m raymi.train seed=3" in run.data.tags["mlflow.note.content"]
     inputs = {i.dataset.name: i.dataset.digest for i in run.inputs.dataset_inputs}
     assert inputs == {"digits-train": "a" * 32, "digits-test": "b" * 32}
-    assert [f.path for f in client(folder).list_artifacts(run_id)] == ["config.json"]
+    assert [f.path for f in client().list_artifacts(run_id)] == ["config.json"]
 
 
 def test_metrics_have_the_epoch_as_step(config: Config, folder: RunFolder) -> None:
@@ -190,10 +143,10 @@ def test_metrics_have_the_epoch_as_step(config: Config, folder: RunFolder) -> No
     write_epoch(folder, 1, loss=2.5)
     write_epoch(folder, 2, loss=1.5)
     run_id = deliver(config, folder, "KILLED").run_id
-    assert history(folder, run_id, "train/loss") == [(1, 2.5), (2, 1.5)]
-    assert history(folder, run_id, "train/mi/natural") == [(1, 0.5), (2, 0.5)]
-    assert history(folder, run_id, "val/robust_acc") == [(1, 0.6), (2, 0.7)]
-    assert history(folder, run_id, "lr") == [(1, 0.1), (2, 0.1)]
+    assert history(run_id, "train/loss") == [(1, 2.5), (2, 1.5)]
+    assert history(run_id, "train/mi/natural") == [(1, 0.5), (2, 0.5)]
+    assert history(run_id, "val/robust_acc") == [(1, 0.6), (2, 0.7)]
+    assert history(run_id, "lr") == [(1, 0.1), (2, 0.1)]
 
 
 def test_earlier_phases_have_metrics_of_their_own(config: Config, folder: RunFolder) -> None:
@@ -204,9 +157,9 @@ def test_earlier_phases_have_metrics_of_their_own(config: Config, folder: RunFol
             lr=0.1, images_per_s=100.0,
         )  # fmt: skip
     run_id = deliver(config, folder, "KILLED").run_id
-    assert history(folder, run_id, "pretraining/train/loss") == [(1, 2.0)]
-    assert history(folder, run_id, "estimators/train/loss") == [(1, 4.0)]
-    assert history(folder, run_id, "train/loss") == [(1, 6.0)]
+    assert history(run_id, "pretraining/train/loss") == [(1, 2.0)]
+    assert history(run_id, "estimators/train/loss") == [(1, 4.0)]
+    assert history(run_id, "train/loss") == [(1, 6.0)]
 
 
 def test_the_overfitting_gap_and_the_probes_are_metrics(config: Config, folder: RunFolder) -> None:
@@ -214,19 +167,19 @@ def test_the_overfitting_gap_and_the_probes_are_metrics(config: Config, folder: 
     write_evaluations(folder, config)
     write(folder, "probe", 2, which="best", estimates={"mi/natural_of_natural": 1.5})
     run_id = deliver(config, folder, "KILLED").run_id
-    assert history(folder, run_id, "test/robust_overfitting_gap") == [(2, pytest.approx(0.05))]
-    assert history(folder, run_id, "probe/mi/natural_of_natural") == [(2, 1.5)]
+    assert history(run_id, "test/robust_overfitting_gap") == [(2, pytest.approx(0.05))]
+    assert history(run_id, "probe/mi/natural_of_natural") == [(2, 1.5)]
 
 
 def test_events_arrive_while_the_run_goes_on(config: Config, folder: RunFolder) -> None:
     followed = follow(config, folder)
     wait_until(lambda: followed.run_id is not None)
-    assert client(folder).get_run(followed.run_id).info.status == "RUNNING"
+    assert client().get_run(followed.run_id).info.status == "RUNNING"
     write_epoch(folder, 1)
-    wait_until(lambda: history(folder, followed.run_id, "train/loss") == [(1, 1.5)])
+    wait_until(lambda: history(followed.run_id, "train/loss") == [(1, 1.5)])
     write_epoch(folder, 2)
     assert followed.close("KILLED", WAIT)
-    assert len(history(folder, followed.run_id, "train/loss")) == 2
+    assert len(history(followed.run_id, "train/loss")) == 2
 
 
 def test_epochs_that_are_replayed_are_delivered_once(config: Config, folder: RunFolder) -> None:
@@ -235,8 +188,8 @@ def test_epochs_that_are_replayed_are_delivered_once(config: Config, folder: Run
         write_epoch(folder, epoch, loss)
         write_start(folder)
     run_id = deliver(config, folder, "KILLED").run_id
-    assert history(folder, run_id, "train/loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
-    assert len(client(folder).get_run(run_id).inputs.dataset_inputs) == 2
+    assert history(run_id, "train/loss") == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert len(client().get_run(run_id).inputs.dataset_inputs) == 2
 
 
 def test_a_continued_run_goes_on_where_delivery_ended(config: Config, folder: RunFolder) -> None:
@@ -245,11 +198,11 @@ def test_a_continued_run_goes_on_where_delivery_ended(config: Config, folder: Ru
     write_epoch(folder, 1, loss=9.0)
     write_epoch(folder, 2)
     followed = follow(config, folder)
-    wait_until(lambda: client(folder).get_run(first).info.status == "RUNNING")
+    wait_until(lambda: client().get_run(first).info.status == "RUNNING")
     assert followed.close("FAILED", WAIT)
-    assert [run.info.run_id for run in runs(folder)] == [first]
-    assert history(folder, first, "train/loss") == [(1, 1.5), (2, 1.5)]
-    assert client(folder).get_run(first).info.status == "FAILED"
+    assert [run.info.run_id for run in runs()] == [first]
+    assert history(first, "train/loss") == [(1, 1.5), (2, 1.5)]
+    assert client().get_run(first).info.status == "FAILED"
 
 
 def test_a_run_is_found_again_by_our_id_where_its_number_was_lost(
@@ -259,8 +212,8 @@ def test_a_run_is_found_again_by_our_id_where_its_number_was_lost(
     first = deliver(config, folder, "KILLED").run_id
     folder.tracking.unlink()
     assert deliver(config, folder, "KILLED").run_id == first
-    assert len(runs(folder)) == 1
-    assert history(folder, first, "train/loss") == [(1, 1.5)]
+    assert len(runs()) == 1
+    assert history(first, "train/loss") == [(1, 1.5)]
 
 
 def test_another_run_is_another_run(config: Config, folder: RunFolder, tmp_path: Path) -> None:
@@ -269,7 +222,7 @@ def test_another_run_is_another_run(config: Config, folder: RunFolder, tmp_path:
     other.path.mkdir()
     other.write_config(config)
     assert follow(config, other, id="another").close("KILLED", WAIT)
-    assert {run.info.run_name for run in runs(folder)} == {"mine", "other"}
+    assert {run.info.run_name for run in runs()} == {"mine", "other"}
 
 
 def test_another_store_gets_everything_from_the_beginning(
@@ -286,28 +239,7 @@ def test_another_store_gets_everything_from_the_beginning(
     write_epoch(folder, 2)
     second = deliver(config, folder, "KILLED").run_id
     assert first != second
-    assert history(folder, second, "train/loss") == [(1, 1.5), (2, 1.5)]
-
-
-class Outage:
-    """Makes calls of the MLflow client fail while it lasts."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-        self.over = False
-        self.failures = 0
-        for name in names:
-            self._wrap(monkeypatch, name)
-
-    def _wrap(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        real = getattr(mlflow.MlflowClient, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if not self.over:
-                self.failures += 1
-                raise ConnectionError  # without a text
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(mlflow.MlflowClient, name, call)
+    assert history(second, "train/loss") == [(1, 1.5), (2, 1.5)]
 
 
 @pytest.mark.parametrize(
@@ -331,11 +263,11 @@ def test_what_a_store_refuses_for_a_while_is_delivered_later_and_once(
     assert len(told) == 2
     assert "does not take what it is sent (ConnectionError: )" in told[0]
     assert told[1] == "MLflow answers again"
-    (run,) = runs(folder)
+    (run,) = runs()
     assert len(run.data.params) > 60
     assert run.data.tags["raymi.workers"] == "2"
-    assert history(folder, followed.run_id, "train/loss") == [(1, 1.5), (2, 1.5)]
-    assert [f.path for f in client(folder).list_artifacts(run.info.run_id)] == ["config.json"]
+    assert history(followed.run_id, "train/loss") == [(1, 1.5), (2, 1.5)]
+    assert [f.path for f in client().list_artifacts(run.info.run_id)] == ["config.json"]
     assert len(run.inputs.dataset_inputs) == 2
 
 
@@ -351,9 +283,9 @@ def test_a_store_that_stays_away_holds_up_nobody_and_loses_nothing(
     followed.join(WAIT)  # as the end of its process would end it
     outage.over = True
     deliver(config, folder, "KILLED")
-    (run,) = runs(folder)
+    (run,) = runs()
     assert run.info.status == "KILLED"
-    assert history(folder, run.info.run_id, "train/loss") == [(1, 1.5)]
+    assert history(run.info.run_id, "train/loss") == [(1, 1.5)]
 
 
 def test_a_store_that_does_not_answer_is_told_without_its_password(
@@ -394,7 +326,7 @@ def test_numbers_that_are_not_finite_are_delivered(config: Config, folder: RunFo
     write_epoch(folder, 1, loss=float("inf"))
     write_epoch(folder, 2, loss=float("nan"))
     run_id = deliver(config, folder, "KILLED").run_id
-    steps = [step for step, _ in history(folder, run_id, "train/loss")]
+    steps = [step for step, _ in history(run_id, "train/loss")]
     assert steps == [1, 2]
 
 
@@ -428,7 +360,7 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
     assert (said.out, said.err) == ("", "")
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
-    run = client(folder).get_run(followed.run_id)
+    run = client().get_run(followed.run_id)
     assert run.info.status == "FINISHED"
     results = {
         "test/last/clean_acc": 0.95,
@@ -443,11 +375,11 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
     assert "| best | 1 | 95.0% (88.8-97.8) | 60.0% (50.2-69.1) |" in note
 
     assert followed.models["best"] == "models:/raymi-digits/1"
-    (version,) = client(folder).search_model_versions("name = 'raymi-digits'")
+    (version,) = client().search_model_versions("name = 'raymi-digits'")
     assert version.run_id == followed.run_id
     assert "60.0%" in version.description
     assert_models_give_the_logits_of_their_weights(config, folder, followed.models)
-    models = client(folder).search_logged_models([run.info.experiment_id])
+    models = client().search_logged_models([run.info.experiment_id])
     accuracies = {m.name: {a.key: a.value for a in m.metrics} for m in models}
     assert accuracies["best"]["test/pgd40_acc"] == 0.6
     assert accuracies["last"]["test/pgd40_acc"] == 0.55
@@ -455,12 +387,12 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
 
     again = deliver(config, folder, "FINISHED")  # a finished run, resumed
     assert again.models == followed.models
-    assert len(client(folder).search_logged_models([run.info.experiment_id])) == 2
-    assert len(client(folder).search_model_versions("name = 'raymi-digits'")) == 1
+    assert len(client().search_logged_models([run.info.experiment_id])) == 2
+    assert len(client().search_model_versions("name = 'raymi-digits'")) == 1
 
     best = followed._state["model_ids"]["best"]
-    other = client(folder).create_run(run.info.experiment_id).info.run_id
-    assert register_model(config, client(folder), other, best, "") == "models:/raymi-digits/2"
+    other = client().create_run(run.info.experiment_id).info.run_id
+    assert register_model(config, client(), other, best, "") == "models:/raymi-digits/2"
 
 
 def assert_models_give_the_logits_of_their_weights(
@@ -470,7 +402,7 @@ def assert_models_give_the_logits_of_their_weights(
     torch.manual_seed(9)
     x = torch.rand(5, 3, SIZE, SIZE)
     seen = []
-    with store.current(client(folder).tracking_uri), torch.no_grad():
+    with store.current(client().tracking_uri), torch.no_grad():
         for which, uri in models.items():
             local = mlflow.artifacts.download_artifacts(uri)
             assert not [p for p in Path(local).rglob("*") if p.suffix in (".pkl", ".pth")]
@@ -532,11 +464,11 @@ def test_the_store_is_the_named_one_or_a_file_at_home(
 
 def test_a_deleted_experiment_is_restored(config: Config, folder: RunFolder) -> None:
     first = deliver(config, folder, "KILLED").run_id
-    experiment = client(folder).get_run(first).info.experiment_id
-    client(folder).delete_experiment(experiment)
+    experiment = client().get_run(first).info.experiment_id
+    client().delete_experiment(experiment)
     folder.tracking.unlink()
     deliver(config, folder, "KILLED")
-    assert client(folder).get_experiment(experiment).lifecycle_stage == "active"
+    assert client().get_experiment(experiment).lifecycle_stage == "active"
 
 
 def test_the_journal_is_only_read(config: Config, folder: RunFolder) -> None:
@@ -552,11 +484,11 @@ def test_a_run_that_somebody_deleted_is_made_anew(config: Config, folder: RunFol
     write_start(folder)
     write_epoch(folder, 1)
     first = deliver(config, folder, "KILLED").run_id
-    client(folder).delete_run(first)
+    client().delete_run(first)
     write_epoch(folder, 2)
     second = deliver(config, folder, "KILLED").run_id
     assert second != first
-    assert [step for step, _ in history(folder, second, "train/loss")] == [1, 2]
+    assert [step for step, _ in history(second, "train/loss")] == [1, 2]
 
 
 def test_a_continued_run_stays_in_its_store_whatever_the_folder(
@@ -582,7 +514,7 @@ def test_steps_are_delivered_once_with_their_number(config: Config, folder: RunF
         journal.write("step", phase="classifier", epoch=0, global_step=step, metrics=loss)
     journal.close()
     run_id = deliver(config, folder, "KILLED").run_id
-    assert history(folder, run_id, "step/loss") == [(10, 10.0), (20, 20.0), (30, 30.0)]
+    assert history(run_id, "step/loss") == [(10, 10.0), (20, 20.0), (30, 30.0)]
 
 
 @pytest.mark.parametrize("name", ["a b é", "a%20b?x#y"])
