@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ _SETTINGS = {
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
 }
 
-
+_MOST_PARAMS = 100  # that MLflow takes at once
 _KEPT_IN_PATHS = "".join(chr(code) for code in range(32, 127) if chr(code) not in "%?#")
 
 
@@ -33,6 +33,15 @@ def tracking_uri(home: Path) -> str:
     named = os.environ.get("MLFLOW_TRACKING_URI")
     # MLflow decodes %XX, and takes ? and # for the end of a path.
     return named or f"sqlite:///{quote(str(home / 'mlflow.db'), safe=_KEPT_IN_PATHS)}"
+
+
+def address(kept: Mapping[str, Any], home: Path) -> str:
+    """Of the store that something is tracked in: the one that the user names, else the one that it
+    is in, else a file in `home`.
+
+    Args: kept, what its folder says of MLflow, with `uri` where it is in one.
+    """
+    return os.environ.get("MLFLOW_TRACKING_URI") or kept.get("uri") or tracking_uri(home)
 
 
 def without_password(uri: str) -> str:
@@ -102,6 +111,21 @@ def experiment_id(client: Any, name: str, home: Path) -> str:
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
     return experiment.experiment_id
+
+
+def find_run(client: Any, experiment: str, ours: str) -> Any:
+    """The run that has our id, in the experiment of an id; None where there is none."""
+    found = client.search_runs([experiment], f"tags.`raymi.id` = '{ours}'", max_results=1)
+    return found[0] if found else None
+
+
+def log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
+    """Parameters of a run, as text; any number of them."""
+    from mlflow.entities import Param
+
+    everything = [Param(key, str(value)) for key, value in params.items()]
+    for first in range(0, len(everything), _MOST_PARAMS):
+        client.log_batch(run_id, params=everything[first : first + _MOST_PARAMS])
 
 
 def has_run(client: Any, run_id: str | None) -> bool:

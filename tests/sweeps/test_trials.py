@@ -6,46 +6,14 @@ import pytest
 import torch
 from raymi_command import events
 from safetensors.torch import load_file
-from tiny_runs import TINY
+from tiny_sweeps import CPU, FIRST, begin, trained
 
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.sweeps.results import results
-from raymi.sweeps.settings import TuneConfig
 from raymi.sweeps.space import Space
-from raymi.sweeps.sweep import Definition, Measured, Run, Sweep, find_sweep, reached
+from raymi.sweeps.sweep import Measured, Run, find_sweep, reached
 from raymi.sweeps.trial import in_this_process, run_trial
-
-SPACE = Space(name="lr", description="", parameters={"optim.lr": {"log": (0.01, 0.1)}})
-SETTINGS = {k: v for k, v in TINY.items() if k != "optim.lr"} | {"optim.epochs": 3}
-CPU = torch.device("cpu")
-
-
-def begin(path, tune=None, seeds=(0,), space=SPACE, **settings):
-    definition = Definition(
-        id="0",
-        command="python -m raymi.tune",
-        space=space,
-        recipe="quickstart",
-        settings=SETTINGS | settings,
-        seeds=seeds,
-        tune=TuneConfig(**(tune or {})),
-    )
-    return Sweep.begin(path, definition)
-
-
-FIRST = Run(0, 0)
-
-
-def trained(sweep, run=FIRST, values=None, tell=None):
-    told = []
-
-    def note(metrics):
-        val = {key.removeprefix("val/"): value for key, value in metrics.items()}
-        told.append(Measured.of_epoch(metrics["epoch"], val))
-
-    train_run = in_this_process(CPU, sweep.stop_file, tell or note)
-    return run_trial(sweep, run, values or {"optim.lr": 0.05}, train_run), told
 
 
 def test_a_trial_is_a_run_that_leaves_the_test_set_alone(tmp_path):

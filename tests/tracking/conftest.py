@@ -12,7 +12,8 @@ import tiny_runs
 from mlflow_store import WAIT, in_folder
 
 from raymi.engine.run_folder import RunFolder
-from raymi.tracking import store, tracker
+from raymi.tracking import delivery, store
+from raymi.tracking.delivery import Delivery
 from raymi.tracking.tracker import Tracker
 
 pytest.importorskip("mlflow")
@@ -33,11 +34,11 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
     """An empty store in the current folder; nobody waits for it long."""
     shutil.copy(empty_store, tmp_path)
     in_folder(tmp_path, monkeypatch)
-    monkeypatch.setattr(tracker, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(tracker, "_RETRY_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(delivery, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(delivery, "_RETRY_SECONDS", (0.01, 0.02))
     yield
     for thread in threading.enumerate():
-        if isinstance(thread, Tracker):
+        if isinstance(thread, Delivery):
             thread._give_up.set()
             thread._wake.set()
             thread.join(WAIT)

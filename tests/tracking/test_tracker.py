@@ -22,7 +22,7 @@ from raymi.engine.run_folder import RunFolder
 from raymi.models import build_model
 from raymi.overrides import flatten
 from raymi.recipes import build_config
-from raymi.tracking import store, tracker
+from raymi.tracking import delivery, store, tracked_run
 from raymi.tracking.description import describe
 from raymi.tracking.models import register_model
 from raymi.tracking.tracker import Tracker
@@ -304,7 +304,7 @@ def test_a_store_that_does_not_answer_is_told_without_its_password(
 def test_closing_does_not_wait_for_the_next_try(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracker, "_RETRY_SECONDS", (WAIT, WAIT))
+    monkeypatch.setattr(delivery, "_RETRY_SECONDS", (WAIT, WAIT))
     outage = Outage(monkeypatch, "search_runs")
     followed = follow(config, folder)
     wait_until(lambda: outage.failures == 1)
@@ -371,7 +371,7 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
     }
     assert results.items() <= run.data.metrics.items()
     note = run.data.tags["mlflow.note.content"]
-    assert note == describe(config, ABOUT, followed._state["evaluations"])
+    assert note == describe(config, ABOUT, followed.tracked._state["evaluations"])
     assert "| best | 1 | 95.0% (88.8-97.8) | 60.0% (50.2-69.1) |" in note
 
     assert followed.models["best"] == "models:/raymi-digits/1"
@@ -390,7 +390,7 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
     assert len(client().search_logged_models([run.info.experiment_id])) == 2
     assert len(client().search_model_versions("name = 'raymi-digits'")) == 1
 
-    best = followed._state["model_ids"]["best"]
+    best = followed.tracked._state["model_ids"]["best"]
     other = client().create_run(run.info.experiment_id).info.run_id
     assert register_model(config, client(), other, best, "") == "models:/raymi-digits/2"
 
@@ -439,8 +439,8 @@ def test_models_are_logged_once_where_registration_fails_at_first(
             raise ConnectionError
         return "models:/mine/1"
 
-    monkeypatch.setattr(tracker, "log_model", log_model)
-    monkeypatch.setattr(tracker, "register_model", register_model)
+    monkeypatch.setattr(tracked_run, "log_model", log_model)
+    monkeypatch.setattr(tracked_run, "register_model", register_model)
     write_start(folder)
     write_evaluations(folder, config)
     followed = deliver(config, folder, "FINISHED")

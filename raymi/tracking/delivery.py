@@ -1,0 +1,92 @@
+"""What is brought to MLflow from a thread of its own: at once where the store answers, later where
+it does not, and nobody waits for it."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from raymi.tracking import store
+
+_POLL_SECONDS = 0.5
+_RETRY_SECONDS = (1.0, 30.0)  # first wait after a failure, longest one
+
+
+class Delivery(threading.Thread, ABC):
+    """Brings something to MLflow until it is closed, and tries again where the store fails.
+
+    Args:
+        uri: address of the store.
+        what: is delivered, in a word.
+        tell: shown a line when the store stops answering, and when it answers again.
+    """
+
+    def __init__(self, uri: str, what: str, tell: Callable[[str], None]) -> None:
+        super().__init__(daemon=True, name=f"mlflow-{what}")
+        self.uri, self.tell = uri, tell
+        self.problem: str | None = None
+        """Why the store does not take what it is sent; None where it does."""
+        self._what = what
+        self._connected = False
+        self._closing: str | None = None
+        self._delivered = threading.Event()
+        self._wake = threading.Event()
+        self._give_up = threading.Event()
+
+    @property
+    def answers(self) -> bool:
+        """Whether the store took the last thing that it was sent."""
+        return self._connected and self.problem is None
+
+    def close(self, status: str, timeout: float) -> bool:
+        """Delivers what is left, then sets the status in MLflow.
+
+        Args: status, FINISHED, KILLED or FAILED; timeout in seconds.
+        Returns: whether everything was delivered; what was not stays on disk.
+        """
+        self._closing = status
+        self._wake.set()
+        self.join(timeout)
+        self._give_up.set()
+        return self._delivered.is_set()
+
+    def run(self) -> None:
+        shortest, longest = _RETRY_SECONDS
+        wait = shortest
+        while not self._give_up.is_set():
+            closing = self._closing
+            try:
+                self._connect()
+                self._connected = True
+                self._deliver(closing)
+            except Exception as error:  # whatever the server or the network does, work goes on
+                self._say_problem(error)
+                # A close wakes us at once; from then on only its time limit counts.
+                (self._give_up if closing else self._wake).wait(wait)
+                wait = shortest if closing else min(2 * wait, longest)
+                continue
+            if self.problem is not None:
+                self.tell("MLflow answers again")
+            self.problem, wait = None, shortest
+            if closing:
+                self._delivered.set()
+                return
+            self._wake.wait(_POLL_SECONDS)
+
+    @abstractmethod
+    def _connect(self) -> None:
+        """Finds or makes in MLflow what is delivered to; called again and again."""
+
+    @abstractmethod
+    def _deliver(self, closing: str | None) -> None:
+        """Brings MLflow up to date, and sets the status there where it is closing."""
+
+    def _say_problem(self, error: Exception) -> None:
+        told = self.problem is not None
+        self.problem = store.in_one_line(error, self.uri)
+        if not told:
+            self.tell(
+                f"MLflow at {store.without_password(self.uri)} does not take what it is sent "
+                f"({self.problem}): the {self._what} goes on, and all of it is delivered later"
+            )

@@ -1,0 +1,240 @@
+"""A run in MLflow, as its journal tells it: in order, and each event once.
+
+What could not be delivered stays in the journal on disk; how far delivery got is kept beside it, so
+that a continued run, or whoever tries again, goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raymi.config import Config
+from raymi.engine.journal import JournalReader
+from raymi.engine.run_folder import RunFolder
+from raymi.files import write_atomically
+from raymi.overrides import flatten
+from raymi.tracking import store
+from raymi.tracking.datasets import DataSet, link_datasets
+from raymi.tracking.description import describe
+from raymi.tracking.models import NotExportable, log_model, register_model
+
+Event = dict[str, Any]
+_NOTHING_DELIVERED: dict[str, Any] = {
+    "run_id": None,
+    "described": False,
+    "offset": 0,
+    "step": 0,
+    "epoch_step": 0,
+    "evaluations": {},  # by name: "last", "best", with "-averaged" after it where weights were
+    "probed": False,
+    "model_ids": {},
+    "models": {},
+    "parent": None,
+    "ended": None,  # the status that it was closed with
+}
+
+
+class TrackedRun:
+    """A run's folder and its run in MLflow.
+
+    Args:
+        about: what is known of the run: `id` (ours, unique), `recipe`, `command`, tags.
+        home: folder of the local store where no server is named.
+        uri: of the store, None: that which the run is in, or where the user has one.
+        name: in MLflow; None: that of the folder.
+        parent: id of the MLflow run that it is part of.
+        params: more of them than the configuration, or other ones.
+        tell: shown a line where a model cannot be logged.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        about: Mapping[str, Any],
+        home: Path,
+        *,
+        uri: str | None = None,
+        name: str | None = None,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.config, self.folder, self.about, self.home = config, folder, about, home
+        self.tell = tell
+        kept = json.loads(folder.tracking.read_text()) if folder.tracking.is_file() else {}
+        self.uri: str = uri or store.address(kept, home)
+        """Address of the MLflow store."""
+        self._name, self._parent, self._params = name or folder.name, parent, params or {}
+        self._client: Any = None
+        self._connected = False
+        self._state = {"uri": self.uri, **_NOTHING_DELIVERED}
+        if kept.get("uri") == self.uri:  # another store gets everything from the beginning
+            self._state |= kept
+
+    @property
+    def run_id(self) -> str | None:
+        """The run in MLflow; None until it was found or made."""
+        return self._state["run_id"]
+
+    @property
+    def models(self) -> dict[str, str]:
+        """URIs of the logged models by name; of the chosen one, its registered version."""
+        return self._state["models"]
+
+    def is_delivered(self, status: str) -> bool:
+        """Whether all that is in the journal by now was delivered, and this status last."""
+        new = JournalReader(self.folder.journal, self._state["offset"]).new_events()
+        return (self._state["ended"], self._state["parent"], new) == (status, self._parent, [])
+
+    def deliver(self, status: str | None, tags: Mapping[str, str] | None = None) -> None:
+        """Brings MLflow up to date.
+
+        Args: status, FINISHED, KILLED or FAILED, where the run has ended; tags that it gets then.
+        Raises: whatever MLflow raises where the store does not answer.
+        """
+        self.connect()
+        journal = JournalReader(self.folder.journal, self._state["offset"])
+        for event in journal.new_events():
+            self._send(event)
+        if journal.offset != self._state["offset"]:
+            self._keep(offset=journal.offset)
+        if status is None:
+            return
+        evaluations = self._state["evaluations"]
+        text = describe(self.config, self.about, evaluations)
+        if status == "FINISHED" and evaluations:
+            try:
+                self._log_models(text)
+            except NotExportable as error:
+                self.tell(
+                    f"torch.export cannot trace this model ({error}): MLflow gets its weights as "
+                    "artifacts, and no model"
+                )
+                for which in evaluations:
+                    self._client.log_artifact(self.run_id, str(self.folder.weights(which)))
+        for tag, value in {**(tags or {}), "mlflow.note.content": text}.items():
+            self._client.set_tag(self.run_id, tag, value)
+        self._client.set_terminated(self.run_id, status)
+        self._keep(ended=status)
+
+    def connect(self) -> None:
+        """Finds or makes our run in MLflow, the first time.
+
+        Raises: whatever MLflow raises where the store does not answer.
+        """
+        if self._connected:
+            return
+        if self._client is None:
+            self._client = store.connect(self.uri)
+        if self.run_id is not None and not store.has_run(self._client, self.run_id):
+            self._keep(**_NOTHING_DELIVERED)  # somebody deleted it: it is made anew
+        if self.run_id is None:
+            experiment = store.experiment_id(
+                self._client, self.config.tracking.experiment, self.home
+            )
+            run = store.find_run(self._client, experiment, self.about["id"])
+            self._keep(run_id=(run or self._create(experiment)).info.run_id)
+        self._client.update_run(self.run_id, status="RUNNING")
+        if self._state["ended"] is not None:
+            self._keep(ended=None)
+        if not self._state["described"]:
+            self._describe()
+            self._keep(described=True)
+        if self._parent is not None:
+            self._client.set_tag(self.run_id, "mlflow.parentRunId", self._parent)
+            self._keep(parent=self._parent)
+        self._connected = True
+
+    def _create(self, experiment: str) -> Any:
+        tags = {f"raymi.{k}": str(v) for k, v in self.about.items()}
+        tags["mlflow.note.content"] = describe(self.config, self.about, {})
+        if self._parent is not None:
+            tags["mlflow.parentRunId"] = self._parent
+        return self._client.create_run(experiment, run_name=self._name, tags=tags)
+
+    def _describe(self) -> None:
+        settings = flatten(json.loads(self.config.model_dump_json())) | dict(self._params)
+        store.log_params(self._client, self._state["run_id"], settings)
+
+    def _send(self, event: Event) -> None:
+        """Delivers one event; a replayed one is left out."""
+        kind, phase, step = event["kind"], event["phase"], event["global_step"]
+        prefix = "" if phase == "classifier" else f"{phase}/"
+        if kind == "start":
+            self._send_start(event)
+        elif kind == "step" and step > self._state["step"]:
+            metrics = {f"{prefix}step/{k}": v for k, v in event["metrics"].items()}
+            self._log(event, metrics, step=step)
+            self._state["step"] = step  # kept on disk with the next epoch
+        elif kind == "epoch" and step > self._state["epoch_step"]:
+            metrics = {f"train/{k}": v for k, v in event["train"].items()}
+            metrics |= {f"val/{k}": v for k, v in event["val"].items()}
+            metrics |= {k: event[k] for k in ("lr", "images_per_s")}
+            self._log(event, {f"{prefix}{k}": v for k, v in metrics.items()})
+            self._keep(epoch_step=step)
+        elif kind == "evaluation" and event["which"] not in self._state["evaluations"]:
+            which, attack = event["which"], event["attack"]
+            name = f"pgd{attack['steps']}_acc"
+            values = {"clean_acc": event["clean"], name: event["robust"]}
+            metrics = {f"test/{which}/{k}": v for k, v in values.items()}
+            evaluations = {**self._state["evaluations"], which: event}
+            self._log(event, metrics | _overfitting_gap(evaluations, which))
+            self._keep(evaluations=evaluations)
+        elif kind == "probe" and not self._state["probed"]:
+            self._log(event, {f"probe/{k}": v for k, v in event["estimates"].items()})
+            self._keep(probed=True)
+
+    def _send_start(self, event: Event) -> None:
+        self._client.log_artifact(self.run_id, str(self.folder.config))
+        facts = {k: event[k] for k in ("workers", "device", "torch", "version")}
+        facts |= {f"parameters.{k}": v for k, v in event["parameters"].items()}
+        for key, value in facts.items():
+            self._client.set_tag(self.run_id, f"raymi.{key}", str(value))
+        data = event["data"]
+        sets = [DataSet(f"{data['name']}-{k}", v, k) for k, v in data["digests"].items()]
+        link_datasets(self._client, self._state["run_id"], sets)
+
+    def _log(self, event: Event, metrics: dict[str, Any], step: int | None = None) -> None:
+        from mlflow.entities import Metric
+
+        step = event["epoch"] if step is None else step
+        timestamp = int(1000 * event["time"])
+        self._client.log_batch(
+            self.run_id,
+            metrics=[Metric(k, float(v), timestamp, step) for k, v in metrics.items()],
+        )
+
+    def _log_models(self, text: str) -> None:
+        """Logs the evaluated models and registers the chosen one, each once."""
+        client, run_id, state = self._client, self._state["run_id"], self._state
+        events = JournalReader(self.folder.journal).new_events()
+        data = next(event["data"] for event in reversed(events) if event["kind"] == "start")
+        # The run shows the numbers of what was logged last: the chosen one.
+        evaluated = sorted(state["evaluations"], key=lambda k: state["evaluations"][k]["chosen"])
+        for which in evaluated:
+            if which not in state["model_ids"]:
+                evaluation = state["evaluations"][which]
+                made = log_model(self.config, self.folder, client, run_id, data, evaluation)
+                self._keep(model_ids={**state["model_ids"], which: made})
+        if not state["models"]:
+            chosen, ids = evaluated[-1], state["model_ids"]
+            version = register_model(self.config, client, run_id, ids[chosen], text)
+            uris = {which: f"models:/{made}" for which, made in ids.items()}
+            self._keep(models={**uris, chosen: version})
+
+    def _keep(self, **state: Any) -> None:
+        self._state |= state
+        write_atomically(self.folder.tracking, json.dumps(self._state).encode())
+
+
+def _overfitting_gap(evaluations: dict[str, Event], which: str) -> dict[str, float]:
+    """How much robust accuracy the last model has lost against the best, once both are known."""
+    suffix = which.removeprefix("best")
+    if not which.startswith("best") or f"last{suffix}" not in evaluations:
+        return {}
+    gap = evaluations[which]["robust"] - evaluations[f"last{suffix}"]["robust"]
+    return {f"test/robust_overfitting_gap{suffix}": gap}

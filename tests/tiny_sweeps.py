@@ -1,0 +1,56 @@
+"""Sweeps of trainings that last a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_runs import TINY
+
+from raymi.sweeps.settings import TuneConfig
+from raymi.sweeps.space import Space
+from raymi.sweeps.sweep import Definition, Measured, Run, Sweep
+from raymi.sweeps.trial import Ended, Report, in_this_process, run_trial
+
+SPACE = Space(name="lr", description="", parameters={"optim.lr": {"log": (0.01, 0.1)}})
+SETTINGS = {k: v for k, v in TINY.items() if k != "optim.lr"} | {"optim.epochs": 3}
+CPU = torch.device("cpu")
+FIRST = Run(0, 0)
+
+
+def begin(
+    path: Path,
+    tune: dict[str, Any] | None = None,
+    seeds: tuple[int, ...] = (0,),
+    space: Space = SPACE,
+    **settings: Any,
+) -> Sweep:
+    """A sweep over the learning rate."""
+    definition = Definition(
+        id="0",
+        command="python -m raymi.tune",
+        space=space,
+        recipe="quickstart",
+        settings=SETTINGS | settings,
+        seeds=seeds,
+        tune=TuneConfig(**(tune or {})),
+    )
+    return Sweep.begin(path, definition)
+
+
+def trained(
+    sweep: Sweep,
+    run: Run = FIRST,
+    values: dict[str, Any] | None = None,
+    tell: Report | None = None,
+) -> tuple[Ended, list[Measured]]:
+    """A run of a trial in this process, and what it told after each epoch."""
+    told = []
+
+    def note(metrics):
+        val = {key.removeprefix("val/"): value for key, value in metrics.items()}
+        told.append(Measured.of_epoch(metrics["epoch"], val))
+
+    train_run = in_this_process(CPU, sweep.stop_file, tell or note)
+    return run_trial(sweep, run, values or {"optim.lr": 0.05}, train_run), told
