@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raymi.config import Config
@@ -19,10 +19,12 @@ def describe(
     """
     parts = [f"```\n{about.get('command', '')}\n```"]
     if evaluations:
-        header, *rows = result_table(evaluations)
-        lines = [header, ("---",) * len(header), *rows]
-        parts += [
-            result_title(config, evaluations),
-            "\n".join(f"| {' | '.join(line)} |" for line in lines),
-        ]
+        parts += [result_title(config, evaluations), as_markdown(result_table(evaluations))]
     return "\n\n".join(parts)
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, whose first row is the header."""
+    header, *others = rows
+    lines = [header, ["---"] * len(header), *others]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

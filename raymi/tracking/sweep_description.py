@@ -1,0 +1,49 @@
+"""What a reader of MLflow sees first on a sweep."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raymi.display.summary import result_table, result_title
+from raymi.sweeps.study import Trial
+from raymi.sweeps.sweep import Sweep
+from raymi.sweeps.table import Row
+from raymi.tracking.description import as_markdown
+
+
+def describe_sweep(
+    sweep: Sweep,
+    rows: Sequence[Row] = (),
+    importance: Mapping[str, float] | None = None,
+    winner: Trial | None = None,
+    evaluations: Mapping[str, Mapping[str, Any]] | None = None,
+) -> str:
+    """Markdown: the commands that repeat and continue a sweep, what it searches, and what it found.
+
+    Args: rows, its trials; importance, fractions by the name of a parameter; winner, the trial that
+        was chosen; evaluations, the events of its journal, by the name of the model.
+    """
+    definition = sweep.definition
+    space = definition.space
+    again = f"python -m raymi.tune resume={shlex.quote(str(sweep.path))}"
+    parts = [
+        f"```\n{definition.command}\n```",
+        f"To continue it, or to bring the rest of it here:\n\n```\n{again}\n```",
+        f"{space.name} ({space.description}) on {definition.recipe}, {sweep.num_trials} trials",
+    ]
+    if rows:
+        states = Counter(row.state for row in rows)
+        parts.append(", ".join(f"{num} {state}" for state, num in states.items()))
+    if importance:
+        shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in importance.items())
+        parts.append(f"Differences between trials are due to: {shares}")
+    if winner is not None:
+        settings = " ".join(sweep.settings_in_words(winner))
+        parts.append(f"Chosen on validation: trial {winner.number}, {settings}")
+        if evaluations:
+            title = result_title(sweep.config_of(winner.values), evaluations)
+            parts += [title, as_markdown(result_table(evaluations))]
+    return "\n\n".join(parts)

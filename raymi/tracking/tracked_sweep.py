@@ -1,0 +1,217 @@
+"""The run of a whole sweep in MLflow: what it searches, how far it is, and what it found."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from raymi.display.summary import chosen_model
+from raymi.engine.journal import JournalReader
+from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError
+from raymi.files import write_atomically
+from raymi.overrides import flatten
+from raymi.sweeps.pictures import importance_picture, pareto_picture
+from raymi.sweeps.study import Trial
+from raymi.sweeps.sweep import Sweep
+from raymi.sweeps.table import Row, as_columns
+from raymi.tracking import store
+from raymi.tracking.provenance import provenance
+from raymi.tracking.sweep_description import describe_sweep
+from raymi.tracking.tracked_run import TrackedRun
+
+_TABLE = "trials.json"
+
+
+class _Point(NamedTuple):
+    """How far a sweep was when some trials had ended: the highest robust accuracy on validation and
+    the epochs of these trials; when that was."""
+
+    ended: int
+    best: float | None
+    epochs: int
+    time: float
+
+
+class TrackedSweep:
+    """A sweep's folder and its run in MLflow, which is the parent of those of the trials.
+
+    Args:
+        home: folder of the local store where no server is named.
+        tell: shown a line where the winner's model cannot be logged.
+    """
+
+    def __init__(self, sweep: Sweep, home: Path, tell: Callable[[str], None]) -> None:
+        self.sweep, self.home, self.tell = sweep, home, tell
+        self._place = sweep.path / "tracking.json"
+        kept = json.loads(self._place.read_text()) if self._place.is_file() else {}
+        self.uri: str = store.address(kept, home)
+        """Address of the MLflow store."""
+        self.run_id: str | None = None
+        """The run in MLflow; None until it was found or made."""
+        self._about: dict[str, str] = {}
+        self._client: Any = None
+        self._ended: dict[int, _Point] = {}
+        self._points_sent = 0
+
+    def connect(self) -> None:
+        """Finds or makes the run, the first time.
+
+        Raises: whatever MLflow raises where the store does not answer.
+        """
+        if self.run_id is not None:
+            return
+        definition = self.sweep.definition
+        if not self._about:
+            self._about = {"recipe": definition.recipe, **provenance(definition.command)}
+        if self._client is None:
+            self._client = store.connect(self.uri)
+        experiment = store.experiment_id(
+            self._client, self.sweep.config_of({}).tracking.experiment, self.home
+        )
+        run = store.find_run(self._client, experiment, definition.id)
+        if run is None:
+            about = {**self._about, "id": definition.id, "space": definition.space.name}
+            tags = {f"raymi.{key}": text for key, text in about.items()}
+            tags["mlflow.note.content"] = describe_sweep(self.sweep)
+            run = self._client.create_run(experiment, run_name=self.sweep.name, tags=tags)
+        write_atomically(self._place, json.dumps({"uri": self.uri}).encode())
+        self._describe(run.info.run_id)
+        self._points_sent = int(run.data.metrics.get("trials_ended", 0))
+        self.run_id = run.info.run_id
+
+    def _describe(self, run_id: str) -> None:
+        definition = self.sweep.definition
+        tune = definition.tune.model_dump()
+        settings = {"recipe": definition.recipe, "space": definition.space.name}
+        settings |= {f"tune.{key}": value for key, value in tune.items()}
+        store.log_params(self._client, run_id, definition.settings | settings)
+        self._client.log_artifact(run_id, str(self.sweep.path / "sweep.json"))
+        space = definition.space.model_dump(mode="json", exclude_defaults=True)
+        self._client.log_dict(run_id, space, "space.json")
+        self._client.update_run(run_id, status="RUNNING")
+
+    def child(self, trial: Trial) -> TrackedRun:
+        """The run of a trial, whose folder is made where its process has not done so yet."""
+        number, definition = trial.number, self.sweep.definition
+        params = {f"swept.{name}": value for name, value in trial.values.items()}
+        try:
+            config = self.sweep.config_of(trial.values, number)
+        except UserError:  # the trial fails by the same; it is shown with what it drew
+            config = self.sweep.config_of({}, number)
+            params |= flatten(definition.space.settings(trial.values))
+        folder = self.sweep.folder_of(number)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        about = {
+            **self._about,
+            "id": f"{definition.id}-{number}",
+            "sweep": self.sweep.name,
+            "trial": number,
+        }
+        return TrackedRun(
+            config,
+            folder,
+            about,
+            self.home,
+            uri=self.uri,
+            name=f"{self.sweep.name}/{folder.name}",
+            parent=self.run_id,
+            params=params,
+            tell=self.tell,
+        )
+
+    def send_progress(self, trials: Iterable[Trial]) -> None:
+        """Brings the curves of the sweep up to date: a point for each trial that has ended.
+
+        Raises: whatever MLflow raises where the store does not answer.
+        """
+        from mlflow.entities import Metric
+
+        new = [one for one in trials if one.state != "running" and one.number not in self._ended]
+        for trial in sorted(new, key=lambda one: self._last_seen(one.number)):
+            self._ended[trial.number] = self._next_point(trial.number)
+        for point in list(self._ended.values())[self._points_sent :]:
+            values: dict[str, float] = {"trials_ended": point.ended, "epochs": point.epochs}
+            if point.best is not None:
+                values["best/val_robust_acc"] = point.best
+            when = int(1000 * point.time)
+            metrics = [Metric(key, v, when, point.ended) for key, v in values.items()]
+            self._client.log_batch(self.run_id, metrics=metrics)
+            self._points_sent = point.ended
+
+    def _next_point(self, number: int) -> _Point:
+        start = _Point(0, None, 0, self._last_seen(number))
+        before = list(self._ended.values())[-1] if self._ended else start
+        reached = self.sweep.measured(number)
+        best, epochs = before.best, before.epochs
+        if reached:
+            best = max(reached[-1].robust, best or 0.0)
+            epochs += reached[-1].epoch
+        return _Point(before.ended + 1, best, epochs, max(before.time, self._last_seen(number)))
+
+    def _last_seen(self, number: int) -> float:
+        """When a trial's run last wrote; of one that never did, when the sweep began."""
+        journal = self.sweep.folder_of(number).journal
+        return (journal if journal.is_file() else self.sweep.path / "sweep.json").stat().st_mtime
+
+    def conclude(
+        self,
+        status: str,
+        rows: Sequence[Row],
+        importance: Mapping[str, float],
+        winner: Trial | None,
+    ) -> None:
+        """Tells what the sweep has found by now, and sets the run's status.
+
+        Args: importance, fractions by the name of a parameter, empty where it is not known; winner,
+            the trial that was chosen.
+        Raises: whatever MLflow raises where the store does not answer.
+        """
+        client, run_id = self._client, self.run_id
+        header, lines = as_columns(rows)
+        client.log_text(run_id, _csv(header, lines), "trials.csv")
+        client.log_text(run_id, json.dumps({"columns": header, "data": lines}), _TABLE)
+        tables = json.dumps([{"path": _TABLE, "type": "table"}])
+        client.set_tag(run_id, "mlflow.loggedArtifacts", tables)  # so that its UI shows it as one
+        client.log_figure(run_id, pareto_picture(self.sweep.name, rows), "pareto.png")
+        if importance:
+            client.log_dict(run_id, dict(importance), "importance.json")
+            picture = importance_picture(self.sweep.name, importance)
+            client.log_figure(run_id, picture, "importance.png")
+        evaluations: dict[str, Any] = {}
+        if winner is not None:
+            evaluations = _evaluations(self.sweep.folder_of(winner.number))
+            self._tell_winner(winner, evaluations)
+        text = describe_sweep(self.sweep, rows, importance, winner, evaluations)
+        client.set_tag(run_id, "mlflow.note.content", text)
+        client.set_terminated(run_id, status)
+
+    def _tell_winner(self, winner: Trial, evaluations: Mapping[str, Any]) -> None:
+        tags = {"raymi.winner": str(winner.number)}
+        tags["raymi.winner_settings"] = " ".join(self.sweep.settings_in_words(winner))
+        if evaluations:
+            chosen = chosen_model(evaluations)
+            event, models = evaluations[chosen], self.child(winner).models
+            if chosen in models:
+                tags["raymi.winner_model"] = models[chosen]
+            robust = f"test/pgd{event['attack']['steps']}_acc"
+            when = int(1000 * event["time"])
+            for key, value in (("test/clean_acc", event["clean"]), (robust, event["robust"])):
+                self._client.log_metric(self.run_id, key, value, timestamp=when, step=0)
+        for tag, text in tags.items():
+            self._client.set_tag(self.run_id, tag, text)
+
+
+def _evaluations(folder: RunFolder) -> dict[str, Any]:
+    events = JournalReader(folder.journal).new_events()
+    return {event["which"]: event for event in events if event["kind"] == "evaluation"}
+
+
+def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *lines])
+    return text.getvalue()

@@ -1,0 +1,386 @@
+"""Real trials of tiny sweeps in a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+from mlflow_store import WAIT, Outage, client, history, runs, wait_until
+from raymi_command import events
+from tiny_sweeps import CPU, begin, trained
+
+from raymi.engine.context import LocalContext
+from raymi.engine.loop import train
+from raymi.sweeps.space import Space
+from raymi.sweeps.study import Study, Trial
+from raymi.sweeps.sweep import Sweep
+from raymi.tracking import store
+from raymi.tracking.sweeps import SweepTracker
+
+mlflow = pytest.importorskip("mlflow")
+pytestmark = pytest.mark.usefixtures("own_store")
+
+TWO_KEYS = Space(
+    name="two",
+    description="how fast, and how wide",
+    parameters={
+        "optim.lr": {"log": (0.01, 0.1)},
+        "width": {"choice": {"thin": {"model.width": 0.25}, "wide": {"model.width": 0.5}}},
+    },
+)
+TUNE = {"trials": 4, "search": "random"}
+SECRET = "s3cr3t-of-this-test"
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return begin(tmp_path / "sweeps" / "mine", TUNE, TWO_KEYS, **{"optim.epochs": 2})
+
+
+class Driver:
+    """What the driver of a sweep does, without Ray: draws, trains and tells."""
+
+    def __init__(self, sweep: Sweep, study: Study | None = None) -> None:
+        self.sweep, self.study = sweep, study or sweep.study()
+        self.told: list[str] = []
+        self.tracker = SweepTracker(sweep, self.study, Path.cwd(), self.told.append)
+        self.tracker.start()
+
+    def tell(self, kind: str, number: int) -> None:
+        self.tracker.news(kind, self.study[number])
+
+    def ask(self) -> Trial:
+        trial = self.study.ask()
+        self.tell("began", trial.number)
+        return trial
+
+    def finish(self, trial: Trial | None = None) -> Trial:
+        trial = trial or self.ask()
+        ended, told = trained(self.sweep, trial.number, trial.values)
+        assert ended.how == "finished"
+        self.study.finish(trial.number, [told[-1].robust])
+        self.tell("finished", trial.number)
+        return trial
+
+    def stop(self, trial: Trial) -> None:
+        """As others are ahead after its first epoch."""
+        self.pause(trial)
+        self.study.stop(trial.number)
+        self.tell("stopped", trial.number)
+
+    def pause(self, trial: Trial) -> None:
+        ended, _ = trained(
+            self.sweep, trial.number, trial.values, lambda _: self.sweep.stop_file.touch()
+        )
+        self.sweep.stop_file.unlink()
+        assert ended.how == "paused"
+        self.tell("paused", trial.number)
+
+    def fail(self, trial: Trial, reason: str) -> None:
+        self.study.fail(trial.number, reason)
+        self.tell("failed", trial.number)
+
+    def close(self, status: str = "FINISHED", winner: int | None = None) -> None:
+        assert self.tracker.close(status, WAIT, winner), self.tracker.problem
+
+    def evaluate(self, trial: Trial) -> dict[str, Any]:
+        """The event of the model that is chosen."""
+        config = self.sweep.config_of(trial.values, trial.number)
+        folder = self.sweep.folder_of(trial.number)
+        assert train(config, LocalContext(CPU, folder.stop_file), folder).finished
+        (chosen,) = [one for one in events(folder.path, "evaluation") if one["chosen"]]
+        return chosen
+
+
+def in_mlflow() -> tuple[Any, dict[str, Any]]:
+    """The run of the sweep, and those of its trials by name."""
+    (parent,) = [run for run in runs() if run.info.run_name == "mine"]
+    ours = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"  # as MLflow's UI nests them
+    found = client().search_runs([parent.info.experiment_id], ours)
+    children = {run.info.run_name: run for run in found}
+    assert len(runs()) == len(found) + 1 == len(children) + 1
+    return parent, children
+
+
+def values(run: Any, metric: str) -> list[tuple[int, float]]:
+    return history(run.info.run_id, metric)
+
+
+def artifact(run: Any, name: str) -> Path:
+    return Path(client().download_artifacts(run.info.run_id, name))
+
+
+def test_a_sweep_is_a_run_with_a_child_for_each_trial(sweep):
+    driver = Driver(sweep)
+    first = driver.finish()
+    behind, broken = driver.ask(), driver.ask()
+    driver.stop(behind)
+    driver.fail(broken, "expected finite losses, got nan")
+    driver.close("KILLED")
+    parent, children = in_mlflow()
+    assert parent.info.status == "KILLED"
+    assert parent.data.params["space"] == "two"
+    assert parent.data.params["recipe"] == "quickstart"
+    assert parent.data.params["tune.search"] == "random"
+    assert parent.data.params["optim.epochs"] == "2"
+    assert parent.data.tags["raymi.id"] == sweep.definition.id
+    assert f"resume={sweep.path}" in parent.data.tags["mlflow.note.content"]
+    assert json.loads(artifact(parent, "sweep.json").read_text())["recipe"] == "quickstart"
+    assert Space.model_validate_json(artifact(parent, "space.json").read_text()) == TWO_KEYS
+    states = {
+        "mine/0000": ("FINISHED", "finished", None),
+        "mine/0001": ("FINISHED", "stopped", None),
+        "mine/0002": ("FAILED", "failed", "expected finite losses, got nan"),
+    }
+    assert states == {
+        name: (run.info.status, run.data.tags["raymi.state"], run.data.tags.get("raymi.reason"))
+        for name, run in children.items()
+    }
+    run = children["mine/0000"]
+    assert run.data.params["optim.lr"] == run.data.params["swept.optim.lr"]
+    assert run.data.params["optim.lr"] == str(first.values["optim.lr"])
+    assert run.data.params["swept.width"] == first.values["width"]
+    width = {"thin": "0.25", "wide": "0.5"}[first.values["width"]]
+    assert run.data.params["model.width"] == width
+    assert run.data.params["attack.steps"] == "2"
+    assert (run.data.tags["raymi.sweep"], run.data.tags["raymi.trial"]) == ("mine", "0")
+    robust = [event["val"]["robust_acc"] for event in events(sweep.folder_of(0).path, "epoch")]
+    assert values(run, "val/robust_acc") == [(1, robust[0]), (2, robust[1])]
+    assert len(values(children["mine/0001"], "val/robust_acc")) == 1
+    assert not client().search_logged_models([parent.info.experiment_id])
+    assert driver.told == []
+
+
+def test_all_is_seen_while_the_sweep_goes_on(sweep):
+    driver = Driver(sweep)
+    trial = driver.ask()
+    wait_until(lambda: driver.tracker.run_id is not None and len(runs()) == 2)
+    parent, children = in_mlflow()
+    assert (parent.info.status, children["mine/0000"].info.status) == ("RUNNING", "RUNNING")
+    driver.pause(trial)
+    wait_until(lambda: values(children["mine/0000"], "val/robust_acc") != [])
+    wait_until(lambda: in_mlflow()[1]["mine/0000"].info.status == "KILLED")
+    assert values(parent, "trials_ended") == []
+    driver.tell("began", trial.number)
+    driver.finish(trial)
+    wait_until(lambda: values(parent, "trials_ended") == [(1, 1)])
+    wait_until(lambda: in_mlflow()[1]["mine/0000"].info.status == "FINISHED")
+    assert in_mlflow()[0].info.status == "RUNNING"
+    assert values(parent, "epochs") == [(1, 2)]
+    assert values(parent, "best/val_robust_acc") == [(1, sweep.measured(0)[-1].robust)]
+    assert [step for step, _ in values(children["mine/0000"], "val/robust_acc")] == [1, 2]
+    driver.close("KILLED")
+
+
+def test_curves_of_the_sweep_have_a_point_for_each_trial_that_ended(sweep):
+    driver = Driver(sweep)
+    driver.finish()
+    driver.fail(driver.ask(), "out of memory")
+    driver.finish()
+    driver.close("KILLED")
+    parent, _ = in_mlflow()
+    first, last = (sweep.measured(number)[-1].robust for number in (0, 2))
+    assert values(parent, "trials_ended") == [(1, 1), (2, 2), (3, 3)]
+    assert values(parent, "epochs") == [(1, 2), (2, 2), (3, 4)]
+    best = [(1, first), (2, first), (3, max(first, last))]
+    assert values(parent, "best/val_robust_acc") == best
+
+
+def test_a_failure_before_anything_was_reached_is_told(sweep):
+    driver = Driver(sweep)
+    driver.fail(driver.ask(), "its process died again and again")
+    driver.close()
+    parent, children = in_mlflow()
+    assert children["mine/0000"].data.tags["raymi.reason"] == "its process died again and again"
+    assert values(parent, "trials_ended") == [(1, 1)]
+    assert values(parent, "best/val_robust_acc") == []
+
+
+def test_what_a_sweep_found_is_on_its_run(sweep):
+    driver = Driver(sweep)
+    for _ in range(4):
+        driver.finish()
+    importance = driver.study.importance()
+    (winner, *_) = driver.study.front()
+    event = driver.evaluate(winner)
+    driver.close(winner=winner.number)
+    parent, children = in_mlflow()
+    assert parent.info.status == "FINISHED"
+    reached = [sweep.measured(number)[-1] for number in range(4)]
+    table = pandas.read_csv(artifact(parent, "trials.csv"))
+    columns = ["trial", "state", "optim.lr", "width", "epochs", "clean", "robust", "reason"]
+    assert list(table.columns) == columns
+    assert table["robust"].tolist() == [one.robust for one in reached]
+    assert table["optim.lr"].tolist() == [trial.values["optim.lr"] for trial in driver.study]
+    with store.current(client().tracking_uri):
+        experiment = parent.info.experiment_id
+        shown = client().load_table(experiment, "trials.json", run_ids=[parent.info.run_id])
+    assert shown["robust"].tolist() == pytest.approx(table["robust"].tolist())
+    assert json.loads(artifact(parent, "importance.json").read_text()) == importance
+    assert set(importance) == {"optim.lr", "width"}
+    for picture in ("pareto.png", "importance.png"):
+        assert artifact(parent, picture).read_bytes().startswith(b"\x89PNG")
+    tags = parent.data.tags
+    assert tags["raymi.winner"] == str(winner.number)
+    assert tags["raymi.winner_model"] == "models:/raymi-digits/1"
+    (version,) = client().search_model_versions("name = 'raymi-digits'")
+    assert version.run_id == children[f"mine/{winner.number:04d}"].info.run_id
+    assert values(parent, "test/pgd2_acc") == [(0, event["robust"])]
+    assert values(parent, "test/clean_acc") == [(0, event["clean"])]
+    note = tags["mlflow.note.content"]
+    assert f"Chosen on validation: trial {winner.number}, optim.lr=" in note
+    assert "digits, 40 test images" in note
+
+
+def test_a_sweep_that_is_continued_delivers_everything_once(sweep):
+    driver = Driver(sweep)
+    driver.finish()
+    cut = driver.ask()
+    driver.pause(cut)
+    driver.close("KILLED")
+    before, children = in_mlflow()
+    assert children["mine/0001"].info.status == "KILLED"
+    again = Driver(sweep)
+    (left,) = again.study.unfinished()
+    again.tell("began", left.number)
+    again.finish(left)
+    again.close(winner=0)
+    for _ in range(2):  # nothing is new
+        Driver(sweep).close(winner=0)
+    parent, children = in_mlflow()
+    assert parent.info.run_id == before.info.run_id
+    assert {run.info.status for run in [parent, *children.values()]} == {"FINISHED"}
+    for run in children.values():
+        assert [step for step, _ in values(run, "val/robust_acc")] == [1, 2]
+    assert values(parent, "trials_ended") == [(1, 1), (2, 2)]
+    assert len(pandas.read_csv(artifact(parent, "trials.csv"))) == 2
+    assert parent.data.tags["raymi.winner"] == "0"
+
+
+def test_a_winner_that_is_evaluated_in_a_later_process_is_registered_once(sweep):
+    driver = Driver(sweep)
+    trial = driver.finish()
+    driver.close("FAILED")
+    assert "raymi.winner_model" not in in_mlflow()[0].data.tags
+    later = Driver(sweep)
+    event = later.evaluate(trial)
+    later.close(winner=0)
+    Driver(sweep).close(winner=0)
+    parent, _ = in_mlflow()
+    assert parent.data.tags["raymi.winner_model"] == "models:/raymi-digits/1"
+    assert values(parent, "test/pgd2_acc") == [(0, event["robust"])]
+    assert values(parent, "trials_ended") == [(1, 1)]
+    assert len(client().search_model_versions("name = 'raymi-digits'")) == 1
+
+
+@pytest.mark.parametrize("call", ["search_runs", "create_run", "log_batch", "set_terminated"])
+def test_a_store_that_is_away_costs_one_line_and_is_told_later(sweep, monkeypatch, call):
+    outage = Outage(monkeypatch, call)
+    driver = Driver(sweep)
+    driver.finish()
+    driver.fail(driver.ask(), "out of memory")
+    wait_until(lambda: outage.failures >= 3)
+    assert driver.tracker.close("KILLED", timeout=0.3) is False
+    driver.tracker.join(WAIT)
+    (line,) = driver.told
+    assert "does not take what it is sent (ConnectionError: ): the sweep goes on" in line
+    outage.over = True
+    Driver(sweep).close()
+    parent, children = in_mlflow()
+    assert [run.info.status for run in children.values()] == ["FAILED", "FINISHED"]
+    assert values(parent, "trials_ended") == [(1, 1), (2, 2)]
+    assert [step for step, _ in values(children["mine/0000"], "val/robust_acc")] == [1, 2]
+
+
+def test_a_store_that_comes_back_gets_all_of_it(sweep, monkeypatch):
+    outage = Outage(monkeypatch, "log_batch")
+    driver = Driver(sweep)
+    driver.finish()
+    driver.finish()
+    wait_until(lambda: outage.failures >= 3)
+    outage.over = True
+    driver.close()
+    assert len(driver.told) == 2
+    assert driver.told[1] == "MLflow answers again"
+    parent, children = in_mlflow()
+    assert values(parent, "trials_ended") == [(1, 1), (2, 2)]
+    for run in children.values():
+        assert [step for step, _ in values(run, "val/robust_acc")] == [1, 2]
+
+
+def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, monkeypatch):
+    driver = Driver(sweep)
+    driver.finish()
+    wait_until(lambda: len(runs()) == 2)
+    driver.close("KILLED")
+    trial = driver.study.ask()
+    sweep.folder_of(trial.number).path.mkdir(parents=True)
+    sweep.folder_of(trial.number).tracking.mkdir()  # nothing can be kept there
+    driver.study.fail(trial.number, "out of memory")
+    again = Driver(sweep)
+    again.finish()
+    wait_until(lambda: "mine/0002" in in_mlflow_by_name())
+    wait_until(lambda: in_mlflow_by_name()["mine/0002"].info.status == "FINISHED")
+    assert len(again.told) == 1
+    assert again.tracker.close("FINISHED", timeout=0.3) is False
+
+
+def in_mlflow_by_name() -> dict[str, Any]:
+    return {run.info.run_name: run for run in runs()}
+
+
+def test_a_run_that_somebody_deleted_is_made_anew_with_its_children(sweep):
+    driver = Driver(sweep)
+    driver.finish()
+    driver.close("KILLED")
+    parent, _ = in_mlflow()
+    client().delete_run(parent.info.run_id)
+    Driver(sweep).close()
+    again, children = in_mlflow()
+    assert again.info.run_id != parent.info.run_id
+    assert list(children) == ["mine/0000"]
+    assert values(again, "trials_ended") == [(1, 1)]
+
+
+def test_a_continued_sweep_stays_in_its_store_whatever_the_folder(sweep, tmp_path, monkeypatch):
+    driver = Driver(sweep)
+    driver.finish()
+    driver.close("KILLED")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    again = Driver(sweep)
+    again.close()
+    assert again.tracker.uri == driver.tracker.uri
+    assert again.tracker.run_id == driver.tracker.run_id
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_server_that_is_away_is_named_without_its_password(sweep, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    driver = Driver(sweep)
+    driver.finish()
+    wait_until(lambda: bool(driver.told))
+    assert driver.tracker.close("FINISHED", timeout=0.1) is False
+    assert "127.0.0.1:9" in driver.told[0]
+    assert SECRET not in driver.told[0] + (driver.tracker.problem or "")
+
+
+def test_what_was_drawn_but_does_not_fit_is_shown_as_drawn(tmp_path):
+    split = {"data.val_fraction": {"uniform": (2.0, 3.0)}}
+    space = Space(name="split", description="", parameters=split)
+    sweep = begin(tmp_path / "sweeps" / "mine", TUNE, space, **{"optim.epochs": 1})
+    driver = Driver(sweep)
+    trial = driver.ask()
+    ended, _ = trained(sweep, trial.number, trial.values)
+    assert ended.how == "failed"
+    driver.fail(trial, ended.reason)
+    driver.close()
+    _, children = in_mlflow()
+    drawn = str(trial.values["data.val_fraction"])
+    assert children["mine/0000"].data.params["data.val_fraction"] == drawn
+    assert children["mine/0000"].data.tags["raymi.reason"] == ended.reason
