@@ -45,7 +45,7 @@ class SweepTracker(Delivery):
         self._paused: set[int] = set()
         self._due: dict[int, TrackedRun] = {}
         """Runs of trials of which there may be more to deliver."""
-        self._stage: str | None = None  # what all trials were last looked at for
+        self._looked_at_all_when: str | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -64,6 +64,8 @@ class SweepTracker(Delivery):
     def close(self, status: str, timeout: float, winner: int | None = None) -> bool:
         """Delivers what is left and what the sweep found, then sets the status in MLflow.
 
+        The study must not be in use meanwhile.
+
         Args: status, FINISHED, KILLED or FAILED; timeout in seconds; winner, number of the trial
             that was chosen, whose run may have been evaluated; None: none was.
         Returns: whether everything was delivered; what was not stays on disk.
@@ -78,9 +80,10 @@ class SweepTracker(Delivery):
         self._take_news()
         if closing is not None:
             self._trials = {trial.number: trial for trial in self._study}
-        if self._stage != (closing or "begun"):
+        stage = closing or "RUNNING"
+        if self._looked_at_all_when != stage:
             self._look_at_all(closing)
-            self._stage = closing or "begun"
+            self._looked_at_all_when = stage
         self.tracked.send_progress(self._trials.values())
         for number in list(self._due):
             self._due[number] = self._due.pop(number)  # what fails does not hold up the others

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,9 @@ def test_all_is_seen_while_the_sweep_goes_on(sweep):
     wait_until(lambda: in_mlflow()[1]["mine/0000"].info.status == "KILLED")
     assert values(parent, "trials_ended") == []
     driver.tell("began", trial.number)
+    wait_until(lambda: in_mlflow()[1]["mine/0000"].info.status == "RUNNING")
+    time.sleep(0.2)  # seen many times by then
+    assert in_mlflow()[1]["mine/0000"].info.status == "RUNNING"
     driver.finish(trial)
     wait_until(lambda: values(parent, "trials_ended") == [(1, 1)])
     wait_until(lambda: in_mlflow()[1]["mine/0000"].info.status == "FINISHED")
@@ -260,6 +265,20 @@ def test_a_sweep_that_is_continued_delivers_everything_once(sweep):
     assert parent.data.tags["raymi.winner"] == "0"
 
 
+def test_what_a_killed_process_left_is_delivered_by_the_next_one(sweep):
+    driver = Driver(sweep)
+    trial = driver.ask()
+    wait_until(lambda: len(runs()) == 2)
+    driver.tracker._give_up.set()  # as the end of its process would end it
+    driver.tracker._wake.set()
+    driver.tracker.join(WAIT)
+    driver.pause(trial)
+    Driver(sweep).close("KILLED")
+    parent, children = in_mlflow()
+    assert (parent.info.status, children["mine/0000"].info.status) == ("KILLED", "KILLED")
+    assert [step for step, _ in values(children["mine/0000"], "val/robust_acc")] == [1]
+
+
 def test_a_winner_that_is_evaluated_in_a_later_process_is_registered_once(sweep):
     driver = Driver(sweep)
     trial = driver.finish()
@@ -311,6 +330,24 @@ def test_a_store_that_comes_back_gets_all_of_it(sweep, monkeypatch):
         assert [step for step, _ in values(run, "val/robust_acc")] == [1, 2]
 
 
+def test_nobody_waits_for_a_server_that_is_slow(sweep, monkeypatch):
+    answers, real = threading.Event(), mlflow.MlflowClient.create_run
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        assert answers.wait(WAIT)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", slowly)
+    driver = Driver(sweep)
+    driver.finish()
+    driver.finish()
+    assert (runs(), driver.told) == ([], [])
+    answers.set()
+    driver.close()
+    _, children = in_mlflow()
+    assert len(children) == 2
+
+
 def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, monkeypatch):
     driver = Driver(sweep)
     driver.finish()
@@ -321,15 +358,12 @@ def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, mon
     sweep.folder_of(trial.number).tracking.mkdir()  # nothing can be kept there
     driver.study.fail(trial.number, "out of memory")
     again = Driver(sweep)
+    wait_until(lambda: bool(again.told))
     again.finish()
-    wait_until(lambda: "mine/0002" in in_mlflow_by_name())
-    wait_until(lambda: in_mlflow_by_name()["mine/0002"].info.status == "FINISHED")
+    ended = ("mine/0002", "FINISHED")
+    wait_until(lambda: ended in {(run.info.run_name, run.info.status) for run in runs()})
     assert len(again.told) == 1
     assert again.tracker.close("FINISHED", timeout=0.3) is False
-
-
-def in_mlflow_by_name() -> dict[str, Any]:
-    return {run.info.run_name: run for run in runs()}
 
 
 def test_a_run_that_somebody_deleted_is_made_anew_with_its_children(sweep):
