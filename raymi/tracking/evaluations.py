@@ -17,7 +17,6 @@ from raymi.overrides import as_typed
 from raymi.tracking import store
 from raymi.tracking.datasets import DataSet, link_datasets
 
-_LONGEST_TAG = 5000  # that every server of MLflow keeps
 _LONGEST_PART = 100
 """Of a metric's name, which has at most 250 characters."""
 
@@ -73,7 +72,7 @@ def log_evaluation(
             dataset_name=dataset.name,
             dataset_digest=dataset.digest,
         )
-    tags = {tag: _cut(text, _LONGEST_TAG) for tag, text in _tags(report, key, prefix)}
+    tags = {tag: store.as_tag(text) for tag, text in _tags(report, key, prefix)}
     if model_id is not None:
         client.set_logged_model_tags(model_id, tags)
     for tag, text in tags.items():
@@ -87,7 +86,7 @@ def log_evaluation(
     if own:
         client.set_terminated(run_id, "FINISHED")
     everything = ",".join(filter(None, dict.fromkeys([*told, *names])))
-    client.set_tag(run_id, said, everything[:_LONGEST_TAG])  # last: all the rest is there
+    client.set_tag(run_id, said, everything[: store.LONGEST_TAG])  # last: all the rest is there
     return run_id
 
 
@@ -143,10 +142,6 @@ def _as_metric(name: str) -> str:
     """A name as MLflow takes it in a metric's name, with a number where it had to be cut."""
     text = re.sub(r"[^\w.\-]", "_", name, flags=re.ASCII)
     return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART - 9]}-{_digits(name)}"
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def _digits(text: str) -> str:

@@ -24,6 +24,7 @@ _SETTINGS = {
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
 }
 
+LONGEST_TAG = 5000  # that every server of MLflow keeps
 _MOST_PARAMS = 100  # that MLflow takes at once
 _KEPT_IN_PATHS = "".join(chr(code) for code in range(32, 127) if chr(code) not in "%?#")
 
@@ -126,6 +127,11 @@ def log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
     everything = [Param(key, str(value)) for key, value in params.items()]
     for first in range(0, len(everything), _MOST_PARAMS):
         client.log_batch(run_id, params=everything[first : first + _MOST_PARAMS])
+
+
+def as_tag(text: str) -> str:
+    """A text that may be the value of a tag: cut where it is too long."""
+    return text if len(text) <= LONGEST_TAG else f"{text[: LONGEST_TAG - 3]}..."
 
 
 def has_run(client: Any, run_id: str | None) -> bool:

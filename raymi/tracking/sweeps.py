@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from raymi.sweeps.study import Study, Trial
 from raymi.sweeps.sweep import Measured, Sweep
 from raymi.sweeps.table import trial_rows
+from raymi.tracking import store
 from raymi.tracking.delivery import Delivery
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tracking.tracked_sweep import TrackedSweep
@@ -127,6 +128,6 @@ class SweepTracker(Delivery):
             if trial.state != "running":
                 tags["raymi.state"] = trial.state
             if trial.reason is not None:
-                tags["raymi.reason"] = trial.reason
+                tags["raymi.reason"] = store.as_tag(trial.reason)
             run.deliver(status, tags)
         return True

@@ -197,10 +197,12 @@ def test_curves_of_the_sweep_have_a_point_for_each_trial_that_ended(sweep):
 def test_a_failure_before_anything_was_reached_is_told(sweep):
     driver = Driver(sweep)
     driver.fail(driver.ask(), "its process died again and again")
+    driver.fail(driver.ask(), 10_000 * "x")
     driver.close()
     parent, children = in_mlflow()
     assert children["mine/0000"].data.tags["raymi.reason"] == "its process died again and again"
-    assert values(parent, "trials_ended") == [(1, 1)]
+    assert children["mine/0001"].data.tags["raymi.reason"].endswith("xxx...")
+    assert values(parent, "trials_ended") == [(1, 1), (2, 2)]
     assert values(parent, "best/val_robust_acc") == []
 
 
