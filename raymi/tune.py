@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -25,32 +25,36 @@ from raymi.command import EXIT_FAILED, print_help, run_command
 from raymi.display.evaluation import EvaluationDisplay, print_report
 from raymi.display.say import say
 from raymi.display.sweep import SweepDisplay, print_sweep
+from raymi.errors import StorageError
 from raymi.evaluation.steps import StepFailed
-from raymi.orchestration.evaluation_run import evaluate
+from raymi.orchestration.evaluation_run import evaluate, track
+from raymi.orchestration.names import home_folder
 from raymi.orchestration.signals import Stopped
 from raymi.orchestration.sweep_request import COMMAND, TUNE, asked_for, to_continue
 from raymi.orchestration.sweep_run import (
-    Finalist,
     Place,
-    best_run,
-    candidates,
     complete,
     judge,
     plan_of,
     sweep_place,
     train_trials,
+    winner,
 )
 from raymi.overrides import expected
 from raymi.recipes import BASE_RECIPES
-from raymi.sweeps.results import results
+from raymi.sweeps.news import News
 from raymi.sweeps.space import find_space, known_spaces
-from raymi.sweeps.study import Study
 from raymi.sweeps.sweep import Run, Sweep
+from raymi.sweeps.table import Found, trial_rows
+from raymi.tracking.store import how_to_open, without_password
+from raymi.tracking.sweeps import SweepTracker
 
 USAGE = (
     f"{COMMAND} space=NAME [recipe=NAME] [name=NAME] [seeds=0..9] [tune.trials=N] [key=value ...] "
     "| resume=SWEEP [--help]"
 )
+
+_PATIENCE_SECONDS = 120.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,66 +68,115 @@ def _tune(words: list[str]) -> int:
         return _help(console)
     sweep = asked_for(words)
     with sweep.alone():
+        return _Search(console, sweep).run()
+
+
+class _Search:
+    """A sweep from where it is to its end; tells the terminal and MLflow."""
+
+    def __init__(self, console: Console, sweep: Sweep) -> None:
+        self.console, self.sweep, self.study = console, sweep, sweep.study()
+        self.found = Found()
+        self.tracker: SweepTracker | None = None
+        if sweep.config_of({}).tracking.enabled:
+            self.tracker = SweepTracker(sweep, self.study, home_folder(), self.say)
+        self._display: SweepDisplay | None = None
+
+    def run(self) -> int:
+        """Brings it to its end; returns the exit code."""
+        self.sweep.stop_file.unlink(missing_ok=True)
+        self.say(f"sweep {self.sweep.name} in {self.sweep.path}: {self.sweep.num_trials} trials")
+        if self.tracker is not None:
+            self.tracker.start()
+        again, status, code = f"to continue: {to_continue(self.sweep)}", "FAILED", EXIT_FAILED
         try:
-            return _search(console, sweep, sweep.study())
+            if self._search():
+                status, code = "FINISHED", 0
+            else:
+                self.say(again if self._left else "no trial came to its end")
         except (Stopped, KeyboardInterrupt) as stop:
             signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
-            name = signal.Signals(signum).name
-            say(console, f"stopped by {name}; to continue: {to_continue(sweep)}")
-            return 128 + signum
-        except StepFailed as failure:
-            say(console, f"an attack failed: {failure}; to continue: {to_continue(sweep)}")
-            return EXIT_FAILED
+            status, code = "KILLED", 128 + signum
+            self.say(f"stopped by {signal.Signals(signum).name}; {again}")
+        except (StepFailed, StorageError) as failure:
+            self.say(f"{failure}; {again}", style="red")
+        finally:
+            self._conclude(status, again)
+        return code
 
+    def say(self, message: str, style: str = "") -> None:
+        """Prints a line; from any thread."""
+        say(self.console, message, style)
 
-def _search(console: Console, sweep: Sweep, study: Study) -> int:
-    """Brings a sweep to its end, shows what it found; returns the exit code."""
-    sweep.stop_file.unlink(missing_ok=True)
-    say(console, f"sweep {sweep.name} in {sweep.path}: {sweep.num_trials} trials")
-    with sweep_place(sweep) as place:
-        if _left(sweep, study):
-            with SweepDisplay(console, sweep, study) as display:
-                train_trials(sweep, study, place, display)
-        finalists: list[Finalist] = []
-        if not _left(sweep, study):
-            with EvaluationDisplay(console) as shown:
-                finalists = judge(sweep, study, place, shown)
-        _show(console, sweep, study, finalists)
-        if _left(sweep, study):
-            say(console, f"trials are left; to continue: {to_continue(sweep)}")
-            return EXIT_FAILED
-        best = [one.number for one in finalists] or candidates(sweep, study)
-        if not best:
-            say(console, "no trial came to its end")
-            return EXIT_FAILED
-        run = finalists[0].run if finalists else best_run(sweep, best[0])
-        _measure_winner(console, sweep, run, place)
-    return 0
+    def news(self, news: News) -> None:
+        """Takes what happened to a run; from any thread."""
+        if self._display is not None:
+            self._display.news(news)
+        if self.tracker is not None:
+            self.tracker.news(news)
 
+    def _search(self) -> bool:
+        """Trains, judges, shows; whether there is a winner."""
+        with sweep_place(self.sweep) as place:
+            if self._left:
+                with SweepDisplay(self.console, self.sweep, self.study) as self._display:
+                    train_trials(self.sweep, self.study, place, self)
+            if self._left:
+                self._show()
+                return False
+            with EvaluationDisplay(self.console) as shown:
+                finalists = judge(self.sweep, self.study, place, shown)
+            self.found = Found(winner(self.sweep, self.study, finalists), finalists)
+            self._show()
+            if self.found.winner is None:
+                return False
+            if self.sweep.definition.tune.test_suite != "none":
+                self._measure(self.found.winner, place)
+            name = self.sweep.folder_of(self.found.winner).path
+            self.say(f"winner: trial {self.found.winner.number}  {name}")
+            return True
 
-def _show(console: Console, sweep: Sweep, study: Study, finalists: Sequence[Finalist]) -> None:
-    print_sweep(console, sweep, results(sweep, list(study)), finalists)
-    importance = study.importance()
-    if importance:
-        shares = ", ".join(f"{key} {100 * share:.0f}%" for key, share in importance.items())
-        say(console, f"differences between trials are due to: {shares}")
+    @property
+    def _left(self) -> bool:
+        """Whether there are trials to train."""
+        running = any(trial.state == "running" for trial in self.study)
+        return running or len(self.study) < self.sweep.num_trials
 
+    def _show(self) -> None:
+        rows = trial_rows(self.sweep, self.study, self.found.finalists)
+        print_sweep(self.console, self.sweep, rows)
+        if importance := self.study.importance():
+            shares = ", ".join(f"{key} {100 * share:.0f}%" for key, share in importance.items())
+            self.say(f"differences between trials are due to: {shares}")
 
-def _measure_winner(console: Console, sweep: Sweep, run: Run, place: Place) -> None:
-    """The only look at the test set."""
-    folder, suite = sweep.folder_of(run), sweep.definition.tune.test_suite
-    if suite != "none":
-        complete(sweep, run, place)
-        plan = plan_of(sweep, [run], place, "split=test", f"suite={suite}")
-        with EvaluationDisplay(console) as shown:
+    def _measure(self, run: Run, place: Place) -> None:
+        """The only look at the test set: by the run's own attack, then by the sweep's."""
+        complete(self.sweep, run, place)
+        if self.tracker is not None:  # its model must be there to be told of
+            self.tracker.news(News("finished", run, self.study[run.number]))
+            self.tracker.settle(_PATIENCE_SECONDS if self.tracker.answers else 0.0)
+        suite = self.sweep.definition.tune.test_suite
+        plan = plan_of(self.sweep, [run], place, "split=test", f"suite={suite}")
+        with EvaluationDisplay(self.console) as shown:
             reports, _ = evaluate(plan, shown, place.resources)
-        print_report(console, reports[0])
-    say(console, f"winner: trial {run.number}  {folder.path}")
+        print_report(self.console, reports[0])
+        accuracies = {result.name: result.accuracy for result in reports[0].results}
+        self.found = replace(self.found, test=accuracies)
+        for told in track(plan, reports) if self.tracker is not None else ():
+            if told.run_id is None:
+                self.say(f"MLflow did not take the evaluation of {told.name} ({told.problem})")
 
-
-def _left(sweep: Sweep, study: Study) -> bool:
-    running = any(trial.state == "running" for trial in study)
-    return running or len(study) < sweep.num_trials
+    def _conclude(self, status: str, again: str) -> None:
+        if self.tracker is None:
+            return
+        timeout = _PATIENCE_SECONDS if status == "FINISHED" and self.tracker.answers else 15.0
+        if self.tracker.conclude(status, timeout, self.found):
+            self.say(f"MLflow run {self.tracker.run_id}  ({how_to_open(self.tracker.uri)})")
+        else:
+            self.say(
+                f"MLflow at {without_password(self.tracker.uri)} did not take everything "
+                f"({self.tracker.problem or 'too slow'}); nothing is lost, {again}"
+            )
 
 
 def _help(console: Console) -> int:

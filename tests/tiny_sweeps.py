@@ -22,8 +22,8 @@ FIRST = Run(0, 0)
 def begin(
     path: Path,
     tune: dict[str, Any] | None = None,
-    seeds: tuple[int, ...] = (0,),
     space: Space = SPACE,
+    seeds: tuple[int, ...] = (0,),
     **settings: Any,
 ) -> Sweep:
     """A sweep over the learning rate."""

@@ -7,17 +7,17 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from raymi.comparison.results import Mean
+from raymi.comparison.results import Mean, mean_of
 from raymi.display.say import say
-from raymi.orchestration.sweep_run import Finalist
 from raymi.sweeps.news import News
-from raymi.sweeps.results import TrialResult
 from raymi.sweeps.study import Trial
 from raymi.sweeps.sweep import Measured, Run, Sweep
+from raymi.sweeps.table import Row
 
 _WORDS = {
     "finished": "finished",
@@ -25,6 +25,7 @@ _WORDS = {
     "paused": "paused",
     "failed": "failed",
 }
+_WIDE = 120  # columns of a terminal in which settings have a line for themselves
 
 
 class SweepDisplay:
@@ -80,7 +81,7 @@ class SweepDisplay:
             self._say_end(news)
 
     def _say_end(self, news: News) -> None:
-        settings = " ".join(self.sweep.settings_in_words(news.trial))
+        settings = " ".join(self.sweep.settings_in_words(news.trial.values))
         what = f"{self._name(news.run)}: {_WORDS[news.kind]}"
         if news.measured is not None:
             what += f" after epoch {news.measured.epoch}: {_accuracies(news.measured)}"
@@ -101,7 +102,7 @@ class SweepDisplay:
                     self._name(run),
                     "-" if reached is None else f"epoch {reached.epoch}/{self._epochs}",
                     "" if reached is None else _accuracies(reached),
-                    " ".join(self.sweep.settings_in_words(self._running[run])),
+                    " ".join(self.sweep.settings_in_words(self._running[run].values)),
                 )
             table.add_row(self._summary())
             return table
@@ -120,68 +121,58 @@ class SweepDisplay:
         return f"{done}/{total} trials ended{best} · {self._made} epochs{left}"
 
 
-def print_sweep(
-    console: Console, sweep: Sweep, results: Sequence[TrialResult], finalists: Sequence[Finalist]
-) -> None:
-    """The trials, the best ones first; what they set, and what they reached on validation."""
+def print_sweep(console: Console, sweep: Sweep, rows: Sequence[Row]) -> None:
+    """The trials, the best ones first; what they reached on validation, and what they set."""
     several = len(sweep.seeds) > 1
-    judged = {one.number: one for one in finalists}
-    table = Table(title=f"{sweep.name}: accuracies on validation images")
+    judged = any(row.final for row in rows)
     headings = ["trial", "", "epochs", "robust", "clean"]
     if several:
         headings.insert(4, "to the best")
     if judged:
         headings += ["PGD-40", "AutoAttack"]
+    table = Table(title=f"{sweep.name}: accuracies on validation images", box=SIMPLE)
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("settings", overflow="fold")
-    order = {one.number: place for place, one in enumerate(finalists)}
-    last = len(order)
-    for result in sorted(results, key=lambda result: order.get(result.trial.number, last)):
-        trial = result.trial
+    between = " " if console.width >= _WIDE else "\n"
+    for row in rows:
+        measured = list(row.by_seed.values())
         cells = [
-            str(trial.number),
-            _state(trial, finalists),
-            str(result.epochs or "-"),
-            _percent(result.robust),
-            _percent(result.clean),
+            str(row.number),
+            _state(row, rows),
+            str(row.reached.epoch) if row.reached else "-",
+            _percent(mean_of([one.robust for one in measured])),
+            _percent(mean_of([one.clean for one in measured])),
         ]
         if several:
-            cells.insert(4, _points(result.difference))
+            cells.insert(4, _percent(row.difference, "+.1f"))
         if judged:
-            final = judged.get(trial.number)
+            final = row.final
             cells.append("-" if final is None else f"{100 * final.pgd:.1f}%")
             best = None if final is None else final.autoattack
             cells.append("-" if best is None else f"{100 * best:.1f}%")
-        table.add_row(*cells, " ".join(sweep.settings_in_words(trial)))
+        table.add_row(*cells, between.join(sweep.settings_in_words(row.values)))
     console.print(table)
     if several:
         say(
             console,
             f"means over the seeds {', '.join(map(str, sweep.seeds))} +- standard errors; "
-            "differences of robust accuracy to the first in points, seed by seed",
+            "differences of robust accuracy to the first one, seed by seed",
         )
 
 
-def _state(trial: Trial, finalists: Sequence[Finalist]) -> str:
-    if finalists and trial.number == finalists[0].number:
+def _state(row: Row, rows: Sequence[Row]) -> str:
+    if row.final is not None and row is rows[0]:
         return "winner"
-    return "" if trial.state == "finished" else trial.state
+    return "" if row.state == "finished" else row.state
 
 
 def _accuracies(measured: Measured) -> str:
     return f"robust {100 * measured.robust:.1f}%, clean {100 * measured.clean:.1f}%"
 
 
-def _percent(mean: Mean | None) -> str:
+def _percent(mean: Mean | None, form: str = ".1f") -> str:
     if mean is None:
         return "-"
     error = "" if mean.error is None else f" +- {100 * mean.error:.1f}"
-    return f"{100 * mean.mean:.1f}{error}%"
-
-
-def _points(mean: Mean | None) -> str:
-    if mean is None:
-        return "-"
-    error = "" if mean.error is None else f" +- {100 * mean.error:.1f}"
-    return f"{100 * mean.mean:+.1f}{error}"
+    return f"{100 * mean.mean:{form}}{error}%"

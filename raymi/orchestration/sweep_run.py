@@ -26,6 +26,7 @@ from raymi.orchestration.signals import Signals, Stopped
 from raymi.sweeps.news import Watcher
 from raymi.sweeps.study import Study
 from raymi.sweeps.sweep import Run, Sweep
+from raymi.sweeps.table import Finalist
 from raymi.sweeps.trial import in_this_process
 
 POLL_SECONDS = 0.1
@@ -95,19 +96,9 @@ def train_trials(sweep: Sweep, study: Study, place: Place, watch: Watcher) -> No
         raise errors[0]
 
 
-@dataclass(frozen=True)
-class Finalist:
-    """A trial that was attacked harder on validation images: accuracies as fractions, means over
-    its seeds; `run`, that of its seeds which is the best. `autoattack`: None where the trial did
-    not come so far."""
-
-    number: int
-    run: Run
-    pgd: float
-    autoattack: float | None = None
-
-
-def judge(sweep: Sweep, study: Study, place: Place, watch: EvaluationWatcher) -> list[Finalist]:
+def judge(
+    sweep: Sweep, study: Study, place: Place, watch: EvaluationWatcher
+) -> tuple[Finalist, ...]:
     """The finalists of a sweep whose trials have ended, the winner first; empty where the
     validation of training decides, or nothing came to its end.
 
@@ -117,7 +108,7 @@ def judge(sweep: Sweep, study: Study, place: Place, watch: EvaluationWatcher) ->
     """
     tune = sweep.definition.tune
     if not tune.finalists:
-        return []
+        return ()
     first = candidates(sweep, study)[: tune.factor * tune.finalists]
     pgd = _accuracies(sweep, first, PGD, place, watch)
     by_pgd = sorted(first, key=lambda number: -_mean(sweep, pgd, number))
@@ -132,7 +123,7 @@ def judge(sweep: Sweep, study: Study, place: Place, watch: EvaluationWatcher) ->
     for number in others:
         run = max(sweep.runs_of(number), key=lambda run: pgd[run])
         finalists.append(Finalist(number, run, _mean(sweep, pgd, number)))
-    return finalists
+    return tuple(finalists)
 
 
 def candidates(sweep: Sweep, study: Study) -> list[int]:
@@ -145,7 +136,16 @@ def candidates(sweep: Sweep, study: Study) -> list[int]:
     return [trial.number for trial in ranked]
 
 
-def best_run(sweep: Sweep, number: int) -> Run:
+def winner(sweep: Sweep, study: Study, finalists: Sequence[Finalist]) -> Run | None:
+    """The run that won: that of the first finalist, or without any the best one on validation
+    during training; None where nothing came to its end."""
+    if finalists:
+        return finalists[0].run
+    ranked = candidates(sweep, study)
+    return _best_run(sweep, ranked[0]) if ranked else None
+
+
+def _best_run(sweep: Sweep, number: int) -> Run:
     """That of a trial's seeds which is the best on validation during training."""
     measured = {run: sweep.measured(run) for run in sweep.runs_of(number)}
     return max(measured, key=lambda run: measured[run][-1].robust)

@@ -30,6 +30,7 @@ from raymi.orchestration.trainer import fit
 from raymi.sweeps.news import Kind, News, Watcher
 from raymi.sweeps.study import Study
 from raymi.sweeps.sweep import Measured, Run, Sweep, reached
+from raymi.sweeps.table import trial_rows
 from raymi.sweeps.trial import Ended, Train, in_this_process, run_trial
 
 _HOW, _REASON = "ended_how", "ended_reason"
@@ -243,10 +244,10 @@ class _Searcher(Searcher):
 
     def _conclude(self, number: int) -> None:
         """Ends a trial once all of its runs have ended."""
-        measured = self.sweep.reached(number)
-        if measured is not None and all(map(self._is_done, self.sweep.runs_of(number))):
+        if all(map(self._is_done, self.sweep.runs_of(number))):
+            (row,) = trial_rows(self.sweep, [self.study[number]])
             names = self.sweep.definition.tune.objectives
-            self.study.finish(number, [getattr(measured, name) for name in names])
+            self.study.finish(number, [getattr(row, name) for name in names])
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """The scheduler sees results first."""

@@ -22,7 +22,7 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
 
     Of several that reached the same, all are on it.
     """
-    finished = [row for row in rows if row.state == "finished" and row.reached is not None]
+    finished = [row for row in rows if row.state == "finished" and row.by_seed]
     front = [row for row in finished if not any(_beats(other, row) for other in finished)]
     return sorted(front, key=lambda row: (row.clean, row.number))
 
@@ -33,7 +33,7 @@ def pareto_picture(title: str, rows: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
     for state, (marker, colour) in _LOOKS.items():
-        points = [row for row in rows if row.state == state and row.reached is not None]
+        points = [row for row in rows if row.state == state and row.by_seed]
         if points:
             clean, robust = [row.clean for row in points], [row.robust for row in points]
             axes.scatter(clean, robust, marker=marker, color=colour, label=state)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,7 +20,7 @@ from raymi.overrides import flatten, nest, overlay, validate
 from raymi.recipes import on_recipe
 from raymi.sweeps.settings import TuneConfig
 from raymi.sweeps.space import Space, Values
-from raymi.sweeps.study import Halving, Study, Trial
+from raymi.sweeps.study import Halving, Study
 
 
 class Definition(BaseModel):
@@ -197,21 +196,9 @@ class Sweep:
             if event["kind"] == "epoch" and event["phase"] == "classifier" and event["val"]
         )
 
-    def reached(self, number: int) -> Measured | None:
-        """What a trial has reached by now: the mean over the seeds whose runs were validated, after
-        as many epochs as all of these have made."""
-        last = [one[-1] for run in self.runs_of(number) if (one := self.measured(run))]
-        if not last:
-            return None
-        return Measured(
-            min(one.epoch for one in last),
-            fmean(one.clean for one in last),
-            fmean(one.robust for one in last),
-        )
-
-    def settings_in_words(self, trial: Trial) -> Iterator[str]:
-        """What a trial set, as `key=value`."""
-        for key, value in flatten(self.definition.space.settings(trial.values)).items():
+    def settings_in_words(self, values: Values) -> Iterator[str]:
+        """What a trial set that drew these values, as `key=value`."""
+        for key, value in flatten(self.definition.space.settings(values)).items():
             yield f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
 
 

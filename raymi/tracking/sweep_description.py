@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raymi.display.summary import result_table, result_title
-from raymi.sweeps.study import Trial
-from raymi.sweeps.sweep import Sweep
+from raymi.sweeps.sweep import Run, Sweep
 from raymi.sweeps.table import Row
 from raymi.tracking.description import as_markdown
 
@@ -18,12 +17,12 @@ def describe_sweep(
     sweep: Sweep,
     rows: Sequence[Row] = (),
     importance: Mapping[str, float] | None = None,
-    winner: Trial | None = None,
+    winner: Run | None = None,
     evaluations: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
     """Markdown: the commands that repeat and continue a sweep, what it searches, and what it found.
 
-    Args: rows, its trials; importance, fractions by the name of a parameter; winner, the trial that
+    Args: rows, its trials; importance, fractions by the name of a parameter; winner, the run that
         was chosen; evaluations, the events of its journal, by the name of the model.
     """
     definition = sweep.definition
@@ -41,9 +40,10 @@ def describe_sweep(
         shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in importance.items())
         parts.append(f"Differences between trials are due to: {shares}")
     if winner is not None:
-        settings = " ".join(sweep.settings_in_words(winner))
+        (values,) = (row.values for row in rows if row.number == winner.number)
+        settings = " ".join(sweep.settings_in_words(values))
         parts.append(f"Chosen on validation: trial {winner.number}, {settings}")
         if evaluations:
-            title = result_title(sweep.config_of(winner.values), evaluations)
+            title = result_title(sweep.config_of(values), evaluations)
             parts += [title, as_markdown(result_table(evaluations))]
     return "\n\n".join(parts)

@@ -1,4 +1,5 @@
-"""The one writer to MLflow of a sweep: a run for the whole of it, and a child for each trial.
+"""The one writer to MLflow of a sweep: a run for the whole of it, and a child for each run of
+a trial.
 
 All that it tells is in the sweep's folder and its study, so that whatever MLflow misses is
 delivered when the sweep is continued.
@@ -6,19 +7,22 @@ delivered when the sweep is continued.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
+from raymi.sweeps.news import News
 from raymi.sweeps.study import Study, Trial
-from raymi.sweeps.sweep import Measured, Sweep
-from raymi.sweeps.table import trial_rows
+from raymi.sweeps.sweep import Run, Sweep
+from raymi.sweeps.table import Found, trial_rows
 from raymi.tracking import store
 from raymi.tracking.delivery import Delivery
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tracking.tracked_sweep import TrackedSweep
 
-_STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+_ENDED = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+_STATUS = {**_ENDED, "paused": "KILLED"}
 
 
 class SweepTracker(Delivery):
@@ -41,11 +45,14 @@ class SweepTracker(Delivery):
         super().__init__(self.tracked.uri, "sweep", tell)
         self._sweep, self._study = sweep, study
         self._trials = {trial.number: trial for trial in study}
-        self._news: SimpleQueue[tuple[str, Trial]] = SimpleQueue()
-        self._winner: int | None = None
-        self._paused: set[int] = set()
-        self._due: dict[int, TrackedRun] = {}
-        """Runs of trials of which there may be more to deliver."""
+        self._news: SimpleQueue[News] = SimpleQueue()
+        self._found = Found()
+        self._settled = threading.Event()
+        self._settled.set()
+        self._quiet: dict[Run, str] = {}
+        """Runs that have ended while others of their trial go on, or are paused, and how."""
+        self._due: dict[Run, TrackedRun] = {}
+        """Runs of which there may be more to deliver."""
         self._looked_at_all_when: str | None = None
 
     @property
@@ -53,31 +60,36 @@ class SweepTracker(Delivery):
         """The run of the whole sweep in MLflow; None until it was found or made."""
         return self.tracked.run_id
 
-    def news(self, kind: str, trial: Trial, measured: Measured | None = None) -> None:
-        """Takes what happened to a trial, from any thread, and returns at once.
+    def news(self, news: News) -> None:
+        """Takes what happened to a run, from any thread, and returns at once."""
+        if news.kind != "measured":  # its journal says so, too
+            self._news.put(news)
 
-        Args: kind, "began", "measured", "finished", "stopped", "paused" or "failed"; trial, as it
-            is since then; measured, which its run's journal says too.
+    def settle(self, timeout: float) -> bool:
+        """Waits until all that has happened by now is delivered; whether it is.
+
+        Args: timeout in seconds.
         """
-        if kind != "measured":
-            self._news.put((kind, trial))
+        self._settled.clear()
+        self._wake.set()
+        return self._settled.wait(timeout)
 
-    def close(self, status: str, timeout: float, winner: int | None = None) -> bool:
+    def conclude(self, status: str, timeout: float, found: Found) -> bool:
         """Delivers what is left and what the sweep found, then sets the status in MLflow.
 
         The study must not be in use meanwhile.
 
-        Args: status, FINISHED, KILLED or FAILED; timeout in seconds; winner, number of the trial
-            that was chosen, whose run may have been evaluated; None: none was.
+        Args: status, FINISHED, KILLED or FAILED; timeout in seconds; found, by now.
         Returns: whether everything was delivered; what was not stays on disk.
         """
-        self._winner = winner
-        return super().close(status, timeout)
+        self._found = found
+        return self.close(status, timeout)
 
     def _connect(self) -> None:
         self.tracked.connect()
 
     def _deliver(self, closing: str | None) -> None:
+        awaited = not self._settled.is_set()  # before a look at the news
         self._take_news()
         if closing is not None:
             self._trials = {trial.number: trial for trial in self._study}
@@ -86,48 +98,51 @@ class SweepTracker(Delivery):
             self._look_at_all(closing)
             self._looked_at_all_when = stage
         self.tracked.send_progress(self._trials.values())
-        for number in list(self._due):
-            self._due[number] = self._due.pop(number)  # what fails does not hold up the others
-            if self._send(self._trials[number], closing):
-                del self._due[number]
+        for run in list(self._due):
+            self._due[run] = self._due.pop(run)  # what fails does not hold up the others
+            if self._send(run, self._trials[run.number], closing):
+                del self._due[run]
         if closing is not None:
-            rows = trial_rows(self._sweep, self._trials.values())
-            winner = None if self._winner is None else self._trials[self._winner]
-            self.tracked.conclude(closing, rows, self._study.importance(), winner)
+            rows = trial_rows(self._sweep, self._trials.values(), self._found.finalists)
+            self.tracked.conclude(closing, rows, self._study.importance(), self._found)
+        elif awaited:
+            self._settled.set()
 
     def _take_news(self) -> None:
         while not self._news.empty():
-            kind, trial = self._news.get()
-            self._trials[trial.number] = trial
-            self._paused.discard(trial.number)
-            if kind == "paused":
-                self._paused.add(trial.number)
-            if trial.number not in self._due:
-                self._due[trial.number] = self.tracked.child(trial)
+            news = self._news.get()
+            self._trials[news.trial.number] = news.trial
+            self._quiet.pop(news.run, None)
+            if news.kind != "began":
+                self._quiet[news.run] = news.kind
+            self._follow(news.run)
 
     def _look_at_all(self, closing: str | None) -> None:
         """Also at trials that ended in an earlier process, and at the end at those that it left."""
-        for number, trial in self._trials.items():
-            ended = trial.state != "running"
-            left = closing is not None and self._sweep.folder_of(number).tracking.is_file()
-            if (ended or left) and number not in self._due:
-                self._due[number] = self.tracked.child(trial)
+        for trial in self._trials.values():
+            for run in self._sweep.runs_of(trial.number):
+                there = self._sweep.folder_of(run).path.is_dir()
+                left = closing is not None and self._sweep.folder_of(run).tracking.is_file()
+                if left or (trial.state != "running" and (there or len(self._sweep.seeds) == 1)):
+                    self._follow(run)
 
-    def _send(self, trial: Trial, closing: str | None) -> bool:
-        """Delivers what a trial's run has; whether that is all."""
-        run = self._due[trial.number]
-        if trial.state == "running":
-            status = "KILLED" if closing or trial.number in self._paused else None
-        else:
-            status = _STATUS[trial.state]
+    def _follow(self, run: Run) -> None:
+        if run not in self._due:
+            self._due[run] = self.tracked.child(run, self._trials[run.number])
+
+    def _send(self, run: Run, trial: Trial, closing: str | None) -> bool:
+        """Delivers what a run has; whether that is all."""
+        tracked = self._due[run]
+        state = self._quiet.get(run, "running") if trial.state == "running" else trial.state
+        status = _STATUS.get(state, "KILLED" if closing else None)
         if status is None:
-            run.deliver(None)
+            tracked.deliver(None)
             return False
-        if not run.is_delivered(status):
+        if not tracked.is_delivered(status):
             tags: dict[str, str] = {}
-            if trial.state != "running":
-                tags["raymi.state"] = trial.state
+            if state in _ENDED:
+                tags["raymi.state"] = state
             if trial.reason is not None:
                 tags["raymi.reason"] = store.as_tag(trial.reason)
-            run.deliver(status, tags)
+            tracked.deliver(status, tags)
         return True

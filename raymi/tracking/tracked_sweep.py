@@ -17,8 +17,8 @@ from raymi.files import write_atomically
 from raymi.overrides import flatten
 from raymi.sweeps.pictures import importance_picture, pareto_picture
 from raymi.sweeps.study import Trial
-from raymi.sweeps.sweep import Sweep
-from raymi.sweeps.table import Row, as_columns
+from raymi.sweeps.sweep import Run, Sweep
+from raymi.sweeps.table import Found, Row, as_columns, trial_rows
 from raymi.tracking import store
 from raymi.tracking.provenance import provenance
 from raymi.tracking.sweep_description import describe_sweep
@@ -95,22 +95,23 @@ class TrackedSweep:
         self._client.log_dict(run_id, space, "space.json")
         self._client.update_run(run_id, status="RUNNING")
 
-    def child(self, trial: Trial) -> TrackedRun:
-        """The run of a trial, whose folder is made where its process has not done so yet."""
-        number, definition = trial.number, self.sweep.definition
+    def child(self, run: Run, trial: Trial) -> TrackedRun:
+        """A run of a trial, whose folder is made where its process has not done so yet."""
+        definition = self.sweep.definition
         params = {f"swept.{name}": value for name, value in trial.values.items()}
         try:
-            config = self.sweep.config_of(trial.values, number)
+            config = self.sweep.config_of(trial.values, run)
         except UserError:  # the trial fails by the same; it is shown with what it drew
-            config = self.sweep.config_of({}, number)
+            config = self.sweep.config_of({}, run)
             params |= flatten(definition.space.settings(trial.values))
-        folder = self.sweep.folder_of(number)
+        folder = self.sweep.folder_of(run)
         folder.path.mkdir(parents=True, exist_ok=True)
         about = {
             **self._about,
-            "id": f"{definition.id}-{number}",
+            "id": f"{definition.id}-{folder.name}",
             "sweep": self.sweep.name,
-            "trial": number,
+            "trial": run.number,
+            "seed": run.seed,
         }
         return TrackedRun(
             config,
@@ -133,7 +134,7 @@ class TrackedSweep:
 
         new = [one for one in trials if one.state != "running" and one.number not in self._ended]
         for trial in sorted(new, key=lambda one: self._last_seen(one.number)):
-            self._ended[trial.number] = self._next_point(trial.number)
+            self._ended[trial.number] = self._next_point(trial)
         for point in list(self._ended.values())[self._points_sent :]:
             values: dict[str, float] = {"trials_ended": point.ended, "epochs": point.epochs}
             if point.best is not None:
@@ -143,32 +144,33 @@ class TrackedSweep:
             self._client.log_batch(self.run_id, metrics=metrics)
             self._points_sent = point.ended
 
-    def _next_point(self, number: int) -> _Point:
-        start = _Point(0, None, 0, self._last_seen(number))
+    def _next_point(self, trial: Trial) -> _Point:
+        seen = self._last_seen(trial.number)
+        start = _Point(0, None, 0, seen)
         before = list(self._ended.values())[-1] if self._ended else start
-        reached = self.sweep.measured(number)
+        (row,) = trial_rows(self.sweep, [trial])
         best, epochs = before.best, before.epochs
-        if reached:
-            best = max(reached[-1].robust, best or 0.0)
-            epochs += reached[-1].epoch
-        return _Point(before.ended + 1, best, epochs, max(before.time, self._last_seen(number)))
+        if row.by_seed:
+            best = max(row.robust, best or 0.0)
+            epochs += sum(one.epoch for one in row.by_seed.values())
+        return _Point(before.ended + 1, best, epochs, max(before.time, seen))
 
     def _last_seen(self, number: int) -> float:
-        """When a trial's run last wrote; of one that never did, when the sweep began."""
-        journal = self.sweep.folder_of(number).journal
-        return (journal if journal.is_file() else self.sweep.path / "sweep.json").stat().st_mtime
+        """When a run of a trial last wrote; of one that never did, when the sweep began."""
+        journals = [self.sweep.folder_of(run).journal for run in self.sweep.runs_of(number)]
+        there = [path for path in journals if path.is_file()] or [self.sweep.path / "sweep.json"]
+        return max(path.stat().st_mtime for path in there)
 
     def conclude(
         self,
         status: str,
         rows: Sequence[Row],
         importance: Mapping[str, float],
-        winner: Trial | None,
+        found: Found,
     ) -> None:
         """Tells what the sweep has found by now, and sets the run's status.
 
-        Args: importance, fractions by the name of a parameter, empty where it is not known; winner,
-            the trial that was chosen.
+        Args: importance, fractions by the name of a parameter, empty where it is not known.
         Raises: whatever MLflow raises where the store does not answer.
         """
         client, run_id = self._client, self.run_id
@@ -183,19 +185,27 @@ class TrackedSweep:
             picture = importance_picture(self.sweep.name, importance)
             client.log_figure(run_id, picture, "importance.png")
         evaluations: dict[str, Any] = {}
-        if winner is not None:
-            evaluations = _evaluations(self.sweep.folder_of(winner.number))
-            self._tell_winner(winner, evaluations)
+        if (winner := found.winner) is not None:
+            evaluations = _evaluations(self.sweep.folder_of(winner))
+            (row,) = (row for row in rows if row.number == winner.number)
+            self._tell_winner(winner, row, evaluations)
+            for name, accuracy in found.test.items():
+                metric = f"final/test_{name.replace('-', '')}_acc"
+                self._client.log_metric(run_id, metric, accuracy, step=0)
         text = describe_sweep(self.sweep, rows, importance, winner, evaluations)
         client.set_tag(run_id, "mlflow.note.content", text)
         client.set_terminated(run_id, status)
 
-    def _tell_winner(self, winner: Trial, evaluations: Mapping[str, Any]) -> None:
+    def _tell_winner(self, winner: Run, row: Row, evaluations: Mapping[str, Any]) -> None:
         tags = {"raymi.winner": str(winner.number)}
-        tags["raymi.winner_settings"] = " ".join(self.sweep.settings_in_words(winner))
+        tags["raymi.winner_settings"] = " ".join(self.sweep.settings_in_words(row.values))
+        if row.final is not None:
+            for key, value in (("pgd40", row.final.pgd), ("autoattack", row.final.autoattack)):
+                if value is not None:
+                    self._client.log_metric(self.run_id, f"final/val_{key}_acc", value, step=0)
         if evaluations:
             chosen = chosen_model(evaluations)
-            event, models = evaluations[chosen], self.child(winner).models
+            event, models = evaluations[chosen], self._models_of(winner)
             if chosen in models:
                 tags["raymi.winner_model"] = models[chosen]
             robust = f"test/pgd{event['attack']['steps']}_acc"
@@ -204,6 +214,11 @@ class TrackedSweep:
                 self._client.log_metric(self.run_id, key, value, timestamp=when, step=0)
         for tag, text in tags.items():
             self._client.set_tag(self.run_id, tag, text)
+
+    def _models_of(self, run: Run) -> dict[str, str]:
+        tracking = self.sweep.folder_of(run).tracking
+        kept = json.loads(tracking.read_text()) if tracking.is_file() else {}
+        return kept.get("models", {})
 
 
 def _evaluations(folder: RunFolder) -> dict[str, Any]:

@@ -12,15 +12,15 @@ from tiny_sweeps import begin, trained
 
 from raymi.sweeps.pictures import importance_picture, pareto_front, pareto_picture
 from raymi.sweeps.study import State
-from raymi.sweeps.sweep import Measured
-from raymi.sweeps.table import Row, as_columns, trial_rows
+from raymi.sweeps.sweep import Measured, Run, reached
+from raymi.sweeps.table import Finalist, Row, as_columns, trial_rows
 
 
 def row(number: int, clean: float, robust: float, state: State = "finished") -> Row:
-    return Row(number, state, {"optim.lr": 0.05}, Measured(3, clean, robust), None)
+    return Row(number, state, {"optim.lr": 0.05}, by_seed={0: Measured(3, clean, robust)})
 
 
-FAILED = Row(5, "failed", {"optim.lr": 1e30, "terms": "both"}, None, "expected finite losses")
+FAILED = Row(5, "failed", {"optim.lr": 1e30, "terms": "both"}, "expected finite losses")
 ROWS = [
     row(0, 0.9, 0.4),
     row(1, 0.8, 0.5),
@@ -106,11 +106,25 @@ def test_rows_say_what_real_trials_reached(tmp_path):
     sweep = begin(tmp_path / "sweep", **{"optim.epochs": 2})
     study = sweep.study()
     first, second = study.ask(), study.ask()
-    _, told = trained(sweep, first.number, first.values)
-    study.finish(first.number, [told[-1].robust])
+    _, told = trained(sweep, Run(first.number, 0), first.values)
+    last = reached(told)[-1]
+    study.finish(first.number, [last.robust])
     study.fail(second.number, "its process died again and again")
     one, other = trial_rows(sweep, study)
-    assert one == Row(0, "finished", first.values, told[-1], None)
-    assert (one.clean, one.robust) == told[-1][1:]
+    assert one == Row(0, "finished", first.values, by_seed={0: last})
+    assert one.reached == last
     assert (other.state, other.reached) == ("failed", None)
     assert other.reason == "its process died again and again"
+
+
+def test_a_table_of_several_seeds_has_errors_and_that_of_a_final_what_decided_it():
+    def over(number: int, *robust: float, final: Finalist | None = None) -> Row:
+        by_seed = {seed: Measured(2, 0.9, value) for seed, value in enumerate(robust)}
+        return Row(number, "finished", {}, by_seed=by_seed, final=final)
+
+    first = over(0, 0.4, 0.6, final=Finalist(0, Run(0, 1), 0.5, 0.25))
+    header, (line, other) = as_columns([first, over(1, 0.5)])
+    found = dict(zip(header, line, strict=True))
+    assert (found["robust"], found["robust_error"], found["seeds"]) == (0.5, pytest.approx(0.1), 2)
+    assert (found["pgd40"], found["autoattack"]) == (0.5, 0.25)
+    assert dict(zip(header, other, strict=True))["autoattack"] is None

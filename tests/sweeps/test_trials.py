@@ -10,9 +10,9 @@ from tiny_sweeps import CPU, FIRST, begin, trained
 
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
-from raymi.sweeps.results import results
 from raymi.sweeps.space import Space
 from raymi.sweeps.sweep import Measured, Run, find_sweep, reached
+from raymi.sweeps.table import Finalist, trial_rows
 from raymi.sweeps.trial import in_this_process, run_trial
 
 
@@ -98,22 +98,20 @@ def test_trials_are_repeated_with_each_seed_and_compared_in_pairs(tmp_path):
         for run in sweep.runs_of(number):
             assert sweep.config_of({"optim.lr": lr}, run).seed == run.seed
             assert trained(sweep, run, {"optim.lr": lr})[0].how == "finished"
+        (row,) = trial_rows(sweep, [study[number]])
         robust = [sweep.measured(run)[-1].robust for run in sweep.runs_of(number)]
-        assert sweep.reached(number).robust == pytest.approx(sum(robust) / 2)
-        study.finish(number, [sweep.reached(number).robust])
+        assert row.robust == pytest.approx(sum(robust) / 2)
+        study.finish(number, [row.robust])
     names = sorted(path.name for path in sweep.trials.iterdir())
     assert names == ["0000-seed3", "0000-seed5", "0001-seed3", "0001-seed5"]
-    best, other = results(sweep, list(study))
+    best, other = trial_rows(sweep, study)
     assert best.difference is None
-    assert best.robust.mean >= other.robust.mean
-    assert best.robust.num == 2
-    pairs = [
-        sweep.measured(Run(other.trial.number, seed))[-1].robust
-        - sweep.measured(Run(best.trial.number, seed))[-1].robust
-        for seed in (3, 5)
-    ]
+    assert best.robust >= other.robust
+    pairs = [other.by_seed[seed].robust - best.by_seed[seed].robust for seed in (3, 5)]
     assert other.difference.mean == pytest.approx(sum(pairs) / 2)
     assert other.difference.error == pytest.approx(abs(pairs[0] - pairs[1]) / 2)
+    judged = trial_rows(sweep, study, [Finalist(other.number, Run(other.number, 3), 0.1)])
+    assert judged[0].number == other.number, "a finalist is ahead of what was not in the final"
 
 
 def test_what_trials_share_is_trained_once_and_a_waiting_one_can_be_paused(tmp_path):

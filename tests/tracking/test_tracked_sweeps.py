@@ -16,9 +16,11 @@ from tiny_sweeps import CPU, begin, trained
 
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
+from raymi.sweeps.news import Kind, News
 from raymi.sweeps.space import Space
 from raymi.sweeps.study import Study, Trial
-from raymi.sweeps.sweep import Sweep
+from raymi.sweeps.sweep import Run, Sweep, reached
+from raymi.sweeps.table import Found
 from raymi.tracking import store
 from raymi.tracking.sweeps import SweepTracker
 
@@ -51,8 +53,8 @@ class Driver:
         self.tracker = SweepTracker(sweep, self.study, Path.cwd(), self.told.append)
         self.tracker.start()
 
-    def tell(self, kind: str, number: int) -> None:
-        self.tracker.news(kind, self.study[number])
+    def tell(self, kind: Kind, number: int) -> None:
+        self.tracker.news(News(kind, Run(number, 0), self.study[number]))
 
     def ask(self) -> Trial:
         trial = self.study.ask()
@@ -61,9 +63,9 @@ class Driver:
 
     def finish(self, trial: Trial | None = None) -> Trial:
         trial = trial or self.ask()
-        ended, told = trained(self.sweep, trial.number, trial.values)
+        ended, told = trained(self.sweep, Run(trial.number, 0), trial.values)
         assert ended.how == "finished"
-        self.study.finish(trial.number, [told[-1].robust])
+        self.study.finish(trial.number, [reached(told)[-1].robust])
         self.tell("finished", trial.number)
         return trial
 
@@ -75,7 +77,10 @@ class Driver:
 
     def pause(self, trial: Trial) -> None:
         ended, _ = trained(
-            self.sweep, trial.number, trial.values, lambda _: self.sweep.stop_file.touch()
+            self.sweep,
+            Run(trial.number, 0),
+            trial.values,
+            lambda _: self.sweep.stop_file.touch(),
         )
         self.sweep.stop_file.unlink()
         assert ended.how == "paused"
@@ -86,12 +91,13 @@ class Driver:
         self.tell("failed", trial.number)
 
     def close(self, status: str = "FINISHED", winner: int | None = None) -> None:
-        assert self.tracker.close(status, WAIT, winner), self.tracker.problem
+        found = Found(None if winner is None else Run(winner, 0))
+        assert self.tracker.conclude(status, WAIT, found), self.tracker.problem
 
     def evaluate(self, trial: Trial) -> dict[str, Any]:
         """The event of the model that is chosen."""
-        config = self.sweep.config_of(trial.values, trial.number)
-        folder = self.sweep.folder_of(trial.number)
+        config = self.sweep.config_of(trial.values, Run(trial.number, 0))
+        folder = self.sweep.folder_of(Run(trial.number, 0))
         assert train(config, LocalContext(CPU, folder.stop_file), folder).finished
         (chosen,) = [one for one in events(folder.path, "evaluation") if one["chosen"]]
         return chosen
@@ -149,7 +155,9 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(sweep):
     assert run.data.params["model.width"] == width
     assert run.data.params["attack.steps"] == "2"
     assert (run.data.tags["raymi.sweep"], run.data.tags["raymi.trial"]) == ("mine", "0")
-    robust = [event["val"]["robust_acc"] for event in events(sweep.folder_of(0).path, "epoch")]
+    robust = [
+        event["val"]["robust_acc"] for event in events(sweep.folder_of(Run(0, 0)).path, "epoch")
+    ]
     assert values(run, "val/robust_acc") == [(1, robust[0]), (2, robust[1])]
     assert len(values(children["mine/0001"], "val/robust_acc")) == 1
     assert not client().search_logged_models([parent.info.experiment_id])
@@ -175,7 +183,7 @@ def test_all_is_seen_while_the_sweep_goes_on(sweep):
     wait_until(lambda: in_mlflow()[1]["mine/0000"].info.status == "FINISHED")
     assert in_mlflow()[0].info.status == "RUNNING"
     assert values(parent, "epochs") == [(1, 2)]
-    assert values(parent, "best/val_robust_acc") == [(1, sweep.measured(0)[-1].robust)]
+    assert values(parent, "best/val_robust_acc") == [(1, sweep.measured(Run(0, 0))[-1].robust)]
     assert [step for step, _ in values(children["mine/0000"], "val/robust_acc")] == [1, 2]
     driver.close("KILLED")
 
@@ -187,7 +195,7 @@ def test_curves_of_the_sweep_have_a_point_for_each_trial_that_ended(sweep):
     driver.finish()
     driver.close("KILLED")
     parent, _ = in_mlflow()
-    first, last = (sweep.measured(number)[-1].robust for number in (0, 2))
+    first, last = (sweep.measured(Run(number, 0))[-1].robust for number in (0, 2))
     assert values(parent, "trials_ended") == [(1, 1), (2, 2), (3, 3)]
     assert values(parent, "epochs") == [(1, 2), (2, 2), (3, 4)]
     best = [(1, first), (2, first), (3, max(first, last))]
@@ -216,12 +224,14 @@ def test_what_a_sweep_found_is_on_its_run(sweep):
     driver.close(winner=winner.number)
     parent, children = in_mlflow()
     assert parent.info.status == "FINISHED"
-    reached = [sweep.measured(number)[-1] for number in range(4)]
+    reached = [sweep.measured(Run(number, 0))[-1] for number in range(4)]
     table = pandas.read_csv(artifact(parent, "trials.csv"))
     columns = ["trial", "state", "optim.lr", "width", "epochs", "clean", "robust", "reason"]
     assert list(table.columns) == columns
-    assert table["robust"].tolist() == [one.robust for one in reached]
-    assert table["optim.lr"].tolist() == [trial.values["optim.lr"] for trial in driver.study]
+    assert table["robust"].is_monotonic_decreasing
+    by_number = table.sort_values("trial")
+    assert by_number["robust"].tolist() == [one.robust for one in reached]
+    assert by_number["optim.lr"].tolist() == [trial.values["optim.lr"] for trial in driver.study]
     with store.current(client().tracking_uri):
         experiment = parent.info.experiment_id
         shown = client().load_table(experiment, "trials.json", run_ids=[parent.info.run_id])
@@ -356,8 +366,8 @@ def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, mon
     wait_until(lambda: len(runs()) == 2)
     driver.close("KILLED")
     trial = driver.study.ask()
-    sweep.folder_of(trial.number).path.mkdir(parents=True)
-    sweep.folder_of(trial.number).tracking.mkdir()  # nothing can be kept there
+    sweep.folder_of(Run(trial.number, 0)).path.mkdir(parents=True)
+    sweep.folder_of(Run(trial.number, 0)).tracking.mkdir()  # nothing can be kept there
     driver.study.fail(trial.number, "out of memory")
     again = Driver(sweep)
     wait_until(lambda: bool(again.told))
@@ -412,7 +422,7 @@ def test_what_was_drawn_but_does_not_fit_is_shown_as_drawn(tmp_path):
     sweep = begin(tmp_path / "sweeps" / "mine", TUNE, space, **{"optim.epochs": 1})
     driver = Driver(sweep)
     trial = driver.ask()
-    ended, _ = trained(sweep, trial.number, trial.values)
+    ended, _ = trained(sweep, Run(trial.number, 0), trial.values)
     assert ended.how == "failed"
     driver.fail(trial, ended.reason)
     driver.close()
