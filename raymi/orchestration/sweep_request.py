@@ -17,6 +17,8 @@ from raymi.orchestration.names import home_folder, with_found_runs
 from raymi.overrides import examine, expected, flatten, leaves, nest, split_words
 from raymi.own_keys import seed_list
 from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
+from raymi.sweeps.exploitation import exploitable
+from raymi.sweeps.population import LEAST
 from raymi.sweeps.settings import TuneConfig
 from raymi.sweeps.space import Space, find_space, known_spaces
 from raymi.sweeps.sweep import Definition, Sweep, find_sweep
@@ -50,6 +52,8 @@ def asked_for(words: Sequence[str]) -> Sweep:
     seeds = _seeds(own, settings, problems)
     settings.setdefault("scaling.workers", "1")
     problems += _unfit(space, recipe, settings)
+    if tune.search == "pbt" and space is not None and not problems:
+        problems += _no_population(space, recipe, settings, seeds, tune)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     assert space is not None
@@ -70,6 +74,26 @@ def to_continue(sweep: Sweep) -> str:
     """The command that continues a sweep."""
     by_name = sweep.path.parent == home_folder() / "sweeps"
     return f"{COMMAND} resume={shlex.quote(sweep.name if by_name else str(sweep.path))}"
+
+
+def _no_population(
+    space: Space,
+    recipe: str,
+    settings: Mapping[str, Any],
+    seeds: Sequence[int],
+    tune: TuneConfig,
+) -> list[str]:
+    """Why population-based training cannot search; a line each."""
+    problems = []
+    if tune.trials < LEAST:
+        problems.append(f"tune.search=pbt needs tune.trials of at least {LEAST}, got {tune.trials}")
+    if len(seeds) > 1:
+        problems.append("tune.search=pbt has one seed: leave out seeds, or take tune.search=tpe")
+    if tune.objective != "robust":
+        problems.append(f"tune.search=pbt needs tune.objective=robust, got {tune.objective}")
+    if (why := exploitable(space, recipe, settings, tune.interval)) is not None:
+        problems.append(why)
+    return problems
 
 
 def _space(own: Mapping[str, str], problems: list[str]) -> Space | None:

@@ -225,7 +225,7 @@ def _complete(folder: str, run: Run, device: str, import_path: str) -> str | Non
     train_run = in_this_process(torch.device(device), sweep.stop_file, test=True)
     try:
         with own.alone():
-            ended = train_run(own.read_config(), own, "classifier")
+            ended = train_run(own.read_config(), own, "classifier", None)
     except (UserError, StorageError) as error:
         return str(error)
     return ended.reason if ended.how == "failed" else None

@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,10 +25,10 @@ from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError
 from raymi.orchestration.failures import innermost, left_failure, remove_traces
 from raymi.orchestration.trainer import fit
+from raymi.sweeps.agenda import agenda_of
 from raymi.sweeps.news import Kind, News, Watcher
 from raymi.sweeps.study import Study
 from raymi.sweeps.sweep import Measured, Run, Sweep, reached
-from raymi.sweeps.table import trial_rows
 from raymi.sweeps.trial import Ended, Train, in_this_process, run_trial
 
 _HOW, _REASON = "ended_how", "ended_reason"
@@ -49,7 +47,7 @@ def run_sweep(
     Raises: StorageError where a run cannot write.
     """
     searcher = _Searcher(sweep, study, watch)
-    if not searcher.most:
+    if not searcher.agenda.most:
         return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints whatever it is told
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -64,7 +62,7 @@ def run_sweep(
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
             scheduler=_Scheduler(searcher),
-            num_samples=searcher.most,
+            num_samples=searcher.agenda.most,
             max_concurrent_trials=concurrent,
             metric=_METRIC,
             mode="max",
@@ -100,14 +98,15 @@ def _trial(
     else:
         device = torch.device("cuda" if use_gpu else "cpu")
         train_run = in_this_process(device, sweep.stop_file, lambda m: ray.tune.report(dict(m)))
-    ended = run_trial(sweep, run, config["values"], train_run)
+    ended = run_trial(sweep, run, config["values"], train_run, config["until_epoch"])
     return {_HOW: ended.how, _REASON: ended.reason}
 
 
 def _on_workers(stop_file: Path, import_path: str, use_gpu: bool) -> Train:
     """Trains on several workers, as their driver."""
 
-    def train_run(config: Config, folder: RunFolder, until: str) -> Ended:
+    def train_run(config: Config, folder: RunFolder, until: str, until_epoch: int | None) -> Ended:
+        assert until_epoch is None, "a population has trials of one worker"
         remove_traces(folder)
         try:
             result = fit(
@@ -130,8 +129,7 @@ def _on_workers(stop_file: Path, import_path: str, use_gpu: bool) -> Train:
 
 
 class _Searcher(Searcher):
-    """Says which run comes next: first those that an earlier process left, then what the study
-    draws.
+    """Hands out what is on the agenda, and tells it, and those who watch, what comes of it.
 
     `problem`: why no run can be written any more; None where all is well.
     """
@@ -140,49 +138,24 @@ class _Searcher(Searcher):
         super().__init__(metric=_METRIC, mode="max")
         self.sweep, self.study, self.watch = sweep, study, watch
         self.problem: str | None = None
+        self.agenda = agenda_of(sweep, study)
         self._runs: dict[str, Run] = {}  # by Ray's names
         self._reached: dict[Run, list[Measured]] = {}
-        self._lock = threading.RLock()
-        self._next = deque(self._left())
-
-    @property
-    def most(self) -> int:
-        """How many runs there may be yet."""
-        fresh = self.sweep.num_trials - len(self.study)
-        return len(self._next) + fresh * len(self.sweep.seeds)
-
-    def _left(self) -> Iterator[Run]:
-        for trial in self.study.unfinished():
-            runs = [run for run in self.sweep.runs_of(trial.number) if not self._is_done(run)]
-            yield from runs
-            if not runs:
-                self._conclude(trial.number)
-
-    def _is_done(self, run: Run) -> bool:
-        return self.sweep.is_finished(run)
+        self._lock = threading.Lock()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with self._lock:
-            run = self._take()
-            if run is None:
+            if self.problem or self.sweep.stop_file.exists() or self.agenda.over:
                 return Searcher.FINISHED
-            self._runs[trial_id] = run
-            self._reached[run] = self.sweep.measured(run)
-            trial = self.study[run.number]
-        self.watch.news(News("began", run, trial))
-        return {"number": run.number, "seed": run.seed, "values": trial.values}
-
-    def _take(self) -> Run | None:
-        """The run that comes next; None: there is none, or the sweep is to end."""
-        while not (self.problem or self.sweep.stop_file.exists()):
-            if not self._next:
-                if len(self.study) >= self.sweep.num_trials:
-                    return None
-                self._next.extend(self.sweep.runs_of(self.study.ask().number))
-            run = self._next.popleft()
-            if self.study[run.number].state == "running":  # no other seed of it has failed
-                return run
-        return None
+            job = self.agenda.next()
+            if job is None:
+                return Searcher.FINISHED if self.agenda.over else None
+            self._runs[trial_id] = job.run
+            self._reached[job.run] = self.sweep.measured(job.run)
+            trial = self.study[job.run.number]
+        self.watch.news(News("began", job.run, trial))
+        run, values, until_epoch = job
+        return {**run._asdict(), "values": values, "until_epoch": until_epoch}
 
     def reports(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Notes what a run has reached; whether it should be stopped."""
@@ -194,23 +167,12 @@ class _Searcher(Searcher):
             now = Measured.of_epoch(result["epoch"], val)
             self._reached[run] = reached([*self._reached[run], now])
             now = self._reached[run][-1]
+            behind = self.agenda.measured(run, now)
             trial = self.study[run.number]
-            behind = trial.state != "running"  # another seed of it has failed
-            if not behind and self._is_behind(run, now):
-                behind = True
-                self.study.stop(run.number)
         self.watch.news(News("measured", run, trial, now))
         if behind:
-            self.watch.news(News("stopped", run, self.study[run.number], now))
+            self.watch.news(News("stopped", run, trial, now))
         return behind
-
-    def _is_behind(self, run: Run, now: Measured) -> bool:
-        """Whether others are ahead of a trial of one seed that is not at its end anyhow."""
-        if len(self.sweep.seeds) > 1:
-            return False
-        behind = self.study.report(run.number, now.epoch, now.robust)
-        epochs = self.sweep.config_of(self.study[run.number].values).optim.epochs
-        return behind and now.epoch < epochs
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -225,29 +187,22 @@ class _Searcher(Searcher):
         self.watch.news(News(kind, run, trial, last))
 
     def _end(self, run: Run, ended: Ended) -> Kind:
-        """Notes how a run has ended."""
-        if ended.how == "blocked":
-            self.problem = ended.reason
-            with suppress(OSError):
-                self.sweep.stop_file.touch()
-            return "paused"
         if ended.how == "paused":
             return "paused"
-        if ended.how == "finished" and not self._reached[run]:
-            ended = Ended("failed", "it was never validated")
-        if ended.how == "failed":
-            seed = f"seed {run.seed}: " if len(self.sweep.seeds) > 1 else ""
-            self.study.fail(run.number, f"{seed}{ended.reason}")
-            return "failed"
-        self._conclude(run.number)
-        return "finished"
+        if ended.how == "blocked":
+            self._block(ended.reason)
+            return "paused"
+        try:
+            return self.agenda.ended(run, ended)
+        except StorageError as error:
+            self._block(str(error))
+            return "paused"
 
-    def _conclude(self, number: int) -> None:
-        """Ends a trial once all of its runs have ended."""
-        if all(map(self._is_done, self.sweep.runs_of(number))):
-            (row,) = trial_rows(self.sweep, [self.study[number]])
-            names = self.sweep.definition.tune.objectives
-            self.study.finish(number, [getattr(row, name) for name in names])
+    def _block(self, problem: str | None) -> None:
+        """Lets the runs that go on write what they can, and begins no further one."""
+        self.problem = problem
+        with suppress(OSError):
+            self.sweep.stop_file.touch()
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """The scheduler sees results first."""

@@ -7,13 +7,13 @@ from typing import Literal, NamedTuple, Protocol
 from raymi.sweeps.study import Trial
 from raymi.sweeps.sweep import Measured, Run
 
-Kind = Literal["began", "measured", "finished", "stopped", "paused", "failed"]
+Kind = Literal["began", "measured", "advanced", "finished", "stopped", "paused", "failed"]
 
 
 class News(NamedTuple):
     """Something that happened to a run of a trial: with what it reached by then. The trial is as it
     is after it: where a seed's run fails, it has failed; where its last one finishes, it has
-    finished."""
+    finished. "advanced": to the end of a generation of its population."""
 
     kind: Kind
     run: Run

@@ -14,15 +14,18 @@ class TuneConfig(Section):
 
     trials: Count = 20
     """Trials in all. A grid has as many as it has combinations, or so many of them."""
-    search: Literal["tpe", "random", "grid"] = "tpe"
+    search: Literal["tpe", "random", "grid", "pbt"] = "tpe"
     """How settings are drawn: by tree-structured Parzen estimators, evenly, or every combination of
-    a few values of each."""
+    a few values of each. pbt, population-based training: trials go on side by side, and the worst
+    take over checkpoints and settings of the best."""
     objective: Literal["robust", "clean-robust"] = "robust"
     """What is maximised, on validation: robust accuracy, or the front of clean and robust
     accuracy."""
     scheduler: Literal["asha", "none"] = "asha"
     """asha: trials that are behind others after the same epochs are stopped; none: all run to their
     end, as they do for clean-robust and for several seeds in any case."""
+    interval: Count = 1
+    """pbt: epochs after which trials take over from others."""
     first_epochs: Count = 1
     """asha: epochs that every trial gets."""
     factor: Annotated[int, Field(ge=2)] = 3

@@ -23,9 +23,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from raymi.counter_rng import random_key
 from raymi.errors import UserError
+from raymi.sweeps.population import first_generation
 from raymi.sweeps.space import Space, Values
 
-Method = Literal["tpe", "random", "grid"]
+Method = Literal["tpe", "random", "grid", "pbt"]
 State = Literal["running", "finished", "stopped", "failed"]
 
 _STATES: dict[TrialState, State] = {
@@ -36,6 +37,7 @@ _STATES: dict[TrialState, State] = {
     TrialState.FAIL: "failed",
 }
 _NAME = "sweep"
+_REVISED = "values"  # key of what a trial goes on with, other than it has drawn
 _STARTUP = 10  # trials that TPE draws evenly, before it knows enough
 
 
@@ -71,10 +73,11 @@ class Study:
         path: of the SQLite file, made if it is not there.
         space: that is searched.
         method: "tpe" (tree-structured Parzen estimators, Bergstra et al. 2011), "random", or
-            "grid": every combination of a few values, once.
+            "grid": every combination of a few values, once; or "pbt": the members of a population.
         objectives: names of what is maximised: one, or several for a Pareto front.
         halving: stops trials that are behind; None: none are stopped. For one objective only.
         seed: of all draws.
+        size: of the population.
     Raises: UserError where several objectives are to be halved, or the file is that of another
         search, or damaged.
     """
@@ -88,6 +91,7 @@ class Study:
         objectives: Sequence[str] = ("robust",),
         halving: Halving | None = None,
         seed: int = 0,
+        size: int = 0,
     ) -> None:
         if halving is not None and len(objectives) > 1:
             raise UserError(
@@ -95,7 +99,7 @@ class Study:
                 "one of them, or let all trials run to their end"
             )
         self.space, self.method, self.seed = space, method, seed
-        self._grid = list(space.grid()) if method == "grid" else []
+        self._listed = _listed(space, method, seed, size)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._objectives = tuple(objectives)
         question = {
@@ -131,18 +135,18 @@ class Study:
     @property
     def most(self) -> int | None:
         """How many trials there can be; None: any number."""
-        return len(self._grid) if self.method == "grid" else None
+        return None if self._listed is None else len(self._listed)
 
     def ask(self) -> Trial:
         """Begins a trial.
 
-        Raises: IndexError where a grid has no more.
+        Raises: IndexError where a grid or a population has no more.
         """
         number = len(self._study.get_trials(deepcopy=False))
         with _quietly():
-            if self.method == "grid":
+            if self._listed is not None:
                 if not self._study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
-                    self._study.enqueue_trial(self._grid[number])
+                    self._study.enqueue_trial(self._listed[number])
                 else:  # an earlier process ended between the two lines
                     number -= 1
             self._study.sampler = self._sampler(number)
@@ -167,7 +171,7 @@ class Study:
         """
         if len(self._objectives) > 1:
             return False
-        frozen = self._study.get_trials(deepcopy=False)[number]
+        frozen = self._frozen(number)
         trial = self._live(frozen)
         if epoch not in frozen.intermediate_values:
             trial.report(value, epoch)
@@ -191,17 +195,33 @@ class Study:
 
     def fail(self, number: int, reason: str) -> None:
         """A trial failed: the search goes on without it."""
-        frozen = self._study.get_trials(deepcopy=False)[number]
+        frozen = self._frozen(number)
         if frozen.state.is_finished():
             return
         self._live(frozen).set_user_attr("reason", reason)
         self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
+    def revise(self, number: int, values: Values) -> None:
+        """A trial goes on with other values than it has drawn."""
+        with _quietly():
+            self._live(self._frozen(number)).set_user_attr(_REVISED, dict(values))
+
+    def note(self, number: int, key: str, text: str) -> None:
+        """Keeps something about a running trial."""
+        self._live(self._frozen(number)).set_user_attr(key, text)
+
+    def noted(self, number: int, key: str) -> str | None:
+        """What was kept; None: nothing."""
+        return self._frozen(number).user_attrs.get(key)
+
+    def _frozen(self, number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[number]
+
     def __len__(self) -> int:
         return len(self._study.get_trials(deepcopy=False))
 
     def __getitem__(self, number: int) -> Trial:
-        return _trial(self._study.get_trials(deepcopy=False)[number])
+        return _trial(self._frozen(number))
 
     def __iter__(self) -> Iterator[Trial]:
         return iter([_trial(frozen) for frozen in self._study.get_trials(deepcopy=False)])
@@ -215,14 +235,15 @@ class Study:
 
     def importance(self) -> dict[str, float]:
         """How much of the differences between trials each parameter accounts for that all of them
-        have, as fractions by fANOVA, of the last objective; empty where too few have finished.
+        have, as fractions by fANOVA, of the last objective; empty where too few have finished, or
+        their values changed on the way.
 
         Source: Hutter, Hoos, Leyton-Brown, "An efficient approach for assessing hyperparameter
         importance", ICML 2014.
         """
         finished = [trial for trial in self if trial.state == "finished"]
         shared = set.intersection(*(set(trial.values) for trial in finished)) if finished else set()
-        if len(finished) < 4 or not shared:
+        if len(finished) < 4 or not shared or self.method == "pbt":
             return {}
         last = len(finished[0].objectives or ()) - 1
         with _quietly():
@@ -247,6 +268,15 @@ class Study:
         )
 
 
+def _listed(space: Space, method: Method, seed: int, size: int) -> list[Values] | None:
+    """The values of all trials, where they are known beforehand."""
+    if method == "grid":
+        return list(space.grid())
+    if method == "pbt":
+        return [plan.values for plan in first_generation(space, seed, size)]
+    return None
+
+
 def _pruner(halving: Halving | None) -> optuna.pruners.BasePruner:
     if halving is None:
         return optuna.pruners.NopPruner()
@@ -259,7 +289,7 @@ def _trial(frozen: FrozenTrial) -> Trial:
     state = _STATES[frozen.state]
     return Trial(
         number=frozen.number,
-        values=dict(frozen.params),
+        values=dict(frozen.user_attrs.get(_REVISED, frozen.params)),
         state=state,
         objectives=tuple(frozen.values) if state == "finished" else None,
         reported=dict(frozen.intermediate_values),

@@ -139,7 +139,8 @@ class Sweep:
         """The state of the search."""
         tune = self.definition.tune
         halving = None
-        if tune.scheduler == "asha" and tune.objective == "robust" and len(self.seeds) == 1:
+        alone = tune.search != "pbt" and len(self.seeds) == 1
+        if tune.scheduler == "asha" and tune.objective == "robust" and alone:
             halving = Halving(tune.first_epochs, tune.factor)
         return Study(
             self.path / "study.db",
@@ -148,6 +149,7 @@ class Sweep:
             objectives=tune.objectives,
             halving=halving,
             seed=self.seeds[0],
+            size=tune.trials,
         )
 
     def config_of(self, values: Values, run: Run | None = None) -> Config:
@@ -185,16 +187,28 @@ class Sweep:
 
     def is_finished(self, run: Run) -> bool:
         """Whether a run has come to its end."""
-        events = JournalReader(self.folder_of(run).journal).new_events()
-        return any(event["kind"] == "finished" for event in events)
+        return any(event["kind"] == "finished" for event in self._events(run))
+
+    def validated(self, run: Run) -> dict[int, Measured]:
+        """What a run's classifier came to in each epoch that was validated."""
+        return {
+            event["epoch"]: Measured.of_epoch(event["epoch"], event["val"])
+            for event in self._events(run)
+            if event["kind"] == "epoch" and event["phase"] == "classifier" and event["val"]
+        }
 
     def measured(self, run: Run) -> list[Measured]:
-        """What a run had reached by each epoch of its classifier that was validated."""
-        return reached(
-            Measured.of_epoch(event["epoch"], event["val"])
-            for event in JournalReader(self.folder_of(run).journal).new_events()
-            if event["kind"] == "epoch" and event["phase"] == "classifier" and event["val"]
-        )
+        """What a run had reached by each epoch of its classifier that was validated, with what it
+        took over from others."""
+        taken_over = [
+            Measured.of_epoch(event["epoch"], event["best"][""])
+            for event in self._events(run)
+            if event["kind"] == "exploited"
+        ]
+        return reached([*self.validated(run).values(), *taken_over])
+
+    def _events(self, run: Run) -> list[dict[str, Any]]:
+        return JournalReader(self.folder_of(run).journal).new_events()
 
     def settings_in_words(self, values: Values) -> Iterator[str]:
         """What a trial set that drew these values, as `key=value`."""

@@ -34,14 +34,18 @@ class Ended:
     reason: str | None = None
 
 
-Train = Callable[[Config, RunFolder, str], Ended]
-"""Brings a run in its folder to the end of a phase, from its last checkpoint where there is one."""
+Train = Callable[[Config, RunFolder, str, int | None], Ended]
+"""Brings a run in its folder to the end of a phase, or of one of its epochs, from its last
+checkpoint where there is one."""
 
 
-def run_trial(sweep: Sweep, run: Run, values: Values, train_run: Train) -> Ended:
+def run_trial(
+    sweep: Sweep, run: Run, values: Values, train_run: Train, until_epoch: int | None = None
+) -> Ended:
     """Brings a run of a trial to its end: first what it shares with others, if they have not.
 
-    Args: values that the trial drew.
+    Args: values that the trial goes on with; until_epoch, of the classifier, after which it ends
+        for now; None: its last one.
     """
     try:
         trial, parts = parts_of(sweep.config_of(values, run), sweep.shared)
@@ -52,7 +56,7 @@ def run_trial(sweep: Sweep, run: Run, values: Values, train_run: Train) -> Ended
         folder = sweep.folder_of(run)
         folder.write_config(trial)
         with folder.alone():
-            return train_run(trial, folder, "classifier")
+            return train_run(trial, folder, "classifier", until_epoch)
     except UserError as error:
         return Ended("failed", str(error))
     except StorageError as error:
@@ -70,7 +74,7 @@ def _learn(part: Part, stop_file: Path, train_run: Train) -> Ended:
         try:
             with folder.alone(wait=WAIT_SECONDS):
                 if not part.is_there:
-                    ended = train_run(folder.read_config(), folder, part.phase)
+                    ended = train_run(folder.read_config(), folder, part.phase, None)
                     if ended.how != "finished":
                         return ended
         except InUse:
@@ -102,15 +106,18 @@ def in_this_process(
         whether the test set is looked at in the end.
     """
 
-    def train_run(config: Config, folder: RunFolder, until: str) -> Ended:
+    def train_run(config: Config, folder: RunFolder, until: str, until_epoch: int | None) -> Ended:
         torch.set_num_threads(config.scaling.cpus_per_worker)
         context = _TellingContext(device, stop_file, tell)
         try:
-            outcome = train(config, context, folder, test=test, until=until)
+            outcome = train(
+                config, context, folder, test=test, until=until, until_epoch=until_epoch
+            )
         except FloatingPointError as error:
             return Ended("failed", str(error))
         except torch.OutOfMemoryError as error:
             return Ended("failed", f"out of memory: {first_line(error)}")
-        return Ended("finished" if outcome.finished else "paused")
+        is_there = outcome.finished or outcome.epoch == until_epoch
+        return Ended("finished" if is_there else "paused")
 
     return train_run

@@ -120,9 +120,9 @@ def test_what_trials_share_is_trained_once_and_a_waiting_one_can_be_paused(tmp_p
     sweep = begin(tmp_path / "sweep", space=space, **staged, **{"optim.epochs": 1})
     phases = []
 
-    def train_run(config, folder, until):
+    def train_run(config, folder, until, until_epoch):
         phases.append(until)
-        return in_this_process(CPU, sweep.stop_file)(config, folder, until)
+        return in_this_process(CPU, sweep.stop_file)(config, folder, until, until_epoch)
 
     for number, balance in enumerate((0.1, 0.9)):
         ended = run_trial(sweep, Run(number, 0), {"mi.balance": balance}, train_run)
