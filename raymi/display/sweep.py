@@ -20,7 +20,7 @@ from raymi.sweeps.sweep import Measured, Run, Sweep
 from raymi.sweeps.table import Row
 
 _WORDS = {
-    "advanced": "has come",
+    "advanced": "waits for its population",
     "finished": "finished",
     "stopped": "stopped, as others are ahead",
     "paused": "paused",
