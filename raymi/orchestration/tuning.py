@@ -66,6 +66,7 @@ def run_sweep(
             max_concurrent_trials=concurrent,
             metric=_METRIC,
             mode="max",
+            reuse_actors=True,  # a process starts in seconds, of which a small trial takes few
         ),
         run_config=ray.tune.RunConfig(
             name="ray",
