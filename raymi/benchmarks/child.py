@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def main() -> None:
     folder, rank, num = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     job: Job = json.loads((folder / "job.json").read_text())
+    job |= job.get("each", [{}] * num)[rank]
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     device = torch.device(job["device"], rank) if job["device"] == "cuda" else torch.device("cpu")
     if device.type == "cuda":
@@ -53,9 +55,20 @@ def _memory(job: Job, _: Collectives, device: torch.device) -> Job:
     return peak_of_steps(config, job["arm"], device, job.get("limit"))
 
 
+def _search(job: Job, _: Collectives, device: torch.device) -> Job:
+    from raymi.benchmarks.one_search import search  # what it imports takes memory of the others
+    from raymi.sweeps.sweep import Definition
+
+    began = time.perf_counter()
+    definition = Definition.model_validate(job["definition"])
+    trials = search(definition, job["budget"], job["training_seed"], device)
+    return {"seconds": time.perf_counter() - began, "trials": [asdict(trial) for trial in trials]}
+
+
 JOBS: dict[str, Callable[[Job, Collectives, torch.device], Job]] = {
     "loop": _loop,
     "memory": _memory,
+    "search": _search,
 }
 """Kinds of jobs: each from the job, the processes and the device to what was found."""
 

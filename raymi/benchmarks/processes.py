@@ -22,7 +22,8 @@ _POLL = 0.05  # seconds
 def in_processes(job: Mapping[str, Any], num: int = 1, threads: int = 1) -> list[dict[str, Any]]:
     """Does a job in fresh processes (`raymi.benchmarks.child`), which find each other by a file.
 
-    Args: job, for JSON, see `child.JOBS`; num, of processes; threads, of each.
+    Args: job, for JSON, see `child.JOBS`, with what differs from process to process in a list,
+        `each`; num, of processes; threads, of each.
     Returns: what each found, by rank.
     Raises: MeasurementFailed.
     """

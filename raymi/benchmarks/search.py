@@ -1,0 +1,189 @@
+"""`python -m raymi.benchmarks.search [OUT] [seeds=0..4]`: how soon TPE with ASHA, as `raymi.tune`
+searches by default, finds a configuration at least as good as the best of random search.
+
+For each seed both search the same space on digits, with the same number of trial-epochs: random
+search trains each of its trials to the end; TPE begins trials, and ASHA stops them, until as many
+are spent. Draws of the two are independent; all trials train with one seed. OUT/search.json and
+OUT/search.md say what came out. The two searches of a seed run side by side, in a process of one
+thread each; seeds that are in OUT already are not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from raymi.benchmarks.one_search import Trained
+from raymi.benchmarks.processes import ended_by_sigterm, in_processes
+from raymi.benchmarks.report import machine
+from raymi.benchmarks.search_curves import Comparison, Found, compare, median_share
+from raymi.benchmarks.search_setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting
+from raymi.benchmarks.section import MeasurementFailed
+from raymi.command import EXIT_FAILED, run_command
+from raymi.comparison.results import markdown
+from raymi.display.say import say
+from raymi.errors import UserError
+from raymi.files import keep, keep_json
+from raymi.overrides import flatten, split_words
+from raymi.own_keys import new_folder, seed_list
+
+OUT = Path(__file__).with_name("search_results")
+AIM = 0.5
+"""TPE+ASHA is to be as good within less than this share of the budget, in the median over seeds."""
+
+Searches = dict[str, dict[str, Any]]
+"""By the seed, as text: by the search its trials, and the seconds that it took."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(_measure, argv)
+
+
+def _measure(words: list[str]) -> int:
+    console = Console(highlight=False)
+    if {"--help", "-h"} & set(words):
+        say(console, __doc__ or "")
+        return 0
+    problems: list[str] = []
+    place = words[0] if words and "=" not in words[0] else None
+    parsed = split_words(words if place is None else words[1:], {"seeds": ()})
+    seeds = seed_list("seeds", parsed.own.get("seeds", "0..4"), problems)
+    out = new_folder("OUT", place, OUT, problems)
+    problems += parsed.problems
+    if parsed.settings:
+        given = ", ".join(flatten(parsed.settings))
+        problems.append(f"expected OUT and seeds alone, got {given}: the setting is fixed")
+    if problems:
+        raise UserError("\n".join(problems))
+    try:
+        with ended_by_sigterm():
+            say(console, measure(SETTING, seeds, out, f"{COMMAND} {shlex.join(words)}".strip()))
+    except MeasurementFailed as failure:
+        say(console, f"a search failed: {failure}")
+        return EXIT_FAILED
+    return 0
+
+
+def measure(setting: Setting, seeds: Sequence[int], out: Path, command: str) -> str:
+    """Makes the searches of all seeds that are not in a folder yet.
+
+    Returns: what came out, in Markdown, as it is in the folder.
+    Raises: UserError where the folder has searches of another setting, machine or versions;
+        MeasurementFailed; StorageError.
+    """
+    about = {
+        "command": command,
+        "machine": machine(torch.device("cpu")),
+        "versions": {name: version(name) for name in ("raymi", "optuna", "torch")},
+        "setting": setting.model_dump(mode="json"),
+    }
+    file, searches = out / "search.json", Searches()
+    if file.exists():
+        kept = json.loads(file.read_text())
+        for key in ("setting", "versions", "machine"):
+            if kept[key] != about[key]:
+                raise UserError(
+                    f"{file} has searches with other values of {key}, which are not mixed: give "
+                    "another folder, or remove it"
+                )
+        about["command"], searches = kept["command"], kept["searches"]
+    for seed in map(str, seeds):
+        if seed not in searches:
+            searches[seed] = _search(setting, int(seed))
+        _write(setting, searches, out, about)
+    return (out / "search.md").read_text()
+
+
+def _search(setting: Setting, seed: int) -> dict[str, Any]:
+    """Both searches of a seed, side by side."""
+    job = {
+        "kind": "search",
+        "device": "cpu",
+        "apart": True,
+        "budget": setting.budget,
+        "training_seed": setting.training_seed,
+        "each": [
+            {"definition": setting.definition(search, seed).model_dump(mode="json")}
+            for search in SEARCHES
+        ],
+    }
+    return dict(zip(SEARCHES, in_processes(job, num=len(SEARCHES)), strict=True))
+
+
+def _write(setting: Setting, searches: Searches, out: Path, about: dict[str, Any]) -> None:
+    compared = {seed: _compare(setting, both) for seed, both in searches.items()}
+    content = {
+        **about,
+        "budget": setting.budget,
+        "median_share": median_share(compared.values()),
+        "seconds": sum(max(one["seconds"] for one in both.values()) for both in searches.values()),
+        "seeds": {seed: asdict(comparison) for seed, comparison in compared.items()},
+        "searches": searches,
+    }
+    keep_json(out / "search.json", content)
+    keep(out / "search.md", _told(setting, compared, content).encode())
+
+
+def _trials(search: dict[str, Any]) -> list[Trained]:
+    return [Trained(**{**one, "robust": tuple(one["robust"])}) for one in search["trials"]]
+
+
+def _compare(setting: Setting, both: dict[str, Any]) -> Comparison:
+    return compare(_trials(both[RANDOM]), _trials(both[TPE]), setting.budget)
+
+
+def _told(setting: Setting, compared: dict[str, Comparison], content: dict[str, Any]) -> str:
+    """The results for people."""
+    rows = [
+        [
+            "seed",
+            *(f"best of {RANDOM}", "found after"),
+            *(f"best of {TPE}", "found after"),
+            *("as good after", "share of the budget"),
+            f"trials of {TPE}, to the end",
+        ]
+    ]
+    for seed, one in compared.items():
+        trials = _trials(content["searches"][seed][TPE])
+        ended = sum(trial.ended == "finished" for trial in trials)
+        never = one.as_good is None or one.share is None
+        as_good = ["never", "-"] if never else [str(one.as_good), f"{one.share:.2f}"]
+        row = [seed, *_cells(one.reference), *_cells(one.other), *as_good]
+        rows.append([*row, f"{len(trials)}, {ended}"])
+    share = content["median_share"]
+    verdict = "holds" if share is not None and share < AIM else "does not hold"
+    middle = "never" if share is None else f"{share:.2f}"
+    space = ", ".join(setting.space.parameters)
+    settings = " ".join(f"{key}={value}" for key, value in setting.settings.items())
+    versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    return (
+        f"# {TPE} against {RANDOM} on digits\n\n{markdown(rows)}\n"
+        f"Median share of the budget after which {TPE} was as good as the best of {RANDOM}: "
+        f"**{middle}**. That it is less than {AIM} {verdict}.\n\n"
+        f"Robust accuracy on validation; after how many of {setting.budget} trial-epochs, which "
+        f"both searches have. {RANDOM.capitalize()}: {setting.trials} trials, all to their end. "
+        "A configuration is found when its trial has come to its last epoch. The two searches of "
+        "a seed draw independently; all trials train with seed "
+        f"{setting.training_seed}. The setting was chosen with other search seeds than these.\n\n"
+        f"Space: {space}. recipe={setting.recipe} {settings}\n\n"
+        f"`{content['command']}`: {content['seconds']:.0f} seconds, two searches at a time; "
+        f"{content['machine']}; {versions}\n"
+    )
+
+
+def _cells(found: Found | None) -> list[str]:
+    return ["-", "-"] if found is None else [f"{found.robust:.3f}", str(found.spent)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
