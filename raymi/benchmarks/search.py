@@ -79,7 +79,7 @@ def measure(setting: Setting, seeds: Sequence[int], out: Path, command: str) -> 
 
     Returns: what came out, in Markdown, as it is in the folder.
     Raises: UserError where the folder has searches of another setting, machine or versions;
-        MeasurementFailed; StorageError.
+        MeasurementFailed where a process ended; StorageError.
     """
     about = {
         "command": command,
@@ -121,25 +121,31 @@ def _search(setting: Setting, seed: int) -> dict[str, Any]:
 
 
 def _write(setting: Setting, searches: Searches, out: Path, about: dict[str, Any]) -> None:
-    compared = {seed: _compare(setting, both) for seed, both in searches.items()}
+    def compared(reference: str, other: str) -> Comparison:
+        trials = _trials(searches[reference][RANDOM]), _trials(searches[other][TPE])
+        return compare(*trials, setting.budget)
+
+    by_seed = {seed: compared(seed, seed) for seed in searches}
+    pairs = [compared(one, other) for one in searches for other in searches]
     content = {
         **about,
         "budget": setting.budget,
-        "median_share": median_share(compared.values()),
+        "median_share": median_share(by_seed.values()),
+        "pairs": {
+            "median_share": median_share(pairs),
+            "num": len(pairs),
+            "as_aimed": sum(one.share is not None and one.share < AIM for one in pairs),
+        },
         "seconds": sum(max(one["seconds"] for one in both.values()) for both in searches.values()),
-        "seeds": {seed: asdict(comparison) for seed, comparison in compared.items()},
+        "seeds": {seed: asdict(comparison) for seed, comparison in by_seed.items()},
         "searches": searches,
     }
     keep_json(out / "search.json", content)
-    keep(out / "search.md", _told(setting, compared, content).encode())
+    keep(out / "search.md", _told(setting, by_seed, content).encode())
 
 
 def _trials(search: dict[str, Any]) -> list[Trained]:
     return [Trained(**{**one, "robust": tuple(one["robust"])}) for one in search["trials"]]
-
-
-def _compare(setting: Setting, both: dict[str, Any]) -> Comparison:
-    return compare(_trials(both[RANDOM]), _trials(both[TPE]), setting.budget)
 
 
 def _told(setting: Setting, compared: dict[str, Comparison], content: dict[str, Any]) -> str:
@@ -156,25 +162,30 @@ def _told(setting: Setting, compared: dict[str, Comparison], content: dict[str, 
     for seed, one in compared.items():
         trials = _trials(content["searches"][seed][TPE])
         ended = sum(trial.ended == "finished" for trial in trials)
-        never = one.as_good is None or one.share is None
-        as_good = ["never", "-"] if never else [str(one.as_good), f"{one.share:.2f}"]
-        row = [seed, *_cells(one.reference), *_cells(one.other), *as_good]
-        rows.append([*row, f"{len(trials)}, {ended}"])
+        found = (*_cells(one.reference), *_cells(one.other))
+        as_good = "never" if one.as_good is None else str(one.as_good)
+        rows.append([seed, *found, as_good, _share(one.share), f"{len(trials)}, {ended}"])
     share = content["median_share"]
     verdict = "holds" if share is not None and share < AIM else "does not hold"
-    middle = "never" if share is None else f"{share:.2f}"
-    space = ", ".join(setting.space.parameters)
+    pairs = content["pairs"]
+    space = ", ".join(
+        f"{name} {kind}={values}"
+        for name, parameter in setting.space.parameters.items()
+        for kind, values in parameter.model_dump(exclude_defaults=True).items()
+    )
     settings = " ".join(f"{key}={value}" for key, value in setting.settings.items())
     versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     return (
         f"# {TPE} against {RANDOM} on digits\n\n{markdown(rows)}\n"
         f"Median share of the budget after which {TPE} was as good as the best of {RANDOM}: "
-        f"**{middle}**. That it is less than {AIM} {verdict}.\n\n"
+        f"**{_share(share)}**. That it is less than {AIM} {verdict}. As all searches draw "
+        "independently, each of one kind can be compared with each of the other: of these "
+        f"{pairs['num']} pairs the median is {_share(pairs['median_share'])}, and "
+        f"{pairs['as_aimed']} are below {AIM}.\n\n"
         f"Robust accuracy on validation; after how many of {setting.budget} trial-epochs, which "
         f"both searches have. {RANDOM.capitalize()}: {setting.trials} trials, all to their end. "
-        "A configuration is found when its trial has come to its last epoch. The two searches of "
-        "a seed draw independently; all trials train with seed "
-        f"{setting.training_seed}. The setting was chosen with other search seeds than these.\n\n"
+        "A configuration is found when its trial has come to its last epoch. All trials train with "
+        f"seed {setting.training_seed}. The setting was chosen with other search seeds.\n\n"
         f"Space: {space}. recipe={setting.recipe} {settings}\n\n"
         f"`{content['command']}`: {content['seconds']:.0f} seconds, two searches at a time; "
         f"{content['machine']}; {versions}\n"
@@ -183,6 +194,10 @@ def _told(setting: Setting, compared: dict[str, Comparison], content: dict[str, 
 
 def _cells(found: Found | None) -> list[str]:
     return ["-", "-"] if found is None else [f"{found.robust:.3f}", str(found.spent)]
+
+
+def _share(share: float | None) -> str:
+    return "never" if share is None else f"{share:.2f}"
 
 
 if __name__ == "__main__":

@@ -110,6 +110,9 @@ def test_both_searches_spend_the_budget_and_are_kept(
     assert tpe[0]["ended"] == "finished"
     assert all(trial["robust"] == sorted(trial["robust"]) for trial in (*random, *tpe))
     assert content["seeds"]["7"]["reference"]["robust"] == max(t["robust"][-1] for t in random)
+    share = content["seeds"]["7"]["share"]
+    assert content["median_share"] == content["pairs"]["median_share"] == share
+    assert content["pairs"]["num"] == 1
     assert "| 7 | " in told
     assert "`the command`" in told
 
