@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from raymi.counter_rng import random_key
-from raymi.errors import UserError
+from raymi.errors import UserError, first_line
 from raymi.sweeps.population import first_generation
 from raymi.sweeps.space import Space, Values
 
@@ -123,7 +123,7 @@ class Study:
                     self._study.set_user_attr("question", question)
         except SQLAlchemyError as error:
             raise UserError(
-                f"{path} cannot be opened ({str(error).splitlines()[0]}): its folder must be "
+                f"{path} cannot be opened ({first_line(error)}): its folder must be "
                 "there, and it must be the file of a search"
             ) from None
         if asked is not None and asked != question:

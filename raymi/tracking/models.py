@@ -9,6 +9,7 @@ from typing import Any
 
 from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
+from raymi.errors import first_line
 from raymi.tracking.store import current
 
 Event = Mapping[str, Any]
@@ -124,4 +125,4 @@ def _check_export(model: Any, size: int) -> None:
         example = (torch.full((2, 3, size, size), 0.5),)
         torch.export.export(model, example, dynamic_shapes=({0: torch.export.Dim.AUTO},))
     except Exception as error:
-        raise NotExportable(str(error).splitlines()[0] if str(error) else repr(error)) from None
+        raise NotExportable(first_line(error) or repr(error)) from None

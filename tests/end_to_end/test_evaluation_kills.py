@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -88,11 +89,15 @@ def expected(home, tmp_path_factory):
     return rows(results)
 
 
+def has(results: Path, num: int) -> bool:
+    return len(recorded(results)) >= num
+
+
 def test_the_command_killed_twice_goes_on_with_what_is_missing(home, expected, tmp_path):
     for more in (5, 6):
         before = len(recorded(tmp_path))
         process = start(home, tmp_path)
-        wait_for(lambda: len(recorded(tmp_path)) >= before + more, process)  # noqa: B023
+        wait_for(partial(has, tmp_path, before + more), process)
         workers = workers_of(process)
         assert len(workers) == 2
         process.kill()
@@ -111,7 +116,7 @@ def test_the_command_killed_twice_goes_on_with_what_is_missing(home, expected, t
 def test_killed_workers_are_replaced_and_a_second_command_is_kept_out(home, expected, tmp_path):
     process = start(home, tmp_path)
     for more in (2, 6):
-        wait_for(lambda: len(recorded(tmp_path)) >= more, process)  # noqa: B023
+        wait_for(partial(has, tmp_path, more), process)
         time.sleep(0.3)
         workers_of(process)[0].kill()
     second = start(home, tmp_path, workers=1)
@@ -127,7 +132,7 @@ def test_asked_to_stop_it_ends_at_once_and_says_how_to_go_on(home, expected, tmp
     for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         before = len(recorded(tmp_path))
         process = start(home, tmp_path)
-        wait_for(lambda: len(recorded(tmp_path)) >= before + 3, process)  # noqa: B023
+        wait_for(partial(has, tmp_path, before + 3), process)
         process.send_signal(signum)
         began = time.monotonic()
         out = finish(process, code)
