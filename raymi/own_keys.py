@@ -14,6 +14,9 @@ from typing import TypeVar
 Default = TypeVar("Default", int, None)
 
 
+_MOST_SEEDS = 10_000
+
+
 def whole(
     key: str, text: str | None, default: Default, problems: list[str], least: int = 1
 ) -> int | Default:
@@ -53,6 +56,9 @@ def seed_list(key: str, text: str, problems: list[str]) -> tuple[int, ...]:
             return ()
         if int(bounds[0]) > int(bounds[1]):
             problems.append(f"{key}: expected the smaller one first, got {text!r}")
+            return ()
+        if int(bounds[1]) - int(bounds[0]) >= _MOST_SEEDS:
+            problems.append(f"{key}: expected at most {_MOST_SEEDS} seeds, got {text!r}")
             return ()
         found += range(int(bounds[0]), int(bounds[1]) + 1)
     if len(set(found)) < len(found):

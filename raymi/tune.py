@@ -25,11 +25,11 @@ from raymi.command import EXIT_FAILED, print_help, run_command
 from raymi.display.evaluation import EvaluationDisplay, print_report
 from raymi.display.say import say
 from raymi.display.sweep import SweepDisplay, print_sweep
-from raymi.errors import StorageError
+from raymi.errors import StorageError, UserError
 from raymi.evaluation.steps import StepFailed
 from raymi.orchestration.evaluation_run import evaluate, track
 from raymi.orchestration.names import home_folder
-from raymi.orchestration.signals import Stopped
+from raymi.orchestration.signals import Stopped, ended_by_sigterm
 from raymi.orchestration.sweep_request import COMMAND, TUNE, asked_for, to_continue
 from raymi.orchestration.sweep_run import (
     Place,
@@ -98,6 +98,8 @@ class _Search:
             signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
             status, code = "KILLED", 128 + signum
             self.say(f"stopped by {signal.Signals(signum).name}; {again}")
+        except UserError as error:
+            raise UserError(f"{error}\n{again}") from None
         except (StepFailed, StorageError) as failure:
             self.say(f"{failure}; {again}", style="red")
         finally:
@@ -117,7 +119,8 @@ class _Search:
 
     def _search(self) -> bool:
         """Trains, judges, shows; whether there is a winner."""
-        with sweep_place(self.sweep) as place:
+        # Ray takes SIGTERM for itself when it starts.
+        with ended_by_sigterm(), sweep_place(self.sweep) as place, ended_by_sigterm():
             if self._left:
                 with SweepDisplay(self.console, self.sweep, self.study) as self._display:
                     train_trials(self.sweep, self.study, place, self)

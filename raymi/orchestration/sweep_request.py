@@ -6,6 +6,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from raymi.sweeps.space import Space, find_space, known_spaces
 from raymi.sweeps.sweep import Definition, Sweep, find_sweep
 
 COMMAND = "python -m raymi.tune"
+_MOST_COMBINATIONS = 1000
 TUNE = {f"tune.{key}": field for key, field in leaves(TuneConfig)}
 """The keys that say how a sweep searches."""
 
@@ -37,6 +39,7 @@ def asked_for(words: Sequence[str]) -> Sweep:
     parsed = split_words(words, {**own_keys, **dict.fromkeys(TUNE, ())})
     own, settings, problems = parsed.own, flatten(parsed.settings), list(parsed.problems)
     name, out = settings.pop("name", None), settings.pop("out", None)
+    problems += examine({"name": name})[1]
     home = Path(out).expanduser().absolute() if out else home_folder() / "sweeps"
     if "resume" in own:
         more = sorted({*own, *settings} - {"resume"})
@@ -47,11 +50,13 @@ def asked_for(words: Sequence[str]) -> Sweep:
         if problems:
             raise UserError("\n".join(problems))
         return find_sweep(own["resume"], home)
+    settings.setdefault("scaling.workers", "1")
     recipe, space = own.get("recipe", "quickstart"), _space(own, problems)
     tune = _tune_config(own, {} if space is None else space.tune, problems)
     seeds = _seeds(own, settings, problems)
-    settings.setdefault("scaling.workers", "1")
     problems += _unfit(space, recipe, settings)
+    if space is not None and tune.search == "grid" and "tune.trials" not in own:
+        tune = _whole_grid(space, tune, problems)
     if tune.search == "pbt" and space is not None and not problems:
         problems += _no_population(space, recipe, settings, seeds, tune)
     if problems:
@@ -110,7 +115,11 @@ def _space(own: Mapping[str, str], problems: list[str]) -> Space | None:
 def _tune_config(
     own: Mapping[str, str], of_space: Mapping[str, Any], problems: list[str]
 ) -> TuneConfig:
-    given = {key.removeprefix("tune."): text for key, text in own.items() if key in TUNE}
+    given: dict[str, Any] = {}
+    for key, text in own.items():
+        if key in TUNE:
+            none = text.lower() == "none" and TUNE[key].default is None
+            given[key.removeprefix("tune.")] = None if none else text
     try:
         return TuneConfig.model_validate({**of_space, **given})
     except ValidationError as error:
@@ -118,6 +127,19 @@ def _tune_config(
             key = f"tune.{one['loc'][0]}"
             problems.append(f"{key}: expected {expected(TUNE[key])}, got {one['input']!r}")
         return TuneConfig()
+
+
+def _whole_grid(space: Space, tune: TuneConfig, problems: list[str]) -> TuneConfig:
+    """All combinations, unless a part of them was asked for, or the space names one."""
+    if "trials" in space.tune:
+        return tune
+    num = sum(1 for _ in islice(space.grid(), _MOST_COMBINATIONS + 1))
+    if num > _MOST_COMBINATIONS:
+        problems.append(
+            f"the grid of {space.name} has more than {_MOST_COMBINATIONS} combinations: give "
+            "tune.trials=N for its first N, or take tune.search=random"
+        )
+    return tune.model_copy(update={"trials": num})
 
 
 def _seeds(
@@ -138,7 +160,7 @@ def _unfit(space: Space | None, recipe: str, settings: Mapping[str, Any]) -> lis
     if space is not None:
         varied = sorted(space.keys & set(settings))
         problems += [f"{key} cannot be set: the space {space.name} varies it" for key in varied]
-        if (why := space.incompatible(recipe)) is not None:
+        if (why := space.incompatible(recipe, nest(settings))) is not None:
             problems.append(f"the space {space.name} does not fit: {why}")
     tree, _ = on_recipe(recipe, nest(settings))
     config, wrong = examine(tree)

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from safetensors.torch import load_file
+
 from raymi.config import ScalingConfig
-from raymi.errors import StorageError, UserError
+from raymi.engine.run_folder import RunFolder
+from raymi.errors import StorageError, UserError, first_line
 from raymi.evaluation.report import Report
+from raymi.evaluation.steps import StepFailed
+from raymi.files import checksum
 from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
 from raymi.orchestration.evaluation_run import Watcher as EvaluationWatcher
 from raymi.orchestration.evaluation_run import evaluate
@@ -27,7 +32,7 @@ from raymi.sweeps.news import Watcher
 from raymi.sweeps.study import Study
 from raymi.sweeps.sweep import Run, Sweep
 from raymi.sweeps.table import Finalist
-from raymi.sweeps.trial import in_this_process
+from raymi.sweeps.trial import held, in_this_process
 
 POLL_SECONDS = 0.1
 PGD, AUTOATTACK = "pgd-40", "autoattack"
@@ -49,8 +54,9 @@ def sweep_place(sweep: Sweep) -> Iterator[Place]:
 
     Raises: UserError where there is no room for one run.
     """
-    scaling, most = sweep.config_of({}).scaling, sweep.definition.tune.concurrent
-    each = scaling.most_workers
+    scaling, asked = sweep.config_of({}).scaling, sweep.definition.tune.concurrent
+    each, runs = scaling.most_workers, sweep.num_trials * len(sweep.seeds)
+    most = runs if asked is None else min(asked, runs)
     with ray_session(as_many_as_fit(scaling, each, most), dashboard=True) as resources:
         concurrent = resources.places // each
         if concurrent == 0:
@@ -58,7 +64,7 @@ def sweep_place(sweep: Sweep) -> Iterator[Place]:
                 f"a trial has scaling.workers={each}, the cluster has room for "
                 f"{resources.places}: ask for fewer, or add nodes"
             )
-        yield Place(resources, scaling, concurrent if most is None else min(concurrent, most))
+        yield Place(resources, scaling, min(concurrent, most))
 
 
 def train_trials(sweep: Sweep, study: Study, place: Place, watch: Watcher) -> None:
@@ -164,11 +170,21 @@ def _accuracies(
 ) -> dict[Run, float]:
     """By run, the accuracy on validation images under an attack."""
     runs = [run for number in numbers for run in sweep.runs_of(number)]
+    same = {run: _digest(sweep.folder_of(run)) for run in runs}  # trials may end with one network
+    first = {digest: run for run, digest in reversed(same.items())}
     if not runs:
         return {}
-    plan = plan_of(sweep, runs, place, "split=val", f"attacks={attack}", "checks=0")
+    attacked = list(first.values())
+    plan = plan_of(sweep, attacked, place, "split=val", f"attacks={attack}", "checks=0")
     reports, _ = evaluate(plan, watch, place.resources)
-    return {run: _accuracy(report, attack) for run, report in zip(runs, reports, strict=True)}
+    found = {run: _accuracy(report, attack) for run, report in zip(attacked, reports, strict=True)}
+    return {run: found[first[digest]] for run, digest in same.items()}
+
+
+def _digest(folder: RunFolder) -> str:
+    """Of a run's best weights."""
+    weights = load_file(folder.weights("best"))
+    return checksum(b"".join(weights[key].numpy().tobytes() for key in sorted(weights)))
 
 
 def _accuracy(report: Report, attack: str) -> float:
@@ -199,17 +215,23 @@ def complete(sweep: Sweep, run: Run, place: Place) -> None:
     """Makes a finished run of a sweep an ordinary one: its models are measured on the test set, as
     its configuration says.
 
-    Raises: UserError where that fails.
+    Raises: StepFailed where it cannot be measured.
     """
     import ray
+    from ray.exceptions import RayError
 
     gpu = place.resources.use_gpu
     task = ray.remote(_complete).options(
         num_cpus=place.scaling.cpus_per_worker, num_gpus=int(gpu), max_retries=3
     )
-    problem = ray.get(task.remote(str(sweep.path), run, "cuda" if gpu else "cpu", str(Path.cwd())))
+    try:
+        problem = ray.get(
+            task.remote(str(sweep.path), run, "cuda" if gpu else "cpu", str(Path.cwd()))
+        )
+    except RayError as error:
+        raise StepFailed(f"the winner could not be measured: {first_line(error)}") from None
     if problem is not None:
-        raise UserError(problem)
+        raise StepFailed(f"the winner could not be measured: {problem}")
 
 
 def _complete(folder: str, run: Run, device: str, import_path: str) -> str | None:
@@ -224,7 +246,9 @@ def _complete(folder: str, run: Run, device: str, import_path: str) -> str | Non
     own = sweep.folder_of(run)
     train_run = in_this_process(torch.device(device), sweep.stop_file, test=True)
     try:
-        with own.alone():
+        with ExitStack() as stack:
+            if not held(stack, own, sweep.stop_file):
+                return f"the run {own.name} is going on in another process"
             ended = train_run(own.read_config(), own, "classifier", None)
     except (UserError, StorageError) as error:
         return str(error)

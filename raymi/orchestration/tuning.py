@@ -16,13 +16,15 @@ from typing import Any
 
 import ray.tune
 import torch
+from ray.tune.error import TuneError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import StorageError
+from raymi.errors import StorageError, first_line
+from raymi.evaluation.steps import StepFailed
 from raymi.orchestration.failures import innermost, left_failure, remove_traces
 from raymi.orchestration.trainer import fit
 from raymi.sweeps.agenda import agenda_of
@@ -57,7 +59,7 @@ def run_sweep(
         _trial, folder=str(sweep.path), import_path=os.getcwd(), use_gpu=use_gpu
     )
     resources = _resources(sweep.config_of({}), use_gpu)
-    ray.tune.Tuner(
+    tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, resources),
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
@@ -74,7 +76,11 @@ def run_sweep(
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=_MAX_FAILURES),
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    except TuneError as error:
+        raise StepFailed(f"Ray Tune ended: {first_line(error)}") from None
     if searcher.problem is not None:
         raise StorageError(searcher.problem)
 
@@ -148,7 +154,11 @@ class _Searcher(Searcher):
         with self._lock:
             if self.problem or self.sweep.stop_file.exists() or self.agenda.over:
                 return Searcher.FINISHED
-            job = self.agenda.next()
+            try:
+                job = self.agenda.next()
+            except StorageError as error:
+                self._block(str(error))
+                return Searcher.FINISHED
             if job is None:
                 return Searcher.FINISHED if self.agenda.over else None
             self._runs[trial_id] = job.run
@@ -168,7 +178,11 @@ class _Searcher(Searcher):
             now = Measured.of_epoch(result["epoch"], val)
             self._reached[run] = reached([*self._reached[run], now])
             now = self._reached[run][-1]
-            behind = self.agenda.measured(run, now)
+            try:
+                behind = self.agenda.measured(run, now)
+            except StorageError as error:
+                self._block(str(error))
+                behind = False
             trial = self.study[run.number]
         self.watch.news(News("measured", run, trial, now))
         if behind:

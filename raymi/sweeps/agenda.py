@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
+from raymi.engine.checkpoint import load_checkpoint
+from raymi.errors import UserError
 from raymi.sweeps.exploitation import exploit
 from raymi.sweeps.news import Kind
 from raymi.sweeps.population import Plan, first_generation, next_generation
@@ -190,8 +193,19 @@ class _Generations:
         None where it is not there yet."""
         if self._study.noted(member, self._failure) is not None:
             return math.nan
-        val = self._sweep.validated(self._run(member)).get(self._until)
-        return None if val is None else val.robust
+        run = self._run(member)
+        val = self._sweep.validated(run).get(self._until)
+        return val.robust if val is not None and self._is_safe(run) else None
+
+    def _is_safe(self, run: Run) -> bool:
+        """Whether what a run came to by the end of the generation outlives its process: it is
+        validated before it is."""
+        if self._until == self._epochs:
+            return self._sweep.is_finished(run)
+        with suppress(UserError):  # all damaged: it begins anew
+            checkpoint = load_checkpoint(self._sweep.folder_of(run).checkpoints)
+            return checkpoint is not None and checkpoint["position"]["epoch"] >= self._until
+        return False
 
     @property
     def _failure(self) -> str:
@@ -223,10 +237,10 @@ class _Generations:
             self._study.note(run.number, self._failure, ended.reason or "")
         elif self._result(run.number) is None:
             self._study.note(run.number, self._failure, "it was not validated")
+        last = self._until == self._epochs
         self._waiting.discard(run.number)
         if self.over:
             self._go_on()
-        state = self._study[run.number].state
         if ended.how == "failed":
             return "failed"
-        return "finished" if state == "finished" else "advanced"
+        return "finished" if last else "advanced"

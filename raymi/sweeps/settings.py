@@ -13,7 +13,7 @@ class TuneConfig(Section):
     """How a sweep searches."""
 
     trials: Count = 20
-    """Trials in all. A grid has as many as it has combinations, or so many of them."""
+    """Trials in all; of a grid all combinations, or so many of them as are asked for."""
     search: Literal["tpe", "random", "grid", "pbt"] = "tpe"
     """How settings are drawn: by tree-structured Parzen estimators, evenly, or every combination of
     a few values of each. pbt, population-based training: trials go on side by side, and the worst

@@ -41,7 +41,7 @@ from pydantic import (
 
 import raymi
 from raymi.errors import UserError, did_you_mean
-from raymi.overrides import examine, flatten, leaves, nest
+from raymi.overrides import examine, flatten, leaves, nest, overlay
 from raymi.recipes import RECIPES, VARIANTS, on_recipe
 from raymi.sweeps.settings import TuneConfig
 
@@ -51,6 +51,11 @@ Values = dict[str, Any]
 
 _KEYS = tuple(key for key, _ in leaves())
 _KINDS = ("log", "uniform", "integers", "choice")
+_NOT_VARIED = (
+    "seed", "name", "out", "data.", "attack.norm", "attack.eps", "scaling.", "validation.",
+    "evaluation.", "probe.", "checkpoint.", "limit.", "tracking.",
+)  # fmt: skip
+_COMPARABLE = ("data.flip", "data.crop_padding", "data.generated")
 _TRIED = 20  # draws that are laid over a recipe to see whether they fit
 _STEPS = 3  # values of a number that a grid has where it names no number
 
@@ -225,8 +230,11 @@ class Space(BaseModel):
         return some
 
     def _ends(self, name: str) -> list[Any]:
-        grid = self.parameters[name].grid()
-        return [grid[0], grid[-1]]
+        """The first and the last value of a parameter."""
+        parameter = self.parameters[name]
+        ends = parameter.log or parameter.uniform or parameter.integers
+        values: list[Any] = list(ends or parameter.choice or ())
+        return [values[0], values[-1]]
 
     def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What values set, as a nested tree to lay over a recipe."""
@@ -236,12 +244,12 @@ class Space(BaseModel):
             flat |= choice[value] if isinstance(choice, dict) else {name: value}
         return nest(flat)
 
-    def incompatible(self, recipe: str) -> str | None:
+    def incompatible(self, recipe: str, settings: Mapping[str, Any] | None = None) -> str | None:
         """Why the space cannot vary a recipe, in words; None where it can.
 
-        Args: recipe, a name of `RECIPES`.
+        Args: recipe, a name of `RECIPES`; settings, a tree that is laid over it for all trials.
         """
-        tree, unknown = on_recipe(recipe, {})
+        tree, unknown = on_recipe(recipe, settings or {})
         if unknown:
             return unknown[0]
         config, _ = examine(tree)
@@ -252,7 +260,7 @@ class Space(BaseModel):
             if recipe.endswith(f"-{variant}") and fixed - {"mi.weight", "mi.balance"}:
                 return f"the recipe {recipe} is what it is by {', '.join(sorted(fixed))}"
         for values in self._some:
-            _, problems = examine(on_recipe(recipe, self.settings(values))[0])
+            _, problems = examine(overlay(tree, self.settings(values)))
             if problems:
                 return f"{values} cannot be laid over the recipe {recipe}: {problems[0]}"
         return None
@@ -264,7 +272,8 @@ def find_space(name: str) -> Space:
     Args: name, of a file in `tune_spaces` of the current folder or of raymi; or the path of one.
     Raises: UserError, with the remedy, where there is none or it is wrong.
     """
-    for path in (Path(name), *(folder / f"{name}.toml" for folder in _folders())):
+    own = [Path(name).expanduser()] if name.endswith(".toml") else []
+    for path in (*own, *(folder / f"{name}.toml" for folder in _folders())):
         if path.is_file():
             return read_space(path)
     hint = did_you_mean(name, known_spaces())
@@ -286,10 +295,17 @@ def read_space(path: Path) -> Space:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     try:
-        return Space.model_validate({**tree, "name": path.stem})
+        space = Space.model_validate({**tree, "name": path.stem})
     except ValidationError as error:
         lines = [_explained(one) for one in error.errors()]
         raise UserError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+    for key in sorted(space.keys):
+        if key not in _COMPARABLE and key.startswith(_NOT_VARIED):
+            raise UserError(
+                f"{path}: {key} cannot be varied, as trials could not be compared: leave it out, "
+                "and give it in the command for all of them"
+            )
+    return space
 
 
 def compatible_recipes(space: Space) -> list[str]:
@@ -335,6 +351,7 @@ def _check_condition(
 
 
 def _explained(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"] if part not in ("parameters",))
+    parts = [str(part) for part in error["loc"]]
+    place = ".".join(parts[1:] if parts[:1] == ["parameters"] and len(parts) > 1 else parts)
     message = error["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message

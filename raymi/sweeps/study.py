@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from raymi.counter_rng import random_key
-from raymi.errors import UserError, first_line
+from raymi.errors import StorageError, UserError, first_line
 from raymi.sweeps.population import first_generation
 from raymi.sweeps.space import Space, Values
 
@@ -101,7 +102,7 @@ class Study:
         self.space, self.method, self.seed = space, method, seed
         self._listed = _listed(space, method, seed, size)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._objectives = tuple(objectives)
+        self._path, self._objectives = path, tuple(objectives)
         question = {
             "space": json.loads(space.model_dump_json()),
             "method": method,
@@ -112,7 +113,7 @@ class Study:
         try:
             with _quietly():
                 self._study = optuna.create_study(
-                    storage=f"sqlite:///{path}",
+                    storage=URL.create("sqlite", database=str(path)).render_as_string(),
                     study_name=_NAME,
                     load_if_exists=True,
                     directions=["maximize"] * len(objectives),
@@ -143,7 +144,7 @@ class Study:
         Raises: IndexError where a grid or a population has no more.
         """
         number = len(self._study.get_trials(deepcopy=False))
-        with _quietly():
+        with self._writing():
             if self._listed is not None:
                 if not self._study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
                     self._study.enqueue_trial(self._listed[number])
@@ -173,9 +174,10 @@ class Study:
             return False
         frozen = self._frozen(number)
         trial = self._live(frozen)
-        if epoch not in frozen.intermediate_values:
-            trial.report(value, epoch)
-        return trial.should_prune()
+        with self._writing():
+            if epoch not in frozen.intermediate_values:
+                trial.report(value, epoch)
+            return trial.should_prune()
 
     def finish(self, number: int, objectives: Sequence[float]) -> None:
         """A trial has come to its end; it failed where an objective is not a number.
@@ -185,34 +187,51 @@ class Study:
         if len(objectives) != len(self._objectives):
             raise ValueError(f"expected {self._objectives}, got {objectives}")
         if all(map(math.isfinite, objectives)):
-            self._study.tell(number, list(objectives), skip_if_finished=True)
+            with self._writing():
+                self._study.tell(number, list(objectives), skip_if_finished=True)
         else:
             self.fail(number, f"it came to {', '.join(map(str, objectives))}")
 
     def stop(self, number: int) -> None:
         """A trial was stopped as others are ahead of it."""
-        self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
+        with self._writing():
+            self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
 
     def fail(self, number: int, reason: str) -> None:
         """A trial failed: the search goes on without it."""
         frozen = self._frozen(number)
         if frozen.state.is_finished():
             return
-        self._live(frozen).set_user_attr("reason", reason)
-        self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
+        with self._writing():
+            self._live(frozen).set_user_attr("reason", reason)
+            self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def revise(self, number: int, values: Values) -> None:
         """A trial goes on with other values than it has drawn."""
-        with _quietly():
+        with self._writing():
             self._live(self._frozen(number)).set_user_attr(_REVISED, dict(values))
 
     def note(self, number: int, key: str, text: str) -> None:
         """Keeps something about a running trial."""
-        self._live(self._frozen(number)).set_user_attr(key, text)
+        with self._writing():
+            self._live(self._frozen(number)).set_user_attr(key, text)
 
     def noted(self, number: int, key: str) -> str | None:
         """What was kept; None: nothing."""
         return self._frozen(number).user_attrs.get(key)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises: StorageError where the file cannot be written."""
+        try:
+            with _quietly():
+                yield
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            cause = first_line(error.__cause__ or error)
+            raise StorageError(
+                f"cannot write {self._path} ({cause}): see to its disk, then give the same command "
+                "again"
+            ) from None
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[number]

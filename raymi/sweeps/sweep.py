@@ -98,14 +98,17 @@ class Sweep:
         Raises: UserError where there is one already; StorageError where it cannot be written.
         """
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:
+            path.mkdir(parents=True, exist_ok=True)
+            there = [one.name for one in path.iterdir() if not one.name.startswith(".")]
+        except OSError as error:
+            raise not_writable(path, error) from None
+        if "sweep.json" in there:
             raise UserError(
                 f"the sweep {path.name} is there already: continue it with resume={path.name}, or "
                 "choose another name"
-            ) from None
-        except OSError as error:
-            raise not_writable(path, error) from None
+            )
+        if there:
+            raise UserError(f"{path} has files and is no sweep: choose another name")
         keep(path / "sweep.json", definition.model_dump_json(indent=2).encode())
         return cls(path)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +16,15 @@ from raymi.config import Config
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import StorageError, UserError, first_line
+from raymi.errors import StorageError, UserError, first_line, what_happened
 from raymi.files import InUse
 from raymi.sweeps.reuse import Part, parts_of
 from raymi.sweeps.space import Values
 from raymi.sweeps.sweep import Run, Sweep
 
 WAIT_SECONDS = 1.0  # for another process, between two looks at whether the sweep is to stop
+
+PATIENCE_SECONDS = 180.0  # for a process whose node was lost: NFS keeps its lock for 90 s
 
 Report = Callable[[Mapping[str, Any]], None]
 """Takes what the engine reports after each epoch."""
@@ -55,12 +60,27 @@ def run_trial(
                 return ended
         folder = sweep.folder_of(run)
         folder.write_config(trial)
-        with folder.alone():
+        with ExitStack() as stack:
+            if not held(stack, folder, sweep.stop_file):
+                return Ended("paused")
             return train_run(trial, folder, "classifier", until_epoch)
     except UserError as error:
         return Ended("failed", str(error))
     except StorageError as error:
         return Ended("blocked", str(error))
+
+
+def held(stack: ExitStack, folder: RunFolder, stop_file: Path) -> bool:
+    """Keeps other processes out of a run's folder until the stack ends; waits for one that is
+    about to be gone. Whether it could."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            stack.enter_context(folder.alone(wait=WAIT_SECONDS))
+            return True
+        except InUse:
+            if stop_file.exists() or time.monotonic() > deadline:
+                return False
 
 
 def _learn(part: Part, stop_file: Path, train_run: Train) -> Ended:
@@ -117,6 +137,13 @@ def in_this_process(
             return Ended("failed", str(error))
         except torch.OutOfMemoryError as error:
             return Ended("failed", f"out of memory: {first_line(error)}")
+        except (UserError, StorageError):
+            raise
+        except Exception as error:
+            log = folder.path / "error-rank0.log"
+            with suppress(OSError):
+                log.write_text(traceback.format_exc())
+            return Ended("failed", f"{what_happened(error)} (whole error: {log})")
         is_there = outcome.finished or outcome.epoch == until_epoch
         return Ended("finished" if is_there else "paused")
 

@@ -64,6 +64,7 @@ class Delivery(threading.Thread, ABC):
                 self._say_problem(error)
                 # A close wakes us at once; from then on only its time limit counts.
                 (self._give_up if closing else self._wake).wait(wait)
+                self._wake.clear()
                 wait = shortest if closing else min(2 * wait, longest)
                 continue
             if self.problem is not None:
@@ -73,6 +74,7 @@ class Delivery(threading.Thread, ABC):
                 self._delivered.set()
                 return
             self._wake.wait(_POLL_SECONDS)
+            self._wake.clear()
 
     @abstractmethod
     def _connect(self) -> None:

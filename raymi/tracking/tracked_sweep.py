@@ -89,6 +89,7 @@ class TrackedSweep:
         tune = definition.tune.model_dump()
         settings = {"recipe": definition.recipe, "space": definition.space.name}
         settings |= {f"tune.{key}": value for key, value in tune.items()}
+        settings["seeds"] = ",".join(map(str, definition.seeds))
         store.log_params(self._client, run_id, definition.settings | settings)
         self._client.log_artifact(run_id, str(self.sweep.path / "sweep.json"))
         space = definition.space.model_dump(mode="json", exclude_defaults=True)

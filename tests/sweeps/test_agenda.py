@@ -39,7 +39,7 @@ def test_members_of_a_population_take_over_from_the_best(tmp_path):
     sweep = begin(tmp_path / "sweep", PBT, **{"optim.epochs": 3})
     done, trials = work(sweep)
     assert [job.until_epoch for job, _ in done] == [1] * 4 + [2] * 4 + [None] * 4
-    assert [kind for _, kind in done] == ["advanced"] * 11 + ["finished"]
+    assert [kind for _, kind in done] == ["advanced"] * 8 + ["finished"] * 4
     assert [trial.state for trial in trials] == ["finished"] * 4
     first = {job.run.number: job.values for job, _ in done[:4]}
     second = {job.run.number: job.values for job, _ in done[4:8]}
@@ -103,3 +103,27 @@ def test_runs_of_several_seeds_make_a_trial(tmp_path):
     assert first.objectives == (pytest.approx(sum(robust) / 2),)
     assert second.state == "failed"
     assert second.reason.startswith("seed 1: expected finite losses")
+
+
+def test_what_was_validated_and_not_kept_is_done_again(tmp_path):
+    """As after a kill between the journal's event and the checkpoint."""
+    sweep = begin(tmp_path / "sweep", {**PBT, "trials": 2}, **{"optim.epochs": 2})
+    work(sweep, 1)
+    folder = sweep.folder_of(Run(0, 0))
+    for path in folder.checkpoints.iterdir():
+        path.unlink()
+    assert sweep.validated(Run(0, 0)).keys() == {1}
+    done, trials = work(sweep)
+    assert [job.run.number for job, _ in done] == [0, 1, 0, 1]
+    assert {trial.state for trial in trials} == {"finished"}
+
+
+def test_the_last_generation_is_over_with_its_last_word(tmp_path):
+    sweep = begin(tmp_path / "sweep", {**PBT, "trials": 2}, **{"optim.epochs": 2})
+    work(sweep, 3)
+    folder = sweep.folder_of(Run(0, 0))
+    whole = folder.journal.read_text().splitlines(keepends=True)
+    folder.journal.write_text("".join(line for line in whole if '"finished"' not in line))
+    done, trials = work(sweep)
+    assert [job.run.number for job, _ in done] == [0, 1]
+    assert {trial.state for trial in trials} == {"finished"}

@@ -140,6 +140,9 @@ def test_recipes_that_do_not_fit_are_refused_with_the_reason(recipe, why):
         ('[parameters."mi.depth"]\nintegers = [1, 2]\n[tune]\ntrails = 3', r"tune: trails"),
         ('[parameters."mi.depth"]\nintegers = [1, 2]\n[tune]\nfactor = 1', r"tune: factor: "),
         ("parameters = [", r"is not TOML"),
+        ("", r"mine.toml: parameters: Field required"),
+        ("[parameters.seed]\nintegers = [0, 9]", r"seed cannot be varied, as trials could not be"),
+        ('[parameters."attack.eps"]\nlog = [0.01, 0.1]', r"attack.eps cannot be varied"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_with_the_file(text, message, tmp_path):
@@ -147,3 +150,15 @@ def test_what_is_wrong_in_a_file_is_said_with_the_file(text, message, tmp_path):
         read_space(write(tmp_path, text))
     assert "mine.toml" in str(caught.value)
     assert "validation error" not in str(caught.value)
+
+
+def test_ends_of_a_wide_parameter_are_looked_at_without_all_between_them(tmp_path):
+    path = write(tmp_path, '[parameters."attack.steps"]\nintegers = [1, 2000000000]\n')
+    assert read_space(path).incompatible("quickstart") is None
+
+
+def test_a_space_is_laid_over_what_holds_for_all_trials(tmp_path):
+    path = write(tmp_path, '[parameters."loss.label_smoothing"]\nuniform = [0.1, 0.2]\n')
+    assert read_space(path).incompatible("quickstart") is None
+    said = read_space(path).incompatible("quickstart", {"loss": {"base": "trades"}})
+    assert "label_smoothing" in said

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from pathlib import Path
 
 import pytest
 
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
 from raymi.sweeps.space import Space
 from raymi.sweeps.study import Halving, Study
 
@@ -176,3 +177,26 @@ def test_tpe_looks_where_it_was_good(tmp_path):
         ]
         best.append(sum(late) / len(late))
     assert best[0] > best[1] + 0.05
+
+
+def test_a_path_with_odd_characters_is_that_of_the_file(tmp_path):
+    folder = tmp_path / "50%20?b #c"
+    folder.mkdir()
+    study = Study(folder / "study.db", space())
+    study.ask()
+    assert (folder / "study.db").is_file()
+    assert len(Study(folder / "study.db", space())) == 1
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    study = Study(tmp_path / "study.db", space())
+    trial = study.ask()
+    other = sqlite3.connect(tmp_path / "study.db", timeout=0)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(StorageError, match=r"cannot write .*study\.db \(.*locked"):
+            study.finish(trial.number, [0.5])
+    finally:
+        other.close()
+    study.finish(trial.number, [0.5])
+    assert study[trial.number].objectives == (0.5,)

@@ -62,6 +62,45 @@ def test_what_fails_is_said_and_not_raised(tmp_path):
     assert ended.how == "failed"
 
 
+def test_an_error_of_a_user_s_model_is_told_and_kept_with_its_run(tmp_path, monkeypatch):
+    (tmp_path / "broken_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes, image_size):\n"
+        "        super().__init__()\n"
+        "        self.fc = nn.Linear(3 * image_size**2, num_classes)\n"
+        "    def forward(self, x):\n"
+        "        if torch_is_grad_enabled():\n"
+        "            return self.fc(x.flatten(1))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = {"model.name": "broken_net:Net", "model.width": None, "model.depth": None}
+    sweep = begin(tmp_path / "sweep", **own)
+    ended, _ = trained(sweep)
+    assert ended.how == "failed"
+    assert "torch_is_grad_enabled" in ended.reason
+
+
+def test_a_run_that_another_process_still_holds_is_not_given_up(tmp_path, monkeypatch):
+    monkeypatch.setattr("raymi.sweeps.trial.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("raymi.sweeps.trial.WAIT_SECONDS", 0.1)
+    sweep = begin(tmp_path / "sweep")
+    folder = sweep.folder_of(FIRST)
+    folder.path.mkdir(parents=True)
+    with folder.alone():
+        assert trained(sweep)[0].how == "paused"
+    assert trained(sweep)[0].how == "finished"
+
+
+def test_a_folder_of_something_else_becomes_no_sweep_and_an_empty_one_does(tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert begin(tmp_path / "mine").name == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(UserError, match="has files and is no sweep: choose another name"):
+        begin(tmp_path / "other")
+
+
 def test_a_sweep_is_read_as_it_was_begun(tmp_path):
     sweep = begin(tmp_path / "sweep", {"search": "grid", "trials": 2, "objective": "clean-robust"})
     again = find_sweep("sweep", tmp_path)

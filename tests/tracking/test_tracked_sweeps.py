@@ -430,3 +430,15 @@ def test_what_was_drawn_but_does_not_fit_is_shown_as_drawn(tmp_path):
     drawn = str(trial.values["data.val_fraction"])
     assert children["mine/0000"].data.params["data.val_fraction"] == drawn
     assert children["mine/0000"].data.tags["raymi.reason"] == ended.reason
+
+
+def test_a_look_at_what_is_delivered_does_not_keep_it_busy(sweep, monkeypatch):
+    monkeypatch.setattr("raymi.tracking.delivery._POLL_SECONDS", 0.5)
+    driver = Driver(sweep)
+    driver.finish()
+    assert driver.tracker.settle(WAIT)
+    looks, send = [], driver.tracker.tracked.send_progress
+    driver.tracker.tracked.send_progress = lambda trials: (looks.append(1), send(trials))
+    time.sleep(1.2)
+    assert 1 <= len(looks) <= 4
+    driver.close()
