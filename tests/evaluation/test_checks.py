@@ -43,10 +43,11 @@ def images():
 def honest(images):
     """Adversarially trained."""
     x, y = to_unit(images.images), images.labels
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     model = build_model(
-        "small-cnn", num_classes=10, image_size=16, mean=[0.3] * 3, std=[0.35] * 3, width=0.5
-    )
+        "small-cnn", num_classes=10, image_size=16, mean=[0.3] * 3, std=[0.35] * 3,
+        width=0.25, depth=4,
+    )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for step in range(150):
         batch = (torch.arange(50) + 50 * step) % len(x)
@@ -148,11 +149,6 @@ def test_a_masked_network_is_found_out(before, expected, honest, images):
     assert suspicions(Wrapped(honest, before=before), images) >= expected
 
 
-def test_outputs_that_are_probabilities_are_found(honest, images):
-    softmax = Wrapped(honest, after=nn.Softmax(dim=1))
-    assert "probabilities as outputs" in suspicions(softmax, images)
-
-
 class Detached(nn.Module):
     """Preprocessing outside of autograd, as of JPEG."""
 
@@ -196,6 +192,7 @@ class Seldom(nn.Module):
         (Company(), "outputs that depend on other images"),
         (Seldom(), "randomised outputs"),
         (nn.Sigmoid(), "probabilities as outputs"),
+        (nn.Softmax(dim=1), "probabilities as outputs"),
         (Scaled(1e4), "gradients of the cross-entropy that vanish"),
     ],
     ids=lambda value: type(value).__name__,
