@@ -352,24 +352,25 @@ def test_what_is_nowhere_is_refused_with_what_there_is(trained):
 
 FRESH = """
 import pickle, sys, torch
-subject = pickle.load(open(sys.argv[1], "rb"))
+subjects = pickle.load(open(sys.argv[1], "rb"))
 x = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-torch.save(subject.load()(x).detach(), sys.argv[2])
+torch.save([subject.load()(x).detach() for subject in subjects], sys.argv[2])
 """
 
 
 def test_subjects_travel_to_other_processes(trained, user_nets, tmp_path):
     program = program_subject("program", exported(original(trained, "best")))
     function = function_subject(f"{user_nets.stem}:sized", **SIZES)
-    for subject in (find(trained.path, "best").subject, function, program):
-        file, out = tmp_path / "subject.pickle", tmp_path / "logits.pt"
-        file.write_bytes(pickle.dumps(subject))
-        paths = os.pathsep.join([str(Path(tiny_runs.__file__).parents[1]), str(tmp_path)])
-        subprocess.run(
-            [sys.executable, "-c", FRESH, str(file), str(out)], check=True, timeout=120,
-            env={**os.environ, "PYTHONPATH": paths},
-        )  # fmt: skip
-        assert torch.equal(torch.load(out), subject.load()(images()).detach())
+    subjects = [find(trained.path, "best").subject, function, program]
+    file, out = tmp_path / "subjects.pickle", tmp_path / "logits.pt"
+    file.write_bytes(pickle.dumps(subjects))
+    paths = os.pathsep.join([str(Path(tiny_runs.__file__).parents[1]), str(tmp_path)])
+    subprocess.run(
+        [sys.executable, "-c", FRESH, str(file), str(out)], check=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": paths},
+    )  # fmt: skip
+    for subject, logits in zip(subjects, torch.load(out), strict=True):
+        assert torch.equal(logits, subject.load()(images()).detach())
 
 
 def test_a_program_is_a_network_like_any_other(trained, tmp_path):
