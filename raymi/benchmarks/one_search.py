@@ -38,8 +38,9 @@ class Trained:
     robust: tuple[float, ...]
 
 
-class _Over(Exception):
-    """A trial is not to go on; says how it ended."""
+class _Over(BaseException):
+    """A trial is not to go on; says how it ended. No error, which a run would be told to have
+    failed of."""
 
     def __init__(self, ended: How) -> None:
         super().__init__(ended)

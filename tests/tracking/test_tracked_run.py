@@ -11,7 +11,7 @@ from tiny_sweeps import CPU, begin, trained
 
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.sweeps.sweep import Sweep
+from raymi.sweeps.sweep import Run, Sweep
 from raymi.tracking import store
 from raymi.tracking.tracked_run import TrackedRun
 
@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("own_store")
 
 ABOUT = {"id": "0-3", "recipe": "quickstart", "command": "python -m raymi.tune"}
 VALUES = {"optim.lr": 0.03}
+THIRD = Run(3, 0)
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def sweep(tmp_path: Path) -> Sweep:
 
 
 def child(sweep: Sweep, parent: str, tell=lambda _: None) -> TrackedRun:
-    config, folder = sweep.config_of(VALUES, 3), sweep.folder_of(3)
+    config, folder = sweep.config_of(VALUES, THIRD), sweep.folder_of(THIRD)
     folder.path.mkdir(parents=True, exist_ok=True)
     params = {"swept.optim.lr": 0.03}
     return TrackedRun(
@@ -53,7 +54,7 @@ def test_a_run_that_is_never_evaluated_ends_well_and_has_no_model(sweep):
     followed = child(sweep, parent, told.append)
     followed.deliver(None)
     assert children(parent) == [followed.run_id], "before it has begun"
-    assert trained(sweep, 3, VALUES)[0].how == "finished"
+    assert trained(sweep, THIRD, VALUES)[0].how == "finished"
     assert not followed.is_delivered("FINISHED")
     followed.deliver("FINISHED", {"raymi.state": "finished"})
     assert followed.is_delivered("FINISHED")
@@ -70,9 +71,9 @@ def test_a_run_that_is_never_evaluated_ends_well_and_has_no_model(sweep):
 
 def test_what_is_evaluated_later_is_delivered_then_with_its_model_and_once(sweep):
     parent = new_parent()
-    trained(sweep, 3, VALUES)
+    trained(sweep, THIRD, VALUES)
     child(sweep, parent).deliver("FINISHED")
-    config, folder = sweep.config_of(VALUES, 3), sweep.folder_of(3)
+    config, folder = sweep.config_of(VALUES, THIRD), sweep.folder_of(THIRD)
     assert train(config, LocalContext(CPU, folder.stop_file), folder).finished
     later = child(sweep, parent)
     assert not later.is_delivered("FINISHED")
@@ -93,7 +94,7 @@ def test_what_is_evaluated_later_is_delivered_then_with_its_model_and_once(sweep
 
 
 def test_a_run_follows_its_parent_where_that_was_made_anew(sweep):
-    trained(sweep, 3, VALUES)
+    trained(sweep, THIRD, VALUES)
     first, second = new_parent(), new_parent()
     child(sweep, first).deliver("FINISHED")
     moved = child(sweep, second)
