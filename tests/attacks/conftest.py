@@ -23,8 +23,9 @@ def model(digits):
     x, y = digits
     torch.manual_seed(0)
     model = build_model(
-        "small-cnn", num_classes=10, image_size=16, mean=[0.3] * 3, std=[0.35] * 3, width=0.5
-    )
+        "small-cnn", num_classes=10, image_size=16, mean=[0.3] * 3, std=[0.35] * 3,
+        width=0.5, depth=4,
+    )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for step in range(40):
         batch = torch.arange(50 * step, 50 * step + 50) % len(x)
