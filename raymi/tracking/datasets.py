@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -13,6 +13,14 @@ class DataSet(NamedTuple):
     name: str
     checksum: str
     context: str
+
+
+def datasets_of(data: Mapping[str, Any]) -> list[DataSet]:
+    """The splits of a run's data.
+
+    Args: data, from the journal's "start".
+    """
+    return [DataSet(f"{data['name']}-{split}", d, split) for split, d in data["digests"].items()]
 
 
 def link_datasets(client: Any, run_id: str, sets: Iterable[DataSet]) -> list[Any]:

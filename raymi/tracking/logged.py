@@ -12,6 +12,7 @@ from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import Subject, program_subject, raymi_subject
 from raymi.evaluation.weight_files import read_weights
+from raymi.tracking.models import is_version_of
 from raymi.tracking.store import connect, current, how_to_open, in_one_line, without_password
 
 SCHEMES = ("models:/", "runs:/")
@@ -21,7 +22,7 @@ SCHEMES = ("models:/", "runs:/")
 class Logged(NamedTuple):
     """A classifier in MLflow; `config` of the run of raymi that trained it, None where it is not
     known; `run_id` and `model_id`, None where it has none; `variant`, its name in its run, None if
-    it is the one of the run that was registered."""
+    it is the one of the run that was registered first."""
 
     subject: Subject
     config: Config | None
@@ -66,7 +67,7 @@ def _found(client: Any, address: str, place: Path) -> Logged:
     if architecture and weights:
         subject = raymi_subject(name, architecture, read_weights(weights[0]))
         variant = _variant(client, info.model_id)
-        config = _config(client, info.run_id, place)
+        config = config_of(client, info.run_id, place)
         return Logged(subject, config, info.run_id, info.model_id, variant)
     data = files / flavors.get("pytorch", {}).get("model_data", "data")
     programs = sorted(data.glob("*.pt2")) if data.is_dir() else []
@@ -88,10 +89,11 @@ def _variant(client: Any, model_id: str | None) -> str | None:
         return None
     model = client.get_logged_model(model_id)
     versions = client.search_model_versions(f"run_id = '{model.source_run_id}'")
-    return None if any(one.model_id == model_id for one in versions) else model.name
+    first = min(versions, key=lambda one: one.creation_timestamp, default=None)
+    return None if first is not None and is_version_of(first, model_id) else model.name
 
 
-def _config(client: Any, run_id: str | None, place: Path) -> Config | None:
+def config_of(client: Any, run_id: str | None, place: Path) -> Config | None:
     """Of the run that logged a model; None where the run is gone, or of another version of
     raymi: the classifier can be evaluated all the same."""
     from mlflow.exceptions import MlflowException

@@ -10,6 +10,7 @@ from typing import Any
 from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import first_line
+from raymi.tracking.datasets import datasets_of, link_datasets
 from raymi.tracking.store import current
 
 Event = Mapping[str, Any]
@@ -24,7 +25,8 @@ def log_model(
     config: Config, folder: RunFolder, client: Any, run_id: str, data: Event, evaluation: Event
 ) -> str:
     """Logs an evaluated classifier of a finished run: an exported torch program (no
-    pickle) with its weights in safetensors beside it, and its own accuracies as metrics.
+    pickle) with its weights in safetensors beside it, and its own accuracies as metrics, linked to
+    the test images.
 
     Args: data, from the journal's "start"; evaluation, the journal's event of this model.
     Returns: the model's id.
@@ -37,9 +39,15 @@ def log_model(
         with mlflow.start_run(run_id=run_id):
             model_id = _log_classifier(config, folder, data, evaluation["which"])
     client.update_run(run_id, status="RUNNING")
-    robust = f"test/pgd{evaluation['attack']['steps']}_acc"
+    values = {
+        "test/clean_acc": evaluation["clean"],
+        f"test/pgd{evaluation['attack']['steps']}_acc": evaluation["robust"],
+        "test/num": float(evaluation["num"]),
+    }
+    (images,) = (one for one in datasets_of(data) if one.context == "test")
+    (dataset,) = link_datasets(client, run_id, [images])
     # All log at the last epoch: the chosen one comes last and is what the run shows.
-    for name, value in (("test/clean_acc", evaluation["clean"]), (robust, evaluation["robust"])):
+    for name, value in values.items():
         client.log_metric(
             run_id,
             name,
@@ -47,6 +55,8 @@ def log_model(
             timestamp=int(1000 * evaluation["time"]),
             step=evaluation["epoch"],
             model_id=model_id,
+            dataset_name=dataset.name,
+            dataset_digest=dataset.digest,
         )
     return model_id
 
@@ -58,21 +68,36 @@ def register_model(config: Config, client: Any, run_id: str, model_id: str, text
     Args: text, the version's description.
     Returns: its URI.
     """
+    name = registered_name(config)
+    for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+        return f"models:/{name}/{known.version}"
+    return f"models:/{name}/{new_version(client, name, run_id, model_id, text)}"
+
+
+def new_version(client: Any, name: str, run_id: str | None, model_id: str, text: str) -> str:
+    """A further version in the registry for a logged model.
+
+    Args: name, under which it is registered, made if it is not there; run_id, of the run that
+        logged it; text, the version's description.
+    Returns: its number.
+    """
     from mlflow.exceptions import MlflowException
 
-    name = registered_name(config)
     try:
         client.create_registered_model(name)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-        return f"models:/{name}/{known.version}"
     with current(client.tracking_uri):
         made = client.create_model_version(
             name, f"models:/{model_id}", run_id, description=text, model_id=model_id
         )
-    return f"models:/{name}/{made.version}"
+    return str(made.version)
+
+
+def is_version_of(version: Any, model_id: str) -> bool:
+    """Whether a registered version is a logged model: not every store says its id."""
+    return version.model_id == model_id or version.source == f"models:/{model_id}"
 
 
 def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) -> str:

@@ -17,7 +17,7 @@ from raymi.engine.run_folder import RunFolder
 from raymi.files import write_atomically
 from raymi.overrides import flatten
 from raymi.tracking import store
-from raymi.tracking.datasets import DataSet, link_datasets
+from raymi.tracking.datasets import datasets_of, link_datasets
 from raymi.tracking.description import describe
 from raymi.tracking.models import NotExportable, log_model, register_model
 
@@ -194,9 +194,7 @@ class TrackedRun:
         facts |= {f"parameters.{k}": v for k, v in event["parameters"].items()}
         for key, value in facts.items():
             self._client.set_tag(self.run_id, f"raymi.{key}", str(value))
-        data = event["data"]
-        sets = [DataSet(f"{data['name']}-{k}", v, k) for k, v in data["digests"].items()]
-        link_datasets(self._client, self._state["run_id"], sets)
+        link_datasets(self._client, self._state["run_id"], datasets_of(event["data"]))
 
     def _log(self, event: Event, metrics: dict[str, Any], step: int | None = None) -> None:
         from mlflow.entities import Metric

@@ -68,8 +68,10 @@ def test_a_logged_model_is_the_model_of_its_run_by_whatever_address(here):
         assert found.folder is None
     assert find(addresses[0]).subject.name == "tiny-champion"
     assert torch.equal(found.subject.load()(images()), of_run.subject.load()(images()))
+    assert found.variant is None
     last = find("mine", which="last")
-    assert find(f"models:/{last.model_id}").subject.digest == last.subject.digest
+    of_last = find(f"models:/{last.model_id}")
+    assert (of_last.subject.digest, of_last.variant) == (last.subject.digest, "last")
     with pytest.raises(UserError, match="is one model: leave out last"):
         find("models:/tiny/1", which="last")
 

@@ -383,6 +383,9 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
     accuracies = {m.name: {a.key: a.value for a in m.metrics} for m in models}
     assert accuracies["best"]["test/pgd40_acc"] == 0.6
     assert accuracies["last"]["test/pgd40_acc"] == 0.55
+    assert accuracies["last"]["test/num"] == 100
+    images = {(a.dataset_name, a.dataset_digest) for m in models for a in m.metrics}
+    assert images == {("digits-test", 32 * "b")}
     assert_nowhere(tmp_path, SECRET.encode())
 
     again = deliver(config, folder, "FINISHED")  # a finished run, resumed
