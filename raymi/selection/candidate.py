@@ -1,0 +1,63 @@
+"""Classifiers to choose from, and what was measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from raymi.evaluation.statistics import wilson_interval
+
+CLEAN = "clean"
+
+
+class Number(NamedTuple):
+    """An accuracy with its 95% Wilson interval; all fractions."""
+
+    accuracy: float
+    low: float
+    high: float
+
+
+class Question(NamedTuple):
+    """What numbers have in common that may be compared: the name of the images, the first digits of
+    their checksum, how many they are; the threat, such as `linf_8_255`; whether they were measured
+    at the end of a training, and not by `raymi.evaluate`."""
+
+    data: str
+    digest: str
+    num: int
+    threat: str
+    of_training: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What one question says of a logged model.
+
+    Args:
+        name: of its run, and its own in it.
+        model_id: in MLflow; run_id, None where no run logged it.
+        question: that all numbers answer.
+        numbers: by the names of attacks as they are in metrics, and "clean".
+        doubts: signs of false robustness that any evaluation has found, in words.
+        evaluation: key of its last evaluation, whose outcomes may be kept; None: there is none.
+    """
+
+    name: str
+    model_id: str
+    run_id: str | None
+    question: Question
+    numbers: Mapping[str, Number]
+    doubts: str = ""
+    evaluation: str | None = None
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """Names of all it was measured with, clean accuracy left out."""
+        return tuple(name for name in self.numbers if name != CLEAN)
+
+
+def with_interval(accuracy: float, num: int) -> Number:
+    """An accuracy on `num` images with the interval that follows from it."""
+    return Number(accuracy, *wilson_interval(round(accuracy * num), num))

@@ -1,0 +1,68 @@
+"""What a classifier must reach to be chosen: words such as `clean>=0.80`."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from raymi.selection.candidate import Number
+
+_WORD = re.compile(r"(?P<name>[^=<>]+)(?P<sign>>=|<=|>|<)(?P<bound>.*)")
+_HOLDS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_ROUNDING = 1e-12  # 0.8 of 10 images must be at least 0.8, however it was computed
+
+
+class Constraint(NamedTuple):
+    """`name` of an accuracy, how it must compare, and with what fraction."""
+
+    name: str
+    sign: str
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.sign}{self.bound:g}"
+
+    def broken_by(self, numbers: Mapping[str, Number]) -> str:
+        """Why a classifier does not satisfy it, in words; empty where it does."""
+        number = numbers.get(self.name)
+        if number is None:
+            return f"no {self.name}"
+        slack = {">=": -_ROUNDING, "<=": _ROUNDING}.get(self.sign, 0.0)
+        if _HOLDS[self.sign](number.accuracy, self.bound + slack):
+            return ""
+        return f"not {self}"
+
+
+def split_constraints(
+    words: Sequence[str], problems: list[str]
+) -> tuple[list[str], tuple[Constraint, ...]]:
+    """Separates constraints from the other words of a command line.
+
+    Args: words; problems, gets a line for each constraint that is wrong.
+    Returns: the other words, and the constraints in their order.
+    """
+    others, constraints = [], []
+    for word in words:
+        match = _WORD.fullmatch(word)
+        if match is None:
+            others.append(word)
+            continue
+        bound = _fraction(match["bound"])
+        if bound is None:
+            problems.append(
+                f"{word}: expected a fraction from 0 to 1 after {match['sign']}, got "
+                f"{match['bound']!r}: write {match['name']}{match['sign']}0.8 for 80%"
+            )
+        else:
+            constraints.append(Constraint(match["name"].strip(), match["sign"], bound))
+    return others, tuple(dict.fromkeys(constraints))
+
+
+def _fraction(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 <= value <= 1 else None

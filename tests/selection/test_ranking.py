@@ -1,0 +1,210 @@
+"""Rankings, constraints and questions, without MLflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from raymi.errors import UserError
+from raymi.evaluation.statistics import PairedComparison
+from raymi.selection.candidate import Candidate, Question, with_interval
+from raymi.selection.constraints import Constraint, split_constraints
+from raymi.selection.questions import check_names, in_one_question, strongest
+from raymi.selection.ranking import rank
+from raymi.selection.request import requested
+
+DIGITS = Question("digits-test", "d" * 32, 1000, "linf_8_255", False)
+
+
+def model(name: str, question: Question = DIGITS, doubts: str = "", **values: float) -> Candidate:
+    """A candidate; `pgd_40=0.5` is its accuracy under `pgd-40`."""
+    numbers = {k.replace("_", "-"): with_interval(v, question.num) for k, v in values.items()}
+    return Candidate(name, f"m-{name}", f"run-{name}", question, numbers, doubts)
+
+
+A = model("a", clean=0.90, pgd_40=0.50)
+B = model("b", clean=0.80, pgd_40=0.60)
+C = model("c", clean=0.85, pgd_40=0.30)
+D = model("d", clean=0.85, pgd_40=0.60)
+
+
+def order(ranking: Any) -> list[str]:
+    return [place.candidate.name for place in ranking.places]
+
+
+def test_the_most_robust_is_first_and_ties_go_by_clean_accuracy_then_by_name() -> None:
+    assert order(rank([A, B, C, D], "pgd-40")) == ["d", "b", "a", "c"]
+    same = [model(name, clean=0.5, pgd_40=0.5) for name in "zxy"]
+    assert order(rank(same, "pgd-40")) == ["x", "y", "z"]
+
+
+def test_the_pareto_front_is_those_that_no_other_beats() -> None:
+    ranking = rank([A, B, C, D], "pgd-40")
+    assert [p.candidate.name for p in ranking.places if p.on_front] == ["d", "a"]
+    twins = [model(name, clean=0.5, pgd_40=0.5) for name in "xy"]
+    assert all(place.on_front for place in rank(twins, "pgd-40").places)
+
+
+def test_who_breaks_a_constraint_is_last_with_the_reason_and_not_on_the_front() -> None:
+    ranking = rank([A, B, C, D], "pgd-40", [Constraint("clean", ">=", 0.86)])
+    assert ranking.chosen is A
+    assert order(ranking) == ["a", "d", "b", "c"]
+    assert ranking.places[1].excluded == "not clean>=0.86"
+    assert [place.on_front for place in ranking.places] == [True, False, False, False]
+
+
+def test_a_constraint_holds_at_its_bound_and_not_for_what_was_not_measured() -> None:
+    numbers = model("x", clean=1 - 0.2, pgd_40=0.1 + 0.2).numbers
+    assert Constraint("clean", ">=", 0.8).broken_by(numbers) == ""
+    assert Constraint("pgd-40", "<=", 0.3).broken_by(numbers) == ""
+    assert Constraint("clean", ">", 0.8).broken_by(numbers) == "not clean>0.8"
+    assert Constraint("pgd-40", "<", 0.25).broken_by(numbers) == "not pgd-40<0.25"
+    assert Constraint("square", ">=", 0.0).broken_by(numbers) == "no square"
+
+
+def test_doubtful_models_are_not_chosen_unless_allowed() -> None:
+    masked = model("m", doubts="steps", clean=0.9, pgd_40=0.9)
+    assert rank([A, masked], "pgd-40").chosen is A
+    assert rank([A, masked], "pgd-40").places[1].excluded == "doubtful: steps"
+    assert rank([A, masked], "pgd-40", allow_doubtful=True).chosen is masked
+    with pytest.raises(UserError, match="doubtful=allow"):
+        _ = rank([masked], "pgd-40").chosen
+
+
+def test_where_none_satisfies_the_error_says_the_best_values_there_are() -> None:
+    ranking = rank([A, B], "pgd-40", [Constraint("clean", ">=", 0.95)])
+    with pytest.raises(UserError) as raised:
+        _ = ranking.chosen
+    assert "none of 2 models satisfies clean>=0.95" in str(raised.value)
+    assert "clean 0.9000 (a), pgd-40 0.6000 (b)" in str(raised.value)
+
+
+def test_overlapping_intervals_are_noise_unless_pairs_say_otherwise() -> None:
+    near = model("near", clean=0.9, pgd_40=0.58)
+    of = {p.candidate.name: p.difference for p in rank([B, near, C], "pgd-40").places}
+    assert of["b"] is None
+    assert of["near"] is not None
+    assert of["c"] is not None
+    assert (of["near"].within_noise, of["near"].p_value) == (True, None)
+    assert of["near"].value == pytest.approx(-0.02)
+    assert (of["c"].within_noise, of["c"].p_value) == (False, None)
+    asked = []
+
+    def paired(one: Candidate, other: Candidate) -> PairedComparison:
+        asked.append((one.name, other.name))
+        return PairedComparison(1, 21, -0.02, 0.001)
+
+    (_, second, third) = rank([B, near, C], "pgd-40", paired=paired).places
+    assert second.difference is not None
+    assert third.difference is not None
+    assert (second.difference.within_noise, second.difference.p_value) == (False, 0.001)
+    assert not third.difference.within_noise
+    assert asked == [("near", "b")], "nobody fetches outcomes that cannot change the answer"
+
+
+def test_differences_are_to_the_best_that_may_be_chosen() -> None:
+    ranking = rank([A, B], "pgd-40", [Constraint("clean", ">=", 0.85)])
+    assert [p.difference and round(p.difference.value, 6) for p in ranking.places] == [None, 0.1]
+
+
+VAL = DIGITS._replace(data="digits-val", digest="v" * 32)
+OTHER = DIGITS._replace(digest="e" * 32)
+FEWER = DIGITS._replace(num=40)
+L2 = DIGITS._replace(threat="l2_0.5")
+TRAINED = DIGITS._replace(of_training=True)
+
+
+@pytest.mark.parametrize("other", [VAL, OTHER, FEWER, L2])
+def test_numbers_of_other_images_or_threats_are_refused_with_the_words_that_choose(other) -> None:
+    foreign = model("f", other, clean=0.9, pgd_40=0.5)
+    with pytest.raises(UserError) as raised:
+        in_one_question([A, B, foreign], None, None, None)
+    first, *lines = str(raised.value).splitlines()
+    assert "cannot be compared" in first
+    assert sorted("(2 models," in line for line in lines) == [False, True]
+    for line in lines:
+        words = dict(word.split("=") for word in line.split()[:2])
+        (num,) = {len(in_one_question([A, B, foreign], None, words["data"], words["threat"]))}
+        assert num == (2 if "(2 models," in line else 1)
+
+
+def test_a_metric_or_a_threat_may_decide_the_question() -> None:
+    foreign = model("f", L2, clean=0.9, square=0.5)
+    assert in_one_question([A, foreign], "square", None, None) == [foreign]
+    assert in_one_question([A, foreign], None, None, "linf_8_255") == [A]
+
+
+def test_evaluations_go_before_the_numbers_of_trainings() -> None:
+    trained = model("t", TRAINED, clean=0.9, pgd_40_of_training=0.5)
+    assert in_one_question([A, trained], None, None, None) == [A]
+    assert in_one_question([trained], None, None, None) == [trained]
+    assert in_one_question([A, trained], "pgd-40-of-training", None, None) == [trained]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("pgd-4", None, None), "did you mean pgd-40?"),
+        (("clean", None, None), "expected an attack"),
+        ((None, "digits", None), "data=digits: no model was measured so: did you mean digits-test"),
+        ((None, None, "linf_8"), "threat=linf_8: no model was measured so: did you mean linf_8"),
+    ],
+)
+def test_what_was_not_measured_is_refused_with_what_there_is(words, said) -> None:
+    with pytest.raises(UserError, match=said):
+        in_one_question([A, B], *words)
+
+
+def test_a_constraint_on_what_nobody_measured_is_refused() -> None:
+    check_names([A], [Constraint("clean", ">=", 0.5), Constraint("pgd-40", ">=", 0.5)])
+    with pytest.raises(UserError, match=r"did you mean pgd-40\?"):
+        check_names([A], [Constraint("pgd-4", ">=", 0.5)])
+
+
+def test_autoattack_ranks_or_else_the_strongest_attack_of_the_threat_itself() -> None:
+    weak, strong = {"clean": 0.9, "fgsm": 0.6}, {"pgd_100": 0.4}
+    assert strongest([model("x", **weak, **strong), model("y", **weak)]) == "pgd-100"
+    assert strongest([model("x", **weak, **strong), model("y", autoattack=0.5)]) == "autoattack"
+    far = model("far", clean=0.9, fgsm=0.6)
+    beyond = {**far.numbers, "pgd-20_2eps": with_interval(0.01, 1000)}
+    assert strongest([Candidate("far", "m", "r", DIGITS, beyond)]) == "fgsm"
+    with pytest.raises(UserError, match="metric=NAME is needed"):
+        strongest([Candidate("far", "m", "r", DIGITS, {"pgd-20_any": far.numbers["fgsm"]})])
+
+
+def test_words_with_a_sign_are_constraints() -> None:
+    problems: list[str] = []
+    rest, found = split_constraints(["metric=fgsm", "clean>=0.80", "pgd-40<.5"], problems)
+    assert (rest, problems) == (["metric=fgsm"], [])
+    assert found == (Constraint("clean", ">=", 0.8), Constraint("pgd-40", "<", 0.5))
+    assert [str(one) for one in found] == ["clean>=0.8", "pgd-40<0.5"]
+
+
+@pytest.mark.parametrize("bound", ["80", "-0.1", "nan", "high", ""])
+def test_a_bound_is_a_fraction(bound: str) -> None:
+    with pytest.raises(UserError, match=r"expected a fraction from 0 to 1 after >=, got "):
+        requested([f"clean>={bound}"])
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    with pytest.raises(UserError) as raised:
+        requested(["clean", "metrc=fgsm", "lr=1", "alias=v3", "doubtful=yes", "data=", "clean>=2"])
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 7
+    for said in (
+        "in quotes", "did you mean metric?", "optim.lr decides nothing", "alias: expected",
+        "doubtful: expected allow | refuse", "data: expected a value", "expected a fraction",
+    ):  # fmt: skip
+        assert sum(said in line for line in lines) == 1, said
+
+
+def test_the_kept_command_says_nothing_of_where_the_answer_goes(tmp_path) -> None:
+    plain = requested(["threat=linf-8/255", "clean>=0.8"])
+    assert plain.command == "python -m raymi.select threat=linf-8/255 'clean>=0.8'"
+    assert (plain.threat, plain.alias, plain.experiment) == ("linf_8_255", "champion", "raymi")
+    file = str(tmp_path / "all.json")
+    other = requested(["--dry-run", "threat=linf-8/255", "--json", file, "clean>=0.8"])
+    assert other.command == plain.command
+    assert other.dry_run
+    assert str(other.json) == file
