@@ -81,8 +81,11 @@ def print_help(
         width = max(map(len, entries))
         for name, text in entries.items():
             show(f"  {name:<{width}}  {text}", indent=width + 4)
+    keys = [(key, field) for key, field in leaves() if takes(key)]
+    if not keys:
+        return
     console.print()
     show("keys, set as key=value; a unique last part is enough (lr=1e-3, eps=8/255)", style="bold")
-    for key, field in filter(lambda leaf: takes(leaf[0]), leaves()):
+    for key, field in keys:
         show(f"  {key}={default_text(field)}  ({expected(field)})", indent=6, style="cyan")
         show(" " * 6 + " ".join((field.description or "").split()), indent=6)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from io import BytesIO
@@ -201,6 +202,19 @@ class Ledger:
 
     def _place(self, step: Step) -> Path:
         return self.folder / step.ensemble / f"{step.position:02d}-{step.attack}"
+
+
+def read_export(path: Path) -> Iterator[tuple[Step, Outcome]]:
+    """What `Ledger.export` wrote, step by step."""
+    table = pq.read_table(path)
+    keys = ("ensemble", "position", "attack", "block")
+    numbered = table.select(keys).append_column("row", pa.array(range(len(table))))
+    rows: dict[Step, list[int]] = defaultdict(list)
+    for row in numbered.to_pylist():
+        number = row.pop("row")
+        rows[Step(**row)].append(number)
+    for step, numbers in rows.items():
+        yield step, _outcome(table.take(numbers))
 
 
 def answered_here(folder: Path, outputs: Outputs | None) -> bool:

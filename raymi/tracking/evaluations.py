@@ -94,11 +94,15 @@ def metric_prefix(report: Report, which: str | None = None) -> str:
     """Such as `eval/cifar10-test/linf_8_255/`, and `last/` after it for a model that was not
     chosen: numbers of other images, threats, or models of a run never share a name."""
     threat = report.question["threat"]
-    radius = f"{threat['norm']}_{as_typed(threat['eps']).replace('/', '_')}"
-    parts = ["eval", _as_metric(report.data), radius]
+    parts = ["eval", as_metric(report.data), threat_name(threat["norm"], threat["eps"])]
     if which is not None:
-        parts.append(_as_metric(which))
+        parts.append(as_metric(which))
     return "".join(f"{part}/" for part in parts)
+
+
+def threat_name(norm: str, eps: float) -> str:
+    """A threat in a metric's name, such as `linf_8_255`."""
+    return f"{norm}_{as_typed(eps).replace('/', '_')}"
 
 
 def _metrics(report: Report, prefix: str, told: Sequence[str]) -> Iterator[tuple[str, float]]:
@@ -106,7 +110,7 @@ def _metrics(report: Report, prefix: str, told: Sequence[str]) -> Iterator[tuple
     for result in report.results:
         if result.name in told:
             continue
-        name = _as_metric(result.name)
+        name = as_metric(result.name)
         low, high = result.interval
         yield f"{prefix}{name}_acc", result.accuracy
         yield f"{prefix}{name}_low95", low
@@ -123,7 +127,7 @@ def _tags(report: Report, key: str, prefix: str) -> Iterator[tuple[str, str]]:
         yield f"{prefix}false_robustness", doubtful or in_short(report.findings)
     for finding in report.findings:
         said = "doubtful" if finding.suspicious else "ok" if finding.conclusive else "cannot tell"
-        yield f"{prefix}check/{_as_metric(finding.check)}", f"{said}: {finding.text}"
+        yield f"{prefix}check/{as_metric(finding.check)}", f"{said}: {finding.text}"
     yield "raymi.eval.question", key
 
 
@@ -138,7 +142,7 @@ def _name_of_finding(finding: Finding) -> str:
     return f"{finding.check} {finding.suspicious} {finding.conclusive}"
 
 
-def _as_metric(name: str) -> str:
+def as_metric(name: str) -> str:
     """A name as MLflow takes it in a metric's name, with a number where it had to be cut."""
     text = re.sub(r"[^\w.\-]", "_", name, flags=re.ASCII)
     return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART - 9]}-{_digits(name)}"

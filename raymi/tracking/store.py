@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from raymi.errors import UserError
+
 _SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -58,6 +60,20 @@ def in_one_line(error: Exception, uri: str) -> str:
     first = (lines or [""])[0]  # SQLAlchemy's remark on its own working left out
     login, at, _ = urlsplit(uri).netloc.rpartition("@")
     return f"{type(error).__name__}: {first.replace(login + at, '') if at else first:.200}"
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Turns whatever a store, its server or the network does into a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {without_password(uri)} does not answer ({in_one_line(error, uri)}): start "
+            "it, or set MLFLOW_TRACKING_URI to another store"
+        ) from None
 
 
 def how_to_open(uri: str) -> str:

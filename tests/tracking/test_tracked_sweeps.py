@@ -14,6 +14,7 @@ from mlflow_store import WAIT, Outage, client, history, runs, wait_until
 from raymi_command import events
 from tiny_sweeps import CPU, begin, trained
 
+from raymi import select
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.sweeps.news import Kind, News
@@ -305,6 +306,22 @@ def test_a_winner_that_is_evaluated_in_a_later_process_is_registered_once(sweep)
     assert values(parent, "test/pgd2_acc") == [(0, event["robust"])]
     assert values(parent, "trials_ended") == [(1, 1)]
     assert len(client().search_model_versions("name = 'raymi-digits'")) == 1
+
+
+def test_the_model_of_a_sweep_can_be_selected(sweep, capsys):
+    driver = Driver(sweep)
+    trial = driver.finish()
+    driver.evaluate(trial)
+    driver.close(winner=0)
+    assert select.main(["sweep=mine", "clean>=0"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 models on digits-test (40 images), linf_0.2, ranked by pgd-2-of-training" in said
+    assert "chosen: mine/0000/" in said
+    _, children = in_mlflow()
+    version = client().get_model_version_by_alias("raymi-digits", "champion")
+    assert version.run_id == children["mine/0000"].info.run_id
+    assert select.main(["sweep=mein"]) == 2
+    assert "no sweep 'mein' in MLflow: did you mean mine?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("call", ["search_runs", "create_run", "log_batch", "set_terminated"])

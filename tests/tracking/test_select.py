@@ -1,0 +1,356 @@
+"""`python -m raymi.select` on real stores: models that were trained, evaluated and registered."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_runs
+import torch
+from mlflow_store import Outage, client, in_folder, runs
+
+from raymi import select
+from raymi.attacks.suites import Ensemble, find_attack
+from raymi.evaluation.blocks import CLEAN, Outcome, Step
+from raymi.evaluation.finding import Finding
+from raymi.evaluation.ledger import Ledger
+from raymi.evaluation.report import Report
+from raymi.evaluation.robustness import summarise, withstood
+from raymi.orchestration.subjects import find_subject
+from raymi.tracking import store
+from raymi.tracking.evaluations import Place, log_evaluation
+
+mlflow = pytest.importorskip("mlflow")
+
+NUM = 200
+OF_TRAINING = "pgd-2-of-training"
+MASKED = Finding("steps", True, "FGSM breaks more than PGD")
+FINE = Finding("steps", False, "PGD breaks more than FGSM")
+
+
+@pytest.fixture
+def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a store as that of `finished`, with the same run `mine`, whose best and
+    last models are logged, and one of them registered."""
+    shutil.copy(finished / "mlflow.db", tmp_path)
+    for told_before in finished.glob("mlruns/*/artifacts/evaluations"):
+        shutil.rmtree(told_before)
+    in_folder(tmp_path, monkeypatch)
+    return tmp_path
+
+
+def models() -> dict[str, Any]:
+    """All logged models by their names."""
+    ids = [one.experiment_id for one in client().search_experiments()]
+    return {one.name: one for one in client().search_logged_models(ids)}
+
+
+def registered() -> dict[str, str]:
+    """The versions of each model, by its name."""
+    names = {f"models:/{one.model_id}": name for name, one in models().items()}
+    return {names[one.source]: str(one.version) for one in client().search_model_versions()}
+
+
+def other_model(name: str, run: str | None = "other") -> Any:
+    """A logged model of another run."""
+    (experiment,) = {one.info.experiment_id for one in runs()}
+    run_id = client().create_run(experiment, run_name=run).info.run_id if run else None
+    return client().create_logged_model(experiment, name=name, source_run_id=run_id)
+
+
+def evaluated(
+    home: Path,
+    model: Any,
+    clean: range,
+    right: range,
+    *,
+    attack: str = "pgd-40",
+    images: str = "d",
+    data: str = "digits-val",
+    eps: float = 8 / 255,
+    finding: Finding = FINE,
+    outcomes: bool = True,
+) -> None:
+    """Tells MLflow that a model is right on the `clean` images, and under an attack on `right`."""
+    question = {
+        "model": model.model_id, "images": 64 * images, "places": "p" * 16, "seed": 0,
+        "threat": {"norm": "linf", "eps": eps},
+    }  # fmt: skip
+    ledger = Ledger(home / f"{model.model_id}-{attack}-{data}-{images}-{eps}", question, {})
+    steps = {}
+    for name, withstands in ((CLEAN, clean), (attack, right)):
+        given = torch.arange(NUM) if name == CLEAN else torch.tensor(clean)
+        broken = torch.tensor([int(k) not in withstands for k in given])
+        zeros = torch.zeros(len(given))
+        labels = zeros.long()
+        steps[Step(name, 0, name, 0)] = Outcome(
+            given, given, labels, labels, broken, ~zeros.bool(), zeros, zeros, 0.0
+        )
+    for step, outcome in steps.items():
+        ledger.record(step, outcome)
+    files = [home / "outcomes.parquet"] if outcomes else []
+    ledger.export(home / "outcomes.parquet")
+    made = list(steps.items())
+    report = Report(
+        name=model.name, data=data, num=NUM, question=question, attacks={}, folder=home,
+        results=summarise(made, [Ensemble(attack, (find_attack(attack),))]), findings=(finding,),
+        withstand={name: withstood(made, name, NUM) for name in (CLEAN, attack)},
+    )  # fmt: skip
+    variant = None if registered().get(model.name) else model.name
+    place = Place(store.tracking_uri(home), model.source_run_id, model.model_id, variant)
+    log_evaluation(report, place, experiment="raymi", home=home, files=files)
+
+
+@pytest.fixture
+def three(home: Path) -> Path:
+    """Best and last of `mine`, and a model of another run that is less robust; the registered one
+    is the best by far on natural images."""
+    evaluated(home, models()["best"], range(180), range(100))
+    evaluated(home, models()["last"], range(160), range(110))
+    evaluated(home, other_model("third"), range(170), range(40))
+    return home
+
+
+def run_select(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What the command says; it ends well."""
+    assert select.main(list(words)) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert select.main(list(words)) == 2
+    return capsys.readouterr().err
+
+
+def state() -> Any:
+    """All that the registry says."""
+    versions = client().search_model_versions()
+    told = [(one.name, one.version, one.source, one.tags) for one in versions]
+    return told, [(one.name, one.aliases, one.tags) for one in client().search_registered_models()]
+
+
+def champion(alias: str = "champion") -> Any:
+    return client().get_model_version_by_alias("tiny", alias)
+
+
+def test_the_most_robust_model_gets_a_version_the_alias_and_the_reasons(three, capsys):
+    assert registered() == {"best": "1"}
+    said = run_select(capsys)
+    assert "3 models on digits-val (200 images), linf_8_255, ranked by pgd-40" in said
+    assert "chosen: mine/last version 2 of tiny has the alias champion now" in said
+    version = champion()
+    assert registered() == {"best": "1", "last": "2"}
+    assert version.source == f"models:/{models()['last'].model_id}"
+    assert {key.rpartition(".")[2]: text for key, text in version.tags.items()} == {
+        "selected_by": "pgd-40 55.0% (48.1-61.7) on digits-val (200 images), linf_8_255",
+        "constraints": "none",
+        "candidates": "3 of 3 could be chosen",
+        "runner_up": "mine/best: 50.0% (43.1-56.9), -5.0 points, more than noise",
+        "doubts": "none",
+        "command": "python -m raymi.select",
+    }
+
+
+def test_the_model_that_training_chose_stays_the_one_of_its_run(three, capsys):
+    run_select(capsys)
+    config = tiny_runs.tiny_config()
+    found = [find_subject(f"models:/tiny/{version}", config).variant for version in (1, 2)]
+    assert found == [None, "last"]
+
+
+def test_a_constraint_decides_and_the_reasons_move_with_the_alias(three, capsys):
+    run_select(capsys)
+    said = run_select(capsys, "clean>=0.88")
+    assert "version 1 of tiny has the alias champion now (before: version 2)" in said
+    assert champion().tags["raymi.champion.constraints"] == "clean>=0.88"
+    assert champion().tags["raymi.champion.candidates"] == "1 of 3 could be chosen"
+    before = client().get_model_version("tiny", "2")
+    assert not [key for key in before.tags if key.startswith("raymi.champion")]
+
+
+def test_given_again_nothing_changes(three, capsys):
+    run_select(capsys, "clean>=0.5")
+    before = state()
+    said = run_select(capsys, "clean>=0.5")
+    assert "has the alias champion already, with the same reasons" in said
+    assert state() == before
+
+
+def test_a_dry_run_changes_nothing(three, capsys):
+    before = state()
+    assert "nothing was changed" in run_select(capsys, "--dry-run")
+    assert state() == before
+    run_select(capsys, "clean>=0.88")
+    before = state()
+    said = run_select(capsys, "--dry-run")
+    assert "a new version of tiny would get the alias champion (now: version 1)" in said
+    assert state() == before
+
+
+def test_another_alias_leaves_the_first_one(three, capsys):
+    run_select(capsys)
+    run_select(capsys, "alias=clean-one", "clean>=0.88")
+    assert (str(champion().version), str(champion("clean-one").version)) == ("2", "1")
+    assert champion("clean-one").tags["raymi.clean-one.constraints"] == "clean>=0.88"
+    assert champion().tags["raymi.champion.constraints"] == "none"
+
+
+def test_the_front_and_what_is_noise_are_said(three, capsys):
+    said = run_select(capsys, "--dry-run")
+    _, _, front = said.partition("with 95% intervals: ")
+    assert front.startswith(
+        "80.0% (73.9-85.0) 55.0% (48.1-61.7) mine/last "
+        "90.0% (85.1-93.4) 50.0% (43.1-56.9) mine/best mine/last is ahead of all others"
+    )
+
+
+def test_differences_are_paired_where_the_outcomes_are_kept(home, capsys):
+    evaluated(home, models()["best"], range(180), range(100))
+    evaluated(home, models()["last"], range(160), range(50, 155))
+    said = run_select(capsys, "--dry-run")
+    assert "within noise of mine/last: mine/best (paired p=0.7)" in said, "50 against 55"
+
+
+@pytest.mark.parametrize("lost", ["best", "last"])
+def test_without_the_outcomes_of_both_intervals_are_compared(home, capsys, lost):
+    evaluated(home, models()["best"], range(180), range(100), outcomes=lost != "best")
+    evaluated(home, models()["last"], range(160), range(110), outcomes=lost != "last")
+    said = run_select(capsys, "--dry-run")
+    assert "within noise of mine/last: mine/best (intervals overlap, not paired)" in said
+
+
+def test_doubtful_models_are_shown_and_not_chosen(three, capsys):
+    evaluated(three, other_model("masked", "bad"), range(199), range(199), finding=MASKED)
+    said = run_select(capsys)
+    assert "doubtful: bad/masked: steps" in said
+    assert "chosen: mine/last" in said
+    assert "chosen: bad/masked" in run_select(
+        capsys, "doubtful=allow", "--dry-run", "registered_name=brave"
+    )
+
+
+def test_what_is_measured_otherwise_is_refused_with_the_words_that_choose(three, capsys):
+    evaluated(three, models()["best"], range(150), range(90), data="digits-test", images="e")
+    evaluated(three, models()["best"], range(180), range(60), eps=16 / 255)
+    said = refusal(capsys)
+    words = [line.split()[:2] for line in said.splitlines()[1:]]
+    assert [" ".join(pair) for pair in words] == [
+        "data=digits-test threat=linf_8_255",
+        "data=digits-val threat=linf_16_255",
+        "data=digits-val threat=linf_8_255",
+    ]
+    assert "(3 models, 200 images: pgd-40)" in said
+    for pair, num in zip(words, (1, 1, 3), strict=True):
+        found = run_select(capsys, *pair, "--dry-run")
+        assert f"{num} model{'s' if num > 1 else ''} on " in found
+
+
+def test_other_images_of_the_same_name_are_other_images(three, capsys):
+    evaluated(three, other_model("elsewhere"), range(190), range(180), images="e")
+    said = refusal(capsys)
+    assert "data=digits-val@dddddddd" in said
+    assert "chosen: mine/last" in run_select(capsys, "data=digits-val@dddddddd")
+
+
+def test_models_without_the_number_are_named_and_left_out(three, capsys):
+    evaluated(three, models()["best"], range(180), range(80), attack="square")
+    said = run_select(capsys, "metric=square", "--dry-run")
+    assert "1 model on digits-val" in said
+    assert "not measured so, and left out: mine/last, other/third" in said
+
+
+def test_models_of_single_runs(three, capsys):
+    said = run_select(capsys, "run=other", "--dry-run", "registered_name=third")
+    assert "1 model on" in said
+    assert "chosen: other/third a new version of third" in said
+    assert "did you mean other?" in refusal(capsys, "run=othr")
+
+
+def test_a_model_whose_run_says_no_name_needs_one(three, capsys):
+    words = ("run=other", "--dry-run")
+    assert "give registered_name=NAME" in refusal(capsys, *words)
+
+
+def test_models_of_deleted_runs_are_no_candidates(three, capsys):
+    (other,) = (run for run in runs() if run.info.run_name == "other")
+    client().delete_run(other.info.run_id)
+    assert "2 models on" in run_select(capsys, "--dry-run")
+
+
+def test_without_evaluations_the_numbers_of_trainings_count(home, capsys):
+    said = run_select(capsys)
+    assert f"2 models on digits-test (40 images), linf_0.2, ranked by {OF_TRAINING}" in said
+    assert "its accuracy there is flattered" in said
+    assert champion().tags["raymi.champion.selected_by"].startswith(OF_TRAINING)
+
+
+def test_all_numbers_go_into_a_file(three, capsys, tmp_path):
+    run_select(capsys, "--json", str(tmp_path / "all.json"), "clean>=0.82")
+    told = json.loads((tmp_path / "all.json").read_text())
+    assert [one["name"] for one in told["models"]] == ["mine/best", "other/third", "mine/last"]
+    assert told["models"][0]["numbers"]["pgd-40"]["accuracy"] == 0.5
+    assert told["models"][2]["excluded"] == "not clean>=0.82"
+    assert told["constraints"] == ["clean>=0.82"]
+
+
+def test_the_kept_command_gives_the_same_choice(three, capsys):
+    run_select(capsys, "metric=pgd-40", "clean>=0.85", "--json", str(three / "all.json"))
+    before = state()
+    command = shlex.split(champion().tags["raymi.champion.command"])
+    assert "already" in run_select(capsys, *command[3:])
+    assert state() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("clean>=0.99",), "the best values are clean 0.9000 (mine/best), pgd-40 0.5500"),
+        (("experiment=rayme",), "did you mean raymi?"),
+        (("sweep=mine",), "no sweep 'mine' in MLflow: the experiment has none"),
+        (("metric=autoattack",), "expected an attack that the models were measured with"),
+        (("pgd40>=0.1",), "did you mean pgd-40"),
+        (("lr=0.1",), "optim.lr decides nothing in a selection"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line_with_the_remedy(three, capsys, words, said):
+    before = state()
+    err = refusal(capsys, *words)
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert state() == before
+
+
+def test_no_store_is_made_where_there_is_none(tmp_path, monkeypatch, capsys):
+    in_folder(tmp_path, monkeypatch)
+    assert "no MLflow store in" in refusal(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_that_is_away_is_named_without_its_password(tmp_path, monkeypatch, capsys):
+    in_folder(tmp_path, monkeypatch)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    err = refusal(capsys)
+    assert err.startswith("error: MLflow at http://127.0.0.1:9 does not answer (")
+    assert "s3cret" not in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_store_that_goes_away_in_between_gets_the_rest_from_the_same_command(
+    three, capsys, monkeypatch
+):
+    outage = Outage(monkeypatch, "set_registered_model_alias")
+    assert "does not answer" in refusal(capsys)
+    outage.over = True
+    assert "version 2 of tiny has the alias champion now" in run_select(capsys)
+    assert registered() == {"best": "1", "last": "2"}
+
+
+def test_help_says_all_of_it(capsys):
+    said = run_select(capsys, "--help")
+    assert "'clean>=0.80'" in said
+    assert "optim" not in said
