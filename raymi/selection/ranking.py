@@ -62,13 +62,12 @@ class Ranking:
         if self.eligible:
             return self.eligible[0].candidate
         what = ", ".join(map(str, self.constraints)) or "no sign of false robustness"
-        reasons = "; ".join(f"{one.candidate.name}: {one.excluded}" for one in self.places[:5])
         best = ", ".join(_best(self.places, name) for name in self._asked_for)
         doubtful = any(place.candidate.doubts for place in self.places)
         remedy = "; doubtful=allow takes doubtful ones" if doubtful else ""
         raise UserError(
-            f"none of {len(self.places)} models satisfies {what} ({reasons}); the best values are "
-            f"{best}: relax a constraint, or train and evaluate others{remedy}"
+            f"none of {len(self.places)} models satisfies {what}; the best values are {best}: "
+            f"relax a constraint, or train and evaluate others{remedy}"
         )
 
     @property
@@ -138,7 +137,7 @@ def _merit(candidate: Candidate, metric: str) -> tuple[float, float, str, str]:
 def _excluded(candidate: Candidate, constraints: Sequence[Constraint], allow_doubtful: bool) -> str:
     reasons = [one.broken_by(candidate.numbers) for one in constraints]
     if candidate.doubts and not allow_doubtful:
-        reasons.append(f"doubtful: {candidate.doubts}")
+        reasons.append("doubtful")
     return ", ".join(filter(None, reasons))
 
 

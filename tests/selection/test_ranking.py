@@ -66,7 +66,7 @@ def test_a_constraint_holds_at_its_bound_and_not_for_what_was_not_measured() -> 
 def test_doubtful_models_are_not_chosen_unless_allowed() -> None:
     masked = model("m", doubts="steps", clean=0.9, pgd_40=0.9)
     assert rank([A, masked], "pgd-40").chosen is A
-    assert rank([A, masked], "pgd-40").places[1].excluded == "doubtful: steps"
+    assert rank([A, masked], "pgd-40").places[1].excluded == "doubtful"
     assert rank([A, masked], "pgd-40", allow_doubtful=True).chosen is masked
     with pytest.raises(UserError, match="doubtful=allow"):
         _ = rank([masked], "pgd-40").chosen
