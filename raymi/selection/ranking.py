@@ -85,6 +85,7 @@ class Ranking:
             "question": self.question._asdict(),
             "metric": self.metric,
             "constraints": list(map(str, self.constraints)),
+            "chosen": self.eligible[0].candidate.model_id if self.eligible else None,
             "models": [
                 {
                     "name": place.candidate.name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from raymi.errors import UserError, did_you_mean
@@ -13,6 +13,7 @@ from raymi.tracking.evaluations import threat_name
 
 _EVALUATED = re.compile(r"(?P<prefix>eval/[^/]+/(?P<threat>[^/]+)/(?:[^/]+/)?)(?P<key>[^/]+)")
 _DOUBTFUL = "doubtful_checks"
+_PAGE = 100  # that a store gives at once
 
 
 def find_candidates(
@@ -26,11 +27,11 @@ def find_candidates(
         of their models was measured; whatever MLflow raises where the store does not answer.
     """
     place = _experiment(client, experiment)
-    by_id = {run.info.run_id: run for run in _runs(client, place)}
+    by_id = {run.info.run_id: run for run in _pages(client.search_runs, place)}
     wanted = {key for key, run in by_id.items() if _is_wanted(run, sweep, runs)}
     _check_names(by_id.values(), sweep, runs)
     found = []
-    for model in _models(client, place):
+    for model in _pages(client.search_logged_models, place):
         run = by_id.get(model.source_run_id)
         if model.source_run_id is not None and run is None:  # somebody deleted it
             continue
@@ -54,20 +55,11 @@ def _experiment(client: Any, name: str) -> str:
     return experiment.experiment_id
 
 
-def _runs(client: Any, experiment: str) -> Iterator[Any]:
+def _pages(search: Callable[..., Any], experiment: str) -> Iterator[Any]:
+    """All that a search of an experiment finds."""
     token: str | None = None
     while True:
-        page = client.search_runs([experiment], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _models(client: Any, experiment: str) -> Iterator[Any]:
-    token: str | None = None
-    while True:
-        page = client.search_logged_models([experiment], page_token=token)
+        page = search([experiment], max_results=_PAGE, page_token=token)
         yield from page
         token = page.token
         if not token:
@@ -80,7 +72,7 @@ def _is_wanted(run: Any, sweep: str | None, runs: Sequence[str]) -> bool:
     return not runs or run.info.run_name in runs or run.info.run_id in runs
 
 
-def _check_names(there: Any, sweep: str | None, runs: Sequence[str]) -> None:
+def _check_names(there: Iterable[Any], sweep: str | None, runs: Sequence[str]) -> None:
     everyone = list(there)
     sweeps = sorted({run.data.tags.get("raymi.sweep", "") for run in everyone} - {""})
     if sweep is not None and sweep not in sweeps:

@@ -27,7 +27,7 @@ from raymi.evaluation.ledger import Ledger
 from raymi.evaluation.report import Report
 from raymi.evaluation.robustness import summarise, withstood
 from raymi.orchestration.subjects import find_subject
-from raymi.tracking import store
+from raymi.tracking import candidates, store
 from raymi.tracking.evaluations import Place, log_evaluation
 
 mlflow = pytest.importorskip("mlflow")
@@ -239,6 +239,11 @@ def test_doubtful_models_are_shown_and_not_chosen(three, capsys):
     )
 
 
+def test_a_store_that_answers_in_pages_is_read_to_the_end(three, capsys, monkeypatch):
+    monkeypatch.setattr(candidates, "_PAGE", 1)
+    assert "3 models on" in run_select(capsys, "--dry-run")
+
+
 def test_what_is_measured_otherwise_is_refused_with_the_words_that_choose(three, capsys):
     evaluated(three, models()["best"], range(150), range(90), data="digits-test", images="e")
     evaluated(three, models()["best"], range(180), range(60), eps=16 / 255)
@@ -300,6 +305,7 @@ def test_all_numbers_go_into_a_file(three, capsys, tmp_path):
     assert [one["name"] for one in told["models"]] == ["mine/best", "other/third", "mine/last"]
     assert told["models"][0]["numbers"]["pgd-40"]["accuracy"] == 0.5
     assert told["models"][2]["excluded"] == "not clean>=0.82"
+    assert told["chosen"] == models()["best"].model_id
     assert told["constraints"] == ["clean>=0.82"]
 
 
