@@ -33,7 +33,7 @@ def find_candidates(
     found = []
     for model in _pages(client.search_logged_models, place):
         run = by_id.get(model.source_run_id)
-        if model.source_run_id is not None and run is None:  # somebody deleted it
+        if model.source_run_id and run is None:  # somebody deleted it
             continue
         if model.source_run_id in wanted or not (sweep or runs):
             found += list(_of_model(model, run))
@@ -112,7 +112,7 @@ def _of_model(model: Any, run: Any) -> Iterator[Candidate]:
         yield Candidate(
             name,
             model.model_id,
-            model.source_run_id,
+            model.source_run_id or None,
             Question(data, digest, num, threat, of_training),
             numbers,
             doubts,

@@ -64,7 +64,14 @@ class Outcomes:
         return None
 
     def _read(self, folder: Path, one: Candidate) -> _Withstood | None:
-        """What an evaluation recorded, if it is the one that the candidate's number is from."""
+        """What an evaluation recorded, if it is the one that the candidate's number is from, and
+        can be read."""
+        try:
+            return self._recorded(folder, one)
+        except (KeyError, TypeError, ValueError, OSError):  # damaged, or of another version
+            return None
+
+    def _recorded(self, folder: Path, one: Candidate) -> _Withstood | None:
         report = json.loads((folder / "report.json").read_text())
         question = report["question"]
         threat = threat_name(question["threat"]["norm"], question["threat"]["eps"])

@@ -11,7 +11,7 @@ SCRIPT = """
 import importlib, pkgutil, sys
 sys.modules["ray"] = sys.modules["mlflow"] = None  # importing either raises ModuleNotFoundError
 
-packages = ["mi", "attacks", "models", "data", "engine", "evaluation", "sweeps"]
+packages = ["mi", "attacks", "models", "data", "engine", "evaluation", "sweeps", "selection"]
 modules = ["config", "overrides", "recipes", "losses", "collectives", "counter_rng"]
 modules += ["errors", "files", "hardware"]
 for package in packages:

@@ -229,6 +229,23 @@ def test_without_the_outcomes_of_both_intervals_are_compared(home, capsys, lost)
     assert "within noise of mine/last: mine/best (intervals overlap, not paired)" in said
 
 
+def test_damaged_outcomes_are_as_none(home, capsys, finished):
+    evaluated(home, models()["best"], range(180), range(100))
+    evaluated(home, models()["last"], range(160), range(110))
+    (damaged,) = finished.glob("mlruns/*/artifacts/evaluations/last-*/outcomes.parquet")
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert "mine/best (intervals overlap, not paired)" in run_select(capsys, "--dry-run")
+
+
+def test_a_model_that_no_run_logged_is_a_candidate(three, capsys):
+    evaluated(three, other_model("alone", run=None), range(190), range(150))
+    said = run_select(capsys, "registered_name=alone")
+    assert "4 models on" in said
+    assert "chosen: alone version 1 of alone has the alias champion now" in said
+    assert "already" in run_select(capsys, "registered_name=alone")
+    assert registered() == {"best": "1", "alone": "1"}
+
+
 def test_doubtful_models_are_shown_and_not_chosen(three, capsys):
     evaluated(three, other_model("masked", "bad"), range(199), range(199), finding=MASKED)
     said = run_select(capsys)
