@@ -106,7 +106,7 @@ class TrackedRun:
             return
         evaluations = self._state["evaluations"]
         text = describe(self.config, self.about, evaluations)
-        if status == "FINISHED" and evaluations:
+        if status == "FINISHED" and self._is_evaluated():
             try:
                 self._log_models(text)
             except NotExportable as error:
@@ -120,6 +120,13 @@ class TrackedRun:
             self._client.set_tag(self.run_id, tag, value)
         self._client.set_terminated(self.run_id, status)
         self._keep(ended=status)
+
+    def _is_evaluated(self) -> bool:
+        """Whether all models of the run were evaluated, and not only the first ones by now."""
+        kinds = [event["kind"] for event in JournalReader(self.folder.journal).new_events()]
+        if "evaluation" not in kinds:
+            return False
+        return "finished" in kinds[::-1][: kinds[::-1].index("evaluation")]
 
     def connect(self) -> None:
         """Finds or makes our run in MLflow, the first time.

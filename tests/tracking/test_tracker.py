@@ -91,6 +91,7 @@ def write_evaluations(folder: RunFolder, config: Config) -> None:
             folder, "evaluation", 2, which=which, of_epoch=epoch, attack=attack, clean=0.95,
             robust=robust, num=100, chosen=which == "best",
         )  # fmt: skip
+    write(folder, "finished", 2)
 
 
 def classifier(config: Config) -> torch.nn.Module:
