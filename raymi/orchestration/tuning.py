@@ -68,7 +68,9 @@ def run_sweep(
             max_concurrent_trials=concurrent,
             metric=_METRIC,
             mode="max",
-            reuse_actors=True,  # a process starts in seconds, of which a small trial takes few
+            # A process starts in seconds, of which a generation may take few; but Ray cannot use
+            # that of a trial which it has stopped again.
+            reuse_actors=sweep.definition.tune.search == "pbt",
         ),
         run_config=ray.tune.RunConfig(
             name="ray",
