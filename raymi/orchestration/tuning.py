@@ -150,6 +150,8 @@ class _Searcher(Searcher):
         self.agenda = agenda_of(sweep, study)
         self._runs: dict[str, Run] = {}  # by Ray's names
         self._reached: dict[Run, list[Measured]] = {}
+        self._several_workers = sweep.config_of({}).scaling.most_workers > 1
+        self._asked_to_end: set[Run] = set()
         self._lock = threading.Lock()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -171,8 +173,14 @@ class _Searcher(Searcher):
         return {**run._asdict(), "values": values, "until_epoch": until_epoch}
 
     def reports(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Notes what a run has reached; whether it should be stopped."""
+        """Notes what a run has reached; whether Ray Tune should stop it.
+
+        One of several workers is asked to end by itself: where its driver is killed, Ray does not
+        always get back the places of its workers.
+        """
         run = self._runs[trial_id]
+        if run in self._asked_to_end:
+            return False
         val = {key.removeprefix("val/"): result[key] for key in result if key.startswith("val/")}
         if result.get("phase") != "classifier" or not val:
             return False
@@ -189,6 +197,11 @@ class _Searcher(Searcher):
         self.watch.news(News("measured", run, trial, now))
         if behind:
             self.watch.news(News("stopped", run, trial, now))
+        if behind and self._several_workers:
+            self._asked_to_end.add(run)
+            with suppress(OSError):
+                self.sweep.folder_of(run).stop_file.touch()
+            return False
         return behind
 
     def on_trial_complete(

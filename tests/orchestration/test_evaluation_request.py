@@ -312,10 +312,9 @@ def test_without_a_radius_there_is_nothing_to_attack_with(threat, usual):
     ],
 )
 def test_all_of_a_machine_is_used_unless_told_otherwise(monkeypatch, words, cores, gpus, workers):
-    module = "raymi.orchestration.evaluation_request"
-    for place in (module, "raymi.orchestration.ray_session"):
-        monkeypatch.setattr(f"{place}.available_cores", lambda: cores)
-        monkeypatch.setattr(f"{place}.available_gpus", lambda: list(range(gpus)))
+    place = "raymi.orchestration.ray_session"
+    monkeypatch.setattr(f"{place}.available_cores", lambda: cores)
+    monkeypatch.setattr(f"{place}.available_gpus", lambda: list(range(gpus)))
     request = requested(["model=a", *words])
     scaling = scaling_of(request, configured(request, [tiny_config()]))
     assert scaling.workers == workers
