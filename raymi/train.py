@@ -28,7 +28,13 @@ from raymi.errors import StorageError, UserError
 from raymi.models import MODELS
 from raymi.orchestration.checks import input_problems
 from raymi.orchestration.launch import RunFailed, TimeLimitReached, launch
-from raymi.orchestration.names import find_run, home_folder, new_run_folder, with_found_runs
+from raymi.orchestration.names import (
+    called,
+    find_run,
+    home_folder,
+    new_run_folder,
+    with_found_runs,
+)
 from raymi.orchestration.signals import Stopped
 from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
@@ -142,8 +148,7 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
 
 def _how_to_continue(folder: RunFolder) -> str:
     """The command that continues a run, from the current folder."""
-    by_name = folder.path.parent == home_folder() / "runs"
-    return f"{COMMAND} resume={shlex.quote(folder.name if by_name else str(folder.path))}"
+    return f"{COMMAND} resume={called(folder.path, home_folder() / 'runs')}"
 
 
 def _summarise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import time
 from pathlib import Path
 
@@ -94,6 +95,12 @@ def with_found_runs(config: Config) -> tuple[Config, list[str]]:
     mi = config.mi.model_copy(update=found)
     config = config.model_copy(update={"mi": mi})
     return config, problems or reuse_problems(config)
+
+
+def called(path: Path, home: Path) -> str:
+    """What a folder is called in a command that is given in the current folder: by its name where
+    it is in the home of its kind, else by its path; quoted for a shell."""
+    return shlex.quote(path.name if path.parent == home else str(path))
 
 
 def find_run(run: str, out: Path | None) -> RunFolder:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from raymi.errors import UserError, did_you_mean
 from raymi.orchestration.checks import input_problems
-from raymi.orchestration.names import home_folder, with_found_runs
+from raymi.orchestration.names import called, home_folder, with_found_runs
 from raymi.overrides import examine, expected, flatten, leaves, nest, split_words
 from raymi.own_keys import seed_list
 from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
@@ -77,8 +77,7 @@ def asked_for(words: Sequence[str]) -> Sweep:
 
 def to_continue(sweep: Sweep) -> str:
     """The command that continues a sweep."""
-    by_name = sweep.path.parent == home_folder() / "sweeps"
-    return f"{COMMAND} resume={shlex.quote(sweep.name if by_name else str(sweep.path))}"
+    return f"{COMMAND} resume={called(sweep.path, home_folder() / 'sweeps')}"
 
 
 def _no_population(
