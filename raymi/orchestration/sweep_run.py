@@ -8,6 +8,7 @@ alone is measured on the test set.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+import torch
 from safetensors.torch import load_file
 
 from raymi.config import ScalingConfig
@@ -236,10 +238,6 @@ def complete(sweep: Sweep, run: Run, place: Place) -> None:
 
 def _complete(folder: str, run: Run, device: str, import_path: str) -> str | None:
     """On a worker; returns what went wrong."""
-    import sys
-
-    import torch
-
     if import_path not in sys.path:
         sys.path.insert(0, import_path)  # the user's own models
     sweep = Sweep(Path(folder))

@@ -130,9 +130,10 @@ def _on_workers(stop_file: Path, import_path: str, use_gpu: bool) -> Train:
             )
         except Exception as error:
             return Ended("failed", left_failure(folder) or innermost(error, folder))
-        if result is None or "problem" in result:
-            return Ended("blocked", (result or {}).get("problem"))
-        return Ended("finished" if result["finished"] else "paused")
+        result = result or {}
+        if "problem" in result:
+            return Ended("blocked", result["problem"])
+        return Ended("finished" if result.get("finished") else "paused")
 
     return train_run
 
@@ -195,8 +196,9 @@ class _Searcher(Searcher):
                 behind = False
             trial = self.study[run.number]
         self.watch.news(News("measured", run, trial, now))
-        if behind:
-            self.watch.news(News("stopped", run, trial, now))
+        if behind:  # others are ahead, or another seed has failed
+            kind: Kind = "failed" if trial.state == "failed" else "stopped"
+            self.watch.news(News(kind, run, trial, now))
         if behind and self._several_workers:
             self._asked_to_end.add(run)
             with suppress(OSError):
