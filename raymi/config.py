@@ -549,6 +549,9 @@ class TrackingConfig(Section):
     """Name in the model registry under which the best model appears; none: raymi-DATASET."""
     log_every: Count = 10
     """Steps between two records of the training metrics."""
+    machine_every: Positive | None = 10.0
+    """Seconds between two records of how busy each machine is (CPU, memory, disk, network, GPU);
+    none: no records."""
 
 
 class Config(Section):

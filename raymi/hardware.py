@@ -1,9 +1,11 @@
-"""What of this machine a process may use."""
+"""What this machine has, and what of it a process may use."""
 
 from __future__ import annotations
 
 import os
+import platform
 
+import psutil
 import torch
 
 
@@ -20,3 +22,25 @@ def available_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = list(map(str, range(num))) if named is None else named.split(",")
     return [name.strip() for name in names][:num]
+
+
+def processor_name(device: torch.device) -> str:
+    """What computes, by its maker's name: a GPU's, or the processor's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+        name = models[0] if models else name
+    return name
+
+
+def machine_in_words() -> str:
+    """This machine in a line: processor, cores, memory, GPUs."""
+    memory = psutil.virtual_memory().total / 2**30
+    cpu = processor_name(torch.device("cpu"))
+    gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    counted = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]
+    cores = f"{psutil.cpu_count() or available_cores()} cores"
+    return ", ".join([cpu, cores, f"{memory:.0f} GiB", *(counted or ["no GPU"])])

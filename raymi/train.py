@@ -50,7 +50,7 @@ CHANGEABLE = tuple(
     for key, _ in leaves()
     if (key.startswith(("scaling.", "checkpoint.", "limit.")) and key not in FIXED_SCALING)
     or key in ("data.root", "data.download", "evaluation.block", "mi.score_memory")
-    or key in ("tracking.enabled", "tracking.log_every")
+    or key in ("tracking.enabled", "tracking.log_every", "tracking.machine_every")
 )
 """What may change when a run is continued: everything else decides its results."""
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from raymi.benchmarks.section import Section
 from raymi.comparison.results import markdown
 from raymi.display.say import say
 from raymi.files import write_atomically
-from raymi.hardware import available_cores
+from raymi.hardware import available_cores, processor_name
 
 
 @contextmanager
@@ -58,7 +56,7 @@ def setting(plan: Plan, words: Sequence[str]) -> dict[str, Any]:
     """Where and how it was measured."""
     cuda = plan.device.type == "cuda"
     return {
-        "machine": machine(plan.device),
+        "machine": processor_name(plan.device),
         "torch": torch.__version__,
         "threads": plan.threads,
         "cores": available_cores(),
@@ -96,15 +94,3 @@ def write_json(plan: Plan, where: Mapping[str, Any], sections: Mapping[str, Sect
         "parts": {part: dict(section.data) for part, section in sections.items()},
     }
     write_atomically(plan.json, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def machine(device: torch.device) -> str:
-    """The processor that is measured, by name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-        name = models[0] if models else name
-    return name

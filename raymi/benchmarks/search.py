@@ -24,7 +24,6 @@ from rich.console import Console
 
 from raymi.benchmarks.one_search import Trained
 from raymi.benchmarks.processes import ended_by_sigterm, in_processes
-from raymi.benchmarks.report import machine
 from raymi.benchmarks.search_curves import Comparison, Found, compare, median_share
 from raymi.benchmarks.search_setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting
 from raymi.benchmarks.section import MeasurementFailed
@@ -33,6 +32,7 @@ from raymi.comparison.results import markdown
 from raymi.display.say import say
 from raymi.errors import UserError
 from raymi.files import keep, keep_json
+from raymi.hardware import processor_name
 from raymi.overrides import flatten, split_words
 from raymi.own_keys import new_folder, seed_list
 
@@ -83,7 +83,7 @@ def measure(setting: Setting, seeds: Sequence[int], out: Path, command: str) -> 
     """
     about = {
         "command": command,
-        "machine": machine(torch.device("cpu")),
+        "machine": processor_name(torch.device("cpu")),
         "versions": {name: version(name) for name in ("raymi", "optuna", "torch")},
         "setting": setting.model_dump(mode="json"),
     }

@@ -17,8 +17,8 @@ from raymi.comparison.plan import Comparison
 from raymi.comparison.results import ArmSummary, RunResult, markdown, summarise, table
 from raymi.comparison.runs import same_weights
 from raymi.display.say import say
+from raymi.display.threat import threat_text
 from raymi.files import write_atomically
-from raymi.overrides import as_typed
 
 _EQUAL = ("mi-off", "at")  # switching MI off must change nothing
 
@@ -142,10 +142,9 @@ def _compared_weights(comparison: Comparison, results: Sequence[RunResult]) -> d
 
 def _title(comparison: Comparison) -> str:
     config = comparison.runs[0].config
-    norm = {"linf": "L_inf", "l2": "L2"}[config.attack.norm]
-    eps, num = as_typed(config.attack.eps), len(comparison.seeds)
+    threat, num = threat_text(config.attack.norm, config.attack.eps), len(comparison.seeds)
     seeds = f"{num} seed{'s' if num > 1 else ''}"
-    return f"{comparison.folder.name}: {config.data.name}, {norm} eps {eps}, {seeds}"
+    return f"{comparison.folder.name}: {config.data.name}, {threat}, {seeds}"
 
 
 def show(console: Console, comparison: Comparison, outcome: Outcome) -> None:

@@ -12,11 +12,11 @@ from rich.table import Table
 
 from raymi.attacks.suites import Ensemble
 from raymi.display.say import say
+from raymi.display.threat import threat_text
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding, in_short
 from raymi.evaluation.report import Difference, Report, TransferMatrix
 from raymi.evaluation.robustness import AttackCount, Robustness
-from raymi.overrides import as_typed
 
 CHECKS = "signs of false robustness"
 
@@ -139,7 +139,8 @@ class _Attack:
 
 def print_report(console: Console, report: Report) -> None:
     """Accuracies with their intervals, what each attack did, and what is doubtful."""
-    say(console, f"{report.name}: {report.num} images of {report.data}, {threat_text(report)}")
+    threat = threat_text(**report.question["threat"])
+    say(console, f"{report.name}: {report.num} images of {report.data}, {threat}")
     table = Table()
     table.add_column("attack", no_wrap=True)
     for heading in ("accuracy", "95% interval", "right", "broken", "work"):
@@ -204,13 +205,6 @@ def _with_interval(result: Robustness | None) -> str:
         return "-"
     low, high = result.interval
     return f"{100 * result.accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
-
-
-def threat_text(report: Report) -> str:
-    """The threat model in words."""
-    threat = report.question["threat"]
-    norm = {"linf": "L_inf", "l2": "L2"}[threat["norm"]]
-    return f"{norm} eps {as_typed(threat['eps'])}"
 
 
 def _broken(count: AttackCount) -> str:

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from raymi.config import Config
 from raymi.display.say import say
+from raymi.display.threat import threat_text
 from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.statistics import wilson_interval
-from raymi.overrides import as_typed
 
 Event = Mapping[str, Any]
 
@@ -52,9 +52,8 @@ def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
 def result_title(config: Config, evaluations: Mapping[str, Event]) -> str:
     """What was measured: data set, number of images, threat model."""
     event = next(iter(evaluations.values()))
-    norm = {"linf": "L_inf", "l2": "L2"}[event["attack"]["norm"]]
-    eps = as_typed(event["attack"]["eps"])
-    return f"{config.data.name}, {event['num']} test images, {norm} eps {eps}"
+    threat = threat_text(event["attack"]["norm"], event["attack"]["eps"])
+    return f"{config.data.name}, {event['num']} test images, {threat}"
 
 
 def print_summary(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,6 +21,10 @@ class Context(Protocol):
 
     device: torch.device
     group: Collectives
+    node: int
+    """Number of its machine among those of the run, from 0."""
+    first_on_node: bool
+    """Whether it is the one of its machine's workers that speaks for the machine."""
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Tells the orchestrator that an epoch is complete and its checkpoint on disk.
@@ -59,6 +64,8 @@ class LocalContext:
         self.device = torch.device(device)
         joined = dist.is_available() and dist.is_initialized()
         self.group: Collectives = ProcessGroup() if joined else Collectives()
+        self.node = int(os.environ.get("GROUP_RANK", "0")) if joined else 0  # torchrun's
+        self.first_on_node = not joined or int(os.environ.get("LOCAL_RANK", self.group.rank)) == 0
         self._stop = StopRequest(stop_file, deadline=deadline)
         self._answers = Answers()
 

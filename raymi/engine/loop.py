@@ -20,6 +20,7 @@ from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.engine.context import Context
 from raymi.engine.feed import Feed
 from raymi.engine.journal import Journal
+from raymi.engine.machine_watch import watched_machine
 from raymi.engine.measurements import Measurements, load_data
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import Phase, phases_until
@@ -28,6 +29,7 @@ from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import Position, TrainState, check_format
 from raymi.engine.storage import Storage
 from raymi.errors import UserError
+from raymi.hardware import machine_in_words, processor_name
 from raymi.models.running_statistics import running_statistics_frozen
 
 
@@ -64,7 +66,15 @@ def train(
         finite; StorageError, on every worker at the same point, where rank 0 cannot write.
     """
     phases = phases_until(config, until)
-    return _Run(config, context, folder, load_data(config), phases, until_epoch).train(test)
+    with watched_machine(_machine_log(config, context, folder), config.tracking.machine_every or 0):
+        return _Run(config, context, folder, load_data(config), phases, until_epoch).train(test)
+
+
+def _machine_log(config: Config, context: Context, folder: RunFolder) -> Path | None:
+    """Where this worker records how busy its machine is; None where it is not to do so."""
+    if not config.tracking.enabled or config.tracking.machine_every is None:
+        return None
+    return folder.machine_log(context.node) if context.first_on_node else None
 
 
 class _StopRequested(Exception):
@@ -360,7 +370,8 @@ class _Run:
             "start",
             version=__version__,
             workers=self.group.world_size,
-            device=_device_name(self.device),
+            device=processor_name(self.device) if self.device.type == "cuda" else self.device.type,
+            machine=machine_in_words(),
             torch=torch.__version__,
             steps_per_epoch=self.feed.steps_per_epoch,
             phases={phase.name: phase.config.optim.epochs for phase in self.phases},
@@ -387,7 +398,3 @@ class _Run:
 
     def _write(self, kind: str, **fields: Any) -> None:
         self.journal.write(kind, **asdict(self.state.position), **fields)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -32,6 +32,15 @@ class RunFolder:
         self.pretrained = path / "pretrained.safetensors"
         self.estimators = path / "estimators.safetensors"
 
+    def machine_log(self, node: int) -> Path:
+        """How busy a machine of the run was, a line for each record."""
+        return self.path / f"machine-{node}.jsonl"
+
+    def machine_logs(self) -> dict[int, Path]:
+        """Those that there are, by the numbers of the machines."""
+        logs = self.path.glob("machine-*.jsonl")
+        return {int(log.stem.partition("-")[2]): log for log in sorted(logs)}
+
     def error_logs(self) -> list[Path]:
         """Tracebacks of workers, one file for each rank that failed."""
         return list(self.path.glob("error-*.log"))

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymi.models.resnet import ResNet, conv3x3
+from raymi.models.resnet import RESNET_DEPTHS, conv3x3
 
 
 class PreActBlock(nn.Module):
@@ -46,7 +46,7 @@ class PreActResNet(nn.Module):
     Source: He et al., "Identity mappings in deep residual networks", ECCV 2016.
     """
 
-    DEPTHS: ClassVar = ResNet.DEPTHS
+    DEPTHS: ClassVar = RESNET_DEPTHS
 
     def __init__(self, num_classes: int, channels: Sequence[int], depth: int) -> None:
         super().__init__()

@@ -157,11 +157,22 @@ def build_model(
         classifier = Classifier(build_user_net(name, num_classes, image_size), mean, std)
         check_output(name, classifier, num_classes, image_size)
         return classifier
+    arguments = net_arguments(name, num_classes=num_classes, width=width, depth=depth)
+    return Classifier(FAMILIES[name].net(**arguments), mean, std)
+
+
+def net_arguments(
+    name: str, *, num_classes: int, width: float | None, depth: int | None
+) -> dict[str, Any]:
+    """What a family's network is made with.
+
+    Args: as in `build_model`; name, a key of `FAMILIES`.
+    """
     family = FAMILIES[name]
     width = family.width if width is None else width
     channels = [max(1, round(width * c)) for c in family.channels]
-    net = family.net(num_classes, channels, family.depth if depth is None else depth)
-    return Classifier(net, mean, std)
+    depth = family.depth if depth is None else depth
+    return {"num_classes": num_classes, "channels": channels, "depth": depth}
 
 
 def _listed(depths: list[int]) -> str:

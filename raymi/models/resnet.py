@@ -8,6 +8,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+RESNET_DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+"""By the number of layers the blocks of each stage."""
+
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """A 3x3 convolution without bias, padded to keep the size at stride 1."""
@@ -50,7 +53,7 @@ class ResNet(nn.Module):
     Source: He et al., "Deep residual learning for image recognition", CVPR 2016.
     """
 
-    DEPTHS: ClassVar = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+    DEPTHS: ClassVar = RESNET_DEPTHS
 
     def __init__(self, num_classes: int, channels: Sequence[int], depth: int) -> None:
         super().__init__()

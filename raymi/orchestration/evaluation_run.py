@@ -131,6 +131,7 @@ def track(plan: EvaluationPlan, reports: Sequence[Report]) -> Iterator[Tracked]:
             run_id = log_evaluation(
                 report,
                 place,
+                command=plan.request.command,
                 experiment=plan.config.tracking.experiment,
                 home=home,
                 files=[report.folder / "outcomes.parquet"],

@@ -44,6 +44,8 @@ class RayContext:
     ) -> None:
         self.device: torch.device = ray.train.torch.get_device()
         self.group: Collectives = ProcessGroup()
+        place = ray.train.get_context()
+        self.node, self.first_on_node = place.get_node_rank(), place.get_local_rank() == 0
         self._stop = StopRequest(folder.stop_file, folder.pause_file, stop_file, deadline=deadline)
         self._answers = Answers()
         self._next_look = time.monotonic() + NOTICE_SECONDS

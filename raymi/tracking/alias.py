@@ -11,7 +11,8 @@ from typing import Any
 from raymi.errors import UserError
 from raymi.selection.candidate import Candidate
 from raymi.tracking.logged import config_of
-from raymi.tracking.models import is_version_of, new_version, registered_name
+from raymi.tracking.model_card import write_card
+from raymi.tracking.registry import new_version, registered_name, versions_of
 from raymi.tracking.store import as_tag
 
 
@@ -46,7 +47,7 @@ def point_alias(
     Raises: UserError where it has no registered name; whatever MLflow raises where the store does
         not answer.
     """
-    known = _version_of(client, model, name)
+    known = next(iter(versions_of(client, model.model_id, model.run_id, name)), None)
     if known is None:
         name, version = name or _name_of(client, model), None
     else:
@@ -59,8 +60,8 @@ def point_alias(
     if dry_run or not pointed.changed:
         return pointed
     if version is None:
-        text = f"{model.name}, registered by raymi.select"
-        version = new_version(client, name, model.run_id, model.model_id, text)
+        version = new_version(client, name, model.run_id, model.model_id)
+        write_card(client, model.model_id)
     for key, text in new.items():
         client.set_model_version_tag(name, version, key, text)
     client.set_registered_model_alias(name, alias, version)
@@ -69,19 +70,6 @@ def point_alias(
             if key.startswith(f"raymi.{alias}."):
                 client.delete_model_version_tag(name, before, key)
     return Pointed(name, alias, version, before, True)
-
-
-def _version_of(client: Any, model: Candidate, name: str | None) -> Any:
-    """The first version of a model, of a registered name where one is given; None where there is
-    none."""
-    wanted = [f"name = '{name}'"] if name else []
-    wanted += [f"run_id = '{model.run_id}'"] if model.run_id else []
-    found = [
-        one
-        for one in client.search_model_versions(" and ".join(wanted) or None)
-        if is_version_of(one, model.model_id)
-    ]
-    return min(found, key=lambda one: one.creation_timestamp, default=None)
 
 
 def _name_of(client: Any, model: Candidate) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from raymi.errors import UserError, did_you_mean
 from raymi.selection.candidate import CLEAN, Candidate, Number, Question, with_interval
-from raymi.tracking.evaluations import threat_name
+from raymi.tracking.metric_names import threat_name
 
 _EVALUATED = re.compile(r"(?P<prefix>eval/[^/]+/(?P<threat>[^/]+)/(?:[^/]+/)?)(?P<key>[^/]+)")
 _DOUBTFUL = "doubtful_checks"
@@ -36,7 +36,7 @@ def find_candidates(
         if model.source_run_id and run is None:  # somebody deleted it
             continue
         if model.source_run_id in wanted or not (sweep or runs):
-            found += list(_of_model(model, run))
+            found += list(candidates_of(model, run))
     if not found:
         raise UserError(
             f"no model in the MLflow experiment {experiment!r} has accuracies"
@@ -86,8 +86,11 @@ def _check_names(there: Iterable[Any], sweep: str | None, runs: Sequence[str]) -
             raise UserError(f"no run {wanted!r} in MLflow: {known}")
 
 
-def _of_model(model: Any, run: Any) -> Iterator[Candidate]:
-    """A candidate for each question that a model has numbers of."""
+def candidates_of(model: Any, run: Any) -> Iterator[Candidate]:
+    """A candidate for each question that a logged model has numbers of.
+
+    Args: model, MLflow's entity; run, that logged it, None: none did.
+    """
     values: dict[tuple[str, str, str, str, bool], dict[str, float]] = defaultdict(dict)
     doubtful = set()
     for metric in sorted(model.metrics or (), key=lambda one: (one.timestamp, one.step)):

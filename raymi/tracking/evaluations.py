@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,11 @@ from typing import Any
 from raymi.evaluation.finding import Finding, in_short
 from raymi.evaluation.question import name_of
 from raymi.evaluation.report import Report
-from raymi.overrides import as_typed
 from raymi.tracking import store
 from raymi.tracking.datasets import DataSet, link_datasets
-
-_LONGEST_PART = 100
-"""Of a metric's name, which has at most 250 characters."""
+from raymi.tracking.description import NOTE, describe_evaluation, with_evaluation
+from raymi.tracking.metric_names import as_metric, digits, metric_prefix
+from raymi.tracking.model_card import write_card
 
 
 @dataclass(frozen=True)
@@ -34,15 +31,22 @@ class Place:
 
 
 def log_evaluation(
-    report: Report, place: Place, *, experiment: str, home: Path, files: list[Path]
+    report: Report,
+    place: Place,
+    *,
+    command: str,
+    experiment: str,
+    home: Path,
+    files: list[Path],
 ) -> str:
     """Tells MLflow of an evaluation, once: given again, what is new in it is added.
 
     Accuracies and their intervals become metrics `eval/DATA/THREAT/ATTACK_acc`, `_low95`, `_high95`
     of the run and of the logged model, linked to the data set; signs of false robustness become
-    tags.
+    tags. The description of the run and the model's card say so, too.
 
     Args:
+        command: that repeats the evaluation.
         place: without a run, or where somebody deleted it, one is made in `experiment`.
         home: of a local store that has to be made.
         files: that are kept as artifacts of the run.
@@ -63,11 +67,13 @@ def log_evaluation(
     images = DataSet(report.data, report.question["images"], "eval")
     (dataset,) = link_datasets(client, run_id, [images])
     prefix = metric_prefix(report, place.which)
+    step = _epoch_of(client, model_id)
     for metric, value in _metrics(report, prefix, told):
         client.log_metric(  # of the run, and of its model where there is one
             run_id,
             metric,
             value,
+            step=step,
             model_id=model_id,
             dataset_name=dataset.name,
             dataset_digest=dataset.digest,
@@ -79,10 +85,15 @@ def log_evaluation(
         client.set_tag(run_id, tag, text)
     folder = f"evaluations/{report.name}-{key}"
     if set(told) - {"", *names}:  # of other attacks: what was said of them stays
-        folder += f"-{_digits(','.join(names))}"
+        folder += f"-{digits(','.join(names))}"
     client.log_text(run_id, json.dumps(report.as_json(), indent=2), f"{folder}/report.json")
     for file in files:
         client.log_artifact(run_id, str(file), folder)
+    note = client.get_run(run_id).data.tags.get(NOTE, "")
+    note = with_evaluation(note, describe_evaluation(report, command))
+    client.set_tag(run_id, NOTE, store.as_tag(note))
+    if model_id is not None:
+        write_card(client, model_id)
     if own:
         client.set_terminated(run_id, "FINISHED")
     everything = ",".join(filter(None, dict.fromkeys([*told, *names])))
@@ -90,19 +101,12 @@ def log_evaluation(
     return run_id
 
 
-def metric_prefix(report: Report, which: str | None = None) -> str:
-    """Such as `eval/cifar10-test/linf_8_255/`, and `last/` after it for a model that was not
-    chosen: numbers of other images, threats, or models of a run never share a name."""
-    threat = report.question["threat"]
-    parts = ["eval", as_metric(report.data), threat_name(threat["norm"], threat["eps"])]
-    if which is not None:
-        parts.append(as_metric(which))
-    return "".join(f"{part}/" for part in parts)
-
-
-def threat_name(norm: str, eps: float) -> str:
-    """A threat in a metric's name, such as `linf_8_255`."""
-    return f"{norm}_{as_typed(eps).replace('/', '_')}"
+def _epoch_of(client: Any, model_id: str | None) -> int:
+    """The step at which the accuracies of a model's own training are; 0 where there are none."""
+    if model_id is None:
+        return 0
+    metrics = client.get_logged_model(model_id).metrics or ()
+    return max((one.step for one in metrics if one.key.startswith("test/")), default=0)
 
 
 def _metrics(report: Report, prefix: str, told: Sequence[str]) -> Iterator[tuple[str, float]]:
@@ -140,16 +144,6 @@ def _names(report: Report) -> Iterator[str]:
 def _name_of_finding(finding: Finding) -> str:
     """Another one where something else was found."""
     return f"{finding.check} {finding.suspicious} {finding.conclusive}"
-
-
-def as_metric(name: str) -> str:
-    """A name as MLflow takes it in a metric's name, with a number where it had to be cut."""
-    text = re.sub(r"[^\w.\-]", "_", name, flags=re.ASCII)
-    return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART - 9]}-{_digits(name)}"
-
-
-def _digits(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _own_run(client: Any, report: Report, key: str, experiment: str, home: Path) -> str:

@@ -12,7 +12,7 @@ from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import Subject, program_subject, raymi_subject
 from raymi.evaluation.weight_files import read_weights
-from raymi.tracking.models import is_version_of
+from raymi.tracking.registry import is_version_of
 from raymi.tracking.store import connect, current, how_to_open, in_one_line, without_password
 
 SCHEMES = ("models:/", "runs:/")

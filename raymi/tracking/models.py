@@ -16,29 +16,20 @@ from raymi.tracking.store import current
 Event = Mapping[str, Any]
 
 
-def registered_name(config: Config) -> str:
-    """The name in MLflow's registry under which the chosen model appears."""
-    return config.tracking.registered_name or f"raymi-{config.data.name}"
-
-
 def log_model(
     config: Config, folder: RunFolder, client: Any, run_id: str, data: Event, evaluation: Event
 ) -> str:
     """Logs an evaluated classifier of a finished run: an exported torch program (no
     pickle) with its weights in safetensors beside it, and its own accuracies as metrics, linked to
-    the test images.
+    the test images. Where an earlier attempt was cut off, that is brought to its end.
 
     Args: data, from the journal's "start"; evaluation, the journal's event of this model.
     Returns: the model's id.
     """
-    import mlflow
-
-    # Leaving start_run marks the run as finished; the tracker decides when it is.
-    with current(client.tracking_uri), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with mlflow.start_run(run_id=run_id):
-            model_id = _log_classifier(config, folder, data, evaluation["which"])
-    client.update_run(run_id, status="RUNNING")
+    which = evaluation["which"]
+    model_id = _logged_before(client, run_id, which) or _log(
+        config, folder, client, run_id, data, which
+    )
     values = {
         "test/clean_acc": evaluation["clean"],
         f"test/pgd{evaluation['attack']['steps']}_acc": evaluation["robust"],
@@ -61,43 +52,34 @@ def log_model(
     return model_id
 
 
-def register_model(config: Config, client: Any, run_id: str, model_id: str, text: str) -> str:
-    """A version in the registry for a logged model; the one that is there if it was registered
-    before.
+def _logged_before(client: Any, run_id: str, name: str) -> str | None:
+    """The id of a run's model that is there with its files; what is left of attempts that were cut
+    off goes."""
+    from mlflow.entities import LoggedModelStatus
 
-    Args: text, the version's description.
-    Returns: its URI.
-    """
-    name = registered_name(config)
-    for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
-        return f"models:/{name}/{known.version}"
-    return f"models:/{name}/{new_version(client, name, run_id, model_id, text)}"
-
-
-def new_version(client: Any, name: str, run_id: str | None, model_id: str, text: str) -> str:
-    """A further version in the registry for a logged model.
-
-    Args: name, under which it is registered, made if it is not there; run_id, of the run that
-        logged it; text, the version's description.
-    Returns: its number.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    with current(client.tracking_uri):
-        made = client.create_model_version(
-            name, f"models:/{model_id}", run_id, description=text, model_id=model_id
-        )
-    return str(made.version)
+    place = client.get_run(run_id).info.experiment_id
+    ours = f"source_run_id = '{run_id}' AND name = '{name}'"
+    whole = None
+    for model in client.search_logged_models([place], ours):
+        if model.status == LoggedModelStatus.READY:
+            whole = model.model_id
+        else:
+            client.delete_logged_model(model.model_id)
+    return whole
 
 
-def is_version_of(version: Any, model_id: str) -> bool:
-    """Whether a registered version is a logged model: not every store says its id."""
-    return version.model_id == model_id or version.source == f"models:/{model_id}"
+def _log(
+    config: Config, folder: RunFolder, client: Any, run_id: str, data: Event, which: str
+) -> str:
+    import mlflow
+
+    # Leaving start_run marks the run as finished; the tracker decides when it is.
+    with current(client.tracking_uri), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with mlflow.start_run(run_id=run_id):
+            model_id = _log_classifier(config, folder, data, which)
+    client.update_run(run_id, status="RUNNING")
+    return model_id
 
 
 def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) -> str:

@@ -14,7 +14,7 @@ from raymi.evaluation.ledger import read_export
 from raymi.evaluation.robustness import withstood
 from raymi.evaluation.statistics import PairedComparison, compare_paired
 from raymi.selection.candidate import Candidate
-from raymi.tracking.evaluations import as_metric, threat_name
+from raymi.tracking.metric_names import as_metric, threat_name
 
 
 class _Withstood(NamedTuple):

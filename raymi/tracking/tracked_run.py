@@ -18,10 +18,15 @@ from raymi.files import write_atomically
 from raymi.overrides import flatten
 from raymi.tracking import store
 from raymi.tracking.datasets import datasets_of, link_datasets
-from raymi.tracking.description import describe
-from raymi.tracking.models import NotExportable, log_model, register_model
+from raymi.tracking.description import NOTE, describe, evaluations_in
+from raymi.tracking.journal_metrics import told_by
+from raymi.tracking.machines import all_told, send_records
+from raymi.tracking.model_card import write_card
+from raymi.tracking.models import NotExportable, log_model
+from raymi.tracking.registry import register_model
 
 Event = dict[str, Any]
+_METRICS_AT_ONCE = 1000  # that MLflow takes
 _NOTHING_DELIVERED: dict[str, Any] = {
     "run_id": None,
     "described": False,
@@ -34,6 +39,7 @@ _NOTHING_DELIVERED: dict[str, Any] = {
     "models": {},
     "parent": None,
     "ended": None,  # the status that it was closed with
+    "machines": {},  # how far their records are delivered
 }
 
 
@@ -88,7 +94,9 @@ class TrackedRun:
     def is_delivered(self, status: str) -> bool:
         """Whether all that is in the journal by now was delivered, and this status last."""
         new = JournalReader(self.folder.journal, self._state["offset"]).new_events()
-        return (self._state["ended"], self._state["parent"], new) == (status, self._parent, [])
+        if new or not all_told(self.folder.machine_logs(), self._state["machines"]):
+            return False
+        return (self._state["ended"], self._state["parent"]) == (status, self._parent)
 
     def deliver(self, status: str | None, tags: Mapping[str, str] | None = None) -> None:
         """Brings MLflow up to date.
@@ -97,18 +105,18 @@ class TrackedRun:
         Raises: whatever MLflow raises where the store does not answer.
         """
         self.connect()
-        journal = JournalReader(self.folder.journal, self._state["offset"])
-        for event in journal.new_events():
-            self._send(event)
-        if journal.offset != self._state["offset"]:
-            self._keep(offset=journal.offset)
+        self._send_journal()
+        logs, told = self.folder.machine_logs(), self._state["machines"]
+        if (machines := send_records(self._client, self._state["run_id"], logs, told)) != told:
+            self._keep(machines=machines)
         if status is None:
             return
         evaluations = self._state["evaluations"]
-        text = describe(self.config, self.about, evaluations)
+        note = self._client.get_run(self.run_id).data.tags.get(NOTE, "")
+        text = describe(self.config, self.about, evaluations) + evaluations_in(note)
         if status == "FINISHED" and self._is_evaluated():
             try:
-                self._log_models(text)
+                self._log_models()
             except NotExportable as error:
                 self.tell(
                     f"torch.export cannot trace this model ({error}): MLflow gets its weights as "
@@ -116,8 +124,10 @@ class TrackedRun:
                 )
                 for which in evaluations:
                     self._client.log_artifact(self.run_id, str(self.folder.weights(which)))
-        for tag, value in {**(tags or {}), "mlflow.note.content": text}.items():
+        for tag, value in {**(tags or {}), NOTE: store.as_tag(text)}.items():
             self._client.set_tag(self.run_id, tag, value)
+        if self.folder.journal.is_file():
+            self._client.log_artifact(self.run_id, str(self.folder.journal))
         self._client.set_terminated(self.run_id, status)
         self._keep(ended=status)
 
@@ -158,7 +168,7 @@ class TrackedRun:
 
     def _create(self, experiment: str) -> Any:
         tags = {f"raymi.{k}": str(v) for k, v in self.about.items()}
-        tags["mlflow.note.content"] = describe(self.config, self.about, {})
+        tags[NOTE] = describe(self.config, self.about, {})
         if self._parent is not None:
             tags["mlflow.parentRunId"] = self._parent
         return self._client.create_run(experiment, run_name=self._name, tags=tags)
@@ -167,54 +177,48 @@ class TrackedRun:
         settings = flatten(json.loads(self.config.model_dump_json())) | dict(self._params)
         store.log_params(self._client, self._state["run_id"], settings)
 
-    def _send(self, event: Event) -> None:
-        """Delivers one event; a replayed one is left out."""
-        kind, phase, step = event["kind"], event["phase"], event["global_step"]
-        prefix = "" if phase == "classifier" else f"{phase}/"
-        if kind == "start":
-            self._send_start(event)
-        elif kind == "step" and step > self._state["step"]:
-            metrics = {f"{prefix}step/{k}": v for k, v in event["metrics"].items()}
-            self._log(event, metrics, step=step)
-            self._state["step"] = step  # kept on disk with the next epoch
-        elif kind == "epoch" and step > self._state["epoch_step"]:
-            metrics = {f"train/{k}": v for k, v in event["train"].items()}
-            metrics |= {f"val/{k}": v for k, v in event["val"].items()}
-            metrics |= {k: event[k] for k in ("lr", "images_per_s")}
-            self._log(event, {f"{prefix}{k}": v for k, v in metrics.items()})
-            self._keep(epoch_step=step)
-        elif kind == "evaluation" and event["which"] not in self._state["evaluations"]:
-            which, attack = event["which"], event["attack"]
-            name = f"pgd{attack['steps']}_acc"
-            values = {"clean_acc": event["clean"], name: event["robust"]}
-            metrics = {f"test/{which}/{k}": v for k, v in values.items()}
-            evaluations = {**self._state["evaluations"], which: event}
-            self._log(event, metrics | _overfitting_gap(evaluations, which))
-            self._keep(evaluations=evaluations)
-        elif kind == "probe" and not self._state["probed"]:
-            self._log(event, {f"probe/{k}": v for k, v in event["estimates"].items()})
-            self._keep(probed=True)
+    def _send_journal(self) -> None:
+        """Delivers the events since the last one that was, metrics of many of them at once."""
+        from mlflow.entities import Metric
+
+        journal = JournalReader(self.folder.journal, self._state["offset"])
+        waiting: list[Any] = []
+        reached: dict[str, Any] = {}
+
+        def send() -> None:
+            if waiting:
+                self._client.log_batch(self.run_id, metrics=waiting)
+                waiting.clear()
+            if reached:
+                self._keep(**reached)
+                reached.clear()
+
+        for event in journal.new_events():
+            if event["kind"] == "start":
+                send()
+                self._send_start(event)
+                continue
+            values, step, then = told_by(event, self._state | reached)
+            if len(waiting) + len(values) > _METRICS_AT_ONCE:
+                send()
+            when = int(1000 * event["time"])
+            waiting += [Metric(name, float(value), when, step) for name, value in values.items()]
+            reached |= then
+        if journal.offset != self._state["offset"]:
+            reached["offset"] = journal.offset
+        send()
 
     def _send_start(self, event: Event) -> None:
         self._client.log_artifact(self.run_id, str(self.folder.config))
         facts = {k: event[k] for k in ("workers", "device", "torch", "version")}
+        facts["machine"] = event.get("machine", "unknown")  # older journals do not say
         facts |= {f"parameters.{k}": v for k, v in event["parameters"].items()}
         for key, value in facts.items():
             self._client.set_tag(self.run_id, f"raymi.{key}", str(value))
         link_datasets(self._client, self._state["run_id"], datasets_of(event["data"]))
 
-    def _log(self, event: Event, metrics: dict[str, Any], step: int | None = None) -> None:
-        from mlflow.entities import Metric
-
-        step = event["epoch"] if step is None else step
-        timestamp = int(1000 * event["time"])
-        self._client.log_batch(
-            self.run_id,
-            metrics=[Metric(k, float(v), timestamp, step) for k, v in metrics.items()],
-        )
-
-    def _log_models(self, text: str) -> None:
-        """Logs the evaluated models and registers the chosen one, each once."""
+    def _log_models(self) -> None:
+        """Logs the evaluated models and registers the chosen one, each once, with their cards."""
         client, run_id, state = self._client, self._state["run_id"], self._state
         events = JournalReader(self.folder.journal).new_events()
         data = next(event["data"] for event in reversed(events) if event["kind"] == "start")
@@ -227,19 +231,12 @@ class TrackedRun:
                 self._keep(model_ids={**state["model_ids"], which: made})
         if not state["models"]:
             chosen, ids = evaluated[-1], state["model_ids"]
-            version = register_model(self.config, client, run_id, ids[chosen], text)
+            version = register_model(self.config, client, run_id, ids[chosen])
+            for made in ids.values():
+                write_card(client, made)
             uris = {which: f"models:/{made}" for which, made in ids.items()}
             self._keep(models={**uris, chosen: version})
 
     def _keep(self, **state: Any) -> None:
         self._state |= state
         write_atomically(self.folder.tracking, json.dumps(self._state).encode())
-
-
-def _overfitting_gap(evaluations: dict[str, Event], which: str) -> dict[str, float]:
-    """How much robust accuracy the last model has lost against the best, once both are known."""
-    suffix = which.removeprefix("best")
-    if not which.startswith("best") or f"last{suffix}" not in evaluations:
-        return {}
-    gap = evaluations[which]["robust"] - evaluations[f"last{suffix}"]["robust"]
-    return {f"test/robust_overfitting_gap{suffix}": gap}

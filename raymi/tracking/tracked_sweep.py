@@ -20,6 +20,7 @@ from raymi.sweeps.study import Trial
 from raymi.sweeps.sweep import Run, Sweep
 from raymi.sweeps.table import Found, Row, as_columns, trial_rows
 from raymi.tracking import store
+from raymi.tracking.description import NOTE
 from raymi.tracking.provenance import provenance
 from raymi.tracking.sweep_description import describe_sweep
 from raymi.tracking.tracked_run import TrackedRun
@@ -77,7 +78,7 @@ class TrackedSweep:
         if run is None:
             about = {**self._about, "id": definition.id, "space": definition.space.name}
             tags = {f"raymi.{key}": text for key, text in about.items()}
-            tags["mlflow.note.content"] = describe_sweep(self.sweep)
+            tags[NOTE] = describe_sweep(self.sweep)
             run = self._client.create_run(experiment, run_name=self.sweep.name, tags=tags)
         write_atomically(self._place, json.dumps({"uri": self.uri}).encode())
         self._describe(run.info.run_id)
@@ -194,7 +195,7 @@ class TrackedSweep:
                 metric = f"final/test_{name.replace('-', '')}_acc"
                 self._client.log_metric(run_id, metric, accuracy, step=0)
         text = describe_sweep(self.sweep, rows, importance, winner, evaluations)
-        client.set_tag(run_id, "mlflow.note.content", text)
+        client.set_tag(run_id, NOTE, text)
         client.set_terminated(run_id, status)
 
     def _tell_winner(self, winner: Run, row: Row, evaluations: Mapping[str, Any]) -> None:

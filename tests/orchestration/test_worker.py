@@ -70,12 +70,23 @@ class CountedAnswers(Answers):
         return super().of_rank_zero(*answers)
 
 
+class OnlyWorker:
+    """Ray's word of where a worker is."""
+
+    def get_node_rank(self) -> int:
+        return 0
+
+    def get_local_rank(self) -> int:
+        return 0
+
+
 def worker_that_hears(
     notices: Callable[[], PreemptionInfo | None], seconds: float, patch: pytest.MonkeyPatch
 ) -> RayContext:
     """The context of a single worker, which looks for notices every so many seconds."""
     patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     patch.setattr(ray.train, "get_preemption_info", notices)
+    patch.setattr(ray.train, "get_context", OnlyWorker)
     patch.setattr("raymi.orchestration.worker.ProcessGroup", Collectives)
     patch.setattr("raymi.orchestration.worker.Answers", CountedAnswers)
     patch.setattr("raymi.orchestration.worker.NOTICE_SECONDS", seconds)

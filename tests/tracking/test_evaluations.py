@@ -35,6 +35,7 @@ from raymi.tracking.evaluations import Place, log_evaluation, metric_prefix
 mlflow = pytest.importorskip("mlflow")
 
 SECRET = "s3cr3t-of-this-test"
+COMMAND = "python -m raymi.evaluate model=mine"
 IMAGES = "d" * 64
 LINF = Threat("linf", 8 / 255)
 NUM = 40
@@ -97,7 +98,9 @@ def report_of(
 def log(report: Report, place: Place, home: Path) -> str:
     table = home / "outcomes.parquet"
     pq.write_table(pa.table({"sample": np.arange(NUM)}), table)
-    return log_evaluation(report, place, experiment="raymi", home=home, files=[table])
+    return log_evaluation(
+        report, place, command=COMMAND, experiment="raymi", home=home, files=[table]
+    )
 
 
 def values(run_id: str, metric: str) -> list[float]:

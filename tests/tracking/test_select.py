@@ -108,7 +108,7 @@ def evaluated(
     )  # fmt: skip
     variant = None if registered().get(model.name) else model.name
     place = Place(store.tracking_uri(home), model.source_run_id, model.model_id, variant)
-    log_evaluation(report, place, experiment="raymi", home=home, files=files)
+    log_evaluation(report, place, command="again", experiment="raymi", home=home, files=files)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from raymi.overrides import flatten
 from raymi.recipes import build_config
 from raymi.tracking import delivery, store, tracked_run
 from raymi.tracking.description import describe
-from raymi.tracking.models import register_model
+from raymi.tracking.registry import register_model
 from raymi.tracking.tracker import Tracker
 
 mlflow = pytest.importorskip("mlflow")
@@ -62,6 +62,7 @@ def write_start(folder: RunFolder, **changes: Any) -> None:
     }
     write(folder, "start", 0, **{
         "version": "0.1.0", "workers": 2, "device": "cpu", "torch": torch.__version__,
+        "machine": "a good one, 2 cores",
         "parameters": {"classifier": 7}, "data": data, **changes,
     })  # fmt: skip
 
@@ -130,13 +131,14 @@ def test_a_run_is_described_and_ends_with_its_status(
         "raymi.command": "python -m raymi.train seed=3",
         "raymi.workers": "2",
         "raymi.device": "cpu",
+        "raymi.machine": "a good one, 2 cores",
         "raymi.parameters.classifier": "7",
     }
     assert expected.items() <= run.data.tags.items()
     assert "python -m raymi.train seed=3" in run.data.tags["mlflow.note.content"]
     inputs = {i.dataset.name: i.dataset.digest for i in run.inputs.dataset_inputs}
     assert inputs == {"digits-train": "a" * 32, "digits-test": "b" * 32}
-    assert [f.path for f in client().list_artifacts(run_id)] == ["config.json"]
+    assert [f.path for f in client().list_artifacts(run_id)] == ["config.json", "journal.jsonl"]
 
 
 def test_metrics_have_the_epoch_as_step(config: Config, folder: RunFolder) -> None:
@@ -268,7 +270,10 @@ def test_what_a_store_refuses_for_a_while_is_delivered_later_and_once(
     assert len(run.data.params) > 60
     assert run.data.tags["raymi.workers"] == "2"
     assert history(followed.run_id, "train/loss") == [(1, 1.5), (2, 1.5)]
-    assert [f.path for f in client().list_artifacts(run.info.run_id)] == ["config.json"]
+    assert [f.path for f in client().list_artifacts(run.info.run_id)] == [
+        "config.json",
+        "journal.jsonl",
+    ]
     assert len(run.inputs.dataset_inputs) == 2
 
 
@@ -396,7 +401,7 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
 
     best = followed.tracked._state["model_ids"]["best"]
     other = client().create_run(run.info.experiment_id).info.run_id
-    assert register_model(config, client(), other, best, "") == "models:/raymi-digits/2"
+    assert register_model(config, client(), other, best) == "models:/raymi-digits/2"
 
 
 def assert_models_give_the_logits_of_their_weights(
@@ -437,7 +442,7 @@ def test_models_are_logged_once_where_registration_fails_at_first(
         calls.append(arguments[-1]["which"])
         return f"m-{calls[-1]}"
 
-    def register_model(_config: Config, _client: Any, _run: str, model_id: str, _: str) -> str:
+    def register_model(_config: Config, _client: Any, _run: str, model_id: str) -> str:
         calls.append(f"register {model_id}")
         if len(calls) < 5:
             raise ConnectionError
@@ -445,6 +450,7 @@ def test_models_are_logged_once_where_registration_fails_at_first(
 
     monkeypatch.setattr(tracked_run, "log_model", log_model)
     monkeypatch.setattr(tracked_run, "register_model", register_model)
+    monkeypatch.setattr(tracked_run, "write_card", lambda client, model_id: None)
     write_start(folder)
     write_evaluations(folder, config)
     followed = deliver(config, folder, "FINISHED")

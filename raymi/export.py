@@ -1,0 +1,95 @@
+"""`python -m raymi.export model=RUN [which=NAME] [folder=FOLDER]`: a classifier for those who have
+no raymi, as RobustBench takes it.
+
+model: a run of raymi (name or folder; which=last for another of its models than the chosen one), a
+file of weights in it, or a registered model (models:/NAME@ALIAS).
+
+Writes weights.pt, a state dict that torch.load(..., weights_only=True) reads, and architecture.py,
+which needs torch alone and defines make_model() and load_model(): a torch module of raw images in
+[0, 1] to logits. folder: where to, by default exports/NAME.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from raymi.command import print_help, run_command
+from raymi.config import Config
+from raymi.display.say import say
+from raymi.errors import UserError
+from raymi.evaluation.subject import Subject
+from raymi.files import keep
+from raymi.models.source import classifier_source
+from raymi.orchestration.names import home_folder
+from raymi.orchestration.subjects import WHICH, find_subject, needs_data
+from raymi.overrides import examine, flatten, split_words
+from raymi.own_keys import new_folder
+
+USAGE = "python -m raymi.export model=RUN [which=NAME] [folder=FOLDER] [out=RUNS] [--help]"
+
+_LOADS = '''def load_model(path: str = "weights.pt") -> nn.Module:
+    """The classifier with its weights, in eval mode."""
+    model = make_model()
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return model.eval()
+'''
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run_command(_export, argv)
+
+
+def _export(words: list[str]) -> int:
+    console = Console(highlight=False)
+    if {"--help", "-h"} & set(words):
+        description = (__doc__ or "").partition(": ")[2]
+        description = description[:1].upper() + description[1:]
+        print_help(console, USAGE, description, {}, lambda key: False)
+        return 0
+    parsed = split_words(words, {"model": (), "which": WHICH, "folder": ()})
+    problems = list(parsed.problems)
+    problems += [
+        f"{key} decides nothing in an export: expected model, which, folder or out"
+        for key in flatten(parsed.settings)
+        if key != "out"
+    ]
+    if not parsed.own.get("model"):
+        problems.append("model is needed: a run, or models:/NAME@ALIAS")
+    config, wrong = examine(parsed.settings)
+    if problems or wrong:
+        raise UserError("\n".join([*problems, *wrong]))
+    subject = _subject(parsed.own["model"], config, parsed.own.get("which"))
+    place = home_folder() / "exports" / subject.name
+    folder = new_folder("folder", parsed.own.get("folder"), place, problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    _write(subject, folder)
+    say(console, f"{subject.name} is in {folder}: weights.pt, architecture.py")
+    return 0
+
+
+def _subject(name: str, config: Config, which: str | None) -> Subject:
+    """A classifier of which raymi knows how it is built."""
+    expected = "expected a run of raymi, or a model that raymi logged in MLflow"
+    if needs_data(name, config):
+        raise UserError(f"model={name}: {expected}")
+    subject = find_subject(name, config, which=which).subject
+    if subject.build["kind"] != "raymi":
+        raise UserError(f"model={name}: {expected}, got an exported program, which has no source")
+    return subject
+
+
+def _write(subject: Subject, folder: Path) -> None:
+    built = dict(subject.build)
+    title = f"{subject.name}: {built['name']} of {built['num_classes']} classes, exported by raymi."
+    text = f'"""{title}"""\n\n{classifier_source(built)}\n\n\n{_LOADS}'
+    keep(folder / "weights.pt", subject.weights)
+    keep(folder / "architecture.py", text.encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

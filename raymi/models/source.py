@@ -1,0 +1,113 @@
+"""The source of a network as one text that needs torch alone: for those who have no raymi."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raymi.models.classifier import Classifier
+from raymi.models.registry import FAMILIES, net_arguments
+
+_FUTURE = "from __future__ import annotations"
+
+
+def classifier_source(architecture: Mapping[str, Any]) -> str:
+    """Python that defines `make_model()`, which builds a classifier as `build_model` does, freshly
+    initialised; mean and standard deviation come with its weights.
+
+    Args: architecture, see `raymi.models.architecture`. Of a user's own network the module is
+        imported, which must be there.
+    """
+    name = architecture["name"]
+    found = _Found()
+    found.add(Classifier.__module__, Classifier.__name__)
+    if name in FAMILIES:
+        net = FAMILIES[name].net
+        found.add(net.__module__, net.__name__)
+        arguments = net_arguments(name, **_of(architecture, "num_classes", "width", "depth"))
+        made = f"{net.__name__}({_listed(arguments)})"
+    else:
+        module, _, function = name.partition(":")
+        found.imports[f"from {module} import {function}"] = None
+        made = f"{function}({_listed(_of(architecture, 'num_classes', 'image_size'))})"
+    return "\n\n\n".join(
+        [
+            "\n".join([_FUTURE, "", *sorted(found.imports)]),
+            *found.definitions(),
+            "def make_model() -> nn.Module:\n"
+            '    """Images (B, 3, H, W), raw pixels in [0, 1], to logits (B, K)."""\n'
+            f"    net = {made}\n"
+            "    return Classifier(net, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))",
+        ]
+    )
+
+
+class _Found:
+    """What a text needs: definitions of raymi's modules, and imports of others."""
+
+    def __init__(self) -> None:
+        self.imports = dict.fromkeys(("import torch", "from torch import nn"))
+        self._wanted: dict[str, set[str]] = {}  # names, by the module that defines them
+
+    def add(self, module: str, name: str) -> None:
+        """Adds a definition and, for all names in it, whatever they are."""
+        wanted = self._wanted.setdefault(module, set())
+        if name in wanted:
+            return
+        defined, imported = _top_level(module)
+        if name not in defined:
+            origin, statement = imported[name]
+            if origin.startswith("raymi."):
+                self.add(origin, name)
+            else:
+                self.imports[statement] = None
+            return
+        wanted.add(name)
+        for node in ast.walk(defined[name]):
+            if isinstance(node, ast.Name) and node.id in {*defined, *imported}:
+                self.add(module, node.id)
+
+    def definitions(self) -> Iterator[str]:
+        """The texts of all definitions: in the order of each module, and what a module imports
+        before it."""
+        for module, names in reversed(self._wanted.items()):
+            defined, _ = _top_level(module)
+            text = inspect.getsource(importlib.import_module(module))
+            for name, node in defined.items():
+                if name in names:
+                    yield ast.get_source_segment(text, node) or ""
+
+
+def _top_level(module: str) -> tuple[dict[str, ast.stmt], dict[str, tuple[str, str]]]:
+    """The definitions of a module by their names; and where imported names are from, with the
+    statement that imports them."""
+    tree = ast.parse(inspect.getsource(importlib.import_module(module)))
+    defined: dict[str, ast.stmt] = {}
+    imported: dict[str, tuple[str, str]] = {}
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            defined[node.name] = node
+        elif isinstance(node, ast.Assign):
+            defined |= {one.id: node for one in node.targets if isinstance(one, ast.Name)}
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            for alias in node.names:
+                origin = getattr(node, "module", None) or alias.name
+                one = [ast.alias(alias.name, alias.asname)]
+                single = (
+                    ast.ImportFrom(node.module, one, 0)
+                    if isinstance(node, ast.ImportFrom)
+                    else ast.Import(one)
+                )
+                imported[alias.asname or alias.name] = (origin, ast.unparse(single))
+    return defined, imported
+
+
+def _of(tree: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: tree[name] for name in names}
+
+
+def _listed(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())

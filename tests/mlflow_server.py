@@ -1,0 +1,127 @@
+"""A real MLflow server in its own process, which is killed and started again; and a proxy before
+it, behind which it is slow or fails."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+from raymi_command import environment
+
+START_SECONDS = 120.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """An MLflow server that keeps what it has in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = (self.folder / "server.log").open("ab")
+        self._process = subprocess.Popen(
+            command, cwd=self.folder, env=environment(), stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+        wait_for(f"{self.uri}/health", self._process, self.folder / "server.log")
+
+    def kill(self) -> None:
+        """As the loss of its node would: nothing is finished or said."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+def wait_for(url: str, process: subprocess.Popen[Any], log: Path) -> None:
+    """Until a server answers."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text(errors="replace")
+        with suppress(OSError, http.client.HTTPException):
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        time.sleep(0.2)
+    raise AssertionError(log.read_text(errors="replace"))
+
+
+class Proxy:
+    """Hands requests on to a server: `mode` "pass", "slow" (a second each), "fail" (500) or "lose"
+    (the server does it, and the answer never comes)."""
+
+    def __init__(self, server: Server) -> None:
+        self.mode, self.failed = "pass", 0
+        handler = type("Handler", (_Handler,), {"proxy": self, "target": server.uri})
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.uri = f"http://127.0.0.1:{self._http.server_address[1]}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    proxy: ClassVar[Proxy]
+    target: ClassVar[str]
+
+    def _hand_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.proxy.mode == "fail":
+            self.proxy.failed += 1
+            self.send_error(500)
+            return
+        if self.proxy.mode == "slow":
+            time.sleep(1)
+        kept = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
+        request = urllib.request.Request(
+            self.target + self.path, body or None, kept, method=self.command
+        )
+        try:
+            answer = urllib.request.urlopen(request, timeout=60)
+        except urllib.error.HTTPError as error:
+            answer = error
+        except OSError:
+            self.send_error(502)
+            return
+        content = answer.read()
+        if self.proxy.mode == "lose":
+            self.proxy.failed += 1
+            self.close_connection = True
+            return
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.headers.get("Content-Type", "text/plain"))
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _hand_on
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on the terminal."""
