@@ -133,7 +133,7 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
             delivered = True
             if tracker is not None:
                 display.phase("bringing the run and its models into MLflow")
-                patient = status == "FINISHED" and tracker.answers
+                patient = status == "FINISHED" and not tracker.fails
                 delivered = tracker.close(status, timeout=120 if patient else 15)
     if tracker is not None and not delivered:
         display.say(

@@ -157,7 +157,7 @@ class _Search:
         complete(self.sweep, run, place)
         if self.tracker is not None:  # its model must be there to be told of
             self.tracker.news(News("finished", run, self.study[run.number]))
-            self.tracker.settle(_PATIENCE_SECONDS if self.tracker.answers else 0.0)
+            self.tracker.settle(0.0 if self.tracker.fails else _PATIENCE_SECONDS)
         suite = self.sweep.definition.tune.test_suite
         plan = plan_of(self.sweep, [run], place, "split=test", f"suite={suite}")
         with EvaluationDisplay(self.console) as shown:
@@ -172,7 +172,7 @@ class _Search:
     def _conclude(self, status: str, again: str) -> None:
         if self.tracker is None:
             return
-        timeout = _PATIENCE_SECONDS if status == "FINISHED" and self.tracker.answers else 15.0
+        timeout = _PATIENCE_SECONDS if status == "FINISHED" and not self.tracker.fails else 15.0
         if self.tracker.conclude(status, timeout, self.found):
             self.say(f"MLflow run {self.tracker.run_id}  ({how_to_open(self.tracker.uri)})")
         else:

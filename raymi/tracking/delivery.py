@@ -28,16 +28,16 @@ class Delivery(threading.Thread, ABC):
         self.problem: str | None = None
         """Why the store does not take what it is sent; None where it does."""
         self._what = what
-        self._connected = False
         self._closing: str | None = None
         self._delivered = threading.Event()
         self._wake = threading.Event()
         self._give_up = threading.Event()
 
     @property
-    def answers(self) -> bool:
-        """Whether the store took the last thing that it was sent."""
-        return self._connected and self.problem is None
+    def fails(self) -> bool:
+        """Whether the store did not take the last thing that it was sent; False where nothing was
+        sent yet."""
+        return self.problem is not None
 
     def close(self, status: str, timeout: float) -> bool:
         """Delivers what is left, then sets the status in MLflow.
@@ -58,7 +58,6 @@ class Delivery(threading.Thread, ABC):
             closing = self._closing
             try:
                 self._connect()
-                self._connected = True
                 self._deliver(closing)
             except Exception as error:  # whatever the server or the network does, work goes on
                 self._say_problem(error)
