@@ -35,12 +35,14 @@ if [[ ! -e $credentials ]]; then
 fi
 chmod 600 "$credentials"
 
+# A password is slow to check, on purpose: once a minute is enough of it.
 value_of() { sed -n "s/^$1 *= *//p" "$credentials"; }
 cat >"$folder/auth.ini" <<INI
 [mlflow]
 default_permission = NO_PERMISSIONS
 database_uri = sqlite:///$users
 admin_username = $(value_of mlflow_tracking_username)
+auth_cache_ttl_seconds = 60
 INI
 
 # In the environment and not in arguments, which every user of the machine can read.
