@@ -30,17 +30,19 @@ def free_port() -> int:
 
 
 class Server:
-    """An MLflow server that keeps what it has in a folder."""
+    """An MLflow server that keeps what it has in a folder, and what it knows in a database there or
+    elsewhere."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str | None = None) -> None:
         self.folder, self.port = folder, free_port()
+        self.database = database or f"sqlite:///{folder / 'server.db'}"
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
         command += ["--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        command += ["--backend-store-uri", self.database]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
         self.folder.mkdir(parents=True, exist_ok=True)
         log = (self.folder / "server.log").open("ab")

@@ -10,6 +10,7 @@ from raymi.errors import UserError
 from raymi.evaluation.statistics import PairedComparison
 from raymi.selection.candidate import CLEAN, Candidate, Number, Question
 from raymi.selection.constraints import Constraint
+from raymi.selection.front import on_front
 
 LEVEL = 0.05
 """Of McNemar's test: differences with a larger p-value are within noise."""
@@ -119,13 +120,14 @@ def rank(
     judged = [(_excluded(one, constraints, allow_doubtful), one) for one in candidates]
     judged.sort(key=lambda pair: (bool(pair[0]), *_merit(pair[1], metric)))
     eligible = [one for reason, one in judged if not reason]
+    points = [[one.numbers[name].accuracy for name in (CLEAN, metric)] for one in eligible]
+    front = [one for one, is_on in zip(eligible, on_front(points), strict=True) if is_on]
     places = []
     for reason, one in judged:
-        on_front = not reason and not any(_beats(other, one, metric) for other in eligible)
         difference = None
         if eligible and one is not eligible[0]:
             difference = _difference(one, eligible[0], metric, paired)
-        places.append(Place(one, reason, on_front, difference))
+        places.append(Place(one, reason, one in front, difference))
     return Ranking(question, metric, tuple(constraints), tuple(places))
 
 
@@ -140,12 +142,6 @@ def _excluded(candidate: Candidate, constraints: Sequence[Constraint], allow_dou
     if candidate.doubts and not allow_doubtful:
         reasons.append("doubtful")
     return ", ".join(filter(None, reasons))
-
-
-def _beats(one: Candidate, other: Candidate, metric: str) -> bool:
-    """Whether one is nowhere worse, and somewhere better."""
-    pairs = [(one.numbers[name].accuracy, other.numbers[name].accuracy) for name in (CLEAN, metric)]
-    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
 
 
 def _difference(one: Candidate, best: Candidate, metric: str, paired: Pairing) -> Difference:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from raymi.selection.front import on_front
 from raymi.sweeps.table import Row
 
 _LOOKS = {  # of trials that ended: marker, colour
@@ -23,7 +24,8 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
     Of several that reached the same, all are on it.
     """
     finished = [row for row in rows if row.state == "finished" and row.by_seed]
-    front = [row for row in finished if not any(_beats(other, row) for other in finished)]
+    points = [(row.clean, row.robust) for row in finished]
+    front = [row for row, is_on in zip(finished, on_front(points), strict=True) if is_on]
     return sorted(front, key=lambda row: (row.clean, row.number))
 
 
@@ -67,8 +69,3 @@ def importance_picture(title: str, importance: Mapping[str, float]) -> Figure:
     axes.set(title=title, xlabel="share of the differences between trials (fANOVA)", xlim=(0, 1.1))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
-
-
-def _beats(one: Row, other: Row) -> bool:
-    as_good = one.clean >= other.clean and one.robust >= other.robust
-    return as_good and (one.clean, one.robust) != (other.clean, other.robust)

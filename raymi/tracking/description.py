@@ -42,23 +42,35 @@ def describe_evaluation(report: Report, command: str) -> str:
         rows.append((result.name, f"{100 * result.accuracy:.1f}%", interval))
     parts = [f"{_SECTION}{report.name}: {where}", as_markdown(rows)]
     if report.findings:
-        parts.append(f"Signs of false robustness: {in_short(report.findings)}")
+        doubts = "; ".join(f"{one.check} ({one.text})" for one in report.suspicions)
+        parts.append(
+            f"Signs of false robustness: {doubts}" if doubts else in_short(report.findings)
+        )
     return "\n\n".join([*parts, f"```\n{command}\n```"])
 
 
 def with_evaluation(text: str, told: str) -> str:
-    """A run's description with what `describe_evaluation` says, in the place of what it said of
-    the same images and threat before."""
-    parts = text.split(f"\n\n{_SECTION}")
-    title = told.partition("\n")[0]
-    kept = [part for part in parts[1:] if f"{_SECTION}{part}".partition("\n")[0] != title]
-    return "\n\n".join([parts[0], *(f"{_SECTION}{part}" for part in kept), told])
+    """A run's description with what `describe_evaluation` says, in the place of what it said
+    of the same attacks before."""
+    head, *sections = _sections(text)
+    kept = [one for one in sections if not _title_and_attacks(one) <= _title_and_attacks(told)]
+    return "\n\n".join([*filter(None, [head]), *kept, told])
 
 
 def evaluations_in(text: str) -> str:
     """What a description says of evaluations, to be put after another one."""
-    _, mark, rest = text.partition(f"\n\n{_SECTION}")
-    return mark + rest
+    return "".join(f"\n\n{section}" for section in _sections(text)[1:])
+
+
+def _sections(text: str) -> list[str]:
+    """What comes before all evaluations, and what is said of each."""
+    head, *sections = f"\n\n{text}".split(f"\n\n{_SECTION}")
+    return [head.removeprefix("\n\n"), *(f"{_SECTION}{one}" for one in sections)]
+
+
+def _title_and_attacks(section: str) -> set[str]:
+    title, *lines = section.splitlines()
+    return {title, *(line.split("|")[1] for line in lines if line.startswith("| "))}
 
 
 def as_markdown(rows: Sequence[Sequence[str]]) -> str:

@@ -23,6 +23,7 @@ from raymi.tracking.journal_metrics import told_by
 from raymi.tracking.machines import all_told, send_records
 from raymi.tracking.model_card import write_card
 from raymi.tracking.models import NotExportable, log_model
+from raymi.tracking.provenance import source_tags
 from raymi.tracking.registry import register_model
 
 Event = dict[str, Any]
@@ -169,6 +170,7 @@ class TrackedRun:
     def _create(self, experiment: str) -> Any:
         tags = {f"raymi.{k}": str(v) for k, v in self.about.items()}
         tags[NOTE] = describe(self.config, self.about, {})
+        tags |= source_tags(self.about)
         if self._parent is not None:
             tags["mlflow.parentRunId"] = self._parent
         return self._client.create_run(experiment, run_name=self._name, tags=tags)

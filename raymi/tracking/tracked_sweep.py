@@ -21,7 +21,7 @@ from raymi.sweeps.sweep import Run, Sweep
 from raymi.sweeps.table import Found, Row, as_columns, trial_rows
 from raymi.tracking import store
 from raymi.tracking.description import NOTE
-from raymi.tracking.provenance import provenance
+from raymi.tracking.provenance import provenance, source_tags
 from raymi.tracking.sweep_description import describe_sweep
 from raymi.tracking.tracked_run import TrackedRun
 
@@ -79,6 +79,7 @@ class TrackedSweep:
             about = {**self._about, "id": definition.id, "space": definition.space.name}
             tags = {f"raymi.{key}": text for key, text in about.items()}
             tags[NOTE] = describe_sweep(self.sweep)
+            tags |= source_tags(self._about)
             run = self._client.create_run(experiment, run_name=self.sweep.name, tags=tags)
         write_atomically(self._place, json.dumps({"uri": self.uri}).encode())
         self._describe(run.info.run_id)

@@ -30,7 +30,15 @@ from raymi.evaluation.transfer import transfer_name
 from raymi.orchestration.evaluation_plan import EvaluationPlan
 from raymi.orchestration.subjects import Found, find_subject
 from raymi.tracking import store
-from raymi.tracking.evaluations import Place, log_evaluation, metric_prefix
+from raymi.tracking.description import (
+    NOTE,
+    describe_evaluation,
+    evaluations_in,
+    with_evaluation,
+)
+from raymi.tracking.evaluations import Place, log_evaluation
+from raymi.tracking.metric_names import metric_prefix
+from raymi.tracking.model_card import CARD
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -208,6 +216,41 @@ def test_report_and_outcomes_are_artifacts(mine, home):
     assert artifacts(run_id, folder) == expected
     path = client().download_artifacts(run_id, f"{folder}/report.json", str(home))
     assert json.loads(Path(path).read_text()) == json.loads(json.dumps(report.as_json()))
+
+
+def test_the_description_of_the_run_says_what_was_found_and_how_to_repeat_it(mine, home):
+    place = place_of(mine, home)
+    before = client().get_run(mine.run_id).data.tags[NOTE]
+    log(report_of(home, findings=()), place, home)
+    log(report_of(home, ("pgd-40", "fgsm"), (OUTPUTS, MASKED)), place, home)
+    note = client().get_run(mine.run_id).data.tags[NOTE]
+    assert note.startswith(before)
+    title = "### mine-best: 40 images of digits-test, L_inf eps 8/255"
+    assert note.count(title) == 1, "in the place of what was told before"
+    assert "Signs of false robustness: steps (FGSM breaks more than PGD)" in note
+    assert "| fgsm | 47.5% | 32.9-62.5% |" in note
+    assert f"```\n{COMMAND}\n```" in note
+    log(report_of(home, ("fgsm-2",)), place, home)
+    assert client().get_run(mine.run_id).data.tags[NOTE].count(title) == 2, "of other attacks"
+
+
+def test_a_description_that_is_written_anew_keeps_the_evaluations():
+    told = describe_evaluation(report_of(Path("ledger")), COMMAND)
+    for before in ("", "the run\n\n| model | clean |"):
+        note = with_evaluation(before, told)
+        assert evaluations_in(note).strip() == told
+        assert with_evaluation(note, told) == note
+    assert evaluations_in("the run") == ""
+
+
+def test_the_models_card_has_its_numbers_and_what_is_doubtful(mine, home):
+    log(report_of(home, findings=(OUTPUTS, MASKED)), place_of(mine, home), home)
+    place = client().get_logged_model(mine.model_id).artifact_location
+    card = Path(mlflow.artifacts.download_artifacts(f"{place}/{CARD}")).read_text()
+    assert "| 40 of digits-test | L_inf eps 8/255 | pgd-40 | 50.0% (35.2-64.8) |" in card
+    assert "- steps (digits-test/linf_8_255): doubtful: FGSM breaks more than PGD" in card
+    (version,) = client().search_model_versions("name = 'tiny'")
+    assert "pgd-40 | 50.0%" in version.description
 
 
 def test_told_again_nothing_is_added(mine, home):

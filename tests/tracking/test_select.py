@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny_runs
 import torch
-from mlflow_store import Outage, client, in_folder, runs, wait_until
+from mlflow_server import Server
+from mlflow_store import Outage, client, in_folder, runs
 
 from raymi import select
 from raymi.attacks.suites import Ensemble, find_attack
@@ -383,34 +378,19 @@ def test_a_store_that_goes_away_in_between_gets_the_rest_from_the_same_command(
 def test_a_server_says_and_takes_the_same_as_its_file(three, capsys, monkeypatch):
     """Over the network, where pages, ids and errors come another way."""
     here = run_select(capsys, "--dry-run")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    place = ["--backend-store-uri", store.tracking_uri(three), "--port", str(port)]
-    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", *place]
-    log = (three / "server.log").open("w")
-    server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    server = Server(three / "server", store.tracking_uri(three))
+    server.start()
     try:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-        wait_until(lambda: server.poll() is not None or _answers(port))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         assert run_select(capsys, "--dry-run") == here
         assert "version 2 of tiny has the alias champion now" in run_select(capsys)
         assert "already, with the same reasons" in run_select(capsys)
         assert "did you mean raymi?" in refusal(capsys, "experiment=rayme")
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-        log.close()
+        server.kill()
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert str(champion().version) == "2"
     assert registered() == {"best": "1", "last": "2"}
-
-
-def _answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
 
 
 def test_help_says_all_of_it(capsys):
