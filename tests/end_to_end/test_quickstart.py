@@ -18,12 +18,18 @@ from raymi.recipes import build_config
 
 pytestmark = pytest.mark.slow
 
+SECRET = "s3cr3t-of-a-user"
+PLANTED = dict.fromkeys(
+    ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"),
+    SECRET,
+)
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty folder in which the quickstart was run with seeds 0, 1, 2."""
     folder = tmp_path_factory.mktemp("quickstart")
-    (folder / "output.txt").write_text(succeed(folder, "name=seed0"))
+    (folder / "output.txt").write_text(succeed(folder, "name=seed0", **PLANTED))
     for seed in (1, 2):
         succeed(folder, f"seed={seed}", f"name=seed{seed}")
     return folder
@@ -116,6 +122,43 @@ print(json.dumps(right.float().mean().item()))
     assert done.returncode == 0, done.stderr
     best = next(e for e in events(home / "runs" / "seed0", "evaluation") if e["which"] == "best")
     assert json.loads(done.stdout.splitlines()[-1]) == pytest.approx(best["clean"], abs=1e-6)
+
+
+def test_no_secret_of_the_environment_is_kept_or_shown(home: Path) -> None:
+    assert SECRET not in (home / "output.txt").read_text()
+    files = [path for path in home.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"mlflow.db", "run.json", "MLmodel", "MODEL_CARD.md", "journal.jsonl"} <= names
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
+
+
+def test_the_run_in_mlflow_says_all_that_its_reader_asks_for(home: Path) -> None:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("raymi")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.mlflow.runName = 'seed0'")
+    tags = {"command", "git_commit", "version", "python", "platform", "torch", "ray", "mlflow"}
+    tags |= {"recipe", "workers", "device", "machine", "parameters.classifier"}
+    assert {f"raymi.{tag}" for tag in tags - _without_git(home)} <= set(run.data.tags)
+    assert run.data.tags["mlflow.source.name"] == "python -m raymi.train name=seed0"
+    assert {"seed", "attack.eps", "mi.balance", "optim.lr"} <= set(run.data.params)
+    metrics = {"train/loss", "val/clean_acc", "val/robust_acc", "val/mi/natural_of_adversarial"}
+    metrics |= {"test/best/pgd40_acc", "test/last/pgd40_acc", "test/robust_overfitting_gap"}
+    metrics |= {"images_per_s", "lr", "system/cpu_utilization_percentage"}
+    assert metrics <= set(run.data.metrics)
+    sets = {one.dataset.name: one.dataset.digest for one in run.inputs.dataset_inputs}
+    assert set(sets) == {"digits-train", "digits-val", "digits-test"}
+    assert len(set(sets.values())) == 3
+    note = run.data.tags["mlflow.note.content"]
+    assert "python -m raymi.train name=seed0" in note
+    assert "| best |" in note
+
+
+def _without_git(home: Path) -> set[str]:
+    """Where the tests run from an archive, no commit is known."""
+    about = json.loads((home / "runs" / "seed0" / "run.json").read_text())
+    return set() if "git_commit" in about else {"git_commit"}
 
 
 def test_finished_run_has_nothing_left_to_continue(home: Path) -> None:

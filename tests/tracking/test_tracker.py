@@ -433,6 +433,26 @@ def assert_nowhere(folder: Path, secret: bytes) -> None:
         assert secret.decode() not in "\n".join(database.iterdump())
 
 
+def test_a_model_whose_logging_was_cut_off_is_there_once_in_the_end(
+    config: Config, folder: RunFolder
+) -> None:
+    write_start(folder)
+    write_evaluations(folder, config)
+    run_id = deliver(config, folder, "KILLED").run_id
+    place = client().get_run(run_id).info.experiment_id
+    half = client().create_logged_model(place, name="last", source_run_id=run_id)
+    whole = client().create_logged_model(place, name="best", source_run_id=run_id)
+    client().finalize_logged_model(whole.model_id, "READY")
+    deliver(config, folder, "FINISHED")
+    models = {one.name: one for one in client().search_logged_models([place])}
+    assert len(models) == len(client().search_logged_models([place])) == 2
+    assert models["best"].model_id == whole.model_id, "its process died before it could say so"
+    assert models["last"].model_id != half.model_id
+    assert {one.status.value for one in models.values()} == {"READY"}
+    accuracies = {m.name: {a.key: a.value for a in m.metrics} for m in models.values()}
+    assert accuracies["best"]["test/pgd40_acc"] == 0.6
+
+
 def test_models_are_logged_once_where_registration_fails_at_first(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
