@@ -25,10 +25,10 @@ def describe(
     Args: about, what is known of the run, with `command`; evaluations, the journal's events,
         by the name of the model.
     """
-    parts = [f"```\n{about.get('command', '')}\n```"]
-    if evaluations:
-        parts += [result_title(config, evaluations), as_markdown(result_table(evaluations))]
-    return "\n\n".join(parts)
+    parts = []
+    if evaluations:  # first, as the UI folds the rest away
+        parts = [result_title(config, evaluations), as_markdown(result_table(evaluations))]
+    return "\n\n".join([*parts, f"```\n{about.get('command', '')}\n```"])
 
 
 def describe_evaluation(report: Report, command: str) -> str:

@@ -20,7 +20,7 @@ def told_by(
     kind, phase, step, epoch = (event[k] for k in ("kind", "phase", "global_step", "epoch"))
     prefix = "" if phase == "classifier" else f"{phase}/"
     if kind == "step" and step > state["step"]:
-        metrics = {f"{prefix}step/{k}": v for k, v in event["metrics"].items()}
+        metrics = {f"{prefix}train_steps/{k}": v for k, v in event["metrics"].items()}
         return metrics, step, {"step": step}
     if kind == "epoch" and step > state["epoch_step"]:
         metrics = {f"train/{k}": v for k, v in event["train"].items()}

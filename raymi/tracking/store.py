@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from raymi.errors import UserError
+from raymi.tracking.view import dress, experiment_tags
 
 _SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -124,9 +125,10 @@ def experiment_id(client: Any, name: str, home: Path) -> str:
     if experiment is None:
         local = client.tracking_uri.startswith("sqlite:")
         location = (home / "mlruns").as_uri() if local else None
-        return client.create_experiment(name, artifact_location=location)
+        return client.create_experiment(name, artifact_location=location, tags=experiment_tags())
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
+    dress(client, experiment)
     return experiment.experiment_id
 
 

@@ -57,7 +57,7 @@ def assert_all_is_there(server: Server, folder: Path) -> None:
     ):
         told = [(one.step, one.value) for one in client.get_metric_history(run_id, name)]
         assert told == [(event["epoch"], of(event)) for event in events(folder, "epoch")]
-    steps = [one.step for one in client.get_metric_history(run_id, "step/loss")]
+    steps = [one.step for one in client.get_metric_history(run_id, "train_steps/loss")]
     assert steps == [event["global_step"] for event in events(folder, "step")]
     recorded = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
     assert [one.step for one in recorded] == list(range(1, len(recorded) + 1))

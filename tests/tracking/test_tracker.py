@@ -544,7 +544,7 @@ def test_steps_are_delivered_once_with_their_number(config: Config, folder: RunF
         journal.write("step", phase="classifier", epoch=0, global_step=step, metrics=loss)
     journal.close()
     run_id = deliver(config, folder, "KILLED").run_id
-    assert history(run_id, "step/loss") == [(10, 10.0), (20, 20.0), (30, 30.0)]
+    assert history(run_id, "train_steps/loss") == [(10, 10.0), (20, 20.0), (30, 30.0)]
 
 
 @pytest.mark.parametrize("name", ["a b é", "a%20b?x#y"])
