@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raymi.evaluation.finding import Finding, in_short
-from raymi.evaluation.question import name_of
+from raymi.evaluation.question import name_of, threat_name
 from raymi.evaluation.report import Report
-from raymi.overrides import as_typed
 from raymi.tracking import store
 from raymi.tracking.datasets import DataSet, link_datasets
 
@@ -98,11 +97,6 @@ def metric_prefix(report: Report, which: str | None = None) -> str:
     if which is not None:
         parts.append(as_metric(which))
     return "".join(f"{part}/" for part in parts)
-
-
-def threat_name(norm: str, eps: float) -> str:
-    """A threat in a metric's name, such as `linf_8_255`."""
-    return f"{norm}_{as_typed(eps).replace('/', '_')}"
 
 
 def _metrics(report: Report, prefix: str, told: Sequence[str]) -> Iterator[tuple[str, float]]:
