@@ -33,8 +33,8 @@ _RADIUS: TypeAdapter[float] = TypeAdapter(Positive)
 
 @dataclass(frozen=True)
 class Asked:
-    """A run that a report is about: what it is called there, its folder, and the sweep that it won,
-    None where it was named itself."""
+    """A run that a report is about: what it is called there, its folder, and the sweep that it is a
+    trial of, None where it is of none."""
 
     name: str
     folder: RunFolder
@@ -138,9 +138,9 @@ def _find(word: str) -> Asked:
     here = Path(word).expanduser().absolute()
     for path in (runs / word, here):
         if (folder := RunFolder(path)).config.is_file():
-            folder.read_config()
-            inside = path.parent.name == "trials" and (path.parents[1] / "sweep.json").is_file()
-            return Asked(f"{path.parents[1].name}/{path.name}" if inside else path.name, folder)
+            if (path.parents[1] / "sweep.json").is_file():
+                return _of_sweep(Sweep(path.parents[1]), folder)
+            return Asked(path.name, folder)
     for path in (sweeps / word, here):
         if (path / "sweep.json").is_file():
             return _winner(Sweep(path))
@@ -166,11 +166,15 @@ def _winner(sweep: Sweep) -> Asked:
         folder = RunFolder(config.parent)
         events = JournalReader(folder.journal).new_events()
         if any(event["kind"] == "evaluation" for event in events):
-            return Asked(f"{sweep.name}/{folder.name}", folder, sweep)
+            return _of_sweep(sweep, folder)
     raise UserError(
         f"the sweep {sweep.name} has no winner yet: let it finish, or give the folders of trials, "
         f"such as {sweep.trials / '0000'}"
     )
+
+
+def _of_sweep(sweep: Sweep, folder: RunFolder) -> Asked:
+    return Asked(f"{sweep.name}/{folder.name}", folder, sweep)
 
 
 def _radii(text: str | None, problems: list[str]) -> tuple[float, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from raymi.reporting.measured import Measured, measure
 from raymi.reporting.numbers import Entry, merged, of_evaluations, of_training
 from raymi.reporting.page import Contents, Trials
 from raymi.reporting.table import comparison_tables
+from raymi.sweeps.sweep import Sweep
 from raymi.sweeps.table import as_columns, trial_rows
 from raymi.tracking.reports import find_numbers, log_report
 from raymi.tracking.store import in_one_line, without_password
@@ -59,6 +60,10 @@ def planned(request: Request) -> list[Plan]:
 
 def _planned(request: Request, asked: Asked, sets: dict[DataConfig, ImageSet]) -> Plan:
     history = read_history(asked.folder, asked.name)
+    if asked.sweep is not None and not history.about:  # a trial's folder does not say it
+        definition = asked.sweep.definition
+        about = {"recipe": definition.recipe, "command": definition.command}
+        history = replace(history, about=about)
     notes, found, images = [], None, None
     if asked.folder.weights(history.chosen).is_file() and history.start:
         found = find_subject(str(asked.folder.path), Config(), which=history.chosen)
@@ -121,7 +126,7 @@ def make_report(request: Request, plans: list[Plan], say: Say, watch: Watch) -> 
         runs,
         comparison_tables([run.as_row for run in runs]),
         sections(runs),
-        [_trials(plan.asked) for plan in plans if plan.asked.sweep is not None],
+        [_trials(sweep) for sweep in _sweeps(plans)],
     )
     return write_report(request.out, contents)
 
@@ -220,11 +225,16 @@ def _told(uri: str, runs: Mapping[str, str], name: str, files: list[Path]) -> Tr
     return Tracked(tuple(told), uri)
 
 
-def _trials(asked: Asked) -> Trials:
-    assert asked.sweep is not None
-    header, lines = as_columns(trial_rows(asked.sweep, asked.sweep.study()))
+def _sweeps(plans: Sequence[Plan]) -> list[Sweep]:
+    """Those that runs are trials of, each once."""
+    sweeps = [plan.asked.sweep for plan in plans if plan.asked.sweep is not None]
+    return list({sweep.path.resolve(): sweep for sweep in sweeps}.values())
+
+
+def _trials(sweep: Sweep) -> Trials:
+    header, lines = as_columns(trial_rows(sweep, sweep.study()))
     return Trials(
-        f"All trials of the sweep {asked.sweep.name}: what each drew, and its best accuracies on "
+        f"All trials of the sweep {sweep.name}: what each drew, and its best accuracies on "
         "validation as fractions; most were stopped early, so they are not a fair comparison.",
         header,
         [[_value_text(value) for value in line] for line in lines],

@@ -30,7 +30,6 @@ _ACCURACIES = {
     "averaged/robust_acc": "robust, averaged weights",
 }
 _LOSSES = {"loss": "loss", "loss_adv": "adversarial loss", "loss_estimators": "estimators' loss"}
-"""Of those there are, the first two: the others are parts of them."""
 
 
 def learning_picture(history: History) -> Picture | None:
@@ -47,14 +46,13 @@ def learning_picture(history: History) -> Picture | None:
             losses.set_title(f"{k + 1}. {_TITLES.get(phase, phase)}" if staged else "")
             _draw_losses(losses, epochs)
             if phase == "estimators":  # its classifier stays as it is
-                accuracies.set_axis_off()
-                losses.set_xlabel("epoch")
+                _draw_estimates(accuracies, epochs)
             else:
                 _draw_accuracies(accuracies, history, phase, epochs)
-                accuracies.set_xlabel("epoch")
-                losses.sharex(accuracies)
+                accuracies.set_ylabel("accuracy (validation)")
+            accuracies.set_xlabel("epoch")
         columns[0, 0].set_ylabel("loss (training)")
-        columns[1, 0].set_ylabel("accuracy (validation)")
+        legend_below(figure, columns[1, -1])
     num = history.start.get("data", {}).get("sizes", {}).get("val")
     return Picture(
         "learning",
@@ -129,10 +127,14 @@ def overfitting_text(history: History) -> str:
 
 
 def _draw_losses(axes: Axes, epochs: Sequence[Epoch]) -> None:
-    there = [name for name in _LOSSES if name in epochs[-1].train][:2]
-    for k, name in enumerate(there):
-        numbers = [one.number for one in epochs]
-        values = [one.train.get(name, np.nan) for one in epochs]
+    numbers = [one.number for one in epochs]
+    curves = {name: [one.train.get(name, np.nan) for one in epochs] for name in _LOSSES}
+    if curves["loss_adv"] == curves["loss"]:
+        del curves["loss_adv"]
+    if np.isfinite(curves["loss"]).any():  # the estimators' own is on another scale
+        del curves["loss_estimators"]
+    there = {name: values for name, values in curves.items() if np.isfinite(values).any()}
+    for k, (name, values) in enumerate(there.items()):
         style = style_of(k + 2)
         axes.plot(
             numbers,
@@ -175,7 +177,25 @@ def _draw_accuracies(axes: Axes, history: History, phase: str, epochs: Sequence[
             _mark(axes, history, which, metric, validated)
     percent(axes.yaxis)
     whole_numbers(axes.xaxis)
-    axes.legend(ncols=2 if len(there) > 2 else 1)
+
+
+def _draw_estimates(axes: Axes, epochs: Sequence[Epoch]) -> None:
+    """What the estimators see of the pairs that they learn from."""
+    for k, kind in enumerate(("natural", "adversarial")):
+        name = f"mi/{kind}_of_{kind}"
+        there = [one for one in epochs if name in one.val]
+        style = style_of(k + 4)
+        axes.plot(
+            [one.number for one in there],
+            [one.val[name] for one in there],
+            color=style.color,
+            linestyle=style.line,
+            marker=style.marker,
+            label=f"{kind} MI",
+        )
+    axes.set_ylabel("nats (validation)")
+    whole_numbers(axes.xaxis)
+    axes.legend()
 
 
 def _mark(axes: Axes, history: History, which: str, metric: str, epochs: Sequence[Epoch]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raymi.config import Config
@@ -108,7 +108,7 @@ def read_history(folder: RunFolder, name: str | None = None) -> History:
     )
     probes = [*_probes_of_training(config, of_kind["probe"]), *_probes_afterwards(folder)]
     ours = [probe for probe in probes if probe.which == history.chosen]
-    return History(**{**vars(history), "probe": ours[-1] if ours else None})
+    return replace(history, probe=ours[-1] if ours else None)
 
 
 def _phases(start: Event, events: Iterable[Event]) -> dict[str, tuple[Epoch, ...]]:
@@ -131,7 +131,9 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _probes_of_training(config: Config, events: Iterable[Event]) -> list[Probe]:
-    settings = _as_text(config.probe.model_dump(), str(config.attack))
+    settings = _as_text(
+        config.probe.model_dump(), str(config.attack), config.validation.model_dump()
+    )
     return [Probe(event["which"], _numbers(event["estimates"]), settings) for event in events]
 
 
@@ -141,10 +143,11 @@ def _probes_afterwards(folder: RunFolder) -> list[Probe]:
     for path in sorted(folder.path.glob("probe-*.json")):
         with suppress(ValueError, KeyError, OSError):
             kept = json.loads(path.read_text())
-            settings = _as_text(kept["probe"], kept["attack"])
+            settings = _as_text(kept["probe"], kept["attack"], kept.get("validation", {}))
             found.append(Probe(kept["model"], _numbers(kept["estimates"]), settings))
     return found
 
 
-def _as_text(probe: Mapping[str, Any], attack: str) -> str:
-    return json.dumps({"probe": dict(probe), "attack": attack}, sort_keys=True)
+def _as_text(probe: Mapping[str, Any], attack: str, validation: Mapping[str, Any]) -> str:
+    settings = {"probe": dict(probe), "attack": attack, "validation": dict(validation)}
+    return json.dumps(settings, sort_keys=True)

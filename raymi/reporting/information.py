@@ -14,6 +14,7 @@ from raymi.reporting.look import (
     Picture,
     legend_below,
     looking,
+    short,
     style_of,
     whole_numbers,
 )
@@ -40,10 +41,11 @@ def training_picture(history: History) -> Picture | None:
     ]
     if not epochs:
         return None
+    kinds = _kinds_in(epochs[-1].val)
     with looking():
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-        panels = figure.subplots(1, 2)
-        for axes, (kind, title) in zip(panels, _KINDS.items(), strict=True):
+        panels = figure.subplots(1, len(kinds), squeeze=False)[0]
+        for axes, kind in zip(panels, kinds, strict=True):
             for k, (of, label) in enumerate(_OUTPUTS.items()):
                 style, name = style_of(k), f"mi/{kind}_of_{of}"
                 axes.plot(
@@ -55,7 +57,7 @@ def training_picture(history: History) -> Picture | None:
                     markevery=max(1, len(epochs) // 10),
                     label=label,
                 )
-            axes.set(title=title, xlabel="epoch")
+            axes.set(title=_title(kind, history), xlabel="epoch")
             whole_numbers(axes.xaxis)
         panels[0].set_ylabel("nats (validation)")
         legend_below(figure, panels[0])
@@ -98,7 +100,7 @@ def probe_picture(histories: Sequence[History]) -> Picture | None:
             axes.margins(x=0.14)
             axes.set(title=title, xlabel="nats (validation)")
             axes.grid(axis="y", visible=False)
-        panels[0].set_yticks(rows, names)
+        panels[0].set_yticks(rows, [short(name, 30) for name in names])
         panels[0].invert_yaxis()
         legend_below(figure, panels[0])
     budget = json.loads(probed[0][1].settings)["probe"]
@@ -111,6 +113,18 @@ def probe_picture(histories: Sequence[History]) -> Picture | None:
         "; ".join(f"{name}: {_said(probe.estimates)}" for name, probe in probed),
         figure,
     )
+
+
+def _kinds_in(values: Mapping[str, float]) -> list[str]:
+    """Kinds of MI that were estimated."""
+    return [kind for kind in _KINDS if any(name.startswith(f"mi/{kind}_of_") for name in values)]
+
+
+def _title(kind: str, history: History) -> str:
+    """WMIM's natural critic sees the whole adversarial image."""
+    if kind == "natural" and history.config.mi.natural_pattern != "clean":
+        return "MI of the adversarial image"
+    return _KINDS[kind]
 
 
 def _said(values: Mapping[str, float]) -> str:

@@ -21,6 +21,9 @@ from raymi.overrides import as_typed
 WIDTH = 7.2
 """Of a picture, in inches: that of a printed page."""
 
+_LETTERS = 96
+"""Of a legend that fit into the width of a picture."""
+
 FORMATS = {"png": 200, "pdf": 200}
 """Files of a picture, with dots per inch (in a PDF, of the images in it)."""
 
@@ -29,6 +32,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _SETTINGS: dict[Any, Any] = {
+    "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -108,11 +112,20 @@ def whole_numbers(axis: Axis) -> None:
     axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """What is drawn, under the picture, where it hides nothing."""
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """What is drawn, under the picture, where it hides nothing; in as many columns as fit."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        columns = max(1, min(4, _LETTERS // (max(map(len, labels)) + 8)))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def short(name: str, longest: int) -> str:
+    """A name of at most so many letters: its middle goes, as names often differ at their ends."""
+    if len(name) <= longest:
+        return name
+    end = longest // 2
+    return f"{name[: longest - end - 3]}...{name[-end:]}"
 
 
 def threat_text(norm: str, eps: float) -> str:

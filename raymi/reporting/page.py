@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from raymi import __version__
 from raymi.reporting.contents import Reported, Section
 from raymi.reporting.look import FORMATS, Picture
-from raymi.reporting.table import ComparisonTable
+from raymi.reporting.table import READING, ComparisonTable
 
 
 class Trials(NamedTuple):
@@ -71,6 +71,7 @@ def as_html(contents: Contents) -> str:
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         notes=contents.notes,
         tables=contents.tables,
+        reading=READING,
         trials=contents.trials,
         runs=[
             {

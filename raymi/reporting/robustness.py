@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from textwrap import shorten
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -16,6 +15,7 @@ from raymi.reporting.look import (
     norm_text,
     percent,
     percent_text,
+    short,
     style_of,
     threat_text,
 )
@@ -67,14 +67,13 @@ def radius_picture(measured: Mapping[str, Measured]) -> Picture:
         axes.set(
             xlabel=f"radius eps of the attack ({norm_text(first.threat.norm)}, pixel units)",
             ylabel="accuracy (test)",
-            ylim=(0, 1.02),
+            ylim=(-0.02, 1.04),
         )
-        axes.set_xlim(left=0)
         percent(axes.yaxis)
         legend_below(figure, axes)
     return Picture(
         "accuracy-eps",
-        "Accuracy against the radius of the attack",
+        f"{first.data}, {norm_text(first.threat.norm)}: accuracy by radius",
         f"Under PGD-{first.steps} with steps of eps / 4, on {first.num} images of {first.data}, "
         "with 95% Wilson intervals; at 0, natural images. PGD is not AutoAttack: true robustness "
         "may be lower. A sound measurement falls with the radius, to chance and below.",
@@ -95,7 +94,7 @@ def class_picture(measured: Mapping[str, Measured]) -> Picture:
     if left_out > 0:
         ours = next(iter(by_class.values()))
         labels = sorted(sorted(labels, key=lambda label: ours[label][1].accuracy)[:_MOST_CLASSES])
-    names = [shorten(first.class_names[k], _LONGEST_NAME, placeholder="...") for k in labels]
+    names = [short(first.class_names[k], _LONGEST_NAME) for k in labels]
     rows = np.arange(len(labels), dtype=float)
     places = np.linspace(-0.3, 0.3, len(measured) + 2)[1:-1]
     with looking():
@@ -123,7 +122,7 @@ def class_picture(measured: Mapping[str, Measured]) -> Picture:
         axes.hlines(rows[:-1] + 0.5, -0.01, 1.02, color="0.85", linewidth=0.8)
         axes.grid(axis="y", visible=False)
         percent(axes.xaxis)
-        legend_below(figure, axes, 2)
+        legend_below(figure, axes)
     some = ""
     if left_out > 0:
         some = (
@@ -133,7 +132,7 @@ def class_picture(measured: Mapping[str, Measured]) -> Picture:
         )
     return Picture(
         "classes",
-        "Accuracy by class",
+        f"{first.data}, {threat_text(first.threat.norm, first.threat.eps)}: accuracy by class",
         f"Clean (hollow) and under PGD-{first.steps}, "
         f"{threat_text(first.threat.norm, first.threat.eps)} (filled), on {first.num} images of "
         f"{first.data}, with 95% Wilson intervals.{some}",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from textwrap import shorten
-
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from raymi.reporting.look import WIDTH, Picture, looking, threat_text
+from raymi.reporting.look import WIDTH, Picture, looking, short, threat_text
 from raymi.reporting.measured import EXAMPLES, Measured
 
 _LONGEST_NAME = 11
@@ -51,7 +49,7 @@ def samples_picture(name: str, measured: Measured) -> Picture | None:
         f"{name}: natural, noise, adversarial",
         f"Images of {measured.data} that are classified right, with the prediction and its "
         f"probability above each: the first {EXAMPLES} (at most) that PGD-{measured.steps} "
-        f"({threat_text(measured.threat.norm, measured.threat.eps)}) breaks, in thick dashed "
+        f"({threat_text(measured.threat.norm, measured.threat.eps)}) breaks, in thick "
         f"frames, and the first {EXAMPLES} that withstand it. They are examples, not a measure. "
         f"Noise is shown {factor:.3g} times as strong, around grey.",
         f"{num} test images of {name}, {broken_num} of them broken by the attack, each natural, "
@@ -61,7 +59,7 @@ def samples_picture(name: str, measured: Measured) -> Picture | None:
 
 
 def _said(measured: Measured, predicted: int, confidence: float) -> str:
-    label = shorten(measured.class_names[predicted], _LONGEST_NAME, placeholder="...")
+    label = short(measured.class_names[predicted], _LONGEST_NAME)
     return f"{label}\n{100 * confidence:.0f}%"
 
 
@@ -77,5 +75,4 @@ def _show(axes: Axes, image: Tensor, title: str, broken: bool = False) -> None:
             visible=True,
             color="#D55E00" if broken else "0.6",
             linewidth=3 if broken else 0.6,
-            linestyle=(0, (3, 1.2)) if broken else "-",
         )

@@ -12,6 +12,11 @@ from raymi.reporting.look import threat_text
 from raymi.reporting.numbers import Entry
 from raymi.selection.candidate import CLEAN, Number, Question
 
+READING = (
+    "Only numbers of the same images, threat and attack share a column. Bold: the highest of its "
+    "column by more than noise, as intervals do not overlap."
+)
+
 _ORDER = ("pgd", "autoattack", "fwa", "ti-dim", "cw", "ddn")
 """Attacks as the paper's tables have them; others come after."""
 _NAMES = {
@@ -75,8 +80,7 @@ class ComparisonTable(NamedTuple):
         by = "at the end of training" if question.of_training else "by raymi.evaluate"
         return (
             f"Accuracy in % on {question.num} images of {question.data} "
-            f"({question.digest[:8]}), {threat}, measured {by}, with 95% Wilson intervals. "
-            "Bold: the highest of its column by more than noise (intervals do not overlap)."
+            f"({question.digest[:8]}), {threat}, measured {by}, with 95% Wilson intervals."
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def as_markdown(tables: Sequence[ComparisonTable]) -> str:
         rows = [_markdown_row(row) for row in table.rows]
         lines = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, *rows)]
         parts.append(f"{table.caption}\n\n{markdown(lines)}{_doubts(table)}")
-    return "\n".join(parts)
+    return "\n".join([*parts, READING, ""])
 
 
 def as_latex(tables: Sequence[ComparisonTable]) -> str:
@@ -148,7 +152,7 @@ def as_latex(tables: Sequence[ComparisonTable]) -> str:
         ]
         columns = "llr" + "r" * len(table.attacks)
         body = ["\\toprule", *lines, "\\midrule", *rows, "\\bottomrule"]
-        caption = _escaped(table.caption + _doubts(table).replace("\n", " "))
+        caption = _escaped(f"{table.caption} {READING}" + _doubts(table).replace("\n", " "))
         parts.append(
             "\n".join(
                 [
