@@ -12,7 +12,7 @@ from raymi.data import load_splits
 from raymi.engine.evaluation import PGDAttack, evaluate_pgd
 from raymi.evaluation.statistics import wilson_interval
 from raymi.reporting import measured
-from raymi.reporting.measured import EXAMPLES, attacked, measure
+from raymi.reporting.measured import EXAMPLES, Outcomes, attacked, measure
 from raymi.reporting.robustness import class_picture, radius_picture
 from raymi.reporting.samples import samples_picture
 
@@ -81,6 +81,15 @@ def test_accuracies_are_those_of_evaluate_pgd(ask, model, images):
     assert curve[EPS].interval == wilson_interval(right, len(images))
 
 
+def test_robust_is_right_before_and_after_the_attack():
+    y = torch.zeros(4, dtype=torch.int64)
+    predicted, predicted_adv = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+    none = torch.zeros(4)
+    seen = Outcomes(y, predicted, predicted_adv, none, none, none, none, none)
+    assert seen.clean.tolist() == [True, True, False, False]
+    assert seen.robust.tolist() == [True, False, False, False]
+
+
 def test_classes_make_up_the_whole(ask, images):
     found = ask()
     rates = found.by_class().values()
@@ -94,7 +103,7 @@ def test_classes_make_up_the_whole(ask, images):
 
 def test_examples_are_within_the_ball_and_what_they_are_said_to_be(ask, model, images):
     for norm, eps in (("linf", EPS), ("l2", 0.4)):
-        seen = ask(threat=Threat(norm, eps)).at_threat
+        seen = ask(threat=Threat(norm, eps), block=7).at_threat
         delta = (seen.x_adv - seen.x).flatten(1)
         size = delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)
         assert len(seen.examples) == 2 * EXAMPLES
@@ -144,6 +153,18 @@ def test_a_damaged_file_is_measured_again(ask, attacks, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     assert ask(radii=()).curve() == first.curve()
     assert attacks == [EPS, EPS]
+
+
+def test_a_file_of_another_question_is_not_taken(ask, attacks, tmp_path):
+    ask(radii=())
+    (mine,) = tmp_path.iterdir()
+    content = mine.read_bytes()
+    mine.unlink()
+    ask(radii=(), digest="1" * 64)
+    (other,) = tmp_path.iterdir()
+    other.write_bytes(content)
+    ask(radii=(), digest="1" * 64)
+    assert attacks == [EPS] * 3
 
 
 def test_where_nothing_can_be_kept_it_is_said(ask, tmp_path):

@@ -106,7 +106,7 @@ def test_numbers_of_a_run_are_those_of_its_chosen_model(namid, plain):
 
 def test_ledgers_of_the_same_weights_are_read_and_no_others(tmp_path):
     report(tmp_path / "a" / "1", autoattack=0.4)
-    report(tmp_path / "a" / "2", digest="0" * 64, autoattack=0.9)
+    report(tmp_path / "a" / "2", digest="0" * 64, ddn=0.9)
     report(tmp_path / "b" / "3", num=40, **{"pgd-20@2eps": 0.1})
     (tmp_path / "b" / "damaged").mkdir()
     (tmp_path / "b" / "damaged" / "report.json").write_text("{")
