@@ -71,7 +71,7 @@ def _report(words: list[str]) -> int:
             elif told.names:
                 say(
                     console,
-                    f"MLflow  report/{request.out.name} of {names}  ({how_to_open(told.uri)})",
+                    f"MLflow  report/{request.name} of {names}  ({how_to_open(told.uri)})",
                 )
     return 0
 

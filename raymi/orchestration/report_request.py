@@ -59,6 +59,11 @@ class Request:
     settings: dict[str, Any]
     command: str
 
+    @property
+    def name(self) -> str:
+        """Of the report in MLflow: that of its folder, as far as it may be a part of a path."""
+        return plain_name(self.out.name)
+
 
 def takes(key: str) -> bool:
     """Whether a report takes a key of `Config`."""

@@ -211,7 +211,7 @@ def track(request: Request, plans: list[Plan], files: list[Path]) -> Iterator[Tr
         if plan.found is not None and plan.found.uri and plan.found.run_id:
             by_store.setdefault(plan.found.uri, {})[plan.asked.name] = plan.found.run_id
     for uri, runs in by_store.items():
-        yield _told(uri, runs, request.out.name, files)
+        yield _told(uri, runs, request.name, files)
 
 
 def _told(uri: str, runs: Mapping[str, str], name: str, files: list[Path]) -> Tracked:

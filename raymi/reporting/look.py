@@ -138,6 +138,14 @@ def norm_text(norm: str) -> str:
     return {"linf": "L_inf", "l2": "L2"}.get(norm, norm)
 
 
+def radius_text(eps: float) -> str:
+    """A radius in pixel units, in short: `8/255` where it is so many 255ths, else `0.15`."""
+    pixels = round(255 * eps)
+    if abs(255 * eps - pixels) < 1e-6 and len(f"{eps:.6g}") > 6:
+        return f"{pixels}/255"
+    return f"{eps:.3g}"
+
+
 def percent_text(fraction: float) -> str:
     """A fraction for people, such as `71.3%`."""
     return f"{100 * fraction:.1f}%"

@@ -15,6 +15,7 @@ from raymi.reporting.look import (
     norm_text,
     percent,
     percent_text,
+    radius_text,
     short,
     style_of,
     threat_text,
@@ -23,6 +24,7 @@ from raymi.reporting.measured import Measured, Rate
 
 _MOST_CLASSES = 20
 _LONGEST_NAME = 18
+_TALLEST = 9.0  # inches, of a printed page
 
 
 def radius_picture(measured: Mapping[str, Measured]) -> Picture:
@@ -69,6 +71,8 @@ def radius_picture(measured: Mapping[str, Measured]) -> Picture:
             ylabel="accuracy (test)",
             ylim=(-0.02, 1.04),
         )
+        ticks = _ticks(sorted({eps for one in measured.values() for eps in one.curve()}))
+        axes.set_xticks(ticks, [radius_text(eps) for eps in ticks])
         percent(axes.yaxis)
         legend_below(figure, axes)
     return Picture(
@@ -96,15 +100,14 @@ def class_picture(measured: Mapping[str, Measured]) -> Picture:
         labels = sorted(sorted(labels, key=lambda label: ours[label][1].accuracy)[:_MOST_CLASSES])
     names = [short(first.class_names[k], _LONGEST_NAME) for k in labels]
     rows = np.arange(len(labels), dtype=float)
-    places = np.linspace(-0.3, 0.3, len(measured) + 2)[1:-1]
+    places = np.linspace(-0.36, 0.36, len(measured) + 2)[1:-1]
     with looking():
-        height = 1.4 + len(labels) * max(0.32, 0.17 * len(measured))
+        height = min(_TALLEST, 1.4 + len(labels) * max(0.3, 0.15 * len(measured)))
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        axes = figure.subplots()
-        for k, (name, found) in enumerate(by_class.items()):
-            style = style_of(k)
-            for which, label in enumerate(("clean", "robust")):
-                rates = [found[one][which] for one in labels]
+        panels = figure.subplots(1, 2, sharey=True)
+        for which, (axes, title) in enumerate(zip(panels, ("clean", "robust"), strict=True)):
+            for k, (name, found) in enumerate(by_class.items()):
+                style, rates = style_of(k), [found[label][which] for label in labels]
                 axes.errorbar(
                     [rate.accuracy for rate in rates],
                     rows + places[k],
@@ -112,17 +115,18 @@ def class_picture(measured: Mapping[str, Measured]) -> Picture:
                     linestyle="none",
                     color=style.color,
                     marker=style.marker,
-                    markerfacecolor="white" if label == "clean" else style.color,
+                    markersize=4,
                     elinewidth=0.9,
                     capsize=2,
-                    label=f"{name}, {label}",
+                    label=name,
                 )
-        axes.set_yticks(rows, names)
-        axes.set(xlabel="accuracy (test)", xlim=(-0.01, 1.02), ylim=(len(labels) - 0.5, -0.5))
-        axes.hlines(rows[:-1] + 0.5, -0.01, 1.02, color="0.85", linewidth=0.8)
-        axes.grid(axis="y", visible=False)
-        percent(axes.xaxis)
-        legend_below(figure, axes)
+            axes.set(title=title, xlabel="accuracy (test)", xlim=(-0.03, 1.03))
+            axes.hlines(rows[:-1] + 0.5, -0.03, 1.03, color="0.85", linewidth=0.8)
+            axes.grid(axis="y", visible=False)
+            percent(axes.xaxis)
+        panels[0].set_yticks(rows, names)
+        panels[0].set_ylim(len(labels) - 0.5, -0.5)
+        legend_below(figure, panels[0])
     some = ""
     if left_out > 0:
         some = (
@@ -133,12 +137,21 @@ def class_picture(measured: Mapping[str, Measured]) -> Picture:
     return Picture(
         "classes",
         f"{first.data}, {threat_text(first.threat.norm, first.threat.eps)}: accuracy by class",
-        f"Clean (hollow) and under PGD-{first.steps}, "
-        f"{threat_text(first.threat.norm, first.threat.eps)} (filled), on {first.num} images of "
+        f"Clean, and under PGD-{first.steps}, "
+        f"{threat_text(first.threat.norm, first.threat.eps)}, on {first.num} images of "
         f"{first.data}, with 95% Wilson intervals.{some}",
         "; ".join(_classes_in_words(name, one) for name, one in measured.items()),
         figure,
     )
+
+
+def _ticks(radii: Sequence[float]) -> list[float]:
+    """Those of some radii in order whose labels do not touch."""
+    ticks = [radii[0]]
+    for eps in radii[1:]:
+        if eps - ticks[-1] > 0.09 * radii[-1]:
+            ticks.append(eps)
+    return ticks
 
 
 def _errors(rates: Sequence[Rate]) -> np.ndarray:

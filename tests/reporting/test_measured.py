@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_runs import norm_free_net
@@ -207,11 +209,24 @@ def test_pictures_show_the_curve_and_the_classes(ask):
     assert list(line.get_ydata()) == [rate.accuracy for rate in curve.values()]
     assert [text.get_text() for text in axes.texts] == ["threat L_inf 0.06"]
 
-    axes = class_picture({"mine": found}).figure.axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == list(found.class_names)
-    for which, container in enumerate(axes.containers):
-        shown = list(container.lines[0].get_xdata())
+    panels = class_picture({"mine": found}).figure.axes
+    assert [label.get_text() for label in panels[0].get_yticklabels()] == list(found.class_names)
+    for which, axes in enumerate(panels):
+        shown = list(axes.containers[0].lines[0].get_xdata())
         assert shown == [rates[which].accuracy for rates in found.by_class().values()]
+
+
+def test_of_many_classes_the_least_robust_are_shown_and_it_is_said(ask):
+    found = ask(radii=())
+    names = tuple(map(str, range(30)))
+    y = torch.arange(len(found.at_threat.y)) % 30
+    robust = y >= 25
+    seen = replace(found.at_threat, y=y, predicted=y, predicted_adv=torch.where(robust, y, -1))
+    many = replace(found, class_names=names, by_radius={EPS: seen})
+    picture = class_picture({"mine": many})
+    shown = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
+    assert shown == list(map(str, range(20)))
+    assert "Of 30 classes those 20 in which mine is least robust" in picture.caption
 
 
 def test_the_grid_has_a_column_for_each_example(ask):

@@ -150,3 +150,10 @@ def test_legends_stay_within_the_picture(histories):
     box = legend.get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.width
+
+
+def test_radii_are_written_as_in_papers():
+    radii = (0.0, 2 / 255, 0.75 * 8 / 255, 0.75 * 0.1, 0.2, 0.125, 1.0)
+    assert [look.radius_text(eps) for eps in radii] == [
+        "0", "2/255", "6/255", "0.075", "0.2", "0.125", "1",
+    ]  # fmt: skip
