@@ -33,6 +33,8 @@ from raymi.tracking.store import in_one_line, without_password
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 """Radii at which a run is attacked, in units of its own."""
 
+_REMEDY = "a sign of false robustness, look closer with python -m raymi.evaluate"
+
 Say = Callable[[str], None]
 Watch = Callable[[str, int, int], None]
 
@@ -119,7 +121,10 @@ def make_report(request: Request, plans: list[Plan], say: Say, watch: Watch) -> 
     for plan in plans:
         entries = [] if plan.found is None else known.entries(plan, plan.found)
         measured = _measured(request, plan, say, watch)
-        runs.append(Reported(plan.history, entries, measured, plan.notes))
+        doubts = [] if measured is None else [f"{one}: {_REMEDY}" for one in measured.suspicions()]
+        for doubt in doubts:
+            say(f"{plan.asked.name}: {doubt}")
+        runs.append(Reported(plan.history, entries, measured, (*plan.notes, *doubts)))
     contents = Contents(
         request.title,
         request.command,

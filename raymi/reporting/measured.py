@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,24 @@ class Measured:
             if eps > 0
         }
         return {0.0: clean, **attacked}
+
+    def suspicions(self) -> list[str]:
+        """What is odd for a robust network: accuracy that rises with the radius by more than noise,
+        or stays above chance at four times the threat's."""
+        curve = list(self.curve().items())
+        found = [
+            f"accuracy under PGD-{self.steps} rises from {before.accuracy:.1%} at radius "
+            f"{smaller:.3g} to {after.accuracy:.1%} at {larger:.3g}"
+            for (smaller, before), (larger, after) in pairwise(curve)
+            if after.interval[0] > before.interval[1]
+        ]
+        largest, rate = curve[-1]
+        if largest >= 4 * self.threat.eps and rate.interval[0] > 1 / len(self.class_names):
+            found.append(
+                f"{rate.accuracy:.1%} withstand PGD-{self.steps} at radius {largest:.3g}, more "
+                "than chance"
+            )
+        return found
 
     def by_class(self) -> dict[int, tuple[Rate, Rate]]:
         """Clean and robust accuracy under the threat, by the class; of those that have samples."""

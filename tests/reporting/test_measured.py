@@ -124,6 +124,19 @@ def test_examples_are_within_the_ball_and_what_they_are_said_to_be(ask, model, i
         assert torch.equal(seen.examples[:EXAMPLES], broken), "the first ones, not picked"
 
 
+def test_accuracy_that_does_not_fall_is_suspicious(ask):
+    found = ask(radii=(0.03, 4 * EPS), steps=5)
+    assert found.curve()[4 * EPS].accuracy < 0.1
+    assert found.suspicions() == []
+    easy, hard = found.by_radius[0.03], found.by_radius[4 * EPS]
+    masked = replace(found, by_radius={0.03: hard, EPS: found.at_threat, 4 * EPS: easy})
+    rises, stays = masked.suspicions()[0], masked.suspicions()[-1]
+    assert "rises from" in rises
+    assert "withstand PGD-5 at radius 0.24, more than chance" in stays
+    near = replace(found, by_radius={EPS: found.at_threat, 2 * EPS: found.at_threat})
+    assert near.suspicions() == [], "at twice the radius a network may still be robust"
+
+
 def test_a_second_report_does_not_attack(ask, attacks):
     first = ask()
     assert attacks == [0.03, EPS, 0.12]
