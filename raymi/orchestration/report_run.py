@@ -66,33 +66,29 @@ def _planned(request: Request, asked: Asked, sets: dict[DataConfig, ImageSet]) -
         definition = asked.sweep.definition
         about = {"recipe": definition.recipe, "command": definition.command}
         history = replace(history, about=about)
-    notes, found, images = [], None, None
-    if asked.folder.weights(history.chosen).is_file() and history.start:
-        found = find_subject(str(asked.folder.path), Config(), which=history.chosen)
-    if found is None:
+    if not asked.folder.weights(history.chosen).is_file() or not history.start:
+        note = "it is not finished and has no model of its own yet: this is what it has so far"
+        return Plan(asked, history, None, None, (note,))
+    found = find_subject(str(asked.folder.path), Config(), which=history.chosen)
+    if not request.samples:
+        return Plan(asked, history, found, None, ())
+    if history.config.attack.eps == 0:
+        return Plan(asked, history, found, None, ("its radius is 0: nothing is attacked",))
+    config = _with_settings(history.config, request)
+    if config.data not in sets:
+        sets[config.data] = _test_images(config)
+    everything = sets[config.data]
+    if not len(everything):
+        return Plan(asked, history, found, None, ("its data have no test images to attack",))
+    num_classes, size = len(everything.class_names), everything.images.shape[-1]
+    check_classifier(asked.name, found.subject.load(), num_classes, size)
+    notes = []
+    if history.start["data"]["digests"].get("test") not in (None, everything.digest):
         notes.append(
-            "it is not finished and has no model of its own yet: this is what it has so far"
+            "the test images are other ones now than when it was trained: its curves and what "
+            "was measured here are not of the same data"
         )
-    elif request.samples and history.config.attack.eps == 0:
-        notes.append("its radius is 0: nothing is attacked")
-    elif request.samples:
-        config = _with_settings(history.config, request)
-        whole = sets.get(config.data) or _test_images(config)
-        sets[config.data] = whole
-        if not len(whole):
-            notes.append(f"{config.data.name} has no test images: nothing is attacked")
-        else:
-            images = whole.at_most(request.samples)
-            model = found.subject.load()
-            size = images.images.shape[-1]
-            check_classifier(asked.name, model, len(images.class_names), size)
-        trained_with = history.start["data"]["digests"].get("test")
-        if trained_with not in (None, whole.digest):
-            notes.append(
-                "the test images are other ones now than when it was trained: its curves and what "
-                "was measured here are not of the same data"
-            )
-    return Plan(asked, history, found, images, tuple(notes))
+    return Plan(asked, history, found, everything.at_most(request.samples), tuple(notes))
 
 
 def _with_settings(config: Config, request: Request) -> Config:

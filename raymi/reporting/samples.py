@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from raymi.reporting.look import WIDTH, Picture, looking, short, threat_text
-from raymi.reporting.measured import EXAMPLES, Measured
+from raymi.reporting.measured import Measured
+from raymi.reporting.outcomes import EXAMPLES
 
 _LONGEST_NAME = 11
 _GREY = 0.5

@@ -13,8 +13,9 @@ from raymi.collectives import Collectives
 from raymi.data import load_splits
 from raymi.engine.evaluation import PGDAttack, evaluate_pgd
 from raymi.evaluation.statistics import wilson_interval
-from raymi.reporting import measured
-from raymi.reporting.measured import EXAMPLES, Outcomes, attacked, measure
+from raymi.reporting import outcomes
+from raymi.reporting.measured import measure
+from raymi.reporting.outcomes import EXAMPLES, Outcomes, attacked
 from raymi.reporting.robustness import class_picture, radius_picture
 from raymi.reporting.samples import samples_picture
 
@@ -66,7 +67,7 @@ def attacks(monkeypatch):
         made.append(args[2].eps)
         return evaluate_pgd(*args, **kwargs)
 
-    monkeypatch.setattr(measured, "evaluate_pgd", counted)
+    monkeypatch.setattr(outcomes, "evaluate_pgd", counted)
     return made
 
 

@@ -17,8 +17,9 @@ from raymi.errors import UserError
 from raymi.reporting.contents import Reported, sections
 from raymi.reporting.files import check_folder, write_report
 from raymi.reporting.look import FORMATS
-from raymi.reporting.measured import Measured, attacked
+from raymi.reporting.measured import Measured
 from raymi.reporting.numbers import of_training
+from raymi.reporting.outcomes import attacked
 from raymi.reporting.page import Contents, Trials, as_html
 from raymi.reporting.table import comparison_tables
 
