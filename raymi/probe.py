@@ -90,7 +90,12 @@ def _run(console: Console, config: Config, folder: RunFolder, which: str) -> Non
             heartbeat=lambda done, total: bar.update(task, completed=done, total=total),
         )
     path = folder.path / f"probe-{which}.json"
-    about = {"model": which, "probe": config.probe.model_dump(), "attack": str(config.attack)}
+    about = {
+        "model": which,
+        "probe": config.probe.model_dump(),
+        "attack": str(config.attack),
+        "validation": config.validation.model_dump(),
+    }
     write_atomically(path, json.dumps({**about, "estimates": estimates}, indent=2).encode())
     console.print(_table(estimates, f"{folder.name}, {which}: MI in nats on the validation split"))
     say(console, f"at most about {_most(config):.2f} nats can be seen; kept in {path}")

@@ -17,5 +17,12 @@ def test_a_job_takes_the_package_along_and_nothing_that_runs_leave_behind():
     assert len(files) > 150
     left = [path for path in files if ignored(str(path.relative_to(ROOT)))]
     assert left == []
-    for path in ("runs/a/journal.jsonl", "sweeps/a/study.db", "mlflow.db", "data/x.bin", ".git/a"):
+    for path in (
+        "runs/a/journal.jsonl",
+        "sweeps/a/study.db",
+        "reports/a/index.html",
+        "mlflow.db",
+        "data/x.bin",
+        ".git/a",
+    ):
         assert ignored(path)

@@ -14,6 +14,7 @@ import raymi
 from raymi.attacks.catalogue import EvaluationAttack, Threat
 from raymi.attacks.suites import Ensemble
 from raymi.data import ImageSet
+from raymi.overrides import as_typed
 
 _LIBRARIES = ("torch", "numpy", "foolbox", "pyautoattack", "torchattacks")
 _CODE = ("attacks", "models", "counter_rng.py", "data/augment.py", "evaluation/blocks.py")
@@ -66,6 +67,11 @@ def question_of(
 def settings_of(ensembles: Iterable[Ensemble]) -> dict[str, Any]:
     """The settings of all attacks of some ensembles, by name, in JSON's types."""
     return {a.name: _settings(a) for ensemble in ensembles for a in ensemble.attacks}
+
+
+def threat_name(norm: str, eps: float) -> str:
+    """A threat in the name of a metric, such as `linf_8_255`."""
+    return f"{norm}_{as_typed(eps).replace('/', '_')}"
 
 
 def name_of(question: Mapping[str, Any]) -> str:

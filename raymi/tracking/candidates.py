@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from raymi.errors import UserError, did_you_mean
+from raymi.evaluation.question import threat_name
 from raymi.selection.candidate import CLEAN, Candidate, Number, Question, with_interval
-from raymi.tracking.metric_names import threat_name
+from raymi.tracking.store import has_model
 
 _EVALUATED = re.compile(r"(?P<prefix>eval/[^/]+/(?P<threat>[^/]+)/(?:[^/]+/)?)(?P<key>[^/]+)")
 _DOUBTFUL = "doubtful_checks"
@@ -36,7 +37,7 @@ def find_candidates(
         if model.source_run_id and run is None:  # somebody deleted it
             continue
         if model.source_run_id in wanted or not (sweep or runs):
-            found += list(candidates_of(model, run))
+            found += list(of_model(model, run))
     if not found:
         raise UserError(
             f"no model in the MLflow experiment {experiment!r} has accuracies"
@@ -45,6 +46,19 @@ def find_candidates(
             "raymi.evaluate model=models:/NAME/VERSION)"
         )
     return found
+
+
+def candidates_of(client: Any, model_id: str) -> list[Candidate]:
+    """One logged model, as a candidate for each question that it has numbers of; empty where
+    somebody deleted it.
+
+    Raises: whatever MLflow raises where the store does not answer.
+    """
+    if not has_model(client, model_id):
+        return []
+    model = client.get_logged_model(model_id)
+    run = client.get_run(model.source_run_id) if model.source_run_id else None
+    return list(of_model(model, run))
 
 
 def _experiment(client: Any, name: str) -> str:
@@ -86,7 +100,7 @@ def _check_names(there: Iterable[Any], sweep: str | None, runs: Sequence[str]) -
             raise UserError(f"no run {wanted!r} in MLflow: {known}")
 
 
-def candidates_of(model: Any, run: Any) -> Iterator[Candidate]:
+def of_model(model: Any, run: Any) -> Iterator[Candidate]:
     """A candidate for each question that a logged model has numbers of.
 
     Args: model, MLflow's entity; run, that logged it, None: none did.

@@ -6,8 +6,8 @@ import hashlib
 import re
 from fractions import Fraction
 
+from raymi.evaluation.question import threat_name
 from raymi.evaluation.report import Report
-from raymi.overrides import as_typed
 
 _LONGEST_PART = 100
 """Of a metric's name, which has at most 250 characters."""
@@ -21,11 +21,6 @@ def metric_prefix(report: Report, which: str | None = None) -> str:
     if which is not None:
         parts.append(as_metric(which))
     return "".join(f"{part}/" for part in parts)
-
-
-def threat_name(norm: str, eps: float) -> str:
-    """A threat in a metric's name, such as `linf_8_255`."""
-    return f"{norm}_{as_typed(eps).replace('/', '_')}"
 
 
 def threat_of(name: str) -> tuple[str, float]:

@@ -13,7 +13,7 @@ from raymi.display.threat import threat_text
 from raymi.overrides import as_typed
 from raymi.selection.candidate import Candidate
 from raymi.tracking import store
-from raymi.tracking.candidates import candidates_of
+from raymi.tracking.candidates import of_model
 from raymi.tracking.description import as_markdown
 from raymi.tracking.logged import config_of
 from raymi.tracking.metric_names import threat_of
@@ -59,7 +59,7 @@ def model_card(
         addresses under which it is found, the best one first.
     """
     threat = threat_text(config.attack.norm, config.attack.eps)
-    measured = list(candidates_of(model, run))
+    measured = list(of_model(model, run))
     built = metadata["architecture"]
     size, classes = built["image_size"], metadata["classes"]
     facts = {key.removeprefix("raymi."): text for key, text in run.data.tags.items()}

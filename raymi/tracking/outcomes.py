@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from raymi.evaluation.ledger import read_export
+from raymi.evaluation.question import threat_name
 from raymi.evaluation.robustness import withstood
 from raymi.evaluation.statistics import PairedComparison, compare_paired
 from raymi.selection.candidate import Candidate
-from raymi.tracking.metric_names import as_metric, threat_name
+from raymi.tracking.metric_names import as_metric
 
 
 class _Withstood(NamedTuple):

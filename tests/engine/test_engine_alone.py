@@ -12,6 +12,7 @@ import importlib, pkgutil, sys
 sys.modules["ray"] = sys.modules["mlflow"] = None  # importing either raises ModuleNotFoundError
 
 packages = ["mi", "attacks", "models", "data", "engine", "evaluation", "sweeps", "selection"]
+packages += ["reporting"]
 modules = ["config", "overrides", "recipes", "losses", "collectives", "counter_rng"]
 modules += ["errors", "files", "hardware"]
 for package in packages:

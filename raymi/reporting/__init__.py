@@ -1,0 +1,1 @@
+"""What runs came to, as pictures, tables and one page; without MLflow."""

@@ -1,0 +1,62 @@
+"""Reports in MLflow: accuracies that it has of a model, and a report among a run's artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from raymi.errors import UserError
+from raymi.selection.candidate import Candidate
+from raymi.tracking import store
+from raymi.tracking.candidates import candidates_of
+
+_FOLDER = "report"
+
+
+def find_numbers(uri: str, model_id: str) -> list[Candidate]:
+    """What a logged model was measured with, a candidate for each question.
+
+    Raises: UserError where the store is not there; whatever MLflow raises where it does not answer.
+    """
+    return candidates_of(_client(uri), model_id)
+
+
+def log_report(uri: str, run_id: str, name: str, files: Sequence[Path]) -> bool:
+    """Puts a report among the artifacts of a run, as `report/NAME/...`, in place of the one of that
+    name that is there.
+
+    Args: files, all in one folder.
+    Returns: whether MLflow still has the run.
+    Raises: UserError where the store is not there; whatever MLflow raises where it does not answer.
+    """
+    client = _client(uri)
+    if not store.has_run(client, run_id):
+        return False
+    place = f"{_FOLDER}/{name}"
+    for file in files:
+        client.log_artifact(run_id, str(file), place)
+    names = {file.name for file in files}
+    there = [one.path for one in client.list_artifacts(run_id, place)]
+    _remove(client, uri, run_id, [path for path in there if Path(path).name not in names])
+    return True
+
+
+def _remove(client: Any, uri: str, run_id: str, paths: Sequence[str]) -> None:
+    """Pictures of an earlier report that this one has not."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    if paths:
+        with store.current(uri):
+            artifacts = get_artifact_repository(client.get_run(run_id).info.artifact_uri)
+            for path in paths:
+                artifacts.delete_artifacts(path)
+
+
+def _client(uri: str) -> Any:
+    """MLflow would make the database that it does not find."""
+    file = Path(unquote(urlsplit(uri).path[1:]))
+    if uri.startswith("sqlite:") and not file.is_file():
+        raise UserError(f"there is no MLflow store {file}")
+    return store.connect(uri)

@@ -1,0 +1,108 @@
+"""What a run's folder says of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from raymi.engine.journal import JournalReader
+from raymi.engine.run_folder import RunFolder
+from raymi.reporting.history import read_history
+
+
+def events(folder, kind):
+    return [one for one in JournalReader(folder.journal).new_events() if one["kind"] == kind]
+
+
+@pytest.fixture
+def own(namid, tmp_path):
+    """A copy of a run that may be changed."""
+    shutil.copytree(namid.path, tmp_path / "own")
+    return RunFolder(tmp_path / "own")
+
+
+def rewrite(folder, keep):
+    told = JournalReader(folder.journal).new_events()
+    kept = [json.dumps(event) for event in told if keep(event)]
+    folder.journal.write_text("".join(f"{line}\n" for line in kept))
+
+
+def test_epochs_are_those_of_the_journal(namid):
+    history = read_history(namid)
+    told = events(namid, "epoch")
+    assert [one.number for one in history.phases["classifier"]] == [1, 2, 3, 4]
+    for one, event in zip(history.phases["classifier"], told, strict=True):
+        assert one.val == event["val"]
+        assert one.train == event["train"]
+    assert history.finished
+    assert history.name == "namid"
+
+
+def test_phases_come_in_the_order_of_training(staged):
+    history = read_history(staged)
+    assert list(history.phases) == ["pretraining", "estimators", "classifier"]
+    assert [len(epochs) for epochs in history.phases.values()] == [2, 1, 2]
+
+
+def test_of_an_epoch_that_was_made_again_the_last_record_counts(own):
+    (*_, last) = events(own, "epoch")
+    again = {**last, "val": {**last["val"], "robust_acc": 0.123}, "better": []}
+    with own.journal.open("a") as file:
+        file.write(json.dumps(again) + "\n" + '{"kind": "epoch", "half')
+    history = read_history(own)
+    assert [one.number for one in history.phases["classifier"]] == [1, 2, 3, 4]
+    assert history.phases["classifier"][-1].val["robust_acc"] == 0.123
+
+
+def test_the_best_epoch_is_the_one_that_was_measured_or_else_the_last_that_was_better(own):
+    measured = {one["which"]: one["of_epoch"] for one in events(own, "evaluation")}
+    history = read_history(own)
+    assert history.best_epoch("best") == measured["best"]
+    assert history.best_epoch("best-averaged") == measured["best-averaged"]
+    (chosen,) = [one["which"] for one in events(own, "evaluation") if one["chosen"]]
+    assert history.chosen == chosen
+
+    rewrite(own, lambda event: event["kind"] not in ("evaluation", "finished"))
+    unfinished = read_history(own)
+    assert not unfinished.finished
+    assert unfinished.best_epoch("best") == measured["best"]
+    assert unfinished.chosen == "best"
+
+
+def test_a_run_that_has_not_begun_has_nothing_to_show(tmp_path, plain):
+    folder = RunFolder(tmp_path)
+    folder.write_config(plain.read_config())
+    history = read_history(folder)
+    assert history.phases == {}
+    assert history.best_epoch() is None
+    assert history.probe is None
+
+
+def test_probes_made_afterwards_replace_those_of_the_training(own):
+    history = read_history(own)
+    (event,) = events(own, "probe")
+    assert history.probe.estimates == event["estimates"]
+    config = own.read_config()
+    later = {
+        "model": history.chosen,
+        "probe": config.probe.model_dump(),
+        "attack": str(config.attack),
+        "validation": config.validation.model_dump(),
+        "estimates": {"mi/natural_of_natural": 1.5},
+    }
+    (own.path / f"probe-{history.chosen}.json").write_text(json.dumps(later))
+    again = read_history(own)
+    assert again.probe.estimates == {"mi/natural_of_natural": 1.5}
+    assert again.probe.settings == history.probe.settings, "the same budget can be compared"
+
+    (own.path / f"probe-{history.chosen}.json").write_text(json.dumps({**later, "model": "last"}))
+    assert read_history(own).probe.estimates == event["estimates"], "that of another model is not"
+
+
+def test_numbers_that_are_not_finite_are_read(own):
+    (*_, last) = events(own, "epoch")
+    with own.journal.open("a") as file:
+        file.write(json.dumps({**last, "train": {"loss": "inf"}}) + "\n")
+    assert read_history(own).phases["classifier"][-1].train["loss"] == float("inf")
