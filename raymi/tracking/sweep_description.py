@@ -20,7 +20,7 @@ def describe_sweep(
     winner: Run | None = None,
     evaluations: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
-    """Markdown: the commands that repeat and continue a sweep, what it searches, and what it found.
+    """Markdown: what a sweep searches, what it found, and the commands that repeat and continue it.
 
     Args: rows, its trials; importance, fractions by the name of a parameter; winner, the run that
         was chosen; evaluations, the events of its journal, by the name of the model.
@@ -29,9 +29,7 @@ def describe_sweep(
     space = definition.space
     again = f"python -m raymi.tune resume={shlex.quote(str(sweep.path))}"
     parts = [
-        f"```\n{definition.command}\n```",
-        f"To continue it, or to bring the rest of it here:\n\n```\n{again}\n```",
-        f"{space.name} ({space.description}) on {definition.recipe}, {sweep.num_trials} trials",
+        f"{space.name} ({space.description}) on {definition.recipe}, {sweep.num_trials} trials"
     ]
     if rows:
         states = Counter(row.state for row in rows)
@@ -46,4 +44,8 @@ def describe_sweep(
         if evaluations:
             title = result_title(sweep.config_of(values), evaluations)
             parts += [title, as_markdown(result_table(evaluations))]
-    return "\n\n".join(parts)
+    commands = [
+        f"```\n{definition.command}\n```",
+        f"To continue it, or to bring the rest of it here:\n\n```\n{again}\n```",
+    ]
+    return "\n\n".join([*parts, *commands])  # what was found first: the UI folds the rest away

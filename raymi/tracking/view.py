@@ -15,7 +15,6 @@ _COLUMNS = (
     "metrics.`test/clean_acc`",
     "metrics.`test/pgd40_acc`",
     "metrics.`test/robust_overfitting_gap`",
-    "metrics.`images_per_s`",
     "params.`seed`",
     "params.`attack.eps`",
     "attributes.`Models`",

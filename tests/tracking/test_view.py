@@ -1,0 +1,33 @@
+"""How an experiment looks in MLflow's UI."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow_store import client
+
+from raymi.tracking import store
+from raymi.tracking.view import experiment_tags
+
+pytestmark = pytest.mark.usefixtures("own_store")
+
+
+def test_a_new_experiment_is_one_of_training_and_has_a_view_of_its_accuracies():
+    place = store.experiment_id(client(), "mine", Path.cwd())
+    tags = client().get_experiment(place).tags
+    assert experiment_tags().items() <= tags.items()
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    view = json.loads(tags["mlflow.sharedViewState.raymi"])
+    assert (view["name"], type(view["createdAt"]), type(view["state"])) == ("raymi", int, str)
+    assert "metrics.`test/pgd40_acc`" in json.loads(view["state"])["selectedColumns"]
+
+
+def test_what_somebody_has_set_on_an_experiment_stays():
+    theirs = {"mlflow.note.content": "ours", "mlflow.experimentKind": "genai_development"}
+    place = client().create_experiment("mine", tags=theirs)
+    assert store.experiment_id(client(), "mine", Path.cwd()) == place
+    tags = client().get_experiment(place).tags
+    assert theirs.items() <= tags.items()
+    assert set(experiment_tags()) <= set(tags)
