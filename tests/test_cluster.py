@@ -20,7 +20,6 @@ import pytest
 import requests
 import yaml
 from jsonschema import ValidationError
-from mlflow import MlflowClient
 from ray.autoscaler._private.util import prepare_config, validate_config
 from raymi_command import environment
 
@@ -250,19 +249,30 @@ def test_mlflow_answers_whoever_has_the_password_under_its_own_name_only(server:
     assert server.search(server.password, Host="localhost:6001") == 200  # a tunnel from there
 
 
+TAKES_A_RUN = """
+from pathlib import Path
+from mlflow import MlflowClient
+
+client = MlflowClient()
+run = client.create_run(client.create_experiment("robust")).info
+client.log_metric(run.run_id, "val/robust_acc", 0.5)
+client.log_text(run.run_id, "weights", "model.txt")
+assert client.get_run(run.run_id).data.metrics == {"val/robust_acc": 0.5}
+assert run.artifact_uri.startswith("mlflow-artifacts:")
+assert Path(client.download_artifacts(run.run_id, "model.txt", ".")).is_file()
+"""
+
+
 @pytest.mark.slow
 def test_mlflow_takes_a_run_with_its_artifacts_from_a_client_on_the_head(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path
 ):
     # What a job has: the address in its environment, the password in the user's own file.
-    monkeypatch.setenv("HOME", str(server.home))
-    client = MlflowClient(server.address)
-    run = client.create_run(client.create_experiment("robust")).info
-    client.log_metric(run.run_id, "val/robust_acc", 0.5)
-    client.log_text(run.run_id, "weights", "model.txt")
-    assert client.get_run(run.run_id).data.metrics == {"val/robust_acc": 0.5}
-    assert run.artifact_uri.startswith("mlflow-artifacts:")
-    assert Path(client.download_artifacts(run.run_id, "model.txt", str(tmp_path))).is_file()
+    own = environment(HOME=str(server.home), MLFLOW_TRACKING_URI=server.address)
+    done = subprocess.run(
+        [sys.executable, "-c", TAKES_A_RUN], cwd=tmp_path, env=own, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
     assert list((server.home / "mlflow" / "artifacts").rglob("model.txt"))
 
 

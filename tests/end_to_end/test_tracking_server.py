@@ -93,7 +93,9 @@ def test_a_server_that_is_killed_in_the_middle_stops_nobody_and_misses_nothing(
     out, err = train.communicate(timeout=WAIT * 2)
     assert train.returncode == 0, err
     assert "does not take what it is sent" in out
-    assert "models:/raymi-digits/1" in out, out
+    if "models:/raymi-digits/1" not in out:  # the server needed longer than the rest of the run
+        assert "nothing is lost" in out
+        succeed(tmp_path, "resume=mine", MLFLOW_TRACKING_URI=server.uri)
     assert_all_is_there(server, folder)
 
 

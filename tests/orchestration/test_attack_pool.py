@@ -41,6 +41,8 @@ from raymi.evaluation.steps import StepFailed, Task
 from raymi.evaluation.work import Attackers, Work
 from raymi.orchestration.ray_session import ray_session
 
+pytestmark = pytest.mark.slow  # real runs of Ray
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
