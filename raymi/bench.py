@@ -38,7 +38,7 @@ from raymi.benchmarks.report import progress, setting, show, show_setting, write
 from raymi.benchmarks.saved import measure_saved
 from raymi.benchmarks.scaling import measure_scaling
 from raymi.benchmarks.section import MeasurementFailed, Section, failed
-from raymi.command import EXIT_FAILED, print_help, run_command
+from raymi.command import EXIT_FAILED, print_help, run_command, wants_help
 from raymi.recipes import RECIPES
 
 USAGE = (
@@ -66,13 +66,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bench(words: list[str]) -> int:
     console = Console(highlight=False)
-    if {"--help", "-h"} & set(words):
-        description = (__doc__ or "").partition(": ")[2]
+    if wants_help(words):
         named = {
             "parts": PARTS,
             "recipes": {name: recipe.description for name, recipe in RECIPES.items()},
         }
-        print_help(console, USAGE, description[:1].upper() + description[1:], named)
+        print_help(console, USAGE, __doc__, named)
         return 0
     plan = planned(words)
     torch.set_num_threads(plan.threads)

@@ -49,19 +49,27 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
         return 128 + signal.SIGINT
 
 
+def wants_help(words: Sequence[str]) -> bool:
+    """Whether a command line asks for help, whatever else it says."""
+    return bool({"--help", "-h"} & set(words))
+
+
 def print_help(
     console: Console,
     usage: str,
-    description: str,
+    doc: str | None,
     named: Mapping[str, Mapping[str, str]],
     takes: Callable[[str], bool] = lambda key: True,
 ) -> None:
     """Prints usage, named things (recipes, data sets, models) and every key with type, default,
     text; wrapped on a terminal only, so that a pipe gets whole lines.
 
-    Args: named, from a heading to names with a line of description each; takes, whether the command
-        takes a key of `Config`.
+    Args: doc, of the command's module: what follows its first colon describes the command; named,
+        from a heading to names with a line of description each; takes, whether the command takes a
+        key of `Config`.
     """
+    description = (doc or "").partition(": ")[2].strip()
+    description = description[:1].upper() + description[1:]
 
     def show(text: str, indent: int = 0, style: str = "") -> None:
         if console.is_terminal:
@@ -72,7 +80,7 @@ def print_help(
         say(console, text, style)
 
     show(f"usage: {usage}", indent=7)
-    for paragraph in description.strip().split("\n\n"):
+    for paragraph in description.split("\n\n"):
         console.print()
         show(" ".join(paragraph.split()))
     for heading, entries in named.items():

@@ -22,7 +22,7 @@ import sys
 
 from rich.console import Console
 
-from raymi.command import EXIT_FAILED, print_help, run_command
+from raymi.command import EXIT_FAILED, print_help, run_command, wants_help
 from raymi.comparison.plan import ARMS, Comparison, planned
 from raymi.comparison.report import Progress, keep, show
 from raymi.comparison.results import RunResult
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _compare(words: list[str]) -> int:
     console = Console(highlight=False)
-    if {"--help", "-h"} & set(words):
+    if wants_help(words):
         return _help(console)
     comparison = planned(words)
     comparison.folder.mkdir(parents=True, exist_ok=True)
@@ -89,8 +89,7 @@ def _help(console: Console) -> int:
             name: variant.description for name, variant in VARIANTS.items()
         },
     }
-    description = (__doc__ or "").partition(": ")[2]
-    print_help(console, USAGE, description[:1].upper() + description[1:], named)
+    print_help(console, USAGE, __doc__, named)
     return 0
 
 

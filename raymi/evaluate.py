@@ -32,7 +32,7 @@ from rich.console import Console
 
 from raymi.attacks.catalogue import ATTACKS
 from raymi.attacks.suites import ENSEMBLES, SUITES
-from raymi.command import EXIT_FAILED, print_help, run_command
+from raymi.command import EXIT_FAILED, print_help, run_command, wants_help
 from raymi.data import DATASETS
 from raymi.display.evaluation import (
     EvaluationDisplay,
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _evaluate(words: list[str]) -> int:
     console = Console(highlight=False)
-    if {"--help", "-h"} & set(words):
+    if wants_help(words):
         return _help(console)
     plan = planned(words, lambda line: say(console, line))
     try:
@@ -133,8 +133,7 @@ def _help(console: Console) -> int:
         | {"pgd-N, pgd-NxR": "PGD of N steps of eps / 4, with R restarts, in linf and l2"},
         "data sets (data.name)": DATASETS,
     }
-    description = (__doc__ or "").partition(": ")[2]
-    print_help(console, USAGE, description[:1].upper() + description[1:], named, takes)
+    print_help(console, USAGE, __doc__, named, takes)
     return 0
 
 

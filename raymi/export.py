@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from raymi.command import print_help, run_command
+from raymi.command import print_help, run_command, wants_help
 from raymi.config import Config
 from raymi.display.say import say
 from raymi.errors import UserError
@@ -45,10 +45,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _export(words: list[str]) -> int:
     console = Console(highlight=False)
-    if {"--help", "-h"} & set(words):
-        description = (__doc__ or "").partition(": ")[2]
-        description = description[:1].upper() + description[1:]
-        print_help(console, USAGE, description, {}, lambda key: False)
+    if wants_help(words):
+        print_help(console, USAGE, __doc__, {}, lambda key: False)
         return 0
     parsed = split_words(words, {"model": (), "which": WHICH, "folder": ()})
     problems = list(parsed.problems)

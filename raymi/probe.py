@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from raymi.collectives import Collectives
-from raymi.command import print_help, run_command
+from raymi.command import print_help, run_command, wants_help
 from raymi.config import Config
 from raymi.data import Splits
 from raymi.display.say import say
@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _probe(words: list[str]) -> int:
     console = Console(highlight=False)
-    if {"--help", "-h"} & set(words):
-        print_help(console, USAGE, (__doc__ or "").partition(": ")[2], {})
+    if wants_help(words):
+        print_help(console, USAGE, __doc__, {})
         return 0
     parsed = split_words(words, {"run": (), "model": MODELS})
     problems = list(parsed.problems)

@@ -21,7 +21,7 @@ import sys
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from raymi.command import print_help, run_command
+from raymi.command import print_help, run_command, wants_help
 from raymi.display.say import say
 from raymi.orchestration.report_request import COMMAND, requested, takes
 from raymi.orchestration.report_run import is_tracked, make_report, planned, track
@@ -40,9 +40,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _report(words: list[str]) -> int:
     console = Console(highlight=False)
-    if {"--help", "-h"} & set(words):
-        description = (__doc__ or "").partition(": ")[2]
-        print_help(console, USAGE, description[:1].upper() + description[1:], {}, takes)
+    if wants_help(words):
+        print_help(console, USAGE, __doc__, {}, takes)
         return 0
     request = requested(words)
     plans = planned(request)

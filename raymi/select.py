@@ -22,7 +22,7 @@ import sys
 
 from rich.console import Console
 
-from raymi.command import print_help, run_command
+from raymi.command import print_help, run_command, wants_help
 from raymi.display.say import say
 from raymi.display.selection import number_text, print_ranking, question_text
 from raymi.errors import UserError
@@ -50,10 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _select(words: list[str]) -> int:
     console = Console(highlight=False)
-    if {"--help", "-h"} & set(words):
-        description = (__doc__ or "").partition(": ")[2]
-        description = description[:1].upper() + description[1:]
-        print_help(console, USAGE, description, {}, lambda key: False)
+    if wants_help(words):
+        print_help(console, USAGE, __doc__, {}, lambda key: False)
         return 0
     request = requested(words)
     uri = _store()

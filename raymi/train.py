@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from raymi.command import EXIT_FAILED, EXIT_TIME_LIMIT, print_help, run_command
+from raymi.command import EXIT_FAILED, EXIT_TIME_LIMIT, print_help, run_command, wants_help
 from raymi.config import Config
 from raymi.data import DATASETS
 from raymi.display.progress import ProgressDisplay
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 def _train(words: list[str]) -> int:
     console = Console(highlight=False)
     flags = {word for word in words if word in ("--help", "-h", "--dry-run")}
-    if flags & {"--help", "-h"}:
+    if wants_help(words):
         return _help(console)
     parsed = split_words([w for w in words if w not in flags], {"recipe": RECIPES, "resume": ()})
     folder = None
@@ -237,8 +237,7 @@ def _help(console: Console) -> int:
         "data sets (data.name)": DATASETS,
         "models (model.name)": {**MODELS, "module:function": "your own"},
     }
-    description = (__doc__ or "").partition(": ")[2]
-    print_help(console, USAGE, description[:1].upper() + description[1:], named)
+    print_help(console, USAGE, __doc__, named)
     return 0
 
 

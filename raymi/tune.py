@@ -21,7 +21,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from raymi.command import EXIT_FAILED, print_help, run_command
+from raymi.command import EXIT_FAILED, print_help, run_command, wants_help
 from raymi.display.evaluation import EvaluationDisplay, print_report
 from raymi.display.say import say
 from raymi.display.sweep import SweepDisplay, print_sweep
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _tune(words: list[str]) -> int:
     console = Console(highlight=False)
-    if {"--help", "-h"} & set(words):
+    if wants_help(words):
         return _help(console)
     sweep = asked_for(words)
     with sweep.alone():
@@ -191,8 +191,7 @@ def _help(console: Console) -> int:
             for key, field in TUNE.items()
         },
     }
-    description = (__doc__ or "").partition(": ")[2]
-    print_help(console, USAGE, description[:1].upper() + description[1:], named)
+    print_help(console, USAGE, __doc__, named)
     return 0
 
 
