@@ -75,18 +75,22 @@ class Journal:
 
 
 class JournalReader:
-    """Reads events as they come; remembers how far it is."""
+    """Reads events as they come; remembers how far it is.
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    Args: offset and until, bytes of the file before and after which it reads nothing.
+    """
+
+    def __init__(self, path: Path, offset: int = 0, until: int | None = None) -> None:
         self.path = path
         self.offset = offset
+        self._until = until
 
     def new_events(self) -> list[dict[str, Any]]:
         """Complete events since the last call; half-written lines of a crash are passed over."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
-                data = file.read()
+                data = file.read(-1 if self._until is None else self._until - self.offset)
         except OSError:  # not there yet, or its storage is away
             return []
         complete = data.rfind(b"\n") + 1

@@ -133,8 +133,10 @@ class TrackedRun:
         self._keep(ended=status)
 
     def _is_evaluated(self) -> bool:
-        """Whether all models of the run were evaluated, and not only the first ones by now."""
-        kinds = [event["kind"] for event in JournalReader(self.folder.journal).new_events()]
+        """Whether all models of the run were evaluated, and not only the first ones by now, as far
+        as is delivered: more may have been written since."""
+        delivered = JournalReader(self.folder.journal, until=self._state["offset"])
+        kinds = [event["kind"] for event in delivered.new_events()]
         if "evaluation" not in kinds:
             return False
         return "finished" in kinds[::-1][: kinds[::-1].index("evaluation")]

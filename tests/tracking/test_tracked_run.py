@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,31 @@ def test_what_is_evaluated_later_is_delivered_then_with_its_model_and_once(sweep
     assert len(client().search_model_versions("name = 'raymi-digits'")) == 1
     assert client().get_run(later.run_id).info.status == "FINISHED"
     assert len(runs()) == 2
+
+
+def test_an_evaluation_that_goes_on_during_a_delivery_is_waited_for(sweep, monkeypatch):
+    parent = new_parent()
+    trained(sweep, THIRD, VALUES)
+    config, folder = sweep.config_of(VALUES, THIRD), sweep.folder_of(THIRD)
+    assert train(config, LocalContext(CPU, folder.stop_file), folder).finished
+    whole = folder.journal.read_bytes()
+    *_, best = re.finditer(rb'\{"kind": "evaluation"', whole)
+    early = child(sweep, parent)
+    send_journal = TrackedRun._send_journal
+
+    def and_then_the_rest_is_written(followed):
+        send_journal(followed)
+        folder.journal.write_bytes(whole)
+
+    folder.journal.write_bytes(whole[: best.start()])
+    with monkeypatch.context() as patch:
+        patch.setattr(TrackedRun, "_send_journal", and_then_the_rest_is_written)
+        early.deliver("FINISHED")
+    assert not early.models
+    assert not early.is_delivered("FINISHED")
+    later = child(sweep, parent)
+    later.deliver("FINISHED")
+    assert set(later.models) == {"best", "last"}
 
 
 def test_a_run_follows_its_parent_where_that_was_made_anew(sweep):
