@@ -93,17 +93,25 @@ def has(results: Path, num: int) -> bool:
     return len(recorded(results)) >= num
 
 
-def test_the_command_killed_twice_goes_on_with_what_is_missing(home, expected, tmp_path):
-    for more in (5, 6):
+def test_killed_or_asked_to_stop_the_command_goes_on_with_what_is_missing(home, expected, tmp_path):
+    process = start(home, tmp_path)
+    wait_for(partial(has, tmp_path, 5), process)
+    workers = workers_of(process)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive, "nobody computes for nobody"
+    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         before = len(recorded(tmp_path))
         process = start(home, tmp_path)
-        wait_for(partial(has, tmp_path, before + more), process)
-        workers = workers_of(process)
-        assert len(workers) == 2
-        process.kill()
-        process.communicate()
-        _, alive = psutil.wait_procs(workers, timeout=60)
-        assert not alive, "nobody computes for nobody"
+        wait_for(partial(has, tmp_path, before + 3), process)
+        process.send_signal(signum)
+        began = time.monotonic()
+        out = finish(process, code)
+        assert time.monotonic() - began < 30
+        assert f"stopped by {signum.name}; what was computed is kept in {tmp_path}" in out
+        assert "to continue: python -m raymi.evaluate model=a" in out
     kept = recorded(tmp_path)
     assert len(kept) < len(expected)
     out = finish(start(home, tmp_path))
@@ -125,19 +133,4 @@ def test_killed_workers_are_replaced_and_a_second_command_is_kept_out(home, expe
     assert "is going on in another process" in err
     out = finish(process)
     assert "a worker was lost" in out
-    assert rows(tmp_path) == expected
-
-
-def test_asked_to_stop_it_ends_at_once_and_says_how_to_go_on(home, expected, tmp_path):
-    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        before = len(recorded(tmp_path))
-        process = start(home, tmp_path)
-        wait_for(partial(has, tmp_path, before + 3), process)
-        process.send_signal(signum)
-        began = time.monotonic()
-        out = finish(process, code)
-        assert time.monotonic() - began < 30
-        assert f"stopped by {signum.name}; what was computed is kept in {tmp_path}" in out
-        assert "to continue: python -m raymi.evaluate model=a" in out
-    finish(start(home, tmp_path))
     assert rows(tmp_path) == expected

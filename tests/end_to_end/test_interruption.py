@@ -11,104 +11,90 @@ import psutil
 import pytest
 from raymi_command import TINY, events, ray_workers, start, succeed, wait_for
 from raymi_command import run as raymi
-from safetensors.torch import load_file
+from undisturbed import assert_same_weights, undisturbed
+
+from raymi.engine.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
-LONGER = ("data.limit=300", "optim.epochs=8", "attack.steps=10", "evaluation.steps=4")
+LONGER = ("data.limit=300", "optim.epochs=10", "attack.steps=10", "evaluation.steps=4")
 """TINY, so long that workers whose driver died, which takes some seconds, are not done before."""
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """Weights of the last epoch of a run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    succeed(folder, *LONGER, "name=whole", "tracking.enabled=false")
-    return load_file(folder / "runs" / "whole" / "last.safetensors")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The run that nobody disturbed."""
+    return undisturbed(tmp_path_factory.mktemp("whole"), *LONGER)
 
 
-def assert_same(weights: dict, path: Path) -> None:
-    other = load_file(path)
-    assert weights.keys() == other.keys()
-    assert all(weights[key].equal(other[key]) for key in weights)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_in_seconds_and_resume_ends_with_identical_weights(
-    signum: signal.Signals, tmp_path: Path, uninterrupted: dict
+def test_signals_end_a_run_in_seconds_and_resume_ends_with_identical_weights(
+    tmp_path: Path, whole: RunFolder
 ) -> None:
-    process = start(tmp_path, *LONGER, "name=stopped")
     run = tmp_path / "runs" / "stopped"
-    wait_for(lambda: len(events(run, "epoch")) >= 1, process)
-    began = time.monotonic()
-    process.send_signal(signum)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + signum, err
-    assert time.monotonic() - began < 30
-    assert len(events(run, "stopped")) == 1, "with a checkpoint"
-    assert "python -m raymi.train resume=stopped" in out
-    assert "Traceback" not in out + err
-    assert not events(run, "finished")
-    assert _mlflow_status(tmp_path) == ["KILLED"]
+    words = (*LONGER, "name=stopped")
+    for num, signum in enumerate((signal.SIGINT, signal.SIGTERM), start=1):
+        before = len(events(run, "epoch"))
+        process = start(tmp_path, *words)
+        wait_for(lambda before=before: len(events(run, "epoch")) > before, process)
+        if num == 1:
+            _a_second_command_is_kept_out(tmp_path)
+        began = time.monotonic()
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + signum, err
+        assert time.monotonic() - began < 30
+        assert len(events(run, "stopped")) == num, "with a checkpoint"
+        assert "python -m raymi.train resume=stopped" in out
+        assert "Traceback" not in out + err
+        assert not events(run, "finished")
+        assert _mlflow_status(tmp_path) == ["KILLED"]
+        words = ("resume=stopped",)
 
-    succeed(tmp_path, "resume=stopped")
-    assert_same(uninterrupted, run / "last.safetensors")
-    assert _mlflow_status(tmp_path) == ["FINISHED"], "the same MLflow run goes on"
+    succeed(tmp_path, *words)
+    assert_same_weights(whole, RunFolder(run), "last")
+    assert _mlflow_status(tmp_path) == ["FINISHED"], "the same MLflow run went on"
 
 
-def test_a_run_that_is_going_on_is_not_continued_beside_itself(tmp_path: Path) -> None:
-    process = start(tmp_path, *TINY, "name=busy", "tracking.enabled=false")
-    wait_for(lambda: (tmp_path / "runs" / "busy" / "config.json").is_file(), process)
-    second = start(tmp_path, "resume=busy")
+def _a_second_command_is_kept_out(home: Path) -> None:
+    second = start(home, "resume=stopped")
     _, err = second.communicate(timeout=60)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
     assert second.returncode == 2
     assert "going on in another process" in err
 
 
-def test_killed_worker_is_replaced_and_ends_with_identical_weights(
-    tmp_path: Path, uninterrupted: dict
+def test_killed_workers_are_replaced_and_a_killed_driver_leaves_nobody_behind(
+    tmp_path: Path, whole: RunFolder
 ) -> None:
-    process = start(tmp_path, *LONGER, "name=killed", "tracking.enabled=false")
+    words = ("name=killed", "checkpoint.every_steps=1", "tracking.enabled=false")
+    process = start(tmp_path, *LONGER, *words)
     run = tmp_path / "runs" / "killed"
     wait_for(lambda: len(events(run, "epoch")) >= 1, process)
-    workers = ray_workers(process)
-    assert len(workers) == 2
-    os.kill(workers[1].pid, signal.SIGKILL)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, out + err
-    assert len(events(run, "start")) == 2, "the worker group was started again"
-    assert "the workers were started again" in out
-    assert_same(uninterrupted, run / "last.safetensors")
+    first = ray_workers(process)
+    assert len(first) == 2
+    os.kill(first[1].pid, signal.SIGKILL)
 
-
-def test_killed_driver_leaves_nobody_behind_and_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, uninterrupted: dict
-) -> None:
-    process = start(
-        tmp_path, *LONGER, "name=killed", "checkpoint.every_steps=1", "tracking.enabled=false"
-    )
-    run = tmp_path / "runs" / "killed"
-    wait_for(lambda: len(events(run, "epoch")) >= 1, process)
-    workers = ray_workers(process)
-    assert len(workers) == 2
+    wait_for(lambda: len(events(run, "start")) == 2, process)
+    before = len(events(run, "epoch"))
+    wait_for(lambda: len(events(run, "epoch")) > before, process)
+    workers = [worker for worker in ray_workers(process) if worker not in first]
+    assert len(workers) == 2, "the worker group was started again"
     process.kill()
-    process.wait()
+    out, _ = process.communicate()
+    assert "the workers were started again" in out
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive, "workers whose driver died do not go on"
     assert not events(run, "finished"), "killed in the middle"
+
     newest = max((run / "checkpoints").glob("step-*.pt"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-
     out = succeed(tmp_path, "resume=killed")
     assert f"warning: checkpoint {newest} is damaged" in out
     assert "the one before it is used" in out
-    continued = events(run, "start")[1]["global_step"]
+    continued = events(run, "start")[2]["global_step"]
     assert continued == int(newest.name.split("-")[1]) - 1
-    assert_same(uninterrupted, run / "last.safetensors")
+    assert_same_weights(whole, RunFolder(run), "last")
 
 
 def test_the_time_limit_has_an_exit_code_of_its_own(tmp_path: Path) -> None:

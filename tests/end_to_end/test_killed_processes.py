@@ -16,9 +16,10 @@ import psutil
 import pytest
 import torch
 from raymi_command import environment, events
-from safetensors.torch import load_file
+from undisturbed import assert_same_weights, undisturbed
 
 from raymi.engine.checkpoint import load_checkpoint
+from raymi.engine.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +32,7 @@ SETTINGS = (
 """85 images in steps of 40, 40 and 5; many steps of the attack, so that a step can be caught."""
 
 STAGED = ("mi.schedule=staged", "mi.pretrain_epochs=2", "mi.estimator_epochs=2")
+EVALUATED = ("last", "best", "last-averaged", "best-averaged")
 PLACES = {
     "joint": {"classifier": 4},
     "staged": {"pretraining": 4, "estimators": 10, "classifier": 16},
@@ -98,7 +100,7 @@ def test_killed_in_every_phase_the_same_command_ends_with_the_same_bits(
     words = STAGED if schedule == "staged" else ()
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
-    whole = finish(tmp_path / "whole", workers, *words)
+    whole = undisturbed(tmp_path / "whole", *SETTINGS, *words, workers=workers)
     for phase, step in PLACES[schedule].items():
         kill_at(tmp_path / "killed", step, start(tmp_path / "killed", workers, *words), whom)
         position = load_checkpoint(tmp_path / "killed" / "runs" / "run" / "checkpoints")["position"]
@@ -107,11 +109,8 @@ def test_killed_in_every_phase_the_same_command_ends_with_the_same_bits(
     killed = finish(tmp_path / "killed", workers, *words)
     starts = events(killed, "start")
     assert len(starts) == 1 + len(PLACES[schedule]), "no launch began anew by itself"
-    files = {path.name: load_file(path) for path in whole.glob("*.safetensors")}
-    assert {"last.safetensors", "best-averaged.safetensors"} <= files.keys()
-    for name, weights in files.items():
-        torch.testing.assert_close(load_file(killed / name), weights, rtol=0, atol=0)
-    first, second = (load_checkpoint(run / "checkpoints") for run in (whole, killed))
+    assert_same_weights(whole, RunFolder(killed), *EVALUATED)
+    first, second = (load_checkpoint(run / "checkpoints") for run in (whole.path, killed))
     assert_same(first, second)
 
 

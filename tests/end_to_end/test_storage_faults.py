@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from raymi_command import events, ray_workers, run, start, succeed, wait_for
-from safetensors.torch import load_file
+from undisturbed import assert_same_weights, undisturbed
+
+from raymi.engine.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 WORDS = (
@@ -21,10 +23,9 @@ WORDS = (
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    succeed(folder, *WORDS, "name=whole", "tracking.enabled=false")
-    return load_file(folder / "runs" / "whole" / "last.safetensors")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The run whose storage never failed."""
+    return undisturbed(tmp_path_factory.mktemp("whole"), *WORDS)
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def expect_one_clear_message(
-    process: subprocess.Popen, folder: Path, *, reason: str, remedy: str
+    process: subprocess.Popen, folder: Path, *, reason: str, remedy: str, starts: int = 1
 ) -> str:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1, out + err
@@ -50,18 +51,12 @@ def expect_one_clear_message(
     assert remedy in out
     assert "to continue: python -m raymi.train resume=" in out
     assert "Traceback" not in out + err, out + err
-    assert len(events(folder, "start")) <= 1, "a full disk is not tried again"
+    assert len(events(folder, "start")) <= starts, "it is not tried again"
     return out
 
 
-def expect_same(weights: dict, path: Path) -> None:
-    other = load_file(path)
-    assert weights.keys() == other.keys()
-    assert all(weights[name].equal(other[name]) for name in weights)
-
-
-def test_a_disk_full_for_the_workers_ends_the_run_and_resume_ends_with_identical_weights(
-    tmp_path: Path, uninterrupted: dict
+def test_a_full_disk_and_a_folder_that_vanishes_end_the_run_and_resume_ends_as_if_nothing_was(
+    tmp_path: Path, whole: RunFolder
 ) -> None:
     process = start(tmp_path, *WORDS, "name=full", "tracking.enabled=false")
     folder = tmp_path / "runs" / "full"
@@ -74,12 +69,27 @@ def test_a_disk_full_for_the_workers_ends_the_run_and_resume_ends_with_identical
         process, folder, reason="File too large", remedy="Free space there, then continue the run"
     )
     assert "Earlier checkpoints are untouched, the newest intact one is of step " in out
+
+    before = len(events(folder, "epoch"))
+    process = start(tmp_path, "resume=full")
+    wait_for(lambda: len(events(folder, "epoch")) >= before + 2, process)
+    away = tmp_path / "away"
+    os.rename(folder, away)
+    expect_one_clear_message(
+        process,
+        away,
+        reason="No such file or directory",
+        remedy="Bring its storage back",
+        starts=2,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(away, folder)
     succeed(tmp_path, "resume=full")
-    expect_same(uninterrupted, folder / "last.safetensors")
+    assert_same_weights(whole, RunFolder(folder), "last")
 
 
 def test_so_it_is_with_a_file_system_that_is_full_for_everybody(
-    disk: Path, tmp_path: Path, uninterrupted: dict
+    disk: Path, whole: RunFolder
 ) -> None:
     """For Ray's controller and for MLflow's store as well."""
     process = start(disk, *WORDS, "name=full")
@@ -101,21 +111,4 @@ def test_so_it_is_with_a_file_system_that_is_full_for_everybody(
     assert "Traceback" not in again.stdout + again.stderr
     ballast.unlink()
     succeed(disk, "resume=full")
-    expect_same(uninterrupted, folder / "last.safetensors")
-
-
-def test_a_folder_that_vanishes_ends_the_run_with_one_message(
-    tmp_path: Path, uninterrupted: dict
-) -> None:
-    process = start(tmp_path, *WORDS, "name=moved", "tracking.enabled=false")
-    folder = tmp_path / "runs" / "moved"
-    wait_for(lambda: len(events(folder, "epoch")) >= 2, process)
-    away = tmp_path / "away"
-    os.rename(folder, away)
-    expect_one_clear_message(
-        process, away, reason="No such file or directory", remedy="Bring its storage back"
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(away, folder)
-    succeed(tmp_path, "resume=moved")
-    expect_same(uninterrupted, folder / "last.safetensors")
+    assert_same_weights(whole, RunFolder(folder), "last")

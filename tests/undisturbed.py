@@ -1,0 +1,44 @@
+"""The run that a command makes where nobody disturbs it, on plain processes: without Ray and
+MLflow, whose start takes longer than such a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from gloo import run_ranks
+from safetensors.torch import load_file
+
+from raymi.engine.context import LocalContext
+from raymi.engine.loop import train
+from raymi.engine.run_folder import RunFolder
+from raymi.overrides import examine, split_words
+from raymi.recipes import RECIPES, on_recipe
+
+TIMEOUT = 500  # seconds
+
+
+def undisturbed(folder: Path, *words: str, workers: int = 2) -> RunFolder:
+    """Trains by the words of a command, in a folder that is there.
+
+    Args: words, `key=value` of `python -m raymi.train`; workers, processes of one thread each.
+    """
+    run_ranks(_train, workers, folder, words, tmp_path=folder.parent, timeout=TIMEOUT)
+    return RunFolder(folder)
+
+
+def assert_same_weights(run: RunFolder, other: RunFolder, *names: str) -> None:
+    """The named models of two runs are equal, bit for bit."""
+    for name in names:
+        weights = load_file(run.weights(name))
+        torch.testing.assert_close(load_file(other.weights(name)), weights, rtol=0, atol=0)
+
+
+def _train(_rank: int, _world_size: int, folder: Path, words: tuple[str, ...]) -> None:
+    parsed = split_words(words, {"recipe": RECIPES})
+    tree, unknown = on_recipe(parsed.own.get("recipe", "quickstart"), parsed.settings)
+    config, wrong = examine(tree)
+    assert not [*parsed.problems, *unknown, *wrong]
+    run = RunFolder(folder)
+    run.write_config(config)
+    assert train(config, LocalContext(), run).finished
