@@ -22,6 +22,7 @@ import requests
 import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.dashboard.utils import get_address_for_submission_client
 from raymi_command import environment
 
 import raymi.orchestration.evaluation_request
@@ -172,6 +173,16 @@ def test_commands_of_the_page_are_understood(
     assert words[:2] == ["python", "-m"]
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # as in a job: its cluster has the GPUs and the data
     CHECKS[words[2]]([word.replace("/shared", str(tmp_path)) for word in words[3:]])
+
+
+def test_jobs_of_the_page_go_through_its_tunnel(monkeypatch: pytest.MonkeyPatch):
+    # Without an address Ray looks for a cluster on the machine that submits, and finds none.
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    page = (FOLDER / "README.md").read_text()
+    for name, value in re.findall(r"^export (\w+)=(\S+)", page, re.MULTILINE):
+        monkeypatch.setenv(name, value)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert get_address_for_submission_client(None) == "http://localhost:8265"
 
 
 @dataclass(frozen=True)
