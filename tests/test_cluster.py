@@ -136,6 +136,12 @@ def test_scripts_are_those_of_a_shell(script: Path):
     subprocess.run(["bash", "-n", script], check=True)
 
 
+def test_commands_of_nodes_are_those_of_a_shell(cluster: dict[str, Any]):
+    lists = [value for key, value in cluster.items() if key.endswith("_commands")]
+    commands = "\n".join(f"({command})" for each in lists for command in each)  # as Ray does
+    subprocess.run(["bash", "-n"], input=commands, text=True, check=True)
+
+
 def _check_train(words: list[str]) -> None:
     if any(word.startswith("resume=") for word in words):
         parsed = split_words(words, {"resume": ()})
