@@ -52,8 +52,13 @@ export MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY
 export MLFLOW_AUTH_CONFIG_PATH=$folder/auth.ini MLFLOW_DISABLE_TELEMETRY=true
 export MLFLOW_BACKEND_STORE_URI=${MLFLOW_BACKEND_STORE_URI:-sqlite:///$folder/mlflow.db}
 
+# MLflow's own jobs judge answers of language models: a second process that nothing here needs.
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
+
 # Foreign Host headers are refused: a web page could otherwise reach the server through a browser
-# that has a tunnel. Any port, as a tunnel may begin at another one.
-exec mlflow server --app-name basic-auth --host 127.0.0.1 --port "$port" --workers 2 \
+# that has a tunnel. Any port, as a tunnel may begin at another one. One worker, which has threads:
+# several are watched by uvicorn, which kills one that is silent for 5 seconds, and on a busy head
+# that is any of them, again and again, before they have started.
+exec mlflow server --app-name basic-auth --host 127.0.0.1 --port "$port" --workers 1 \
     --allowed-hosts 'localhost:*,127.0.0.1:*' \
     --artifacts-destination "${MLFLOW_ARTIFACTS_DESTINATION:-$folder/artifacts}"

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import requests
 import yaml
 from jsonschema import ValidationError
 from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.dashboard.utils import get_address_for_submission_client
 from raymi_command import environment
 
 import raymi.orchestration.evaluation_request
@@ -134,6 +136,12 @@ def test_scripts_are_those_of_a_shell(script: Path):
     subprocess.run(["bash", "-n", script], check=True)
 
 
+def test_commands_of_nodes_are_those_of_a_shell(cluster: dict[str, Any]):
+    lists = [value for key, value in cluster.items() if key.endswith("_commands")]
+    commands = "\n".join(f"({command})" for each in lists for command in each)  # as Ray does
+    subprocess.run(["bash", "-n"], input=commands, text=True, check=True)
+
+
 def _check_train(words: list[str]) -> None:
     if any(word.startswith("resume=") for word in words):
         parsed = split_words(words, {"resume": ()})
@@ -171,6 +179,16 @@ def test_commands_of_the_page_are_understood(
     assert words[:2] == ["python", "-m"]
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # as in a job: its cluster has the GPUs and the data
     CHECKS[words[2]]([word.replace("/shared", str(tmp_path)) for word in words[3:]])
+
+
+def test_jobs_of_the_page_go_through_its_tunnel(monkeypatch: pytest.MonkeyPatch):
+    # Without an address Ray looks for a cluster on the machine that submits, and finds none.
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    page = (FOLDER / "README.md").read_text()
+    for name, value in re.findall(r"^export (\w+)=(\S+)", page, re.MULTILINE):
+        monkeypatch.setenv(name, value)
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert get_address_for_submission_client(None) == "http://localhost:8265"
 
 
 @dataclass(frozen=True)
@@ -221,11 +239,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         _wait_until_up(f"http://127.0.0.1:{port}/health", process, log)
         yield Server(home, f"http://127.0.0.1:{port}", log)
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # nothing of it is needed: its leave takes seconds
+        process.wait()
 
 
 def _wait_until_up(address: str, process: subprocess.Popen, log: Path) -> None:
@@ -247,6 +262,14 @@ def test_mlflow_answers_whoever_has_the_password_under_its_own_name_only(server:
     assert server.search(server.password, Host="attacker.example") == 403
     assert server.search(server.password) == 200
     assert server.search(server.password, Host="localhost:6001") == 200  # a tunnel from there
+
+
+@pytest.mark.slow
+def test_nobody_kills_a_server_that_a_busy_head_keeps_silent(server: Server):
+    # With more than one worker uvicorn's supervisor does, before they have even started.
+    pid = int((server.home / "mlflow" / "pid").read_text())
+    below = [process.cmdline() for process in psutil.Process(pid).children(recursive=True)]
+    assert ["uvicorn" in words for words in below] == [True], below
 
 
 TAKES_A_RUN = """
