@@ -20,11 +20,14 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_ALONE = {
+_ALONE: dict[str, str | None] = {
     # Ray Train has a guard over a run's places, which asks the dashboard. Where there is none, it
     # looks for it for 20 s, and a run that ends before waits for it. At an address that cannot be,
     # it gives up at once. Places that are left over end with the Ray that is started here.
     "RAY_API_SERVER_ADDRESS": "no-dashboard://here",
+}
+_OWN_DASHBOARD: dict[str, str | None] = {
+    "RAY_API_SERVER_ADDRESS": None,  # of a cluster to which the user submits jobs
 }
 _ANY_NUMBER = 1000
 _ELASTIC = {
@@ -106,9 +109,8 @@ def ray_session(scaling: ScalingConfig, *, dashboard: bool = False) -> Iterator[
     if joined:
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
     else:
-        with _environment(
-            {} if dashboard else _ALONE
-        ):  # of the processes that are started now, and of their children
+        # Of the processes that are started now, and of their children.
+        with _environment(_OWN_DASHBOARD if dashboard else _ALONE):
             ray.init(
                 address="local",
                 num_cpus=scaling.most_workers * scaling.cpus_per_worker,
@@ -124,18 +126,23 @@ def ray_session(scaling: ScalingConfig, *, dashboard: bool = False) -> Iterator[
 
 
 @contextmanager
-def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables within, whatever the user has; then the user's own again."""
+def _environment(settings: Mapping[str, str | None]) -> Iterator[None]:
+    """Environment variables within, whatever the user has, None: not there; then the user's own
+    again."""
     before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+    _set(settings)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(settings: Mapping[str, str | None]) -> None:
+    for name, value in settings.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _resources(scaling: ScalingConfig, joined: bool) -> Resources:

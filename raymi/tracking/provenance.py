@@ -4,6 +4,7 @@ secrets."""
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import platform
 import subprocess
@@ -14,9 +15,13 @@ from pathlib import Path
 
 from raymi import __version__
 
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray's own variable, in which a job finds what it was submitted with."""
+
 
 def provenance(command: str) -> dict[str, str]:
-    """Facts that a reader needs to repeat a run, as text; git only where the code is a checkout."""
+    """Facts that a reader needs to repeat a run, as text: git's where the code is a checkout, or
+    where the job was submitted with a commit; the job's where there is one."""
     facts = {
         "command": command,
         "version": __version__,
@@ -24,12 +29,7 @@ def provenance(command: str) -> dict[str, str]:
         "platform": platform.platform(),
         **{package: version(package) for package in ("torch", "ray", "mlflow")},
     }
-    source = Path(__file__).parents[2]
-    commit = _git(source, "rev-parse", "HEAD")
-    if commit:
-        facts["git_commit"] = commit
-        facts["git_dirty"] = str(bool(_git(source, "status", "--porcelain"))).lower()
-    return facts
+    return facts | _checkout(Path(__file__).parents[2]) | _job()
 
 
 def source_tags(about: Mapping[str, str]) -> dict[str, str]:
@@ -39,12 +39,36 @@ def source_tags(about: Mapping[str, str]) -> dict[str, str]:
     """
     tags = {
         "mlflow.source.name": about.get("command", ""),
-        "mlflow.source.type": "JOB" if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else "LOCAL",
+        "mlflow.source.type": "JOB" if _JOB in os.environ else "LOCAL",
         "mlflow.source.git.commit": about.get("git_commit", ""),
     }
     with suppress(KeyError, OSError):  # of a user without a name, as in some containers
         tags["mlflow.user"] = getpass.getuser()
     return {key: text for key, text in tags.items() if text}
+
+
+def _checkout(source: Path) -> dict[str, str]:
+    """The state of the checkout that raymi runs from; nothing of one that it is installed in."""
+    top = _git(source, "rev-parse", "--show-toplevel")
+    if not top or Path(top).resolve() != source.resolve():
+        return {}
+    dirty = str(bool(_git(source, "status", "--porcelain"))).lower()
+    return {"git_commit": _git(source, "rev-parse", "HEAD"), "git_dirty": dirty}
+
+
+def _job() -> dict[str, str]:
+    """The job that this is, its code's package, and the `git_commit` that it was submitted with:
+    nodes get code without its history."""
+    try:
+        config = json.loads(os.environ.get(_JOB, "{}"))
+        metadata, package = config["metadata"], config["runtime_env"].get("working_dir")
+    except (ValueError, KeyError, TypeError, AttributeError):  # not in a job, or of another Ray
+        return {}
+    facts = {"job": metadata.get("job_submission_id"), "job_code": package}
+    if commit := metadata.get("git_commit"):
+        facts["git_commit"] = commit.removesuffix("-dirty")
+        facts["git_dirty"] = str(commit.endswith("-dirty")).lower()
+    return {key: str(text) for key, text in facts.items() if text}
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -68,10 +69,11 @@ def _wait_until_up(port: int, head: subprocess.Popen, log: Path) -> None:
 
 
 def _submit(
-    address: str, home: Path, *words: str, module: str = "raymi.train"
+    address: str, home: Path, *words: str, module: str = "raymi.train", **metadata: str
 ) -> subprocess.CompletedProcess:
+    of_job = ("--address", address, "--metadata-json", json.dumps(metadata))
     return subprocess.run(
-        [RAY, "job", "submit", "--address", address, "--", "python", "-m", module, *words],
+        [RAY, "job", "submit", *of_job, "--", "python", "-m", module, *words],
         env=environment(RAY_AUTH_MODE="token"),
         cwd=home,
         capture_output=True,
@@ -82,11 +84,15 @@ def _submit(
 
 def test_job_trains_on_the_cluster_that_it_was_submitted_to(dashboard: str, tmp_path: Path) -> None:
     done = _submit(
-        dashboard, tmp_path, *TINY, "name=job", f"out={tmp_path / 'runs'}", "tracking.enabled=false"
-    )
+        dashboard, tmp_path, *TINY, "name=job", f"out={tmp_path / 'runs'}",
+        "tracking.enabled=false", git_commit="0123abc-dirty",
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "PGD-4" in done.stdout
     assert events(tmp_path / "runs" / "job", "finished")
+    about = json.loads((tmp_path / "runs" / "job" / "run.json").read_text())
+    assert (about["git_commit"], about["git_dirty"]) == ("0123abc", "true")
+    assert about["job"].startswith("raysubmit_")
     # Its evaluation takes as many workers as the cluster has room for.
     results = tmp_path / "evaluations"
     done = _submit(

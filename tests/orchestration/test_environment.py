@@ -41,3 +41,9 @@ def test_the_users_own_come_back_after_settings_that_are_gone() -> None:
         for name in SETTINGS:
             del os.environ[name]
     assert settings_there() == OWN
+
+
+def test_none_takes_a_variable_away() -> None:
+    with _environment({"RAYMI_TEST_SET": None, "RAYMI_TEST_ABSENT": None}):
+        assert settings_there() == {"RAYMI_TEST_EMPTY": ""}
+    assert settings_there() == OWN
