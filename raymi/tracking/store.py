@@ -139,10 +139,12 @@ def find_run(client: Any, experiment: str, ours: str) -> Any:
 
 
 def log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
-    """Parameters of a run, as text; any number of them."""
+    """Parameters of a run, as text; any number of them. Those that it has stay as they are: MLflow
+    refuses another value, and all that comes with it, and a continued run may have changed some."""
     from mlflow.entities import Param
 
-    everything = [Param(key, str(value)) for key, value in params.items()]
+    there = client.get_run(run_id).data.params
+    everything = [Param(key, str(value)) for key, value in params.items() if key not in there]
     for first in range(0, len(everything), _MOST_PARAMS):
         client.log_batch(run_id, params=everything[first : first + _MOST_PARAMS])
 
