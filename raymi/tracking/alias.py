@@ -64,11 +64,12 @@ def point_alias(
         write_card(client, model.model_id)
     for key, text in new.items():
         client.set_model_version_tag(name, version, key, text)
-    client.set_registered_model_alias(name, alias, version)
     if before is not None and before != version:
         for key in client.get_model_version(name, before).tags:
             if key.startswith(f"raymi.{alias}."):
                 client.delete_model_version_tag(name, before, key)
+    # Last: as long as it is not done, the same command does all of it again.
+    client.set_registered_model_alias(name, alias, version)
     return Pointed(name, alias, version, before, True)
 
 

@@ -364,14 +364,17 @@ def test_a_store_that_is_away_is_named_without_its_password(tmp_path, monkeypatc
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("call", ["set_registered_model_alias", "delete_model_version_tag"])
 def test_a_store_that_goes_away_in_between_gets_the_rest_from_the_same_command(
-    three, capsys, monkeypatch
+    three, capsys, monkeypatch, call
 ):
-    outage = Outage(monkeypatch, "set_registered_model_alias")
+    run_select(capsys, "clean>=0.88")
+    outage = Outage(monkeypatch, call)
     assert "does not answer" in refusal(capsys)
     outage.over = True
     assert "version 2 of tiny has the alias champion now" in run_select(capsys)
     assert registered() == {"best": "1", "last": "2"}
+    assert not client().get_model_version("tiny", "1").tags, "reasons are where the alias is"
 
 
 @pytest.mark.slow
