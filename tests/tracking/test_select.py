@@ -234,11 +234,20 @@ def test_damaged_outcomes_are_as_none(home, capsys, finished):
 
 def test_a_model_that_no_run_logged_is_a_candidate(three, capsys):
     evaluated(three, other_model("alone", run=None), range(190), range(150))
-    said = run_select(capsys, "registered_name=alone")
+    said = run_select(capsys, "registered_name=it's")
     assert "4 models on" in said
-    assert "chosen: alone version 1 of alone has the alias champion now" in said
-    assert "already" in run_select(capsys, "registered_name=alone")
+    assert "chosen: alone version 1 of it's has the alias champion now" in said
+    assert "already" in run_select(capsys, "registered_name=it's")
     assert registered() == {"best": "1", "alone": "1"}
+
+
+def test_models_of_others_are_passed_over_whatever_they_were_measured_with(home, capsys):
+    theirs = other_model("theirs")
+    dataset = {"dataset_name": "digits-test", "dataset_digest": "d" * 32}
+    for name, value in (("test/acc", 0.9), ("test/num", 40.0), ("test/clean_acc", float("nan"))):
+        place = {"model_id": theirs.model_id, **dataset}
+        client().log_metric(theirs.source_run_id, name, value, **place)
+    assert "2 models on digits-test (40 images)" in run_select(capsys, "--dry-run")
 
 
 def test_doubtful_models_are_shown_and_not_chosen(three, capsys):
@@ -338,6 +347,7 @@ def test_the_kept_command_gives_the_same_choice(three, capsys):
         (("metric=autoattack",), "expected an attack that the models were measured with"),
         (("pgd40>=0.1",), "did you mean pgd-40"),
         (("lr=0.1",), "optim.lr decides nothing in a selection"),
+        (("registered_name=a/b",), "registered_name: expected a name without / and :"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line_with_the_remedy(three, capsys, words, said):
@@ -350,7 +360,9 @@ def test_what_cannot_be_done_is_said_in_a_line_with_the_remedy(three, capsys, wo
 
 def test_no_store_is_made_where_there_is_none(tmp_path, monkeypatch, capsys):
     in_folder(tmp_path, monkeypatch)
-    assert "no MLflow store in" in refusal(capsys)
+    assert f"there is no MLflow store {tmp_path}/mlflow.db: go to" in refusal(capsys)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    assert "none.db: go to the folder with mlflow.db" in refusal(capsys)
     assert not list(tmp_path.iterdir())
 
 
