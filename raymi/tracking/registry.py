@@ -50,9 +50,15 @@ def versions_of(
         None: any.
     """
     found = client.search_model_versions(f"run_id = '{run_id}'" if run_id else None)
-    # Compared here: a filter of MLflow's knows no way to write a name with quotes.
     ours = [one for one in found if is_version_of(one, model_id) and name in (None, one.name)]
     return sorted(ours, key=lambda one: one.creation_timestamp)
+
+
+def versions_called(client: Any, name: str) -> list[Any]:
+    """All versions of a registered name."""
+    # A filter of MLflow's knows no way to write a name with the quotes that it is in.
+    wanted = None if "'" in name else f"name = '{name}'"
+    return [one for one in client.search_model_versions(wanted) if one.name == name]
 
 
 def is_version_of(version: Any, model_id: str) -> bool:

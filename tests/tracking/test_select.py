@@ -173,6 +173,14 @@ def test_a_constraint_decides_and_the_reasons_move_with_the_alias(three, capsys)
     assert not [key for key in before.tags if key.startswith("raymi.champion")]
 
 
+def test_an_alias_that_somebody_moved_takes_the_reasons_along_at_the_next_choice(three, capsys):
+    run_select(capsys)
+    client().set_registered_model_alias("tiny", "champion", "1")
+    run_select(capsys, "clean>=0.88")
+    assert champion().tags["raymi.champion.constraints"] == "clean>=0.88"
+    assert not client().get_model_version("tiny", "2").tags
+
+
 def test_given_again_nothing_changes(three, capsys):
     run_select(capsys, "clean>=0.5")
     before = state()
