@@ -61,6 +61,12 @@ def _identifier(value: str | None) -> str | None:
     return value
 
 
+def _experiment(value: str) -> str:
+    if not 0 < len(value) <= 500:
+        raise ValueError(f"expected a name of 1 to 500 characters, got {len(value)} of them")
+    return value
+
+
 def _data_set(value: str) -> str:
     if value not in DATASETS:
         raise ValueError(f"unknown data set {value!r}: {did_you_mean(value, DATASETS)}")
@@ -543,7 +549,7 @@ class TrackingConfig(Section):
 
     enabled: bool = True
     """Log to MLflow ($MLFLOW_TRACKING_URI, or a SQLite file mlflow.db in the current folder)."""
-    experiment: str = "raymi"
+    experiment: Annotated[str, AfterValidator(_experiment)] = "raymi"
     """MLflow experiment."""
     registered_name: Name | None = None
     """Name in the model registry under which the best model appears; none: raymi-DATASET."""

@@ -17,7 +17,6 @@ the command changes nothing either. --json FILE writes all numbers.
 
 from __future__ import annotations
 
-import os
 import sys
 
 from rich.console import Console
@@ -34,7 +33,7 @@ from raymi.selection.request import COMMAND, Request, requested
 from raymi.tracking.alias import Pointed, point_alias
 from raymi.tracking.candidates import find_candidates
 from raymi.tracking.outcomes import Outcomes
-from raymi.tracking.store import answering, connect, tracking_uri
+from raymi.tracking.store import answering, connect, missing_file, tracking_uri
 
 USAGE = (
     f"{COMMAND} [experiment=NAME] [sweep=NAME | run=A,B] [metric=NAME] [data=NAME] [threat=NAME] "
@@ -95,10 +94,10 @@ def _select(words: list[str]) -> int:
 
 def _store() -> str:
     uri = tracking_uri(home_folder())
-    if not os.environ.get("MLFLOW_TRACKING_URI") and not (home_folder() / "mlflow.db").is_file():
+    if (file := missing_file(uri)) is not None:
         raise UserError(
-            f"no MLflow store in {home_folder()}: go to the folder with mlflow.db, or set "
-            "MLFLOW_TRACKING_URI"
+            f"there is no MLflow store {file}: go to the folder with mlflow.db, or set "
+            "MLFLOW_TRACKING_URI to a store that is there"
         )
     return uri
 

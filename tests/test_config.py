@@ -114,6 +114,8 @@ def test_steps_longer_than_the_ball_are_refused_unless_there_is_no_ball() -> Non
         (MIConfig, {"form": "published"}),
         (MIConfig, {"hiden": 3}),
         (TrackingConfig, {"registered_name": "a/b"}),
+        (TrackingConfig, {"experiment": ""}),
+        (TrackingConfig, {"experiment": "x" * 501}),
         (LossConfig, {"base": "trades", "label_smoothing": 0.1}),
         (Config, {"checkpoint": {"keep": 1}}),
         (Config, {"name": "two words"}),

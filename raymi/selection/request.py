@@ -83,6 +83,9 @@ def requested(words: Sequence[str]) -> Request:
         )
     if doubtful and doubtful not in OWN["doubtful"]:
         problems.append(f"doubtful: expected {' | '.join(OWN['doubtful'])}, got {doubtful!r}")
+    name = own.get("registered_name")
+    if name and set(name) & set("/:"):
+        problems.append(f"registered_name: expected a name without / and :, got {name!r}")
     threat = own.get("threat")
     request = Request(
         experiment=own.get("experiment", TrackingConfig().experiment),
@@ -94,7 +97,7 @@ def requested(words: Sequence[str]) -> Request:
         constraints=constraints,
         alias=alias,
         allow_doubtful=doubtful == "allow",
-        name=own.get("registered_name"),
+        name=name,
         json=new_file("json", own.get("json"), problems),
         dry_run="--dry-run" in words,
         command=f"{COMMAND} {shlex.join(_asking(words))}".strip(),

@@ -12,7 +12,7 @@ from raymi.errors import UserError
 from raymi.selection.candidate import Candidate
 from raymi.tracking.logged import config_of
 from raymi.tracking.model_card import write_card
-from raymi.tracking.registry import new_version, registered_name, versions_of
+from raymi.tracking.registry import new_version, registered_name, versions_called, versions_of
 from raymi.tracking.store import as_tag
 
 
@@ -41,7 +41,7 @@ def point_alias(
     """Points an alias at the registered version of a model, which is made where it has none. What
     is so already stays as it is.
 
-    Args: client; model; alias; reasons, tags of the version, taken away from the one before it;
+    Args: client; model; alias; reasons, tags of the version, taken away from all others;
         name, under which it is registered, None: where it is, or as its run says; dry_run, True:
         only looks.
     Raises: UserError where it has no registered name; whatever MLflow raises where the store does
@@ -64,11 +64,12 @@ def point_alias(
         write_card(client, model.model_id)
     for key, text in new.items():
         client.set_model_version_tag(name, version, key, text)
-    client.set_registered_model_alias(name, alias, version)
-    if before is not None and before != version:
-        for key in client.get_model_version(name, before).tags:
+    for other in versions_called(client, name):  # somebody may have moved the alias by hand
+        for key in [] if str(other.version) == version else other.tags:
             if key.startswith(f"raymi.{alias}."):
-                client.delete_model_version_tag(name, before, key)
+                client.delete_model_version_tag(name, other.version, key)
+    # Last: as long as it is not done, the same command does all of it again.
+    client.set_registered_model_alias(name, alias, version)
     return Pointed(name, alias, version, before, True)
 
 

@@ -115,6 +115,8 @@ def of_model(model: Any, run: Any) -> Iterator[Candidate]:
                 doubtful.add(match["prefix"])
         elif metric.key.startswith("test/") and run is not None and metric.dataset_digest:
             threat = _threat_of(run.data.params)
+            if threat is None:  # somebody else's run
+                continue
             key = _of_training(metric.key.removeprefix("test/"), run.data.params)
             values[(*images, threat, "test/", True)][key] = metric.value
     doubts = "; ".join(dict.fromkeys(_doubts(model.tags, doubtful)))
@@ -143,8 +145,14 @@ def _doubts(tags: Mapping[str, str], doubtful: set[str]) -> Iterator[str]:
         yield checks or f"signs of false robustness in {prefix.rstrip('/')}"
 
 
-def _threat_of(params: Mapping[str, str]) -> str:
-    return threat_name(params["attack.norm"], float(params["attack.eps"]))
+def _threat_of(params: Mapping[str, str]) -> str | None:
+    """The threat that a run of raymi was evaluated under; None of another run."""
+    if not {"attack.norm", "attack.eps"} <= set(params):
+        return None
+    try:
+        return threat_name(params["attack.norm"], float(params["attack.eps"]))
+    except ValueError:
+        return None
 
 
 def _of_training(key: str, params: Mapping[str, str]) -> str:
@@ -163,7 +171,7 @@ def _numbers(told: Mapping[str, float], num: int) -> dict[str, Number]:
     found = {}
     for key, value in told.items():
         name, _, kind = key.rpartition("_")
-        if kind != "acc":
+        if kind != "acc" or not 0 <= value <= 1:  # not so by raymi
             continue
         bounds = told.get(f"{name}_low95"), told.get(f"{name}_high95")
         low, high = bounds

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from raymi.errors import UserError
 from raymi.selection.candidate import Candidate
@@ -55,8 +54,6 @@ def _remove(client: Any, uri: str, run_id: str, paths: Sequence[str]) -> None:
 
 
 def _client(uri: str) -> Any:
-    """MLflow would make the database that it does not find."""
-    file = Path(unquote(urlsplit(uri).path[1:]))
-    if uri.startswith("sqlite:") and not file.is_file():
+    if (file := store.missing_file(uri)) is not None:
         raise UserError(f"there is no MLflow store {file}")
     return store.connect(uri)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from raymi.errors import UserError
 from raymi.tracking.view import dress, experiment_tags
@@ -37,6 +37,13 @@ def tracking_uri(home: Path) -> str:
     named = os.environ.get("MLFLOW_TRACKING_URI")
     # MLflow decodes %XX, and takes ? and # for the end of a path.
     return named or f"sqlite:///{quote(str(home / 'mlflow.db'), safe=_KEPT_IN_PATHS)}"
+
+
+def missing_file(uri: str) -> Path | None:
+    """The file of a local store where it is not there, which MLflow would make; None: it is there,
+    or the store is a server."""
+    file = Path(unquote(urlsplit(uri).path[1:]))
+    return file if uri.startswith("sqlite:") and not file.is_file() else None
 
 
 def address(kept: Mapping[str, Any], home: Path) -> str:
@@ -139,10 +146,12 @@ def find_run(client: Any, experiment: str, ours: str) -> Any:
 
 
 def log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
-    """Parameters of a run, as text; any number of them."""
+    """Parameters of a run, as text; any number of them. Those that it has stay as they are: MLflow
+    refuses another value, and all that comes with it, and a continued run may have changed some."""
     from mlflow.entities import Param
 
-    everything = [Param(key, str(value)) for key, value in params.items()]
+    there = client.get_run(run_id).data.params
+    everything = [Param(key, str(value)) for key, value in params.items() if key not in there]
     for first in range(0, len(everything), _MOST_PARAMS):
         client.log_batch(run_id, params=everything[first : first + _MOST_PARAMS])
 

@@ -41,6 +41,7 @@ _NOTHING_DELIVERED: dict[str, Any] = {
     "parent": None,
     "ended": None,  # the status that it was closed with
     "machines": {},  # how far their records are delivered
+    "config_due": False,  # whether it started since its configuration was sent
 }
 
 
@@ -106,15 +107,30 @@ class TrackedRun:
         Raises: whatever MLflow raises where the store does not answer.
         """
         self.connect()
+        try:
+            self._send_news()
+            if status is not None:
+                self._end(status, tags or {})
+        except Exception:
+            self._connected = False  # the run may be gone, too: it is looked for at the next try
+            raise
+
+    def _send_news(self) -> None:
+        """Metrics go first: where files are kept may fail alone, and for long."""
         self._send_journal()
         logs, told = self.folder.machine_logs(), self._state["machines"]
         if (machines := send_records(self._client, self._state["run_id"], logs, told)) != told:
             self._keep(machines=machines)
-        if status is None:
-            return
+        if self._state["config_due"]:
+            self._client.log_artifact(self.run_id, str(self.folder.config))
+            self._keep(config_due=False)
+
+    def _end(self, status: str, tags: Mapping[str, str]) -> None:
         evaluations = self._state["evaluations"]
         note = self._client.get_run(self.run_id).data.tags.get(NOTE, "")
         text = describe(self.config, self.about, evaluations) + evaluations_in(note)
+        for tag, value in {**tags, NOTE: store.as_tag(text)}.items():
+            self._client.set_tag(self.run_id, tag, value)
         if status == "FINISHED" and self._is_evaluated():
             try:
                 self._log_models()
@@ -125,8 +141,6 @@ class TrackedRun:
                 )
                 for which in evaluations:
                     self._client.log_artifact(self.run_id, str(self.folder.weights(which)))
-        for tag, value in {**(tags or {}), NOTE: store.as_tag(text)}.items():
-            self._client.set_tag(self.run_id, tag, value)
         if self.folder.journal.is_file():
             self._client.log_artifact(self.run_id, str(self.folder.journal))
         self._client.set_terminated(self.run_id, status)
@@ -201,6 +215,7 @@ class TrackedRun:
             if event["kind"] == "start":
                 send()
                 self._send_start(event)
+                reached["config_due"] = True
                 continue
             values, step, then = told_by(event, self._state | reached)
             if len(waiting) + len(values) > _METRICS_AT_ONCE:
@@ -213,7 +228,6 @@ class TrackedRun:
         send()
 
     def _send_start(self, event: Event) -> None:
-        self._client.log_artifact(self.run_id, str(self.folder.config))
         facts = {k: event[k] for k in ("workers", "device", "torch", "version")}
         facts["machine"] = event.get("machine", "unknown")  # older journals do not say
         facts |= {f"parameters.{k}": v for k, v in event["parameters"].items()}

@@ -173,6 +173,14 @@ def test_a_constraint_decides_and_the_reasons_move_with_the_alias(three, capsys)
     assert not [key for key in before.tags if key.startswith("raymi.champion")]
 
 
+def test_an_alias_that_somebody_moved_takes_the_reasons_along_at_the_next_choice(three, capsys):
+    run_select(capsys)
+    client().set_registered_model_alias("tiny", "champion", "1")
+    run_select(capsys, "clean>=0.88")
+    assert champion().tags["raymi.champion.constraints"] == "clean>=0.88"
+    assert not client().get_model_version("tiny", "2").tags
+
+
 def test_given_again_nothing_changes(three, capsys):
     run_select(capsys, "clean>=0.5")
     before = state()
@@ -234,11 +242,20 @@ def test_damaged_outcomes_are_as_none(home, capsys, finished):
 
 def test_a_model_that_no_run_logged_is_a_candidate(three, capsys):
     evaluated(three, other_model("alone", run=None), range(190), range(150))
-    said = run_select(capsys, "registered_name=alone")
+    said = run_select(capsys, "registered_name=it's")
     assert "4 models on" in said
-    assert "chosen: alone version 1 of alone has the alias champion now" in said
-    assert "already" in run_select(capsys, "registered_name=alone")
+    assert "chosen: alone version 1 of it's has the alias champion now" in said
+    assert "already" in run_select(capsys, "registered_name=it's")
     assert registered() == {"best": "1", "alone": "1"}
+
+
+def test_models_of_others_are_passed_over_whatever_they_were_measured_with(home, capsys):
+    theirs = other_model("theirs")
+    dataset = {"dataset_name": "digits-test", "dataset_digest": "d" * 32}
+    for name, value in (("test/acc", 0.9), ("test/num", 40.0), ("test/clean_acc", float("nan"))):
+        place = {"model_id": theirs.model_id, **dataset}
+        client().log_metric(theirs.source_run_id, name, value, **place)
+    assert "2 models on digits-test (40 images)" in run_select(capsys, "--dry-run")
 
 
 def test_doubtful_models_are_shown_and_not_chosen(three, capsys):
@@ -338,6 +355,7 @@ def test_the_kept_command_gives_the_same_choice(three, capsys):
         (("metric=autoattack",), "expected an attack that the models were measured with"),
         (("pgd40>=0.1",), "did you mean pgd-40"),
         (("lr=0.1",), "optim.lr decides nothing in a selection"),
+        (("registered_name=a/b",), "registered_name: expected a name without / and :"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line_with_the_remedy(three, capsys, words, said):
@@ -350,7 +368,9 @@ def test_what_cannot_be_done_is_said_in_a_line_with_the_remedy(three, capsys, wo
 
 def test_no_store_is_made_where_there_is_none(tmp_path, monkeypatch, capsys):
     in_folder(tmp_path, monkeypatch)
-    assert "no MLflow store in" in refusal(capsys)
+    assert f"there is no MLflow store {tmp_path}/mlflow.db: go to" in refusal(capsys)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    assert "none.db: go to the folder with mlflow.db" in refusal(capsys)
     assert not list(tmp_path.iterdir())
 
 
@@ -364,14 +384,17 @@ def test_a_store_that_is_away_is_named_without_its_password(tmp_path, monkeypatc
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("call", ["set_registered_model_alias", "delete_model_version_tag"])
 def test_a_store_that_goes_away_in_between_gets_the_rest_from_the_same_command(
-    three, capsys, monkeypatch
+    three, capsys, monkeypatch, call
 ):
-    outage = Outage(monkeypatch, "set_registered_model_alias")
+    run_select(capsys, "clean>=0.88")
+    outage = Outage(monkeypatch, call)
     assert "does not answer" in refusal(capsys)
     outage.over = True
     assert "version 2 of tiny has the alias champion now" in run_select(capsys)
     assert registered() == {"best": "1", "last": "2"}
+    assert not client().get_model_version("tiny", "1").tags, "reasons are where the alias is"
 
 
 @pytest.mark.slow

@@ -260,6 +260,8 @@ def test_what_a_store_refuses_for_a_while_is_delivered_later_and_once(
     wait_until(lambda: outage.failures >= 3)
     assert "ConnectionError" in (followed.problem or "")
     write_epoch(folder, 2)
+    if call == "log_artifact":  # where files are kept does not hold up numbers
+        wait_until(lambda: len(history(followed.run_id, "train/loss")) == 2)
     outage.over = True
     assert followed.close("KILLED", WAIT)
     assert followed.problem is None
@@ -519,6 +521,34 @@ def test_a_run_that_somebody_deleted_is_made_anew(config: Config, folder: RunFol
     second = deliver(config, folder, "KILLED").run_id
     assert second != first
     assert [step for step, _ in history(second, "train/loss")] == [1, 2]
+
+
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_what_somebody_deletes_while_the_run_goes_on_is_there_again(
+    config: Config, folder: RunFolder, what: str
+) -> None:
+    write_start(folder)
+    write_epoch(folder, 1)
+    followed = follow(config, folder)
+    wait_until(lambda: bool(runs()) and bool(history(runs()[0].info.run_id, "train/loss")))
+    if what == "run":
+        client().delete_run(followed.run_id)
+    else:
+        client().delete_experiment(runs()[0].info.experiment_id)
+    write_epoch(folder, 2)
+    assert followed.close("KILLED", WAIT), followed.problem
+    (run,) = runs()
+    assert run.info.run_id == followed.run_id
+    assert history(run.info.run_id, "train/loss") == [(1, 1.5), (2, 1.5)]
+
+
+def test_settings_that_a_continued_run_has_changed_do_not_hold_up_the_rest(
+    config: Config, folder: RunFolder
+) -> None:
+    first = deliver(config, folder, "KILLED").run_id
+    folder.tracking.unlink()  # so that all is told again
+    changed = config.model_copy(update={"limit": config.limit.model_copy(update={"hours": 2.0})})
+    assert deliver(changed, folder, "KILLED").run_id == first
 
 
 def test_a_continued_run_stays_in_its_store_whatever_the_folder(
