@@ -81,7 +81,7 @@ class RunFolder:
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run of raymi: it has no {self.config.name}")
         try:
-            return Config.model_validate_json(self.config.read_text())
+            return Config.model_validate_json(self.config.read_bytes())
         except ValidationError:
             raise UserError(
                 f"{self.config} is damaged, or of another version of raymi: start a new run, or "
@@ -96,5 +96,14 @@ class RunFolder:
         keep_json(self.about, about)
 
     def read_about(self) -> dict[str, Any]:
-        """What `write_about` kept; empty where it never did."""
-        return json.loads(self.about.read_text()) if self.about.is_file() else {}
+        """What `write_about` kept; empty where it never did.
+
+        Raises: UserError where it is damaged.
+        """
+        try:
+            return json.loads(self.about.read_bytes()) if self.about.is_file() else {}
+        except ValueError:
+            raise UserError(
+                f"{self.about} is damaged: remove it, the run goes on without what it says of its "
+                "recipe and command"
+            ) from None

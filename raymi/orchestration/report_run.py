@@ -67,8 +67,7 @@ def _planned(request: Request, asked: Asked, sets: dict[DataConfig, ImageSet]) -
         about = {"recipe": definition.recipe, "command": definition.command}
         history = replace(history, about=about)
     if not asked.folder.weights(history.chosen).is_file() or not history.start:
-        note = "it is not finished and has no model of its own yet: this is what it has so far"
-        return Plan(asked, history, None, None, (note,))
+        return Plan(asked, history, None, None, (_why_no_model(asked, history),))
     found = find_subject(str(asked.folder.path), Config(), which=history.chosen)
     if not request.samples:
         return Plan(asked, history, found, None, ())
@@ -89,6 +88,18 @@ def _planned(request: Request, asked: Asked, sets: dict[DataConfig, ImageSet]) -
             "was measured here are not of the same data"
         )
     return Plan(asked, history, found, everything.at_most(request.samples), tuple(notes))
+
+
+def _why_no_model(asked: Asked, history: History) -> str:
+    weights = asked.folder.weights(history.chosen)
+    if weights.is_file():
+        return (
+            f"{asked.folder.journal} does not say what it was trained on: nothing is attacked, and "
+            "there is no more to show than the journal says"
+        )
+    if history.evaluations or history.finished:
+        return f"its weights {weights} are gone: nothing is attacked, this is what its journal says"
+    return "it is not finished and has no model of its own yet: this is what it has so far"
 
 
 def _with_settings(config: Config, request: Request) -> Config:
@@ -115,7 +126,7 @@ def make_report(request: Request, plans: list[Plan], say: Say, watch: Watch) -> 
     known = _Known(request, say)
     runs = []
     for plan in plans:
-        entries = [] if plan.found is None else known.entries(plan, plan.found)
+        entries = known.entries(plan)
         measured = _measured(request, plan, say, watch)
         doubts = [] if measured is None else [f"{one}: {_REMEDY}" for one in measured.suspicions()]
         for doubt in doubts:
@@ -163,8 +174,12 @@ class _Known:
         self.request, self.say = request, say
         self.away: set[str] = set()
 
-    def entries(self, plan: Plan, found: Found) -> list[Entry]:
-        """Of a run's chosen model; what is on this disk goes first."""
+    def entries(self, plan: Plan) -> list[Entry]:
+        """Of a run's chosen model; what is on this disk goes first. Where its weights are gone,
+        what the training has measured."""
+        found = plan.found
+        if found is None:
+            return of_training(plan.history)
         beside = plan.asked.folder.path.parents[1] / "evaluations"
         folders = dict.fromkeys((beside.resolve(), (home_folder() / "evaluations").resolve()))
         here = of_evaluations(folders, found.subject.digest)

@@ -159,7 +159,7 @@ def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
     built_as = _architecture(config, starts[-1]["data"])
     parts = [folder.name, path.stem, which]
     name = "-".join(part for part in parts if part is not None)
-    kept = json.loads(folder.tracking.read_text()) if folder.tracking.is_file() else {}
+    kept = _tracked(folder)
     own = folder.weights(path.stem) == path  # not one of a checkpoint
     return Found(
         raymi_subject(name, built_as, read_weights(path, which)),
@@ -172,6 +172,17 @@ def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
         if own and path.stem == _chosen(folder)
         else name.removeprefix(folder.name)[1:],
     )
+
+
+def _tracked(folder: RunFolder) -> dict[str, Any]:
+    """Where MLflow has a run; empty where it has not."""
+    try:
+        return json.loads(folder.tracking.read_bytes()) if folder.tracking.is_file() else {}
+    except ValueError:
+        raise UserError(
+            f"{folder.tracking} is damaged: remove it, and the run {folder.name} is taken for one "
+            "that is not in MLflow"
+        ) from None
 
 
 def _run_of(path: Path) -> RunFolder | None:

@@ -18,6 +18,8 @@ from raymi.reporting.robustness import class_picture, radius_picture
 from raymi.reporting.samples import samples_picture
 from raymi.reporting.table import Compared
 
+_PROBE = "python -m raymi.probe run=RUN"
+
 Of = TypeVar("Of")
 
 
@@ -98,7 +100,7 @@ def sections(runs: Sequence[Reported]) -> list[Section]:
             "information",
             "Mutual information of natural and adversarial samples",
             "I_N is what an output tells about the natural image, I_A what it tells about the "
-            "adversarial noise, over all validation samples.",
+            "adversarial noise, over all validation samples." + _without_probes(histories),
             _kept(
                 [probe_picture(group) for group in _groups(histories, _probing)]
                 + [_of_run(training_picture, one) for one in histories]
@@ -134,6 +136,13 @@ def sections(runs: Sequence[Reported]) -> list[Section]:
         ),
     )
     return _uniquely_named([part for part in parts if part.pictures])
+
+
+def _without_probes(histories: Sequence[History]) -> str:
+    names = ", ".join(one.name for one in histories if one.probe is None and one.finished)
+    if not names:
+        return ""
+    return f" No fresh probes, which the paper's Fig. 4 needs, of {names}: {_PROBE} makes them."
 
 
 def _kept(pictures: Iterable[Picture | None]) -> tuple[Picture, ...]:

@@ -31,6 +31,10 @@ _ACCURACIES = {
 }
 _LOSSES = {"loss": "loss", "loss_adv": "adversarial loss", "loss_estimators": "estimators' loss"}
 
+_AS_TRAINED = " Of the weights as trained; those of averaged weights are in the pictures by run."
+_MARKS = {"best": ("*", 15), "best-averaged": ("D", 12), "last": ("o", 11)}
+"""Marker and its size in points."""
+
 
 def learning_picture(history: History) -> Picture | None:
     """Loss on training batches, and clean and robust accuracy on validation, of one run; None
@@ -53,13 +57,12 @@ def learning_picture(history: History) -> Picture | None:
             accuracies.set_xlabel("epoch")
         columns[0, 0].set_ylabel("loss (training)")
         legend_below(figure, columns[1, -1])
-    num = history.start.get("data", {}).get("sizes", {}).get("val")
     return Picture(
         "learning",
         f"{history.name}: learning and robustness curves",
-        f"Loss on training batches and accuracy on {_images(num)} validation images, clean and "
-        f"under PGD-{history.config.validation.steps} ({_threat(history)}), with 95% intervals as "
-        f"bands. {overfitting_text(history)}",
+        f"Loss on training batches and accuracy on {_images(_num_validated(history))} "
+        f"validation images, clean and under PGD-{history.config.validation.steps} "
+        f"({_threat(history)}), with 95% intervals as bands. {overfitting_text(history)}",
         _in_words(history),
         figure,
     )
@@ -101,7 +104,8 @@ def together_picture(histories: Sequence[History]) -> Picture | None:
         "learning-together",
         "Validation accuracy of all runs",
         f"Clean and robust accuracy by epoch on the same validation images, under "
-        f"PGD-{drawn[0].config.validation.steps} ({_threat(drawn[0])}).",
+        f"PGD-{drawn[0].config.validation.steps} ({_threat(drawn[0])})."
+        + (_AS_TRAINED if any(map(_is_averaged, drawn)) else ""),
         f"Validation accuracy by epoch of {names}.",
         figure,
     )
@@ -146,15 +150,14 @@ def _draw_losses(axes: Axes, epochs: Sequence[Epoch]) -> None:
             label=_LOSSES[name],
         )
     whole_numbers(axes.xaxis)
-    axes.legend()
+    if there:  # a training may have diverged in its first epoch
+        axes.legend()
 
 
 def _draw_accuracies(axes: Axes, history: History, phase: str, epochs: Sequence[Epoch]) -> None:
     validated = [one for one in epochs if one.val]
     numbers = [one.number for one in validated]
-    num = history.start.get("data", {}).get("sizes", {}).get("val")
-    most = history.config.validation.max_samples
-    num = num if most is None or num is None else min(num, most)
+    num = _num_validated(history)
     there = [name for name in _ACCURACIES if any(name in one.val for one in validated)]
     for k, name in enumerate(there):
         values = np.array([one.val.get(name, np.nan) for one in validated])
@@ -199,29 +202,42 @@ def _draw_estimates(axes: Axes, epochs: Sequence[Epoch]) -> None:
 
 
 def _mark(axes: Axes, history: History, which: str, metric: str, epochs: Sequence[Epoch]) -> None:
-    """Rings around the best and the last epoch on the robust curve."""
-    best = history.best_epoch(which)
+    """Hollow marks around the best and the last epoch on the robust curve."""
+    best, last = history.best_epoch(which), epochs[-1].number
     for epoch in epochs:
-        if metric not in epoch.val or epoch.number not in (best, epochs[-1].number):
+        if metric not in epoch.val or epoch.number not in (best, last):
             continue
         is_best = epoch.number == best
+        marker, size = _MARKS[which if is_best else "last"]
+        name = which if is_best else which.replace("best", "last")
+        if best == last:
+            name += ", last"
         axes.plot(
             [epoch.number],
             [epoch.val[metric]],
             linestyle="none",
-            marker="*" if is_best else "o",
-            markersize=15 if is_best else 11,
+            marker=marker,
+            markersize=size,
             markerfacecolor="none",
             markeredgecolor="black",
-            label=(f"{which} (epoch {best})" if is_best else f"last (epoch {epoch.number})")
-            if which == "best" or is_best
-            else None,
+            label=f"{name} (epoch {epoch.number})",
         )
 
 
 def _every(num: int) -> int:
     """So that lines have about ten markers."""
     return max(1, num // 10)
+
+
+def _is_averaged(history: History) -> bool:
+    return any("averaged/robust_acc" in one.val for one in history.phases.get(CLASSIFIER, ()))
+
+
+def _num_validated(history: History) -> int | None:
+    """Validation images that accuracies are of; None where it is not known."""
+    num: int | None = history.start.get("data", {}).get("sizes", {}).get("val")
+    most = history.config.validation.max_samples
+    return num if most is None or num is None else min(num, most)
 
 
 def _images(num: int | None) -> str:

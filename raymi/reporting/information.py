@@ -101,7 +101,7 @@ def probe_picture(histories: Sequence[History]) -> Picture | None:
             axes.set(title=title, xlabel="nats (validation)")
             axes.grid(axis="y", visible=False)
         panels[0].set_yticks(rows, [short(name, 30) for name in names])
-        panels[0].invert_yaxis()
+        panels[0].set_ylim(len(probed) - 0.5, -0.5)
         legend_below(figure, panels[0])
     budget = json.loads(probed[0][1].settings)["probe"]
     return Picture(

@@ -4,6 +4,7 @@ alone, and readable in grey print."""
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ WIDTH = 7.2
 
 _LETTERS = 96
 """Of a legend that fit into the width of a picture."""
+_LEGEND_LINE = 0.18
+"""Height of a line of a legend, in inches."""
 
 FORMATS = {"png": 200, "pdf": 200}
 """Files of a picture, with dots per inch (in a PDF, of the images in it)."""
@@ -113,10 +116,13 @@ def whole_numbers(axis: Axis) -> None:
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:
-    """What is drawn, under the picture, where it hides nothing; in as many columns as fit."""
+    """What is drawn, under the picture, where it hides nothing; in as many columns as fit. For more
+    than two lines of it the picture grows."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         columns = max(1, min(4, _LETTERS // (max(map(len, labels)) + 8)))
+        more = max(0, math.ceil(len(labels) / columns) - 2)
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * more)
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 

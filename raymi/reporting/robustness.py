@@ -51,13 +51,13 @@ def radius_picture(measured: Mapping[str, Measured]) -> Picture:
                 elinewidth=1,
                 label=name,
             )
-        for eps in threats:
+        for line, eps in enumerate(threats):
             axes.axvline(eps, color="0.35", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
             axes.annotate(
                 f"threat {threat_text(first.threat.norm, eps)}",
                 (eps, 1.0),
                 xycoords=("data", "axes fraction"),
-                xytext=(4, -2),
+                xytext=(4, -2 - 11 * line),  # of radii that are close, one below the other
                 textcoords="offset points",
                 va="top",
                 fontsize=8,
@@ -125,11 +125,13 @@ def class_picture(measured: Mapping[str, Measured]) -> Picture:
             axes.grid(axis="y", visible=False)
             percent(axes.xaxis)
         panels[0].set_yticks(rows, names)
+        panels[0].set_ylabel("class")
         panels[0].set_ylim(len(labels) - 0.5, -0.5)
         legend_below(figure, panels[0])
-    some = ""
+    absent = len(first.class_names) - len(first.by_class())
+    some = f" {absent} of the classes {_have(absent)} no image among these." if absent else ""
     if left_out > 0:
-        some = (
+        some += (
             f" Of {len(labels) + left_out} classes those {len(labels)} in which "
             f"{next(iter(measured))} is least robust: picked by their low numbers, these are "
             "biased downwards."
@@ -159,6 +161,10 @@ def _errors(rates: Sequence[Rate]) -> np.ndarray:
     low = [max(0.0, rate.accuracy - rate.interval[0]) for rate in rates]
     high = [max(0.0, rate.interval[1] - rate.accuracy) for rate in rates]
     return np.array([low, high])
+
+
+def _have(num: int) -> str:
+    return "has" if num == 1 else "have"
 
 
 def _curve_in_words(measured: Measured) -> str:

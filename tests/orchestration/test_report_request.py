@@ -129,6 +129,13 @@ def test_a_sweep_stands_for_the_run_that_won(home):
     assert trial.sweep is not None
 
 
+@pytest.mark.parametrize("name", ["config.json", "run.json"])
+def test_a_damaged_file_is_named(home, name):
+    (home / "runs" / "one" / name).write_bytes(b'\xff{"half')
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        planned(requested(["one"]))
+
+
 def test_a_run_that_has_only_begun_is_not_attacked():
     (plan,) = planned(requested(["one"]))
     assert plan.images is None

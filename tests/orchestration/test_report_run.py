@@ -61,11 +61,18 @@ def test_radii_that_leave_the_space_of_images_are_left_out(home):
     assert len(kept) == sum(0.6 * multiple <= 1 for multiple in MULTIPLES) == 5
 
 
-def test_without_samples_nothing_is_attacked(home):
+def test_without_samples_or_weights_nothing_is_attacked_and_the_numbers_of_training_stay(home):
     folder = trained(home / "runs" / "a")
     _, beats = report("a", "samples=0")
     assert beats == []
     assert not (folder.path / "report").exists()
+
+    known = json.loads((home / "reports" / "a" / "report.json").read_text())["tables"]
+    folder.weights("best").unlink()
+    (plan,) = planned(requested(["a"]))
+    assert "best.safetensors are gone" in plan.notes[0]
+    report("a", "samples=0")
+    assert json.loads((home / "reports" / "a" / "report.json").read_text())["tables"] == known != []
 
 
 def test_the_winner_of_a_sweep_is_shown_with_all_trials(home):

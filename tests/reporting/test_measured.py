@@ -230,6 +230,29 @@ def test_pictures_show_the_curve_and_the_classes(ask):
         assert shown == [rates[which].accuracy for rates in found.by_class().values()]
 
 
+def test_names_of_threats_that_are_close_do_not_cover_each_other(ask):
+    found = ask(radii=())
+    near = replace(
+        found, threat=Threat("linf", EPS + 0.001), by_radius={EPS + 0.001: found.at_threat}
+    )
+    figure = radius_picture({"mine": found, "other": near}).figure
+    figure.draw_without_rendering()
+    first, second = (text.get_window_extent() for text in figure.axes[0].texts)
+    assert not first.overlaps(second)
+
+
+def test_classes_without_images_are_told(ask):
+    found = ask(radii=())
+    assert "no image" not in class_picture({"mine": found}).caption
+    y = torch.where(found.at_threat.y == 3, 4, found.at_threat.y)
+    picture = class_picture(
+        {"mine": replace(found, by_radius={EPS: replace(found.at_threat, y=y)})}
+    )
+    assert "1 of the classes has no image" in picture.caption
+    shown = [label.get_text() for label in picture.figure.axes[0].get_yticklabels()]
+    assert shown == [name for k, name in enumerate(found.class_names) if k != 3]
+
+
 def test_of_many_classes_the_least_robust_are_shown_and_it_is_said(ask):
     found = ask(radii=())
     names = tuple(map(str, range(30)))

@@ -28,7 +28,8 @@ def test_the_best_and_the_last_epoch_are_marked_where_the_journal_has_them(histo
         lines = drawn(accuracies)
         val = {one.number: one.val["robust_acc"] for one in history.phases["classifier"]}
         best, last = history.best_epoch(), max(val)
-        assert lines[f"best (epoch {best})"] == [(best, val[best])]
+        name = "best" if best != last else "best, last"
+        assert lines[f"{name} (epoch {best})"] == [(best, val[best])]
         if best != last:
             assert lines[f"last (epoch {last})"] == [(last, val[last])]
         assert lines["robust"] == list(val.items())
@@ -39,8 +40,11 @@ def test_averaged_weights_have_their_own_curve_and_mark(histories):
     lines = drawn(learning_picture(history).figure.axes[-1])
     val = {one.number: one.val["averaged/robust_acc"] for one in history.phases["classifier"]}
     assert lines["robust, averaged weights"] == list(val.items())
-    best = history.best_epoch("best-averaged")
-    assert lines[f"best-averaged (epoch {best})"] == [(best, val[best])]
+    best, last = history.best_epoch("best-averaged"), max(val)
+    name = "best-averaged" if best != last else "best-averaged, last"
+    assert lines[f"{name} (epoch {best})"] == [(best, val[best])]
+    if best != last:
+        assert lines[f"last-averaged (epoch {last})"] == [(last, val[last])]
 
 
 def test_phases_stand_side_by_side_in_their_order(histories):
@@ -150,6 +154,25 @@ def test_legends_stay_within_the_picture(histories):
     box = legend.get_window_extent()
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.width
+
+
+def test_curves_keep_their_size_however_many_runs_there_are(histories):
+    heights = []
+    for num in (2, 40):
+        many = [replace(histories[1], name=f"run-{k}") for k in range(num)]
+        figure = together_picture(many).figure
+        figure.draw_without_rendering()
+        heights.append(figure.axes[0].get_window_extent().height)
+    assert heights[1] > 0.9 * heights[0]
+
+
+def test_intervals_and_caption_are_of_the_images_that_were_validated(histories):
+    history = histories[1]
+    some = history.config.validation.model_copy(update={"max_samples": 7})
+    config = history.config.model_copy(update={"validation": some})
+    picture = learning_picture(replace(history, config=config))
+    assert "accuracy on 7 validation images" in picture.caption
+    assert "accuracy on 20 validation images" in learning_picture(history).caption
 
 
 def test_radii_are_written_as_in_papers():

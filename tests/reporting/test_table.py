@@ -167,7 +167,10 @@ def test_attacks_are_called_as_in_the_paper():
 
 
 def test_latex_has_as_many_columns_everywhere_and_no_bare_letters_of_its_own():
-    runs = [run("50%_of $x & y#{\\^~", entry(doubts="a_b", pgd_40=0.5)), run("b", entry(ddn=0.3))]
+    runs = [
+        run("50%_of $x & y#{\\^~<>|", entry(doubts="a_b", pgd_40=0.5)),
+        run("b", entry(ddn=0.3)),
+    ]
     text = as_latex(comparison_tables(runs))
     (columns,) = re.findall(r"\\begin\{tabular\}\{(\w+)\}", text)
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
@@ -175,8 +178,9 @@ def test_latex_has_as_many_columns_everywhere_and_no_bare_letters_of_its_own():
     for row in rows:
         assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
     plain = re.sub(r"\\[%_$&#{}]|\\text\w+\{\}|\\dag\{\}", "", rows[1])
-    assert not set("%_$#{}^~\\") & set(plain.removesuffix(r"\\"))
+    assert not set("%_$#{}^~\\<>|") & set(plain.removesuffix(r"\\"))
     assert r"50\%\_of \$x \& y\#\{\textbackslash{}\textasciicircum{}\textasciitilde{}" in text
+    assert r"\textless{}\textgreater{}\textbar{}" in text
     assert r"\textbf{" not in text
 
 
