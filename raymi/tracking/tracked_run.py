@@ -78,9 +78,11 @@ class TrackedRun:
         self._name, self._parent, self._params = name or folder.name, parent, params or {}
         self._client: Any = None
         self._connected = False
-        self._state = {"uri": self.uri, **_NOTHING_DELIVERED}
-        if kept.get("uri") == self.uri:  # another store gets everything from the beginning
-            self._state |= kept
+        place = store.without_password(self.uri)
+        self._state = {**_NOTHING_DELIVERED, "uri": place}
+        # Another store gets everything from the beginning.
+        if store.without_password(kept.get("uri", "")) == place:
+            self._state |= {**kept, "uri": place}
 
     @property
     def run_id(self) -> str | None:
