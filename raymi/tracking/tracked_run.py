@@ -116,17 +116,20 @@ class TrackedRun:
             return
         evaluations = self._state["evaluations"]
         note = self._client.get_run(self.run_id).data.tags.get(NOTE, "")
-        text = describe(self.config, self.about, evaluations) + evaluations_in(note)
+        text = describe(self.config, self.about, evaluations)
         if status == "FINISHED" and self._is_evaluated():
             try:
                 self._log_models()
             except NotExportable as error:
-                self.tell(
+                problem = (
                     f"torch.export cannot trace this model ({error}): MLflow gets its weights as "
                     "artifacts, and no model"
                 )
+                self.tell(problem)
+                text += f"\n\n{problem}."
                 for which in evaluations:
                     self._client.log_artifact(self.run_id, str(self.folder.weights(which)))
+        text += evaluations_in(note)
         for tag, value in {**(tags or {}), NOTE: store.as_tag(text)}.items():
             self._client.set_tag(self.run_id, tag, value)
         if self.folder.journal.is_file():

@@ -405,6 +405,30 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
     assert register_model(config, client(), other, best) == "models:/raymi-digits/2"
 
 
+@pytest.mark.parametrize(
+    ("net", "why"), [("branching_net", "data-dependent"), ("counting_net", r"x.size\(\)\[0\] == 2")]
+)
+def test_a_network_that_cannot_be_shipped_leaves_its_weights_and_the_reason(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], net: str, why: str
+) -> None:
+    config = build_config("quickstart", {"model": {"name": f"tiny_runs:{net}"}})
+    folder = RunFolder(tmp_path / "runs" / "mine")
+    folder.write_config(config)
+    write_start(folder)
+    write_evaluations(folder, config)
+    told: list[str] = []
+    followed = Tracker(config, folder, ABOUT, tmp_path, told.append)
+    followed.start()
+    assert followed.close("FINISHED", WAIT), followed.problem
+    run = client().get_run(followed.run_id)
+    for text in (*told, run.data.tags["mlflow.note.content"]):
+        assert re.search(rf"torch.export cannot trace this model \(.*{why}", text)
+    assert client().search_logged_models([run.info.experiment_id]) == []
+    kept = {file.path for file in client().list_artifacts(followed.run_id)}
+    assert {"best.safetensors", "last.safetensors"} <= kept
+    assert "forward" not in capfd.readouterr().err, "torch prints no graph"
+
+
 def assert_models_give_the_logits_of_their_weights(
     config: Config, folder: RunFolder, models: dict[str, str]
 ) -> None:
