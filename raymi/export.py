@@ -5,8 +5,9 @@ model: a run of raymi (name or folder; which=last for another of its models than
 file of weights in it, or a registered model (models:/NAME@ALIAS).
 
 Writes weights.pt, a state dict that torch.load(..., weights_only=True) reads, and architecture.py,
-which needs torch alone and defines make_model() and load_model(): a torch module of raw images in
-[0, 1] to logits. folder: where to, by default exports/NAME.
+which needs torch alone (and the module of a network of your own) and defines make_model() and
+load_model(): a torch module of raw images in [0, 1] to logits. folder: where to, by default
+exports/NAME.
 """
 
 from __future__ import annotations

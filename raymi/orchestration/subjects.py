@@ -18,7 +18,7 @@ from raymi.evaluation.weight_files import SUFFIXES, read_weights
 from raymi.models import architecture
 from raymi.orchestration.names import find_run, home_folder
 from raymi.tracking.logged import SCHEMES, find_logged
-from raymi.tracking.store import tracking_uri
+from raymi.tracking.store import tracking_uri, with_login
 
 WHICH = ("best", "last", "best-averaged", "last-averaged")
 """The models of a run."""
@@ -165,7 +165,7 @@ def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
         raymi_subject(name, built_as, read_weights(path, which)),
         config,
         folder,
-        uri=kept.get("uri"),
+        uri=with_login(kept["uri"]) if "uri" in kept else None,
         run_id=kept.get("run_id"),
         model_id=kept.get("model_ids", {}).get(path.stem) if own else None,
         variant=None

@@ -17,6 +17,7 @@ from typing import Any
 import ray.tune
 import torch
 from ray.tune.error import TuneError
+from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -55,6 +56,7 @@ def run_sweep(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    hand_on_no_keys()
     trainable = ray.tune.with_parameters(
         _trial, folder=str(sweep.path), import_path=os.getcwd(), use_gpu=use_gpu
     )
@@ -85,6 +87,14 @@ def run_sweep(
         raise StepFailed(f"Ray Tune ended: {first_line(error)}") from None
     if searcher.problem is not None:
         raise StorageError(searcher.problem)
+
+
+def hand_on_no_keys() -> None:
+    """Keeps the user's AWS keys out of the runtime environment of trials, into which Ray Tune puts
+    them: Ray writes it into logs that everyone may read, and shows it in its dashboard. Trials
+    have the environment of their node."""
+    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    handed_on -= {name for name in handed_on if name.startswith("AWS_")}
 
 
 def _resources(config: Config, use_gpu: bool) -> dict[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from importlib.metadata import version
 from typing import Any
 
@@ -106,6 +108,7 @@ def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) 
         model,
         name=which,
         input_example=np.full((2, 3, size, size), 0.5, dtype=np.float32),
+        serialization_format="pt2",  # MLflow's own choice depends on the store, and may be pickle
         extra_files=[str(weights)],
         pip_requirements=[
             f"torch=={version('torch').split('+')[0]}",
@@ -122,14 +125,22 @@ def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) 
 
 
 class NotExportable(Exception):
-    """A user's own network that torch.export cannot trace: only its weights go to MLflow."""
+    """A user's own network that torch.export cannot trace, or of two images only: only its weights
+    go to MLflow."""
 
 
 def _check_export(model: Any, size: int) -> None:
     import torch
 
+    def images(num: int) -> Any:
+        return torch.full((num, 3, size, size), 0.5)
+
     try:
-        example = (torch.full((2, 3, size, size), 0.5),)
-        torch.export.export(model, example, dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        with redirect_stderr(io.StringIO()):  # where it fails, it prints the graph: pages of it
+            traced = torch.export.export(
+                model, (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},)
+            )
+        for num in (1, 3):  # AUTO freezes a batch that the network's code counts
+            traced.module()(images(num))
     except Exception as error:
         raise NotExportable(first_line(error) or repr(error)) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ _SETTINGS = {
 
 LONGEST_TAG = 5000  # that every server of MLflow keeps
 _MOST_PARAMS = 100  # that MLflow takes at once
+_LOGIN = re.compile(r"(?<=://)[^\s/@]+@")  # of whatever address an error names: a proxy's, too
+_SECRET = re.compile("pass|pwd|secret|token|key|odbc_connect", re.IGNORECASE)
 _KEPT_IN_PATHS = "".join(chr(code) for code in range(32, 127) if chr(code) not in "%?#")
 
 
@@ -55,19 +58,47 @@ def address(kept: Mapping[str, Any], home: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or kept.get("uri") or tracking_uri(home)
 
 
+def with_login(uri: str) -> str:
+    """The address of a store that a folder keeps, which is without a password: with the user's own
+    where $MLFLOW_TRACKING_URI names the same store."""
+    named = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return named if without_password(named) == without_password(uri) else uri
+
+
 def without_password(uri: str) -> str:
-    """The address of a store as it may be shown: without user and password."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if parts.netloc else uri
+    """The address of a store as it may be shown and kept: without user and password."""
+    return _hidden(uri, uri)
 
 
 def in_one_line(error: Exception, uri: str) -> str:
     """An error of a store for the terminal: its type and first line, without user and password,
     which MLflow repeats with the address."""
+    if re.search("[/?#]", _login(uri)):  # parts of it are taken for a host, and told as that
+        return "user and password must be written as in an address: %2F for /, %3F for ?, %23 for #"
     lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a")]
     first = (lines or [""])[0]  # SQLAlchemy's remark on its own working left out
-    login, at, _ = urlsplit(uri).netloc.rpartition("@")
-    return f"{type(error).__name__}: {first.replace(login + at, '') if at else first:.200}"
+    return f"{type(error).__name__}: {_LOGIN.sub('', _hidden(first, uri)):.200}"
+
+
+def _hidden(text: str, uri: str) -> str:
+    """A text without what is secret in the address of a store."""
+    login = _login(uri)
+    query = uri.replace(login, "", 1).partition("?")[2].partition("#")[0]
+    for pair in query.split("&"):
+        name, _, value = pair.partition("=")
+        if value and _SECRET.search(name):
+            text = text.replace(pair, f"{name}=...")
+    return text.replace(login, "") if login else text
+
+
+def _login(uri: str) -> str:
+    """The user and password of an address, up to the @; also of one that is not well formed, as its
+    password has a / or its scheme is left out."""
+    rest = uri.partition("://")[2] or uri
+    if rest.startswith("/"):  # a file
+        return ""
+    host = re.split("[/?#]", rest, maxsplit=1)[0]
+    return "".join(rest.rpartition("@")[:2]) if {":", "@"} & set(host) else ""
 
 
 @contextmanager

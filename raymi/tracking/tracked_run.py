@@ -79,9 +79,11 @@ class TrackedRun:
         self._name, self._parent, self._params = name or folder.name, parent, params or {}
         self._client: Any = None
         self._connected = False
-        self._state = {"uri": self.uri, **_NOTHING_DELIVERED}
-        if kept.get("uri") == self.uri:  # another store gets everything from the beginning
-            self._state |= kept
+        place = store.without_password(self.uri)
+        self._state = {**_NOTHING_DELIVERED, "uri": place}
+        # Another store gets everything from the beginning.
+        if store.without_password(kept.get("uri", "")) == place:
+            self._state |= {**kept, "uri": place}
 
     @property
     def run_id(self) -> str | None:
@@ -128,17 +130,21 @@ class TrackedRun:
     def _end(self, status: str, tags: Mapping[str, str]) -> None:
         evaluations = self._state["evaluations"]
         note = self._client.get_run(self.run_id).data.tags.get(NOTE, "")
-        text = describe(self.config, self.about, evaluations) + evaluations_in(note)
-        for tag, value in {**tags, NOTE: store.as_tag(text)}.items():
+        text = describe(self.config, self.about, evaluations)
+        told_of = evaluations_in(note)
+        for tag, value in {**tags, NOTE: store.as_tag(text + told_of)}.items():
             self._client.set_tag(self.run_id, tag, value)
         if status == "FINISHED" and self._is_evaluated():
             try:
                 self._log_models()
             except NotExportable as error:
-                self.tell(
+                problem = (
                     f"torch.export cannot trace this model ({error}): MLflow gets its weights as "
                     "artifacts, and no model"
                 )
+                self.tell(problem)
+                text = store.as_tag(f"{text}\n\n{problem}.{told_of}")
+                self._client.set_tag(self.run_id, NOTE, text)
                 for which in evaluations:
                     self._client.log_artifact(self.run_id, str(self.folder.weights(which)))
         if self.folder.journal.is_file():

@@ -81,7 +81,8 @@ class TrackedSweep:
             tags[NOTE] = describe_sweep(self.sweep)
             tags |= source_tags(self._about)
             run = self._client.create_run(experiment, run_name=self.sweep.name, tags=tags)
-        write_atomically(self._place, json.dumps({"uri": self.uri}).encode())
+        kept = {"uri": store.without_password(self.uri)}
+        write_atomically(self._place, json.dumps(kept).encode())
         self._describe(run.info.run_id)
         self._points_sent = int(run.data.metrics.get("trials_ended", 0))
         self.run_id = run.info.run_id

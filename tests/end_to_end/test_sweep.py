@@ -152,7 +152,12 @@ def test_the_winner_of_a_final_is_measured_on_the_test_set_and_registered(tmp_pa
         "space=smoke", "tune.trials=2", "seeds=0..1", "epochs=2", "tune.search=random",
         "tune.samples=12", "tune.test_suite=quick", *SMALL, "evaluation.steps=2", "name=f",
     )  # fmt: skip
-    out = finish(start(tmp_path, *words))
+    secret = "s3cr3t-of-a-user"
+    names = ("MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN")
+    out = finish(start(tmp_path, *words, **dict.fromkeys(names, secret)))
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    assert secret not in out
     sweep = Sweep(tmp_path / "sweeps" / "f")
     trials = sorted(path.name for path in sweep.trials.iterdir())
     assert trials == ["0000-seed0", "0000-seed1", "0001-seed0", "0001-seed1"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from ray.tune.execution.class_cache import _ActorClassCache
 
 from raymi.orchestration.ray_session import _environment
+from raymi.orchestration.tuning import hand_on_no_keys
 
 OWN = {"RAYMI_TEST_SET": "the user's", "RAYMI_TEST_EMPTY": ""}
 SETTINGS = dict.fromkeys([*OWN, "RAYMI_TEST_ABSENT"], "raymi's")
@@ -47,3 +49,12 @@ def test_none_takes_a_variable_away() -> None:
     with _environment({"RAYMI_TEST_SET": None, "RAYMI_TEST_ABSENT": None}):
         assert settings_there() == {"RAYMI_TEST_EMPTY": ""}
     assert settings_there() == OWN
+
+
+def test_trials_get_no_keys_by_a_way_that_ray_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    hand_on_no_keys()
+    handed_on = _ActorClassCache().get(type("Trainable", (), {}))._default_options["runtime_env"]
+    assert handed_on["env_vars"]["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.2"
+    assert "s3cr3t" not in str(handed_on)

@@ -24,6 +24,7 @@ from raymi.sweeps.sweep import Run, Sweep, reached
 from raymi.sweeps.table import Found
 from raymi.tracking import store
 from raymi.tracking.sweeps import SweepTracker
+from raymi.tracking.tracked_sweep import TrackedSweep
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.usefixtures("own_store")
@@ -420,6 +421,16 @@ def test_a_continued_sweep_stays_in_its_store_whatever_the_folder(sweep, tmp_pat
     assert again.tracker.uri == driver.tracker.uri
     assert again.tracker.run_id == driver.tracker.run_id
     assert not list(elsewhere.iterdir())
+
+
+def test_a_sweep_keeps_its_place_without_the_password(sweep, monkeypatch):
+    there = client()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@tracking:5000")
+    tracked = TrackedSweep(sweep, Path.cwd(), print)
+    tracked._client = there
+    tracked.connect()
+    kept = (sweep.path / "tracking.json").read_text()
+    assert json.loads(kept) == {"uri": "http://tracking:5000"}
 
 
 def test_a_server_that_is_away_is_named_without_its_password(sweep, monkeypatch):

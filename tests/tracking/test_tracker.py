@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -406,6 +407,30 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
     assert register_model(config, client(), other, best) == "models:/raymi-digits/2"
 
 
+@pytest.mark.parametrize(
+    ("net", "why"), [("branching_net", "data-dependent"), ("counting_net", r"x.size\(\)\[0\] == 2")]
+)
+def test_a_network_that_cannot_be_shipped_leaves_its_weights_and_the_reason(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], net: str, why: str
+) -> None:
+    config = build_config("quickstart", {"model": {"name": f"tiny_runs:{net}"}})
+    folder = RunFolder(tmp_path / "runs" / "mine")
+    folder.write_config(config)
+    write_start(folder)
+    write_evaluations(folder, config)
+    told: list[str] = []
+    followed = Tracker(config, folder, ABOUT, tmp_path, told.append)
+    followed.start()
+    assert followed.close("FINISHED", WAIT), followed.problem
+    run = client().get_run(followed.run_id)
+    for text in (*told, run.data.tags["mlflow.note.content"]):
+        assert re.search(rf"torch.export cannot trace this model \(.*{why}", text)
+    assert client().search_logged_models([run.info.experiment_id]) == []
+    kept = {file.path for file in client().list_artifacts(followed.run_id)}
+    assert {"best.safetensors", "last.safetensors"} <= kept
+    assert "forward" not in capfd.readouterr().err, "torch prints no graph"
+
+
 def assert_models_give_the_logits_of_their_weights(
     config: Config, folder: RunFolder, models: dict[str, str]
 ) -> None:
@@ -591,9 +616,43 @@ def test_a_folder_with_any_name_has_its_own_store(name: str, tmp_path: Path) -> 
     [
         ("http://ann:pass@host:5000/x", "http://host:5000/x"),
         ("http://host:5000", "http://host:5000"),
+        ("http://ann:p@ss/wd?x#y@host:5000", "http://host:5000"),
+        ("http://ann:12/pass@host:5000", "http://host:5000"),
+        ("ann:pass@host:5000", "host:5000"),
+        ("http://token@[::1", "http://[::1"),
+        ("postgresql://ann:pass@host/db?sslmode=on", "postgresql://host/db?sslmode=on"),
+        ("mysql://host/db?user=ann&password=pass", "mysql://host/db?user=ann&password=..."),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Dpass", "mssql+pyodbc:///?odbc_connect=..."),
         ("sqlite:////home/ann/mlflow.db", "sqlite:////home/ann/mlflow.db"),
+        ("sqlite:////a:b/c@d/mlflow.db", "sqlite:////a:b/c@d/mlflow.db"),
     ],
 )
 def test_passwords_in_an_address_are_not_shown(uri: str, shown: str) -> None:
     assert store.without_password(uri) == shown
     assert "pass@" not in store.how_to_open(uri)
+    error = store.in_one_line(ValueError(f"cannot reach {uri} by http://me:pass@proxy"), uri)
+    assert not {"pass", "p@ss", "token", "12"} & set(re.findall(r"[\w@]+", error))
+
+
+def test_an_address_that_its_password_breaks_is_told_with_the_remedy() -> None:
+    error = store.in_one_line(ValueError("no port 'a'"), "http://ann:a/b@host:5000")
+    assert "%2F for /" in error
+    assert "'a'" not in error, "parts of the password are taken for something else"
+
+
+def test_a_run_keeps_its_place_without_the_password_and_goes_on_there_with_another(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tracked(login: str) -> tracked_run.TrackedRun:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{login}@tracking:5000")
+        return tracked_run.TrackedRun(config, folder, ABOUT, folder.path.parents[1])
+
+    tracked(f"me:{SECRET}")._keep(run_id="0123", offset=7)
+    assert SECRET not in folder.tracking.read_text()
+    again = tracked("me:another")
+    assert (again.run_id, again._state["offset"]) == ("0123", 7)
+    assert again.uri == "http://me:another@tracking:5000"
+    kept = json.loads(folder.tracking.read_text())["uri"]
+    assert store.with_login(kept) == again.uri
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pass@other:5000")
+    assert store.with_login(kept) == kept, "not the login of another store"
