@@ -53,7 +53,8 @@ def _show_version(client: Any, model_id: str, version: dict[str, str]) -> None:
     and its run. A server of MLflow does so itself, a local store does not."""
     tags = client.get_logged_model(model_id).tags
     known = json.loads(tags.get(_VERSIONS, "[]"))
-    if version not in known:
+    told = [(one["name"], str(one["version"])) for one in known]  # a server writes a number
+    if (version["name"], version["version"]) not in told:
         client.set_logged_model_tags(model_id, {_VERSIONS: json.dumps([*known, version])})
 
 
