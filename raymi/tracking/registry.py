@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from raymi.config import Config
 from raymi.tracking.store import current
+
+_VERSIONS = "mlflow.modelVersions"
+_ABOUT = """Image classifiers trained by raymi, a version for each run, with its model card. The
+one to use has the alias `champion` once `python -m raymi.select` has set it; its tags say why it
+was chosen."""
 
 
 def registered_name(config: Config) -> str:
@@ -32,13 +38,24 @@ def new_version(client: Any, name: str, run_id: str | None, model_id: str) -> st
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=" ".join(_ABOUT.split()))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     with current(client.tracking_uri):
         made = client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
+    _show_version(client, model_id, {"name": name, "version": str(made.version)})
     return str(made.version)
+
+
+def _show_version(client: Any, model_id: str, version: dict[str, str]) -> None:
+    """Tells a logged model its version, without which MLflow's UI does not show it beside the model
+    and its run. A server of MLflow does so itself, a local store does not."""
+    tags = client.get_logged_model(model_id).tags
+    known = json.loads(tags.get(_VERSIONS, "[]"))
+    told = [(one["name"], str(one["version"])) for one in known]  # a server writes a number
+    if (version["name"], version["version"]) not in told:
+        client.set_logged_model_tags(model_id, {_VERSIONS: json.dumps([*known, version])})
 
 
 def versions_of(

@@ -93,7 +93,11 @@ class TrackedSweep:
         settings = {"recipe": definition.recipe, "space": definition.space.name}
         settings |= {f"tune.{key}": value for key, value in tune.items()}
         settings["seeds"] = ",".join(map(str, definition.seeds))
-        store.log_params(self._client, run_id, definition.settings | settings)
+        common = flatten(json.loads(self.sweep.config_of({}).model_dump_json()))
+        varied = {"seed", *definition.space.keys}
+        told = {**definition.settings, **settings}
+        told |= {k: value for k, value in common.items() if k not in varied and k not in told}
+        store.log_params(self._client, run_id, told)
         self._client.log_artifact(run_id, str(self.sweep.path / "sweep.json"))
         space = definition.space.model_dump(mode="json", exclude_defaults=True)
         self._client.log_dict(run_id, space, "space.json")
@@ -180,7 +184,8 @@ class TrackedSweep:
         client, run_id = self._client, self.run_id
         header, lines = as_columns(rows)
         client.log_text(run_id, _csv(header, lines), "trials.csv")
-        client.log_text(run_id, json.dumps({"columns": header, "data": lines}), _TABLE)
+        names = [name.replace(".", "/") for name in header]  # the UI leaves names with dots empty
+        client.log_text(run_id, json.dumps({"columns": names, "data": lines}), _TABLE)
         tables = json.dumps([{"path": _TABLE, "type": "table"}])
         client.set_tag(run_id, "mlflow.loggedArtifacts", tables)  # so that its UI shows it as one
         client.log_figure(run_id, pareto_picture(self.sweep.name, rows), "pareto.png")

@@ -136,6 +136,8 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(sweep):
     assert parent.data.params["recipe"] == "quickstart"
     assert parent.data.params["tune.search"] == "random"
     assert parent.data.params["optim.epochs"] == "2"
+    assert parent.data.params["loss.base"] == "at", "what holds for all trials, given or not"
+    assert not {"optim.lr", "seed"} & set(parent.data.params), "each trial has its own"
     assert parent.data.tags["raymi.id"] == sweep.definition.id
     assert f"resume={sweep.path}" in parent.data.tags["mlflow.note.content"]
     assert json.loads(artifact(parent, "sweep.json").read_text())["recipe"] == "quickstart"
@@ -238,6 +240,7 @@ def test_what_a_sweep_found_is_on_its_run(sweep):
         experiment = parent.info.experiment_id
         shown = client().load_table(experiment, "trials.json", run_ids=[parent.info.run_id])
     assert shown["robust"].tolist() == pytest.approx(table["robust"].tolist())
+    assert shown["optim/lr"].tolist() == pytest.approx(table["optim.lr"].tolist())
     assert json.loads(artifact(parent, "importance.json").read_text()) == importance
     assert set(importance) == {"optim.lr", "width"}
     for picture in ("pareto.png", "importance.png"):

@@ -393,6 +393,8 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
     assert accuracies["best"]["test/pgd40_acc"] == 0.6
     assert accuracies["last"]["test/pgd40_acc"] == 0.55
     assert accuracies["last"]["test/num"] == 100
+    shown = {m.name: json.loads(m.tags.get("mlflow.modelVersions", "[]")) for m in models}
+    assert shown == {"best": [{"name": "raymi-digits", "version": "1"}], "last": []}
     images = {(a.dataset_name, a.dataset_digest) for m in models for a in m.metrics}
     assert images == {("digits-test", 32 * "b")}
     assert_nowhere(tmp_path, SECRET.encode())

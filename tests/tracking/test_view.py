@@ -21,7 +21,11 @@ def test_a_new_experiment_is_one_of_training_and_has_a_view_of_its_accuracies():
     assert tags["mlflow.experimentKind"] == "custom_model_development"
     view = json.loads(tags["mlflow.sharedViewState.raymi"])
     assert (view["name"], type(view["createdAt"]), type(view["state"])) == ("raymi", int, str)
-    assert "metrics.`test/pgd40_acc`" in json.loads(view["state"])["selectedColumns"]
+    state = json.loads(view["state"])
+    assert "metrics.`test/pgd40_acc`" in state["selectedColumns"]
+    # What the UI shows first has a place and a width: the others come after it, and are cut.
+    assert {*state["selectedColumns"]} <= {*state["columnOrder"]} == {*state["columnWidths"]}
+    assert [one["name"] for one in state["compareRunSections"]][:2] == ["val", "test"]
 
 
 def test_what_somebody_has_set_on_an_experiment_stays():
