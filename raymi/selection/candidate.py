@@ -41,7 +41,8 @@ class Candidate:
         question: that all numbers answer.
         numbers: by the names of attacks as they are in metrics, and "clean".
         doubts: signs of false robustness that any evaluation has found, in words.
-        evaluation: key of its last evaluation, whose outcomes may be kept; None: there is none.
+        evaluations: keys of the questions that evaluations of it have answered, whose outcomes may
+            be kept.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Candidate:
     question: Question
     numbers: Mapping[str, Number]
     doubts: str = ""
-    evaluation: str | None = None
+    evaluations: tuple[str, ...] = ()
 
     @property
     def attacks(self) -> tuple[str, ...]:

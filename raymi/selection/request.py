@@ -62,12 +62,13 @@ def requested(words: Sequence[str]) -> Request:
     """
     problems: list[str] = []
     rest, constraints = split_constraints([w for w in words if w != "--dry-run"], problems)
-    if CLEAN in rest:
+    meant = [word for word in rest if word.partition("=")[0] == CLEAN]
+    if meant:
         problems.append(
-            f"{CLEAN}: expected a constraint such as 'clean>=0.80', in quotes: without them the "
+            f"{meant[0]}: expected a constraint such as 'clean>=0.80', in quotes: without them the "
             "shell takes > for the name of a file"
         )
-    others = with_json([word for word in rest if word != CLEAN], problems)
+    others = with_json([word for word in rest if word not in meant], problems)
     parsed = split_words(others, OWN)
     own = parsed.own
     problems += parsed.problems

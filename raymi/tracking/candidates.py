@@ -10,6 +10,7 @@ from typing import Any
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.question import threat_name
 from raymi.selection.candidate import CLEAN, Candidate, Number, Question, with_interval
+from raymi.tracking.metric_names import QUESTION
 from raymi.tracking.store import has_model
 
 _EVALUATED = re.compile(r"(?P<prefix>eval/[^/]+/(?P<threat>[^/]+)/(?:[^/]+/)?)(?P<key>[^/]+)")
@@ -135,7 +136,7 @@ def of_model(model: Any, run: Any) -> Iterator[Candidate]:
             Question(data, digest, num, threat, of_training),
             numbers,
             doubts,
-            model.tags.get("raymi.eval.question"),
+            tuple(tag.removeprefix(QUESTION) for tag in model.tags if tag.startswith(QUESTION)),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from raymi.evaluation.report import Report
 from raymi.tracking import store
 from raymi.tracking.datasets import DataSet, link_datasets
 from raymi.tracking.description import NOTE, describe_evaluation, with_evaluation
-from raymi.tracking.metric_names import as_metric, digits, metric_prefix
+from raymi.tracking.metric_names import QUESTION, as_metric, digits, metric_prefix
 from raymi.tracking.model_card import write_card
 
 
@@ -67,12 +68,13 @@ def log_evaluation(
     images = DataSet(report.data, report.question["images"], "eval")
     (dataset,) = link_datasets(client, run_id, [images])
     prefix = metric_prefix(report, place.which)
-    step = _epoch_of(client, model_id)
+    step, when = _epoch_of(client, model_id), _time_of_attempt(client, run_id, said, told)
     for metric, value in _metrics(report, prefix, told):
         client.log_metric(  # of the run, and of its model where there is one
             run_id,
             metric,
             value,
+            timestamp=when,
             step=step,
             model_id=model_id,
             dataset_name=dataset.name,
@@ -99,6 +101,17 @@ def log_evaluation(
     everything = ",".join(filter(None, dict.fromkeys([*told, *names])))
     client.set_tag(run_id, said, everything[: store.LONGEST_TAG])  # last: all the rest is there
     return run_id
+
+
+def _time_of_attempt(client: Any, run_id: str, said: str, told: Sequence[str]) -> int:
+    """The time of the metrics, in milliseconds: where an attempt to tell the same was cut off, that
+    of the attempt, as MLflow takes a point with the same time for the one that it has."""
+    tag, after = f"{said}.began", f" after {len(told)}"
+    began = client.get_run(run_id).data.tags.get(tag, "")
+    if not began.endswith(after):  # none, or one that came to its end
+        began = f"{int(1000 * time.time())}{after}"
+        client.set_tag(run_id, tag, began)
+    return int(began.removesuffix(after))
 
 
 def _epoch_of(client: Any, model_id: str | None) -> int:
@@ -132,7 +145,7 @@ def _tags(report: Report, key: str, prefix: str) -> Iterator[tuple[str, str]]:
     for finding in report.findings:
         said = "doubtful" if finding.suspicious else "ok" if finding.conclusive else "cannot tell"
         yield f"{prefix}check/{as_metric(finding.check)}", f"{said}: {finding.text}"
-    yield "raymi.eval.question", key
+    yield f"{QUESTION}{key}", prefix
 
 
 def _names(report: Report) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""How the numbers of evaluations are called in MLflow."""
+"""How evaluations and their numbers are called in MLflow."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from fractions import Fraction
 from raymi.evaluation.question import threat_name
 from raymi.evaluation.report import Report
 
+QUESTION = "raymi.eval.question."
+"""Begins a tag of a run and of a model for each question that an evaluation of it has answered; its
+value is the prefix of the metrics."""
 _LONGEST_PART = 100
 """Of a metric's name, which has at most 250 characters."""
 

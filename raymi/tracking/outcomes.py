@@ -50,10 +50,10 @@ class Outcomes:
         return self._known[one.model_id]
 
     def _fetch(self, one: Candidate) -> _Withstood | None:
-        if one.run_id is None or one.evaluation is None or one.question.of_training:
+        if one.run_id is None or not one.evaluations or one.question.of_training:
             return None
         for folder in self.client.list_artifacts(one.run_id, "evaluations"):
-            if f"-{one.evaluation}" not in folder.path:
+            if not any(f"-{key}" in folder.path for key in one.evaluations):
                 continue
             files = self.client.list_artifacts(one.run_id, folder.path)
             if {Path(file.path).name for file in files} >= {"report.json", "outcomes.parquet"}:

@@ -98,15 +98,30 @@ class SweepTracker(Delivery):
             self._look_at_all(closing)
             self._looked_at_all_when = stage
         self.tracked.send_progress(self._trials.values())
-        for run in list(self._due):
-            self._due[run] = self._due.pop(run)  # what fails does not hold up the others
-            if self._send(run, self._trials[run.number], closing):
-                del self._due[run]
+        failed = self._send_all(closing)
         if closing is not None:
             rows = trial_rows(self._sweep, self._trials.values(), self._found.finalists)
             self.tracked.conclude(closing, rows, self._study.importance(), self._found)
-        elif awaited:
+        if failed is not None:
+            raise failed
+        if closing is None and awaited:
             self._settled.set()
+
+    def _send_all(self, closing: str | None) -> Exception | None:
+        """Delivers what there is of each run that is due: one that is refused holds up no other,
+        nor the sweep's own; the first error.
+
+        Raises: whatever MLflow raises where the store does not answer at all.
+        """
+        failed: Exception | None = None
+        for run in list(self._due):
+            try:
+                if self._send(run, self._trials[run.number], closing):
+                    del self._due[run]
+            except Exception as error:
+                self.tracked.check_store()
+                failed = failed or error
+        return failed
 
     def _take_news(self) -> None:
         while not self._news.empty():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,9 @@ class TrackedRun:
                 self._end(status, tags or {})
         except Exception:
             self._connected = False  # the run may be gone, too: it is looked for at the next try
+            if status is not None:
+                with suppress(Exception):  # files alone may be refused: nobody waits for the run
+                    self._client.set_terminated(self.run_id, status)
             raise
 
     def _send_news(self) -> None:

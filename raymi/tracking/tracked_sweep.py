@@ -103,6 +103,10 @@ class TrackedSweep:
         self._client.log_dict(run_id, space, "space.json")
         self._client.update_run(run_id, status="RUNNING")
 
+    def check_store(self) -> None:
+        """Raises: whatever MLflow raises where the store does not answer."""
+        self._client.get_run(self.run_id)
+
     def child(self, run: Run, trial: Trial) -> TrackedRun:
         """A run of a trial, whose folder is made where its process has not done so yet."""
         definition = self.sweep.definition

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -260,6 +261,32 @@ def test_told_again_nothing_is_added(mine, home):
     assert log(report, place, home) == mine.run_id
     assert log(report_of(home, ()), place, home) == mine.run_id, "less of the same"
     assert state() == before
+
+
+@pytest.mark.parametrize("call", ["log_metric", "set_logged_model_tags", "log_text", "set_tag"])
+def test_telling_that_was_cut_off_is_finished_by_the_next_and_nothing_is_there_twice(
+    mine, home, monkeypatch, call
+):
+    place = place_of(mine, home)
+    reports = (report_of(home), report_of(home, ("fgsm",)), report_of(home, seed=1))
+    real, calls = getattr(mlflow.MlflowClient, call), itertools.count(1)
+
+    def fails_the_third_time(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 3:
+            raise ConnectionError
+        return real(*args, **kwargs)
+
+    def tell() -> None:
+        for report in reports:
+            log(report, place, home)
+
+    monkeypatch.setattr(mlflow.MlflowClient, call, fails_the_third_time)
+    with pytest.raises(ConnectionError):
+        tell()
+    tell()
+    prefix = "eval/digits-test/linf_8_255/"
+    assert len(values(mine.run_id, f"{prefix}pgd-40_acc")) == 2, "of two questions"
+    assert len(values(mine.run_id, f"{prefix}fgsm_acc")) == 1
 
 
 def test_of_a_report_that_grew_only_the_new_results_are_added(mine, home):

@@ -224,6 +224,14 @@ def test_differences_are_paired_where_the_outcomes_are_kept(home, capsys):
     assert "within noise of mine/last: mine/best (paired p=0.7)" in said, "50 against 55"
 
 
+def test_they_stay_paired_where_a_model_has_answered_another_question_since(home, capsys):
+    evaluated(home, models()["best"], range(180), range(100))
+    evaluated(home, models()["last"], range(160), range(20, 130))
+    evaluated(home, models()["best"], range(180), range(100), images="f")
+    said = run_select(capsys, "data=digits-val@dddddddd", "--dry-run")
+    assert "mine/best (paired p=" in said
+
+
 @pytest.mark.parametrize("lost", ["best", "last"])
 def test_without_the_outcomes_of_both_intervals_are_compared(home, capsys, lost):
     evaluated(home, models()["best"], range(180), range(100), outcomes=lost != "best")

@@ -396,7 +396,9 @@ def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, mon
     ended = ("mine/0002", "FINISHED")
     wait_until(lambda: ended in {(run.info.run_name, run.info.status) for run in runs()})
     assert len(again.told) == 1
-    assert again.tracker.close("FINISHED", timeout=0.3) is False
+    assert again.tracker.conclude("FINISHED", 3.0, Found(Run(0, 0))) is False
+    parent, _ = in_mlflow()
+    assert (parent.info.status, parent.data.tags["raymi.winner"]) == ("FINISHED", "0")
 
 
 def test_a_run_that_somebody_deleted_is_made_anew_with_its_children(sweep):

@@ -482,6 +482,21 @@ def test_a_model_whose_logging_was_cut_off_is_there_once_in_the_end(
     assert accuracies["best"]["test/pgd40_acc"] == 0.6
 
 
+def test_a_run_whose_files_are_refused_for_ever_ends_all_the_same(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outage = Outage(monkeypatch, "log_artifact")
+    write_start(folder)
+    write_epoch(folder, 1)
+    followed = follow(config, folder)
+    assert followed.close("KILLED", 2.0) is False
+    assert client().get_run(followed.run_id).info.status == "KILLED"
+    assert history(followed.run_id, "train/loss") == [(1, 1.5)]
+    outage.over = True
+    deliver(config, folder, "KILLED")
+    assert "journal.jsonl" in {one.path for one in client().list_artifacts(followed.run_id)}
+
+
 def test_models_are_logged_once_where_registration_fails_at_first(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
