@@ -164,7 +164,7 @@ class _Search:
             reports, _ = evaluate(plan, shown, place.resources)
         print_report(self.console, reports[0])
         accuracies = {result.name: result.accuracy for result in reports[0].results}
-        self.found = replace(self.found, test=accuracies)
+        self.found = replace(self.found, test=accuracies, num_test=reports[0].num)
         for told in track(plan, reports) if self.tracker is not None else ():
             if told.run_id is None:
                 self.say(f"MLflow did not take the evaluation of {told.name} ({told.problem})")

@@ -70,11 +70,13 @@ class Row:
 @dataclass(frozen=True)
 class Found:
     """What a sweep has found: the run that won, the finalists, the winner first, and the winner's
-    accuracies on the test set by the name of the attack; nothing before it has come so far."""
+    accuracies on so many images of the test set by the name of the attack; nothing before it has
+    come so far."""
 
     winner: Run | None = None
     finalists: tuple[Finalist, ...] = ()
     test: Mapping[str, float] = field(default_factory=dict)
+    num_test: int = 0
 
 
 def trial_rows(

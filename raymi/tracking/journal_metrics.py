@@ -13,7 +13,8 @@ def told_by(
 ) -> tuple[Mapping[str, Any], int, dict[str, Any]]:
     """What an event of the journal tells in metrics.
 
-    Args: state, of what was told before: `step`, `epoch_step`, `evaluations`, `probed`.
+    Args: state, of what was told before: `step`, `epoch_step`, `best_robust`, `evaluations`,
+        `probed`.
     Returns: values by the names of metrics, none of a replayed event; their step; and what of the
         state is another one once they are told.
     """
@@ -26,7 +27,10 @@ def told_by(
         metrics = {f"train/{k}": v for k, v in event["train"].items()}
         metrics |= {f"val/{k}": v for k, v in event["val"].items()}
         metrics |= {k: event[k] for k in ("lr", "images_per_s")}
-        return {f"{prefix}{k}": v for k, v in metrics.items()}, epoch, {"epoch_step": step}
+        then = {"epoch_step": step}
+        if (best := _best_robust(event, state)) is not None:
+            metrics["val/best_robust_acc"] = then["best_robust"] = best
+        return {f"{prefix}{k}": v for k, v in metrics.items()}, epoch, then
     if kind == "evaluation" and event["which"] not in state["evaluations"]:
         which, attack = event["which"], event["attack"]
         name = f"pgd{attack['steps']}_acc"
@@ -39,6 +43,15 @@ def told_by(
         metrics = {f"probe/{k}": v for k, v in event["estimates"].items()}
         return metrics, epoch, {"probed": True}
     return {}, epoch, {}
+
+
+def _best_robust(event: Event, state: Mapping[str, Any]) -> float | None:
+    """The highest robust validation accuracy of the classifier by now, by which models and runs are
+    chosen; None of other phases, and where nothing is validated."""
+    if event["phase"] != "classifier":
+        return None
+    now = [v for k, v in event["val"].items() if k in ("robust_acc", "averaged/robust_acc")]
+    return max((v for v in [*now, state["best_robust"]] if v is not None), default=None)
 
 
 def _overfitting_gap(evaluations: dict[str, Event], which: str) -> dict[str, float]:

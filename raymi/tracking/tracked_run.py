@@ -35,6 +35,7 @@ _NOTHING_DELIVERED: dict[str, Any] = {
     "offset": 0,
     "step": 0,
     "epoch_step": 0,
+    "best_robust": None,
     "evaluations": {},  # by name: "last", "best", with "-averaged" after it where weights were
     "probed": False,
     "model_ids": {},

@@ -202,9 +202,11 @@ class TrackedSweep:
             evaluations = _evaluations(self.sweep.folder_of(winner))
             (row,) = (row for row in rows if row.number == winner.number)
             self._tell_winner(winner, row, evaluations)
-            for name, accuracy in found.test.items():
-                metric = f"final/test_{name.replace('-', '')}_acc"
-                self._client.log_metric(run_id, metric, accuracy, step=0)
+            numbers = {f"{name.replace('-', '')}_acc": value for name, value in found.test.items()}
+            if numbers:  # of fewer images than those of the winner's own evaluation, perhaps
+                numbers["num"] = found.num_test
+            for key, value in numbers.items():
+                self._client.log_metric(run_id, f"final/test_{key}", value, step=0)
         text = describe_sweep(self.sweep, rows, importance, winner, evaluations)
         client.set_tag(run_id, NOTE, text)
         client.set_terminated(run_id, status)

@@ -13,7 +13,7 @@ _COLUMNS = {
     "attributes.`Run Name`": 240,
     "runDateAndNestInfo": 138,
     "tags.`raymi.trial`": 76,  # long names of a sweep's trials differ in what is cut off
-    "metrics.`val/robust_acc`": 106,
+    "metrics.`val/best_robust_acc`": 134,
     "metrics.`test/clean_acc`": 106,
     "metrics.`test/pgd40_acc`": 110,
     "params.`loss.base`": 78,
@@ -32,7 +32,7 @@ _SECTIONS = ("val", "test", "val/mi", "train", "train/mi")
 """Those of the charts that come first: by itself the UI begins with intervals of evaluations."""
 
 _ABOUT = """Robust image classifiers, trained by raymi. *Views* at the top right has one called
-**raymi** with the columns that compare them: robust accuracy on validation after the last epoch;
+**raymi** with the columns that compare them: robust accuracy on validation of the best epoch;
 accuracy of the chosen model on test images, clean and under PGD-40; and the settings of the method.
 A run's description has its results and the command that repeats it. `python -m raymi.report` draws
 runs. `python -m raymi.select` chooses a model: in the *Model registry* it then has the alias

@@ -172,6 +172,7 @@ def test_the_winner_of_a_final_is_measured_on_the_test_set_and_registered(tmp_pa
     assert set(by_name) == {"f", *(f"f/{name}" for name in trials)}
     assert parent.data.tags["raymi.winner"] == str(int(winner[:4]))
     assert {"final/val_autoattack_acc", "final/test_pgd20_acc"} <= set(parent.data.metrics)
+    assert parent.data.metrics["final/test_num"] == 12
     (version,) = client().search_model_versions("name = 'raymi-digits'")
     child = by_name[f"f/{winner}"]
     assert version.run_id == child.info.run_id

@@ -227,7 +227,8 @@ def test_differences_are_paired_where_the_outcomes_are_kept(home, capsys):
 def test_they_stay_paired_where_a_model_has_answered_another_question_since(home, capsys):
     evaluated(home, models()["best"], range(180), range(100))
     evaluated(home, models()["last"], range(160), range(20, 130))
-    evaluated(home, models()["best"], range(180), range(100), images="f")
+    for images in ("e", "f"):
+        evaluated(home, models()["best"], range(180), range(100), images=images)
     said = run_select(capsys, "data=digits-val@dddddddd", "--dry-run")
     assert "mine/best (paired p=" in said
 

@@ -153,6 +153,25 @@ def test_metrics_have_the_epoch_as_step(config: Config, folder: RunFolder) -> No
     assert history(run_id, "lr") == [(1, 0.1), (2, 0.1)]
 
 
+def test_the_accuracy_that_chooses_only_rises_also_over_a_pause(
+    config: Config, folder: RunFolder
+) -> None:
+    def write_validated(epoch: int, phase: str = "classifier", **val: float) -> None:
+        fields = {"train": {}, "lr": 0.1, "images_per_s": 100.0}
+        write(folder, "epoch", epoch, phase=phase, val=val, **fields)
+
+    write_validated(1, "pretraining", robust_acc=0.9)
+    write_validated(2, robust_acc=0.5)
+    write_validated(3, robust_acc=0.4)
+    run_id = deliver(config, folder, "KILLED").run_id
+    write_validated(4, robust_acc=0.3)
+    write_validated(5, **{"robust_acc": 0.4, "averaged/robust_acc": 0.6})
+    write_validated(6)
+    deliver(config, folder, "KILLED")
+    told = history(run_id, "val/best_robust_acc")
+    assert told == [(2, 0.5), (3, 0.5), (4, 0.5), (5, 0.6), (6, 0.6)]
+
+
 def test_earlier_phases_have_metrics_of_their_own(config: Config, folder: RunFolder) -> None:
     write_start(folder)
     for phase, step in (("pretraining", 20), ("estimators", 40), ("classifier", 60)):
