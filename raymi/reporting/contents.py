@@ -85,7 +85,7 @@ class Section:
 def sections(runs: Sequence[Reported]) -> list[Section]:
     """All pictures of some runs, in the order in which they are read; without empty sections."""
     histories = [run.history for run in runs]
-    measured = [(run.history.name, run.measured) for run in runs if run.measured is not None]
+    measured = [(run.as_row.run, run.measured) for run in runs if run.measured is not None]
     parts = (
         Section(
             "training",

@@ -112,8 +112,8 @@ def together_picture(histories: Sequence[History]) -> Picture | None:
 
 
 def overfitting_text(history: History) -> str:
-    """How much robust validation accuracy is lost between the best and the last epoch, in words;
-    empty before there are two epochs."""
+    """How much robust validation accuracy the weights as trained lose between their best and their
+    last epoch, in words; empty before there are two epochs."""
     epochs = [one for one in history.phases.get(CLASSIFIER, ()) if one.val]
     best = next((one for one in epochs if one.number == history.best_epoch()), None)
     if best is None or len(epochs) < 2:
@@ -122,9 +122,10 @@ def overfitting_text(history: History) -> str:
     robust, end = best.val["robust_acc"], last.val["robust_acc"]
     if best is last:
         return f"The last epoch, {last.number}, is the best one: {percent_text(robust)} robust."
+    of = " of the weights as trained" if _is_averaged(history) else ""
     return (
-        f"Robust-overfitting gap: {100 * (robust - end):.1f} points between epoch {best.number} "
-        f"({percent_text(robust)}), the best one, and the last, {last.number} "
+        f"Robust-overfitting gap{of}: {100 * (robust - end):.1f} points between epoch "
+        f"{best.number} ({percent_text(robust)}), the best one, and the last, {last.number} "
         f"({percent_text(end)}); the best one was picked as the highest, so some gap is expected "
         "without any overfitting."
     )

@@ -64,16 +64,15 @@ def model_card(
     size, classes = built["image_size"], metadata["classes"]
     facts = {key.removeprefix("raymi."): text for key, text in run.data.tags.items()}
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
+    network = built["name"]
+    if built["width"] is not None:
+        network += f", width {as_typed(built['width'])}, depth {built['depth']}"
     return "\n\n".join(
-        [
-            f"# {run.info.run_name}/{model.name}",
-            f"An image classifier ({built['name']}, width {as_typed(built['width'])}, depth "
-            f"{built['depth']}) trained by raymi {facts.get('version', '')} "
-            f"(recipe {facts.get('recipe', 'unknown')}) on {config.data.name} to withstand "
-            f"perturbations in {threat}."
-            if built["width"] is not None
-            else f"An image classifier ({built['name']}) trained by raymi on {config.data.name}.",
-            f"It maps images (B, 3, {size}, {size}), raw pixels in [0, 1], to logits "
+        [  # the first line is what lists of versions show of it
+            f"{run.info.run_name}/{model.name}: an image classifier ({network}) trained by raymi "
+            f"{facts.get('version', '')} (recipe {facts.get('recipe', 'unknown')}) on "
+            f"{config.data.name} to withstand perturbations in {threat}.",
+            f"It maps images (B, 3, {size}, {size}), float32 pixels in [0, 1], to logits "
             f"(B, {len(classes)}); normalisation is inside. Classes: {shown}.",
             "## Use",
             _usage(addresses[0], size),

@@ -19,11 +19,13 @@ def describe_sweep(
     importance: Mapping[str, float] | None = None,
     winner: Run | None = None,
     evaluations: Mapping[str, Mapping[str, Any]] | None = None,
+    model: str | None = None,
 ) -> str:
     """Markdown: what a sweep searches, what it found, and the commands that repeat and continue it.
 
     Args: rows, its trials; importance, fractions by the name of a parameter; winner, the run that
-        was chosen; evaluations, the events of its journal, by the name of the model.
+        was chosen; evaluations, the events of its journal, by the name of the model; model, the
+        address of its chosen model in MLflow.
     """
     definition = sweep.definition
     space = definition.space
@@ -44,6 +46,8 @@ def describe_sweep(
         if evaluations:
             title = result_title(sweep.config_of(values), evaluations)
             parts += [title, as_markdown(result_table(evaluations))]
+        if model is not None:
+            parts.append(f"Its model: `{model}`")
     commands = [
         f"```\n{definition.command}\n```",
         f"To continue it, or to bring the rest of it here:\n\n```\n{again}\n```",

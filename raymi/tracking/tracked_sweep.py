@@ -150,7 +150,7 @@ class TrackedSweep:
         for point in list(self._ended.values())[self._points_sent :]:
             values: dict[str, float] = {"trials_ended": point.ended, "epochs": point.epochs}
             if point.best is not None:
-                values["best/val_robust_acc"] = point.best
+                values["val/best_robust_acc"] = point.best
             when = int(1000 * point.time)
             metrics = [Metric(key, v, when, point.ended) for key, v in values.items()]
             self._client.log_batch(self.run_id, metrics=metrics)
@@ -198,31 +198,34 @@ class TrackedSweep:
             picture = importance_picture(self.sweep.name, importance)
             client.log_figure(run_id, picture, "importance.png")
         evaluations: dict[str, Any] = {}
+        model = None
         if (winner := found.winner) is not None:
             evaluations = _evaluations(self.sweep.folder_of(winner))
+            model = self._model_of(winner, evaluations)
             (row,) = (row for row in rows if row.number == winner.number)
-            self._tell_winner(winner, row, evaluations)
+            self._tell_winner(winner, row, evaluations, model)
             numbers = {f"{name.replace('-', '')}_acc": value for name, value in found.test.items()}
             if numbers:  # of fewer images than those of the winner's own evaluation, perhaps
                 numbers["num"] = found.num_test
             for key, value in numbers.items():
                 self._client.log_metric(run_id, f"final/test_{key}", value, step=0)
-        text = describe_sweep(self.sweep, rows, importance, winner, evaluations)
+        text = describe_sweep(self.sweep, rows, importance, winner, evaluations, model)
         client.set_tag(run_id, NOTE, text)
         client.set_terminated(run_id, status)
 
-    def _tell_winner(self, winner: Run, row: Row, evaluations: Mapping[str, Any]) -> None:
+    def _tell_winner(
+        self, winner: Run, row: Row, evaluations: Mapping[str, Any], model: str | None
+    ) -> None:
         tags = {"raymi.winner": str(winner.number)}
         tags["raymi.winner_settings"] = " ".join(self.sweep.settings_in_words(row.values))
+        if model is not None:
+            tags["raymi.winner_model"] = model
         if row.final is not None:
             for key, value in (("pgd40", row.final.pgd), ("autoattack", row.final.autoattack)):
                 if value is not None:
                     self._client.log_metric(self.run_id, f"final/val_{key}_acc", value, step=0)
         if evaluations:
-            chosen = chosen_model(evaluations)
-            event, models = evaluations[chosen], self._models_of(winner)
-            if chosen in models:
-                tags["raymi.winner_model"] = models[chosen]
+            event = evaluations[chosen_model(evaluations)]
             robust = f"test/pgd{event['attack']['steps']}_acc"
             when = int(1000 * event["time"])
             for key, value in (("test/clean_acc", event["clean"]), (robust, event["robust"])):
@@ -230,10 +233,11 @@ class TrackedSweep:
         for tag, text in tags.items():
             self._client.set_tag(self.run_id, tag, text)
 
-    def _models_of(self, run: Run) -> dict[str, str]:
+    def _model_of(self, run: Run, evaluations: Mapping[str, Any]) -> str | None:
+        """The address of a run's chosen model; None before it is logged."""
         tracking = self.sweep.folder_of(run).tracking
         kept = json.loads(tracking.read_text()) if tracking.is_file() else {}
-        return kept.get("models", {})
+        return kept.get("models", {}).get(chosen_model(evaluations)) if evaluations else None
 
 
 def _evaluations(folder: RunFolder) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def test_all_is_seen_while_the_sweep_goes_on(sweep):
     wait_until(lambda: in_mlflow()[1]["mine/0000"].info.status == "FINISHED")
     assert in_mlflow()[0].info.status == "RUNNING"
     assert values(parent, "epochs") == [(1, 2)]
-    assert values(parent, "best/val_robust_acc") == [(1, sweep.measured(Run(0, 0))[-1].robust)]
+    assert values(parent, "val/best_robust_acc") == [(1, sweep.measured(Run(0, 0))[-1].robust)]
     assert [step for step, _ in values(children["mine/0000"], "val/robust_acc")] == [1, 2]
     driver.close("KILLED")
 
@@ -203,7 +203,7 @@ def test_curves_of_the_sweep_have_a_point_for_each_trial_that_ended(sweep):
     assert values(parent, "trials_ended") == [(1, 1), (2, 2), (3, 3)]
     assert values(parent, "epochs") == [(1, 2), (2, 2), (3, 4)]
     best = [(1, first), (2, first), (3, max(first, last))]
-    assert values(parent, "best/val_robust_acc") == best
+    assert values(parent, "val/best_robust_acc") == best
 
 
 def test_a_failure_before_anything_was_reached_is_told(sweep):
@@ -215,7 +215,7 @@ def test_a_failure_before_anything_was_reached_is_told(sweep):
     assert children["mine/0000"].data.tags["raymi.reason"] == "its process died again and again"
     assert children["mine/0001"].data.tags["raymi.reason"].endswith("xxx...")
     assert values(parent, "trials_ended") == [(1, 1), (2, 2)]
-    assert values(parent, "best/val_robust_acc") == []
+    assert values(parent, "val/best_robust_acc") == []
 
 
 def test_what_a_sweep_found_is_on_its_run(sweep):
@@ -307,6 +307,7 @@ def test_a_winner_that_is_evaluated_in_a_later_process_is_registered_once(sweep)
     Driver(sweep).close(winner=0)
     parent, _ = in_mlflow()
     assert parent.data.tags["raymi.winner_model"] == "models:/raymi-digits/1"
+    assert "Its model: `models:/raymi-digits/1`" in parent.data.tags["mlflow.note.content"]
     assert values(parent, "test/pgd2_acc") == [(0, event["robust"])]
     assert values(parent, "trials_ended") == [(1, 1)]
     assert len(client().search_model_versions("name = 'raymi-digits'")) == 1
