@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from raymi.config import ScalingConfig
-from raymi.errors import UserError
+from raymi.errors import UserError, first_line
 from raymi.hardware import available_cores, available_gpus
 
 _ENVIRONMENT = {
@@ -30,6 +30,7 @@ _OWN_DASHBOARD: dict[str, str | None] = {
     "RAY_API_SERVER_ADDRESS": None,  # of a cluster to which the user submits jobs
 }
 _ANY_NUMBER = 1000
+_JOIN_SECONDS = 60.0  # after which no more attempts are made
 _ELASTIC = {
     # For up to 20 s after a node is lost, Ray counts it and asks for a place on it: how long it
     # waits for that place, before it counts again. Only the reservation of the places is limited,
@@ -97,7 +98,7 @@ def ray_session(scaling: ScalingConfig, *, dashboard: bool = False) -> Iterator[
 
     Args: scaling; dashboard, of a Ray that is started here: without it Ray Tune never gets back the
         place of a trial that it stops.
-    Raises: UserError where a cluster lacks the CPUs or GPUs that are asked for.
+    Raises: UserError where a cluster does not answer, or lacks the CPUs or GPUs that are asked for.
     """
     joined = in_ray_job()
     for name, value in (_ENVIRONMENT | (_ELASTIC if scaling.elastic else {})).items():
@@ -107,7 +108,7 @@ def ray_session(scaling: ScalingConfig, *, dashboard: bool = False) -> Iterator[
         import ray
 
     if joined:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        _join()
     else:
         # Of the processes that are started now, and of their children.
         with _environment(_OWN_DASHBOARD if dashboard else _ALONE):
@@ -123,6 +124,27 @@ def ray_session(scaling: ScalingConfig, *, dashboard: bool = False) -> Iterator[
         yield _resources(scaling, joined)
     finally:
         ray.shutdown()
+
+
+def _join() -> None:
+    """Connects to the job's cluster: on a busy node that may take more time than Ray waits for.
+
+    Raises: UserError where it does not answer.
+    """
+    import ray
+
+    deadline = time.monotonic() + _JOIN_SECONDS
+    while True:
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except (ConnectionError, RuntimeError) as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} does not answer "
+                    f"({first_line(error.__cause__ or error)}): see whether it is up (ray status), "
+                    "or unset RAY_ADDRESS to use this machine"
+                ) from None
 
 
 @contextmanager

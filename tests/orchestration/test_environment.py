@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 
 import pytest
+import ray
 from ray.tune.execution.class_cache import _ActorClassCache
 
+from raymi.config import ScalingConfig
+from raymi.errors import UserError
+from raymi.orchestration import ray_session
 from raymi.orchestration.ray_session import _environment
 from raymi.orchestration.tuning import hand_on_no_keys
 
@@ -58,3 +62,29 @@ def test_trials_get_no_keys_by_a_way_that_ray_logs(monkeypatch: pytest.MonkeyPat
     handed_on = _ActorClassCache().get(type("Trainable", (), {}))._default_options["runtime_env"]
     assert handed_on["env_vars"]["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.2"
     assert "s3cr3t" not in str(handed_on)
+
+
+def test_a_cluster_that_is_slow_to_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([ConnectionError("not yet"), RuntimeError("not yet"), None])
+
+    def init(**_: object) -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "init", init)
+    ray_session._join()
+    assert not list(answers)
+
+
+def test_a_cluster_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise ConnectionError("Failed to connect") from RuntimeError("no raylet here\nand more")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray_session, "_JOIN_SECONDS", -1.0)
+    message = r"RAY_ADDRESS=10.0.0.1:6379 does not answer \(no raylet here\): .* unset RAY_ADDRESS"
+    with pytest.raises(UserError, match=message):
+        with ray_session.ray_session(ScalingConfig()):
+            pass
