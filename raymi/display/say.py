@@ -1,9 +1,12 @@
-"""One line for the terminal, as raymi prints all of them."""
+"""Lines and tables for the terminal, as raymi prints all of them."""
 
 from __future__ import annotations
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
+
+_WIDEST = 1000
 
 
 def say(console: Console, text: str, style: str = "") -> None:
@@ -13,3 +16,10 @@ def say(console: Console, text: str, style: str = "") -> None:
     Args: console; text; style, rich's, such as "bold".
     """
     console.print(Text(text, style), soft_wrap=True)
+
+
+def show_table(console: Console, table: Table) -> None:
+    """Prints a table: on a terminal within its width, in a log as wide as it needs to be."""
+    if not console.is_terminal:
+        console = Console(file=console.file, width=_WIDEST, highlight=False)
+    console.print(table)

@@ -6,7 +6,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from raymi.display.say import say
+from raymi.display.say import say, show_table
 from raymi.selection.candidate import CLEAN, Number, Question
 from raymi.selection.ranking import Place, Ranking
 
@@ -31,7 +31,7 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
         difference = place.difference
         distance = "" if difference is None else f"{100 * difference.value:+.1f}%"
         table.add_row(place.candidate.name, *cells, distance, _remarks(place), style=style)
-    console.print(table)
+    show_table(console, table)
     for place in ranking.places:
         if place.candidate.doubts:
             say(console, f"doubtful: {place.candidate.name}: {place.candidate.doubts}", "yellow")

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from raymi.comparison.results import Mean, mean_of
-from raymi.display.say import say
+from raymi.display.say import say, show_table
 from raymi.sweeps.news import News
 from raymi.sweeps.study import Trial
 from raymi.sweeps.sweep import Measured, Run, Sweep
@@ -135,7 +135,7 @@ def print_sweep(console: Console, sweep: Sweep, rows: Sequence[Row]) -> None:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("settings", overflow="fold")
-    between = " " if console.width >= _WIDE else "\n"
+    between = " " if console.width >= _WIDE or not console.is_terminal else "\n"
     for row in rows:
         measured = list(row.by_seed.values())
         cells = [
@@ -153,7 +153,7 @@ def print_sweep(console: Console, sweep: Sweep, rows: Sequence[Row]) -> None:
             best = None if final is None else final.autoattack
             cells.append("-" if best is None else f"{100 * best:.1f}%")
         table.add_row(*cells, between.join(sweep.settings_in_words(row.values)))
-    console.print(table)
+    show_table(console, table)
     if several:
         say(
             console,
