@@ -143,7 +143,8 @@ def _join() -> None:
                 raise UserError(
                     f"the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} does not answer "
                     f"({first_line(error.__cause__ or error)}): see whether it is up (ray status), "
-                    "or unset RAY_ADDRESS to use this machine"
+                    "export RAY_AUTH_MODE=token if it wants a token, or unset RAY_ADDRESS to use "
+                    "this machine"
                 ) from None
 
 
