@@ -22,9 +22,9 @@ TINY = ("data.limit=300", "optim.epochs=3", "attack.steps=2", "evaluation.steps=
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a user: nothing of the surrounding test run, but for how it speaks to a
     Ray: one that was started in this process has set that for all that come after it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_", "OMP_"))}
-    auth = {k: os.environ[k] for k in ("RAY_AUTH_MODE",) if k in os.environ}
-    return kept | auth | extra
+    own = ("RAY_", "MLFLOW_", "OMP_")
+    kept = {k: v for k, v in os.environ.items() if k == "RAY_AUTH_MODE" or not k.startswith(own)}
+    return kept | extra
 
 
 def start(folder: Path, *words: str, module: str = "raymi.train", **env: str) -> subprocess.Popen:

@@ -140,9 +140,10 @@ def _join() -> None:
             return
         except (ConnectionError, RuntimeError) as error:
             if time.monotonic() > deadline:
+                reason, *_ = first_line(error.__cause__ or error).split(". ")  # then a traceback
                 raise UserError(
                     f"the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} does not answer "
-                    f"({first_line(error.__cause__ or error)}): see whether it is up (ray status), "
+                    f"({reason}): see whether it is up (ray status), "
                     "export RAY_AUTH_MODE=token if it wants a token, or unset RAY_ADDRESS to use "
                     "this machine"
                 ) from None

@@ -79,7 +79,9 @@ def test_a_cluster_that_is_slow_to_answer_is_asked_again(monkeypatch: pytest.Mon
 
 def test_a_cluster_that_does_not_answer_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**_: object) -> None:
-        raise ConnectionError("Failed to connect") from RuntimeError("no raylet here\nand more")
+        raise ConnectionError("Failed to connect") from RuntimeError(
+            "no raylet here. Last error: Traceback:\nand more"
+        )
 
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(ray, "init", init)
