@@ -18,6 +18,32 @@ TIMEOUT = 500  # seconds; a run of these tests takes a minute or two
 TINY = ("data.limit=300", "optim.epochs=3", "attack.steps=2", "evaluation.steps=4")
 """Settings with which a quickstart trains for seconds."""
 
+UNHURRIED = "model.name=mine:Net"
+"""A network that takes its time, until a file says that the test has seen what it waited for."""
+
+_UNHURRIED_MODEL = """
+import time
+from pathlib import Path
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes, image_size):
+        super().__init__()
+        self.fc = nn.Linear(3 * image_size**2, num_classes)
+
+    def forward(self, x):
+        if not Path({hurry!r}).exists():
+            time.sleep(0.15)
+        return self.fc(x.flatten(1))
+"""
+
+
+def unhurried_model(folder: Path) -> Path:
+    """Makes the network of `UNHURRIED` for commands in `folder`; the file that hurries it."""
+    hurry = folder / "hurry"
+    (folder / "mine.py").write_text(_UNHURRIED_MODEL.format(hurry=str(hurry)))
+    return hurry
+
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a user: nothing of the surrounding test run, but for how it speaks to a

@@ -9,26 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from raymi_command import events, start
+from raymi_command import UNHURRIED, events, start, unhurried_model
 
 pytestmark = pytest.mark.slow
-
-UNHURRIED_MODEL = """
-import time
-from pathlib import Path
-from torch import nn
-
-class Net(nn.Module):
-    def __init__(self, num_classes, image_size):
-        super().__init__()
-        self.fc = nn.Linear(3 * image_size**2, num_classes)
-
-    def forward(self, x):
-        if not Path({hurry!r}).exists():
-            time.sleep(0.15)
-        return self.fc(x.flatten(1))
-"""
-"""A network that takes its time, until a file says that the test has seen what it waited for."""
 
 
 @pytest.fixture
@@ -61,11 +44,10 @@ def test_a_lost_node_is_done_without_and_one_that_comes_is_used(
 ) -> None:
     cluster.add_node(num_cpus=1)
     second = cluster.add_node(num_cpus=1)
-    hurry, epochs = tmp_path / "hurry", 60
-    (tmp_path / "mine.py").write_text(UNHURRIED_MODEL.format(hurry=str(hurry)))
+    hurry, epochs = unhurried_model(tmp_path), 60
     process = start(
         tmp_path, "scaling.workers=1..2", f"epochs={epochs}", "data.limit=300", "mi.weight=0",
-        "attack.steps=2", "model.name=mine:Net", "validation.steps=1", "evaluation.steps=1",
+        "attack.steps=2", UNHURRIED, "validation.steps=1", "evaluation.steps=1",
         "probe.steps=0", "scaling.max_failures=1", "name=elastic", "tracking.enabled=false",
         f"out={tmp_path / 'runs'}", RAY_ADDRESS=cluster.address,
     )  # fmt: skip

@@ -95,9 +95,8 @@ def has(results: Path, num: int) -> bool:
 
 def test_killed_or_asked_to_stop_the_command_goes_on_with_what_is_missing(home, expected, tmp_path):
     process = start(home, tmp_path)
-    wait_for(partial(has, tmp_path, 5), process)
+    wait_for(lambda: has(tmp_path, 3) and len(workers_of(process)) == 2, process)
     workers = workers_of(process)
-    assert len(workers) == 2
     process.kill()
     process.communicate()
     _, alive = psutil.wait_procs(workers, timeout=60)
@@ -105,7 +104,7 @@ def test_killed_or_asked_to_stop_the_command_goes_on_with_what_is_missing(home, 
     for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         before = len(recorded(tmp_path))
         process = start(home, tmp_path)
-        wait_for(partial(has, tmp_path, before + 3), process)
+        wait_for(partial(has, tmp_path, before + 2), process)
         process.send_signal(signum)
         began = time.monotonic()
         out = finish(process, code)
@@ -123,11 +122,12 @@ def test_killed_or_asked_to_stop_the_command_goes_on_with_what_is_missing(home, 
 
 def test_killed_workers_are_replaced_and_a_second_command_is_kept_out(home, expected, tmp_path):
     process = start(home, tmp_path)
+    wait_for(partial(has, tmp_path, 2), process)
+    second = start(home, tmp_path, workers=1)
     for more in (2, 6):
-        wait_for(partial(has, tmp_path, more), process)
+        wait_for(lambda more=more: has(tmp_path, more) and workers_of(process), process)
         time.sleep(0.3)
         workers_of(process)[0].kill()
-    second = start(home, tmp_path, workers=1)
     _, err = second.communicate(timeout=200)
     assert second.returncode == 2
     assert "is going on in another process" in err

@@ -17,7 +17,7 @@ from raymi.engine.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 
-LONGER = ("data.limit=300", "optim.epochs=10", "attack.steps=10", "evaluation.steps=4")
+LONGER = ("data.limit=300", "optim.epochs=16", "attack.steps=10", "evaluation.steps=4")
 """TINY, so long that workers whose driver died, which takes some seconds, are not done before."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import raymi_command
 from mlflow_store import client, in_folder, runs
-from raymi_command import events, wait_for
+from raymi_command import UNHURRIED, events, unhurried_model, wait_for
 from tiny_sweeps import trained
 
 from raymi.sweeps.sweep import Run, Sweep, reached
@@ -126,25 +126,27 @@ def test_the_loss_of_a_node_costs_no_trial(tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         node = cluster.add_node(num_cpus=1)
-        words = [word for word in WORDS if not word.startswith("epochs")]
+        hurry = unhurried_model(tmp_path)
+        words = [word for word in WORDS if not word.startswith("model.width")]
         process = start(
-            tmp_path, *words, "epochs=6", "tune.scheduler=none", f"out={tmp_path / 'sweeps'}",
+            tmp_path, *words, UNHURRIED, "tune.scheduler=none", f"out={tmp_path / 'sweeps'}",
             "name=n", RAY_ADDRESS=cluster.address,
         )  # fmt: skip
-        trials = tmp_path / "sweeps" / "n" / "trials"
+        first_two = [tmp_path / "sweeps" / "n" / "trials" / number for number in ("0000", "0001")]
 
-        def both_train() -> bool:
-            return all(events(trials / number, "epoch") for number in ("0000", "0001"))
+        def number_of(kind: str) -> list[int]:
+            return sorted(len(events(trial, kind)) for trial in first_two)
 
-        wait_for(both_train, process)
+        wait_for(lambda: all(number_of("epoch")), process)
         cluster.remove_node(node, allow_graceful=False)
+        wait_for(lambda: number_of("start") == [1, 2], process)
+        hurry.touch()
         finish(process)
     finally:
         cluster.shutdown()
-    sweep = Sweep(trials.parent)
+    sweep = Sweep(tmp_path / "sweeps" / "n")
     assert [trial.state for trial in sweep.study()] == ["finished"] * 4
-    starts = [len(events(sweep.folder_of(Run(number, 0)).path, "start")) for number in range(2)]
-    assert sorted(starts) == [1, 2], "one of them went on from its checkpoint"
+    assert number_of("start") == [1, 2], "one of them went on from its checkpoint"
 
 
 def test_the_winner_of_a_final_is_measured_on_the_test_set_and_registered(tmp_path, monkeypatch):

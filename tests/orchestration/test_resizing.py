@@ -66,5 +66,5 @@ def test_workers_that_failed_are_not_waited_for(tmp_path: Path) -> None:
     resize.before_controller_execute_failure_decision(None)
     began = time.monotonic()
     resize.before_controller_execute_resize_decision(None)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     assert not workers.asked.is_set()
