@@ -16,7 +16,7 @@ from raymi.errors import UserError
 from raymi.evaluation.subject import check_classifier
 from raymi.orchestration.names import home_folder
 from raymi.orchestration.report_request import Asked, Request
-from raymi.orchestration.subjects import Found, find_subject
+from raymi.orchestration.subjects import Found, find_subject, tracked
 from raymi.overrides import nest, overlay, validate
 from raymi.reporting.contents import Reported, sections
 from raymi.reporting.files import write_report
@@ -62,6 +62,7 @@ def planned(request: Request) -> list[Plan]:
 
 def _planned(request: Request, asked: Asked, sets: dict[DataConfig, ImageSet]) -> Plan:
     history = read_history(asked.folder, asked.name)
+    tracked(asked.folder)  # a damaged file is told before anything takes long
     if asked.sweep is not None and not history.about:  # a trial's folder does not say it
         definition = asked.sweep.definition
         about = {"recipe": definition.recipe, "command": definition.command}
@@ -138,7 +139,7 @@ def make_report(request: Request, plans: list[Plan], say: Say, watch: Watch) -> 
         runs,
         comparison_tables([run.as_row for run in runs]),
         sections(runs),
-        [_trials(sweep) for sweep in _sweeps(plans)],
+        [_trials(sweep, plans) for sweep in _sweeps(plans)],
     )
     return write_report(request.out, contents)
 
@@ -224,8 +225,9 @@ def track(request: Request, plans: list[Plan], files: list[Path]) -> Iterator[Tr
     """
     by_store: dict[str, dict[str, str]] = {}
     for plan in plans:
-        if plan.found is not None and plan.found.uri and plan.found.run_id:
-            by_store.setdefault(plan.found.uri, {})[plan.asked.name] = plan.found.run_id
+        kept = tracked(plan.asked.folder)
+        if kept.get("uri") and kept.get("run_id"):
+            by_store.setdefault(kept["uri"], {})[plan.asked.name] = kept["run_id"]
     for uri, runs in by_store.items():
         yield _told(uri, runs, request.name, files)
 
@@ -247,11 +249,19 @@ def _sweeps(plans: Sequence[Plan]) -> list[Sweep]:
     return list({sweep.path.resolve(): sweep for sweep in sweeps}.values())
 
 
-def _trials(sweep: Sweep) -> Trials:
+def _trials(sweep: Sweep, plans: Sequence[Plan]) -> Trials:
     header, lines = as_columns(trial_rows(sweep, sweep.study()))
+    judged = [  # by the test set, which only the winner is
+        f" Trial {int(plan.asked.folder.name[:4])} won."
+        for plan in plans
+        if plan.asked.sweep is not None
+        and plan.asked.sweep.path.samefile(sweep.path)
+        and plan.history.evaluations
+    ]
     return Trials(
         f"All trials of the sweep {sweep.name}: what each drew, and its best accuracies on "
-        "validation as fractions; most were stopped early, so they are not a fair comparison.",
+        "validation as fractions; most were stopped early, so they are not a fair comparison."
+        + "".join(judged[:1]),
         header,
         [[_value_text(value) for value in line] for line in lines],
     )

@@ -122,6 +122,24 @@ def find_subject(
     return Found(raymi_subject(place.stem, built_as, read_weights(place, which)))
 
 
+def tracked(folder: RunFolder) -> dict[str, Any]:
+    """Where MLflow has a run: `uri` of the store, which may hold the user's password; `run_id`,
+    None before it is there; `model_ids` by model. Empty where nobody tracked it.
+
+    Raises: UserError where the file that says it is damaged.
+    """
+    if not folder.tracking.is_file():
+        return {}
+    try:
+        kept = json.loads(folder.tracking.read_bytes())
+        return {**kept, "uri": with_login(kept["uri"])} if "uri" in kept else dict(kept)
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{folder.tracking} is damaged: remove it, and the run {folder.name} is taken for one "
+            "that is not in MLflow"
+        ) from None
+
+
 def _locate(name: str, config: Config) -> Path | RunFolder | None:
     """The file or the run of a name; None: it is a function's."""
     if os.path.isfile(name):
@@ -159,30 +177,19 @@ def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
     built_as = _architecture(config, starts[-1]["data"])
     parts = [folder.name, path.stem, which]
     name = "-".join(part for part in parts if part is not None)
-    kept = _tracked(folder)
+    kept = tracked(folder)
     own = folder.weights(path.stem) == path  # not one of a checkpoint
     return Found(
         raymi_subject(name, built_as, read_weights(path, which)),
         config,
         folder,
-        uri=with_login(kept["uri"]) if "uri" in kept else None,
+        uri=kept.get("uri"),
         run_id=kept.get("run_id"),
         model_id=kept.get("model_ids", {}).get(path.stem) if own else None,
         variant=None
         if own and path.stem == _chosen(folder)
         else name.removeprefix(folder.name)[1:],
     )
-
-
-def _tracked(folder: RunFolder) -> dict[str, Any]:
-    """Where MLflow has a run; empty where it has not."""
-    try:
-        return json.loads(folder.tracking.read_bytes()) if folder.tracking.is_file() else {}
-    except ValueError:
-        raise UserError(
-            f"{folder.tracking} is damaged: remove it, and the run {folder.name} is taken for one "
-            "that is not in MLflow"
-        ) from None
 
 
 def _run_of(path: Path) -> RunFolder | None:

@@ -70,5 +70,5 @@ def _files_of(folder: Path) -> list[str]:
     """Names of the files that an earlier report has made."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         named = json.loads((folder / _RECORD).read_text())["files"]
-        return [name for name in named if Path(name).name == name]
+        return [name for name in named if Path(name).name == name and (folder / name).is_file()]
     return []

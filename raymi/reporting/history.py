@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from raymi.config import Config
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError
 
 Event = Mapping[str, Any]
 
@@ -85,10 +86,23 @@ def read_history(folder: RunFolder, name: str | None = None) -> History:
     """What a run's folder says by now, also of a run that goes on.
 
     Args: folder; name to call the run by, None: its own.
-    Raises: UserError where it is no run's folder, or of another version.
+    Raises: UserError where it is no run's folder, or of another version, or its journal says what
+        no run of raymi says.
     """
     config = folder.read_config()
     events = JournalReader(folder.journal).new_events()
+    try:
+        return _history(folder, name, config, events)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder.journal} has events that raymi did not write, or that another version wrote "
+            f"({type(error).__name__}: {error}): bring back the journal as it was"
+        ) from None
+
+
+def _history(
+    folder: RunFolder, name: str | None, config: Config, events: Sequence[Event]
+) -> History:
     of_kind = {
         kind: [event for event in events if event["kind"] == kind]
         for kind in ("start", "epoch", "evaluation", "probe", "warning", "finished")

@@ -9,9 +9,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
-from matplotlib import rc_context
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -34,6 +35,13 @@ FORMATS = {"png": 200, "pdf": 200}
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+_FONT = "DejaVu Sans"  # comes with matplotlib
+_OTHER_SCRIPTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "WenQuanYi Micro Hei",
+    "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic",
+    "Malgun Gothic",
+)  # fmt: skip
+"""For Chinese, Japanese and Korean names, which the first font has no letters for."""
 _SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -92,8 +100,15 @@ class Picture:
 @contextmanager
 def looking() -> Iterator[None]:
     """Pictures that are made within look as those of a report."""
-    with rc_context(_SETTINGS):
+    with rc_context({**_SETTINGS, "font.family": _fonts()}):
         yield
+
+
+@cache
+def _fonts() -> list[str]:
+    """Fonts in which a letter is looked for, as far as they are installed."""
+    there = set(font_manager.get_font_names())
+    return [_FONT, *(name for name in _OTHER_SCRIPTS if name in there)]
 
 
 def style_of(position: int) -> Style:

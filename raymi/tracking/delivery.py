@@ -89,5 +89,5 @@ class Delivery(threading.Thread, ABC):
         if not told:
             self.tell(
                 f"MLflow at {store.without_password(self.uri)} does not take what it is sent "
-                f"({self.problem}): the {self._what} goes on, and all of it is delivered later"
+                f"({self.problem}): the {self._what} goes on, and all of it is kept and sent again"
             )

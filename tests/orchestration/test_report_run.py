@@ -90,6 +90,7 @@ def test_the_winner_of_a_sweep_is_shown_with_all_trials(home):
     report("mine", "samples=0")
     page = (home / "reports" / "mine-0001" / "index.html").read_text()
     assert "All trials of the sweep mine" in page
+    assert "Trial 1 won." in page
     assert "python -m raymi.tune" in page, "the command that made it"
     rates = [f"{trial.values['optim.lr']:.4g}" for trial in study]
     assert all(f"<td>{rate}</td>" in page for rate in rates)

@@ -9,6 +9,7 @@ import pytest
 
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError
 from raymi.reporting.history import read_history
 
 
@@ -38,6 +39,22 @@ def test_epochs_are_those_of_the_journal(namid):
         assert one.train == event["train"]
     assert history.finished
     assert history.name == "namid"
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [("epoch", "epoch"), ("epoch", "val"), ("evaluation", "which"), ("probe", "estimates"),
+     ("warning", "message")],
+)  # fmt: skip
+def test_a_journal_that_raymi_did_not_write_is_one_clear_message(own, kind, field):
+    told = JournalReader(own.journal).new_events()
+    told.append({"kind": "warning", "message": "boo"})
+    for event in told:
+        if event["kind"] == kind:
+            del event[field]
+    own.journal.write_text("".join(f"{json.dumps(event)}\n" for event in told))
+    with pytest.raises(UserError, match=rf"journal.jsonl has events .*KeyError: '{field}'"):
+        read_history(own)
 
 
 def test_phases_come_in_the_order_of_training(staged):

@@ -209,11 +209,15 @@ def test_all_files_are_written_and_those_of_the_report_before_are_gone(tmp_path,
     assert json.loads((folder / "report.json").read_text())["runs"] == ["namid", "plain", "staged"]
 
     (folder / "mine.txt").write_text("kept")
+    (folder / "mine").mkdir()
+    record = json.loads((folder / "report.json").read_text())
+    record["files"] += ["mine", "../elsewhere.png", "not-there.png"]  # as an editor may leave it
+    (folder / "report.json").write_text(json.dumps(record))
     check_folder(folder)
     write_report(folder, contents_of(contents.runs[1:2]))
     left = {path.name for path in folder.iterdir()}
     assert "learning-namid.png" not in left
-    assert {"mine.txt", "learning-plain.png", "index.html"} <= left
+    assert {"mine", "mine.txt", "learning-plain.png", "index.html"} <= left
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib import rcParams
 
 from raymi.reporting import look
 from raymi.reporting.curves import learning_picture, overfitting_text, together_picture
@@ -139,6 +140,18 @@ def test_any_name_can_be_drawn(histories):
         named = replace(histories[0], name=name)
         for picture in (together_picture([named, histories[1]]), probe_picture([named])):
             assert picture.as_bytes("svg").startswith(b"<?xml")
+
+
+def test_letters_of_other_scripts_are_looked_for_in_fonts_that_are_installed(monkeypatch):
+    installed = ["DejaVu Serif", "WenQuanYi Micro Hei", "Noto Sans CJK SC", "DejaVu Sans"]
+    monkeypatch.setattr(look.font_manager, "get_font_names", lambda: installed)
+    look._fonts.cache_clear()
+    try:
+        with look.looking():
+            family = rcParams["font.family"]
+    finally:
+        look._fonts.cache_clear()
+    assert family == ["DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
 
 
 def test_a_long_name_keeps_its_ends():

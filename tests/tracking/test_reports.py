@@ -59,6 +59,23 @@ def test_given_again_it_replaces_the_one_before(home):
     assert "accuracy-eps.png" not in artifacts(home)
 
 
+def test_also_that_of_a_run_which_is_not_finished(home, capsys):
+    folder = RunFolder(home / "runs" / "mine")
+    before = {path: path.read_bytes() for path in (folder.journal, *folder.path.glob("*.saf*"))}
+    events = [json.loads(line) for line in folder.journal.read_text().splitlines()]
+    begun = [event for event in events if event["kind"] in ("start", "epoch")]
+    try:
+        for path in before:
+            path.unlink()
+        folder.journal.write_text("".join(f"{json.dumps(event)}\n" for event in begun))
+        assert report.main(["mine", "out=begun"]) == 0
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
+    assert "mine: it is not finished" in capsys.readouterr().out
+    assert PAGE in artifacts(home, "begun")
+
+
 def test_a_store_that_is_away_costs_a_line_and_nothing_else(home, monkeypatch, capsys):
     outage = Outage(monkeypatch, "get_run", "get_logged_model")
     assert report.main(["mine", "samples=0", "out=away"]) == 0
