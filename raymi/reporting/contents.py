@@ -3,6 +3,7 @@ picture."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from raymi.reporting.information import probe_picture, training_picture
 from raymi.reporting.look import Picture, threat_text
 from raymi.reporting.measured import Measured
 from raymi.reporting.numbers import Entry, method_name
-from raymi.reporting.robustness import class_picture, radius_picture
+from raymi.reporting.robustness import MOST_RUNS, class_picture, radius_picture
 from raymi.reporting.samples import samples_picture
 from raymi.reporting.table import Compared
 
@@ -120,8 +121,9 @@ def sections(runs: Sequence[Reported]) -> list[Section]:
             "Accuracy by class",
             "Classes have few images each: mind the intervals.",
             _kept(
-                class_picture(dict(group))
+                class_picture(dict(part))
                 for group in _groups(measured, lambda one: (*_images(one[1]), one[1].threat.eps))
+                for part in _parts(group, MOST_RUNS)
             ),
         ),
         Section(
@@ -164,6 +166,13 @@ def _groups(things: Sequence[Of], key: Callable[[Of], Hashable]) -> Iterator[lis
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)
     yield from groups.values()
+
+
+def _parts(things: Sequence[Of], most: int) -> Iterator[Sequence[Of]]:
+    """As few parts as there must be of at most so many things, about equally large."""
+    size = math.ceil(len(things) / math.ceil(len(things) / most))
+    for first in range(0, len(things), size):
+        yield things[first : first + size]
 
 
 def _digests(history: History) -> dict[str, Any]:

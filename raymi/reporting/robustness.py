@@ -22,6 +22,8 @@ from raymi.reporting.look import (
 )
 from raymi.reporting.measured import Measured, Rate
 
+MOST_RUNS = 8
+"""In one picture of classes, so that their intervals can be told apart."""
 _MOST_CLASSES = 20
 _LONGEST_NAME = 18
 _TALLEST = 9.0  # inches, of a printed page
@@ -89,7 +91,7 @@ def radius_picture(measured: Mapping[str, Measured]) -> Picture:
 def class_picture(measured: Mapping[str, Measured]) -> Picture:
     """Clean and robust accuracy of each class, with intervals, of all runs.
 
-    Args: measured, by the names of the runs: on the same images, under one threat.
+    Args: measured, by the names of at most `MOST_RUNS` runs: on the same images, under one threat.
     """
     first = next(iter(measured.values()))
     by_class = {name: one.by_class() for name, one in measured.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -179,6 +180,15 @@ def test_one_picture_never_mixes_other_images_or_threats(histories, measured):
     assert len(by_name["classes"].pictures) == 3, "under one threat each"
     names = [picture.name for section in by_name.values() for picture in section.pictures]
     assert len(names) == len(set(names))
+
+
+def test_many_runs_share_pictures_of_classes_evenly(histories, measured):
+    names = [f"run {k:02d}" for k in range(17)]
+    runs = [Reported(replace(histories[0], name=name), measured=measured) for name in names]
+    (classes,) = (section for section in sections(runs) if section.name == "classes")
+    shown = [re.findall(r"run \d\d", picture.alt) for picture in classes.pictures]
+    assert shown == [names[:6], names[6:12], names[12:]]
+    assert len({picture.name for picture in classes.pictures}) == 3
 
 
 def test_validation_under_other_attacks_is_not_drawn_together(histories):
