@@ -109,9 +109,14 @@ def ray_workers(process: subprocess.Popen) -> list[psutil.Process]:
 
 
 def wait_for(condition: Any, process: subprocess.Popen, seconds: float = 240) -> None:
-    """Waits until `condition()` holds; fails if the process ends or the time is up."""
+    """Waits until `condition()` holds; fails if the process ends or the time is up, and leaves
+    nobody behind."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
+    try:
+        while not condition():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "timed out"
+            time.sleep(0.05)
+    except BaseException:
+        process.kill()
+        raise

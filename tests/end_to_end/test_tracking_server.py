@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny_runs
 from mlflow_server import Proxy, Server
-from raymi_command import events, start, succeed
+from raymi_command import UNHURRIED, events, start, succeed, unhurried_model, wait_for
 
 from raymi.engine.run_folder import RunFolder
 from raymi.tracking import delivery, store
@@ -20,7 +20,7 @@ from raymi.tracking.tracker import Tracker
 pytestmark = pytest.mark.slow
 
 SETTINGS = (
-    "data.limit=300", "attack.steps=2", "validation.steps=2", "evaluation.steps=2",
+    "data.limit=100", "attack.steps=2", "validation.steps=2", "evaluation.steps=2",
     "scaling.workers=1", "probe.steps=0",
 )  # fmt: skip
 WAIT = 120.0
@@ -76,20 +76,23 @@ def test_a_server_that_is_killed_in_the_middle_stops_nobody_and_misses_nothing(
     tmp_path: Path, server: Server
 ) -> None:
     server.start()
+    hurry = unhurried_model(tmp_path)
     train = start(
-        tmp_path, *SETTINGS, "name=mine", "optim.epochs=120", MLFLOW_TRACKING_URI=server.uri
-    )
+        tmp_path, *SETTINGS, UNHURRIED, "name=mine", "optim.epochs=60",
+        MLFLOW_TRACKING_URI=server.uri,
+    )  # fmt: skip
     folder = tmp_path / "runs" / "mine"
 
     def num_epochs() -> int:
         return len(events(folder, "epoch"))
 
-    wait_until(lambda: num_epochs() >= 2)
-    wait_until(lambda: any("train/loss" in run.data.metrics for run in all_runs(server.uri)))
+    wait_for(lambda: num_epochs() >= 2, train)
+    wait_for(lambda: any("train/loss" in one.data.metrics for one in all_runs(server.uri)), train)
     server.kill()
     before = num_epochs()
-    wait_until(lambda: num_epochs() >= before + 3)
+    wait_for(lambda: num_epochs() >= before + 3, train)
     server.start()
+    hurry.touch()
     out, err = train.communicate(timeout=WAIT * 2)
     assert train.returncode == 0, err
     assert "does not take what it is sent" in out
