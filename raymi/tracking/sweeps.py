@@ -86,9 +86,22 @@ class SweepTracker(Delivery):
         return self.close(status, timeout)
 
     def _connect(self) -> None:
+        before = self.run_id
         self.tracked.connect()
+        if before is not None and self.run_id != before:  # somebody deleted it: it is made anew
+            due, self._due = self._due, {}
+            for run in due:
+                self._follow(run)
+            self._looked_at_all_when = None
 
     def _deliver(self, closing: str | None) -> None:
+        try:
+            self._send_news(closing)
+        except Exception:
+            self.tracked.doubt()
+            raise
+
+    def _send_news(self, closing: str | None) -> None:
         awaited = not self._settled.is_set()  # before a look at the news
         self._take_news()
         if closing is not None:

@@ -56,15 +56,16 @@ class TrackedSweep:
         """The run in MLflow; None until it was found or made."""
         self._about: dict[str, str] = {}
         self._client: Any = None
+        self._connected = False
         self._ended: dict[int, _Point] = {}
         self._points_sent = 0
 
     def connect(self) -> None:
-        """Finds or makes the run, the first time.
+        """Finds or makes the run, the first time and after `doubt`.
 
         Raises: whatever MLflow raises where the store does not answer.
         """
-        if self.run_id is not None:
+        if self._connected:
             return
         definition = self.sweep.definition
         if not self._about:
@@ -83,9 +84,15 @@ class TrackedSweep:
             run = self._client.create_run(experiment, run_name=self.sweep.name, tags=tags)
         kept = {"uri": store.without_password(self.uri)}
         write_atomically(self._place, json.dumps(kept).encode())
-        self._describe(run.info.run_id)
-        self._points_sent = int(run.data.metrics.get("trials_ended", 0))
-        self.run_id = run.info.run_id
+        if run.info.run_id != self.run_id:
+            self._describe(run.info.run_id)
+            self._points_sent = int(run.data.metrics.get("trials_ended", 0))
+            self.run_id = run.info.run_id
+        self._connected = True
+
+    def doubt(self) -> None:
+        """After a failure the run may be gone, too: it is looked for at the next try."""
+        self._connected = False
 
     def _describe(self, run_id: str) -> None:
         definition = self.sweep.definition

@@ -402,6 +402,25 @@ def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, mon
     assert (parent.info.status, parent.data.tags["raymi.winner"]) == ("FINISHED", "0")
 
 
+def test_a_run_that_somebody_deletes_while_the_sweep_goes_on_is_made_anew(sweep):
+    driver = Driver(sweep)
+    driver.finish()
+    assert driver.tracker.settle(WAIT)
+    under_way = driver.ask()
+    wait_until(lambda: len(runs()) == 3)
+    client().delete_run(deleted := driver.tracker.run_id)
+    driver.finish(under_way)
+    wait_until(lambda: driver.tracker.run_id != deleted)
+    driver.finish()
+    driver.close()
+    parent, children = in_mlflow()
+    assert parent.info.status == "FINISHED"
+    assert [step for step, _ in values(parent, "trials_ended")] == [1, 2, 3]
+    assert {run.info.status for run in children.values()} == {"FINISHED"}
+    assert set(children) == {"mine/0000", "mine/0001", "mine/0002"}
+    assert len(driver.told) == 2, "that it does not take what it is sent, and that it does again"
+
+
 def test_a_run_that_somebody_deleted_is_made_anew_with_its_children(sweep):
     driver = Driver(sweep)
     driver.finish()
