@@ -7,9 +7,11 @@ answers signals. A stop is a request: workers write a checkpoint at the next ste
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from raymi.config import Config
@@ -21,6 +23,7 @@ from raymi.orchestration.ray_session import Resources, ray_session
 from raymi.orchestration.signals import Signals, Stopped
 
 POLL_SECONDS = 0.1
+END_SECONDS = 10.0  # that Ray Train may take to end, once nobody waits for its result
 
 
 class Follower(Protocol):
@@ -58,13 +61,16 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
         signals.check_before_work()
         trainer = _TrainerThread(config, folder, resources, deadline)
         trainer.start()
-        while trainer.is_alive():
-            trainer.join(POLL_SECONDS)
-            _tell(followers, journal)
-            _raise_failure(folder)
-            if signals.is_new():
-                _tell_one(followers, {"kind": "stopping", "signal": signals.name})
-            signals.check(work_has_begun=journal.offset > before)
+        try:
+            while trainer.is_alive():
+                trainer.join(POLL_SECONDS)
+                _tell(followers, journal)
+                _raise_failure(folder)
+                if signals.is_new():
+                    _tell_one(followers, {"kind": "stopping", "signal": signals.name})
+                signals.check(work_has_begun=journal.offset > before)
+        finally:
+            trainer.end()
         _tell(followers, journal)
         _raise_failure(folder)
         if trainer.error is not None:
@@ -104,6 +110,25 @@ class _TrainerThread(threading.Thread):
             )
         except BaseException as error:
             self.error = error
+
+    def end(self) -> None:
+        """Ends it, if it has not ended by itself, while there still is a Ray: a thread that waits
+        for an answer of Ray's as that shuts down may take the whole process along, without a word.
+        """
+        if self.is_alive():
+            _kill_actors()
+            self.join(END_SECONDS)
+
+
+def _kill_actors() -> None:
+    """Those that this process has started, which is Ray Train's controller; its workers end with
+    it. Ray Train tells nobody of it, so that it is looked for among all objects."""
+    import ray
+    from ray.actor import ActorHandle
+
+    for handle in [one for one in gc.get_objects() if type(one) is ActorHandle]:
+        with suppress(Exception):  # a cluster that is gone has none either
+            ray.kill(handle)
 
 
 def _tell(followers: Sequence[Follower], journal: JournalReader) -> None:

@@ -4,6 +4,7 @@ alone, and readable in grey print."""
 from __future__ import annotations
 
 import io
+import logging
 import math
 import warnings
 from collections.abc import Iterator
@@ -90,6 +91,8 @@ class Picture:
         """
         file = io.BytesIO()
         dates = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+        # Of another script's font there may be no bold face: that is no news, either.
+        logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
         with looking(), warnings.catch_warnings():
             # A letter that no installed font has becomes a box; that is no news for the terminal.
             warnings.filterwarnings("ignore", message="Glyph .* missing")

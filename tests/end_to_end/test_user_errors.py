@@ -26,15 +26,30 @@ def _image_folder(root: Path) -> Path:
     return root
 
 
+TELLS_WHO_IS_LEFT = """
+import threading
+import ray
+shut_down = ray.shutdown
+def told(*args, **kwargs):
+    print("at the end of Ray:", *(thread.name for thread in threading.enumerate()))
+    shut_down(*args, **kwargs)
+ray.shutdown = told
+"""
+"""For `sitecustomize`, which every Python imports as it starts."""
+
+
 def test_corrupt_image_ends_the_run_with_its_name(tmp_path: Path) -> None:
     images = _image_folder(tmp_path / "images with a space")
     broken = images / "train" / "dark" / "3.png"
     broken.write_bytes(broken.read_bytes()[:60])
+    (tmp_path / "sitecustomize.py").write_text(TELLS_WHO_IS_LEFT)
     done = run(
         tmp_path, *TINY, "data.name=folder", f"data.root={images}",
         "batch_size=8", "tracking.enabled=false",
-        RAYMI_CACHE=str(tmp_path / "cache"),
+        RAYMI_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(tmp_path),
     )  # fmt: skip
+    assert "at the end of Ray: MainThread" in done.stdout
+    assert "ray-train" not in done.stdout, "it might have taken the process along"
     assert done.returncode == 2, done.stdout + done.stderr
     assert "3.png" in done.stderr
     assert done.stderr.count("error:") == 1

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matplotlib import rcParams
+from matplotlib import font_manager, rcParams
+from matplotlib.figure import Figure
 
 from raymi.reporting import look
 from raymi.reporting.curves import learning_picture, overfitting_text, together_picture
@@ -152,6 +153,21 @@ def test_letters_of_other_scripts_are_looked_for_in_fonts_that_are_installed(mon
     finally:
         look._fonts.cache_clear()
     assert family == ["DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
+
+
+def test_a_font_without_a_bold_face_is_no_news(monkeypatch, caplog):
+    monkeypatch.setattr(look, "_OTHER_SCRIPTS", ("cmtt10",))  # comes with matplotlib, in one weight
+    font_manager.fontManager._findfont_cached.cache_clear()  # which finds, and tells, once
+    look._fonts.cache_clear()
+    try:
+        with look.looking():
+            figure = Figure()
+            figure.text(0.5, 0.5, "bold", weight="bold")
+        look.Picture("bold", "", "", "", figure).as_bytes("png")
+        assert "cmtt10" in look._fonts()
+    finally:
+        look._fonts.cache_clear()
+    assert caplog.records == []
 
 
 def test_a_long_name_keeps_its_ends():
