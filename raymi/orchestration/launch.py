@@ -115,9 +115,10 @@ class _TrainerThread(threading.Thread):
         """Ends it, if it has not ended by itself, while there still is a Ray: a thread that waits
         for an answer of Ray's as that shuts down may take the whole process along, without a word.
         """
-        if self.is_alive():
-            _kill_actors()
-            self.join(END_SECONDS)
+        deadline = time.monotonic() + END_SECONDS
+        while self.is_alive() and time.monotonic() < deadline:
+            _kill_actors()  # and those that it has started meanwhile
+            self.join(POLL_SECONDS)
 
 
 def _kill_actors() -> None:
