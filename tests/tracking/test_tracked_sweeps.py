@@ -397,9 +397,16 @@ def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, mon
     ended = ("mine/0002", "FINISHED")
     wait_until(lambda: ended in {(run.info.run_name, run.info.status) for run in runs()})
     assert len(again.told) == 1
-    assert again.tracker.conclude("FINISHED", 3.0, Found(Run(0, 0))) is False
-    parent, _ = in_mlflow()
-    assert (parent.info.status, parent.data.tags["raymi.winner"]) == ("FINISHED", "0")
+    closing = threading.Thread(
+        target=again.tracker.conclude, args=("FINISHED", WAIT, Found(Run(0, 0)))
+    )
+    closing.start()
+    wait_until(lambda: in_mlflow()[0].info.status == "FINISHED")
+    assert in_mlflow()[0].data.tags["raymi.winner"] == "0"
+    assert closing.is_alive(), "as there is more to deliver"
+    sweep.folder_of(Run(trial.number, 0)).tracking.rmdir()
+    closing.join(WAIT)
+    assert {run.info.status for run in runs()} == {"FINISHED", "FAILED"}
 
 
 def test_a_run_that_somebody_deletes_while_the_sweep_goes_on_is_made_anew(sweep):

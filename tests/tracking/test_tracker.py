@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -508,11 +509,14 @@ def test_a_run_whose_files_are_refused_for_ever_ends_all_the_same(
     write_start(folder)
     write_epoch(folder, 1)
     followed = follow(config, folder)
-    assert followed.close("KILLED", 2.0) is False
-    assert client().get_run(followed.run_id).info.status == "KILLED"
+    closing = threading.Thread(target=followed.close, args=("KILLED", WAIT))
+    closing.start()
+    wait_until(lambda: "KILLED" in [run.info.status for run in runs()])
     assert history(followed.run_id, "train/loss") == [(1, 1.5)]
+    assert closing.is_alive(), "as there is more to deliver"
     outage.over = True
-    deliver(config, folder, "KILLED")
+    closing.join(WAIT)
+    assert runs()[0].info.status == "KILLED"
     assert "journal.jsonl" in {one.path for one in client().list_artifacts(followed.run_id)}
 
 
