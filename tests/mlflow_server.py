@@ -1,12 +1,10 @@
-"""A real MLflow server in its own process, which is killed and started again; and a proxy before
-it, behind which it is slow or fails."""
+"""A real MLflow server in its own process, and a proxy that makes it slow or lets it fail."""
 
 from __future__ import annotations
 
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,23 +16,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ports import free_ports
 from raymi_command import environment
 
 START_SECONDS = 120.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Server:
-    """An MLflow server that keeps what it has in a folder, and what it knows in a database there or
-    elsewhere."""
+    """An MLflow server with artifacts in a folder and a database there or elsewhere."""
 
     def __init__(self, folder: Path, database: str | None = None) -> None:
-        self.folder, self.port = folder, free_port()
+        self.folder, (self.port,) = folder, free_ports(1)
         self.database = database or f"sqlite:///{folder / 'server.db'}"
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -57,7 +49,7 @@ class Server:
         wait_for(f"{self.uri}/health", self._process, self.folder / "server.log")
 
     def kill(self) -> None:
-        """As the loss of its node would: nothing is finished or said."""
+        """Kills it, as the loss of its node would."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -66,7 +58,7 @@ class Server:
 
 
 def wait_for(url: str, process: subprocess.Popen[Any], log: Path) -> None:
-    """Until a server answers."""
+    """Waits until a server answers."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         assert process.poll() is None, log.read_text(errors="replace")
@@ -78,8 +70,8 @@ def wait_for(url: str, process: subprocess.Popen[Any], log: Path) -> None:
 
 
 class Proxy:
-    """Hands requests on to a server: `mode` "pass", "slow" (a second each), "fail" (500) or "lose"
-    (the server does it, and the answer never comes)."""
+    """Proxy with a `mode`: "pass", "slow" (one second a request), "fail" (500) or "lose"
+    (the server does what is asked, its answer is lost)."""
 
     def __init__(self, server: Server) -> None:
         self.mode, self.failed = "pass", 0
@@ -130,4 +122,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _hand_on
 
     def log_message(self, *_: Any) -> None:
-        """Nothing on the terminal."""
+        """Logs nothing."""

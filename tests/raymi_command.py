@@ -1,4 +1,4 @@
-"""Runs raymi's commands as a user does: in their own process, in an empty folder."""
+"""Runs raymi's commands as a user does, in processes of their own."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TIMEOUT = 500  # seconds; a run of these tests takes a minute or two
 TINY = ("data.limit=300", "optim.epochs=3", "attack.steps=2", "evaluation.steps=4")
 """Settings with which a quickstart trains for seconds."""
 
-UNHURRIED = "model.name=mine:Net"
-"""A network that takes its time, until a file says that the test has seen what it waited for."""
+SLOW_MODEL = "model.name=slow_model:Net"
+"""A network that is slow until the test has seen what it waits for: see `write_slow_model`."""
 
-_UNHURRIED_MODEL = """
+_SLOW_MODEL = """
 import time
 from pathlib import Path
 from torch import nn
@@ -32,29 +32,30 @@ class Net(nn.Module):
         self.fc = nn.Linear(3 * image_size**2, num_classes)
 
     def forward(self, x):
-        if not Path({hurry!r}).exists():
+        if not Path({release!r}).exists():
             time.sleep(0.15)
         return self.fc(x.flatten(1))
 """
 
 
-def unhurried_model(folder: Path) -> Path:
-    """Makes the network of `UNHURRIED` for commands in `folder`; the file that hurries it."""
-    hurry = folder / "hurry"
-    (folder / "mine.py").write_text(_UNHURRIED_MODEL.format(hurry=str(hurry)))
-    return hurry
+def write_slow_model(folder: Path) -> Path:
+    """Writes the network of `SLOW_MODEL` for commands in `folder`.
+
+    Returns: the file that ends its slowness, to be made by the test.
+    """
+    release = folder / "release"
+    (folder / "slow_model.py").write_text(_SLOW_MODEL.format(release=str(release)))
+    return release
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """The environment of a user: nothing of the surrounding test run, but for how it speaks to a
-    Ray: one that was started in this process has set that for all that come after it."""
+    """Returns the environment of a user, without variables that the test run has for itself."""
     own = ("RAY_", "MLFLOW_", "OMP_")
-    kept = {k: v for k, v in os.environ.items() if k == "RAY_AUTH_MODE" or not k.startswith(own)}
-    return kept | extra
+    return {k: v for k, v in os.environ.items() if not k.startswith(own)} | extra
 
 
 def start(folder: Path, *words: str, module: str = "raymi.train", **env: str) -> subprocess.Popen:
-    """Starts a command in `folder`; output goes to its pipe."""
+    """Starts a command in `folder`, its output in pipes."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *words],
         cwd=folder,
@@ -79,27 +80,27 @@ def run(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess:
 
 
 def succeed(folder: Path, *words: str, **env: str) -> str:
-    """Runs a command that must end well; its standard output."""
+    """Runs a command that must succeed; returns its standard output."""
     done = run(folder, *words, **env)
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def events(run_folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The journal of a run, or its events of one kind."""
+    """Returns the journal of a run, or its events of one kind."""
     journal = run_folder / "journal.jsonl"
     lines = journal.read_text().splitlines() if journal.is_file() else []
     parsed = []
     for line in lines:
         try:
             parsed.append(json.loads(line))
-        except ValueError:  # being written right now
+        except ValueError:  # still being written
             continue
     return [event for event in parsed if kind in (None, event["kind"])]
 
 
 def ray_workers(process: subprocess.Popen) -> list[psutil.Process]:
-    """The processes in which a command under Ray trains."""
+    """Returns the training processes of a command that started a Ray of its own."""
     workers = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -108,9 +109,21 @@ def ray_workers(process: subprocess.Popen) -> list[psutil.Process]:
     return workers
 
 
-def wait_for(condition: Any, process: subprocess.Popen, seconds: float = 240) -> None:
-    """Waits until `condition()` holds; fails if the process ends or the time is up, and leaves
-    nobody behind."""
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    """Waits for the end of a command that must have this exit code; returns its output."""
+    try:
+        out, err = process.communicate(timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise AssertionError(f"no end after {TIMEOUT} s:\n{out}\n{err}") from None
+    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+    assert "Traceback" not in out + err, out + err
+    return out + err
+
+
+def wait_for(condition: Any, process: subprocess.Popen, seconds: float = 300) -> None:
+    """Waits until `condition()` holds; kills the command and fails if it ends or time is up."""
     deadline = time.monotonic() + seconds
     try:
         while not condition():

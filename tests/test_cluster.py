@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 import requests
 import yaml
 from jsonschema import ValidationError
+from ports import free_ports
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.dashboard.utils import get_address_for_submission_client
 from raymi_command import environment
@@ -227,9 +227,7 @@ def _command(home: Path, port: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("home")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    (port,) = free_ports(1)
     log = home / "log.txt"
     with log.open("w") as out:
         process = subprocess.Popen(

@@ -1,8 +1,11 @@
-"""The run that a command makes where nobody disturbs it, on plain processes: without Ray and
-MLflow, whose start takes longer than such a run."""
+"""Reference runs that nothing disturbs: the words of a command, on plain processes.
+
+Starting Ray and MLflow would take longer than such a run.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -18,23 +21,33 @@ from raymi.recipes import RECIPES, on_recipe
 TIMEOUT = 500  # seconds
 
 
-def undisturbed(folder: Path, *words: str, workers: int = 2) -> RunFolder:
-    """Trains by the words of a command, in a folder that is there.
+def undisturbed(
+    folder: Path, *words: str, workers: int = 2, import_path: Path | None = None
+) -> RunFolder:
+    """Trains in an existing folder.
 
-    Args: words, `key=value` of `python -m raymi.train`; workers, processes of one thread each.
+    Args:
+        words: `key=value` of `python -m raymi.train`.
+        workers: processes of one thread each.
+        import_path: folder of the user's own modules.
     """
-    run_ranks(_train, workers, folder, words, tmp_path=folder.parent, timeout=TIMEOUT)
+    path = None if import_path is None else str(import_path)
+    run_ranks(_train, workers, folder, words, path, tmp_path=folder.parent, timeout=TIMEOUT)
     return RunFolder(folder)
 
 
 def assert_same_weights(run: RunFolder, other: RunFolder, *names: str) -> None:
-    """The named models of two runs are equal, bit for bit."""
+    """Asserts that the named models of two runs are equal, bit for bit."""
     for name in names:
         weights = load_file(run.weights(name))
         torch.testing.assert_close(load_file(other.weights(name)), weights, rtol=0, atol=0)
 
 
-def _train(_rank: int, _world_size: int, folder: Path, words: tuple[str, ...]) -> None:
+def _train(
+    _rank: int, _world_size: int, folder: Path, words: tuple[str, ...], import_path: str | None
+) -> None:
+    if import_path is not None:
+        sys.path.insert(0, import_path)
     parsed = split_words(words, {"recipe": RECIPES})
     tree, unknown = on_recipe(parsed.own.get("recipe", "quickstart"), parsed.settings)
     config, wrong = examine(tree)

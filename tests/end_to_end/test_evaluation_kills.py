@@ -1,11 +1,11 @@
-"""Evaluations whose command or workers are killed: the same command ends with the same numbers."""
+"""Interrupted and killed evaluations: the same command ends with the same numbers."""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,61 +14,79 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import raymi_command
-from raymi_command import wait_for
+from ray_head import Head
+from raymi_command import SLOW_MODEL, finish, wait_for, write_slow_model
 from tiny_runs import tiny_config
 
+from raymi import evaluate
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 WORDS = (
-    "model=a", "eps=0.1", "attacks=pgd-200,autoattack-rand", "samples=72", "evaluation.block=12",
-    "checks=0",
+    "model=a", "eps=0.1", "attacks=pgd-8,pgd-4", "samples=72", "evaluation.block=12", "checks=0",
+    "tracking.enabled=false",
 )  # fmt: skip
-"""Six blocks; steps of a good second, so that one can be caught."""
+"""Six blocks of three steps, a step as slow as its forward passes."""
+
+Home = tuple[Path, Path, list[dict]]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A folder with a finished run, "runs/a"."""
+def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
+    """A folder with the finished run "a" of a slow model, the file that ends its slowness, and all
+    outcomes as one process finds them."""
     folder = tmp_path_factory.mktemp("home")
+    release = write_slow_model(folder)
+    release.touch()
     run = RunFolder(folder / "runs" / "a")
     run.path.mkdir(parents=True)
-    run.write_config(
-        config := tiny_config({"attack.eps": 0.05, "optim.epochs": 12, "mi.weight": 0.0})
-    )
-    assert train(config, LocalContext("cpu"), run).finished
-    return folder
+    model = {"model.name": SLOW_MODEL.partition("=")[2], "model.width": None, "model.depth": None}
+    config = tiny_config({**model, "attack.eps": 0.05, "optim.epochs": 12, "mi.weight": 0.0})
+    run.write_config(config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.chdir(folder)
+        assert train(config, LocalContext("cpu"), run).finished
+        assert evaluate.main([*WORDS, "results=expected", "workers=1"]) == 0
+    report = json.loads(next((folder / "expected").glob("*/report.json")).read_text())
+    clean, pgd, _ = report["results"]
+    assert 0 < pgd["right"] < clean["right"], "the attack is neither useless nor perfect"
+    release.unlink()
+    return folder, release, outcomes(folder / "expected")
 
 
-def start(home: Path, results: Path, workers: int = 2) -> subprocess.Popen:
-    words = (*WORDS, f"results={results}", f"workers={workers}", "tracking.enabled=false")
-    return raymi_command.start(home, *words, module="raymi.evaluate")
+@pytest.fixture
+def slow(home: Home) -> None:
+    home[1].unlink(missing_ok=True)
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    """What it printed, once it has ended."""
-    out, err = process.communicate(timeout=raymi_command.TIMEOUT)
-    assert process.returncode == code, f"{process.returncode}\n{out}\n{err}"
-    return out
+def start(home: Path, results: Path, *words: str, **env: str) -> subprocess.Popen:
+    words = (*WORDS, f"results={results}", *words)
+    return raymi_command.start(home, *words, module="raymi.evaluate", **env)
 
 
-def rows(results: Path):
-    """All outcomes but the time that they took."""
+def outcomes(results: Path) -> list[dict]:
+    """Returns all outcomes without the time that they took."""
     (table,) = results.glob("*/outcomes.parquet")
     found = pq.read_table(table).drop_columns(["seconds"]).to_pylist()
-    assert {row["attack"] for row in found} >= {"clean", "pgd-200", "apgd-ce-rand"}
+    assert {row["attack"] for row in found} == {"clean", "pgd-8", "pgd-4"}
     return found
 
 
-def recorded(results: Path):
-    """When each outcome was written."""
+def recorded(results: Path) -> dict[Path, int]:
+    """Returns when each outcome was written."""
     return {path: path.stat().st_mtime_ns for path in results.rglob("*-*.parquet")}
 
 
+def wait_for_outcomes(results: Path, num: int, process: subprocess.Popen) -> None:
+    wait_for(lambda: len(recorded(results)) >= num, process)
+
+
 def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """Returns the workers of a command that started a Ray of its own."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -77,60 +95,82 @@ def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
     return found
 
 
-@pytest.fixture(scope="module")
-def expected(home, tmp_path_factory):
-    """Never cut off, in one process without Ray."""
-    results = tmp_path_factory.mktemp("expected")
-    out = finish(start(home, results, workers=1))
-    assert "no sign of false robustness" in out
-    report = json.loads(next(results.glob("*/report.json")).read_text())
-    clean, pgd, _ = report["results"]
-    assert 0 < pgd["right"] < clean["right"], "or this shows little"
-    return rows(results)
+def wait_for_workers(
+    workers: Callable[[], list[psutil.Process]], process: subprocess.Popen
+) -> list[psutil.Process]:
+    wait_for(lambda: len(workers()) == 2, process)
+    return workers()
 
 
-def has(results: Path, num: int) -> bool:
-    return len(recorded(results)) >= num
+def end_by_signal(process: subprocess.Popen, signum: signal.Signals, results: Path) -> None:
+    process.send_signal(signum)
+    output = finish(process, 128 + signum)
+    assert f"stopped by {signum.name}; what was computed is kept in {results}" in output
+    assert "to continue: python -m raymi.evaluate model=a" in output
 
 
-def test_killed_or_asked_to_stop_the_command_goes_on_with_what_is_missing(home, expected, tmp_path):
-    process = start(home, tmp_path)
-    wait_for(lambda: has(tmp_path, 3) and len(workers_of(process)) == 2, process)
-    workers = workers_of(process)
+def test_an_evaluation_survives_a_killed_worker_and_an_interrupt(
+    joined_ray: Head,
+    home: Home,
+    slow: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, release, expected = home
+    process = start(folder, tmp_path, **joined_ray.env)
+    victim, _ = wait_for_workers(partial(joined_ray.processes, "AttackWorker"), process)
+    wait_for_outcomes(tmp_path, 2, process)
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.chdir(folder)
+    assert evaluate.main([*WORDS, f"results={tmp_path}", "workers=1"]) == 2
+    assert "is going on in another process" in capsys.readouterr().err
+    victim.kill()
+    before = len(recorded(tmp_path))
+    wait_for_outcomes(tmp_path, before + 3, process)  # two are what the workers do by now
+    end_by_signal(process, signal.SIGINT, tmp_path)
+    kept = recorded(tmp_path)
+    assert len(kept) < 18
+
+    release.touch()
+    output = finish(start(folder, tmp_path, **joined_ray.env))
+    assert "from the ledger" in output
+    assert "on 2 workers" in output, "as many as the cluster has room for"
+    now = recorded(tmp_path)
+    assert {path: now.get(path) for path in kept} == kept, "recorded outcomes are not made again"
+    assert outcomes(tmp_path) == expected
+
+
+@pytest.mark.exhaustive
+def test_a_killed_command_leaves_no_workers_and_continues(
+    home: Home, slow: None, tmp_path: Path
+) -> None:
+    folder, release, expected = home
+    process = start(folder, tmp_path, "workers=2")
+    wait_for_outcomes(tmp_path, 3, process)
+    workers = wait_for_workers(partial(workers_of, process), process)
     process.kill()
     process.communicate()
     _, alive = psutil.wait_procs(workers, timeout=60)
-    assert not alive, "nobody computes for nobody"
-    for signum, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
-        before = len(recorded(tmp_path))
-        process = start(home, tmp_path)
-        wait_for(partial(has, tmp_path, before + 2), process)
-        process.send_signal(signum)
-        began = time.monotonic()
-        out = finish(process, code)
-        assert time.monotonic() - began < 30
-        assert f"stopped by {signum.name}; what was computed is kept in {tmp_path}" in out
-        assert "to continue: python -m raymi.evaluate model=a" in out
-    kept = recorded(tmp_path)
-    assert len(kept) < len(expected)
-    out = finish(start(home, tmp_path))
-    assert "from the ledger" in out
-    now = recorded(tmp_path)
-    assert {path: now.get(path) for path in kept} == kept, "what was recorded was made again"
-    assert rows(tmp_path) == expected
+    assert not alive
+    process = start(folder, tmp_path, "workers=2")
+    wait_for_outcomes(tmp_path, len(recorded(tmp_path)) + 2, process)
+    end_by_signal(process, signal.SIGTERM, tmp_path)
+    release.touch()
+    finish(start(folder, tmp_path, "workers=2"))
+    assert outcomes(tmp_path) == expected
 
 
-def test_killed_workers_are_replaced_and_a_second_command_is_kept_out(home, expected, tmp_path):
-    process = start(home, tmp_path)
-    wait_for(partial(has, tmp_path, 2), process)
-    second = start(home, tmp_path, workers=1)
-    for more in (2, 6):
-        wait_for(lambda more=more: has(tmp_path, more) and workers_of(process), process)
-        time.sleep(0.3)
-        workers_of(process)[0].kill()
-    _, err = second.communicate(timeout=200)
-    assert second.returncode == 2
-    assert "is going on in another process" in err
-    out = finish(process)
-    assert "a worker was lost" in out
-    assert rows(tmp_path) == expected
+@pytest.mark.exhaustive
+def test_workers_killed_one_after_the_other_are_replaced(
+    home: Home, slow: None, tmp_path: Path
+) -> None:
+    folder, release, expected = home
+    process = start(folder, tmp_path, "workers=2")
+    for num in (2, 6):
+        wait_for_outcomes(tmp_path, num, process)
+        wait_for_workers(partial(workers_of, process), process)[0].kill()
+    wait_for_outcomes(tmp_path, 9, process)
+    release.touch()
+    assert "a worker was lost" in finish(process)
+    assert outcomes(tmp_path) == expected

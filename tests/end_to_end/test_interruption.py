@@ -1,122 +1,159 @@
-"""Runs that are stopped lose nothing, and say how to go on."""
+"""Stopped and killed runs lose nothing, and their output names the command that continues them."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from raymi_command import TINY, events, ray_workers, start, succeed, wait_for
-from raymi_command import run as raymi
+from ray_head import Head
+from raymi_command import (
+    SLOW_MODEL,
+    TINY,
+    events,
+    finish,
+    ray_workers,
+    start,
+    succeed,
+    wait_for,
+    write_slow_model,
+)
 from undisturbed import assert_same_weights, undisturbed
 
+from raymi import train
 from raymi.engine.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-LONGER = ("data.limit=300", "optim.epochs=16", "attack.steps=10", "evaluation.steps=4")
-"""TINY, so long that workers whose driver died, which takes some seconds, are not done before."""
+SETTINGS = (
+    "data.limit=300", "optim.epochs=4", "attack.steps=2", "validation.steps=2",
+    "evaluation.steps=2", "mi.hidden=16", "mi.base_width=4", SLOW_MODEL,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The run that nobody disturbed."""
-    return undisturbed(tmp_path_factory.mktemp("whole"), *LONGER)
+    """The same run without any disturbance."""
+    home = tmp_path_factory.mktemp("whole")
+    write_slow_model(home).touch()
+    folder = home / "run"
+    folder.mkdir()
+    return undisturbed(folder, *SETTINGS, import_path=home)
 
 
-def test_signals_end_a_run_in_seconds_and_resume_ends_with_identical_weights(
-    tmp_path: Path, whole: RunFolder
-) -> None:
-    run = tmp_path / "runs" / "stopped"
-    words = (*LONGER, "name=stopped")
-    for num, signum in enumerate((signal.SIGINT, signal.SIGTERM), start=1):
-        before = len(events(run, "epoch"))
-        process = start(tmp_path, *words)
-        wait_for(lambda before=before: len(events(run, "epoch")) > before, process)
-        if num == 1:
-            _a_second_command_is_kept_out(tmp_path)
-        began = time.monotonic()
-        process.send_signal(signum)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 128 + signum, err
-        assert time.monotonic() - began < 30
-        assert len(events(run, "stopped")) == num, "with a checkpoint"
-        assert "python -m raymi.train resume=stopped" in out
-        assert "Traceback" not in out + err
-        assert not events(run, "finished")
-        assert _mlflow_status(tmp_path) == ["KILLED"]
-        words = ("resume=stopped",)
-
-    succeed(tmp_path, *words)
-    assert_same_weights(whole, RunFolder(run), "last")
-    assert _mlflow_status(tmp_path) == ["FINISHED"], "the same MLflow run went on"
-
-
-def _a_second_command_is_kept_out(home: Path) -> None:
-    second = start(home, "resume=stopped")
-    _, err = second.communicate(timeout=60)
-    assert second.returncode == 2
-    assert "going on in another process" in err
-
-
-def test_killed_workers_are_replaced_and_a_killed_driver_leaves_nobody_behind(
-    tmp_path: Path, whole: RunFolder
-) -> None:
-    words = ("name=killed", "checkpoint.every_steps=1", "tracking.enabled=false")
-    process = start(tmp_path, *LONGER, *words)
-    run = tmp_path / "runs" / "killed"
-    wait_for(lambda: len(events(run, "epoch")) >= 1, process)
-    first = ray_workers(process)
-    assert len(first) == 2
-    os.kill(first[1].pid, signal.SIGKILL)
-
-    wait_for(lambda: len(events(run, "start")) == 2, process)
+def wait_for_another_epoch(run: Path, process: subprocess.Popen) -> None:
     before = len(events(run, "epoch"))
     wait_for(lambda: len(events(run, "epoch")) > before, process)
-    workers = [worker for worker in ray_workers(process) if worker not in first]
+
+
+def mlflow_status(folder: Path) -> list[str]:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("raymi")
+    return [run.info.status for run in client.search_runs([experiment.experiment_id])]
+
+
+def end_by_signal(process: subprocess.Popen, signum: int, run: Path) -> None:
+    """Sends a signal to a run and checks that it ends with a checkpoint and one clear line."""
+    stops = len(events(run, "stopped"))
+    process.send_signal(signum)
+    output = finish(process, 128 + signum)
+    assert f"to continue: python -m raymi.train resume={run.name}" in output
+    assert len(events(run, "stopped")) == stops + 1, "with a checkpoint"
+    assert not events(run, "finished")
+
+
+def kill_one_worker(run: Path, workers: Callable[[], list[psutil.Process]]) -> list[int]:
+    """Kills one of two training processes; returns the identifiers of both."""
+    pids = [worker.pid for worker in workers()]
+    assert len(pids) == 2
+    os.kill(pids[1], signal.SIGKILL)
+    return pids
+
+
+def test_interrupted_run_with_a_killed_worker_ends_with_identical_weights(
+    joined_ray: Head,
+    tmp_path: Path,
+    whole: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    release, run = write_slow_model(tmp_path), tmp_path / "runs" / "stopped"
+    process = start(tmp_path, *SETTINGS, "name=stopped", **joined_ray.env)
+    wait_for_another_epoch(run, process)
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["resume=stopped"]) == 2
+    assert "going on in another process" in capsys.readouterr().err
+    end_by_signal(process, signal.SIGINT, run)
+    assert mlflow_status(tmp_path) == ["KILLED"]
+
+    process = start(tmp_path, "resume=stopped", **joined_ray.env)
+    wait_for_another_epoch(run, process)
+    kill_one_worker(run, lambda: joined_ray.processes("RayTrainWorker"))
+    wait_for(lambda: len(events(run, "start")) == 3, process)
+    release.touch()
+    assert "the workers were started again" in finish(process)
+    assert_same_weights(whole, RunFolder(run), "last")
+    assert mlflow_status(tmp_path) == ["FINISHED"], "the same MLflow run is continued"
+
+
+def test_time_limit_ends_a_run_with_exit_code_75(
+    joined_ray: Head,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ("name=late", "limit.hours=1e-9", "scaling.workers=1", "tracking.enabled=false")
+    assert train.main([*TINY, *words]) == 75
+    assert "to continue: python -m raymi.train resume=late" in capsys.readouterr().out
+    assert len(events(tmp_path / "runs" / "late", "stopped")) == 1, "with a checkpoint"
+
+
+def test_ctrl_c_before_the_workers_start_ends_the_command(tmp_path: Path) -> None:
+    process = start(tmp_path, *TINY, "name=early", "tracking.enabled=false")
+    wait_for(lambda: (tmp_path / "runs" / "early" / "config.json").is_file(), process)
+    wait_for(lambda: psutil.Process(process.pid).children(), process)  # Ray's first processes
+    process.send_signal(signal.SIGINT)
+    finish(process, 130)
+
+
+@pytest.mark.exhaustive
+def test_a_terminated_and_a_killed_driver_lose_nothing_with_a_ray_of_their_own(
+    tmp_path: Path, whole: RunFolder
+) -> None:
+    release, run = write_slow_model(tmp_path), tmp_path / "runs" / "killed"
+    words = ("name=killed", "checkpoint.every_steps=1", "tracking.enabled=false")
+    process = start(tmp_path, *SETTINGS, *words)
+    wait_for_another_epoch(run, process)
+    end_by_signal(process, signal.SIGTERM, run)
+
+    process = start(tmp_path, "resume=killed")
+    wait_for_another_epoch(run, process)
+    first = kill_one_worker(run, lambda: ray_workers(process))
+    wait_for(lambda: len(events(run, "start")) == 3, process)
+    wait_for_another_epoch(run, process)
+    workers = [worker for worker in ray_workers(process) if worker.pid not in first]
     assert len(workers) == 2, "the worker group was started again"
     process.kill()
-    out, _ = process.communicate()
-    assert "the workers were started again" in out
-    _, alive = psutil.wait_procs(workers, timeout=30)
-    assert not alive, "workers whose driver died do not go on"
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive, "workers end with their driver"
     assert not events(run, "finished"), "killed in the middle"
 
     newest = max((run / "checkpoints").glob("step-*.pt"))
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.write_bytes(content)
-    out = succeed(tmp_path, "resume=killed")
-    assert f"warning: checkpoint {newest} is damaged" in out
-    assert "the one before it is used" in out
-    continued = events(run, "start")[2]["global_step"]
+    release.touch()
+    output = succeed(tmp_path, "resume=killed")
+    assert f"warning: checkpoint {newest} is damaged" in output
+    assert "the one before it is used" in output
+    continued = events(run, "start")[-1]["global_step"]
     assert continued == int(newest.name.split("-")[1]) - 1
     assert_same_weights(whole, RunFolder(run), "last")
-
-
-def test_the_time_limit_has_an_exit_code_of_its_own(tmp_path: Path) -> None:
-    done = raymi(tmp_path, *TINY, "name=late", "limit.hours=1e-9", "tracking.enabled=false")
-    assert done.returncode == 75, done.stdout + done.stderr
-    assert "to continue: python -m raymi.train resume=late" in done.stdout
-    assert len(events(tmp_path / "runs" / "late", "stopped")) == 1, "with a checkpoint"
-
-
-def test_ctrl_c_before_the_workers_are_there_ends_at_once(tmp_path: Path) -> None:
-    process = start(tmp_path, *TINY, "name=early", "tracking.enabled=false")
-    wait_for(lambda: (tmp_path / "runs" / "early" / "config.json").is_file(), process)
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, out + err
-    assert "Traceback" not in out + err
-
-
-def _mlflow_status(folder: Path) -> list[str]:
-    import mlflow
-
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("raymi")
-    return [run.info.status for run in client.search_runs([experiment.experiment_id])]

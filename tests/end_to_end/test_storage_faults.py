@@ -1,4 +1,4 @@
-"""Storage that fails in the middle of a run: one message, no second attempt, nothing lost."""
+"""Storage that fails during a run: one message, no second attempt, nothing lost."""
 
 from __future__ import annotations
 
@@ -10,22 +10,38 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from raymi_command import events, ray_workers, run, start, succeed, wait_for
+from ray_head import Head
+from raymi_command import (
+    SLOW_MODEL,
+    events,
+    finish,
+    ray_workers,
+    run,
+    start,
+    succeed,
+    wait_for,
+    write_slow_model,
+)
 from undisturbed import assert_same_weights, undisturbed
 
 from raymi.engine.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
 WORDS = (
-    "data.limit=300", "optim.epochs=25", "attack.steps=2", "evaluation.steps=4", "mi.weight=0",
-    "probe.steps=0",
+    "data.limit=300", "optim.epochs=4", "attack.steps=2", "validation.steps=2",
+    "evaluation.steps=2", "mi.weight=0", SLOW_MODEL,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The run whose storage never failed."""
-    return undisturbed(tmp_path_factory.mktemp("whole"), *WORDS)
+    """The same run on storage that never fails."""
+    home = tmp_path_factory.mktemp("whole")
+    write_slow_model(home).touch()
+    folder = home / "run"
+    folder.mkdir()
+    return undisturbed(folder, *WORDS, import_path=home)
 
 
 @pytest.fixture
@@ -43,58 +59,61 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def expect_one_clear_message(
     process: subprocess.Popen, folder: Path, *, reason: str, remedy: str, starts: int = 1
 ) -> str:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 1, out + err
-    assert out.count("the run failed: ") == 1, out + err
-    assert out.count("cannot write ") >= 1
-    assert f"({reason})" in out
-    assert remedy in out
-    assert "to continue: python -m raymi.train resume=" in out
-    assert "Traceback" not in out + err, out + err
-    assert len(events(folder, "start")) <= starts, "it is not tried again"
-    return out
+    output = finish(process, 1)
+    assert output.count("the run failed: ") == 1, output
+    assert output.count("cannot write ") >= 1
+    assert f"({reason})" in output
+    assert remedy in output
+    assert "to continue: python -m raymi.train resume=" in output
+    assert len(events(folder, "start")) <= starts, "without another attempt"
+    return output
 
 
-def test_a_full_disk_and_a_folder_that_vanishes_end_the_run_and_resume_ends_as_if_nothing_was(
-    tmp_path: Path, whole: RunFolder
+def test_full_disk_ends_the_run_and_resume_ends_with_identical_weights(
+    joined_ray: Head, tmp_path: Path, whole: RunFolder
 ) -> None:
-    process = start(tmp_path, *WORDS, "name=full", "tracking.enabled=false")
-    folder = tmp_path / "runs" / "full"
-    wait_for(lambda: len(events(folder, "epoch")) >= 2, process)
-    workers = ray_workers(process)
+    release, folder = write_slow_model(tmp_path), tmp_path / "runs" / "full"
+    process = start(tmp_path, *WORDS, "name=full", "tracking.enabled=false", **joined_ray.env)
+    wait_for(lambda: len(events(folder, "epoch")) >= 1, process)
+    workers = joined_ray.processes("RayTrainWorker")
     assert len(workers) == 2
     for worker in workers:  # their files can grow no more: real writes fail with EFBIG
         worker.rlimit(resource.RLIMIT_FSIZE, (100, 100))
-    out = expect_one_clear_message(
+    output = expect_one_clear_message(
         process, folder, reason="File too large", remedy="Free space there, then continue the run"
     )
-    assert "Earlier checkpoints are untouched, the newest intact one is of step " in out
-
-    before = len(events(folder, "epoch"))
-    process = start(tmp_path, "resume=full")
-    wait_for(lambda: len(events(folder, "epoch")) >= before + 2, process)
-    away = tmp_path / "away"
-    os.rename(folder, away)
-    expect_one_clear_message(
-        process,
-        away,
-        reason="No such file or directory",
-        remedy="Bring its storage back",
-        starts=2,
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(away, folder)
-    succeed(tmp_path, "resume=full")
+    assert "Earlier checkpoints are untouched, the newest intact one is of step " in output
+    release.touch()
+    succeed(tmp_path, "resume=full", **joined_ray.env)
     assert_same_weights(whole, RunFolder(folder), "last")
 
 
-def test_so_it_is_with_a_file_system_that_is_full_for_everybody(
+@pytest.mark.exhaustive
+def test_a_removed_run_folder_ends_the_run_and_resume_ends_with_identical_weights(
+    tmp_path: Path, whole: RunFolder
+) -> None:
+    release, folder = write_slow_model(tmp_path), tmp_path / "runs" / "gone"
+    process = start(tmp_path, *WORDS, "name=gone", "tracking.enabled=false")
+    wait_for(lambda: len(events(folder, "epoch")) >= 1 and ray_workers(process), process)
+    away = tmp_path / "away"
+    os.rename(folder, away)
+    expect_one_clear_message(
+        process, away, reason="No such file or directory", remedy="Bring its storage back"
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(away, folder)
+    release.touch()
+    succeed(tmp_path, "resume=gone")
+    assert_same_weights(whole, RunFolder(folder), "last")
+
+
+@pytest.mark.exhaustive
+def test_a_full_file_system_under_ray_and_mlflow_ends_the_run_with_one_message(
     disk: Path, whole: RunFolder
 ) -> None:
-    """For Ray's controller and for MLflow's store as well."""
+    release, folder = write_slow_model(disk), disk / "runs" / "full"
     process = start(disk, *WORDS, "name=full")
-    folder = disk / "runs" / "full"
-    wait_for(lambda: len(events(folder, "epoch")) >= 2, process)
+    wait_for(lambda: len(events(folder, "epoch")) >= 1, process)
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file:
         for size in (65536, 4096, 512):
@@ -110,5 +129,6 @@ def test_so_it_is_with_a_file_system_that_is_full_for_everybody(
     assert again.returncode == 1, again.stdout + again.stderr
     assert "Traceback" not in again.stdout + again.stderr
     ballast.unlink()
+    release.touch()
     succeed(disk, "resume=full")
     assert_same_weights(whole, RunFolder(folder), "last")

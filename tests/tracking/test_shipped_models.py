@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import tiny_runs
 import torch
-from mlflow_server import free_port, wait_for
+from mlflow_server import wait_for
 from mlflow_store import client
+from ports import free_ports
 from raymi_command import environment, events
 
 from raymi.data.augment import to_unit
@@ -108,7 +109,7 @@ def test_it_classifies_and_is_attacked_where_nothing_of_raymi_is(finished, pytho
 
 
 def test_it_answers_over_http(finished, python, tmp_path):
-    port = free_port()
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/tiny/1"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     log = tmp_path / "serve.log"
