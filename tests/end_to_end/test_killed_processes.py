@@ -1,6 +1,6 @@
 """Real processes under torchrun that are killed with -9: the same command ends with the same bits.
 
-(How a run goes on from any step is in tests/engine/test_kills.py, for which no command is started.)
+tests/engine/test_kills.py continues runs from every step, without a command.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PLACES = {
     "joint": {"classifier": 4},
     "staged": {"pretraining": 4, "estimators": 10, "classifier": 16},
 }
-"""After which step of the run somebody dies, in each phase: the first of the second epoch's three,
+"""Steps of the run after which a process is killed, by phase: the first of the second epoch's three,
 with a checkpoint of it."""
 
 
@@ -57,20 +57,19 @@ def start(folder: Path, workers: int, *words: str) -> subprocess.Popen:
 
 
 def finish(folder: Path, workers: int, *words: str) -> Path:
-    """Runs the command to its end; returns the run's folder."""
+    """Runs the command to its end; returns the folder of the run."""
     process = start(folder, workers, *words)
     try:
-        assert process.wait(300) == 0, (folder / "output").read_text()
+        assert process.wait(400) == 0, (folder / "output").read_text()
     finally:
         process.kill()
     return folder / "runs" / "run"
 
 
 def kill_at(folder: Path, step: int, process: subprocess.Popen, whom: str) -> None:
-    """Kills one worker, or the launcher and all workers, once a step is in the journal; returns
-    when no process is left."""
+    """Kills one worker, or the launcher and all workers, after a step; returns when all ended."""
     launcher, run = psutil.Process(process.pid), folder / "runs" / "run"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 300
     try:
         while not any(e["global_step"] >= step for e in events(run, "step")):
             assert process.poll() is None, (folder / "output").read_text()
@@ -80,8 +79,8 @@ def kill_at(folder: Path, step: int, process: subprocess.Popen, whom: str) -> No
         workers = [p for p in family[1:] if "raymi.standalone" in p.cmdline()]
         for victim in workers[-1:] if whom == "worker" else family:
             os.kill(victim.pid, signal.SIGKILL)
-        assert process.wait(60) != 0
-        _, left = psutil.wait_procs(family, timeout=10)
+        assert process.wait(120) != 0
+        _, left = psutil.wait_procs(family, timeout=60)
         assert not left
         assert not events(run, "finished")
     finally:
@@ -92,9 +91,13 @@ def kill_at(folder: Path, step: int, process: subprocess.Popen, whom: str) -> No
 
 @pytest.mark.parametrize(
     ("workers", "schedule", "whom"),
-    [(2, "staged", "worker"), (3, "staged", "everybody"), (2, "joint", "worker")],
+    [
+        (2, "joint", "worker"),
+        pytest.param(2, "staged", "worker", marks=pytest.mark.exhaustive),
+        pytest.param(3, "staged", "all", marks=pytest.mark.exhaustive),
+    ],
 )
-def test_killed_in_every_phase_the_same_command_ends_with_the_same_bits(
+def test_a_run_killed_in_every_phase_ends_with_the_same_bits(
     workers: int, schedule: str, whom: str, tmp_path: Path
 ) -> None:
     words = STAGED if schedule == "staged" else ()
@@ -108,7 +111,7 @@ def test_killed_in_every_phase_the_same_command_ends_with_the_same_bits(
         assert position["step"] > 0, "within the epoch"
     killed = finish(tmp_path / "killed", workers, *words)
     starts = events(killed, "start")
-    assert len(starts) == 1 + len(PLACES[schedule]), "no launch began anew by itself"
+    assert len(starts) == 1 + len(PLACES[schedule]), "every launch continued"
     assert_same_weights(whole, RunFolder(killed), *EVALUATED)
     first, second = (load_checkpoint(run / "checkpoints") for run in (whole.path, killed))
     assert_same(first, second)

@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(home: Path, *words: str) -> str:
-    """Makes a report; what the command says."""
+    """Makes a report; returns the output of the command."""
     process = raymi_command.start(home, *words, module="raymi.report")
     out, err = process.communicate(timeout=raymi_command.TIMEOUT)
     assert process.returncode == 0, out + err
@@ -78,7 +78,7 @@ def visit(page: Path, folder: Path, width: int = DESK, *options: str) -> Visit:
             "--enable-logging=stderr", f"--log-net-log={log}", f"--window-size={width},4000",
             *(options or ["--dump-dom"]), page.as_uri(),
         ],
-        capture_output=True, text=True, timeout=120, errors="replace", check=True,
+        capture_output=True, text=True, timeout=300, errors="replace", check=True,
     )  # fmt: skip
     net: dict[str, Any] = json.loads(log.read_text())
     started = net["constants"]["logEventTypes"]["URL_REQUEST_START_JOB"]

@@ -10,6 +10,8 @@ from PIL import Image
 from ray_head import Head
 from raymi_command import TINY, finish, start
 
+from raymi import train
+
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
@@ -56,8 +58,13 @@ def test_a_corrupt_image_ends_the_run_with_its_name(tmp_path: Path) -> None:
     assert output.count("error:") == 1
 
 
-def test_an_error_in_the_users_model_names_its_line(joined_ray: Head, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
+def test_an_error_in_the_users_model_names_its_line(
+    joined_ray: Head,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "faulty_model.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Module):\n"
         "    def __init__(self, num_classes, image_size):\n"
@@ -68,7 +75,11 @@ def test_an_error_in_the_users_model_names_its_line(joined_ray: Head, tmp_path: 
         "            raise IndexError('my own bug')\n"
         "        return self.fc(x.flatten(1))\n"
     )
-    words = ("model.name=mine:Net", "scaling.max_failures=0", "tracking.enabled=false")
-    output = finish(start(tmp_path, *TINY, *words, **joined_ray.env), 1)
-    assert "IndexError: my own bug" in output
-    assert 'mine.py", line 8' in output
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("model.name=faulty_model:Net", "scaling.max_failures=0", "tracking.enabled=false")
+    assert train.main([*TINY, *words, "scaling.workers=1"]) == 1
+    said = capsys.readouterr()
+    assert "IndexError: my own bug" in said.out
+    assert 'faulty_model.py", line 8' in said.out
+    assert "Traceback" not in said.out + said.err
