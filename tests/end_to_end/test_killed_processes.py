@@ -37,8 +37,8 @@ PLACES = {
     "joint": {"classifier": 4},
     "staged": {"pretraining": 4, "estimators": 10, "classifier": 16},
 }
-"""Steps of the run after which a process is killed, by phase: the first of the second epoch's three,
-with a checkpoint of it."""
+"""Steps of the run after which a process is killed, by phase: the first of the three steps of the
+second epoch, with a checkpoint of it."""
 
 
 def start(folder: Path, workers: int, *words: str) -> subprocess.Popen:

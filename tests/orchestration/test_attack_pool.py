@@ -1,9 +1,9 @@
-"""Workers of an evaluation may be one or many, slow, killed or never there: the numbers are the
-same; what cannot be done ends in one clear error."""
+"""Workers of an evaluation, few or many, slow or killed, find the same numbers."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +31,7 @@ from pool_work import (
     waiting,
     work,
 )
+from ray_head import Head
 from raymi_command import environment, wait_for
 
 from raymi.config import ScalingConfig
@@ -41,7 +42,7 @@ from raymi.evaluation.steps import StepFailed, Task
 from raymi.evaluation.work import Attackers, Work
 from raymi.orchestration.ray_session import ray_session
 
-pytestmark = pytest.mark.slow  # real runs of Ray
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +57,18 @@ def mine(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    with ray_session(ScalingConfig(workers=2, use_gpu="false")):
-        yield
+def connected(ray_head: Head) -> Iterator[None]:
+    """This process, connected to the head of the test session."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ray_head.env.items():
+            patch.setenv(name, value)
+        with ray_session(ScalingConfig(workers=2, use_gpu="false")):
+            yield
+    ray_head.wait_until_idle()
 
 
 @pytest.fixture
-def start(ray_here: None, folder: Path) -> Iterator[Callable[..., Any]]:
+def start(connected: None, folder: Path) -> Iterator[Callable[..., Any]]:
     """Starts a pool, which ends with the test."""
     from raymi.orchestration.attack_pool import AttackPool
 
@@ -83,21 +89,21 @@ def expected(mine: Any, tmp_path_factory: pytest.TempPathFactory) -> Found:
     return in_this_process(work(net=mine.Plain()), tmp_path_factory.mktemp("expected"))
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_any_number_of_workers_finds_the_same_bits(
     workers: int, start: Any, mine: Any, expected: Found, tmp_path: Path
 ) -> None:
-    """For the third one there is no place."""
+    """The cluster has no place for the third one."""
     assert len(expected) == sum(SCHEDULE.steps_by_attack().values())
     assert any(outcome.broken.any() for outcome, _ in expected.values())
     expect_equal(evaluate(start(work(net=mine.Plain()), workers=workers), tmp_path), expected)
 
 
-def test_a_killed_worker_costs_time_and_nothing_else(
+def test_the_step_of_a_killed_worker_is_made_again(
     start: Any, mine: Any, expected: Found, tmp_path: Path
 ) -> None:
-    told: list[str] = []
-    pool = start(work(net=mine.With(mine.WaitsFor(tmp_path))), tell=told.append)
+    messages: list[str] = []
+    pool = start(work(net=mine.With(mine.WaitsFor(tmp_path))), tell=messages.append)
     victims: list[int] = []
 
     def kill_one() -> None:
@@ -110,13 +116,13 @@ def test_a_killed_worker_costs_time_and_nothing_else(
     expect_equal(evaluate(pool, tmp_path), expected)
     killer.join()
     assert not runs(victims[0])
-    (line,) = told
+    (line,) = messages
     assert "a worker was lost, as its process" in line
     assert line.endswith("is made again")
     assert "\n" not in line
 
 
-def test_a_slow_worker_holds_no_other_steps(start: Any, mine: Any, tmp_path: Path) -> None:
+def test_a_slow_worker_does_not_delay_other_steps(start: Any, mine: Any, tmp_path: Path) -> None:
     slow = mine.With(mine.WaitsFor(tmp_path))
     pool = start(work(slow=slow, net=mine.Plain()))
     pool.submit(FIRST._replace(subject="slow"))
@@ -128,9 +134,7 @@ def test_a_slow_worker_holds_no_other_steps(start: Any, mine: Any, tmp_path: Pat
     assert pool.next().step.block == 0
 
 
-def test_an_interrupt_is_heard_at_once_and_workers_are_gone(
-    start: Any, mine: Any, tmp_path: Path
-) -> None:
+def test_an_interrupt_ends_the_wait_and_the_workers(start: Any, mine: Any, tmp_path: Path) -> None:
     with start(work(net=mine.With(mine.WaitsFor(tmp_path))), workers=1) as pool:
         pool.submit(FIRST)
         heard: list[float] = []
@@ -147,74 +151,66 @@ def test_an_interrupt_is_heard_at_once_and_workers_are_gone(
                 pool.next()
         finally:
             signal.signal(signal.SIGINT, before)
-        assert time.monotonic() - heard[0] < 5
-    gone_after(5, *waiting(tmp_path))
+        assert time.monotonic() - heard[0] < 60, "the step alone would never end"
+    gone_after(60, *waiting(tmp_path))
 
 
-def test_the_users_error_is_one_message_with_the_users_line(
+def test_faults_are_one_message_each_and_leave_the_worker_usable(
     start: Any, mine: Any, folder: Path
 ) -> None:
-    pool = start(work(net=mine.With(mine.Fails("shapes do not fit"))), workers=1)
-    pool.submit(FIRST)
-    with pytest.raises(StepFailed) as error:
-        pool.next()
+    """One pool: an error, a lack of memory, a classifier that cannot be loaded, warnings."""
+    messages: list[str] = []
+    no_memory = mine.Fails("CUDA error: out of memory\nCompile with ...")
+    subjects = {
+        "faulty": mine.With(mine.Fails("shapes do not fit")),
+        "large": mine.With(no_memory),
+        "missing": mine.CannotBeLoaded(),
+        "warns": mine.With(mine.Warns()),
+        "net": mine.Plain(),
+    }
+    pool = start(work(**subjects), workers=1, tell=messages.append)
+
+    def message_of(pool: Pool, subject: str, kind: type[Exception]) -> str:
+        pool.submit(FIRST._replace(subject=subject))
+        with pytest.raises(kind) as error:
+            pool.next()
+        return str(error.value)
+
     line = 1 + MINE.splitlines().index("        raise RuntimeError(self.message)")
-    assert str(error.value) == (
-        "clean on block 0 of net: RuntimeError: shapes do not fit "
+    message = message_of(pool, "faulty", StepFailed)
+    assert message == (
+        "clean on block 0 of faulty: RuntimeError: shapes do not fit "
         f"({folder / 'pool_mine.py'}:{line})"
     )
-    here = InThisProcess(Attackers(work(net=mine.With(mine.Fails("shapes do not fit")))))
-    here.submit(FIRST)
-    with pytest.raises(StepFailed) as in_process:
-        here.next()
-    assert str(in_process.value) == str(error.value)
-
-
-def test_warnings_of_raymis_own_reach_the_driver_once(start: Any, mine: Any) -> None:
-    told: list[str] = []
-    pool = start(work(net=mine.With(mine.Warns())), workers=1, tell=told.append)
+    here = InThisProcess(Attackers(work(faulty=subjects["faulty"])))
+    assert message_of(here, "faulty", StepFailed) == message
+    message = message_of(pool, "large", UserError)
+    assert re.search(r"block 0 of large: 10 images .* smaller evaluation.block", message)
+    message = message_of(pool, "missing", StepFailed)
+    assert re.search(r"block 0 of missing: FileNotFoundError: .*nowhere.pt", message)
     for _ in range(2):
-        pool.submit(FIRST)
+        pool.submit(FIRST._replace(subject="warns"))
         pool.next()
-    assert told == ["odd pixels"]
+    assert messages == ["odd pixels"], "raymi's own warning, once"
 
-
-def test_samples_come_back_where_they_are_asked_for(start: Any, mine: Any) -> None:
-    """Those that were made elsewhere, here."""
-    pool, x_adv = start(work(net=mine.Plain()), workers=1), torch.rand(SIZE, 3, 12, 12)
-    step = Step("pgd-3", 0, "pgd-3", 0)
+    step, x_adv = Step("pgd-3", 0, "pgd-3", 0), torch.rand(SIZE, 3, 12, 12)
     for keep in (True, False):
         pool.submit(Task("net", step, torch.arange(SIZE), x_adv, keep))
-    assert torch.equal(pool.next().x_adv, x_adv)
+    assert torch.equal(pool.next().x_adv, x_adv), "samples come back if they are asked for"
     assert pool.next().x_adv is None
 
 
-def test_lack_of_memory_names_the_setting(start: Any, mine: Any) -> None:
-    fails = mine.Fails("CUDA error: out of memory\nCompile with ...")
-    pool = start(work(net=mine.With(fails)), workers=1)
-    pool.submit(FIRST)
-    with pytest.raises(UserError, match=r"block 0 of net: 10 images .* smaller evaluation.block"):
-        pool.next()
-
-
-def test_a_classifier_that_cannot_be_loaded_is_one_message(start: Any, mine: Any) -> None:
-    pool = start(work(net=mine.CannotBeLoaded()), workers=1)
-    pool.submit(FIRST)
-    with pytest.raises(StepFailed, match=r"block 0 of net: FileNotFoundError: .*nowhere.pt"):
-        pool.next()
-
-
 def test_a_step_that_ends_every_worker_is_given_up(start: Any, mine: Any) -> None:
-    told: list[str] = []
-    pool = start(work(net=mine.With(mine.Ends())), max_failures=1, tell=told.append)
+    messages: list[str] = []
+    pool = start(work(net=mine.With(mine.Ends())), max_failures=1, tell=messages.append)
     pool.submit(FIRST)
     message = r"clean on block 0 of net was given up after 2 lost workers, .* evaluation.block"
     with pytest.raises(StepFailed, match=message):
         pool.next()
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
-def test_what_workers_cannot_unpickle_is_one_message(start: Any, mine: Any) -> None:
+def test_work_that_cannot_be_unpickled_is_one_message(start: Any, mine: Any) -> None:
     pool = start(work(net=mine.Pickled()), workers=1)
     pool.submit(FIRST)
     with pytest.raises(StepFailed) as error:
@@ -222,16 +218,16 @@ def test_what_workers_cannot_unpickle_is_one_message(start: Any, mine: Any) -> N
     assert str(error.value) == "a worker cannot begin: ImportError: not on this node"
 
 
-def test_workers_that_never_begin_are_not_started_for_ever(start: Any, mine: Any) -> None:
-    told: list[str] = []
-    pool = start(work(net=mine.EndsItsWorker()), workers=1, max_failures=1, tell=told.append)
+def test_workers_that_never_begin_are_given_up(start: Any, mine: Any) -> None:
+    messages: list[str] = []
+    pool = start(work(net=mine.EndsItsWorker()), workers=1, max_failures=1, tell=messages.append)
     pool.submit(FIRST)
     with pytest.raises(StepFailed, match="workers are lost before they begin, the last one as "):
         pool.next()
-    assert len(told) == 1
+    assert len(messages) == 1
 
 
-def test_no_place_for_any_worker_is_one_message(
+def test_a_cluster_without_a_free_place_is_one_message(
     start: Any, mine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from raymi.orchestration import attack_pool
@@ -268,7 +264,7 @@ with ray_session(scaling):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_killed_driver_leaves_no_workers(tmp_path: Path) -> None:
     (tmp_path / "driver.py").write_text(DRIVER)
     folders = [tmp_path / "0", tmp_path / "1"]
@@ -289,4 +285,4 @@ def test_a_killed_driver_leaves_no_workers(tmp_path: Path) -> None:
     finally:
         driver.kill()
         driver.communicate()
-    gone_after(15, *workers)
+    gone_after(60, *workers)

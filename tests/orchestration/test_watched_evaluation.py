@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -95,19 +94,21 @@ def test_nobody_needs_to_watch(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_evaluation_within_a_session_leaves_it_open_and_has_the_same_numbers(tmp_path):
+@pytest.mark.ray
+def test_an_evaluation_within_a_session_leaves_it_open_and_has_the_same_numbers(
+    tmp_path, ray_head, monkeypatch
+):
     import ray
 
     alone, _ = evaluate(plan(tmp_path / "alone", "workers=1"), Nobody())
+    for name, value in ray_head.env.items():
+        monkeypatch.setenv(name, value)
     asked = plan(tmp_path / "shared", "workers=1..2", "use_gpu=false")
     with ray_session(ScalingConfig(workers=2, use_gpu="false")) as resources:
         node = ray.get_runtime_context().get_node_id()
         watcher = Counting()
         within, _ = evaluate(asked, watcher, resources)
         assert ray.get_runtime_context().get_node_id() == node
-        deadline = time.monotonic() + 30
-        while ray.available_resources().get("CPU") != 2:
-            assert time.monotonic() < deadline, "workers are left"
-            time.sleep(0.1)
+        ray_head.wait_until_idle()
     assert watcher.known == 0
     assert numbers(within) == numbers(alone)
