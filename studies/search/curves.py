@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from raymi.benchmarks.one_search import Trained
+from studies.search.one_search import Trained
 
 
 @dataclass(frozen=True)

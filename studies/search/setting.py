@@ -13,7 +13,7 @@ from raymi.sweeps.settings import TuneConfig
 from raymi.sweeps.space import Space
 from raymi.sweeps.sweep import Definition
 
-COMMAND = "python -m raymi.benchmarks.search"
+COMMAND = "python -m studies.search"
 RANDOM, TPE = "random search", "TPE+ASHA"
 SEARCHES = {RANDOM: TuneConfig(search="random", scheduler="none"), TPE: TuneConfig()}
 """How each searches: TPE and ASHA as `raymi.tune` does by default."""

@@ -1,18 +1,17 @@
-"""`python -m raymi.benchmarks.search [OUT] [seeds=0..4]`: how soon TPE with ASHA, as `raymi.tune`
-searches by default, finds a configuration at least as good as the best of random search.
+"""`python -m studies.search [OUT] [seeds=0..4]`: compares TPE with ASHA, the default of
+`raymi.tune`, with random search: trial-epochs until it finds an equally good configuration.
 
-For each seed both search the same space on digits, with the same number of trial-epochs: random
-search trains each of its trials to the end; TPE begins trials, and ASHA stops them, until as many
-are spent. Draws of the two are independent; all trials train with one seed. OUT/search.json and
-OUT/search.md say what came out. The two searches of a seed run side by side, in a process of one
-thread each; seeds that are in OUT already are not measured again.
+For each seed both searches draw from the same space on digits and spend the same number of
+trial-epochs. Random search trains each trial to the end; TPE starts trials, and ASHA stops them,
+until the budget is spent. The two searches draw independently; all trials train with one seed.
+Results go to OUT/search.json and OUT/search.md. The two searches of a seed run side by side, in a
+process of one thread each; seeds that OUT already has are not measured again.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -22,10 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from raymi.benchmarks.one_search import Trained
 from raymi.benchmarks.processes import ended_by_sigterm, in_processes
-from raymi.benchmarks.search_curves import Comparison, Found, compare, median_share
-from raymi.benchmarks.search_setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting
 from raymi.benchmarks.section import MeasurementFailed
 from raymi.command import EXIT_FAILED, run_command
 from raymi.comparison.results import markdown
@@ -35,8 +31,11 @@ from raymi.files import keep, keep_json
 from raymi.hardware import processor_name
 from raymi.overrides import flatten, split_words
 from raymi.own_keys import new_folder, seed_list
+from studies.search.curves import Comparison, Found, compare, median_share
+from studies.search.one_search import Trained
+from studies.search.setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting
 
-OUT = Path(__file__).with_name("search_results")
+OUT = Path(__file__).with_name("results")
 AIM = 0.5
 """TPE+ASHA is to be as good within less than this share of the budget, in the median over seeds."""
 
@@ -117,7 +116,8 @@ def _search(setting: Setting, seed: int) -> dict[str, Any]:
             for search in SEARCHES
         ],
     }
-    return dict(zip(SEARCHES, in_processes(job, num=len(SEARCHES)), strict=True))
+    results = in_processes(job, num=len(SEARCHES), module="studies.search.process")
+    return dict(zip(SEARCHES, results, strict=True))
 
 
 def _write(setting: Setting, searches: Searches, out: Path, about: dict[str, Any]) -> None:
@@ -198,7 +198,3 @@ def _cells(found: Found | None) -> list[str]:
 
 def _share(share: float | None) -> str:
     return "never" if share is None else f"{share:.2f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
