@@ -37,10 +37,10 @@ from studies.search.setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Sett
 
 OUT = Path(__file__).with_name("results")
 AIM = 0.5
-"""TPE+ASHA is to be as good within less than this share of the budget, in the median over seeds."""
+"""Upper limit of the share of the budget until TPE+ASHA is as good, in the median over seeds."""
 
 Searches = dict[str, dict[str, Any]]
-"""By the seed, as text: by the search its trials, and the seconds that it took."""
+"""Seed, as text -> search -> its trials and its seconds."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,11 +74,15 @@ def _measure(words: list[str]) -> int:
 
 
 def measure(setting: Setting, seeds: Sequence[int], out: Path, command: str) -> str:
-    """Makes the searches of all seeds that are not in a folder yet.
+    """Runs the searches of all seeds that a folder does not have yet.
 
-    Returns: what came out, in Markdown, as it is in the folder.
-    Raises: UserError where the folder has searches of another setting, machine or versions;
-        MeasurementFailed where a process ended; StorageError.
+    Returns:
+        The results in Markdown, as written to the folder.
+
+    Raises:
+        UserError: the folder has searches of another setting, machine or versions.
+        MeasurementFailed: a process ended without a result.
+        StorageError: nothing can be written.
     """
     about = {
         "command": command,
@@ -104,7 +108,7 @@ def measure(setting: Setting, seeds: Sequence[int], out: Path, command: str) -> 
 
 
 def _search(setting: Setting, seed: int) -> dict[str, Any]:
-    """Both searches of a seed, side by side."""
+    """Runs both searches of a seed, side by side."""
     job = {
         "kind": "search",
         "device": "cpu",
@@ -149,7 +153,7 @@ def _trials(search: dict[str, Any]) -> list[Trained]:
 
 
 def _told(setting: Setting, compared: dict[str, Comparison], content: dict[str, Any]) -> str:
-    """The results for people."""
+    """Returns the results in Markdown."""
     rows = [
         [
             "seed",

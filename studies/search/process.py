@@ -1,4 +1,4 @@
-"""One process of the study, started by `in_processes`: `python -m studies.search.process`."""
+"""Process of one search: `python -m studies.search.process`, started by `in_processes`."""
 
 from __future__ import annotations
 

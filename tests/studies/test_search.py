@@ -1,4 +1,4 @@
-"""How soon one search finds what another one found."""
+"""Study of TPE with ASHA against random search: curves, budget and results."""
 
 from __future__ import annotations
 
