@@ -43,7 +43,8 @@ from raymi.orchestration.sweep_run import (
 from raymi.overrides import expected
 from raymi.recipes import BASE_RECIPES
 from raymi.sweeps.news import News
-from raymi.sweeps.space import find_space, known_spaces
+from raymi.sweeps.space import find_space
+from raymi.sweeps.space_files import known_spaces
 from raymi.sweeps.sweep import Run, Sweep
 from raymi.sweeps.table import Found, trial_rows
 from raymi.tracking.store import how_to_open, without_password

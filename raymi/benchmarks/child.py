@@ -10,8 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,12 @@ from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
 
 Job = dict[str, Any]
+Kinds = Mapping[str, Callable[[Job, Collectives, torch.device], Job]]
+"""Kinds of jobs: each returns a result from the job, the group of processes and the device."""
 
 
-def main() -> None:
-    """Does the job."""
+def main(kinds: Kinds) -> None:
+    """Runs the job of this process, as the command line names it."""
     folder, rank, num = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     job: Job = json.loads((folder / "job.json").read_text())
@@ -38,7 +39,7 @@ def main() -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     group = Collectives() if job.get("apart") else _join(folder, rank, num, device)
-    result = JOBS[job["kind"]](job, group, device)
+    result = kinds[job["kind"]](job, group, device)
     (folder / f"result-{rank}").write_text(json.dumps(result))
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -53,24 +54,6 @@ def _loop(job: Job, group: Collectives, device: torch.device) -> Job:
 def _memory(job: Job, _: Collectives, device: torch.device) -> Job:
     config = Config.model_validate_json(job["config"])
     return peak_of_steps(config, job["arm"], device, job.get("limit"))
-
-
-def _search(job: Job, _: Collectives, device: torch.device) -> Job:
-    from raymi.benchmarks.one_search import search  # what it imports takes memory of the others
-    from raymi.sweeps.sweep import Definition
-
-    began = time.perf_counter()
-    definition = Definition.model_validate(job["definition"])
-    trials = search(definition, job["budget"], job["training_seed"], device)
-    return {"seconds": time.perf_counter() - began, "trials": [asdict(trial) for trial in trials]}
-
-
-JOBS: dict[str, Callable[[Job, Collectives, torch.device], Job]] = {
-    "loop": _loop,
-    "memory": _memory,
-    "search": _search,
-}
-"""Kinds of jobs: each from the job, the processes and the device to what was found."""
 
 
 def _join(folder: Path, rank: int, num: int, device: torch.device) -> Collectives:
@@ -94,4 +77,4 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main({"loop": _loop, "memory": _memory})

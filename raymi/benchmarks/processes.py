@@ -19,22 +19,37 @@ from raymi.benchmarks.section import MeasurementFailed
 _POLL = 0.05  # seconds
 
 
-def in_processes(job: Mapping[str, Any], num: int = 1, threads: int = 1) -> list[dict[str, Any]]:
-    """Does a job in fresh processes (`raymi.benchmarks.child`), which find each other by a file.
+def in_processes(
+    job: Mapping[str, Any], num: int = 1, threads: int = 1, module: str = "raymi.benchmarks.child"
+) -> list[dict[str, Any]]:
+    """Runs a job in fresh processes, which find each other by a file.
 
-    Args: job, for JSON, see `child.JOBS`, with what differs from process to process in a list,
-        `each`; num, of processes; threads, of each.
-    Returns: what each found, by rank.
-    Raises: MeasurementFailed.
+    Args:
+        job: JSON values; `kind` names one of the module's kinds of jobs, and the list `each` has
+            what differs between processes.
+        num: number of processes.
+        threads: threads of each process.
+        module: program of each process, which passes its kinds of jobs to `child.main`; found
+            where this process finds its own modules.
+
+    Returns:
+        The result of each process, by rank.
+
+    Raises:
+        MeasurementFailed: a process ended without a result.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     with tempfile.TemporaryDirectory(prefix="raymi-bench-") as folder:
         place = Path(folder)
         (place / "job.json").write_text(json.dumps(dict(job)))
         processes: list[subprocess.Popen[bytes]] = []
         try:
             for rank in range(num):
-                words = [sys.executable, "-m", "raymi.benchmarks.child", folder]
+                words = [sys.executable, "-m", module, folder]
                 with (place / f"output-{rank}").open("wb") as output:
                     processes.append(
                         subprocess.Popen(

@@ -21,7 +21,8 @@ from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
 from raymi.sweeps.exploitation import exploitable
 from raymi.sweeps.population import LEAST
 from raymi.sweeps.settings import TuneConfig
-from raymi.sweeps.space import Space, find_space, known_spaces
+from raymi.sweeps.space import Space, find_space
+from raymi.sweeps.space_files import known_spaces
 from raymi.sweeps.sweep import Definition, Sweep, find_sweep
 
 COMMAND = "python -m raymi.tune"

@@ -26,7 +26,7 @@ import math
 import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
+from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Protocol
 
 import optuna
@@ -39,11 +39,11 @@ from pydantic import (
     model_validator,
 )
 
-import raymi
 from raymi.errors import UserError, did_you_mean
 from raymi.overrides import examine, flatten, leaves, nest, overlay
 from raymi.recipes import RECIPES, VARIANTS, on_recipe
 from raymi.sweeps.settings import TuneConfig
+from raymi.sweeps.space_files import known_spaces, space_file
 
 Scalar = bool | int | float | str
 Values = dict[str, Any]
@@ -267,25 +267,22 @@ class Space(BaseModel):
 
 
 def find_space(name: str) -> Space:
-    """The space of a name, or of a file.
+    """Returns a search space.
 
-    Args: name, of a file in `tune_spaces` of the current folder or of raymi; or the path of one.
-    Raises: UserError, with the remedy, where there is none or it is wrong.
+    Args:
+        name: path of a .toml file, or the name of one in `space_files.space_folders`.
+
+    Raises:
+        UserError: there is no such file, or it is wrong; the message says what to change.
     """
-    own = [Path(name).expanduser()] if name.endswith(".toml") else []
-    for path in (*own, *(folder / f"{name}.toml" for folder in _folders())):
-        if path.is_file():
-            return read_space(path)
-    hint = did_you_mean(name, known_spaces())
-    raise UserError(f"no search space {name!r}: {hint}; or give the path of a .toml file")
+    file = space_file(name)
+    if file is None:
+        hint = did_you_mean(name, known_spaces())
+        raise UserError(f"no search space {name!r}: {hint}; or give the path of a .toml file")
+    return read_space(file)
 
 
-def known_spaces() -> list[str]:
-    """The names that `find_space` knows here."""
-    return sorted({path.stem for folder in _folders() for path in folder.glob("*.toml")})
-
-
-def read_space(path: Path) -> Space:
+def read_space(path: Traversable) -> Space:
     """The space in a file.
 
     Raises: UserError that says what is wrong in it.
@@ -295,7 +292,7 @@ def read_space(path: Path) -> Space:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     try:
-        space = Space.model_validate({**tree, "name": path.stem})
+        space = Space.model_validate({**tree, "name": path.name.removesuffix(".toml")})
     except ValidationError as error:
         lines = [_explained(one) for one in error.errors()]
         raise UserError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
@@ -317,10 +314,6 @@ def _suggested(key: str) -> str:
     """A remedy: the whole key of a last part, or what is close."""
     whole = [known for known in _KEYS if known.endswith(f".{key}")]
     return f"write {' or '.join(whole)}" if whole else did_you_mean(key, _KEYS)
-
-
-def _folders() -> list[Path]:
-    return [Path.cwd() / "tune_spaces", Path(raymi.__file__).parents[1] / "tune_spaces"]
 
 
 def _named(parameter: Parameter) -> set[str]:

@@ -1,4 +1,4 @@
-"""What is searched to compare TPE and ASHA with random search, and how both search."""
+"""Settings of the study: the space, the recipe and both searches."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from raymi.sweeps.settings import TuneConfig
 from raymi.sweeps.space import Space
 from raymi.sweeps.sweep import Definition
 
-COMMAND = "python -m raymi.benchmarks.search"
+COMMAND = "python -m studies.search"
 RANDOM, TPE = "random search", "TPE+ASHA"
 SEARCHES = {RANDOM: TuneConfig(search="random", scheduler="none"), TPE: TuneConfig()}
-"""How each searches: TPE and ASHA as `raymi.tune` does by default."""
+"""Options of each search; TPE+ASHA has the defaults of `raymi.tune`."""
 
 
 class Setting(BaseModel):
-    """What is searched: a space over a recipe with settings (keys of `Config`), trained with one
-    seed; `trials`, those of random search."""
+    """A space over a recipe with settings (keys of `Config`).
+
+    Attributes:
+        trials: number of trials of random search.
+        training_seed: seed of all trials of both searches.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,12 +37,12 @@ class Setting(BaseModel):
 
     @property
     def budget(self) -> int:
-        """Trial-epochs of each search."""
+        """Number of trial-epochs of each search."""
         tree, _ = on_recipe(self.recipe, nest(self.settings))
         return self.trials * int(tree["optim"]["epochs"])
 
     def definition(self, search: str, seed: int) -> Definition:
-        """The sweep of one search; searches of one seed draw independently."""
+        """Returns the sweep of one search; searches of one seed draw independently."""
         return Definition(
             id=f"{search} {seed}",
             command=COMMAND,

@@ -1,6 +1,6 @@
-"""One search in this process, trial after trial, for as many trial-epochs as it is given.
+"""A search in this process, trial after trial, until its budget of trial-epochs is spent.
 
-The draws, the decisions and the trainings are those of `raymi.tune`, without Ray.
+Draws, decisions and trainings are those of `raymi.tune`, without Ray.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ How = Literal["finished", "stopped", "cut", "failed"]
 
 @dataclass(frozen=True)
 class Trained:
-    """A trial of a search.
+    """Trial of a search.
 
-    robust: highest robust accuracy on validation by each epoch that it came to.
-    epochs: that were spent on it; one in which it failed counts.
-    ended: finished, at its last epoch; stopped, as others were ahead; cut, as the search had spent
-        all that it was given; failed.
+    Attributes:
+        values: the values that it drew.
+        epochs: epochs spent on it, including one in which it failed.
+        ended: finished (at its last epoch), stopped (others were ahead), cut (the budget was spent)
+            or failed.
+        robust: highest robust accuracy on validation up to each epoch.
     """
 
     values: Values
@@ -39,8 +41,7 @@ class Trained:
 
 
 class _Over(BaseException):
-    """A trial is not to go on; says how it ended. No error, which a run would be told to have
-    failed of."""
+    """Ends a trial before its last epoch. Not an Exception, which would mark the run as failed."""
 
     def __init__(self, ended: How) -> None:
         super().__init__(ended)
@@ -52,10 +53,15 @@ def search(
 ) -> list[Trained]:
     """Searches until the budget is spent.
 
-    Args: definition, of a sweep of one seed, which decides what is drawn, and whose trials are of
-        one phase and validated after each epoch; budget, in trial-epochs; training_seed, of all
-        trials.
-    Raises: StorageError where nothing can be written.
+    Args:
+        definition: sweep of one seed, which decides the draws; its trials have one phase and are
+            validated after each epoch.
+        budget: number of trial-epochs.
+        training_seed: seed of all trials.
+        device: where they train.
+
+    Raises:
+        StorageError: nothing can be written.
     """
     trials: list[Trained] = []
     with tempfile.TemporaryDirectory(prefix="raymi-search-") as folder:
@@ -68,7 +74,7 @@ def search(
 
 
 def _train(sweep: Sweep, study: Study, seed: int, left: int, device: torch.device) -> Trained:
-    """Trains the next trial, for `left` epochs at most."""
+    """Trains the next trial for at most `left` epochs."""
     trial = study.ask()
     number, run = trial.number, Run(trial.number, seed)
     last = sweep.config_of(trial.values, run).optim.epochs

@@ -1,4 +1,4 @@
-"""How soon one search finds what another one found."""
+"""Study of TPE with ASHA against random search: curves, budget and results."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 from tiny_runs import TINY
 
-from raymi.benchmarks import search as benchmark
-from raymi.benchmarks.one_search import Trained, search
-from raymi.benchmarks.search import measure
-from raymi.benchmarks.search_curves import Comparison, Found, best_so_far, compare, median_share
-from raymi.benchmarks.search_setting import RANDOM, SETTING, TPE, Setting
 from raymi.errors import UserError
 from raymi.sweeps.space import Space
 from raymi.sweeps.sweep import Measured
+from studies.search import measure as study
+from studies.search.curves import Comparison, Found, best_so_far, compare, median_share
+from studies.search.measure import measure
+from studies.search.one_search import Trained, search
+from studies.search.setting import RANDOM, SETTING, TPE, Setting
 
 SPACE = Space(name="lr", description="", parameters={"optim.lr": {"log": (0.01, 0.1)}})
 SETTINGS = {k: v for k, v in TINY.items() if k != "optim.lr"} | {"optim.epochs": 3}
@@ -116,14 +116,14 @@ def test_both_searches_spend_the_budget_and_are_kept(
     assert "| 7 | " in told
     assert "`the command`" in told
 
-    monkeypatch.setattr(benchmark, "_search", None)  # nothing is left to be measured
+    monkeypatch.setattr(study, "_search", None)  # nothing is left to be measured
     assert measure(setting, [7], tmp_path, "the command") == told
     with pytest.raises(UserError, match="with other values of setting, which are not mixed"):
         measure(setting.model_copy(update={"trials": 3}), [7], tmp_path, "the command")
 
 
 def test_a_wrong_word_is_said_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
-    assert benchmark.main(["somewhere", "optim.lr=0.1", "seeds=x"]) == 2
+    assert study.main(["somewhere", "optim.lr=0.1", "seeds=x"]) == 2
     said = capsys.readouterr().err
     assert "expected OUT and seeds alone, got optim.lr: the setting is fixed" in said
     assert "seeds: expected 0..9 or 0,1,2, got 'x'" in said

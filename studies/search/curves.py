@@ -1,4 +1,4 @@
-"""What two searches found, and how soon: best-so-far curves over trial-epochs."""
+"""Best-so-far curves of two searches over trial-epochs, and their comparison."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from raymi.benchmarks.one_search import Trained
+from studies.search.one_search import Trained
 
 
 @dataclass(frozen=True)
 class Found:
-    """The best configuration that a search had found: robust accuracy on validation at its last
-    epoch, and the trial-epochs that the search had spent by then."""
+    """Best configuration of a search so far.
+
+    Attributes:
+        robust: its robust accuracy on validation at its last epoch.
+        spent: trial-epochs of the search until then.
+    """
 
     robust: float
     spent: int
 
 
 def best_so_far(trials: Iterable[Trained]) -> list[Found]:
-    """Every improvement of a search, in order.
+    """Returns every improvement of a search, in order.
 
-    A configuration is found when its trial comes to its last epoch; what was spent on trials that
-    did not counts.
+    A configuration is found when its trial reaches its last epoch; epochs of other trials count as
+    spent.
     """
     spent, curve = 0, list[Found]()
     for trial in trials:
@@ -35,11 +39,14 @@ def best_so_far(trials: Iterable[Trained]) -> list[Found]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A search against a reference with the same budget.
+    """Search against a reference with the same budget.
 
-    reference, other: the best that each found; None where it found nothing.
-    as_good: trial-epochs after which the other one had found something at least as good as the best
-        of the reference, None where it never had; share, of the budget.
+    Attributes:
+        reference: best of the reference; None: it found nothing.
+        other: best of the other search; None: it found nothing.
+        as_good: trial-epochs after which the other search had found a configuration at least as
+            good as the best of the reference; None: never.
+        share: `as_good` as a fraction of the budget.
     """
 
     reference: Found | None
@@ -49,10 +56,7 @@ class Comparison:
 
 
 def compare(reference: Sequence[Trained], other: Sequence[Trained], budget: int) -> Comparison:
-    """Compares two searches.
-
-    Args: budget, trial-epochs that each of both had.
-    """
+    """Compares two searches of `budget` trial-epochs each."""
     target, curve = max(best_so_far(reference), default=None, key=_robust), best_so_far(other)
     least = -math.inf if target is None else target.robust
     as_good = next((found.spent for found in curve if found.robust >= least), None)
@@ -65,7 +69,7 @@ def compare(reference: Sequence[Trained], other: Sequence[Trained], budget: int)
 
 
 def median_share(comparisons: Iterable[Comparison]) -> float | None:
-    """The median share of the budget, in which never is later than any; None where it is never."""
+    """Returns the median share of the budget, never being later than any; None: it is never."""
     middle = median(math.inf if one.share is None else one.share for one in comparisons)
     return middle if math.isfinite(middle) else None
 

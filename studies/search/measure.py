@@ -1,18 +1,17 @@
-"""`python -m raymi.benchmarks.search [OUT] [seeds=0..4]`: how soon TPE with ASHA, as `raymi.tune`
-searches by default, finds a configuration at least as good as the best of random search.
+"""`python -m studies.search [OUT] [seeds=0..4]`: compares TPE with ASHA, the default of
+`raymi.tune`, with random search: trial-epochs until it finds an equally good configuration.
 
-For each seed both search the same space on digits, with the same number of trial-epochs: random
-search trains each of its trials to the end; TPE begins trials, and ASHA stops them, until as many
-are spent. Draws of the two are independent; all trials train with one seed. OUT/search.json and
-OUT/search.md say what came out. The two searches of a seed run side by side, in a process of one
-thread each; seeds that are in OUT already are not measured again.
+For each seed both searches draw from the same space on digits and spend the same number of
+trial-epochs. Random search trains each trial to the end; TPE starts trials, and ASHA stops them,
+until the budget is spent. The two searches draw independently; all trials train with one seed.
+Results go to OUT/search.json and OUT/search.md. The two searches of a seed run side by side, in a
+process of one thread each; seeds that OUT already has are not measured again.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -22,10 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from raymi.benchmarks.one_search import Trained
 from raymi.benchmarks.processes import ended_by_sigterm, in_processes
-from raymi.benchmarks.search_curves import Comparison, Found, compare, median_share
-from raymi.benchmarks.search_setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting
 from raymi.benchmarks.section import MeasurementFailed
 from raymi.command import EXIT_FAILED, run_command
 from raymi.comparison.results import markdown
@@ -35,13 +31,16 @@ from raymi.files import keep, keep_json
 from raymi.hardware import processor_name
 from raymi.overrides import flatten, split_words
 from raymi.own_keys import new_folder, seed_list
+from studies.search.curves import Comparison, Found, compare, median_share
+from studies.search.one_search import Trained
+from studies.search.setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting
 
-OUT = Path(__file__).with_name("search_results")
+OUT = Path(__file__).with_name("results")
 AIM = 0.5
-"""TPE+ASHA is to be as good within less than this share of the budget, in the median over seeds."""
+"""Upper limit of the share of the budget until TPE+ASHA is as good, in the median over seeds."""
 
 Searches = dict[str, dict[str, Any]]
-"""By the seed, as text: by the search its trials, and the seconds that it took."""
+"""Seed, as text -> search -> its trials and its seconds."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,11 +74,15 @@ def _measure(words: list[str]) -> int:
 
 
 def measure(setting: Setting, seeds: Sequence[int], out: Path, command: str) -> str:
-    """Makes the searches of all seeds that are not in a folder yet.
+    """Runs the searches of all seeds that a folder does not have yet.
 
-    Returns: what came out, in Markdown, as it is in the folder.
-    Raises: UserError where the folder has searches of another setting, machine or versions;
-        MeasurementFailed where a process ended; StorageError.
+    Returns:
+        The results in Markdown, as written to the folder.
+
+    Raises:
+        UserError: the folder has searches of another setting, machine or versions.
+        MeasurementFailed: a process ended without a result.
+        StorageError: nothing can be written.
     """
     about = {
         "command": command,
@@ -105,7 +108,7 @@ def measure(setting: Setting, seeds: Sequence[int], out: Path, command: str) -> 
 
 
 def _search(setting: Setting, seed: int) -> dict[str, Any]:
-    """Both searches of a seed, side by side."""
+    """Runs both searches of a seed, side by side."""
     job = {
         "kind": "search",
         "device": "cpu",
@@ -117,7 +120,8 @@ def _search(setting: Setting, seed: int) -> dict[str, Any]:
             for search in SEARCHES
         ],
     }
-    return dict(zip(SEARCHES, in_processes(job, num=len(SEARCHES)), strict=True))
+    results = in_processes(job, num=len(SEARCHES), module="studies.search.process")
+    return dict(zip(SEARCHES, results, strict=True))
 
 
 def _write(setting: Setting, searches: Searches, out: Path, about: dict[str, Any]) -> None:
@@ -149,7 +153,7 @@ def _trials(search: dict[str, Any]) -> list[Trained]:
 
 
 def _told(setting: Setting, compared: dict[str, Comparison], content: dict[str, Any]) -> str:
-    """The results for people."""
+    """Returns the results in Markdown."""
     rows = [
         [
             "seed",
@@ -198,7 +202,3 @@ def _cells(found: Found | None) -> list[str]:
 
 def _share(share: float | None) -> str:
     return "never" if share is None else f"{share:.2f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

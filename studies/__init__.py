@@ -1,0 +1,1 @@
+"""Studies of raymi: their programs and their results, which the package does not ship."""

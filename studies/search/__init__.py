@@ -1,0 +1,1 @@
+"""A comparison of TPE and ASHA with random search on digits."""
