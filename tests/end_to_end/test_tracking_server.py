@@ -120,9 +120,9 @@ def test_a_server_that_is_away_at_the_start_gets_the_run_later_and_once(
 def test_a_server_that_has_a_fault_for_a_while_gets_all_of_it_once(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    for name, value in store._SETTINGS.items():
+    for name, value in store.CLIENT_SETTINGS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(delivery, "_RETRY_SECONDS", (0.2, 0.5))
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", (0.2, 0.5))
     server.start()
     proxy = Proxy(server)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)

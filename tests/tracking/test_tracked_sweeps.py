@@ -493,7 +493,7 @@ def test_what_was_drawn_but_does_not_fit_is_shown_as_drawn(tmp_path):
 
 
 def test_a_look_at_what_is_delivered_does_not_keep_it_busy(sweep, monkeypatch):
-    monkeypatch.setattr("raymi.tracking.delivery._POLL_SECONDS", 0.5)
+    monkeypatch.setattr("raymi.tracking.delivery.POLL_SECONDS", 0.5)
     driver = Driver(sweep)
     driver.finish()
     assert driver.tracker.settle(WAIT)

@@ -333,7 +333,7 @@ def test_a_store_that_does_not_answer_is_told_without_its_password(
 def test_closing_does_not_wait_for_the_next_try(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "_RETRY_SECONDS", (WAIT, WAIT))
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", (WAIT, WAIT))
     outage = Outage(monkeypatch, "search_runs")
     followed = follow(config, folder)
     wait_until(lambda: outage.failures == 1)
