@@ -109,10 +109,11 @@ def _show(
         keep_json(plan.request.json, told, "all outcomes are kept")
         say(console, f"all numbers  {plan.request.json}")
     if plan.config.tracking.enabled:
-        _track(console, plan, reports)
+        send_to_mlflow(console, plan, reports)
 
 
-def _track(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) -> None:
+def send_to_mlflow(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) -> None:
+    """Logs reports to MLflow and prints a line for each."""
     for told in track(plan, reports):
         if told.run_id is None:
             text = (

@@ -61,7 +61,7 @@ def _context() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     # the first optimiser imports torch._dynamo, the first digit scikit-learn
-    slow = ["torch", "torch._dynamo", "sklearn.datasets", "raymi.engine.loop"]
+    slow = ["torch", "torch._dynamo", "sklearn.datasets", "raymi.engine.loop", "pytest"]
     context.set_forkserver_preload(slow)
     return context
 

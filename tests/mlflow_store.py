@@ -17,7 +17,7 @@ WAIT = 60.0  # seconds; only a failing test waits that long
 def in_folder(home: Path, patch: pytest.MonkeyPatch) -> None:
     """Makes it the current folder, with the store in it, whatever the environment names."""
     patch.chdir(home)
-    for name, value in store._SETTINGS.items():
+    for name, value in store.CLIENT_SETTINGS.items():
         patch.setenv(name, value)
     patch.delenv("MLFLOW_TRACKING_URI", raising=False)
 

@@ -20,7 +20,7 @@ from tiny_runs import TINY
 
 from raymi import compare
 from raymi.comparison import runs as comparison_runs
-from raymi.comparison.plan import _reaching, planned
+from raymi.comparison.plan import planned, settings_of_arm
 from raymi.comparison.results import (
     Mean,
     RunResult,
@@ -391,7 +391,7 @@ def test_bad_input_is_one_clear_error_before_anything_starts(
 def test_runs_to_reuse_reach_staged_arms_only(arm: str, reused: bool) -> None:
     settings = {"mi.pretrained": "a", "optim.lr": "0.1"}
     expected = settings if reused else {"optim.lr": "0.1"}
-    assert _reaching("quickstart", arm, settings) == expected
+    assert settings_of_arm("quickstart", arm, settings) == expected
 
 
 def test_what_is_said_for_all_arms_leaves_each_what_it_is(run: Run, fake: Path) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from closeness import assert_close
 from golden_values import NETS, TinyNet, golden
 
 from raymi.attacks.pgd import pgd
@@ -92,22 +93,18 @@ def test_gradients_are_finite_where_a_class_has_probability_zero(loss, swapped):
         assert all(grad.isfinite().all() for grad in grads)
 
 
-def close(ours, theirs):
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
-
-
 @pytest.mark.parametrize("net_of", NETS)
 def test_at_and_mart_reproduce_the_released_values(net_of):
     values = golden(net_of)
     net = TinyNet(values).train()
     y = values["y"]
     logits, logits_adv = net(values["x"]), net(values["x_adv"])
-    close(at_loss(logits_adv, y, 6), values["ce_adv"])
+    assert_close(at_loss(logits_adv, y, 6), values["ce_adv"])
     for beta in (5, 6):
         total = mart_loss(logits, logits_adv, y, 6, beta=beta)
-        close(total, values[f"mart_total_beta{beta}"])
+        assert_close(total, values[f"mart_total_beta{beta}"])
     (grad,) = torch.autograd.grad(total, net.fc.weight)
-    close(grad, values["mart_grad_fc_weight"])
+    assert_close(grad, values["mart_grad_fc_weight"])
 
 
 LINF = {"eps": 0.031, "alpha": 0.003, "steps": 10}
@@ -127,9 +124,9 @@ def test_trades_and_its_attack_reproduce_the_released_values(net_of, beta, store
     x_adv = pgd(net, x, y, **attack, objective="kl", start=start)
     logits, logits_adv = net(x), net(x_adv)
     total = trades_loss(logits, logits_adv, y, 6, beta=beta)
-    close(total, values["trades_" + stored.format("total")])
+    assert_close(total, values["trades_" + stored.format("total")])
     robust = total - at_loss(logits, y, 6)
-    close(robust, values["trades_" + stored.format("robust")])
+    assert_close(robust, values["trades_" + stored.format("robust")])
     if attack is LINF:
         (grad,) = torch.autograd.grad(total, net.fc.weight)
-        close(grad, values[f"trades_grad_fc_weight_beta{beta}"])
+        assert_close(grad, values[f"trades_grad_fc_weight_beta{beta}"])

@@ -97,13 +97,12 @@ class StoppingContext(LocalContext):
     """Asks for a stop, by the run's stop file, once `stop_at` steps were made."""
 
     def __init__(self, stop_file: Path, stop_at: int | None = None) -> None:
-        super().__init__("cpu", stop_file)
-        self._stop.INTERVAL = 0.0
-        self.stop_at, self.asked, self.reports = stop_at, 0, []
+        super().__init__("cpu", stop_file, look_every=0.0)
+        self.stop_file, self.stop_at, self.asked, self.reports = stop_file, stop_at, 0, []
 
     def stop_requested(self) -> bool:
         if self.asked == self.stop_at and self.group.rank == 0:
-            self._stop.files[0].touch()
+            self.stop_file.touch()
         self.asked += 1
         return super().stop_requested()
 

@@ -114,7 +114,7 @@ def _runs(
     problems: list[str] = []
     for seed in seeds:
         for arm in arms:
-            shared = _reaching(recipe, arm, settings)
+            shared = settings_of_arm(recipe, arm, settings)
             place = {"name": f"{arm}-seed{seed}", "out": str(folder), "seed": str(seed)}
             keys = {**shared, **place, "scaling.workers": "1"}
             tree, unknown = on_recipe(f"{recipe}-{arm}", nest(keys))
@@ -132,8 +132,8 @@ def _runs(
     return tuple(runs)
 
 
-def _reaching(recipe: str, arm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that an arm takes: weights where it has MI, reused runs where it is staged."""
+def settings_of_arm(recipe: str, arm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that an arm takes: weights if it has MI, reused runs if it is staged."""
     off = "mi.weight" in _set_by(arm)
     tree, _ = on_recipe(f"{recipe}-{arm}", {})
     staged = not off and tree.get("mi", {}).get("schedule") == "staged"

@@ -48,12 +48,12 @@ def _cache_key(paths: Sequence[Path], image_size: int | None) -> str:
 
 def _decode_all(paths: Sequence[Path], image_size: int | None) -> np.ndarray:
     logger.info("decoding %d images below %s", len(paths), os.path.commonpath(paths))
-    first = _decode_one(paths[0], image_size)
+    first = decode_one(paths[0], image_size)
     images = np.empty((len(paths), *first.shape), np.uint8)
 
     def decode_some(start: int) -> None:
         for i in range(start, min(start + _FILES_PER_TASK, len(paths))):
-            image = _decode_one(paths[i], image_size)
+            image = decode_one(paths[i], image_size)
             if image.shape != first.shape:
                 raise UserError(
                     f"images differ in size ({_size(first)} in {paths[0]}, {_size(image)} in "
@@ -67,8 +67,8 @@ def _decode_all(paths: Sequence[Path], image_size: int | None) -> np.ndarray:
     return images
 
 
-def _decode_one(path: Path, image_size: int | None) -> np.ndarray:
-    """One image, (3, H, W) uint8."""
+def decode_one(path: Path, image_size: int | None) -> np.ndarray:
+    """Reads one image file as (3, H, W) uint8."""
     from PIL import Image
 
     try:

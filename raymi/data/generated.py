@@ -21,7 +21,8 @@ from raymi.data.image_set import ImageSet
 from raymi.data.resize import fit_square, height_and_width, rgb_images
 from raymi.errors import UserError
 
-_CHUNK = 8192  # images read at a time
+CHUNK = 8192
+"""Images read at a time."""
 
 
 def check_generated(path: Path) -> None:
@@ -99,7 +100,7 @@ def _chunks(path: Path) -> Iterator[np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open("image.npy") as file:
             (num_images, *shape), fortran_order, _ = _read_header(file)
-            chunk = num_images if fortran_order else _CHUNK
+            chunk = num_images if fortran_order else CHUNK
             for start in range(0, num_images, chunk):
                 num = min(chunk, num_images - start)
                 pixels = np.frombuffer(bytearray(file.read(num * math.prod(shape))), np.uint8)

@@ -36,7 +36,7 @@ _IDX_FILES = (
 
 
 @dataclass(frozen=True)
-class _Dataset:
+class Dataset:
     """One class of `torchvision.datasets`.
 
     Args:
@@ -67,22 +67,22 @@ class _Dataset:
         return getattr(datasets, self.cls)(root, **part, download=download)
 
 
-_DATASETS = {
-    "cifar10": _Dataset(
+TORCHVISION_SETS = {
+    "cifar10": Dataset(
         description="CIFAR-10, 50,000 + 10,000 images, 32x32 RGB",
         cls="CIFAR10",
         folder="cifar-10-batches-py",
         files=(*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
         url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     ),
-    "cifar100": _Dataset(
+    "cifar100": Dataset(
         description="CIFAR-100, 50,000 + 10,000 images, 32x32 RGB",
         cls="CIFAR100",
         folder="cifar-100-python",
         files=("train", "test", "meta"),
         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     ),
-    "svhn": _Dataset(
+    "svhn": Dataset(
         description="Street View House Numbers, 73,257 + 26,032 digits, 32x32 RGB",
         cls="SVHN",
         folder="",
@@ -90,7 +90,7 @@ _DATASETS = {
         url="http://ufldl.stanford.edu/housenumbers/",
         class_names=_DIGITS,
     ),
-    "mnist": _Dataset(
+    "mnist": Dataset(
         description="MNIST, 60,000 + 10,000 handwritten digits, 28x28 grey",
         cls="MNIST",
         folder="MNIST/raw",
@@ -98,7 +98,7 @@ _DATASETS = {
         url="https://ossci-datasets.s3.amazonaws.com/mnist/",
         class_names=_DIGITS,
     ),
-    "fashion-mnist": _Dataset(
+    "fashion-mnist": Dataset(
         description="Fashion-MNIST, 60,000 + 10,000 pieces of clothing, 28x28 grey",
         cls="FashionMNIST",
         folder="FashionMNIST/raw",
@@ -110,10 +110,10 @@ _DATASETS = {
 
 def torchvision_sources() -> dict[str, Source]:
     """The sources by the name of their data set."""
-    return {name: _source(dataset) for name, dataset in _DATASETS.items()}
+    return {name: _source(dataset) for name, dataset in TORCHVISION_SETS.items()}
 
 
-def _source(dataset: _Dataset) -> Source:
+def _source(dataset: Dataset) -> Source:
     def check(request: Request) -> None:
         root = request.root or data_folder()
         if not request.download and dataset.missing(root):
@@ -129,7 +129,7 @@ def _source(dataset: _Dataset) -> Source:
     return Source(dataset.description, check, load)
 
 
-def _download_once(dataset: _Dataset, root: Path, name: str) -> None:
+def _download_once(dataset: Dataset, root: Path, name: str) -> None:
     """Download what is missing; of several processes one does it and the others wait.
 
     Files count as there only under the lock: while another process unpacks them, they are not.
@@ -147,7 +147,7 @@ def _download_once(dataset: _Dataset, root: Path, name: str) -> None:
             raise _absent(dataset, root, name, f"it could not be downloaded ({cause})") from e
 
 
-def _read(dataset: _Dataset, root: Path, train: bool) -> ImageSet:
+def _read(dataset: Dataset, root: Path, train: bool) -> ImageSet:
     try:
         opened = dataset.open(root, train)
     except (OSError, EOFError, RuntimeError, ValueError, AssertionError, LookupError) as error:
@@ -163,7 +163,7 @@ def _read(dataset: _Dataset, root: Path, train: bool) -> ImageSet:
     )
 
 
-def _absent(dataset: _Dataset, root: Path, name: str, why: str) -> UserError:
+def _absent(dataset: Dataset, root: Path, name: str, why: str) -> UserError:
     return UserError(
         f"data set {name!r} is not in {root} and {why}. Set data.download=true where there is a "
         f"network, or get it from {dataset.url} and unpack it to {root / dataset.folder}/ as "

@@ -56,7 +56,7 @@ class ProgressDisplay:
         self._steps_per_epoch = 1
         self._phase_shown: str | None = None
         self._started = False
-        self._clock = _Clock()
+        self._time_left = TimeLeft()
         self._bar = _Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -106,7 +106,7 @@ class ProgressDisplay:
         if event["global_step"] > 0:
             phase = f" of {event['phase']}" if len(self._phases) > 1 else ""
             self.say(f"continuing after epoch {event['epoch']}, step {event['step']}{phase}")
-        self._clock.restart(event["global_step"])
+        self._time_left.restart(event["global_step"])
 
     def _on_step(self, event: Event) -> None:
         total = sum(self._phases.values()) * self._steps_per_epoch
@@ -116,7 +116,7 @@ class ProgressDisplay:
             for name, label in _SHOWN.items()
             if name in event["metrics"]
         )
-        left = self._clock.left(event["global_step"], total)
+        left = self._time_left.left(event["global_step"], total)
         self._bar.update(
             self._task,
             description=f"{_PHASES[phase]} · epoch {event['epoch'] + 1}/{self._phases[phase]}",
@@ -190,7 +190,7 @@ class _Bar(Progress):
             yield Text(line, style="dim", no_wrap=True, overflow="ellipsis")
 
 
-class _Clock:
+class TimeLeft:
     """Estimates the time left from the steps done since it was started."""
 
     def __init__(self) -> None:

@@ -15,6 +15,9 @@ import torch.distributed as dist
 
 from raymi.collectives import Collectives, ProcessGroup
 
+LOOK_EVERY = 0.2
+"""Seconds between two looks at the files that ask a run to stop."""
+
 
 class Context(Protocol):
     """One worker's view of its place: who it is, with whom it computes, and whom it tells."""
@@ -53,6 +56,7 @@ class LocalContext:
         device: where to compute.
         stop_file: a file whose appearance asks the run to write a checkpoint and end.
         deadline: seconds since the epoch at which it is asked, too; None: never.
+        look_every: seconds between two looks at the stop file.
     """
 
     def __init__(
@@ -60,13 +64,14 @@ class LocalContext:
         device: torch.device | str = "cpu",
         stop_file: Path | None = None,
         deadline: float | None = None,
+        look_every: float = LOOK_EVERY,
     ) -> None:
         self.device = torch.device(device)
         joined = dist.is_available() and dist.is_initialized()
         self.group: Collectives = ProcessGroup() if joined else Collectives()
         self.node = int(os.environ.get("GROUP_RANK", "0")) if joined else 0  # torchrun's
         self.first_on_node = not joined or int(os.environ.get("LOCAL_RANK", self.group.rank)) == 0
-        self._stop = StopRequest(stop_file, deadline=deadline)
+        self._stop = StopRequest(stop_file, deadline=deadline, look_every=look_every)
         self._answers = Answers()
 
     def report(self, metrics: Mapping[str, Any]) -> None:
@@ -106,22 +111,27 @@ class Answers:
 class StopRequest:
     """A file that appears, or a time that comes, as one worker sees them: rank 0's answer counts.
 
-    Args: files, any of which asks for it, None: no file; deadline in seconds since the epoch, None:
-        there is none.
+    Args:
+        files: any of them asks for it; None: no file.
+        deadline: seconds since the epoch; None: never.
+        look_every: seconds between two looks at the files.
     """
 
-    INTERVAL = 0.2  # seconds between two looks at the file
-
-    def __init__(self, *files: Path | None, deadline: float | None = None) -> None:
+    def __init__(
+        self,
+        *files: Path | None,
+        deadline: float | None = None,
+        look_every: float = LOOK_EVERY,
+    ) -> None:
         self.files = [file for file in files if file is not None]
-        self.deadline = deadline
+        self.deadline, self.look_every = deadline, look_every
         self._next_look = 0.0
         self._seen = False
 
     def is_made(self) -> bool:
         """Whether the run was asked to stop, by now."""
         if not self._seen and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + self.INTERVAL
+            self._next_look = time.monotonic() + self.look_every
             late = self.deadline is not None and time.time() >= self.deadline
             self._seen = late
             with suppress(OSError):  # storage that is away: the next write says so

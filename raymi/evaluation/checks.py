@@ -62,17 +62,17 @@ def judge_attacks(outcomes: Iterable[tuple[Step, Outcome]], num_classes: int) ->
     names = {step.ensemble for step, _ in made}
     left = {name: withstood(made, name, most)[looked_at] for name in names}
     right = left[CLEAN]
-    yield _at_chance(int(right.sum()), len(right), num_classes)
+    yield at_chance(int(right.sum()), len(right), num_classes)
     withstand = {name: mask[right] for name, mask in left.items()}
     square = withstand["square-1000"]
     if "fgsm" not in withstand:  # nothing that attacks by gradients could begin with
-        yield _black_box(square, torch.ones_like(square))
+        yield black_box(square, torch.ones_like(square))
         return
-    yield _one_step(withstand["fgsm"], withstand["pgd-20"])
+    yield one_step(withstand["fgsm"], withstand["pgd-20"])
     by_gradient = withstand["pgd-20"] & withstand["apgd-ce"]
-    yield _black_box(square, by_gradient & withstand.get("apgd-dlr", by_gradient))
+    yield black_box(square, by_gradient & withstand.get("apgd-dlr", by_gradient))
     curve = {radius: withstand[name] for radius, name in RADII.items()}
-    yield _curve(curve, len(right), num_classes)
+    yield radius_curve(curve, len(right), num_classes)
 
 
 def judge_transfer(transferred: Tensor, itself: Tensor, surrogate: str) -> Finding:
@@ -91,7 +91,8 @@ def judge_transfer(transferred: Tensor, itself: Tensor, surrogate: str) -> Findi
     )
 
 
-def _at_chance(right: int, num: int, num_classes: int) -> Finding:
+def at_chance(right: int, num: int, num_classes: int) -> Finding:
+    """Tests whether the accuracy on natural images is above chance."""
     from scipy.stats import binomtest
 
     chance = binomtest(right, num, 1 / num_classes, alternative="greater").pvalue
@@ -103,7 +104,13 @@ def _at_chance(right: int, num: int, num_classes: int) -> Finding:
     )
 
 
-def _one_step(fgsm: Tensor, pgd: Tensor) -> Finding:
+def one_step(fgsm: Tensor, pgd: Tensor) -> Finding:
+    """Tests whether FGSM breaks samples that PGD does not.
+
+    Args:
+        fgsm: (N,) bool, samples that withstand FGSM.
+        pgd: (N,) bool, samples that withstand PGD.
+    """
     found = compare_paired(pgd, fgsm)  # only_first: broken by FGSM alone
     stronger = found.only_first > found.only_second and found.p_value < SIGNIFICANT
     return Finding(
@@ -115,7 +122,13 @@ def _one_step(fgsm: Tensor, pgd: Tensor) -> Finding:
     )
 
 
-def _black_box(square: Tensor, by_gradient: Tensor) -> Finding:
+def black_box(square: Tensor, by_gradient: Tensor) -> Finding:
+    """Tests whether Square breaks samples that no attack by gradients does.
+
+    Args:
+        square: (N,) bool, samples that withstand Square.
+        by_gradient: (N,) bool, samples that withstand all attacks by gradients.
+    """
     missed, num = int((by_gradient & ~square).sum()), len(square)
     return Finding(
         "black box stronger than gradients",
@@ -125,8 +138,14 @@ def _black_box(square: Tensor, by_gradient: Tensor) -> Finding:
     )
 
 
-def _curve(curve: Mapping[float, Tensor], num: int, num_classes: int) -> Finding:
-    """Args: curve, by multiples of eps which of the samples that are right withstand."""
+def radius_curve(curve: Mapping[float, Tensor], num: int, num_classes: int) -> Finding:
+    """Tests whether accuracy rises with the radius, or stays above chance without a limit.
+
+    Args:
+        curve: (N,) bool by multiple of eps, the samples that are right and withstand.
+        num: samples in all.
+        num_classes: K.
+    """
     rises = [
         (small, large)
         for small, large in pairwise(curve)

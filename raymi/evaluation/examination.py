@@ -54,7 +54,7 @@ def examine_network(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Ex
         _stateful(changed),
         _company(whole, parts, known=not random.suspicious),
         _finite(whole),
-        _probabilities(whole),
+        probabilities(whole),
         _gradients("margin", margins),
         _gradients("cross-entropy", losses),
     )
@@ -134,7 +134,8 @@ def _finite(logits: Tensor) -> Finding:
     )
 
 
-def _probabilities(logits: Tensor) -> Finding:
+def probabilities(logits: Tensor) -> Finding:
+    """Tests whether outputs, (N, K), are probabilities instead of logits."""
     lowest, highest = logits.min().item(), logits.max().item()
     sums = logits.sum(dim=1)
     spread = (logits - logits.mean(dim=1, keepdim=True)).norm(dim=1).median()

@@ -17,7 +17,9 @@ from raymi.data import ImageSet
 from raymi.overrides import as_typed
 
 _LIBRARIES = ("torch", "numpy", "foolbox", "pyautoattack", "torchattacks")
-_CODE = ("attacks", "models", "counter_rng.py", "data/augment.py", "evaluation/blocks.py")
+OUTCOME_CODE = ("attacks", "models", "counter_rng.py", "data/augment.py", "evaluation/blocks.py")
+"""Files and folders of the package whose code decides the outcomes of attacks."""
+
 _FORMAT = 1  # of a ledger's files
 _SMALLEST, _LARGEST, _BLOCKS = 32, 256, 16
 
@@ -59,7 +61,7 @@ def question_of(
         "block": block,
         "device": device,
         "threads": threads,
-        "code": _code_digest(),
+        "code": code_digest(Path(raymi.__file__).parent),
         "versions": {name: version(name) for name in _LIBRARIES},
     }
 
@@ -85,11 +87,14 @@ def _settings(attack: EvaluationAttack) -> dict[str, Any]:
 
 
 @cache
-def _code_digest() -> str:
-    """The first 16 digits of the sha256 of raymi's code that outcomes depend on."""
-    package = Path(raymi.__file__).parent
+def code_digest(package: Path) -> str:
+    """Hashes the code that outcomes depend on: the first 16 digits of its sha256.
+
+    Args:
+        package: folder of the package `raymi`.
+    """
     sha = hashlib.sha256()
-    for place in _CODE:
+    for place in OUTCOME_CODE:
         path = package / place
         for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
             sha.update(f"{file.relative_to(package).as_posix()}\n".encode())

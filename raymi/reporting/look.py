@@ -37,7 +37,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 _LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 _FONT = "DejaVu Sans"  # comes with matplotlib
-_OTHER_SCRIPTS = (
+OTHER_SCRIPTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "WenQuanYi Micro Hei",
     "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic",
     "Malgun Gothic",
@@ -103,15 +103,15 @@ class Picture:
 @contextmanager
 def looking() -> Iterator[None]:
     """Pictures that are made within look as those of a report."""
-    with rc_context({**_SETTINGS, "font.family": _fonts()}):
+    with rc_context({**_SETTINGS, "font.family": fonts()}):
         yield
 
 
 @cache
-def _fonts() -> list[str]:
-    """Fonts in which a letter is looked for, as far as they are installed."""
+def fonts() -> list[str]:
+    """Returns the installed ones of the fonts in which a letter is looked for, in order."""
     there = set(font_manager.get_font_names())
-    return [_FONT, *(name for name in _OTHER_SCRIPTS if name in there)]
+    return [_FONT, *(name for name in OTHER_SCRIPTS if name in there)]
 
 
 def style_of(position: int) -> Style:

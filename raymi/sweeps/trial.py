@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from raymi.config import Config
-from raymi.engine.context import LocalContext
+from raymi.engine.context import LOOK_EVERY, LocalContext
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError, first_line, what_happened
@@ -105,8 +105,10 @@ def _learn(part: Part, stop_file: Path, train_run: Train) -> Ended:
 class _TellingContext(LocalContext):
     """The engine's context in one process: tells after each epoch."""
 
-    def __init__(self, device: torch.device, stop_file: Path, tell: Report) -> None:
-        super().__init__(device, stop_file)
+    def __init__(
+        self, device: torch.device, stop_file: Path, tell: Report, look_every: float
+    ) -> None:
+        super().__init__(device, stop_file, look_every=look_every)
         self._tell = tell
 
     def report(self, metrics: Mapping[str, Any]) -> None:
@@ -119,16 +121,21 @@ def in_this_process(
     tell: Report = lambda metrics: None,
     *,
     test: bool = False,
+    look_every: float = LOOK_EVERY,
 ) -> Train:
     """Trains in this process.
 
-    Args: stop_file, pauses a run; tell, takes what the engine reports after each epoch; test,
-        whether the test set is looked at in the end.
+    Args:
+        device: where to compute.
+        stop_file: pauses a run.
+        tell: takes what the engine reports after each epoch.
+        test: whether the final models are evaluated on the test set.
+        look_every: seconds between two looks at the stop file.
     """
 
     def train_run(config: Config, folder: RunFolder, until: str, until_epoch: int | None) -> Ended:
         torch.set_num_threads(config.scaling.cpus_per_worker)
-        context = _TellingContext(device, stop_file, tell)
+        context = _TellingContext(device, stop_file, tell, look_every)
         try:
             outcome = train(
                 config, context, folder, test=test, until=until, until_epoch=until_epoch

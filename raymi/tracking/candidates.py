@@ -15,7 +15,8 @@ from raymi.tracking.store import has_model
 
 _EVALUATED = re.compile(r"(?P<prefix>eval/[^/]+/(?P<threat>[^/]+)/(?:[^/]+/)?)(?P<key>[^/]+)")
 _DOUBTFUL = "doubtful_checks"
-_PAGE = 100  # that a store gives at once
+PAGE_SIZE = 100
+"""Logged models requested from the store at a time."""
 
 
 def find_candidates(
@@ -74,7 +75,7 @@ def _pages(search: Callable[..., Any], experiment: str) -> Iterator[Any]:
     """All that a search of an experiment finds."""
     token: str | None = None
     while True:
-        page = search([experiment], max_results=_PAGE, page_token=token)
+        page = search([experiment], max_results=PAGE_SIZE, page_token=token)
         yield from page
         token = page.token
         if not token:

@@ -9,8 +9,11 @@ from collections.abc import Callable
 
 from raymi.tracking import store
 
-_POLL_SECONDS = 0.5
-_RETRY_SECONDS = (1.0, 30.0)  # first wait after a failure, longest one
+POLL_SECONDS = 0.5
+"""Seconds between two looks for something new to deliver."""
+
+RETRY_SECONDS = (1.0, 30.0)
+"""Seconds until the next attempt: after the first failure, and at most."""
 
 
 class Delivery(threading.Thread, ABC):
@@ -48,11 +51,17 @@ class Delivery(threading.Thread, ABC):
         self._closing = status
         self._wake.set()
         self.join(timeout)
-        self._give_up.set()
+        self.abandon()
         return self._delivered.is_set()
 
+    def abandon(self) -> None:
+        """Stops after the call under way, as the end of the process would; unsent data stays on
+        disk."""
+        self._give_up.set()
+        self._wake.set()
+
     def run(self) -> None:
-        shortest, longest = _RETRY_SECONDS
+        shortest, longest = RETRY_SECONDS
         wait = shortest
         while not self._give_up.is_set():
             closing = self._closing
@@ -72,7 +81,7 @@ class Delivery(threading.Thread, ABC):
             if closing:
                 self._delivered.set()
                 return
-            self._wake.wait(_POLL_SECONDS)
+            self._wake.wait(POLL_SECONDS)
             self._wake.clear()
 
     @abstractmethod

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from raymi import __version__
 
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's own variable, in which a job finds what it was submitted with."""
 
 
@@ -29,7 +29,7 @@ def provenance(command: str) -> dict[str, str]:
         "platform": platform.platform(),
         **{package: version(package) for package in ("torch", "ray", "mlflow")},
     }
-    return facts | _checkout(Path(__file__).parents[2]) | _job()
+    return facts | checkout(Path(__file__).parents[2]) | _job()
 
 
 def source_tags(about: Mapping[str, str]) -> dict[str, str]:
@@ -39,7 +39,7 @@ def source_tags(about: Mapping[str, str]) -> dict[str, str]:
     """
     tags = {
         "mlflow.source.name": about.get("command", ""),
-        "mlflow.source.type": "JOB" if _JOB in os.environ else "LOCAL",
+        "mlflow.source.type": "JOB" if JOB_CONFIG in os.environ else "LOCAL",
         "mlflow.source.git.commit": about.get("git_commit", ""),
     }
     with suppress(KeyError, OSError):  # of a user without a name, as in some containers
@@ -47,8 +47,8 @@ def source_tags(about: Mapping[str, str]) -> dict[str, str]:
     return {key: text for key, text in tags.items() if text}
 
 
-def _checkout(source: Path) -> dict[str, str]:
-    """The state of the checkout that raymi runs from; nothing of one that it is installed in."""
+def checkout(source: Path) -> dict[str, str]:
+    """Returns commit and state of the checkout that is `source`; empty if it merely contains it."""
     top = _git(source, "rev-parse", "--show-toplevel")
     if not top or Path(top).resolve() != source.resolve():
         return {}
@@ -60,7 +60,7 @@ def _job() -> dict[str, str]:
     """The job that this is, its code's package, and the `git_commit` that it was submitted with:
     nodes get code without its history."""
     try:
-        config = json.loads(os.environ.get(_JOB, "{}"))
+        config = json.loads(os.environ.get(JOB_CONFIG, "{}"))
         metadata, package = config["metadata"], config["runtime_env"].get("working_dir")
     except (ValueError, KeyError, TypeError, AttributeError):  # not in a job, or of another Ray
         return {}

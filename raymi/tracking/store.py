@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 from raymi.errors import UserError
 from raymi.tracking.view import dress, experiment_tags
 
-_SETTINGS = {
+CLIENT_SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # With the address of the run it would print the server's, and the password in it.
@@ -27,6 +27,7 @@ _SETTINGS = {
     # Not even the names of variables that may hold secrets belong into a model.
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
 }
+"""Environment variables for the MLflow client; values that the user has set are kept."""
 
 LONGEST_TAG = 5000  # that every server of MLflow keeps
 _MOST_PARAMS = 100  # that MLflow takes at once
@@ -124,7 +125,7 @@ def how_to_open(uri: str) -> str:
 def connect(uri: str) -> Any:
     """An `MlflowClient` of a store. MLflow's messages stay off the terminal: raymi says what is
     wrong itself."""
-    for name, value in _SETTINGS.items():
+    for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
 

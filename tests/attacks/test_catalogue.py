@@ -61,7 +61,7 @@ def random_numbers():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.exhaustive)])
 def test_autoattack_by_parts_equals_the_reference_called_at_once(model, digits, norm):
     """Each part on those that withstood, in one batch: 5,000 queries of Square included."""
     threat = Threat("linf", 0.02) if norm == "linf" else Threat("l2", 0.25)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -16,8 +17,11 @@ import torch
 
 from raymi import bench
 from raymi.benchmarks import saved
+from raymi.benchmarks.arms import AT
 from raymi.benchmarks.crafting import crafters
+from raymi.benchmarks.memory import peak_in_process
 from raymi.benchmarks.plan import PARTS, planned
+from raymi.benchmarks.scaling import plain_run
 from raymi.benchmarks.section import MeasurementFailed, number
 
 TINY = (
@@ -165,6 +169,15 @@ def test_too_many_workers_are_left_out_and_said(
 
 
 @pytest.mark.slow
+def test_fresh_processes_return_the_seconds_of_a_loop_and_the_peak_of_a_step() -> None:
+    plan = planned([*TINY, *ONE_RUN])
+    assert plain_run(plan, 2) > 0
+    memory = peak_in_process(plan, AT, 4)
+    assert memory["fits"]
+    assert memory["peak"] > memory["before"] > 0
+
+
+@pytest.mark.exhaustive
 def test_parts_with_processes_of_their_own_are_measured(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     done = subprocess.run(
@@ -182,7 +195,7 @@ def test_parts_with_processes_of_their_own_are_measured(tmp_path: Path) -> None:
     assert "extrapolated" in found["largest"]["how"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ray_train_is_measured_beside_plain_processes(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     done = subprocess.run(
@@ -196,8 +209,21 @@ def test_ray_train_is_measured_beside_plain_processes(tmp_path: Path) -> None:
     assert len(found["seconds"]["ray"]) == len(found["seconds"]["plain"]) == 1
 
 
+WAIT = 300.0  # seconds; only a failing test waits that long
+
+
+def measuring(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that a command has started for a measurement."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "raymi.benchmarks.child" in child.cmdline():
+                found.append(child)
+    return found
+
+
 def _hear_ctrl_c() -> None:
-    """Where the tests themselves run in a shell's background, it would be ignored."""
+    """Restores the default action, which the background of a shell may have disabled."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -213,19 +239,16 @@ def test_a_signal_ends_the_command_and_its_processes(
         preexec_fn=_hear_ctrl_c,
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        children: list[psutil.Process] = []
-        while not children and process.poll() is None and time.monotonic() < deadline:
-            children = psutil.Process(process.pid).children(recursive=True)
-            time.sleep(0.1)
-        time.sleep(1)
+        deadline = time.monotonic() + WAIT
+        while not (children := measuring(process)):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "no process was started"
+            time.sleep(0.05)
         os.kill(process.pid, signum)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=WAIT)
         assert process.returncode == code, err
         assert "Traceback" not in err
-        assert children
-        gone, alive = psutil.wait_procs(children, timeout=10)
+        _, alive = psutil.wait_procs(children, timeout=WAIT)
         assert not alive
-        assert gone
     finally:
         process.kill()  # its children end with it

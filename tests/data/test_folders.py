@@ -48,13 +48,13 @@ def test_other_files_are_ignored_and_grey_becomes_rgb(folder):
 
 def test_files_are_decoded_once_until_one_changes(folder, monkeypatch):
     decoded = []
-    decode_one = decode_module._decode_one
+    decode_one = decode_module.decode_one
 
     def counted(path, image_size):
         decoded.append(path)
         return decode_one(path, image_size)
 
-    monkeypatch.setattr(decode_module, "_decode_one", counted)
+    monkeypatch.setattr(decode_module, "decode_one", counted)
     first = load_splits("folder", folder)
     assert set(decoded) == set(folder.rglob("*.png"))
     decoded.clear()

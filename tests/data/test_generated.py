@@ -23,6 +23,13 @@ def write(path: Path, num_images: int = 30, size: int = 8, **changes: Any) -> di
     return arrays
 
 
+def damage_images(path: Path) -> None:
+    """Inverts a byte in the stored images, which come first in the file."""
+    content = bytearray(path.read_bytes())
+    content[1500] ^= 255
+    path.write_bytes(bytes(content))
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "made.npz"
@@ -30,7 +37,7 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 7, 30, 8192])
 def test_images_and_labels_are_those_of_the_file(path, chunk, monkeypatch):
-    monkeypatch.setattr(generated, "_CHUNK", chunk)
+    monkeypatch.setattr(generated, "CHUNK", chunk)
     arrays = write(path)
     check_data("digits", generated=path)
     made = load_splits("digits", generated=str(path)).generated
@@ -58,7 +65,7 @@ def test_every_layout_and_compression_reads_the_same_as_at_once(path, save, layo
 
 
 def test_other_sizes_are_resized_where_image_size_is_set(path, monkeypatch):
-    monkeypatch.setattr(generated, "_CHUNK", 7)
+    monkeypatch.setattr(generated, "CHUNK", 7)
     image = write(path, size=11)["image"]
     splits = load_splits("digits", image_size=16, generated=path)
     assert splits.image_size == 16
@@ -118,14 +125,13 @@ def test_a_missing_file_a_folder_and_another_format_are_refused(path, function):
     [
         ({"label": np.full(30, 10)}, "labels must be 0..9, the classes of the data set, got 10"),
         ({"size": 11}, "must be 8x8 like the training images, got 11x11: set data.image_size"),
-        ({"image": np.zeros((30, 4, 8, 3), np.uint8)}, "must be 8x8 .* got 8x4"),
+        ({"image": np.zeros((30, 40, 8, 3), np.uint8)}, "must be 8x8 .* got 8x40"),
     ],
 )
-def test_what_does_not_fit_the_data_set_is_refused_before_an_image_is_read(
-    path, changes, message, monkeypatch
-):
-    monkeypatch.setattr(generated, "_chunks", None)
+def test_what_does_not_fit_the_data_set_is_refused_before_an_image_is_read(path, changes, message):
+    """Reading the images would fail, as they are damaged."""
     write(path, **changes)
+    damage_images(path)
     check_data("digits", generated=path)
     with pytest.raises(UserError, match=rf"made\.npz: .*{message}"):
         load_splits("digits", generated=path)
@@ -135,8 +141,6 @@ def test_what_does_not_fit_the_data_set_is_refused_before_an_image_is_read(
 def test_damaged_pixels_are_one_error(path, save):
     arrays = write(path)
     save(path, **arrays)
-    damaged = bytearray(path.read_bytes())
-    damaged[3000] ^= 255
-    path.write_bytes(bytes(damaged))
+    damage_images(path)
     with pytest.raises(UserError, match=r"made\.npz is damaged .*write it again"):
         load_splits("digits", generated=path)

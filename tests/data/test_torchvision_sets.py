@@ -120,7 +120,7 @@ def test_every_set_is_served_as_its_reader_has_it(name, tmp_path, write, no_netw
     assert torch.bincount(splits.val.labels).tolist() == [1] * 10
     assert splits.test.labels.tolist() == [i % 10 for i in range(20)]
 
-    reader = torchvision_sets._DATASETS[name].open(tmp_path, train=False)
+    reader = torchvision_sets.TORCHVISION_SETS[name].open(tmp_path, train=False)
     for i in (0, 13):
         picture = np.asarray(reader[i][0].convert("RGB"))
         assert torch.equal(splits.test.images[i].permute(1, 2, 0), torch.tensor(picture))
@@ -132,7 +132,7 @@ def test_without_network_the_error_says_what_to_put_where(name, tmp_path, no_net
     with pytest.raises(UserError, match=r"could not be downloaded .*not known") as caught:
         load_splits(name, tmp_path)
     assert "\n" not in str(caught.value)
-    dataset = torchvision_sets._DATASETS[name]
+    dataset = torchvision_sets.TORCHVISION_SETS[name]
     assert str(tmp_path / dataset.folder) in str(caught.value)
     assert all(file in str(caught.value) for file in dataset.files)
 
@@ -151,7 +151,7 @@ def test_switched_off_downloads_touch_neither_network_nor_disk(
 @pytest.mark.parametrize("name", NAMES)
 def test_damaged_files_are_one_error(name, tmp_path, write, no_network):
     write(name, tmp_path)
-    dataset = torchvision_sets._DATASETS[name]
+    dataset = torchvision_sets.TORCHVISION_SETS[name]
     path = tmp_path / dataset.folder / dataset.files[0]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match=rf"damaged files.*delete.*{path.name}"):
@@ -242,4 +242,4 @@ def test_processes_that_ask_at_once_download_once(tmp_path):
     assert len(digests) == 3
     assert len(set(digests)) == 1
     downloaded = (root / "downloads.txt").read_text().split()
-    assert downloaded == sorted(torchvision_sets._DATASETS["fashion-mnist"].files)
+    assert downloaded == sorted(torchvision_sets.TORCHVISION_SETS["fashion-mnist"].files)

@@ -169,7 +169,7 @@ def test_text_in_brackets_is_text() -> None:
 def test_the_time_left_is_the_pace_since_the_run_went_on(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    clock = progress._Clock()
+    clock = progress.TimeLeft()
     clock.restart(1000)
     assert clock.left(1000, 2000) == "?"
     now += 10

@@ -34,9 +34,9 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short times of MLflow's client and between attempts, in this process."""
-    for name, value in store._SETTINGS.items():
+    for name, value in store.CLIENT_SETTINGS.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(delivery, "_RETRY_SECONDS", (0.2, 0.5))
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", (0.2, 0.5))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

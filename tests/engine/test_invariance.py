@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -9,10 +10,10 @@ import torch
 from gloo import run_ranks
 from tiny_runs import steps_in_float64, tiny_config, tiny_state
 
-NUM_STEPS = 20
+FEW_STEPS, MANY_STEPS = 6, 20
 UNEVEN = {"data.limit": 81, "optim.batch_size": 35, "optim.epochs": 7}
 """72 images in steps of 35, 35 and 2: no step has equal shares on 2 workers and on 4, and the last
-leaves workers beyond the second without any."""
+leaves workers beyond the second without any. The few steps are two such epochs."""
 
 TRADES, MART = {"loss.base": "trades"}, {"loss.base": "mart"}
 AVERAGED_AT_WORST_WEIGHTS = {"optim.awp": 0.02, "optim.awp_warmup": 0, "optim.ema": 0.9}
@@ -34,14 +35,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "staged-classifier-awp-ema-on-mart": {**STAGED, **MART, **AVERAGED_AT_WORST_WEIGHTS},
 }
 WITH_EMPTY_WORKER = ["trades", "namid", "staged-classifier"]
-"""What three workers run: the rest of it is for the slow tests with four."""
+"""Methods that three workers run; four run all of them in the exhaustive tests."""
 
 
-def twenty_steps(rank, world_size, methods):
+def first_steps(rank, world_size, methods, num_steps):
     phases = {"staged-pretraining": "pretraining", "staged-estimators": "estimators"}
     return {
         name: steps_in_float64(
-            rank, world_size, {**UNEVEN, **METHODS[name]}, NUM_STEPS, phases.get(name, "classifier")
+            rank, world_size, {**UNEVEN, **METHODS[name]}, num_steps, phases.get(name, "classifier")
         )
         for name in methods
     }
@@ -58,46 +59,53 @@ def relative_error(mine, one, nothing):
 
 @pytest.fixture(scope="module")
 def alone():
-    return twenty_steps(0, 1, METHODS)
+    """Results of one process by method, computed once for each number of steps."""
+    return functools.cache(lambda num_steps: first_steps(0, 1, METHODS, num_steps))
 
 
 @pytest.fixture(scope="module")
 def on_workers(tmp_path_factory):
-    """Runs all methods of a number of workers at once, when the first of them is asked for."""
-    done: dict[int, list] = {}
+    """Results of each rank by method, computed once for each number of workers and of steps."""
 
-    def results(workers):
-        if workers not in done:
-            methods = WITH_EMPTY_WORKER if workers == 3 else list(METHODS)
-            folder = tmp_path_factory.mktemp("ranks")
-            done[workers] = run_ranks(twenty_steps, workers, methods, tmp_path=folder, timeout=500)
-        return done[workers]
+    @functools.cache
+    def results(workers, num_steps):
+        methods = WITH_EMPTY_WORKER if workers == 3 else list(METHODS)
+        folder = tmp_path_factory.mktemp("ranks")
+        return run_ranks(first_steps, workers, methods, num_steps, tmp_path=folder, timeout=500)
 
     return results
 
 
+def case(workers, method, num_steps, *marks):
+    return pytest.param(workers, method, num_steps, id=f"{workers}-{method}", marks=marks)
+
+
 CASES = [
-    *(pytest.param(2, method, id=f"2-{method}") for method in METHODS),
-    *(pytest.param(3, method, id=f"3-{method}") for method in WITH_EMPTY_WORKER),
-    *(pytest.param(4, method, id=f"4-{method}", marks=pytest.mark.slow) for method in METHODS),
+    *(case(2, method, FEW_STEPS) for method in METHODS),
+    *(case(3, method, FEW_STEPS) for method in WITH_EMPTY_WORKER),
+    *(case(4, method, MANY_STEPS, pytest.mark.exhaustive) for method in METHODS),
 ]
 
 
-@pytest.mark.parametrize(("workers", "method"), CASES)
-def test_losses_of_twenty_steps_are_those_of_one_process(workers, method, on_workers, alone):
+@pytest.mark.parametrize(("workers", "method", "num_steps"), CASES)
+def test_losses_do_not_depend_on_the_number_of_workers(
+    workers, method, num_steps, on_workers, alone
+):
     """Rounding grows to at most 1e-12 here: the sign in PGD turns for no pixel."""
-    expected, _ = alone[method]
-    assert len(expected) == NUM_STEPS
-    for rank in on_workers(workers):
+    expected, _ = alone(num_steps)[method]
+    assert len(expected) == num_steps
+    for rank in on_workers(workers, num_steps):
         history, _ = rank[method]
         for step, (mine, one) in enumerate(zip(history, expected, strict=True)):
             assert mine == pytest.approx(one, rel=1e-9, abs=0), f"step {step}"
 
 
-@pytest.mark.parametrize(("workers", "method"), CASES)
-def test_weights_after_twenty_steps_are_those_of_one_process(workers, method, on_workers, alone):
-    _, expected = alone[method]
-    for rank in on_workers(workers):
+@pytest.mark.parametrize(("workers", "method", "num_steps"), CASES)
+def test_weights_do_not_depend_on_the_number_of_workers(
+    workers, method, num_steps, on_workers, alone
+):
+    _, expected = alone(num_steps)[method]
+    for rank in on_workers(workers, num_steps):
         _, weights = rank[method]
         assert weights.keys() == expected.keys()
         for name, one in expected.items():
@@ -106,8 +114,8 @@ def test_weights_after_twenty_steps_are_those_of_one_process(workers, method, on
 
 
 def test_the_methods_differ(alone):
-    """What agrees above is not the same for all of them."""
-    last = {name: history[-1] for name, (history, _) in alone.items()}
+    """The tests above compare as many different trainings as there are methods."""
+    last = {name: history[-1] for name, (history, _) in alone(FEW_STEPS).items()}
     losses = {m.get("loss", m.get("loss_estimators")) for m in last.values()}
     assert len({round(loss, 6) for loss in losses}) == len(METHODS)
 
@@ -148,7 +156,7 @@ def first_step(rank, world_size):
     return results
 
 
-@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("workers", [3, pytest.param(4, marks=pytest.mark.exhaustive)])
 def test_first_losses_and_gradients_in_float32_are_those_of_one_process(workers, tmp_path):
     alone = first_step(0, 1)
     for rank in run_ranks(first_step, workers, tmp_path=tmp_path):

@@ -28,14 +28,24 @@ JOINT = {
 
 STAGED = {**JOINT, "mi.schedule": "staged", "mi.pretrain_epochs": 2, "mi.estimator_epochs": 2}
 OWN_NETWORK = {**JOINT, **DROPOUT, "mi.bound": "dv", "data.generated_fraction": 0.4}
-RUNS = {
-    "joint": (JOINT, [1, 3, 7]),
-    "dropout and generated images": (OWN_NETWORK, [5]),
-    "staged": (STAGED, [3, 7, 9, 15, 17, 23]),
-}
-"""Settings, and the steps of the whole run in which a worker dies. In the staged one 0 to 7
-pretrain, 8 to 15 fit the estimators and 16 to 23 train the classifier; the odd ones are those that
-begin without a checkpoint of their own."""
+SETTINGS = {"joint": JOINT, "dropout and generated images": OWN_NETWORK, "staged": STAGED}
+DEATHS = [
+    (2, "joint", [1, 7]),
+    (1, "dropout and generated images", [5]),
+    (1, "staged", [7, 9, 23]),
+]
+EVERY_PHASE = [
+    (workers, name, steps)
+    for workers in (1, 2, 3)
+    for name, steps in (
+        ("joint", [1, 3, 7]),
+        ("dropout and generated images", [5]),
+        ("staged", [3, 7, 9, 15, 17, 23]),
+    )
+]
+"""Workers, settings, and the steps of the whole run in which a worker dies. In the staged one 0 to
+7 pretrain, 8 to 15 fit the estimators and 16 to 23 train the classifier; the odd ones are those
+that begin without a checkpoint of their own."""
 
 PLACES = {
     "save_checkpoint": loop,  # the process dies with the checkpoint written
@@ -127,13 +137,14 @@ def with_generated_images(settings, folder):
     return {**settings, "data.generated": str(path)}
 
 
-@pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize("workers", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_run_whose_workers_die_in_every_phase_ends_with_the_same_bits(
-    workers, name, undisturbed, tmp_path, tmp_path_factory
+@pytest.mark.parametrize(
+    ("workers", "name", "steps"),
+    [*DEATHS, *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in EVERY_PHASE)],
+)
+def test_a_run_whose_workers_die_ends_with_the_same_bits(
+    workers, name, steps, undisturbed, tmp_path, tmp_path_factory
 ):
-    settings, steps = RUNS[name]
-    settings = with_generated_images(settings, tmp_path_factory.getbasetemp())
+    settings = with_generated_images(SETTINGS[name], tmp_path_factory.getbasetemp())
     whole = undisturbed(workers, name, settings)
     for step in steps:
         die(workers, tmp_path / "killed", settings, "step", step, tmp_path)
@@ -144,14 +155,17 @@ def test_a_run_whose_workers_die_in_every_phase_ends_with_the_same_bits(
     expect_same_bits(whole, tmp_path / "killed")
 
 
+FEW_PLACES = [("save_checkpoint", 5), ("save_weights", 1), ("fsync", 3), ("evaluate_pgd", 7)]
+MORE_PLACES = [
+    ("save_checkpoint", 4), ("save_checkpoint", 6), ("save_weights", 2), ("evaluate_pgd", 1),
+    ("evaluate_pgd", 5),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("place", "when"),
-    [
-        ("save_checkpoint", 4), ("save_checkpoint", 5), ("save_checkpoint", 6), ("save_weights", 1),
-        ("save_weights", 2), ("fsync", 3), ("evaluate_pgd", 1), ("evaluate_pgd", 5),
-        ("evaluate_pgd", 7),
-    ],
-)  # fmt: skip
+    [*FEW_PLACES, *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in MORE_PLACES)],
+)
 def test_a_process_that_dies_between_two_steps_ends_with_the_same_bits(
     place, when, undisturbed, tmp_path
 ):

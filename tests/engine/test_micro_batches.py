@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 from gloo import run_ranks
 from tiny_runs import steps_in_float64, tiny_config, tiny_run, tiny_state
 from torch import nn
@@ -70,7 +71,7 @@ def test_batchnorm_sees_pieces_and_its_running_statistics_follow_each_once():
     loss.backward()
     assert torch.equal(logits, expected)
     for one, other in zip(reference.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(other.grad, one.grad, rtol=1e-12, atol=1e-15)
+        assert_close(other.grad, one.grad, tolerance=1e-12)
     for one, other in zip(reference.buffers(), model.buffers(), strict=True):
         assert torch.equal(one, other)
     assert model[1].num_batches_tracked == 3
@@ -119,7 +120,7 @@ def test_what_a_forward_leaves_behind_is_left_once():
     logits.square().mean().backward()
     assert not other.training
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(b.grad, a.grad, rtol=1e-12, atol=1e-15)
+        assert_close(b.grad, a.grad, tolerance=1e-12)
     for a, b in zip(one.buffers(), other.buffers(), strict=True):
         assert torch.equal(a, b)
 
@@ -146,7 +147,7 @@ def test_a_buffer_that_a_forward_uses_is_that_of_its_own_piece():
     scale = other.scale
     for _ in range(2):  # also a second time
         (grad,) = torch.autograd.grad(loss, other.linear.weight, retain_graph=True)
-        torch.testing.assert_close(grad, one.linear.weight.grad, rtol=1e-12, atol=1e-15)
+        assert_close(grad, one.linear.weight.grad, tolerance=1e-12)
     assert other.scale is scale
     assert torch.equal(other.scale, one.scale)
 

@@ -12,36 +12,41 @@ from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 
-STEPS, BATCH = 300, 44
-LONG = {"optim.epochs": 60, "optim.lr": 0.1, "attack.eps": 0.1}
+BATCH, STEPS_PER_EPOCH = 44, 5
+SHORT, LONG = 20, 60  # epochs
+STRONG = {"optim.lr": 0.1, "attack.eps": 0.1}
 WEIGHTS = [{"mi.weight": weight} for weight in (0.1, 1.0, 5.0, 20.0)]
 SHARES = [{"mi.balance": rho} for rho in (0.05, 0.2, 0.5)]
 OTHERS = [{"mi.weight": 5.0, "mi.bound": "dv"}, {"mi.balance": 0.5, "mi.bound": "dv"}]
-EXTREMES = (WEIGHTS[3], SHARES[2])
+EXTREMES = (WEIGHTS[3], SHARES[2], OTHERS[1])
 LOWEST = -2 / 0.1  # nats: of cosines over a temperature of 0.1
 
 
-def steps_of(settings, num):
-    """Metrics of the first steps, and the state after them."""
-    state, feed = tiny_state(tiny_config({**LONG, **settings}))
+def steps_of(settings, epochs):
+    """Metrics of all steps, and the state after them."""
+    state, feed = tiny_state(tiny_config({**STRONG, "optim.epochs": epochs, **settings}))
     history = []
-    while len(history) < num:
-        for batch in feed.epoch(state.position.epoch):
+    for epoch in range(epochs):
+        state.position.epoch = epoch
+        for batch in feed.epoch(epoch):
             history.append({k: float(v) for k, v in state.step(batch, len(history)).items()})
-        state.position.epoch += 1
-    return history[:num], state
+    return history, state
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("epochs", "settings"),
     [
-        pytest.param(settings, marks=() if settings in EXTREMES else pytest.mark.slow)
-        for settings in (*WEIGHTS, *SHARES, *OTHERS)
+        *((SHORT, settings) for settings in EXTREMES),
+        *(
+            pytest.param(LONG, settings, marks=pytest.mark.exhaustive)
+            for settings in (*WEIGHTS, *SHARES, *OTHERS)
+        ),
     ],
     ids=str,
 )
-def test_bounded_objectives_stay_finite_and_within_their_bounds(settings):
-    history, state = steps_of(settings, STEPS)
+def test_bounded_objectives_stay_finite_and_within_their_bounds(epochs, settings):
+    history, state = steps_of(settings, epochs)
+    assert len(history) == epochs * STEPS_PER_EPOCH
     for metrics in history:
         assert all(map(math.isfinite, metrics.values()))
         assert metrics["loss_mi"] <= -LOWEST + math.log(BATCH)
@@ -53,9 +58,10 @@ def test_bounded_objectives_stay_finite_and_within_their_bounds(settings):
             share = metrics["mi/grad_norm"] / metrics["grad_norm_adv"]
             assert share <= settings["mi.balance"] * (1 + 1e-4)
     assert all(value.isfinite().all() for value in state.state_dict()["model"].values())
-    if "mi.balance" in settings or settings["mi.weight"] <= 1:  # it learns beside it
-        late = history[-50:]
-        assert sum(m["clean_acc"] for m in late) / len(late) > 0.9
+    if "mi.balance" in settings or settings["mi.weight"] <= 1:  # the classifier learns as well
+        late = history[-len(history) // 5 :]
+        accuracy = sum(m["clean_acc"] for m in late) / len(late)
+        assert accuracy > (0.9 if epochs == LONG else 0.3), "chance is 0.1"
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])

@@ -14,9 +14,8 @@ from tiny_runs import tiny_config, tiny_state
 from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import random_start
 from raymi.collectives import Collectives, ProcessGroup
-from raymi.engine import tasks
 from raymi.engine.metrics import MetricMeans
-from raymi.mi.objectives import classifier_mi_loss
+from raymi.mi.estimators import MIEstimators
 
 PAPER = {"mi.form": "paper", "mi.hidden": 16}
 
@@ -327,6 +326,21 @@ def test_losses_are_of_single_precision_outputs_under_bfloat16():
     assert torch.equal(logits, logits.bfloat16().float())  # the network itself ran in bf16
 
 
+class Known(torch.nn.Module):
+    """Critic whose scores are the outputs, times a factor, whatever the patterns are."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def global_features(self, z):
+        return self.factor * z
+
+    def local_features(self, u):
+        return torch.eye(len(u))[:, :, None]
+
+
+@pytest.mark.parametrize("score", [-8.0, 2.0, 8.0])
 @pytest.mark.parametrize(
     ("bound", "natural", "adversarial"),
     [
@@ -334,17 +348,21 @@ def test_losses_are_of_single_precision_outputs_under_bfloat16():
         ("dv", (0.0, math.log(43)), (0.0, math.log(43))),
     ],
 )
-def test_clamps_are_at_what_the_bound_can_mean(bound, natural, adversarial, monkeypatch):
-    state, batch = first_batch({"mi.bound": bound})
-    seen = {}
-
-    def spy(*args, **kwargs):
-        seen.update(kwargs)
-        return classifier_mi_loss(*args, **kwargs)
-
-    monkeypatch.setattr(tasks, "classifier_mi_loss", spy)
-    state.step(batch, 0)
-    assert (seen["natural_range"], seen["adversarial_range"]) == (natural, adversarial)
+def test_clamps_are_at_what_the_bound_can_mean(bound, natural, adversarial, score):
+    """Pairs score `score` by the natural critic and -`score` by the other, all else scores 0."""
+    settings = {"mi.bound": bound, "mi.samples": "all", "mi.difference": 0.5}
+    state, batch = first_batch(settings)
+    logits = score * torch.eye(len(batch.y))
+    loss, metrics = state.classifier.task.mi_loss(
+        MIEstimators(Known(1), Known(-1)), batch.x, batch.x, logits, logits, batch.y, batch.sizes
+    )
+    of_natural = metrics["mi/natural_of_adversarial"]
+    of_adversarial = metrics["mi/adversarial_of_adversarial"]
+    assert (of_natural > 0) == (score > 0) == (of_adversarial < 0)
+    if bound == "dv":
+        assert (of_natural > math.log(43)) == (score == 8)
+    expected = 0.5 * (of_adversarial.clamp(*adversarial) - of_natural.clamp(*natural))
+    torch.testing.assert_close(loss, expected)
 
 
 def test_classifier_and_critics_have_optimisers_of_their_own():

@@ -15,14 +15,14 @@ from raymi.data import load_splits
 from raymi.data.augment import to_unit
 from raymi.evaluation.blocks import BlockAttacker, Schedule
 from raymi.evaluation.checks import (
-    _at_chance,
-    _black_box,
-    _curve,
-    _one_step,
+    at_chance,
+    black_box,
     check_ensembles,
     judge_attacks,
+    one_step,
+    radius_curve,
 )
-from raymi.evaluation.examination import _probabilities, examine_network
+from raymi.evaluation.examination import examine_network, probabilities
 from raymi.evaluation.finding import in_short
 from raymi.evaluation.outputs import difference
 from raymi.models import build_model
@@ -214,7 +214,7 @@ def test_an_honest_network_in_half_precision_is_not_accused(honest, images):
 
 def test_nothing_is_said_where_nothing_was_measured():
     nothing = torch.zeros(0, dtype=torch.bool)
-    for finding in (_one_step(nothing, nothing), _black_box(nothing, nothing)):
+    for finding in (one_step(nothing, nothing), black_box(nothing, nothing)):
         assert not finding.suspicious
         assert not finding.conclusive
     assert in_short((finding, finding)).endswith("in 0 checks; 2 had too few images to tell")
@@ -234,7 +234,7 @@ def test_nothing_is_said_where_nothing_was_measured():
 def test_accuracy_at_chance_is_told_where_it_can_be(
     right, num, num_classes, suspicious, conclusive
 ):
-    finding = _at_chance(right, num, num_classes)
+    finding = at_chance(right, num, num_classes)
     assert (finding.suspicious, finding.conclusive) == (suspicious, conclusive)
 
 
@@ -251,7 +251,7 @@ def test_accuracy_at_chance_is_told_where_it_can_be(
     ],
 )
 def test_probabilities_are_told_from_logits(logits, accused):
-    assert _probabilities(logits).suspicious == accused
+    assert probabilities(logits).suspicious == accused
 
 
 def test_where_all_logits_are_alike_rounding_is_no_difference():
@@ -299,24 +299,24 @@ def left(*indices, num=100):
 
 
 def test_one_step_is_suspicious_where_it_breaks_more():
-    assert _one_step(left(*range(40)), left(*range(60))).suspicious
-    assert not _one_step(left(*range(60)), left(*range(40))).suspicious
-    assert not _one_step(left(*range(59)), left(*range(60))).suspicious, "chance"
+    assert one_step(left(*range(40)), left(*range(60))).suspicious
+    assert not one_step(left(*range(60)), left(*range(40))).suspicious
+    assert not one_step(left(*range(59)), left(*range(60))).suspicious, "chance"
 
 
 def test_the_black_box_is_suspicious_where_it_breaks_what_gradients_do_not():
-    assert _black_box(left(*range(10, 60)), left(*range(60))).suspicious
-    assert not _black_box(left(*range(90)), left(*range(60))).suspicious
-    assert not _black_box(left(*range(1, 60)), left(*range(60))).suspicious
+    assert black_box(left(*range(10, 60)), left(*range(60))).suspicious
+    assert not black_box(left(*range(90)), left(*range(60))).suspicious
+    assert not black_box(left(*range(1, 60)), left(*range(60))).suspicious
 
 
 def test_a_curve_is_suspicious_where_it_rises_or_stays_up():
     everything = float("inf")
     falls = {1.0: left(*range(60)), 2.0: left(*range(30)), everything: left()}
-    assert not _curve(falls, 100, 10).suspicious
-    assert _curve(falls | {2.0: left(*range(90))}, 100, 10).suspicious
-    assert _curve(falls | {everything: left(*range(30))}, 100, 10).suspicious
-    assert not _curve(falls | {everything: left(*range(12))}, 100, 10).suspicious, "chance"
+    assert not radius_curve(falls, 100, 10).suspicious
+    assert radius_curve(falls | {2.0: left(*range(90))}, 100, 10).suspicious
+    assert radius_curve(falls | {everything: left(*range(30))}, 100, 10).suspicious
+    assert not radius_curve(falls | {everything: left(*range(12))}, 100, 10).suspicious, "chance"
 
 
 def test_the_network_and_random_state_stay_as_they_are(honest, images):

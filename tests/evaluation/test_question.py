@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+import raymi
 from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import ensembles_of
 from raymi.data import ImageSet
-from raymi.evaluation.question import block_size, name_of, question_of, settings_of
+from raymi.evaluation.question import (
+    OUTCOME_CODE,
+    block_size,
+    code_digest,
+    name_of,
+    question_of,
+    settings_of,
+)
 
+PACKAGE = Path(raymi.__file__).parent
 GIVEN = {"seed": 0, "block": 32, "device": "cpu", "threads": 1}
 
 
@@ -44,25 +55,22 @@ def test_whatever_changes_an_outcome_changes_the_name(other):
     assert name_of(question(**other)) != name_of(question())
 
 
-def test_the_code_of_attacks_is_part_of_the_question(monkeypatch, tmp_path):
-    from raymi.evaluation import question as module
+def copy_of_the_code(folder):
+    return Path(shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__")))
 
-    before = question()
-    for place in module._CODE:
-        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
-        if place.endswith(".py"):
-            (tmp_path / place).write_text("")
-        else:
-            (tmp_path / place).mkdir()
-            (tmp_path / place / "pgd.py").write_text("changed = True")
-    monkeypatch.setattr(module.raymi, "__file__", str(tmp_path / "__init__.py"))
-    module._code_digest.cache_clear()
-    try:
-        assert question()["code"] != before["code"]
-    finally:
-        monkeypatch.undo()
-        module._code_digest.cache_clear()
-    assert question() == before
+
+def test_the_code_of_attacks_is_part_of_the_question(tmp_path):
+    assert (
+        question()["code"] == code_digest(PACKAGE) == code_digest(copy_of_the_code(tmp_path / "a"))
+    )
+
+
+@pytest.mark.parametrize("place", OUTCOME_CODE)
+def test_a_change_of_any_code_that_decides_outcomes_changes_its_digest(place, tmp_path):
+    changed = copy_of_the_code(tmp_path / "raymi")
+    file = changed / place if place.endswith(".py") else min((changed / place).glob("*.py"))
+    file.write_text(f"{file.read_text()}# changed\n")
+    assert code_digest(changed) != code_digest(PACKAGE)
 
 
 def test_settings_are_plain_and_tell_attacks_apart():

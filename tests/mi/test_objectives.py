@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from closeness import assert_close
 from gloo import run_ranks
 
 from raymi.collectives import Collectives, ProcessGroup
@@ -95,7 +96,7 @@ def test_cosine_distance_is_one_cosine_over_the_selected_batch():
     computed = cosine_distance(a, b, SOME, ALONE)
     torch.testing.assert_close(computed, expected, rtol=1e-12, atol=0)
     for mine, theirs in zip(gradients(computed, [a, b]), gradients(expected, [a, b]), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-15)
+        assert_close(mine, theirs, tolerance=1e-12)
 
 
 @pytest.mark.parametrize(("sign", "distance"), [(1, 0.0), (-1, 2.0)])
@@ -147,7 +148,7 @@ def test_classifier_loss_is_equation_8():
     computed = mi_loss(pair)
     torch.testing.assert_close(computed, expected, rtol=1e-12, atol=0)
     for mine, theirs in zip(gradients(computed, pair), gradients(expected, pair), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-15)
+        assert_close(mine, theirs, tolerance=1e-12)
 
 
 def test_without_a_mask_all_samples_count():
@@ -228,5 +229,5 @@ def test_losses_and_gradients_over_workers_are_those_of_one_process(sizes, mask,
     results = run_ranks(shares_of_the_loss, len(sizes), sizes, mask, tmp_path=tmp_path)
     values, parts = zip(*results, strict=True)
     mean = torch.stack(values).mean(0)
-    torch.testing.assert_close(mean, torch.stack([loss, critics]), rtol=1e-12, atol=1e-15)
-    torch.testing.assert_close(torch.cat(parts, dim=1), grads, rtol=1e-12, atol=1e-15)
+    assert_close(mean, torch.stack([loss, critics]), tolerance=1e-12)
+    assert_close(torch.cat(parts, dim=1), grads, tolerance=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from closeness import assert_close
 from golden_values import NETS, TinyNet, golden
 
 from raymi.collectives import Collectives
@@ -50,27 +51,23 @@ def features() -> dict:
     return golden("estimators")
 
 
-def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
-
-
 def test_encoders_reproduce_the_released_features(critics, features):
     x, x_adv, z = features["x"], features["x_adv"], features["z"]
-    close(critics.natural.local_features(x)[:3], features["local_eval"].flatten(2))
+    assert_close(critics.natural.local_features(x)[:3], features["local_eval"].flatten(2))
     noise = critics.adversarial.local_features(x_adv - x)
-    close(noise[:3], features["local_noise_eval"].flatten(2))
-    close(critics.natural.global_features(z), features["global_eval"].flatten(1))
+    assert_close(noise[:3], features["local_noise_eval"].flatten(2))
+    assert_close(critics.natural.global_features(z), features["global_eval"].flatten(1))
     scores = match(critics.natural.global_features(z), critics.natural.local_features(x), [6], ONE)
-    close(-scores.released_donsker_varadhan(), features["dv_eval"])
+    assert_close(-scores.released_donsker_varadhan(), features["dv_eval"])
 
 
 def test_encoders_reproduce_the_released_features_in_train_mode(features):
     made = critic("n").train()
-    close(made.local_features(features["x"])[:3], features["local_train"].flatten(2))
-    close(made.global_features(features["z"]), features["global_train"].flatten(1))
+    assert_close(made.local_features(features["x"])[:3], features["local_train"].flatten(2))
+    assert_close(made.global_features(features["z"]), features["global_train"].flatten(1))
     norm = made.local.layers[0][1]
-    close(norm.running_mean, features["local_train_bn0_running_mean_after"])
-    close(norm.running_var, features["local_train_bn0_running_var_after"])
+    assert_close(norm.running_mean, features["local_train_bn0_running_mean_after"])
+    assert_close(norm.running_var, features["local_train_bn0_running_var_after"])
 
 
 @pytest.mark.parametrize(("tag", "scale"), [("unit", 1.0), ("small", 0.1), ("large", 10.0)])
@@ -79,18 +76,18 @@ def test_donsker_varadhan_has_the_positive_among_the_negatives(tag, scale):
     outputs = values["G"][:, :, 0].requires_grad_()
     patterns = (values["L"] * scale).requires_grad_()
     estimates = -match(outputs, patterns, [6], ONE).released_donsker_varadhan()
-    close(estimates, values[f"dv_per_sample_{tag}"])
-    close(estimates.mean(), values[f"dv_mean_{tag}"])
+    assert_close(estimates, values[f"dv_per_sample_{tag}"])
+    assert_close(estimates.mean(), values[f"dv_mean_{tag}"])
     of_outputs, of_patterns = torch.autograd.grad(estimates.sum(), (outputs, patterns))
-    close(of_outputs, values[f"dv_gradG_{tag}"][:, :, 0])
-    close(of_patterns.mean(dim=0), values[f"dv_gradL_{tag}"])
+    assert_close(of_outputs, values[f"dv_gradG_{tag}"][:, :, 0])
+    assert_close(of_patterns.mean(dim=0), values[f"dv_gradL_{tag}"])
 
 
 def test_both_terms_of_donsker_varadhan_are_the_released_ones():
     values = golden("critics")
     matching = match(values["G"][:, :, 0], values["L"], [6], ONE)
-    close(matching.positive, values["dv_Epos_unit"])
-    close(matching.released_log_mean(), values["dv_Eneg_unit"])
+    assert_close(matching.positive, values["dv_Epos_unit"])
+    assert_close(matching.released_log_mean(), values["dv_Eneg_unit"])
 
 
 @pytest.fixture(params=NETS)
@@ -103,7 +100,7 @@ def values(request) -> dict:
 @pytest.mark.parametrize(("images", "kind"), [("x", "nat"), ("x_adv", "adv")])
 def test_the_classifier_of_the_stored_values_is_ours(values, images, kind, mode):
     net = TinyNet(values).train(mode == "train")
-    close(net(values[images]), values[f"logits_{kind}_{mode}"])
+    assert_close(net(values[images]), values[f"logits_{kind}_{mode}"])
 
 
 def test_selection_is_a_softmax_over_the_batch(values):
@@ -126,9 +123,9 @@ def test_estimates_of_both_outputs_and_their_cosines_are_the_released_ones(criti
         for output in ("nat", "adv"):
             outputs = critic.global_features(values[f"logits_{output}_train"])
             estimates[output] = match(outputs, features, [6], ONE).released_donsker_varadhan()
-            close(-estimates[output], values[f"neg_mi_{kind}_of_{output}"])
+            assert_close(-estimates[output], values[f"neg_mi_{kind}_of_{output}"])
         cosine = cosine_of(estimates["adv"], estimates["nat"], values["selected"], ONE)
-        close(cosine, values[f"cos_{kind}"])
+        assert_close(cosine, values[f"cos_{kind}"])
 
 
 def classifier_task(critics: MIEstimators, values: dict, **mi) -> ClassifierTask:
@@ -141,17 +138,17 @@ def test_natural_mi_alone_is_the_released_variant(critics, values):
     alone = MIEstimators(critics.natural, None)
     task = classifier_task(alone, values, weight=1.0, difference=0.1)
     loss, _ = task(values["x"], values["x_adv"], values["y"], [6])
-    close(loss, values["mi_loss_nat_total"])
+    assert_close(loss, values["mi_loss_nat_total"])
 
 
 def test_classifier_loss_and_gradients_are_the_released_ones(critics, values):
     task = classifier_task(critics, values)
     loss, metrics = task(values["x"], values["x_adv"], values["y"], [6])
-    close(metrics["loss_adv"], values["ce_adv"])
-    close(loss, values["mi_loss_total"])
+    assert_close(metrics["loss_adv"], values["ce_adv"])
+    assert_close(loss, values["mi_loss_total"])
     loss.backward()
-    close(task.model.fc.weight.grad, values["mi_loss_grad_fc_weight"])
-    close(task.model.conv.weight.grad, values["mi_loss_grad_conv_weight"])
+    assert_close(task.model.fc.weight.grad, values["mi_loss_grad_fc_weight"])
+    assert_close(task.model.conv.weight.grad, values["mi_loss_grad_conv_weight"])
 
 
 def test_paper_objective_on_released_estimates_is_equation_9(values):
@@ -159,11 +156,11 @@ def test_paper_objective_on_released_estimates_is_equation_9(values):
     adversarial = PairMI(-values["neg_mi_adv_of_adv"], -values["neg_mi_adv_of_nat"])
     mask = values["selected"]
     loss = classifier_mi_loss(natural, adversarial, mask, 6, ONE, difference=0.1, cosine=1.0)
-    close(values["ce_adv"] + 5 * loss, values["eq9_total_alpha5_lambda0.1"])
+    assert_close(values["ce_adv"] + 5 * loss, values["eq9_total_alpha5_lambda0.1"])
     only_cosines = classifier_mi_loss(
         natural, adversarial, mask, 6, ONE, difference=0.0, cosine=1.0
     )
-    close(10 * (loss - only_cosines), values["eq8_lambda_bracket"])
+    assert_close(10 * (loss - only_cosines), values["eq8_lambda_bracket"])
 
 
 def test_critics_losses_and_gradients_are_the_released_ones(values):
@@ -176,11 +173,13 @@ def test_critics_losses_and_gradients_are_the_released_ones(values):
     ):
         mi = MIConfig(form="released", hidden=HIDDEN)
         loss, _ = EstimatorTask(MIEstimators(natural, adversarial), mi, ONE)(*batch)
-        close(loss, expected)
+        assert_close(loss, expected)
         loss.backward()
     critic_n = estimators.natural
-    close(critic_n.global_.linear_shortcut.weight.grad, values["est_loss_nat_grad_global_shortcut"])
-    close(critic_n.local.layers[0][0].weight.grad, values["est_loss_nat_grad_local_layer0"])
+    assert_close(
+        critic_n.global_.linear_shortcut.weight.grad, values["est_loss_nat_grad_global_shortcut"]
+    )
+    assert_close(critic_n.local.layers[0][0].weight.grad, values["est_loss_nat_grad_local_layer0"])
 
 
 def test_maximising_alone_is_the_released_objective_without_contrast(values):
@@ -190,7 +189,7 @@ def test_maximising_alone_is_the_released_objective_without_contrast(values):
     for kind, expected in (("n", "est_onlymax_nat"), ("a", "est_onlymax_adv")):
         pair = (critic("n").train(), None) if kind == "n" else (None, critic("a").train())
         loss, _ = EstimatorTask(MIEstimators(*pair), mi, ONE)(*batch)
-        close(loss, values[expected])
+        assert_close(loss, values[expected])
 
 
 def test_running_statistics_are_those_of_the_released_seven_forwards(critics):
@@ -200,8 +199,8 @@ def test_running_statistics_are_those_of_the_released_seven_forwards(critics):
     task = ClassifierTask(model, LossConfig(batchnorm="released"), mi, critics, ONE)
     before = int(model.bn.num_batches_tracked)
     task(values["x"], values["x_adv"], values["y"], [6])
-    close(model.bn.running_mean, values["bn_running_mean_after7"])
-    close(model.bn.running_var, values["bn_running_var_after7"])
+    assert_close(model.bn.running_mean, values["bn_running_mean_after7"])
+    assert_close(model.bn.running_var, values["bn_running_var_after7"])
     assert int(model.bn.num_batches_tracked) == before + 7
     assert model.bn.momentum == 0.1
 
@@ -213,8 +212,8 @@ def test_mixed_running_statistics_are_those_of_two_plain_forwards():
     task(values["x"], values["x_adv"], values["y"], [6])
     plain(values["x"])
     plain(values["x_adv"])
-    close(model.bn.running_mean, plain.bn.running_mean)
-    close(model.bn.running_var, plain.bn.running_var)
+    assert_close(model.bn.running_mean, plain.bn.running_mean)
+    assert_close(model.bn.running_var, plain.bn.running_var)
     assert model.bn.num_batches_tracked.equal(plain.bn.num_batches_tracked)
 
 

@@ -146,27 +146,27 @@ def test_any_name_can_be_drawn(histories):
 def test_letters_of_other_scripts_are_looked_for_in_fonts_that_are_installed(monkeypatch):
     installed = ["DejaVu Serif", "WenQuanYi Micro Hei", "Noto Sans CJK SC", "DejaVu Sans"]
     monkeypatch.setattr(look.font_manager, "get_font_names", lambda: installed)
-    look._fonts.cache_clear()
+    look.fonts.cache_clear()
     try:
         with look.looking():
             family = rcParams["font.family"]
     finally:
-        look._fonts.cache_clear()
+        look.fonts.cache_clear()
     assert family == ["DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Micro Hei"]
 
 
 def test_a_font_without_a_bold_face_is_no_news(monkeypatch, caplog):
-    monkeypatch.setattr(look, "_OTHER_SCRIPTS", ("cmtt10",))  # comes with matplotlib, in one weight
+    monkeypatch.setattr(look, "OTHER_SCRIPTS", ("cmtt10",))  # comes with matplotlib, in one weight
     font_manager.fontManager._findfont_cached.cache_clear()  # which finds, and tells, once
-    look._fonts.cache_clear()
+    look.fonts.cache_clear()
     try:
         with look.looking():
             figure = Figure()
             figure.text(0.5, 0.5, "bold", weight="bold")
         look.Picture("bold", "", "", "", figure).as_bytes("png")
-        assert "cmtt10" in look._fonts()
+        assert "cmtt10" in look.fonts()
     finally:
-        look._fonts.cache_clear()
+        look.fonts.cache_clear()
     assert caplog.records == []
 
 

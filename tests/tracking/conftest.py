@@ -31,16 +31,15 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) -> Iterator[None]:
-    """An empty store in the current folder; nobody waits for it long."""
+    """An empty store in the current folder, polled and retried without delay."""
     shutil.copy(empty_store, tmp_path)
     in_folder(tmp_path, monkeypatch)
-    monkeypatch.setattr(delivery, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(delivery, "_RETRY_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(delivery, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(delivery, "RETRY_SECONDS", (0.01, 0.02))
     yield
     for thread in threading.enumerate():
         if isinstance(thread, Delivery):
-            thread._give_up.set()
-            thread._wake.set()
+            thread.abandon()
             thread.join(WAIT)
 
 

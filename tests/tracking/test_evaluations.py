@@ -452,7 +452,7 @@ def tracked(home: Path, *found: Found) -> str:
     )
     console = Console(highlight=False, width=80)
     with console.capture() as shown:
-        evaluate._track(console, _as_plan(plan), reports)
+        evaluate.send_to_mlflow(console, _as_plan(plan), reports)
     return shown.get()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from raymi.tracking.provenance import _JOB, _checkout, provenance
+from raymi.tracking.provenance import JOB_CONFIG, checkout, provenance
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -25,16 +25,16 @@ def test_a_checkout_has_its_commit_and_whether_it_was_changed(tmp_path):
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "first")
     clean = {"git_commit": git(tmp_path, "rev-parse", "HEAD"), "git_dirty": "false"}
-    assert _checkout(tmp_path) == clean
+    assert checkout(tmp_path) == clean
     (tmp_path / "new.py").touch()
-    assert _checkout(tmp_path) == clean | {"git_dirty": "true"}
+    assert checkout(tmp_path) == clean | {"git_dirty": "true"}
 
 
 def test_a_checkout_that_it_is_merely_installed_in_is_not_its_own(tmp_path):
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "somebody else's")
     (packages := tmp_path / ".venv" / "site-packages").mkdir(parents=True)
-    assert _checkout(packages) == {}
+    assert checkout(packages) == {}
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_a_job_has_the_commit_that_it_was_submitted_with(monkeypatch, told, dirt
     metadata = {"job_submission_id": "raysubmit_1", "password": "s3cr3t"}
     metadata |= {} if told is None else {"git_commit": told}
     runtime_env = {"working_dir": "gcs://_ray_pkg_1.zip", "env_vars": {"TOKEN": "s3cr3t"}}
-    monkeypatch.setenv(_JOB, json.dumps({"metadata": metadata, "runtime_env": runtime_env}))
+    monkeypatch.setenv(JOB_CONFIG, json.dumps({"metadata": metadata, "runtime_env": runtime_env}))
     facts = provenance("python -m raymi.train")
     assert (facts["job"], facts["job_code"]) == ("raysubmit_1", "gcs://_ray_pkg_1.zip")
     if told is not None:
@@ -55,7 +55,7 @@ def test_a_job_has_the_commit_that_it_was_submitted_with(monkeypatch, told, dirt
 @pytest.mark.parametrize("config", [None, "{", "[]", '{"runtime_env": {}}', '{"metadata": null}'])
 def test_outside_of_a_job_there_is_none(monkeypatch, config):
     if config is None:
-        monkeypatch.delenv(_JOB, raising=False)
+        monkeypatch.delenv(JOB_CONFIG, raising=False)
     else:
-        monkeypatch.setenv(_JOB, config)
+        monkeypatch.setenv(JOB_CONFIG, config)
     assert "job" not in provenance("python -m raymi.train")

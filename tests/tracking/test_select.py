@@ -278,7 +278,7 @@ def test_doubtful_models_are_shown_and_not_chosen(three, capsys):
 
 
 def test_a_store_that_answers_in_pages_is_read_to_the_end(three, capsys, monkeypatch):
-    monkeypatch.setattr(candidates, "_PAGE", 1)
+    monkeypatch.setattr(candidates, "PAGE_SIZE", 1)
     assert "3 models on" in run_select(capsys, "--dry-run")
 
 

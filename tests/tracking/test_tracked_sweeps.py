@@ -286,8 +286,7 @@ def test_what_a_killed_process_left_is_delivered_by_the_next_one(sweep):
     driver = Driver(sweep)
     trial = driver.ask()
     wait_until(lambda: len(runs()) == 2)
-    driver.tracker._give_up.set()  # as the end of its process would end it
-    driver.tracker._wake.set()
+    driver.tracker.abandon()
     driver.tracker.join(WAIT)
     driver.pause(trial)
     Driver(sweep).close("KILLED")
@@ -458,9 +457,8 @@ def test_a_continued_sweep_stays_in_its_store_whatever_the_folder(sweep, tmp_pat
 def test_a_sweep_keeps_its_place_without_the_password(sweep, monkeypatch):
     there = client()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@tracking:5000")
-    tracked = TrackedSweep(sweep, Path.cwd(), print)
-    tracked._client = there
-    tracked.connect()
+    monkeypatch.setattr(store, "connect", lambda uri: there)
+    TrackedSweep(sweep, Path.cwd(), print).connect()
     kept = (sweep.path / "tracking.json").read_text()
     assert json.loads(kept) == {"uri": "http://tracking:5000"}
 
@@ -493,7 +491,7 @@ def test_what_was_drawn_but_does_not_fit_is_shown_as_drawn(tmp_path):
 
 
 def test_a_look_at_what_is_delivered_does_not_keep_it_busy(sweep, monkeypatch):
-    monkeypatch.setattr("raymi.tracking.delivery._POLL_SECONDS", 0.5)
+    monkeypatch.setattr("raymi.tracking.delivery.POLL_SECONDS", 0.5)
     driver = Driver(sweep)
     driver.finish()
     assert driver.tracker.settle(WAIT)
