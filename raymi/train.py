@@ -38,6 +38,7 @@ from raymi.orchestration.names import (
 from raymi.orchestration.signals import Stopped
 from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
+from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
 from raymi.tracking.provenance import provenance
 from raymi.tracking.store import how_to_open, without_password
 from raymi.tracking.tracker import Tracker
@@ -133,8 +134,8 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
             delivered = True
             if tracker is not None:
                 display.phase("bringing the run and its models into MLflow")
-                patient = status == "FINISHED" and not tracker.fails
-                delivered = tracker.close(status, timeout=120 if patient else 15)
+                timeout = FINISH_SECONDS if status == "FINISHED" else FAIL_SECONDS
+                delivered = tracker.close(status, timeout, FAIL_SECONDS)
     if tracker is not None and not delivered:
         display.say(
             f"MLflow at {without_password(tracker.uri)} did not take everything "

@@ -47,6 +47,7 @@ from raymi.sweeps.space import find_space
 from raymi.sweeps.space_files import known_spaces
 from raymi.sweeps.sweep import Run, Sweep
 from raymi.sweeps.table import Found, trial_rows
+from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
 from raymi.tracking.store import how_to_open, without_password
 from raymi.tracking.sweeps import SweepTracker
 
@@ -54,8 +55,6 @@ USAGE = (
     f"{COMMAND} space=NAME [recipe=NAME] [name=NAME] [seeds=0..9] [tune.trials=N] [key=value ...] "
     "| resume=SWEEP [--help]"
 )
-
-_PATIENCE_SECONDS = 120.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -158,7 +157,7 @@ class _Search:
         complete(self.sweep, run, place)
         if self.tracker is not None:  # its model must be there to be told of
             self.tracker.news(News("finished", run, self.study[run.number]))
-            self.tracker.settle(0.0 if self.tracker.fails else _PATIENCE_SECONDS)
+            self.tracker.settle(0.0 if self.tracker.fails else FINISH_SECONDS)
         suite = self.sweep.definition.tune.test_suite
         plan = plan_of(self.sweep, [run], place, "split=test", f"suite={suite}")
         with EvaluationDisplay(self.console) as shown:
@@ -173,7 +172,7 @@ class _Search:
     def _conclude(self, status: str, again: str) -> None:
         if self.tracker is None:
             return
-        timeout = _PATIENCE_SECONDS if status == "FINISHED" and not self.tracker.fails else 15.0
+        timeout = FINISH_SECONDS if status == "FINISHED" else FAIL_SECONDS
         if self.tracker.conclude(status, timeout, self.found):
             self.say(f"MLflow run {self.tracker.run_id}  ({how_to_open(self.tracker.uri)})")
         else:

@@ -4,6 +4,7 @@ it does not, and nobody waits for it."""
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -11,6 +12,12 @@ from raymi.tracking import store
 
 POLL_SECONDS = 0.5
 """Seconds between two looks for something new to deliver."""
+
+FINISH_SECONDS = 120.0
+"""Seconds for the last delivery of a finished run or sweep."""
+
+FAIL_SECONDS = 15.0
+"""Seconds for the last delivery of one that ended early, or to a store that fails."""
 
 RETRY_SECONDS = (1.0, 30.0)
 """Seconds until the next attempt: after the first failure, and at most."""
@@ -42,17 +49,34 @@ class Delivery(threading.Thread, ABC):
         sent yet."""
         return self.problem is not None
 
-    def close(self, status: str, timeout: float) -> bool:
-        """Delivers what is left, then sets the status in MLflow.
+    def close(self, status: str, timeout: float, failing: float | None = None) -> bool:
+        """Delivers unsent data, then sets the status in MLflow.
 
-        Args: status, FINISHED, KILLED or FAILED; timeout in seconds.
-        Returns: whether everything was delivered; what was not stays on disk.
+        Args:
+            status: FINISHED, KILLED or FAILED.
+            timeout: seconds for the delivery.
+            failing: seconds after which a store that fails all the while is given up; None:
+                `timeout`.
+
+        Returns:
+            True if everything was delivered; unsent data stays on disk.
         """
         self._closing = status
         self._wake.set()
-        self.join(timeout)
+        self._wait(timeout, timeout if failing is None else failing)
         self.abandon()
         return self._delivered.is_set()
+
+    def _wait(self, timeout: float, failing: float) -> None:
+        """Waits for the end of the delivery, at most `failing` seconds for a store that fails."""
+        began = time.monotonic()
+        answered = began
+        while self.is_alive() and (now := time.monotonic()) < began + timeout:
+            if not self.fails:
+                answered = now
+            elif now >= answered + failing:
+                return
+            self.join(min(POLL_SECONDS, timeout, failing))
 
     def abandon(self) -> None:
         """Stops after the call under way, as the end of the process would; unsent data stays on

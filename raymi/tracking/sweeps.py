@@ -17,7 +17,7 @@ from raymi.sweeps.study import Study, Trial
 from raymi.sweeps.sweep import Run, Sweep
 from raymi.sweeps.table import Found, trial_rows
 from raymi.tracking import store
-from raymi.tracking.delivery import Delivery
+from raymi.tracking.delivery import FAIL_SECONDS, Delivery
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tracking.tracked_sweep import TrackedSweep
 
@@ -83,7 +83,7 @@ class SweepTracker(Delivery):
         Returns: whether everything was delivered; what was not stays on disk.
         """
         self._found = found
-        return self.close(status, timeout)
+        return self.close(status, timeout, FAIL_SECONDS)
 
     def _connect(self) -> None:
         before = self.run_id

@@ -37,6 +37,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in store.CLIENT_SETTINGS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(delivery, "RETRY_SECONDS", (0.2, 0.5))
+    monkeypatch.setattr(train, "FAIL_SECONDS", 3.0)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -342,6 +343,15 @@ def test_closing_does_not_wait_for_the_next_try(
     wait_until(lambda: outage.failures == 1)
     outage.over = True
     assert followed.close("KILLED", WAIT), "it would be too late after the next try"
+
+
+def test_a_close_gives_up_a_store_that_keeps_failing(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outage = Outage(monkeypatch, "search_runs")
+    followed = follow(config, folder)
+    assert followed.close("FINISHED", timeout=math.inf, failing=0.2) is False
+    assert outage.failures
 
 
 def test_a_status_of_before_is_not_taken_for_delivery(
