@@ -1,4 +1,4 @@
-"""What all tests share: one Ray head and one MLflow server for each process, and the order.
+"""One Ray head and one MLflow server for each process of the tests, and their order.
 
 Each process computes with one thread: on networks this small, threads wait for each other longer
 than they compute. Commands that tests start have the user's own number.
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow_server import Server
 from ray_head import AUTH, Head
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported
 os.environ.update(AUTH)  # read when Ray is first imported
@@ -19,21 +23,34 @@ os.environ.update(AUTH)  # read when Ray is first imported
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups tests for pytest-xdist: those that start Ray, then the other modules, slow ones first.
-
-    One process runs all of Ray's tests, so that they share a head and leave a core to the others.
-    """
+    """Orders files for pytest-xdist: those that use Ray, other slow ones, the rest."""
     for item in items:
         if item.get_closest_marker("exhaustive"):
             item.add_marker(pytest.mark.slow)
-        group = "ray" if item.get_closest_marker("ray") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not _uses_ray(item.path), item.path not in slow))
 
-    def order(item: pytest.Item) -> tuple[bool, bool]:
-        return not item.get_closest_marker("ray"), item.path not in slow
 
-    items.sort(key=order)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return _Scheduling(config, log)
+
+
+class _Scheduling(LoadScopeScheduling):
+    """Scheduler that gives all files that use Ray to one process, the others file by file.
+
+    Tests that use Ray share a head, and leave a core to the others. (`--dist loadgroup` of
+    pytest-xdist 3.8 has no effect with pytest 9.2.)
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if _uses_ray(self.config.rootpath / file) else file
+
+
+@cache
+def _uses_ray(file: Path) -> bool:
+    return "pytest.mark.ray" in file.read_text()
 
 
 @pytest.fixture(scope="session")
