@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+from parent_death import end_with_parent
 from ports import free_ports
 from raymi_command import environment
 
@@ -45,6 +46,7 @@ class Server:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=end_with_parent(),
         )
         wait_for(f"{self.uri}/health", self._process, self.folder / "server.log")
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from parent_death import end_with_parent
 from ports import free_ports
 from raymi_command import environment
 
@@ -51,6 +52,7 @@ class Head:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=end_with_parent(),
             )  # fmt: skip
         try:
             for needed in (dashboard, agent[0]):
