@@ -12,10 +12,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
-
 from raymi.engine.checkpoint import newest_checkpoint
 from raymi.engine.run_folder import RunFolder
+from raymi.orchestration.ray_internals import (
+    ControllerCallback,
+    WorkerGroup,
+    WorkerGroupCallback,
+)
 
 PAUSE_SECONDS = 120.0  # how long workers may take to come to the end of a step and save
 
@@ -28,9 +31,9 @@ class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self._training: Any = None  # Ray's worker group
+        self._training: WorkerGroup | None = None
 
-    def after_worker_group_training_start(self, worker_group: Any) -> None:
+    def after_worker_group_training_start(self, worker_group: WorkerGroup) -> None:
         self._training = worker_group
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
@@ -70,7 +73,7 @@ class FailuresWithoutProgress(ControllerCallback, WorkerGroupCallback):
         self._newest: Path | None = None
         self._failures = 0
 
-    def after_worker_group_training_start(self, worker_group: Any) -> None:
+    def after_worker_group_training_start(self, worker_group: WorkerGroup) -> None:
         self._training = True
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:

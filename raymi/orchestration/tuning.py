@@ -17,7 +17,6 @@ from typing import Any
 import ray.tune
 import torch
 from ray.tune.error import TuneError
-from ray.tune.execution import class_cache
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -27,6 +26,7 @@ from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, first_line
 from raymi.evaluation.steps import StepFailed
 from raymi.orchestration.failures import innermost, left_failure, remove_traces
+from raymi.orchestration.ray_internals import ENV_VARS_TO_PROPAGATE
 from raymi.orchestration.trainer import fit
 from raymi.sweeps.agenda import agenda_of
 from raymi.sweeps.news import Kind, News, Watcher
@@ -93,8 +93,8 @@ def hand_on_no_keys() -> None:
     """Keeps the user's AWS keys out of the runtime environment of trials, into which Ray Tune puts
     them: Ray writes it into logs that everyone may read, and shows it in its dashboard. Trials
     have the environment of their node."""
-    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
-    handed_on -= {name for name in handed_on if name.startswith("AWS_")}
+    keys = {name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    ENV_VARS_TO_PROPAGATE.difference_update(keys)  # in place: Ray reads this set
 
 
 def _resources(config: Config, use_gpu: bool) -> dict[str, float]:
