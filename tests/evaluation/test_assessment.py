@@ -241,7 +241,7 @@ def test_a_network_in_half_precision_is_attacked_by_all(images, nets, tmp_path):
             return nn.Sequential(ToHalf(), model)
 
     half = {"a": Half(1, images)}
-    common = settings(images, tmp_path)
+    common = settings(images.at_most(10), tmp_path)
     one = Assessment(common, "a", "digest", main_of("apgd-ce", "square-1000", "fab-t"))
     report, _ = made(half, one)
     assert len(report.results) == 4

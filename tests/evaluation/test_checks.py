@@ -139,9 +139,13 @@ def test_an_honest_network_is_not_accused(honest, images):
 @pytest.mark.parametrize(
     ("before", "expected"),
     [
-        (Quantised(), {*BOTH_GRADIENTS, "black box stronger than gradients"}),
+        pytest.param(
+            Quantised(),
+            {*BOTH_GRADIENTS, "black box stronger than gradients"},
+            marks=pytest.mark.exhaustive,
+        ),
         (Steep(), {"black box stronger than gradients"}),
-        (Noisy(), {"randomised outputs"}),
+        pytest.param(Noisy(), {"randomised outputs"}, marks=pytest.mark.exhaustive),
     ],
     ids=["quantised", "steep", "noisy"],
 )
