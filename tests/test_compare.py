@@ -297,7 +297,7 @@ def test_a_signal_asks_the_runs_to_stop_and_says_how_to_continue(
         os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     words = ("arms=at,random", "seeds=0,1", "parallel=1")
     ended = run(*words)
@@ -326,7 +326,7 @@ def test_a_run_that_does_not_stop_in_time_is_killed(
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     assert run("arms=at", "seeds=0", "parallel=1").code == 130
 
 

@@ -71,7 +71,7 @@ def on_workers(tmp_path_factory):
     def results(workers, num_steps):
         methods = WITH_EMPTY_WORKER if workers == 3 else list(METHODS)
         folder = tmp_path_factory.mktemp("ranks")
-        return run_ranks(first_steps, workers, methods, num_steps, tmp_path=folder, timeout=500)
+        return run_ranks(first_steps, workers, methods, num_steps, tmp_path=folder)
 
     return results
 

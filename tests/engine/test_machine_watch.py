@@ -56,8 +56,8 @@ def test_records_come_at_intervals_and_once_more_at_the_end(tmp_path: Path) -> N
 
 def test_a_folder_that_is_not_there_disturbs_nobody(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with watched_machine(tmp_path / "file" / "machine-0.jsonl", every=0.01):
-        time.sleep(0.05)
+    with watched_machine(tmp_path / "file" / "machine-0.jsonl", every=60.0):
+        pass  # a record is due at the end in any case
 
 
 @pytest.mark.parametrize(
