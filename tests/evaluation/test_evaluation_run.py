@@ -17,6 +17,7 @@ from raymi.errors import StorageError, UserError
 from raymi.evaluation.blocks import CLEAN, BlockAttacker, Outcome, Schedule, Step, block_seed
 from raymi.evaluation.ledger import Ledger
 from raymi.evaluation.run import InThisProcess, run
+from raymi.evaluation.steps import make
 
 THREAT = Threat("linf", 0.1)
 ENSEMBLES = (
@@ -124,13 +125,21 @@ def test_cut_off_anywhere_it_goes_on_with_what_is_missing(die_at, attacker, whol
 
 
 def test_the_order_of_steps_does_not_matter(attacker, whole, tmp_path):
-    class Shuffled(InThisProcess):
-        def next(self):
-            self._waiting.rotate(len(self._waiting) // 2)
-            return super().next()
+    class LastFirst:
+        """A pool that makes the step that was submitted last."""
 
-    pool = Shuffled(lambda subject: attacker)
-    found = run(schedule(), Ledger(tmp_path / "ledger", QUESTION), pool)
+        workers = 1
+
+        def __init__(self):
+            self.waiting = []
+
+        def submit(self, task):
+            self.waiting.append(task)
+
+        def next(self):
+            return make(self.waiting.pop(), lambda subject: attacker)
+
+    found = run(schedule(), Ledger(tmp_path / "ledger", QUESTION), LastFirst())
     expect_equal({step: outcome for step, outcome, _ in found}, whole)
 
 
