@@ -436,6 +436,13 @@ def words_of(settings: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.slow
+def test_at_without_its_mi_term_has_the_weights_of_at_in_real_runs(run: Run) -> None:
+    ended = run("arms=at,mi-off", "seeds=0", "parallel=2", *words_of(TINY))
+    assert ended.code == 0, ended
+    assert "mi-off has the weights of at, bit for bit, with 1 of 1 seeds" in ended.out
+
+
+@pytest.mark.exhaustive
 def test_without_mi_training_is_at_bit_for_bit_in_real_runs(run: Run, tmp_path: Path) -> None:
     tiny = words_of({**TINY, "probe.steps": 0})
     words = ["arms=at,mi-off,bounded", "seeds=0,1", "parallel=2", "name=real", *tiny]

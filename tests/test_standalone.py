@@ -68,7 +68,9 @@ def test_a_full_disk_ends_with_one_message_and_the_same_command_continues(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "signum", [pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive), signal.SIGTERM]
+)
 def test_a_signal_leaves_a_checkpoint(words: list[str], tmp_path: Path, signum: int) -> None:
     command = [sys.executable, "-m", "raymi.standalone", *words, "epochs=100000"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

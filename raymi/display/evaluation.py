@@ -40,6 +40,7 @@ class EvaluationDisplay:
             transient=True,
             disable=not console.is_terminal,
         )
+        """Live bars; the fields of their tasks hold what is shown."""
         self._attacks: dict[str, _Attack] = {}
 
     def __enter__(self) -> EvaluationDisplay:

@@ -66,6 +66,7 @@ class ProgressDisplay:
             transient=True,
             disable=not console.is_terminal,
         )
+        """Live bars; the fields of their tasks hold what is shown."""
         self._task = self.bar.add_task("starting Ray and the workers", total=None, detail="")
 
     def __enter__(self) -> ProgressDisplay:

@@ -140,6 +140,7 @@ def test_the_alarm_rings_where_a_strong_attack_leaves_less_than_half(cheap, stro
     assert overfits_catastrophically(cheap, strong) == rings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "epochs", "rings"), [(1, 8, True), (7, 4, False)])
 def test_training_against_one_long_step_alone_rings_it(steps, epochs, rings, tmp_path):
     settings = {

@@ -12,6 +12,8 @@ from raymi.mi.estimators import LocalDIM
 from raymi.mi.matching import Matching, match
 from raymi.mi.objectives import estimator_loss
 
+pytestmark = pytest.mark.slow
+
 ALONE = Collectives()
 BATCH = 128
 COORDINATES = 10  # of the pattern, each correlated with one logit

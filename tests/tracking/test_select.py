@@ -27,6 +27,8 @@ from raymi.tracking.evaluations import Place, log_evaluation
 
 mlflow = pytest.importorskip("mlflow")
 
+pytestmark = pytest.mark.slow
+
 NUM = 200
 OF_TRAINING = "pgd-2-of-training"
 MASKED = Finding("steps", True, "FGSM breaks more than PGD")

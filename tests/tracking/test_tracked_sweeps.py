@@ -27,7 +27,7 @@ from raymi.tracking.sweeps import SweepTracker
 from raymi.tracking.tracked_sweep import TrackedSweep
 
 mlflow = pytest.importorskip("mlflow")
-pytestmark = pytest.mark.usefixtures("own_store")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_store")]
 
 TWO_KEYS = Space(
     name="two",
