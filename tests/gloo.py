@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 
 def run_ranks(
-    fn: Callable[..., Any], world_size: int, *args: Any, tmp_path: Path, timeout: float = 120
+    fn: Callable[..., Any], world_size: int, *args: Any, tmp_path: Path, timeout: float = 400
 ) -> list[Any]:
     """Calls `fn(rank, world_size, *args)` on every rank of a fresh gloo group, on one thread each.
 

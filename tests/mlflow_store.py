@@ -11,7 +11,7 @@ import pytest
 
 from raymi.tracking import store
 
-WAIT = 60.0  # seconds; only a failing test waits that long
+WAIT = 240.0  # seconds; only a failing test waits that long
 
 
 def in_folder(home: Path, patch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import resource
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,9 +174,9 @@ def test_bad_input_is_one_clear_error_and_exit_code_2(
 
 
 def test_resuming_an_unknown_run_lists_the_newest_ones(run: Run, tmp_path: Path) -> None:
-    for name in ("old", "new"):
-        finished_run(tmp_path / "runs" / name)
-        time.sleep(0.02)
+    for seconds, name in enumerate(("old", "new")):
+        made = finished_run(tmp_path / "runs" / name)
+        os.utime(made.config, (seconds, seconds))
     code, _, err = run("resume=lost")
     assert code == 2
     assert f"no run 'lost' in {tmp_path}/runs; the newest runs there: new, old" in err

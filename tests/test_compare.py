@@ -297,7 +297,7 @@ def test_a_signal_asks_the_runs_to_stop_and_says_how_to_continue(
         os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     words = ("arms=at,random", "seeds=0,1", "parallel=1")
     ended = run(*words)
@@ -326,7 +326,7 @@ def test_a_run_that_does_not_stop_in_time_is_killed(
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
     assert run("arms=at", "seeds=0", "parallel=1").code == 130
 
 
@@ -436,6 +436,13 @@ def words_of(settings: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.slow
+def test_at_without_its_mi_term_has_the_weights_of_at_in_real_runs(run: Run) -> None:
+    ended = run("arms=at,mi-off", "seeds=0", "parallel=2", *words_of(TINY))
+    assert ended.code == 0, ended
+    assert "mi-off has the weights of at, bit for bit, with 1 of 1 seeds" in ended.out
+
+
+@pytest.mark.exhaustive
 def test_without_mi_training_is_at_bit_for_bit_in_real_runs(run: Run, tmp_path: Path) -> None:
     tiny = words_of({**TINY, "probe.steps": 0})
     words = ["arms=at,mi-off,bounded", "seeds=0,1", "parallel=2", "name=real", *tiny]

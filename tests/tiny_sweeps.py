@@ -14,7 +14,8 @@ from raymi.sweeps.sweep import Definition, Measured, Run, Sweep
 from raymi.sweeps.trial import Ended, Report, in_this_process, run_trial
 
 SPACE = Space(name="lr", description="", parameters={"optim.lr": {"log": (0.01, 0.1)}})
-SETTINGS = {k: v for k, v in TINY.items() if k != "optim.lr"} | {"optim.epochs": 3}
+SETTINGS = {k: v for k, v in TINY.items() if k != "optim.lr"}
+SETTINGS |= {"optim.epochs": 3, "data.limit": 100}
 CPU = torch.device("cpu")
 FIRST = Run(0, 0)
 

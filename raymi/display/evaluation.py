@@ -31,7 +31,7 @@ class EvaluationDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._workers, self._began = 1, time.monotonic()
-        self._bar = Progress(
+        self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             TextColumn("{task.completed}/{task.total} blocks"),
@@ -40,14 +40,15 @@ class EvaluationDisplay:
             transient=True,
             disable=not console.is_terminal,
         )
+        """Live bars; the fields of their tasks hold what is shown."""
         self._attacks: dict[str, _Attack] = {}
 
     def __enter__(self) -> EvaluationDisplay:
-        self._bar.start()
+        self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self.bar.stop()
 
     def say(self, message: str, style: str = "") -> None:
         """Prints a line above the bars; from any thread."""
@@ -66,17 +67,17 @@ class EvaluationDisplay:
     def begin(self, name: str, schedule: Schedule, main: Sequence[Ensemble]) -> None:
         """A classifier's turn: `main` are the ensembles that it is reported with, the others of the
         schedule belong to the checks."""
-        for task in self._bar.task_ids:
-            self._bar.remove_task(task)
+        for task in self.bar.task_ids:
+            self.bar.remove_task(task)
         self._attacks = {}
         self._name, self._main = name, {CLEAN, *(ensemble.name for ensemble in main)}
         for (ensemble, attack), blocks in schedule.steps_by_attack().items():
             label = self._label(ensemble, attack)
             if label not in self._attacks:
-                task = self._bar.add_task(label, total=0, detail="")
+                task = self.bar.add_task(label, total=0, detail="")
                 self._attacks[label] = _Attack(task)
             self._attacks[label].blocks += blocks
-            self._bar.update(self._attacks[label].task, total=self._attacks[label].blocks)
+            self.bar.update(self._attacks[label].task, total=self._attacks[label].blocks)
 
     def step(self, step: Step, outcome: Outcome, known: bool) -> None:
         """A step is done; `known`: the ledger had it."""
@@ -96,7 +97,7 @@ class EvaluationDisplay:
         else:
             detail = f"{attack.broken} of {attack.given} broken"
         left = attack.left(self._workers)
-        self._bar.update(
+        self.bar.update(
             attack.task, completed=attack.done, detail=" · ".join(filter(None, (detail, left)))
         )
         if attack.done == attack.blocks:

@@ -57,7 +57,7 @@ class ProgressDisplay:
         self._phase_shown: str | None = None
         self._started = False
         self._time_left = TimeLeft()
-        self._bar = _Bar(
+        self.bar = _Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -66,14 +66,15 @@ class ProgressDisplay:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("starting Ray and the workers", total=None, detail="")
+        """Live bars; the fields of their tasks hold what is shown."""
+        self._task = self.bar.add_task("starting Ray and the workers", total=None, detail="")
 
     def __enter__(self) -> ProgressDisplay:
-        self._bar.start()
+        self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self.bar.stop()
 
     def say(self, message: str, style: str = "") -> None:
         """Prints a line above the bar; from any thread."""
@@ -81,8 +82,8 @@ class ProgressDisplay:
 
     def phase(self, description: str) -> None:
         """Shows what is going on where no event says so."""
-        self._bar.update(self._task, description=description, total=None, detail="")
-        self._bar.measured.clear()
+        self.bar.update(self._task, description=description, total=None, detail="")
+        self.bar.measured.clear()
 
     def event(self, event: Event) -> None:
         """Shows one event of the journal."""
@@ -111,13 +112,13 @@ class ProgressDisplay:
     def _on_step(self, event: Event) -> None:
         total = sum(self._phases.values()) * self._steps_per_epoch
         phase = event["phase"]
-        self._bar.measured["step"] = " · ".join(
+        self.bar.measured["step"] = " · ".join(
             f"{label} {_number(event['metrics'][name])}"
             for name, label in _SHOWN.items()
             if name in event["metrics"]
         )
         left = self._time_left.left(event["global_step"], total)
-        self._bar.update(
+        self.bar.update(
             self._task,
             description=f"{_PHASES[phase]} · epoch {event['epoch'] + 1}/{self._phases[phase]}",
             total=total,
@@ -136,7 +137,7 @@ class ProgressDisplay:
         train, val = event["train"], event["val"]
         clean, robust = _percent(val.get("clean_acc")), _percent(val.get("robust_acc"))
         if val:
-            self._bar.measured["val"] = f"val clean {clean}, robust {robust}"
+            self.bar.measured["val"] = f"val clean {clean}, robust {robust}"
         loss = train.get("loss", train.get("loss_estimators"))
         best = "  best" if event["is_best"] else ""
         if "averaged/robust_acc" in val:
@@ -167,7 +168,7 @@ class ProgressDisplay:
         what = {"validate": "validating", "probe": "probing its mutual information"}.get(
             event["what"], f"testing the {event['what']} model"
         )
-        self._bar.update(
+        self.bar.update(
             self._task,
             description=what,
             total=event["of"],

@@ -42,6 +42,7 @@ def test_every_part_has_a_measure() -> None:
     assert list(bench.MEASURES) == list(PARTS)
 
 
+@pytest.mark.slow
 def test_parts_of_one_process_are_measured_printed_and_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,7 +37,7 @@ def test_an_attack_ends_with_a_line_and_before_says_how_long_it_takes(console):
     with EvaluationDisplay(console) as display:
         display.attack_with(2)
         display.begin("net", Schedule(40, 10, MAIN), MAIN)
-        clean, pgd = display._bar.tasks
+        clean, pgd = display.bar.tasks
         display.step(Step(CLEAN, 0, CLEAN, 0), outcome(10, 1, 0.0), known=True)
         assert clean.fields["detail"] == "1 of 10 misclassified", "the ledger's took no time"
         for block, seconds in enumerate((100.0, 300.0)):

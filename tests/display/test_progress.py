@@ -67,7 +67,7 @@ def shown(events: list[dict[str, Any]], *, terminal: bool, width: int = 120) -> 
     with ProgressDisplay(console, config) as display:
         for event in events:
             display.event(event)
-            display._bar.refresh()
+            display.bar.refresh()
     return file.getvalue()
 
 

@@ -10,6 +10,8 @@ import torch
 from gloo import run_ranks
 from tiny_runs import steps_in_float64, tiny_config, tiny_state
 
+pytestmark = pytest.mark.slow
+
 FEW_STEPS, MANY_STEPS = 6, 20
 UNEVEN = {"data.limit": 81, "optim.batch_size": 35, "optim.epochs": 7}
 """72 images in steps of 35, 35 and 2: no step has equal shares on 2 workers and on 4, and the last
@@ -71,7 +73,7 @@ def on_workers(tmp_path_factory):
     def results(workers, num_steps):
         methods = WITH_EMPTY_WORKER if workers == 3 else list(METHODS)
         folder = tmp_path_factory.mktemp("ranks")
-        return run_ranks(first_steps, workers, methods, num_steps, tmp_path=folder, timeout=500)
+        return run_ranks(first_steps, workers, methods, num_steps, tmp_path=folder)
 
     return results
 

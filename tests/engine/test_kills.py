@@ -19,6 +19,8 @@ from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import TrainState
 
+pytestmark = pytest.mark.slow
+
 JOINT = {
     "data.limit": 80, "optim.batch_size": 20, "checkpoint.every_steps": 2, "attack.steps": 1,
     "optim.ema": 0.9, "optim.awp": 0.02, "optim.awp_warmup": 0.5, "scaling.channels_last": True,

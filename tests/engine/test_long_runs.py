@@ -23,7 +23,7 @@ LONG = {
 after each fifth step, and a line in the journal for each step."""
 
 ALLOWED = 8 * 2**20
-"""Bytes by which the allocator may let the resident memory grow: 6 kB a step in the long run and 30
+"""Bytes by which the allocator may let the resident memory grow: 6 kB a step in the long run and 50
 kB in the short one."""
 
 
@@ -50,10 +50,11 @@ def long_run(rank, world_size, folder, epochs):
     return context.measured
 
 
-@pytest.mark.parametrize("epochs", [200, pytest.param(1000, marks=pytest.mark.exhaustive)])
+@pytest.mark.slow
+@pytest.mark.parametrize("epochs", [120, pytest.param(1000, marks=pytest.mark.exhaustive)])
 def test_many_steps_leave_nothing_behind(epochs, tmp_path):
     """Compared with the state after a third of the steps, when all is warm."""
-    (measured,) = run_ranks(long_run, 1, tmp_path / "run", epochs, tmp_path=tmp_path, timeout=500)
+    (measured,) = run_ranks(long_run, 1, tmp_path / "run", epochs, tmp_path=tmp_path)
     assert len(measured) == epochs // 20
     memory, files, threads = zip(*measured[len(measured) // 3 :], strict=True)
     assert memory[-1] - memory[0] <= ALLOWED

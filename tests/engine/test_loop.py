@@ -89,8 +89,8 @@ def test_all_options_work_together(workers, tmp_path):
         assert all(math.isfinite(value) for value in (event["train"] | event["val"]).values())
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_so_it_is_with_several_workers(workers, tmp_path):
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.exhaustive)])
+def test_several_workers_that_were_stopped_and_resumed_end_with_the_same_bits(workers, tmp_path):
     run_ranks(tiny_run, workers, tmp_path / "whole", {}, [], tmp_path=tmp_path)
     run_ranks(tiny_run, workers, tmp_path / "stopped", {}, [3, 4], tmp_path=tmp_path)
     stopped = events(tmp_path / "stopped", "stopped")
@@ -318,7 +318,7 @@ def crash_at(rank, world_size, folder, settings, step):
         train(tiny_config(settings), Crashing("cpu"), RunFolder(folder))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.exhaustive)])
 def test_a_crash_within_an_epoch_costs_the_steps_since_the_last_checkpoint(workers, tmp_path):
     settings = {"checkpoint.every_steps": 2, "mi.schedule": "staged", "optim.ema": 0.9}
     run_ranks(tiny_run, workers, tmp_path / "whole", settings, [], tmp_path=tmp_path)

@@ -111,12 +111,14 @@ def test_a_run_may_end_after_a_phase_and_go_on_from_there(staged, until, tmp_pat
     assert same(load_file(staged.estimators), load_file(run.estimators))
 
 
-def test_so_it_is_with_several_workers(tmp_path):
+@pytest.mark.exhaustive
+def test_several_workers_that_are_stopped_in_every_phase_end_with_the_same_bits(tmp_path):
     for name, stops in (("whole", []), ("stopped", [3, 6, 6, 7])):
         run_ranks(tiny_run, 2, tmp_path / name, STAGED, stops, tmp_path=tmp_path)
     expect_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("phase", ["pretraining", "estimators", "classifier"])
 def test_each_phase_is_the_same_on_any_number_of_workers(phase, tmp_path):
     alone = steps_in_float64(0, 1, STAGED, 6, phase)

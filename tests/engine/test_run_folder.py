@@ -53,7 +53,7 @@ def test_a_worker_waits_until_one_that_lost_its_driver_is_gone(tmp_path):
     thread = threading.Thread(target=orphan)
     thread.start()
     held.wait()
-    with RunFolder(tmp_path).alone("lock", wait=30):
+    with RunFolder(tmp_path).alone("lock", wait=300):
         order.append("follower")
     thread.join()
     assert order == ["orphan", "follower"]

@@ -33,6 +33,7 @@ def steps_of(settings, epochs):
     return history, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("epochs", "settings"),
     [

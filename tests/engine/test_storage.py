@@ -90,9 +90,7 @@ def test_a_full_disk_ends_all_workers_with_one_message_and_loses_no_checkpoint(
 ):
     num_bytes, when, message, newest = case
     folder = tmp_path / "run"
-    told = run_ranks(
-        run_on_a_disk_that_fills_up, 2, folder, num_bytes, when, tmp_path=tmp_path, timeout=60
-    )
+    told = run_ranks(run_on_a_disk_that_fills_up, 2, folder, num_bytes, when, tmp_path=tmp_path)
     assert told[0].startswith(message)
     assert str(folder) in told[0]
     assert "(File too large)" in told[0], "the system's own reason"
@@ -132,7 +130,7 @@ def run_whose_folder_is_moved_away(rank, world_size, folder):
 
 def test_a_folder_that_is_gone_is_not_made_anew(whole, tmp_path):
     folder = tmp_path / "run"
-    told = run_ranks(run_whose_folder_is_moved_away, 2, folder, tmp_path=tmp_path, timeout=60)
+    told = run_ranks(run_whose_folder_is_moved_away, 2, folder, tmp_path=tmp_path)
     assert "the run's folder is not there any more. Bring its storage back" in told[0]
     assert not folder.exists()
     os.rename(f"{folder}-away", folder)

@@ -50,7 +50,8 @@ def test_a_part_that_is_done_is_not_done_again(tmp_path):
 
 
 def test_several_workers_stop_together(tmp_path):
-    run_ranks(tiny_run, 2, tmp_path / "whole", THREE, [], tmp_path=tmp_path)
+    two = {**THREE, "optim.epochs": 2}
+    run_ranks(tiny_run, 2, tmp_path / "whole", two, [], tmp_path=tmp_path)
     for epoch in (1, None):
-        run_ranks(part, 2, tmp_path / "parts", THREE, epoch, tmp_path=tmp_path)
+        run_ranks(part, 2, tmp_path / "parts", two, epoch, tmp_path=tmp_path)
     expect_equal_runs(tmp_path / "whole", tmp_path / "parts")

@@ -126,15 +126,16 @@ def test_checks_are_judged_once_they_are_complete(images, nets, tmp_path):
         settings(images, tmp_path), "a", "digest-a", main_of("pgd-20"), checks, outputs
     )
     assert one.check_findings() == ()
-    first = None
+    first, steps = None, []
     for step, _, _ in one.run(pool_of(nets, one), lookup({})):
+        steps.append(step)
         if first is None and one.check_findings():
             first = step
     assert first is not None
     report = one.report()
     assert report.findings == (*outputs, *one.check_findings())
-    assert {step.block for step in one._outcomes if step.attack == "square-1000"} == {0, 1}
-    assert {step.block for step in one._outcomes if step.attack == "pgd-20"} == {0, 1, 2}, (
+    assert {step.block for step in steps if step.attack == "square-1000"} == {0, 1}
+    assert {step.block for step in steps if step.attack == "pgd-20"} == {0, 1, 2}, (
         "what is reported is made on all blocks, though a check needs fewer"
     )
 
@@ -241,7 +242,7 @@ def test_a_network_in_half_precision_is_attacked_by_all(images, nets, tmp_path):
             return nn.Sequential(ToHalf(), model)
 
     half = {"a": Half(1, images)}
-    common = settings(images, tmp_path)
+    common = settings(images.at_most(10), tmp_path)
     one = Assessment(common, "a", "digest", main_of("apgd-ce", "square-1000", "fab-t"))
     report, _ = made(half, one)
     assert len(report.results) == 4
@@ -302,9 +303,9 @@ def test_surrogates_of_one_name_are_told_apart():
 
 def test_all_adversarial_samples_can_be_kept(images, nets, tmp_path):
     one = Assessment(settings(images, tmp_path), "a", "digest-a", main_of("pgd-2"), keep=True)
-    _, steps = made(nets, one)
-    kept = [one.ledger.adversarial(step) for step in one._outcomes if step.attack == "pgd-2"]
+    steps = list(one.run(pool_of(nets, one), lookup({})))
+    kept = [one.ledger.adversarial(step) for step, _, _ in steps if step.attack == "pgd-2"]
     assert all(x_adv.shape == (len(samples), 3, 8, 8) for samples, x_adv in kept)
-    assert steps == 6
+    assert [known for _, _, known in steps] == [False] * 6
     assert not list(tmp_path.glob("*/clean/**/*.safetensors")), "those of the attacks alone"
     assert made(nets, replace(one, keep=True))[1] == 0

@@ -127,6 +127,7 @@ def suspicions(model, images):
     return {f.check for f in findings(model, images) if f.suspicious}
 
 
+@pytest.mark.slow
 def test_an_honest_network_is_not_accused(honest, images):
     found = findings(honest, images)
     assert [f.text for f in found if f.suspicious] == []
@@ -136,12 +137,17 @@ def test_an_honest_network_is_not_accused(honest, images):
     assert curve.count("% at ") == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "expected"),
     [
-        (Quantised(), {*BOTH_GRADIENTS, "black box stronger than gradients"}),
+        pytest.param(
+            Quantised(),
+            {*BOTH_GRADIENTS, "black box stronger than gradients"},
+            marks=pytest.mark.exhaustive,
+        ),
         (Steep(), {"black box stronger than gradients"}),
-        (Noisy(), {"randomised outputs"}),
+        pytest.param(Noisy(), {"randomised outputs"}, marks=pytest.mark.exhaustive),
     ],
     ids=["quantised", "steep", "noisy"],
 )
@@ -156,6 +162,7 @@ class Detached(nn.Module):
         return x.detach()
 
 
+@pytest.mark.slow
 def test_outputs_that_autograd_does_not_follow_are_found(honest, images):
     found = suspicions(Wrapped(honest, before=Detached()), images)
     assert found == {*BOTH_GRADIENTS, "black box stronger than gradients"}

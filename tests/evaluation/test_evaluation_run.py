@@ -11,15 +11,19 @@ import torch
 from torch import nn
 
 from raymi.attacks.catalogue import Threat
-from raymi.attacks.suites import ensembles_of
+from raymi.attacks.suites import Ensemble, ensembles_of, find_attack
 from raymi.data import ImageSet
 from raymi.errors import StorageError, UserError
 from raymi.evaluation.blocks import CLEAN, BlockAttacker, Outcome, Schedule, Step, block_seed
 from raymi.evaluation.ledger import Ledger
 from raymi.evaluation.run import InThisProcess, run
+from raymi.evaluation.steps import make
 
 THREAT = Threat("linf", 0.1)
-NAMES = ("pgd-3", "autoattack-rand", "ti-dim")
+ENSEMBLES = (
+    *ensembles_of(["pgd-3", "ti-dim"], THREAT, 5),
+    Ensemble("pair", (find_attack("fgsm"), find_attack("pgd-2x2"))),
+)
 QUESTION = {"model": "abc", "threat": {"norm": "linf", "eps": 0.1}}
 
 
@@ -39,12 +43,11 @@ def attacker(images):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images.images / 255), images.labels).backward()
         optimizer.step()
-    ensembles = ensembles_of(NAMES, THREAT, 5)
-    return BlockAttacker(model, images, ensembles, THREAT, seed=3)
+    return BlockAttacker(model, images, ENSEMBLES, THREAT, seed=3)
 
 
 def schedule():
-    return Schedule(23, 10, ensembles_of(NAMES, THREAT, 5))
+    return Schedule(23, 10, ENSEMBLES)
 
 
 def num_steps(schedule):
@@ -101,7 +104,7 @@ def test_each_attack_gets_those_that_withstood_the_ones_before(whole):
         elif step.position == 0:
             expected = whole[Step(CLEAN, 0, CLEAN, step.block)].left
         else:
-            before = Step(step.ensemble, 0, "apgd-ce-rand", step.block)
+            before = Step(step.ensemble, 0, "fgsm", step.block)
             expected = whole[before].left
         assert torch.equal(outcome.samples, expected)
     broken = {step.attack: int(outcome.broken.sum()) for step, outcome in whole.items()}
@@ -122,13 +125,21 @@ def test_cut_off_anywhere_it_goes_on_with_what_is_missing(die_at, attacker, whol
 
 
 def test_the_order_of_steps_does_not_matter(attacker, whole, tmp_path):
-    class Shuffled(InThisProcess):
-        def next(self):
-            self._waiting.rotate(len(self._waiting) // 2)
-            return super().next()
+    class LastFirst:
+        """A pool that makes the step that was submitted last."""
 
-    pool = Shuffled(lambda subject: attacker)
-    found = run(schedule(), Ledger(tmp_path / "ledger", QUESTION), pool)
+        workers = 1
+
+        def __init__(self):
+            self.waiting = []
+
+        def submit(self, task):
+            self.waiting.append(task)
+
+        def next(self):
+            return make(self.waiting.pop(), lambda subject: attacker)
+
+    found = run(schedule(), Ledger(tmp_path / "ledger", QUESTION), LastFirst())
     expect_equal({step: outcome for step, outcome, _ in found}, whole)
 
 
@@ -244,8 +255,7 @@ class Noisy(nn.Module):
 
 
 def test_a_network_that_draws_random_numbers_has_results_of_its_own_too(attacker, images):
-    ensembles = ensembles_of(NAMES, THREAT, 5)
-    noisy = BlockAttacker(Noisy(attacker.model), images, ensembles, THREAT, seed=3)
+    noisy = BlockAttacker(Noisy(attacker.model), images, ENSEMBLES, THREAT, seed=3)
     for step in (Step(CLEAN, 0, CLEAN, 1), Step("pgd-3", 0, "pgd-3", 1)):
         found = []
         for seed in (1, 2):

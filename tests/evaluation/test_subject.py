@@ -366,7 +366,7 @@ def test_subjects_travel_to_other_processes(trained, user_nets, tmp_path):
     file.write_bytes(pickle.dumps(subjects))
     paths = os.pathsep.join([str(Path(tiny_runs.__file__).parents[1]), str(tmp_path)])
     subprocess.run(
-        [sys.executable, "-c", FRESH, str(file), str(out)], check=True, timeout=120,
+        [sys.executable, "-c", FRESH, str(file), str(out)], check=True, timeout=300,
         env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
     for subject, logits in zip(subjects, torch.load(out), strict=True):

@@ -58,38 +58,46 @@ def split(x, sizes):
     return [part.clone() for part in x.split(sizes)]
 
 
-@pytest.mark.parametrize(
-    ("kind", "shape", "options"),
-    [
-        (nn.BatchNorm2d, (4, 3, 5), {}),
-        (nn.BatchNorm2d, (4, 1, 1), {"affine": False, "momentum": None}),
-        (nn.BatchNorm2d, (4, 2, 2), {"track_running_stats": False, "eps": 0.1}),
-        (nn.BatchNorm1d, (4,), {"momentum": 0.3}),
-        (nn.BatchNorm1d, (4, 6), {}),
-    ],
-)
-@pytest.mark.parametrize("sizes", [(3, 2), (6, 0), (2, 0, 5), (1, 1, 1)])
-def test_ranks_equal_one_process_on_the_concatenated_batch(tmp_path, sizes, kind, shape, options):
-    assert_ranks_equal_one_process(tmp_path, sizes, kind, shape, options, frozen=False)
+CASES = [
+    (nn.BatchNorm2d, (4, 3, 5), {}, False),
+    (nn.BatchNorm2d, (4, 3, 5), {}, True),
+    (nn.BatchNorm2d, (4, 1, 1), {"affine": False, "momentum": None}, False),
+    (nn.BatchNorm2d, (4, 2, 2), {"track_running_stats": False, "eps": 0.1}, False),
+    (nn.BatchNorm1d, (4,), {"momentum": 0.3}, False),
+    (nn.BatchNorm1d, (4, 6), {}, False),
+]
+"""Kind, shape of a sample, options, and whether the second forward has frozen statistics."""
 
 
-def test_ranks_equal_one_process_when_the_second_forward_is_frozen(tmp_path):
-    assert_ranks_equal_one_process(tmp_path, (2, 0, 5), nn.BatchNorm2d, (4, 3, 5), {}, frozen=True)
+def two_batches(shape, num):
+    generator = torch.Generator().manual_seed(num)
+    draw = torch.randn(2, num, *shape, dtype=torch.float64, generator=generator)
+    return draw * 3 + 2
 
 
-def assert_ranks_equal_one_process(tmp_path, sizes, kind, shape, options, frozen):
-    torch.manual_seed(0)
-    x1, x2 = (torch.randn(sum(sizes), *shape, dtype=torch.float64) * 3 + 2 for _ in range(2))
-    expected = two_forwards_one_backward(make_norm(kind, **options), x1, x2, frozen)
-    shares = split(x1, sizes), split(x2, sizes)
-    ranks = run_ranks(step_on_rank, len(sizes), kind, options, *shares, frozen, tmp_path=tmp_path)
-    for i, whole in enumerate(expected["samples"]):
-        torch.testing.assert_close(torch.cat([r["samples"][i] for r in ranks]), whole, **EXACT)
-    for i, whole in enumerate(expected["sums"]):
-        torch.testing.assert_close(sum(r["sums"][i] for r in ranks), whole, **EXACT)
-    for rank in ranks:
-        torch.testing.assert_close(rank["buffers"], expected["buffers"], **EXACT)
-        assert all(map(torch.equal, rank["buffers"], ranks[0]["buffers"]))
+def cases_on_rank(rank, world_size, sizes):
+    """The step of each case on this rank's share of its batches."""
+    found = []
+    for kind, shape, options, frozen in CASES:
+        shares = [x.split(sizes)[rank] for x in two_batches(shape, sum(sizes))]
+        norm = make_norm(GLOBAL[kind], **options)
+        found.append(two_forwards_one_backward(norm, *shares, frozen))
+    return found
+
+
+@pytest.mark.parametrize("sizes", [(3, 2), (6, 0), (2, 0, 5), (1, 1, 1)], ids=str)
+def test_ranks_equal_one_process_on_the_concatenated_batch(tmp_path, sizes):
+    found = run_ranks(cases_on_rank, len(sizes), sizes, tmp_path=tmp_path)
+    for (kind, shape, options, frozen), *ranks in zip(CASES, *found, strict=True):
+        batches = two_batches(shape, sum(sizes))
+        expected = two_forwards_one_backward(make_norm(kind, **options), *batches, frozen)
+        for i, whole in enumerate(expected["samples"]):
+            torch.testing.assert_close(torch.cat([r["samples"][i] for r in ranks]), whole, **EXACT)
+        for i, whole in enumerate(expected["sums"]):
+            torch.testing.assert_close(sum(r["sums"][i] for r in ranks), whole, **EXACT)
+        for rank in ranks:
+            torch.testing.assert_close(rank["buffers"], expected["buffers"], **EXACT)
+            assert all(map(torch.equal, rank["buffers"], ranks[0]["buffers"]))
 
 
 def test_channels_last_is_kept_and_gives_the_same_numbers(tmp_path):

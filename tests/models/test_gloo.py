@@ -30,13 +30,13 @@ def fail_with_a_local_exception(rank, world_size):
 
 def hang(rank, world_size):
     if rank == 1:
-        time.sleep(60)
+        time.sleep(600)
 
 
 def die(rank, world_size):
     if rank == 1:
         os._exit(3)
-    time.sleep(60)
+    time.sleep(600)
 
 
 def test_results_come_back_in_the_order_of_the_ranks(tmp_path):
@@ -58,7 +58,8 @@ def test_an_exception_that_cannot_be_pickled_arrives_as_a_runtime_error(tmp_path
 
 
 def test_a_hang_fails_after_the_timeout(tmp_path):
-    with pytest.raises(TimeoutError, match=r"ranks \[1\] of 2 did not end in 3 s"):
+    # on a busy machine the other rank may not have ended either
+    with pytest.raises(TimeoutError, match=r"ranks \[(0, )?1\] of 2 did not end in 3 s"):
         run_ranks(hang, 2, tmp_path=tmp_path, timeout=3)
 
 

@@ -36,6 +36,8 @@ IN_TESTS = {
     "ray.autoscaler._private.util.validate_config",
     # where `ray job submit` would send a job
     "ray.dashboard.utils.get_address_for_submission_client",
+    # the files that `ray job submit` uploads
+    "ray._private.thirdparty.pathspec.PathSpec",
     # simulated nodes that can be lost
     "ray.cluster_utils.Cluster",
     # the runtime environment that Ray Tune gives a trial

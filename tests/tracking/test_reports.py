@@ -21,6 +21,8 @@ from raymi.tracking.reports import find_numbers, log_report
 
 pytest.importorskip("mlflow")
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["mine", "samples=20", "steps=1", "eps=0.1"]
 
 

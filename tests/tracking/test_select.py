@@ -27,6 +27,8 @@ from raymi.tracking.evaluations import Place, log_evaluation
 
 mlflow = pytest.importorskip("mlflow")
 
+pytestmark = pytest.mark.slow
+
 NUM = 200
 OF_TRAINING = "pgd-2-of-training"
 MASKED = Finding("steps", True, "FGSM breaks more than PGD")
@@ -38,10 +40,15 @@ def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """The current folder: a store as that of `finished`, with the same run `mine`, whose best and
     last models are logged, and one of them registered."""
     shutil.copy(finished / "mlflow.db", tmp_path)
-    for told_before in finished.glob("mlruns/*/artifacts/evaluations"):
-        shutil.rmtree(told_before)
+    remove_evaluations(finished)
     in_folder(tmp_path, monkeypatch)
     return tmp_path
+
+
+def remove_evaluations(finished: Path) -> None:
+    """Removes the artifacts that evaluations of earlier tests have left."""
+    for evaluations in finished.glob("mlruns/*/artifacts/evaluations"):
+        shutil.rmtree(evaluations)
 
 
 def models() -> dict[str, Any]:
@@ -106,13 +113,27 @@ def evaluated(
     log_evaluation(report, place, command="again", experiment="raymi", home=home, files=files)
 
 
+@pytest.fixture(scope="module")
+def three_evaluated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with three evaluated models, and a copy of their artifacts in `mlruns`."""
+    home = tmp_path_factory.mktemp("three")
+    shutil.copy(finished / "mlflow.db", home)
+    remove_evaluations(finished)
+    with pytest.MonkeyPatch.context() as patch:
+        in_folder(home, patch)
+        evaluated(home, models()["best"], range(180), range(100))
+        evaluated(home, models()["last"], range(160), range(110))
+        evaluated(home, other_model("third"), range(170), range(40))
+    shutil.copytree(finished / "mlruns", home / "mlruns")
+    return home
+
+
 @pytest.fixture
-def three(home: Path) -> Path:
+def three(home: Path, three_evaluated: Path, finished: Path) -> Path:
     """Best and last of `mine`, and a model of another run that is less robust; the registered one
     is the best by far on natural images."""
-    evaluated(home, models()["best"], range(180), range(100))
-    evaluated(home, models()["last"], range(160), range(110))
-    evaluated(home, other_model("third"), range(170), range(40))
+    shutil.copy(three_evaluated / "mlflow.db", home)
+    shutil.copytree(three_evaluated / "mlruns", finished / "mlruns", dirs_exist_ok=True)
     return home
 
 

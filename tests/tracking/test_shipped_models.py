@@ -127,7 +127,7 @@ def test_it_answers_over_http(finished, python, tmp_path):
             json.dumps({"inputs": images.tolist()}).encode(),
             {"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             logits = json.load(answer)["predictions"]
     finally:
         os.killpg(server.pid, signal.SIGKILL)
