@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -62,3 +63,14 @@ def test_no_tracked_file_is_larger_than_1_mb(tracked: list[Path]) -> None:
 def test_git_ignores_wheels(tracked: list[Path], path: str) -> None:
     assert _git("check-ignore", "--quiet", path).returncode == 0
     assert Path(path) not in tracked
+
+
+def test_contributing_lists_all_files_with_exhaustive_tests() -> None:
+    tests = ROOT / "tests"
+    marked = {
+        str(file.relative_to(tests))
+        for file in tests.rglob("test_*.py")
+        if re.search(r"pytest\.mark\.exhaustive\b", file.read_text()) and file != Path(__file__)
+    }
+    listed = re.findall(r"`([\w/]+\.py)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert {name for name in listed if name.rpartition("/")[2].startswith("test_")} == marked
