@@ -15,35 +15,36 @@ from packaging.version import Version
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 
-def lowest_versions(pyproject: str, extras: list[str]) -> dict[str, str]:
-    """Returns the lower bound by package, the highest one where several requirements name it.
+def lowest_versions(pyproject: str, extras: list[str]) -> list[str]:
+    """Returns pinned requirements; of several bounds for one package, the highest.
 
     Args:
         pyproject: text of `pyproject.toml`.
-        extras: optional dependencies to include, with those that they refer to.
+        extras: optional dependencies to include. Those that they refer to must be named, too.
 
     Raises:
         ValueError: a requirement without a lower bound.
     """
     document = tomllib.loads(pyproject)
     project = document["project"]
-    waiting = [*document["build-system"]["requires"], *project["dependencies"]]
-    waiting += [f"{project['name']}[{','.join(extras)}]"]
-    lowest: dict[str, str] = {}
-    while waiting:
-        requirement = Requirement(waiting.pop(0))
+    lines = [*document["build-system"]["requires"], *project["dependencies"]]
+    lines += [line for extra in extras for line in project["optional-dependencies"][extra]]
+    names: dict[str, set[str]] = {}
+    lowest: dict[str, Version] = {}
+    for requirement in map(Requirement, lines):
         if requirement.name == project["name"]:
-            for extra in sorted(requirement.extras):
-                waiting += project["optional-dependencies"][extra]
             continue
         bounds = [one.version for one in requirement.specifier if one.operator in (">=", "==")]
         if not bounds:
             raise ValueError(f"{requirement}: write a lower bound (>=) that was tried")
-        bounds += [lowest[requirement.name]] if requirement.name in lowest else []
-        lowest[requirement.name] = max(bounds, key=Version)
-    return lowest
+        names.setdefault(requirement.name, set()).update(requirement.extras)
+        known = lowest.get(requirement.name, Version("0"))
+        lowest[requirement.name] = max(known, *map(Version, bounds))
+    return [
+        f"{name}[{','.join(sorted(own))}]=={lowest[name]}" if own else f"{name}=={lowest[name]}"
+        for name, own in names.items()
+    ]
 
 
 if __name__ == "__main__":
-    for name, version in lowest_versions(PYPROJECT.read_text(), sys.argv[1:]).items():
-        print(f"{name}=={version}")
+    print("\n".join(lowest_versions(PYPROJECT.read_text(), sys.argv[1:])))

@@ -67,4 +67,4 @@ def what_happened(error: BaseException) -> str:
     theirs = [frame for frame in others if not frame.filename.startswith(_LIBRARIES)]
     place = next((found[-1] for found in (theirs, others) if found), None)
     where = f" ({place.filename}:{place.lineno})" if place else ""
-    return f"{type(error).__name__}: {error}{where}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -52,3 +52,12 @@ def test_a_module_that_is_not_there_has_no_line():
 )
 def test_of_a_long_message_the_first_line_is_said(message, line):
     assert first_line(RuntimeError(message)) == line
+
+
+def test_a_message_of_several_lines_becomes_one():
+    def fail():
+        raise TypeError("expected one of:\n * (int size)\n * (str name)")
+
+    message = told(fail)
+    assert message.startswith("TypeError: expected one of: * (int size) * (str name) (")
+    assert "\n" not in message

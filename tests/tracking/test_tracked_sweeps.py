@@ -233,7 +233,7 @@ def test_what_a_sweep_found_is_on_its_run(sweep):
     parent, children = in_mlflow()
     assert parent.info.status == "FINISHED"
     reached = [sweep.measured(Run(number, 0))[-1] for number in range(4)]
-    table = pandas.read_csv(artifact(parent, "trials.csv"))
+    table = pandas.read_csv(artifact(parent, "trials.csv"), float_precision="round_trip")
     columns = ["trial", "state", "optim.lr", "width", "epochs", "clean", "robust", "reason"]
     assert list(table.columns) == columns
     assert table["robust"].is_monotonic_decreasing
