@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -96,11 +97,15 @@ FIRST = Task("net", Step(CLEAN, 0, CLEAN, 0), torch.arange(SIZE))
 
 
 def users_module(folder: Path) -> Any:
-    """The module of a user, in a folder that workers are to find by themselves."""
-    (folder / "pool_mine.py").write_text(MINE)
+    """Writes and imports the module of a user, in a folder where workers are to find it.
+
+    Its name is that of the folder, as this process may import several.
+    """
+    name = "user_module_of_" + re.sub(r"\W", "_", folder.name)
+    (folder / f"{name}.py").write_text(MINE)
     sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module("pool_mine")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(folder))
 

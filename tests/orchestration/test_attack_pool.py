@@ -155,9 +155,7 @@ def test_an_interrupt_ends_the_wait_and_the_workers(start: Any, mine: Any, tmp_p
     gone_after(60, *waiting(tmp_path))
 
 
-def test_faults_are_one_message_each_and_leave_the_worker_usable(
-    start: Any, mine: Any, folder: Path
-) -> None:
+def test_faults_are_one_message_each_and_leave_the_worker_usable(start: Any, mine: Any) -> None:
     """One pool: an error, a lack of memory, a classifier that cannot be loaded, warnings."""
     messages: list[str] = []
     no_memory = mine.Fails("CUDA error: out of memory\nCompile with ...")
@@ -179,8 +177,7 @@ def test_faults_are_one_message_each_and_leave_the_worker_usable(
     line = 1 + MINE.splitlines().index("        raise RuntimeError(self.message)")
     message = message_of(pool, "faulty", StepFailed)
     assert message == (
-        "clean on block 0 of faulty: RuntimeError: shapes do not fit "
-        f"({folder / 'pool_mine.py'}:{line})"
+        f"clean on block 0 of faulty: RuntimeError: shapes do not fit ({mine.__file__}:{line})"
     )
     here = InThisProcess(Attackers(work(faulty=subjects["faulty"])))
     assert message_of(here, "faulty", StepFailed) == message
