@@ -1,4 +1,7 @@
-"""Storage that fails during a run: one message, no second attempt, nothing lost."""
+"""Storage that fails during a run under Ray: one message, no second attempt, nothing lost.
+
+tests/engine/test_storage.py states the same of the engine alone.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from undisturbed import assert_same_weights, undisturbed
 
 from raymi.engine.run_folder import RunFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.ray]
 
 WORDS = (
     "data.limit=300", "optim.epochs=4", "attack.steps=2", "validation.steps=2",
@@ -88,7 +91,6 @@ def test_full_disk_ends_the_run_and_resume_ends_with_identical_weights(
     assert_same_weights(whole, RunFolder(folder), "last")
 
 
-@pytest.mark.exhaustive
 def test_a_removed_run_folder_ends_the_run_and_resume_ends_with_identical_weights(
     tmp_path: Path, whole: RunFolder
 ) -> None:
@@ -107,7 +109,6 @@ def test_a_removed_run_folder_ends_the_run_and_resume_ends_with_identical_weight
     assert_same_weights(whole, RunFolder(folder), "last")
 
 
-@pytest.mark.exhaustive
 def test_a_full_file_system_under_ray_and_mlflow_ends_the_run_with_one_message(
     disk: Path, whole: RunFolder
 ) -> None:

@@ -97,7 +97,7 @@ def test_a_server_killed_during_a_run_never_stops_it_and_misses_nothing(
     env = {**joined_ray.env, "MLFLOW_TRACKING_URI": own_server.uri}
     process = start(
         tmp_path, "data.limit=100", "attack.steps=2", "validation.steps=2", "evaluation.steps=2",
-        "scaling.workers=1", "probe.steps=0", SLOW_MODEL, "name=killed", "optim.epochs=100",
+        "scaling.workers=1", "probe.steps=0", SLOW_MODEL, "name=killed", "optim.epochs=20",
         "tracking.experiment=killed", "tracking.registered_name=killed", **env,
     )  # fmt: skip
 
@@ -112,7 +112,7 @@ def test_a_server_killed_during_a_run_never_stops_it_and_misses_nothing(
     wait_for(any_epoch_is_logged, process)
     own_server.kill()
     before = num_epochs()
-    wait_for(lambda: num_epochs() >= before + 3, process)
+    wait_for(lambda: num_epochs() > before, process)
     own_server.start()
     release.touch()
     output = finish(process)
