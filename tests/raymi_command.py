@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ SLOW_MODEL = "model.name=slow_model:Net"
 _SLOW_MODEL = """
 import itertools
 import time
+from math import inf
 from pathlib import Path
 from torch import nn
 
@@ -35,22 +37,33 @@ class Net(nn.Module):
         self.fc = nn.Linear(3 * image_size**2, num_classes)
 
     def forward(self, x):
-        if not Path({release!r}).exists():
-            time.sleep(0.1 if next(forwards) < 30 else 0.5)
+        release = Path({release!r})
+        if not release.exists():
+            num = next(forwards)
+            time.sleep(0.1 if num < 30 else 0.5)
+            while num >= {halt_after} and not release.exists():
+                time.sleep(0.1)
         return self.fc(x.flatten(1))
 """
 
 
-def write_slow_model(folder: Path) -> Path:
+def write_slow_model(folder: Path, halt_after: float = math.inf) -> Path:
     """Writes the network of `SLOW_MODEL` for commands in `folder`.
 
     A first epoch takes seconds, what follows a minute: a test can catch the command in the middle,
     on a busy machine, too.
 
-    Returns: the file that ends its slowness, to be made by the test.
+    Args:
+        halt_after: forward passes of a process after which it waits for the file; a training that
+            waits cannot answer a signal.
+
+    Returns:
+        The file that ends its slowness, to be made by the test.
     """
     release = folder / "release"
-    (folder / "slow_model.py").write_text(_SLOW_MODEL.format(release=str(release)))
+    (folder / "slow_model.py").write_text(
+        _SLOW_MODEL.format(release=str(release), halt_after=halt_after)
+    )
     return release
 
 

@@ -169,7 +169,7 @@ def test_too_many_workers_are_left_out_and_said(
     assert "not measured: 50 workers need as many cores" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_fresh_processes_return_the_seconds_of_a_loop_and_the_peak_of_a_step() -> None:
     plan = planned([*TINY, *ONE_RUN])
     assert plain_run(plan, 2) > 0

@@ -102,6 +102,7 @@ def test_interrupted_run_with_a_killed_worker_ends_with_identical_weights(
     assert mlflow_status(tmp_path) == ["FINISHED"], "the same MLflow run is continued"
 
 
+@pytest.mark.exhaustive
 def test_time_limit_ends_a_run_with_exit_code_75(
     joined_ray: Head,
     tmp_path: Path,

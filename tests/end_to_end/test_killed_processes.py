@@ -21,7 +21,7 @@ from undisturbed import assert_same_weights, undisturbed
 from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.exhaustive
 
 SETTINGS = (
     "data.limit=100", "data.image_size=8", "model.width=0.5", "mi.hidden=16",
@@ -91,11 +91,7 @@ def kill_at(folder: Path, step: int, process: subprocess.Popen, whom: str) -> No
 
 @pytest.mark.parametrize(
     ("workers", "schedule", "whom"),
-    [
-        (2, "joint", "worker"),
-        pytest.param(2, "staged", "worker", marks=pytest.mark.exhaustive),
-        pytest.param(3, "staged", "all", marks=pytest.mark.exhaustive),
-    ],
+    [(2, "joint", "worker"), (2, "staged", "worker"), (3, "staged", "all")],
 )
 def test_a_run_killed_in_every_phase_ends_with_the_same_bits(
     workers: int, schedule: str, whom: str, tmp_path: Path

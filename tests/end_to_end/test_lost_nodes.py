@@ -139,6 +139,7 @@ def test_a_run_grows_again_and_heeds_the_notice_of_a_preemption(
     assert {event["which"] for event in events(run, "evaluation")} == {"last", "best"}
 
 
+@pytest.mark.exhaustive
 def test_an_evaluation_carries_on_without_a_lost_node_and_uses_a_new_one(
     nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -41,20 +42,42 @@ ray.shutdown = shutdown
 """For `sitecustomize`, which every Python imports as it starts."""
 
 
-def test_a_corrupt_image_ends_the_run_with_its_name(tmp_path: Path) -> None:
-    images = write_image_folder(tmp_path / "images with a space")
+def write_broken_image(folder: Path) -> list[str]:
+    """Writes images of which one is corrupt; returns the words of a command that trains on them."""
+    images = write_image_folder(folder / "images with a space")
     broken = images / "train" / "dark" / "3.png"
     broken.write_bytes(broken.read_bytes()[:60])
+    words = (*TINY, "data.name=folder", f"data.root={images}", "batch_size=8")
+    return [*words, "tracking.enabled=false"]
+
+
+def test_a_corrupt_image_ends_the_run_with_its_name(
+    joined_ray: Head,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAYMI_CACHE", str(tmp_path / "cache"))
+    assert train.main([*write_broken_image(tmp_path), "scaling.workers=1"]) == 2
+    said = capsys.readouterr()
+    assert "3.png" in said.err
+    assert said.err.count("error:") == 1
+    assert "Traceback" not in said.out + said.err
+    assert "ray-train" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.exhaustive
+def test_a_failed_run_ends_its_threads_before_its_ray(tmp_path: Path) -> None:
+    """A thread that waits for Ray as it shuts down would end the process without the message."""
     (tmp_path / "sitecustomize.py").write_text(PRINTS_THREADS)
     process = start(
-        tmp_path, *TINY, "data.name=folder", f"data.root={images}",
-        "batch_size=8", "tracking.enabled=false",
+        tmp_path, *write_broken_image(tmp_path),
         RAYMI_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(tmp_path),
     )  # fmt: skip
     output = finish(process, 2)
     assert "at the end of Ray: MainThread" in output
-    assert "ray-train" not in output, "a thread that waits for Ray would end the process with it"
-    assert "3.png" in output
+    assert "ray-train" not in output
     assert output.count("error:") == 1
 
 

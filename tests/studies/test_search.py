@@ -97,7 +97,7 @@ def test_a_search_ends_with_its_budget_and_failures_cost_an_epoch(
     assert searched(TPE, 5, (0.01, 0.1)) == [("finished", 3), ("stopped", 1), ("stopped", 1)]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_both_searches_spend_the_budget_and_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -479,6 +479,7 @@ def test_the_command_tells_mlflow_and_ends_well_without_it(home, monkeypatch, ca
     )
     monkeypatch.syspath_prepend(str(home))
     words = ["model=nets:net", "data.name=digits", "samples=40", "suite=quick", "checks=0"]
+    words += ["workers=1"]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:9")
     assert evaluate.main(words) == 0
     ended = capsys.readouterr()
