@@ -24,6 +24,7 @@ SLOW_MODEL = "model.name=slow_model:Net"
 
 _SLOW_MODEL = """
 import itertools
+import sys
 import time
 from math import inf
 from pathlib import Path
@@ -41,7 +42,8 @@ class Net(nn.Module):
         if not release.exists():
             num = next(forwards)
             time.sleep(0.1 if num < 30 else 0.5)
-            while num >= {halt_after} and not release.exists():
+            in_worker = "default_worker" in sys.argv[0]  # of Ray
+            while in_worker and num >= {halt_after} and not release.exists():
                 time.sleep(0.1)
         return self.fc(x.flatten(1))
 """
@@ -54,7 +56,7 @@ def write_slow_model(folder: Path, halt_after: float = math.inf) -> Path:
     on a busy machine, too.
 
     Args:
-        halt_after: forward passes of a process after which it waits for the file; a training that
+        halt_after: forward passes after which a worker of Ray waits for the file; a training that
             waits cannot answer a signal.
 
     Returns:
