@@ -65,13 +65,12 @@ def random_numbers():
 def test_autoattack_by_parts_equals_the_reference_called_at_once(model, digits, norm):
     """Each part on those that withstood, in one batch: 5,000 queries of Square included."""
     threat = Threat("linf", 0.02) if norm == "linf" else Threat("l2", 0.25)
-    num = 4 if norm == "linf" else 8
-    whole = batch(digits, num)
+    whole = batch(digits, 8)
     with evaluation_mode(model):
         reference = AutoAttack(
             model, norm={"linf": "Linf", "l2": "L2"}[norm], eps=threat.eps, seed=7
         )
-        expected, labels = reference.run_standard_evaluation(whole.x, whole.y, batch_size=num)
+        expected, labels = reference.run_standard_evaluation(whole.x, whole.y, batch_size=8)
         left = model(whole.x).argmax(1) == whole.y
     x_adv = whole.x.clone()
     (ensemble,) = ensembles_of(["autoattack"], threat, 10)
@@ -83,7 +82,7 @@ def test_autoattack_by_parts_equals_the_reference_called_at_once(model, digits, 
         left[places] = False
     assert torch.equal(x_adv, expected)
     assert torch.equal(left, labels == whole.y)
-    assert 0 < int(left.sum()) < num, "some are broken and some are not, or this shows little"
+    assert 0 < int(left.sum()) < 8, "some are broken and some are not, or this shows little"
 
 
 def test_pgd_with_restarts_breaks_what_any_of_them_breaks(model, digits):
