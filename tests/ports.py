@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import random
 import socket
 import tempfile
@@ -21,7 +22,7 @@ def free_ports(num: int) -> list[int]:
 
     A port that is only looked up can be given away again before its server listens.
     """
-    folder = Path(tempfile.gettempdir()) / "raymi-test-ports"
+    folder = Path(tempfile.gettempdir()) / f"raymi-test-ports-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     ports: list[int] = []
     for port in random.SystemRandom().sample(_RANGE, len(_RANGE)):
