@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,7 +77,10 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def start(folder: Path, *words: str, module: str = "raymi.train", **env: str) -> subprocess.Popen:
-    """Starts a command in `folder`, its output in pipes."""
+    """Starts a command in `folder`, its output in pipes.
+
+    It answers Ctrl-C, also where a script started the tests in the background, which ignores it.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", module, *words],
         cwd=folder,
@@ -85,6 +89,7 @@ def start(folder: Path, *words: str, module: str = "raymi.train", **env: str) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
