@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import resource
 import subprocess
 import sys
 from importlib import import_module
@@ -44,12 +43,8 @@ def test_help_imports_no_library() -> None:
         "import sys; from raymi.__main__ import main; main(['--help'])\n"
         "sys.exit(len({'torch', 'numpy', 'rich', 'pydantic', 'ray'} & set(sys.modules)))"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (done.returncode, done.stderr) == (0, "")
-    # processor time, which does not depend on the load of the machine
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
