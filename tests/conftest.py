@@ -64,8 +64,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 @pytest.fixture
 def joined_ray(ray_head: Head, monkeypatch: pytest.MonkeyPatch) -> Iterator[Head]:
     """The session's head, joined by commands in this process; others get its `env`."""
-    for name, value in ray_head.env.items():
-        monkeypatch.setenv(name, value)
+    ray_head.join(monkeypatch)
     yield ray_head
     ray_head.wait_until_idle()
 

@@ -11,9 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import pytest
 from parent_death import end_with_parent
 from ports import free_ports
-from raymi_command import environment
+from raymi_command import environment, processes_below
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_SECONDS = 180.0
@@ -30,6 +31,7 @@ class Head:
     Attributes:
         dashboard: its address, for `ray job`.
         env: environment variables with which a command joins the cluster.
+        process: `ray start`, below which all processes of the cluster are.
     """
 
     def __init__(self, log: Path) -> None:
@@ -38,7 +40,7 @@ class Head:
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.env = {"RAY_ADDRESS": f"127.0.0.1:{port}", **AUTH}
         with log.open("w") as output:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [
                     RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
                     "--node-ip-address=127.0.0.1", f"--port={port}", "--dashboard-host=127.0.0.1",
@@ -64,36 +66,32 @@ class Head:
     def _wait_until_up(self, port: int) -> None:
         deadline = time.monotonic() + START_SECONDS
         while True:
-            assert self._process.poll() is None, self._log.read_text()
+            assert self.process.poll() is None, self._log.read_text()
             with suppress(OSError):
                 socket.create_connection(("127.0.0.1", port), timeout=5).close()
                 return
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.2)
 
-    def processes(self, *titles: str) -> list[psutil.Process]:
-        """Returns processes of the cluster that have one of these words in their titles."""
-        found = []
-        for child in psutil.Process(self._process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if any(title in " ".join(child.cmdline()) for title in titles):
-                    found.append(child)
-        return found
+    def join(self, patch: pytest.MonkeyPatch) -> None:
+        """Lets commands in this process join the cluster."""
+        for name, value in self.env.items():
+            patch.setenv(name, value)
 
     def wait_until_idle(self) -> None:
         """Waits until no command uses the cluster, so that the next one finds it free."""
         deadline = time.monotonic() + END_SECONDS
-        while left := self.processes(*_BUSY):
-            assert time.monotonic() < deadline, [process.cmdline() for process in left]
+        while left := processes_below(self.process, *_BUSY):
+            assert time.monotonic() < deadline, [process.cmdline()[0] for process in left]
             time.sleep(0.1)
 
     def stop(self) -> None:
         """Kills all processes of the cluster."""
-        processes = [psutil.Process(self._process.pid)]
+        processes = [psutil.Process(self.process.pid)]
         with suppress(psutil.NoSuchProcess):
             processes += processes[0].children(recursive=True)
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._process.wait()
+        self.process.wait()
         psutil.wait_procs(processes[1:], timeout=END_SECONDS)

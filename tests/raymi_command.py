@@ -63,6 +63,7 @@ def write_slow_model(folder: Path, halt_after: float = math.inf) -> Path:
     Returns:
         The file that ends its slowness, to be made by the test.
     """
+    sys.modules.pop("slow_model", None)  # that of another test
     release = folder / "release"
     (folder / "slow_model.py").write_text(
         _SLOW_MODEL.format(release=str(release), halt_after=halt_after)
@@ -93,23 +94,26 @@ def start(folder: Path, *words: str, module: str = "raymi.train", **env: str) ->
     )
 
 
-def run(folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess:
-    """Runs a command to its end."""
-    process = start(folder, *words, **env)
+def succeed(folder: Path, *words: str, **env: str) -> str:
+    """Runs a command that must succeed; returns its standard output."""
+    return _end(start(folder, *words, **env), 0)[0]
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    """Waits for the end of a command that must have this exit code; returns all of its output."""
+    return "".join(_end(process, code))
+
+
+def _end(process: subprocess.Popen, code: int) -> tuple[str, str]:
     try:
         out, err = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
         process.kill()
         out, err = process.communicate()
         raise AssertionError(f"no end after {TIMEOUT} s:\n{out}\n{err}") from None
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def succeed(folder: Path, *words: str, **env: str) -> str:
-    """Runs a command that must succeed; returns its standard output."""
-    done = run(folder, *words, **env)
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
+    assert "Traceback" not in out + err, out + err
+    return out, err
 
 
 def events(run_folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
@@ -125,27 +129,14 @@ def events(run_folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return [event for event in parsed if kind in (None, event["kind"])]
 
 
-def ray_workers(process: subprocess.Popen) -> list[psutil.Process]:
-    """Returns the training processes of a command that started a Ray of its own."""
-    workers = []
+def processes_below(process: subprocess.Popen, *titles: str) -> list[psutil.Process]:
+    """Returns processes that a command has started, with one of these words in their titles."""
+    found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if "RayTrainWorker" in " ".join(child.cmdline()):
-                workers.append(child)
-    return workers
-
-
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    """Waits for the end of a command that must have this exit code; returns its output."""
-    try:
-        out, err = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, err = process.communicate()
-        raise AssertionError(f"no end after {TIMEOUT} s:\n{out}\n{err}") from None
-    assert process.returncode == code, f"exit code {process.returncode}\n{out}\n{err}"
-    assert "Traceback" not in out + err, out + err
-    return out + err
+            if any(title in " ".join(child.cmdline()) for title in titles):
+                found.append(child)
+    return found
 
 
 def wait_for(condition: Any, process: subprocess.Popen, seconds: float = 300) -> None:

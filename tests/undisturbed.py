@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from gloo import run_ranks
+from raymi_command import write_slow_model
 from safetensors.torch import load_file
 
 from raymi.engine.context import LocalContext
@@ -34,6 +35,14 @@ def undisturbed(
     path = None if import_path is None else str(import_path)
     run_ranks(_train, workers, folder, words, path, tmp_path=folder.parent, timeout=TIMEOUT)
     return RunFolder(folder)
+
+
+def undisturbed_slow_model(home: Path, *words: str) -> RunFolder:
+    """Trains the network of `SLOW_MODEL`, without its slowness, in `home / "run"`."""
+    write_slow_model(home).touch()
+    folder = home / "run"
+    folder.mkdir()
+    return undisturbed(folder, *words, import_path=home)
 
 
 def assert_same_weights(run: RunFolder, other: RunFolder, *names: str) -> None:

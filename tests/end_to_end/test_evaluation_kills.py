@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import raymi_command
 from ray_head import Head
-from raymi_command import SLOW_MODEL, finish, wait_for, write_slow_model
+from raymi_command import SLOW_MODEL, finish, processes_below, wait_for, write_slow_model
 from tiny_runs import tiny_config
 
 from raymi import evaluate
@@ -85,21 +82,10 @@ def wait_for_outcomes(results: Path, num: int, process: subprocess.Popen) -> Non
     wait_for(lambda: len(recorded(results)) >= num, process)
 
 
-def workers_of(process: subprocess.Popen) -> list[psutil.Process]:
-    """Returns the workers of a command that started a Ray of its own."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if "AttackWorker" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
-def wait_for_workers(
-    workers: Callable[[], list[psutil.Process]], process: subprocess.Popen
-) -> list[psutil.Process]:
-    wait_for(lambda: len(workers()) == 2, process)
-    return workers()
+def wait_for_workers(ray: subprocess.Popen, process: subprocess.Popen) -> list[psutil.Process]:
+    """Waits for both workers of a command, whose Ray is the processes below `ray`."""
+    wait_for(lambda: len(processes_below(ray, "AttackWorker")) == 2, process)
+    return processes_below(ray, "AttackWorker")
 
 
 def end_by_signal(process: subprocess.Popen, signum: signal.Signals, results: Path) -> None:
@@ -119,14 +105,14 @@ def test_an_evaluation_survives_a_killed_worker_and_an_interrupt(
 ) -> None:
     folder, release, expected = home
     process = start(folder, tmp_path, **joined_ray.env)
-    victim, _ = wait_for_workers(partial(joined_ray.processes, "AttackWorker"), process)
+    victim, _ = wait_for_workers(joined_ray.process, process)
     wait_for_outcomes(tmp_path, 2, process)
     victim.kill()
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.chdir(folder)
     assert evaluate.main([*WORDS, f"results={tmp_path}", "workers=1"]) == 2
     assert "is going on in another process" in capsys.readouterr().err
-    wait_for_workers(partial(joined_ray.processes, "AttackWorker"), process)
+    wait_for_workers(joined_ray.process, process)
     end_by_signal(process, signal.SIGINT, tmp_path)
     kept = recorded(tmp_path)
     assert 2 <= len(kept) < 18
@@ -147,7 +133,7 @@ def test_a_killed_command_leaves_no_workers_and_continues(
     folder, release, expected = home
     process = start(folder, tmp_path, "workers=2")
     wait_for_outcomes(tmp_path, 3, process)
-    workers = wait_for_workers(partial(workers_of, process), process)
+    workers = wait_for_workers(process, process)
     process.kill()
     process.communicate()
     _, alive = psutil.wait_procs(workers, timeout=60)
@@ -168,7 +154,7 @@ def test_workers_killed_one_after_the_other_are_replaced(
     process = start(folder, tmp_path, "workers=2")
     for num in (2, 6):
         wait_for_outcomes(tmp_path, num, process)
-        wait_for_workers(partial(workers_of, process), process)[0].kill()
+        wait_for_workers(process, process)[0].kill()
     wait_for_outcomes(tmp_path, 9, process)
     release.touch()
     assert "a worker was lost" in finish(process)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,13 +14,13 @@ from raymi_command import (
     TINY,
     events,
     finish,
-    ray_workers,
+    processes_below,
     start,
     succeed,
     wait_for,
     write_slow_model,
 )
-from undisturbed import assert_same_weights, undisturbed
+from undisturbed import assert_same_weights, undisturbed_slow_model
 
 from raymi import train
 from raymi.engine.run_folder import RunFolder
@@ -38,11 +36,7 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The same run without any disturbance."""
-    home = tmp_path_factory.mktemp("whole")
-    write_slow_model(home).touch()
-    folder = home / "run"
-    folder.mkdir()
-    return undisturbed(folder, *SETTINGS, import_path=home)
+    return undisturbed_slow_model(tmp_path_factory.mktemp("whole"), *SETTINGS)
 
 
 def wait_for_another_epoch(run: Path, process: subprocess.Popen) -> None:
@@ -68,12 +62,16 @@ def end_by_signal(process: subprocess.Popen, signum: int, run: Path) -> None:
     assert not events(run, "finished")
 
 
-def kill_one_worker(run: Path, workers: Callable[[], list[psutil.Process]]) -> list[int]:
-    """Kills one of two training processes; returns the identifiers of both."""
-    pids = [worker.pid for worker in workers()]
-    assert len(pids) == 2
-    os.kill(pids[1], signal.SIGKILL)
-    return pids
+def train_workers(ray: subprocess.Popen) -> list[psutil.Process]:
+    return processes_below(ray, "RayTrainWorker")
+
+
+def kill_one_worker(ray: subprocess.Popen) -> list[psutil.Process]:
+    """Kills one of the two training processes below `ray`; returns both."""
+    workers = train_workers(ray)
+    assert len(workers) == 2
+    workers[1].kill()
+    return workers
 
 
 def test_interrupted_run_with_a_killed_worker_ends_with_identical_weights(
@@ -94,7 +92,7 @@ def test_interrupted_run_with_a_killed_worker_ends_with_identical_weights(
 
     process = start(tmp_path, "resume=stopped", **joined_ray.env)
     wait_for_another_epoch(run, process)
-    kill_one_worker(run, lambda: joined_ray.processes("RayTrainWorker"))
+    kill_one_worker(joined_ray.process)
     wait_for(lambda: len(events(run, "start")) == 3, process)
     release.touch()
     assert "the workers were started again" in finish(process)
@@ -136,10 +134,10 @@ def test_a_terminated_and_a_killed_driver_lose_nothing_with_a_ray_of_their_own(
 
     process = start(tmp_path, "resume=killed")
     wait_for_another_epoch(run, process)
-    first = kill_one_worker(run, lambda: ray_workers(process))
+    first = kill_one_worker(process)
     wait_for(lambda: len(events(run, "start")) == 3, process)
     wait_for_another_epoch(run, process)
-    workers = [worker for worker in ray_workers(process) if worker.pid not in first]
+    workers = [worker for worker in train_workers(process) if worker not in first]
     assert len(workers) == 2, "the worker group was started again"
     process.kill()
     process.communicate()

@@ -60,8 +60,7 @@ def mine(folder: Path) -> Any:
 def connected(ray_head: Head) -> Iterator[None]:
     """This process, connected to the head of the test session."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in ray_head.env.items():
-            patch.setenv(name, value)
+        ray_head.join(patch)
         with ray_session(ScalingConfig(workers=2, use_gpu="false")):
             yield
     ray_head.wait_until_idle()

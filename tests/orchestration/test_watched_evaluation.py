@@ -101,8 +101,7 @@ def test_an_evaluation_within_a_session_leaves_it_open_and_has_the_same_numbers(
     import ray
 
     alone, _ = evaluate(plan(tmp_path / "alone", "workers=1"), Nobody())
-    for name, value in ray_head.env.items():
-        monkeypatch.setenv(name, value)
+    ray_head.join(monkeypatch)
     asked = plan(tmp_path / "shared", "workers=1..2", "use_gpu=false")
     with ray_session(ScalingConfig(workers=2, use_gpu="false")) as resources:
         node = ray.get_runtime_context().get_node_id()
