@@ -75,7 +75,7 @@ class LocalContext:
         self._answers = Answers()
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        """Nobody to tell."""
+        """Does nothing: no driver listens."""
 
     def stop_requested(self) -> bool:
         return self.agree(self._stop.is_made())

@@ -109,7 +109,7 @@ def looking() -> Iterator[None]:
 
 @cache
 def fonts() -> list[str]:
-    """Returns the installed ones of the fonts in which a letter is looked for, in order."""
+    """Returns the installed fonts that are searched for a letter, in order."""
     there = set(font_manager.get_font_names())
     return [_FONT, *(name for name in OTHER_SCRIPTS if name in there)]
 

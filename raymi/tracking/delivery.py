@@ -1,5 +1,4 @@
-"""What is brought to MLflow from a thread of its own: at once where the store answers, later where
-it does not, and nobody waits for it."""
+"""Delivery to MLflow in a thread: now if the store answers, later if not; never blocks work."""
 
 from __future__ import annotations
 
