@@ -463,7 +463,7 @@ def test_without_mi_training_is_at_bit_for_bit_in_real_runs(run: Run, tmp_path: 
     assert {path: path.read_bytes() for path in journals} == journals
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_losses_that_are_not_finite_are_a_result_of_a_real_run(run: Run) -> None:
     tiny = words_of({**TINY, "probe.steps": 0, "optim.lr": 1e30, "model.name": "small-cnn"})
     ended = run("arms=at", "seeds=0", *tiny)

@@ -229,7 +229,13 @@ def _hear_ctrl_c() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive),
+        (signal.SIGTERM, 143),
+    ],
+)
 def test_a_signal_ends_the_command_and_its_processes(
     tmp_path: Path, signum: int, code: int
 ) -> None:

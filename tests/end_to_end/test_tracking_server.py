@@ -151,7 +151,9 @@ def test_a_run_that_ends_while_the_server_is_away_is_delivered_later(
     assert_all_is_there(tracking_server, folder.path, "away")
 
 
-@pytest.mark.parametrize("fault", ["slow", "fail", "lose"])
+@pytest.mark.parametrize(
+    "fault", [pytest.param("slow", marks=pytest.mark.exhaustive), "fail", "lose"]
+)
 def test_a_server_with_a_fault_for_a_while_gets_everything_once(
     tmp_path: Path,
     tracking_server: Server,

@@ -66,7 +66,14 @@ def test_independent_pairs_are_estimated_at_0_nats():
     assert abs(estimate_after_training(0.0)) < 0.05
 
 
-@pytest.mark.parametrize("nats", [0.5, pytest.param(1.0, marks=pytest.mark.exhaustive), 2.0])
+@pytest.mark.parametrize(
+    "nats",
+    [
+        pytest.param(0.5, marks=pytest.mark.exhaustive),
+        pytest.param(1.0, marks=pytest.mark.exhaustive),
+        2.0,
+    ],
+)
 def test_known_mutual_information_is_estimated_from_below(nats):
     """Between 30% below and 10% above.
 

@@ -214,6 +214,7 @@ def test_work_that_cannot_be_unpickled_is_one_message(start: Any, mine: Any) -> 
     assert str(error.value) == "a worker cannot begin: ImportError: not on this node"
 
 
+@pytest.mark.exhaustive
 def test_workers_that_never_begin_are_given_up(start: Any, mine: Any) -> None:
     messages: list[str] = []
     pool = start(work(net=mine.EndsItsWorker()), workers=1, max_failures=1, tell=messages.append)
@@ -223,6 +224,7 @@ def test_workers_that_never_begin_are_given_up(start: Any, mine: Any) -> None:
     assert len(messages) == 1
 
 
+@pytest.mark.exhaustive
 def test_a_cluster_without_a_free_place_is_one_message(
     start: Any, mine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

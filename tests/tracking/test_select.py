@@ -427,7 +427,7 @@ def test_a_store_that_goes_away_in_between_gets_the_rest_from_the_same_command(
     assert not client().get_model_version("tiny", "1").tags, "reasons are where the alias is"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_server_says_and_takes_the_same_as_its_file(three, capsys, monkeypatch):
     """Over the network, where pages, ids and errors come another way."""
     here = run_select(capsys, "--dry-run")
