@@ -58,6 +58,7 @@ def _decode_all(paths: Sequence[Path], image_size: int | None) -> np.ndarray:
     folder = shown(os.path.commonpath(paths))
     logger.info("decoding %d images below %s", len(paths), folder)
     first, _ = decode_one(paths[0], image_size)
+    _require_memory(len(paths), first)
     images = np.empty((len(paths), *first.shape), np.uint8)
     brightest = np.full(len(paths), math.nan)  # of files of more than 8 bits
 
@@ -87,6 +88,19 @@ def decode_one(path: Path, image_size: int | None) -> tuple[np.ndarray, float | 
     if image_size is not None:
         rgb = fit_square_image(rgb, image_size)
     return np.asarray(rgb).transpose(2, 0, 1), brightest
+
+
+def _require_memory(num_images: int, first: np.ndarray) -> None:
+    """Refuses images that this machine cannot hold, before they take its memory."""
+    import psutil
+
+    needed, total = num_images * first.nbytes, psutil.virtual_memory().total
+    if needed > total:
+        raise UserError(
+            f"{num_images} images of {_size(first)} pixels take {needed / 2**30:.0f} GiB, this "
+            f"machine has {total / 2**30:.0f}: set a smaller data.image_size, to which all are "
+            "resized, or data.limit"
+        )
 
 
 def _size(image: np.ndarray) -> str:

@@ -52,5 +52,5 @@ def describe_duplicates(duplicates: Mapping[str, int], sizes: Mapping[str, int])
 
 
 def _digests(images: Tensor) -> list[bytes]:
-    rows = images.cpu().contiguous().numpy()
-    return [hashlib.blake2b(row.data, digest_size=16).digest() for row in rows]
+    rows = images.cpu().flatten(1).contiguous().numpy()
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in rows]
