@@ -157,7 +157,7 @@ class DataConfig(Section):
     generated_fraction: Share = 0.7
     """Share of each training batch that is generated images, where there are any."""
     crop_padding: Whole = 4
-    """Zero padding on each side, in pixels, before a random crop; below the image's side; 0: off."""
+    """Zero padding on each side before a random crop, in pixels, below the image's side; 0: off."""
     flip: bool = True
     """Random horizontal flip."""
 

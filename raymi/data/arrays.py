@@ -41,7 +41,7 @@ def npz_source() -> Source:
     """Returns the user's own arrays: `image`, uint8 as `rgb_images` takes it, and `label`, (N,)."""
     return Source(
         description="your own arrays `image` and `label` in one .npz file, or in a folder of them",
-        check=lambda request: _check_npz(_npz_files(request)),
+        check=_check_npz,
         load=_load_npz,
     )
 
@@ -62,7 +62,11 @@ def _with_test_split(samples: ImageSet) -> Parts:
     return Parts(train, test)
 
 
-def _check_npz(files: dict[str, Path]) -> tuple[dict[str, NpzFacts], int]:
+def _check_npz(request: Request) -> None:
+    _facts_and_classes(_npz_files(request))
+
+
+def _facts_and_classes(files: dict[str, Path]) -> tuple[dict[str, NpzFacts], int]:
     """Reads everything but images: facts by part, and the number of classes."""
     facts = {part: read_facts(path) for part, path in files.items()}
     return facts, count_classes({files[part]: one.labels for part, one in facts.items()})
@@ -70,7 +74,7 @@ def _check_npz(files: dict[str, Path]) -> tuple[dict[str, NpzFacts], int]:
 
 def _load_npz(request: Request) -> Parts:
     files = _npz_files(request)
-    facts, num_classes = _check_npz(files)
+    facts, num_classes = _facts_and_classes(files)
     names = tuple(str(label) for label in range(num_classes))
     sets = {
         part: ImageSet(read_images(files[part], one), one.labels, class_names=names)

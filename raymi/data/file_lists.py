@@ -13,12 +13,50 @@ from raymi.data.image_file import shown
 from raymi.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .ppm .pgm .pbm .pnm .tif .tiff .webp .gif".split()
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".gif",
+    ]
 )
 
 _OTHER_IMAGE_SUFFIXES = frozenset(
-    ".avif .heic .heif .jp2 .j2k .jpx .jxl .tga .psd .svg .exr .hdr .pfm .ico .dng .cr2 .nef .arw "
-    ".dcm .dicom .nii .npy .npz".split()
+    [
+        ".avif",
+        ".heic",
+        ".heif",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jxl",
+        ".tga",
+        ".psd",
+        ".svg",
+        ".exr",
+        ".hdr",
+        ".pfm",
+        ".ico",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+        ".dcm",
+        ".dicom",
+        ".nii",
+        ".npy",
+        ".npz",
+    ]
 )
 
 _NO_TEXT = ("Cs", "Cc")
@@ -53,7 +91,7 @@ def class_folders(folder: Path) -> dict[str, Path]:
         if name in found:
             raise UserError(
                 f"{folder} has two folders of the name {name!r}, in two Unicode forms "
-                f"({ascii(found[name].name)} and {ascii(path.name)}): merge them into one, or "
+                f"({found[name].name!a} and {path.name!a}): merge them into one, or "
                 "rename one"
             )
         found[name] = path

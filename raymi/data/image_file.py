@@ -17,6 +17,7 @@ from raymi.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from PIL.ImageFile import ImageFile
 
 MAX_PIXELS = 100_000_000
 """Pixels of the largest image that is decoded."""
@@ -99,7 +100,7 @@ def _require_one_image_of_usual_size(image: Image, path: Path) -> None:
         )
 
 
-def _has_more_than_8_bits(image: Image) -> bool:
+def _has_more_than_8_bits(image: ImageFile) -> bool:
     """Whether the file stores more bits of a colour than Pillow's RGB keeps; before loading."""
     stored = repr(image.tile)  # has the layout in the file, such as RGB;16B
     return any(layout in stored for layout in (";16B", ";16L", ";16N"))

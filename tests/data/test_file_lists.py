@@ -163,7 +163,7 @@ def test_hidden_files_and_folders_do_not_count(folder):
 @pytest.mark.skipif(os.geteuid() == 0, reason="needs a user whom permissions bind")
 def test_a_folder_that_cannot_be_read_is_named(folder):
     (folder / "train" / "cat" / "more").mkdir(mode=0)
-    with pytest.raises(UserError, match="more cannot be read .*its images would be left out"):
+    with pytest.raises(UserError, match=r"more cannot be read .*its images would be left out"):
         load_splits("folder", folder)
 
 

@@ -99,7 +99,10 @@ def test_nothing_else_of_the_splits_changes(path):
             {"label": np.zeros(29, int)},
             r"`label` must be integers of shape \(30,\).* got int64 \(29,\)",
         ),
-        ({"label": np.full(30, -1)}, "labels must be 0, 1, 2, .* got -1: remove images without a class"),
+        (
+            {"label": np.full(30, -1)},
+            "labels must be 0, 1, 2, .* got -1: remove images",
+        ),
         ({"label": np.array([None] * 30)}, "`label` is an array of Python objects"),
         ({"num_images": 0}, "expected at least one image and its label, got none"),
     ],
