@@ -94,8 +94,15 @@ def _workers(value: Any) -> Any:
 
 
 def _absolute(path: Path) -> Path:
-    """Workers run in a folder of their own: a path means the same there."""
-    return path.expanduser().absolute()
+    """Makes a path mean the same to workers, which run in another folder."""
+    absolute = path.expanduser().absolute()
+    try:
+        str(absolute).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"expected a path in UTF-8, got {str(absolute)!a}: rename it, or give a link to it"
+        ) from None
+    return absolute
 
 
 @dataclass(frozen=True)

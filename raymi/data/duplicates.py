@@ -12,7 +12,7 @@ _JUDGING_GENERATED = (("val", "generated"), ("test", "generated"))
 
 
 def count_duplicates(sets: Mapping[str, Tensor]) -> dict[str, int]:
-    """Counts images of one split that are also in another one, whatever their labels.
+    """Counts images of one split that are also in another one, under any label.
 
     Args:
         sets: (N, 3, H, W) uint8 images, of one size, by the name of the split: `train`, `val`,

@@ -105,7 +105,7 @@ def list_images(folder: Path, class_names: tuple[str, ...]) -> FileList:
         folder: of a part of a data set.
         class_names: names of all classes; the part may lack some.
     Raises: UserError, for other classes, no image at all, a file or folder that is reached twice,
-        and whatever else cannot be counted as an image or left out.
+        and other files that can neither be counted as an image nor left out.
     """
     folders = class_folders(folder)
     if unknown := sorted(set(folders) - set(class_names)):

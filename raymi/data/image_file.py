@@ -101,7 +101,7 @@ def _require_one_image_of_usual_size(image: Image, path: Path) -> None:
 
 
 def _has_more_than_8_bits(image: ImageFile) -> bool:
-    """Whether the file stores more bits of a colour than Pillow's RGB keeps; before loading."""
+    """Returns whether the file has more bits of a colour than Pillow's RGB; ask before loading."""
     stored = repr(image.tile)  # has the layout in the file, such as RGB;16B
     return any(layout in stored for layout in (";16B", ";16L", ";16N"))
 
@@ -147,7 +147,7 @@ def _full_scale(image: Image, path: Path) -> float:
 
 
 def _tag(image: Image, tag: int) -> int | None:
-    """Returns the first value of a tag of a TIFF file; None if there is none."""
+    """Returns the first value of a tag of a TIFF file, or None."""
     value: Any = getattr(image, "tag_v2", {}).get(tag)
     return value[0] if isinstance(value, tuple) and value else value
 

@@ -105,7 +105,7 @@ class Splits:
 
     @property
     def sets(self) -> dict[str, ImageSet]:
-        """Splits by name, and `generated` if there are generated images."""
+        """Splits by name, with `generated` where generated images were asked for."""
         sets = {"train": self.train, "val": self.val, "test": self.test}
         return sets if self.generated is None else {**sets, "generated": self.generated}
 

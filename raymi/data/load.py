@@ -81,10 +81,10 @@ def load_splits(
             validation images, of all classes in proportion; for quick tries. Labels are checked
             before.
         generated: a .npz file of generated images, to be mixed into training batches, with arrays
-            `image` (uint8) and `label`; all of it is read, whatever `limit` is. Neither the splits
+            `image` (uint8) and `label`; all of it is read, also with `limit`. Neither the splits
             nor mean and std depend on it.
     Returns: the splits, on the CPU.
-    Raises: UserError, with the remedy, for whatever is wrong with the arguments or the files.
+    Raises: UserError, with the remedy, for wrong arguments or files.
     """
     request = _checked_request(name, root, image_size, val_fraction, download, limit)
     if (file := _absolute(generated)) is not None:

@@ -122,7 +122,7 @@ def _read_label(path: Path) -> np.ndarray:
 
 
 def _chunks(path: Path) -> Iterator[np.ndarray]:
-    """Yields all images in the layout of the file, some at a time; in Fortran's order at once."""
+    """Yields all images in the layout of the file, some at a time; in Fortran's order all."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("image.npy") as file:
             (num_images, *shape), fortran_order, dtype = _read_header(file)

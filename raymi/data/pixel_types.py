@@ -31,7 +31,7 @@ def remedy(dtype: np.dtype, chunks: Iterable[np.ndarray]) -> str:
 
     Args:
         dtype: of the images.
-        chunks: all images, in parts; they are read as far as needed to know their range.
+        chunks: all images, in parts; read until their range is known.
     """
     if dtype.hasobject:
         return object_array("image")

@@ -1,4 +1,4 @@
-"""Pixels in whatever layout and size a data set has them, to square RGB."""
+"""Pixels in any usual layout and size, to square RGB."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ _IDX_FILES = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """One class of `torchvision.datasets`.
+    """A class of `torchvision.datasets`.
 
     Args:
         description: one line, for people.

@@ -111,6 +111,15 @@ def test_grey_of_more_than_8_bits_keeps_its_levels(kind, tmp_path):
     assert (read(tmp_path / name) == grey(RAMP)).all()
 
 
+def test_tiff_of_12_bits_has_its_white_at_4095(tmp_path):
+    levels = np.rint(RAMP / 255 * 4095).astype(int)
+    first, second = levels[:, ::2], levels[:, 1::2]
+    packed = [first >> 4, (first & 15) << 4 | second >> 8, second & 255]  # two pixels in 3 bytes
+    content = np.stack(packed, axis=2).reshape(16, 24).astype(np.uint8)
+    tiff(tmp_path / "x.tif", content, t256=16, t258=12)
+    assert (read(tmp_path / "x.tif") == grey(RAMP)).all()
+
+
 def test_levels_between_those_of_8_bits_are_rounded(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 2**16, (16, 16)).astype(np.uint16)
     pil(tmp_path / "x.png", pixels)
