@@ -94,8 +94,15 @@ def _workers(value: Any) -> Any:
 
 
 def _absolute(path: Path) -> Path:
-    """Workers run in a folder of their own: a path means the same there."""
-    return path.expanduser().absolute()
+    """Makes a path mean the same to workers, which run in another folder."""
+    absolute = path.expanduser().absolute()
+    try:
+        str(absolute).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"expected a path in UTF-8, got {str(absolute)!a}: rename it, or give a link to it"
+        ) from None
+    return absolute
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,7 @@ class DataConfig(Section):
     generated_fraction: Share = 0.7
     """Share of each training batch that is generated images, where there are any."""
     crop_padding: Whole = 4
-    """Random crop after zero padding by so many pixels; 0: off."""
+    """Zero padding on each side before a random crop, in pixels, below the image's side; 0: off."""
     flip: bool = True
     """Random horizontal flip."""
 

@@ -145,6 +145,7 @@ def test_wrong_words_and_what_is_missing_are_said_at_once(run: Run, tmp_path: Pa
         (["eps=-1"], ["attack.eps: expected number >= 0, got '-1'"]),
         (["workers=50"], ["scaling.workers=50", "this machine has"]),
         (["data.name=folder"], ["needs data.root"]),
+        (["crop_padding=16", "image_size=16"], ["smaller than the images, got 16", "16x16"]),
         (["data.name=folder", "data.root=/nope"], ["data.root=/nope does not exist"]),
         (
             ["data.name=cifar10", "data.root=empty", "download=false"],

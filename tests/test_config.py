@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 from pydantic import ValidationError
@@ -197,6 +198,12 @@ def test_without_weight_mi_is_off(values: dict[str, object]) -> None:
 def test_use_gpu_may_be_a_python_bool() -> None:
     assert ScalingConfig.model_validate({"use_gpu": True}).use_gpu == "true"
     assert ScalingConfig.model_validate({"use_gpu": "False"}).use_gpu == "false"
+
+
+def test_a_path_that_is_not_utf_8_is_refused() -> None:
+    for part in (b"\xff", b"sets/\xff/mine"):
+        with pytest.raises(ValidationError, match=r"a path in UTF-8, got .*udcff.*: rename it"):
+            DataConfig(root=os.fsdecode(part))
 
 
 def test_a_folder_may_start_at_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from raymi.data.cache import data_folder
 from raymi.data.decode import decode_files
+from raymi.data.file_lists import FileList, class_folders, list_images, require_all_classes
 from raymi.data.image_set import ImageSet
 from raymi.data.source import Parts, Request, Source
 from raymi.data.stratify import first_of_each_class
 from raymi.errors import UserError
 
-IMAGE_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"]
-)
-
 _FOLDER_LAYOUT = "a folder with train/CLASS/IMAGE, test/CLASS/IMAGE [and val/CLASS/IMAGE]"
+_OTHER_NAMES = ("valid", "validation", "dev")
+"""Names that other tools give to the folder of validation images."""
+
 _TINY_IMAGENET = "tiny-imagenet-200"
 _TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 
 
-class FileList(NamedTuple):
-    """Image files and the number of the class of each."""
-
-    paths: list[Path]
-    labels: list[int]
-
-
 def folder_source() -> Source:
-    """The user's own images: the sub-folders of train/ are the classes, in alphabetical order.
+    """Returns the user's own images: the sub-folders of train/ are the classes, alphabetically.
 
     test/ is required; val/, where it exists, is used instead of a split of train/.
     """
@@ -44,7 +35,7 @@ def folder_source() -> Source:
 
 
 def tiny_imagenet_source() -> Source:
-    """Tiny-ImageNet in its own layout; the official validation images are the test set.
+    """Returns Tiny-ImageNet in its own layout; the official validation images are the test set.
 
     Classes are in the order of their WordNet ids, as `torchvision.datasets.ImageFolder` has them.
     """
@@ -56,68 +47,42 @@ def tiny_imagenet_source() -> Source:
 
 
 def _check_folder(request: Request) -> None:
+    _class_names(request)
+
+
+def _class_names(request: Request) -> tuple[str, ...]:
+    """Returns the names of the classes of a folder whose layout is right."""
     root = request.given_root(_FOLDER_LAYOUT)
+    classes: dict[str, tuple[str, ...]] = {}
     for part in ("train", "test"):
         if not (root / part).is_dir():
             raise UserError(f"{root / part} is not a folder: data.root must be {_FOLDER_LAYOUT}")
-        if not _class_folders(root / part):
+        classes[part] = tuple(class_folders(root / part))
+        if not classes[part]:
             raise UserError(
                 f"{root / part} has no class folders: put the images of each class in a "
                 "sub-folder named after it"
             )
+    for name in _OTHER_NAMES:
+        if (root / name).is_dir() and not (root / "val").is_dir():
+            raise UserError(
+                f"{root / name} would be left out: rename it to val, or move it elsewhere"
+            )
+    if len(classes["train"]) == 1:
+        raise UserError(
+            f"{root / 'train'} has the single class {classes['train'][0]!r}: expected at least "
+            "two, there is nothing to learn from one"
+        )
+    return classes["train"]
 
 
 def _load_folder(request: Request) -> Parts:
-    _check_folder(request)
+    class_names = _class_names(request)
     root = request.given_root(_FOLDER_LAYOUT)
-    class_names = _class_folders(root / "train")
     parts = ["train", "test"] + ["val"] * (root / "val").is_dir()
-    files = [_files_of_classes(root / part, class_names) for part in parts]
-    _require_all_classes(files[0], class_names, root / "train")
+    files = [list_images(root / part, class_names) for part in parts]
+    require_all_classes(files[0], class_names, root / "train")
     return Parts(*(_decode(part, class_names, request) for part in files))
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(
-        sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    )
-
-
-def _files_of_classes(folder: Path, class_names: tuple[str, ...]) -> FileList:
-    """All images below `folder`/CLASS, class by class, each in alphabetical order."""
-    unknown = sorted(set(_class_folders(folder)) - set(class_names))
-    if unknown:
-        raise UserError(
-            f"{folder} has folders of unknown classes ({', '.join(unknown[:5])}): the classes are "
-            "the folders of train/, and for Tiny-ImageNet the lines of wnids.txt"
-        )
-    files = FileList([], [])
-    for label, name in enumerate(class_names):
-        found = _images_below(folder / name)
-        files.paths.extend(found)
-        files.labels.extend([label] * len(found))
-    if not files.paths:
-        raise UserError(f"{folder} has no images; known are {' '.join(sorted(IMAGE_SUFFIXES))}")
-    return files
-
-
-def _require_all_classes(files: FileList, class_names: tuple[str, ...], folder: Path) -> None:
-    present = set(files.labels)
-    empty = [name for label, name in enumerate(class_names) if label not in present]
-    if empty:
-        raise UserError(
-            f"{folder} has no images of {len(empty)} classes ({', '.join(empty[:5])}): "
-            "every class needs training images"
-        )
-
-
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(
-        Path(where, name)
-        for where, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    )
 
 
 def _decode(files: FileList, class_names: tuple[str, ...], request: Request) -> ImageSet:
@@ -150,8 +115,8 @@ def _load_tiny_imagenet(request: Request) -> Parts:
     words = dict(_table(root / "words.txt"))
     names = tuple(words.get(wnid, wnid).split(",")[0] for wnid in wnids)
 
-    train = _files_of_classes(root / "train", wnids)
-    _require_all_classes(train, wnids, root / "train")
+    train = list_images(root / "train", wnids)
+    require_all_classes(train, wnids, root / "train")
     return Parts(
         train=_decode(train, names, request),
         test=_decode(_annotated_files(root / "val", wnids), names, request),
@@ -159,7 +124,7 @@ def _load_tiny_imagenet(request: Request) -> Parts:
 
 
 def _annotated_files(folder: Path, wnids: tuple[str, ...]) -> FileList:
-    """The images of val_annotations.txt, in its order."""
+    """Lists the images of val_annotations.txt, in its order."""
     annotations = folder / "val_annotations.txt"
     number = {wnid: label for label, wnid in enumerate(wnids)}
     try:
@@ -173,6 +138,6 @@ def _annotated_files(folder: Path, wnids: tuple[str, ...]) -> FileList:
 
 
 def _table(path: Path) -> list[tuple[str, str]]:
-    """The first two columns of a tab-separated file."""
+    """Returns the first two columns of a tab-separated file."""
     rows = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
     return [(row[0], row[1]) for row in rows if len(row) >= 2]

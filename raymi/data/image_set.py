@@ -1,4 +1,4 @@
-"""What every data set becomes: uint8 images and int64 labels in memory, on any device."""
+"""Data sets in memory: uint8 images and int64 labels, on any device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from raymi.data.duplicates import count_duplicates
 
 ChannelStats = tuple[float, float, float]
 
@@ -79,7 +81,7 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """A data set ready for training: three disjoint sets and what a model must know of them.
+    """A data set ready for training: three sets of images and facts that a model needs.
 
     Args:
         train, val, test: of the same image size and classes; `val` is empty if none was asked for.
@@ -101,9 +103,20 @@ class Splits:
     std: ChannelStats
     generated: ImageSet | None = None
 
+    @property
+    def sets(self) -> dict[str, ImageSet]:
+        """Splits by name, with `generated` where generated images were asked for."""
+        sets = {"train": self.train, "val": self.val, "test": self.test}
+        return sets if self.generated is None else {**sets, "generated": self.generated}
+
+    @cached_property
+    def duplicates(self) -> dict[str, int]:
+        """Numbers of images that two splits share, see `count_duplicates`."""
+        return count_duplicates({name: images.images for name, images in self.sets.items()})
+
 
 def channel_stats(images: Tensor) -> tuple[ChannelStats, ChannelStats]:
-    """Mean and standard deviation of each channel, exact from the counts of the 256 levels.
+    """Computes mean and standard deviation of each channel, exactly, from counts of 256 levels.
 
     Args: images, (N, 3, H, W) uint8, N > 0.
     Returns: (mean, std), three floats each, in [0, 1] units; std is at least 1/255, so that a

@@ -1,9 +1,10 @@
-"""A data set by name: read, limited, resized, split and measured."""
+"""Data sets by name: read, limited, resized, split and measured."""
 
 from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from raymi.data.arrays import digits_source, npz_source
 from raymi.data.folders import folder_source, tiny_imagenet_source
 from raymi.data.generated import check_generated, read_generated
 from raymi.data.image_set import ImageSet, Splits, channel_stats
+from raymi.data.labels import require_training_images
 from raymi.data.resize import fit_square
 from raymi.data.source import Request, Source
 from raymi.data.stratify import first_of_each_class, hold_out
@@ -40,11 +42,11 @@ def check_data(
     limit: int | None = None,
     generated: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Find in a moment what `load_splits` would stumble over; reads no image.
+    """Finds quickly, without reading an image, faults at which `load_splits` would fail.
 
     Args: as in `load_splits`.
-    Raises: UserError, for an unknown name, a number out of range, or files that are not there and
-        cannot be downloaded.
+    Raises: UserError, for an unknown name, a number out of range, labels that are not 0, 1, 2, ...,
+        or files that are not there and cannot be downloaded.
     """
     request = _checked_request(name, root, image_size, val_fraction, download, limit)
     if (file := _absolute(generated)) is not None:
@@ -63,7 +65,7 @@ def load_splits(
     limit: int | None = None,
     generated: str | os.PathLike[str] | None = None,
 ) -> Splits:
-    """Load a data set into memory, with a validation split held out from its training images.
+    """Loads a data set into memory, with a validation split held out from its training images.
 
     Args:
         name: one of `DATASETS`.
@@ -75,13 +77,14 @@ def load_splits(
             brings its own validation images. The test images are never touched.
         split_seed: the split depends on it and on the labels, on nothing else.
         download: whether missing files may be downloaded.
-        limit: use only the first so many training images (before the split), and test and
-            validation images, of all classes in proportion; for quick tries.
+        limit: number of first training images to use (before the split), and of test and
+            validation images, of all classes in proportion; for quick tries. Labels are checked
+            before.
         generated: a .npz file of generated images, to be mixed into training batches, with arrays
-            `image` (uint8) and `label`; all of it is read, whatever `limit` is. Neither the splits
+            `image` (uint8) and `label`; all of it is read, also with `limit`. Neither the splits
             nor mean and std depend on it.
     Returns: the splits, on the CPU.
-    Raises: UserError, with the remedy, for whatever is wrong with the arguments or the files.
+    Raises: UserError, with the remedy, for wrong arguments or files.
     """
     request = _checked_request(name, root, image_size, val_fraction, download, limit)
     if (file := _absolute(generated)) is not None:
@@ -95,8 +98,10 @@ def load_splits(
         key = random_key("validation split", split_seed)
         kept, held = hold_out(train.labels, val_fraction, key)
         train, val = train.subset(kept), train.subset(held)
+        if request.limit is None:
+            require_training_images(train.labels, val.labels, train.class_names, "validation")
     mean, std = channel_stats(train.images)
-    side = _common_side(train, val, test)
+    side = _common_side({"train": train, "val": val, "test": test})
     made = None
     if file is not None:
         made = read_generated(file, train.class_names, side, resize=image_size is not None)
@@ -145,11 +150,12 @@ def _limited_and_resized(images: ImageSet, request: Request) -> ImageSet:
     return images
 
 
-def _common_side(*sets: ImageSet) -> int:
-    sizes = sorted({(images.images.shape[3], images.images.shape[2]) for images in sets})
-    if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
-        found = ", ".join(f"{width}x{height}" for width, height in sizes)
+def _common_side(sets: Mapping[str, ImageSet]) -> int:
+    sizes = {name: tuple(images.images.shape[:1:-1]) for name, images in sets.items()}
+    (width, height), *others = set(sizes.values())
+    if others or width != height:
+        found = ", ".join(f"{size[0]}x{size[1]} in {name}" for name, size in sizes.items())
         raise UserError(
             f"images must all be square and of one size, got {found}: set data.image_size"
         )
-    return sizes[0][0]
+    return width

@@ -1,4 +1,4 @@
-"""Pixels in whatever layout and size a data set has them, to square RGB."""
+"""Pixels in any usual layout and size, to square RGB."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from raymi.data.pixel_types import remedy
 from raymi.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,13 +19,15 @@ _CHUNK = 1024  # images turned to float32 at a time
 
 
 def rgb_images(array: np.ndarray) -> Tensor:
-    """Images in any usual layout with three channels first; grey is repeated.
+    """Returns images of any usual layout with three channels first; grey is repeated.
 
     Args: array, uint8: (N, H, W), (N, H, W, C) or (N, C, H, W), with C 1 or 3.
     Returns: (N, 3, H, W) uint8, contiguous.
     Raises: UserError, for another dtype or shape.
     """
-    height_and_width(array.shape, array.dtype)
+    if array.dtype != np.uint8:
+        raise UserError(remedy(array.dtype, [array]))
+    height_and_width(array.shape)
     images = torch.from_numpy(array)
     if images.ndim == 3:
         images = images[:, None]
@@ -33,23 +36,22 @@ def rgb_images(array: np.ndarray) -> Tensor:
     return images.expand(-1, 3, -1, -1).contiguous()
 
 
-def height_and_width(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, int]:
-    """Height and width, in pixels, of images in an array that `rgb_images` takes.
+def height_and_width(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Returns height and width, in pixels, of images in an array that `rgb_images` takes.
 
-    Raises: UserError, for another dtype or shape.
+    Raises: UserError, for another shape, or images without pixels.
     """
-    if dtype != np.uint8:
-        raise UserError(f"images must be uint8 in 0..255, got {dtype}: convert them")
     match shape:
         case (_, height, width) | (_, height, width, 1 | 3) | (_, 1 | 3, height, width):
-            return height, width
+            if height and width:
+                return height, width
     raise UserError(
         f"images must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3, got {shape}"
     )
 
 
 def fit_square(images: Tensor, size: int) -> Tensor:
-    """Resize the shorter side to `size` and crop the centre of the longer one.
+    """Resizes the shorter side to `size` and crops the centre of the longer one.
 
     Bilinear with antialiasing, in float32, rounded to the nearest level; enlarging uses the same
     rule. Images that have the size already come back as they are.
@@ -70,7 +72,7 @@ def fit_square(images: Tensor, size: int) -> Tensor:
 
 
 def fit_square_image(image: Image, size: int) -> Image:
-    """`fit_square` for one RGB image, without torch's threads: equal but for one level of 255.
+    """Does `fit_square` to one RGB image, without torch's threads: equal but for one level of 255.
 
     For pools that decode on many threads, where each would start a team of its own.
     """

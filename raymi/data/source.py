@@ -13,7 +13,7 @@ from raymi.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for.
+    """Data set that was asked for.
 
     Args:
         name: of the data set.
@@ -39,7 +39,7 @@ class Request:
 
 
 class Parts(NamedTuple):
-    """What a reader returns: its official parts; `val` is None where it has to be split off."""
+    """Official parts of a data set, as read; `val` is None where it has to be split off."""
 
     train: ImageSet
     test: ImageSet
@@ -48,13 +48,13 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """One way to get images.
+    """Reader of a data set.
 
     Args:
         description: one line, for people.
-        check: raises UserError for what can be seen to be missing without reading any image.
+        check: raises UserError for faults that show without reading any image.
         load: reads everything. A reader of files may apply `image_size` and `limit` by itself, to
-            save time and memory; `load_splits` applies both to whatever comes.
+            save time and memory; `load_splits` applies both in any case.
     """
 
     description: str

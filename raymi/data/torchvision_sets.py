@@ -37,7 +37,7 @@ _IDX_FILES = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """One class of `torchvision.datasets`.
+    """A class of `torchvision.datasets`.
 
     Args:
         description: one line, for people.
@@ -155,12 +155,15 @@ def _read(dataset: Dataset, root: Path, train: bool) -> ImageSet:
             f"{root / dataset.folder} holds damaged files of {dataset.cls} ({error}): delete "
             f"{', '.join(dataset.files)} there and start again with data.download=true"
         ) from error
-    labels = opened.labels if dataset.cls == "SVHN" else opened.targets
-    return ImageSet(
-        images=rgb_images(np.asarray(opened.data)),
-        labels=torch.as_tensor(labels, dtype=torch.int64),
-        class_names=dataset.class_names or tuple(opened.classes),
-    )
+    of_reader = opened.labels if dataset.cls == "SVHN" else opened.targets
+    labels = torch.as_tensor(of_reader, dtype=torch.int64)
+    class_names = dataset.class_names or tuple(opened.classes)
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise UserError(
+            f"{root / dataset.folder} has labels from {labels.min()} to {labels.max()}, expected "
+            f"0 to {len(class_names) - 1}: replace its files by those of {dataset.url}"
+        )
+    return ImageSet(rgb_images(np.asarray(opened.data)), labels, class_names)
 
 
 def _absent(dataset: Dataset, root: Path, name: str, why: str) -> UserError:

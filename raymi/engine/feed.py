@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raymi.config import Config
 from raymi.data import ImageSet
-from raymi.data.augment import augment, to_unit
+from raymi.data.augment import augment, check_crop, to_unit
 from raymi.data.batches import (
     epoch_order,
     global_batch,
@@ -46,6 +46,7 @@ class Feed:
         rank, world_size: whose share is served.
         generated: images of which `config.data.generated_fraction` of each batch consists, on the
             device too; None for none. An epoch has as many steps with them as without.
+    Raises: UserError, where data.crop_padding is too large for the images.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Feed:
         world_size: int,
         generated: ImageSet | None = None,
     ) -> None:
+        check_crop(config.data.crop_padding, images.images.shape[-1])
         self.images = images
         self.generated = generated
         self.config = config

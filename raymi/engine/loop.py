@@ -15,6 +15,7 @@ from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import Splits
 from raymi.data.augment import to_unit
+from raymi.data.duplicates import describe_duplicates
 from raymi.engine.alarms import alarms, finite_means, require_finite_weights
 from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.engine.context import Context
@@ -362,9 +363,10 @@ class _Run:
 
     def _announce(self) -> None:
         splits, state = self.splits, self.state
-        sets = {"train": splits.train, "val": splits.val, "test": splits.test}
-        if splits.generated is not None:
-            sets["generated"] = splits.generated
+        sets = splits.sets
+        sizes = {name: len(images) for name, images in sets.items()}
+        # as long as the digests take, so only where they are written
+        duplicates = splits.duplicates if self.group.rank == 0 else {}
         modules = {"classifier": state.model, "estimators": state.estimators}
         self._write(
             "start",
@@ -387,7 +389,8 @@ class _Run:
                 "mean": list(splits.mean),
                 "std": list(splits.std),
                 "class_names": list(splits.train.class_names),
-                "sizes": {name: len(images) for name, images in sets.items()},
+                "sizes": sizes,
+                "duplicates": duplicates,
                 "digests": (
                     {name: images.digest for name, images in sets.items()}
                     if self.group.rank == 0
@@ -395,6 +398,8 @@ class _Run:
                 ),
             },
         )
+        if warning := describe_duplicates(duplicates, sizes):
+            self._write("warning", message=warning)
 
     def _write(self, kind: str, **fields: Any) -> None:
         self.journal.write(kind, **asdict(self.state.position), **fields)

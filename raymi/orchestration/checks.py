@@ -7,6 +7,7 @@ from functools import partial
 
 from raymi.config import Config
 from raymi.data import check_data
+from raymi.data.augment import check_crop
 from raymi.errors import UserError
 from raymi.models import check_model
 from raymi.orchestration.names import check_new_run
@@ -30,6 +31,8 @@ def input_problems(config: Config, *, new_run: bool) -> list[str]:
             depth=model.depth,
         ),
     ]
+    if data.image_size is not None:
+        checks.append(partial(check_crop, data.crop_padding, data.image_size))
     if not in_ray_job():
         checks.append(
             partial(

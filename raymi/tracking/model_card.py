@@ -83,11 +83,17 @@ def model_card(
             "## Limits",
             f"Accuracies hold for images like those of {config.data.name} and for the threats in "
             "the table; they say nothing of other perturbations. The best epoch was chosen on "
-            "validation images that were held out from training, not on test images.",
+            "validation images that were held out from training, not on test images."
+            + _shared_images(facts),
             "## Where it comes from",
             "\n".join(_origin(facts, run)),
         ]
     )
+
+
+def _shared_images(facts: Mapping[str, str]) -> str:
+    """Returns the warning about images that splits share, to be appended; empty without any."""
+    return f"\n\n**Warning:** {facts['duplicates']}." if "duplicates" in facts else ""
 
 
 def _usage(address: str, size: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raymi.config import Config
+from raymi.data.duplicates import describe_duplicates
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.files import write_atomically
@@ -242,9 +243,12 @@ class TrackedRun:
         facts = {k: event[k] for k in ("workers", "device", "torch", "version")}
         facts["machine"] = event.get("machine", "unknown")  # older journals do not say
         facts |= {f"parameters.{k}": v for k, v in event["parameters"].items()}
+        data = event["data"]
+        if warning := describe_duplicates(data["duplicates"], data["sizes"]):
+            facts["duplicates"] = warning
         for key, value in facts.items():
             self._client.set_tag(self.run_id, f"raymi.{key}", str(value))
-        link_datasets(self._client, self._state["run_id"], datasets_of(event["data"]))
+        link_datasets(self._client, self._state["run_id"], datasets_of(data))
 
     def _log_models(self) -> None:
         """Logs the evaluated models and registers the chosen one, each once, with their cards."""

@@ -78,7 +78,8 @@ def test_grey_npz_images_get_three_channels(tmp_path):
         ({"label": np.zeros(60)}, "integers"),
         ({"label": np.zeros(59, np.int64)}, r"\(60,\)"),
         ({"label": np.full(60, -1)}, r"0, 1, 2"),
-        ({"label": np.array([None] * 60)}, "damaged"),
+        ({"label": np.array([None] * 60)}, "array of Python objects"),
+        ({"image": np.zeros((60, 0, 6), np.uint8)}, r"\(60, 0, 6\)"),
         ({"image": np.zeros((60, 4, 6, 3), np.uint8)}, "square.*6x4.*data.image_size"),
     ],
 )

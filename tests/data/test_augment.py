@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from raymi.counter_rng import integers, uniform
-from raymi.data.augment import augment, random_crop, random_flip, to_unit
+from raymi.data.augment import augment, check_crop, random_crop, random_flip, to_unit
+from raymi.errors import UserError
 
 KEY = 1234567
 
@@ -109,6 +110,13 @@ def test_half_of_the_images_are_flipped_whatever_their_crop():
     assert len(offset.unique()) == 9
     for value in offset.unique():
         assert abs(flipped[offset == value].double().mean() - 0.5) < 0.1  # 4 standard errors
+
+
+def test_padding_as_wide_as_the_image_is_refused():
+    check_crop(7, 8)
+    for padding in (8, 10**9):
+        with pytest.raises(UserError, match=rf"got {padding} for images of 8x8 .*: 1 is usual"):
+            check_crop(padding, 8)
 
 
 def test_nothing_asked_for_is_nothing_done():

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -102,7 +103,7 @@ def test_images_of_different_sizes_need_image_size(folder, write_images):
 def test_parts_of_different_sizes_need_image_size(folder, write_images):
     shutil.rmtree(folder / "test")
     write_images(folder / "test", "cat", 2, size=(6, 6))
-    with pytest.raises(UserError, match=r"6x6, 8x8: set data.image_size"):
+    with pytest.raises(UserError, match=r"8x8 in train, .*6x6 in test: set data.image_size"):
         load_splits("folder", folder)
     assert load_splits("folder", folder, image_size=6).test.images.shape == (2, 3, 6, 6)
 
@@ -118,6 +119,15 @@ def test_a_corrupt_image_is_one_error_that_names_the_file(folder, suffix, conten
     with pytest.raises(UserError, match=rf"bad{suffix} cannot be read.*intact copy") as caught:
         load_splits("folder", folder)
     assert "\n" not in str(caught.value)
+
+
+def test_images_that_the_memory_cannot_hold_are_refused(folder, monkeypatch):
+    memory = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=40 * 192 - 1))
+    with pytest.raises(UserError, match=r"40 images of 8x8 pixels .*data.image_size"):
+        load_splits("folder", folder)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=40 * 192))
+    load_splits("folder", folder)
 
 
 def test_missing_folders_are_named(tmp_path, write_images):

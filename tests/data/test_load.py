@@ -24,6 +24,7 @@ def test_cifar10_is_whole_and_split_in_exact_proportions(cifar10_root):
 
     from torchvision.datasets import CIFAR10
 
+    assert splits.duplicates == {}
     picture = torch.tensor(CIFAR10(cifar10_root, train=False).data[17])
     assert torch.equal(splits.test.images[17].permute(1, 2, 0), picture)
 

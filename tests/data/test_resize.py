@@ -29,6 +29,7 @@ def test_every_layout_of_the_same_pixels_gives_the_same_images():
     [
         (np.zeros((2, 4, 4), np.float32), "uint8 in 0..255, got float32"),
         (np.zeros((2, 4), np.uint8), r"got \(2, 4\)"),
+        (np.zeros((2, 0, 4), np.uint8), r"got \(2, 0, 4\)"),
         (np.zeros((2, 4, 4, 4), np.uint8), r"got \(2, 4, 4, 4\)"),
     ],
 )

@@ -9,6 +9,7 @@ from tiny_runs import tiny_config, tiny_splits
 
 from raymi.data import load_splits
 from raymi.engine.feed import Feed
+from raymi.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,9 @@ def test_channels_last_changes_the_memory_format_alone(images):
     last = next(feed(images, **{"scaling.channels_last": True}).epoch(0)).x
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(plain, last)
+
+
+def test_padding_as_wide_as_the_images_is_refused_before_a_step(images):
+    feed(images, **{"data.crop_padding": 7})
+    with pytest.raises(UserError, match=r"data.crop_padding must be smaller .* got 8 .* 8x8"):
+        feed(images, **{"data.crop_padding": 8})

@@ -19,6 +19,7 @@ from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import Best
 from raymi.errors import UserError
+from raymi.reporting.history import read_history
 
 DROPOUT = {"model.name": "tiny_runs:dropout_net", "model.width": None, "model.depth": None}
 RUNS = {
@@ -67,6 +68,24 @@ def test_a_run_with_generated_images_continues_with_the_same_ones(tmp_path):
     (start,) = events(tmp_path / "whole", "start")
     assert start["data"]["sizes"]["generated"] == 50
     assert len(start["data"]["digests"]["generated"]) == 64
+
+
+def test_images_that_splits_share_are_reported_at_each_start(tmp_path):
+    copies = tiny_splits(tiny_config()).test.images[:3].permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "generated.npz", image=copies, label=np.zeros(3, int))
+    settings = {"data.generated": tmp_path / "generated.npz"}
+    tiny_run(0, 1, tmp_path / "run", settings, [3])
+    starts, warnings = (events(tmp_path / "run", kind) for kind in ("start", "warning"))
+    assert [start["data"]["duplicates"] for start in starts] == [{"test/generated": 3}] * 2
+    messages = [event["message"] for event in warnings]
+    assert messages == [messages[0]] * 2
+    assert "3 of 200 test images are also in generated (equal pixels)" in messages[0]
+    RunFolder(tmp_path / "run").write_config(tiny_config(settings))
+    assert read_history(RunFolder(tmp_path / "run")).warnings == (messages[0],)
+    tiny_run(0, 1, tmp_path / "other", {}, [])
+    (start,) = events(tmp_path / "other", "start")
+    assert start["data"]["duplicates"] == {}
+    assert events(tmp_path / "other", "warning") == []
 
 
 EVERYTHING = {

@@ -249,8 +249,18 @@ def test_the_models_card_has_its_numbers_and_what_is_doubtful(mine, home):
     card = Path(mlflow.artifacts.download_artifacts(f"{place}/{CARD}")).read_text()
     assert "| 40 of digits-test | L_inf eps 8/255 | pgd-40 | 50.0% (35.2-64.8) |" in card
     assert "- steps (digits-test/linf_8_255): doubtful: FGSM breaks more than PGD" in card
+    assert "Warning" not in card
     (version,) = client().search_model_versions("name = 'tiny'")
     assert "pgd-40 | 50.0%" in version.description
+
+
+def test_the_models_card_warns_of_images_that_splits_share(mine, home):
+    client().set_tag(mine.run_id, "raymi.duplicates", "7 of 40 test images are also in train")
+    log(report_of(home), place_of(mine, home), home)
+    place = client().get_logged_model(mine.model_id).artifact_location
+    card = Path(mlflow.artifacts.download_artifacts(f"{place}/{CARD}")).read_text()
+    limits = card.partition("## Limits")[2].partition("##")[0]
+    assert "**Warning:** 7 of 40 test images are also in train." in limits
 
 
 def test_told_again_nothing_is_added(mine, home):

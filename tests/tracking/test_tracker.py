@@ -51,7 +51,9 @@ def folder(tmp_path: Path, config: Config) -> RunFolder:
     return folder
 
 
-def write_start(folder: RunFolder, **changes: Any) -> None:
+def write_start(
+    folder: RunFolder, duplicates: dict[str, int] | None = None, **changes: Any
+) -> None:
     data = {
         "name": "digits",
         "num_classes": CLASSES,
@@ -60,6 +62,7 @@ def write_start(folder: RunFolder, **changes: Any) -> None:
         "std": STD,
         "class_names": [str(k) for k in range(CLASSES)],
         "sizes": {"train": 1, "val": 1, "test": 1},
+        "duplicates": duplicates or {},
         "digests": {"train": "a" * 64, "test": "b" * 64},
     }
     write(folder, "start", 0, **{
@@ -146,6 +149,16 @@ def test_a_run_is_described_and_ends_with_its_status(
     inputs = {i.dataset.name: i.dataset.digest for i in run.inputs.dataset_inputs}
     assert inputs == {"digits-train": "a" * 32, "digits-test": "b" * 32}
     assert [f.path for f in client().list_artifacts(run_id)] == ["config.json", "journal.jsonl"]
+
+
+def test_images_that_splits_share_are_a_tag(config: Config, folder: RunFolder) -> None:
+    write_start(folder)
+    run_id = deliver(config, folder, "KILLED").run_id
+    assert "raymi.duplicates" not in client().get_run(run_id).data.tags
+    write_start(folder, duplicates={"test/train": 1})
+    deliver(config, folder, "KILLED")
+    tag = client().get_run(run_id).data.tags["raymi.duplicates"]
+    assert tag.startswith("1 of 1 test images are also in train (equal pixels)")
 
 
 def test_metrics_have_the_epoch_as_step(config: Config, folder: RunFolder) -> None:

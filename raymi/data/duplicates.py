@@ -1,0 +1,56 @@
+"""Images with the same pixels in two splits of a data set, which no longer judge each other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from torch import Tensor
+
+_JUDGING = (("val", "train"), ("test", "train"), ("test", "val"))
+_JUDGING_GENERATED = (("val", "generated"), ("test", "generated"))
+
+
+def count_duplicates(sets: Mapping[str, Tensor]) -> dict[str, int]:
+    """Counts images of one split that are also in another one, under any label.
+
+    Args:
+        sets: (N, 3, H, W) uint8 images, of one size, by the name of the split: `train`, `val`,
+            `test`, and perhaps `generated`.
+    Returns: numbers above 0 by pair of splits: "test/train" of test images that are also in train.
+    """
+    digests = {name: _digests(images) for name, images in sets.items()}
+    pairs = _JUDGING + _JUDGING_GENERATED * ("generated" in sets)
+    known = {name: frozenset(digests[name]) for _, name in pairs}
+    counts = {
+        f"{one}/{other}": sum(digest in known[other] for digest in digests[one])
+        for one, other in pairs
+    }
+    return {pair: count for pair, count in counts.items() if count}
+
+
+def describe_duplicates(duplicates: Mapping[str, int], sizes: Mapping[str, int]) -> str:
+    """Returns the warning about images that two splits share; empty if they share none.
+
+    Args:
+        duplicates: as `count_duplicates` returns them.
+        sizes: number of images of each split.
+    """
+    if not duplicates:
+        return ""
+    found = []
+    for pair, count in duplicates.items():
+        one, other = pair.split("/")
+        found.append(f"{count} of {sizes[one]} {one} images are also in {other}")
+    concerned = {pair.split("/")[0] for pair in duplicates}
+    harm = {
+        "val": "the best epoch is chosen on images that were trained on",
+        "test": "accuracies on the test set are not those of unseen images",
+    }
+    harms = " and ".join(text for one, text in harm.items() if one in concerned)
+    return f"{', '.join(found)} (equal pixels): {harms}; remove the copies from the data set"
+
+
+def _digests(images: Tensor) -> list[bytes]:
+    rows = images.cpu().flatten(1).contiguous().numpy()
+    return [hashlib.sha256(row).digest() for row in rows]

@@ -1,0 +1,219 @@
+"""Image files in class folders: each counted once, none left out without an error."""
+
+from __future__ import annotations
+
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from raymi.data.image_file import shown
+from raymi.errors import UserError
+
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".bmp",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".gif",
+    ]
+)
+
+_OTHER_IMAGE_SUFFIXES = frozenset(
+    [
+        ".avif",
+        ".heic",
+        ".heif",
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jxl",
+        ".tga",
+        ".psd",
+        ".svg",
+        ".exr",
+        ".hdr",
+        ".pfm",
+        ".ico",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+        ".dcm",
+        ".dicom",
+        ".nii",
+        ".npy",
+        ".npz",
+    ]
+)
+
+_NO_TEXT = ("Cs", "Cc")
+"""Unicode categories of bytes that are not UTF-8 in a file name, and of control characters."""
+
+
+class FileList(NamedTuple):
+    """Image files and the number of the class of each."""
+
+    paths: list[Path]
+    labels: list[int]
+
+
+def class_folders(folder: Path) -> dict[str, Path]:
+    """Finds the class folders of a part of a data set; hidden ones are left out.
+
+    Returns: folders by the name of the class, in Unicode's composed form (NFC: file systems
+        differ in it), in alphabetical order.
+    Raises: UserError, for images beside the folders, links that lead nowhere, names that are not
+        UTF-8, and two names that look the same.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(_entries(folder)):
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            _require_no_image(path)
+            continue
+        name = unicodedata.normalize("NFC", path.name)
+        if any(unicodedata.category(c) in _NO_TEXT for c in name):
+            raise UserError(f"{shown(path)} has a name that is no text in UTF-8: rename this class")
+        if name in found:
+            raise UserError(
+                f"{folder} has two folders of the name {name!r}, in two Unicode forms "
+                f"({found[name].name!a} and {path.name!a}): merge them into one, or "
+                "rename one"
+            )
+        found[name] = path
+    return dict(sorted(found.items()))
+
+
+def list_images(folder: Path, class_names: tuple[str, ...]) -> FileList:
+    """Lists all images below the class folders, class by class, each in alphabetical order.
+
+    Args:
+        folder: of a part of a data set.
+        class_names: names of all classes; the part may lack some.
+    Raises: UserError, for other classes, no image at all, a file or folder that is reached twice,
+        and other files that can neither be counted as an image nor left out.
+    """
+    folders = class_folders(folder)
+    if unknown := sorted(set(folders) - set(class_names)):
+        raise UserError(
+            f"{folder} has folders of unknown classes ({', '.join(unknown[:5])}): the classes are "
+            "the folders of train/, and for Tiny-ImageNet the lines of wnids.txt"
+        )
+    files = FileList([], [])
+    seen = _Seen()
+    seen.add(folder, folder.stat())
+    for label, name in enumerate(class_names):
+        found = sorted(_images_below(folders[name], seen)) if name in folders else []
+        files.paths.extend(found)
+        files.labels.extend([label] * len(found))
+    if not files.paths:
+        raise UserError(f"{folder} has no images; known are {' '.join(sorted(IMAGE_SUFFIXES))}")
+    return files
+
+
+def require_all_classes(files: FileList, class_names: tuple[str, ...], folder: Path) -> None:
+    """Refuses a training set that lacks a class."""
+    present = set(files.labels)
+    empty = [name for label, name in enumerate(class_names) if label not in present]
+    if empty:
+        raise UserError(
+            f"{folder} has no images of {len(empty)} classes ({', '.join(empty[:5])}): "
+            "every class needs training images"
+        )
+
+
+class _Seen:
+    """Files and folders of one part of a data set, known by device and inode."""
+
+    def __init__(self) -> None:
+        self._first: dict[tuple[int, int], Path] = {}
+
+    def add(self, path: Path, status: os.stat_result) -> None:
+        """Refuses what was reached before by another path, through a link or a hard link."""
+        if status.st_ino == 0:  # of file systems without inodes
+            return
+        first = self._first.setdefault((status.st_dev, status.st_ino), path)
+        if first is not path:
+            kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
+            raise UserError(
+                f"{shown(path)} and {shown(first)} are the same {kind}, which would count twice: "
+                "remove one of them (links to files outside are fine)"
+            )
+
+
+def _images_below(folder: Path, seen: _Seen) -> Iterator[Path]:
+    """Yields the images; hidden files and folders (checkpoints, thumbnails) are left out."""
+    for where, folders, names in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
+        seen.add(Path(where), os.stat(where))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(where, name)
+            if not name.startswith(".") and _is_image(path, seen):
+                yield path
+
+
+def _is_image(path: Path, seen: _Seen) -> bool:
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_IMAGE_SUFFIXES:
+        raise UserError(
+            f"{shown(path)} is in a format that is not read: convert it to PNG, or take it out of "
+            "the data set"
+        )
+    if suffix not in IMAGE_SUFFIXES and not path.is_symlink():
+        return False
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise UserError(
+            f"{shown(path)} leads nowhere ({error.strerror}): remove the link, or bring back its "
+            "target"
+        ) from error
+    if suffix not in IMAGE_SUFFIXES:
+        return False
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{shown(path)} is not a regular file: take it out of the data set")
+    seen.add(path, status)
+    return True
+
+
+def _require_no_image(path: Path) -> None:
+    """Refuses an image, or a link to nothing, that lies beside the class folders."""
+    if path.suffix.lower() in IMAGE_SUFFIXES | _OTHER_IMAGE_SUFFIXES:
+        raise UserError(
+            f"{shown(path)} belongs to no class: put the images of each class in a sub-folder "
+            "named after it"
+        )
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{shown(path)} is a link that leads nowhere: remove or mend it")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError as error:
+        raise _unreadable_folder(error) from error
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise _unreadable_folder(error) from error
+
+
+def _unreadable_folder(error: OSError) -> UserError:
+    return UserError(
+        f"{shown(str(error.filename))} cannot be read ({error.strerror}): its images would be "
+        "left out. Make it readable"
+    )
