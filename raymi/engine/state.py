@@ -30,6 +30,7 @@ from raymi.errors import UserError
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.models import build_model
 from raymi.models.batchnorm import convert_batchnorm
+from raymi.models.user_model import find_function
 
 FORMAT = 2  # of checkpoints; raised when an older one can no longer be read
 
@@ -125,6 +126,8 @@ class TrainState:
             width=config.model.width,
             depth=config.model.depth,
         )
+        if ":" in config.model.name:
+            find_function(config.model.name)  # its module may draw random numbers on import
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(random_key(config.seed, "classifier"))
             self.model = build()

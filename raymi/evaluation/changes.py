@@ -140,7 +140,7 @@ def _values(place: str, value: Any, seen: set[int], deeper: int) -> Iterator[tup
         yield place, value.detach().clone()
     elif isinstance(value, np.ndarray):
         yield place, (value.shape, value.tobytes())
-    elif isinstance(value, np.generic) or isinstance(value, _PLAIN):
+    elif isinstance(value, (np.generic, *_PLAIN)):
         yield place, repr(value)
     elif deeper and id(value) not in seen:
         seen.add(id(value))

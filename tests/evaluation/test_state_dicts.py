@@ -76,7 +76,8 @@ def test_state_dicts_are_found_under_any_name_and_in_two_levels(model, tmp_path)
     for outer in KEYS:
         torch.save({**beside, outer: prefixed(state, "module.")}, path)
         assert same(found(path), state), outer
-        for inner in ("state_dict", "model", "ema"):
+    for outer in KEYS[:3]:
+        for inner in ("state_dict", "ema"):
             torch.save({**beside, outer: {inner: OrderedDict(state), "decay": 0.99}}, path)
             assert same(found(path), state), (outer, inner)
 
