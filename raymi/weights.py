@@ -89,7 +89,8 @@ def parse_weights(data: bytes, name: str) -> Weights:
         about = json.loads(data[_LENGTH:end]).get("__metadata__") or {}
         if {_FORMAT, _SHA256} & set(about):
             _check(data, end, about, name)
-        return Weights(safetensors.torch.load(data), dict(about))
+        found = safetensors.torch.load(data)  # in random order
+        return Weights({key: found[key] for key in sorted(found)}, dict(about))
     except UserError:
         raise
     except Exception as error:  # a damaged header may hold anything

@@ -58,6 +58,7 @@ def test_weights_come_back_with_their_metadata_and_any_reader_of_safetensors_rea
     path.write_bytes(weights_as_bytes(STATE, ABOUT))
     tensors, about = read_weights_file(path)
     assert same(tensors, STATE)
+    assert list(tensors) == sorted(STATE)
     assert about.items() >= ABOUT.items()
     assert same(load_file(path), STATE)
     with safetensors.safe_open(path, "pt") as file:
