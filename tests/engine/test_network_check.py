@@ -22,6 +22,7 @@ from raymi.models import MODELS, architecture, build_model
 from raymi.weights import read_weights_file
 
 SIZES = {"num_classes": 10, "image_size": 8}
+AWP = {"optim.awp": 0.01, "optim.awp_warmup": 0.0}
 
 
 class Body(nn.Module):
@@ -289,15 +290,32 @@ def test_a_softmax_is_warned_of_at_the_start_of_training(tmp_path):
     assert checked("Body") == NetworkFacts()
 
 
-def test_checkpointed_activations_are_trained_under_awp_as_without(tmp_path):
-    """BatchNorm's running statistics aside, which a backward pass moves once more."""
-    weights = []
+def test_checkpointed_activations_are_trained_under_awp(tmp_path):
+    config = own_config("Checkpointed", **AWP)
+    assert train(config, LocalContext("cpu"), RunFolder(tmp_path)).finished
+
+
+def test_the_worst_weights_leave_running_statistics_alone_also_with_checkpointed_activations():
+    found = []
     for name in ("Checkpointed", "Body"):
-        folder = RunFolder(tmp_path / name)
-        folder.path.mkdir()
-        train(own_config(name, **{"optim.awp": 0.01}), LocalContext("cpu"), folder)
-        weights.append(read_weights_file(folder.weights("last")).tensors)
-    assert all(t.isfinite().all() for t in weights[0].values())
+        state, feed = tiny_runs.tiny_state(own_config(name, **AWP))
+        step = state._step
+        x, y, index, sizes = next(iter(feed.epoch(0)))
+        ended = RuntimeError("enough")
+
+        def stop(*_: object, error: Exception = ended) -> None:
+            raise error
+
+        step.perturbation._move = stop  # once the gradient is there
+        with pytest.raises(RuntimeError, match="enough"):
+            step((x, y, index, sizes), key=0)
+        norm = state.model.net.norm
+        assert torch.equal(norm.running_mean, torch.zeros(4))
+        found.append([p.grad.clone() for p in state.model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_checkpointed_batchnorm_is_remarked_and_refused_where_a_loss_cannot_have_it():
     remarks = checked("Checkpointed").remarks
     assert len(remarks) == 1
     assert "running statistics follow each batch twice" in remarks[0]
@@ -318,7 +336,7 @@ def test_parameters_without_gradients_are_known(name):
 
 def test_unused_parameters_are_trained_by_two_workers_as_by_one(tmp_path):
     own = {"model.name": "test_network_check:Unused", "model.width": None, "model.depth": None}
-    settings = {**own, "optim.epochs": 1, "mi.weight": 0.0, "optim.awp": 0.01}
+    settings = {**own, **AWP, "optim.epochs": 1, "mi.weight": 0.0}
     found = []
     for world in (1, 2):
         folder = tmp_path / str(world)
