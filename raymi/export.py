@@ -6,12 +6,13 @@ file of weights in it, or a registered model (models:/NAME@ALIAS).
 
 Writes weights.pt, a state dict that torch.load(..., weights_only=True) reads, and architecture.py,
 which needs torch alone (and the module of a network of your own) and defines make_model() and
-load_model(): a torch module of raw images in [0, 1] to logits. folder: where to, by default
-exports/NAME.
+load_model(), which compares the sha256 of weights.pt: a torch module of raw images in [0, 1] to
+logits. folder: where to, by default exports/NAME.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -31,10 +32,17 @@ from raymi.own_keys import new_folder
 
 USAGE = "python -m raymi.export model=RUN [which=NAME] [folder=FOLDER] [out=RUNS] [--help]"
 
-_LOADS = '''def load_model(path: str = "weights.pt") -> nn.Module:
-    """The classifier with its weights, in eval mode."""
+_LOADS = '''WEIGHTS_SHA256 = "{sha256}"
+
+
+def load_model(path: str = "weights.pt") -> nn.Module:
+    """Returns the classifier with its weights, in eval mode; refuses a damaged file."""
+    data = pathlib.Path(path).read_bytes()
+    if hashlib.sha256(data).hexdigest() != WEIGHTS_SHA256:
+        raise ValueError(f"{{path}} is damaged, or not the file that was exported with this module")
     model = make_model()
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    model.load_state_dict(weights)
     return model.eval()
 '''
 
@@ -85,7 +93,9 @@ def _subject(name: str, config: Config, which: str | None) -> Subject:
 def _write(subject: Subject, folder: Path) -> None:
     built = dict(subject.build)
     title = f"{subject.name}: {built['name']} of {built['num_classes']} classes, exported by raymi."
-    text = f'"""{title}"""\n\n{classifier_source(built)}\n\n\n{_LOADS}'
+    loads = _LOADS.format(sha256=hashlib.sha256(subject.weights).hexdigest())
+    source = classifier_source(built, ("import hashlib", "import io", "import pathlib"))
+    text = f'"""{title}"""\n\n{source}\n\n\n{loads}'
     keep(folder / "weights.pt", subject.weights)
     keep(folder / "architecture.py", text.encode())
 

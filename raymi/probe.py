@@ -14,7 +14,6 @@ import json
 import sys
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from rich.console import Console
 from rich.progress import Progress
@@ -32,6 +31,7 @@ from raymi.files import write_atomically
 from raymi.models import build_model
 from raymi.orchestration.names import find_run
 from raymi.overrides import examine, flatten, overlay, split_words
+from raymi.weights import read_weights_file
 
 USAGE = "python -m raymi.probe run=RUN [out=FOLDER] [model=best] [key=value ...] [--help]"
 MODELS = ("best", "last", "best-averaged", "last-averaged")
@@ -111,7 +111,7 @@ def _load(config: Config, folder: RunFolder, which: str, splits: Splits) -> torc
         width=config.model.width,
         depth=config.model.depth,
     )
-    model.load_state_dict(safetensors.torch.load_file(folder.weights(which)))
+    model.load_state_dict(read_weights_file(folder.weights(which)).tensors)
     return model
 
 

@@ -67,7 +67,9 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         _put_back(buffers)
         with torch.no_grad():
             for buffer, value in values:
-                if not same_values(buffer, value):
+                if buffer.shape != value.shape:  # resized in place
+                    buffer.data = value
+                elif not same_values(buffer, value):
                     buffer.copy_(value)
 
 

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors.torch
-
 from raymi.command import EXIT_USER
 from raymi.comparison.results import RunResult, finished_result
 from raymi.config import Config
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
+from raymi.weights import read_weights_file
 
 PROGRAM = (sys.executable, "-m", "raymi.standalone")
 PATIENCE = 60.0  # seconds in which a run may write its checkpoint before it is killed
@@ -180,7 +179,7 @@ def same_weights(one: RunFolder, other: RunFolder) -> bool:
 def _same_file(one: Path, other: Path) -> bool:
     if not (one.is_file() and other.is_file()):
         return one.is_file() == other.is_file()
-    a, b = safetensors.torch.load_file(one), safetensors.torch.load_file(other)
+    a, b = read_weights_file(one).tensors, read_weights_file(other).tensors
     return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype
         and a[k].shape == b[k].shape

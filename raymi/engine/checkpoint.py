@@ -91,6 +91,19 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in checkpoints if is_whole(path, path.read_bytes())), None)
 
 
+def check_whole(path: Path, data: bytes) -> None:
+    """Compares a file's content with the checksum in its name, where it is named as a checkpoint.
+
+    Raises:
+        UserError: they do not match.
+    """
+    if _NAME.fullmatch(path.name) and not is_whole(path, data):
+        raise UserError(
+            f"the checkpoint {path} is damaged: its sha256 does not match its name. Use another "
+            "checkpoint of the run, or copy it again from an intact original"
+        )
+
+
 def _write(folder: Path, step: int, content: dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()

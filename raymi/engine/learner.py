@@ -59,11 +59,19 @@ class Learner:
             fast_forward(self.schedule, state["schedule"]["last_epoch"])
 
 
-def distributed(task: nn.Module, group: Collectives, device: torch.device) -> nn.Module:
-    """The task under DDP, or itself where there is one worker.
+def distributed(
+    task: nn.Module, group: Collectives, device: torch.device, *, some_unused: bool = False
+) -> nn.Module:
+    """Wraps a task in DDP; returns it as it is where there is one worker.
 
     Gradients are averaged in an order that does not depend on how often it was done before: a
     resumed run adds up as the uninterrupted one did.
+
+    Args:
+        task: a module whose forward returns a loss.
+        group: the workers.
+        device: of the task.
+        some_unused: whether a backward pass may leave out parameters.
     """
     if group.world_size == 1:
         return task
@@ -71,7 +79,9 @@ def distributed(task: nn.Module, group: Collectives, device: torch.device) -> nn
     parameters = signature(DistributedDataParallel.__init__).parameters
     new, old = "forward_sync_buffers", "broadcast_buffers"  # torch 2.12 and later, earlier
     no_sync: dict[str, Any] = {new if new in parameters else old: False}
-    ddp = DistributedDataParallel(task, gradient_as_bucket_view=True, **no_sync)
+    ddp = DistributedDataParallel(
+        task, gradient_as_bucket_view=True, find_unused_parameters=some_unused, **no_sync
+    )
     if group.world_size > 2 and device.type == "cpu":
         ddp.register_comm_hook(group.world_size, average_each)
     return ddp

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from raymi import __version__
 from raymi.config import Config
@@ -29,7 +30,7 @@ from raymi.engine.reuse import load_weights, pretrained_path, save_weights
 from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import Position, TrainState, check_format
 from raymi.engine.storage import Storage
-from raymi.errors import UserError
+from raymi.errors import UserError, what_happened
 from raymi.hardware import machine_in_words, processor_name
 from raymi.models.running_statistics import running_statistics_frozen
 
@@ -310,27 +311,34 @@ class _Run:
             raise _StopRequested
 
     def _check_last_batch(self) -> None:
-        """Refuses a last batch of an epoch that is too small for BatchNorm, before it comes."""
+        """Refuses batches that are too small for BatchNorm, before they come."""
         images, scaling = self.feed.images, self.config.scaling
-        workers = fewest = self.group.world_size
+        workers = here = self.group.world_size
         if scaling.elastic:
-            workers, fewest = max(workers, scaling.most_workers), scaling.least_workers
-        remainder = len(images) % self.config.optim.batch_size
+            workers = max(workers, scaling.most_workers)
+        smallest = len(images) % self.config.optim.batch_size or self.config.optim.batch_size
         problem = None
-        if 0 < remainder < workers and not scaling.sync_batchnorm:
+        if smallest < workers and not scaling.sync_batchnorm:
             problem = "a worker without images has no BatchNorm statistics of its own"
-        elif remainder == 1 and fewest == 1 == self.group.world_size:
-            self.state.train_mode()
-            try:
-                with torch.no_grad(), running_statistics_frozen(self.state.model):
-                    self.state.model(to_unit(images.images[:1]))
-            except ValueError:
-                problem = "this network's BatchNorm cannot take statistics of one image"
+        elif smallest // here == 1 and (here == 1 or not scaling.sync_batchnorm):
+            problem = self._problem_with_one_image(to_unit(images.images[:1]))
         if problem is not None:
             raise UserError(
-                f"the last batch of an epoch has {remainder} images for {workers} workers, and "
+                f"the last batch of an epoch has {smallest} images for {workers} workers, and "
                 f"{problem}: set another optim.batch_size"
             )
+
+    def _problem_with_one_image(self, x: Tensor) -> str | None:
+        """Describes why the network cannot be trained on one image (1, 3, H, W); None: it can."""
+        self.state.train_mode()
+        try:
+            with torch.no_grad(), running_statistics_frozen(self.state.model):
+                self.state.model(x)
+        except ValueError:
+            return "this network's BatchNorm cannot take statistics of one image"
+        except Exception as error:
+            return f"this network cannot be trained on one image ({what_happened(error)})"
+        return None
 
     def _checkpoint_due(self) -> bool:
         """Whether a checkpoint within the epoch is due; the same on every worker."""
@@ -400,6 +408,9 @@ class _Run:
         )
         if warning := describe_duplicates(duplicates, sizes):
             self._write("warning", message=warning)
+
+        for remark in state.facts.remarks:
+            self._write("warning", message=remark)
 
     def _write(self, kind: str, **fields: Any) -> None:
         self.journal.write(kind, **asdict(self.state.position), **fields)

@@ -5,47 +5,56 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import nn
 
 from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.files import write_atomically
+from raymi.weights import read_weights_file, weights_as_bytes
 
 _SAME_DATA = ("name", "image_size", "val_fraction", "split_seed", "limit")
 _SAME_ESTIMATORS = ("hidden", "base_width", "depth", "score", "temperature", "natural_pattern")
 
 
 def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
-    """Keeps a module's weights in safetensors.
+    """Writes a module's weights in safetensors.
 
-    Args: about, with `train_digest`, the digest of the images that it learnt from.
+    Args:
+        path: of the file.
+        module: whose state dict is written.
+        about: metadata, with `train_digest`, the digest of its training images.
     """
-    weights = {
-        k: v.clone(memory_format=torch.contiguous_format) for k, v in module.state_dict().items()
-    }
-    write_atomically(path, safetensors.torch.save(weights, about))
+    write_atomically(path, weights_as_bytes(module.state_dict(), about))
 
 
 def load_weights(path: Path, module: nn.Module, digest: str) -> None:
-    """Puts kept weights into a module.
+    """Loads weights of an earlier run into a module.
 
-    Args: digest, of the training images of this run: others would leak validation images.
-    Raises: UserError where the file is of other training images.
+    Args:
+        path: of the file.
+        module: takes the weights that it has names for.
+        digest: of the training images of this run; others would leak validation images.
+
+    Raises:
+        UserError: the file is damaged, of other training images, or does not fit the module.
     """
-    with safetensors.safe_open(path, "pt") as file:
-        there = (file.metadata() or {}).get("train_digest")
+    weights, about = read_weights_file(path)
+    there = about.get("train_digest")
     if there != digest:
         raise UserError(
             f"{path} was trained on other images (sha256 {str(there)[:12]}) than this run is "
             f"({digest[:12]}): reuse a run with the same data settings"
         )
-    weights = safetensors.torch.load_file(path)
-    wanted = {k: v for k, v in weights.items() if k in module.state_dict()}
-    module.load_state_dict(wanted)
+    own = module.state_dict()
+    try:
+        module.load_state_dict({k: v for k, v in weights.items() if k in own})
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{path} does not fit the network of this run ({problem}): let its code be the same "
+            "as in the run that is reused"
+        ) from None
 
 
 def pretrained_path(folder: RunFolder) -> Path:

@@ -20,6 +20,7 @@ from raymi.engine.critics import EstimatorTask, Metrics
 from raymi.engine.feed import Batch
 from raymi.engine.learner import Learner, distributed
 from raymi.engine.metrics import MetricMeans
+from raymi.engine.network_check import NetworkFacts, check_network
 from raymi.engine.phases import Phase
 from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Crafter, EstimatorStep, TrainStep
@@ -29,6 +30,7 @@ from raymi.errors import UserError
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.models import build_model
 from raymi.models.batchnorm import convert_batchnorm
+from raymi.models.user_model import find_function
 
 FORMAT = 2  # of checkpoints; raised when an older one can no longer be read
 
@@ -84,6 +86,7 @@ class TrainState:
         self.phase, self.config, self.group, self.device = phase, config, group, device
         self.position, self.epoch_means = Position(phase.name), MetricMeans()
         self.autocast = _autocast(config, device)
+        self.facts = NetworkFacts()
         self._build_modules(splits)
         self.average: MovingAverage | None = None
         if phase.learns_classifier and config.optim.ema > 0:
@@ -113,17 +116,23 @@ class TrainState:
 
     def _build_modules(self, splits: Splits) -> None:
         config, device = self.config, self.device
+        build = partial(
+            build_model,
+            config.model.name,
+            num_classes=splits.num_classes,
+            image_size=splits.image_size,
+            mean=splits.mean,
+            std=splits.std,
+            width=config.model.width,
+            depth=config.model.depth,
+        )
+        if ":" in config.model.name:
+            find_function(config.model.name)  # its module may draw random numbers on import
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(random_key(config.seed, "classifier"))
-            self.model = build_model(
-                config.model.name,
-                num_classes=splits.num_classes,
-                image_size=splits.image_size,
-                mean=splits.mean,
-                std=splits.std,
-                width=config.model.width,
-                depth=config.model.depth,
-            )
+            self.model = build()
+            if ":" in config.model.name:  # the tests check raymi's own
+                self.facts = self._checked(build, splits)
             torch.manual_seed(random_key(config.seed, "estimators"))
             self.estimators = build_estimators(config.mi, splits.num_classes, splits.image_size)
         for module in (self.model, self.estimators):
@@ -134,6 +143,24 @@ class TrainState:
             module.to(device)
             if config.scaling.channels_last:
                 module.to(memory_format=torch.channels_last)
+
+    def _checked(self, build: Callable[[], nn.Module], splits: Splits) -> NetworkFacts:
+        """Checks the user's own network before any long work.
+
+        Raises:
+            UserError: it cannot be trained, attacked, saved or loaded.
+        """
+        config = self.config
+        return check_network(
+            config.model.name,
+            self.model,
+            build,
+            num_classes=splits.num_classes,
+            image_size=splits.image_size,
+            averaged=config.optim.ema > 0,
+            frozen_gradients=self.phase.learns_classifier
+            and (config.loss.base != "at" or config.mi.cosine > 0),
+        )
 
     def _classifier_learner(self, total_steps: int) -> Learner:
         config, optim = self.config, self.config.optim
@@ -154,7 +181,9 @@ class TrainState:
             config.scaling.micro_batch,
         )
         schedule = build_schedule(sgd, optim, total_steps)
-        return Learner(distributed(task, self.group, self.device), sgd, schedule)
+        some_unused = bool(self.facts.unused)
+        ddp = distributed(task, self.group, self.device, some_unused=some_unused)
+        return Learner(ddp, sgd, schedule)
 
     def _build_step(self) -> TrainStep | EstimatorStep:
         if self.classifier is None:

@@ -21,6 +21,7 @@ from raymi.engine.micro_batches import in_pieces, pieces_of
 from raymi.engine.weight_perturbation import WeightPerturbation
 from raymi.models.folding import FoldedClassifier
 from raymi.models.modes import evaluation_mode, full_precision
+from raymi.models.running_statistics import running_statistics_frozen
 
 
 class Crafter:
@@ -126,8 +127,10 @@ class TrainStep:
             return counter_rng.normal(stream, index, (logits.shape[1],)).to(logits.dtype)
 
         def ascend() -> None:
-            loss, _ = self.classifier.task(x, x_adv, y, sizes, adversarial_only=True)
-            self.classifier.backward(loss)
+            # Around the backward pass, too: activation checkpointing goes through BatchNorm again.
+            with running_statistics_frozen(self.craft.model):
+                loss, _ = self.classifier.task(x, x_adv, y, sizes, adversarial_only=True)
+                self.classifier.backward(loss)
 
         learn = learn_estimators if self.estimators is not None else None
         perturbed: AbstractContextManager[object] = nullcontext()

@@ -7,7 +7,7 @@ workers share the blocks, nor on which was interrupted.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,8 +68,13 @@ class Outcome:
 class BlockAttacker:
     """Attacks blocks on one device.
 
-    Args: model, images in [0, 1] to logits, on the images' device; images; ensembles; threat; seed
-        of the evaluation.
+    Args:
+        model: images in [0, 1] to logits, on the images' device.
+        images: all that are attacked.
+        ensembles: attacks.
+        threat: of all attacks.
+        seed: of the evaluation.
+        check: called after each step that has samples; its error voids the step.
     """
 
     def __init__(
@@ -80,7 +85,9 @@ class BlockAttacker:
         threat: Threat,
         *,
         seed: int,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        self.check = check
         self.model, self.images, self.threat = model, images, threat
         self.seed = seed
         self._attacks = {ensemble.name: ensemble.attacks for ensemble in ensembles}
@@ -122,6 +129,8 @@ class BlockAttacker:
             l2=on_cpu.l2,
             seconds=time.perf_counter() - began,  # the device is done: its results are here
         )
+        if len(samples):
+            self.check()
         return found, on_cpu.x_adv
 
     def _classified(self, batch: Batch) -> Attacked:

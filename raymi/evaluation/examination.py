@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymi.attacks.untouched import same_values, untouched
+from raymi.attacks.untouched import untouched
+from raymi.evaluation.changes import NO_CHANGES, Changes, changes_of
 from raymi.evaluation.finding import FEW, Finding
 from raymi.evaluation.outputs import PIECE, Outputs, difference
 from raymi.models.modes import FullPrecision
@@ -17,32 +18,40 @@ from raymi.models.modes import FullPrecision
 _FORWARDS = 10  # of a few images: a network that draws seldom may answer the same twice
 _ROUNDING = 1e-3  # of the logits' spread: more is no rounding of the same computation
 _COMPANY = 0.03  # ... of one in a batch of another size, in bf16, too
+_NAMES = 4  # of what changes, in a message
 
 
 @dataclass(frozen=True)
 class Examination:
-    """What is seen without an attack: findings; what the network is known by; whether autograd
-    follows its outputs."""
+    """Everything that is seen without an attack.
+
+    Args:
+        findings: of each check.
+        outputs: logits and gradients that the network is recognised by.
+        differentiable: whether autograd follows its outputs.
+        changes: of its input and its own state; where there are any, no accuracy is meaningful.
+    """
 
     findings: tuple[Finding, ...]
     outputs: Outputs
     differentiable: bool
+    changes: Changes = NO_CHANGES
 
 
 def examine_network(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Examination:
-    """Looks for randomness, state, dependence on other images, probabilities in place of logits,
-    and gradients that vanish.
+    """Looks for randomness, state, changed inputs, dependence on other images, probabilities in
+    place of logits, and gradients that vanish.
 
     Args: model, images in [0, 1] to logits (B, K), left as it was; x (B, C, H, W), at least one;
         y (B,); seed.
     """
     answers, few = FullPrecision(model), x[:PIECE]
     with untouched(answers, seed), torch.no_grad():
-        before = _state(model)
         parts = torch.cat([answers(part) for part in x.split(PIECE)])
-        changed = _changes(before, _state(model))
         once, *again = (answers(few) for _ in range(_FORWARDS))
         whole = answers(x)
+    with untouched(answers, seed):
+        changes = changes_of(model, few, seed)
     with untouched(answers, seed):
         pieces = zip(x.split(PIECE), y.split(PIECE), strict=True)
         slopes = [_slopes(answers, *piece) for piece in pieces]
@@ -51,7 +60,8 @@ def examine_network(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Ex
     random = _randomised(once, again)
     findings = (
         random,
-        _stateful(changed),
+        _input_changed(changes),
+        _stateful(changes),
         _company(whole, parts, known=not random.suspicious),
         _finite(whole),
         probabilities(whole),
@@ -59,19 +69,8 @@ def examine_network(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Ex
         _gradients("cross-entropy", losses),
     )
     outputs = Outputs(parts.cpu(), margins.cpu().nan_to_num(), random.suspicious)
-    return Examination(findings, outputs, all(followed for _, _, followed in slopes))
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    return {name: tensor.detach().clone() for name, tensor in tensors}
-
-
-def _changes(before: dict[str, Tensor], after: dict[str, Tensor]) -> int:
-    return sum(
-        name not in before or name not in after or not same_values(before[name], after[name])
-        for name in {**before, **after}
-    )
+    followed = all(followed for _, _, followed in slopes)
+    return Examination(findings, outputs, followed, changes)
 
 
 def _slopes(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -105,13 +104,19 @@ def _randomised(logits: Tensor, again: Iterable[Tensor]) -> Finding:
     )
 
 
-def _stateful(changed: int) -> Finding:
-    return Finding(
-        "state that changes",
-        changed > 0,
-        f"{changed} buffers and parameters change in eval mode"
-        + (": each attack begins with the buffers of before" if changed else ""),
-    )
+def _input_changed(changes: Changes) -> Finding:
+    said = "is changed" if changes.input else "stays as it is"
+    return Finding("input that changes", changes.input, f"the tensor of images {said}")
+
+
+def _stateful(changes: Changes) -> Finding:
+    text = f"{len(changes.state)} parameters, buffers and attributes change in eval mode"
+    if changes.state:
+        more = ", ..." if len(changes.state) > _NAMES else ""
+        text += f": {', '.join(changes.state[:_NAMES])}{more}"
+    if changes.answers:
+        text += "; the same images with the same random state get other logits later"
+    return Finding("state that changes", bool(changes.state) or changes.answers, text)
 
 
 def _company(whole: Tensor, parts: Tensor, *, known: bool) -> Finding:

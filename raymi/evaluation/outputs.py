@@ -84,18 +84,45 @@ def difference(one: Tensor, other: Tensor) -> float:
 def check_outputs(name: str, model: nn.Module, images: ImageSet, outputs: Outputs | None) -> None:
     """Refuses a network that answers otherwise than the one that was found.
 
-    Args: name of it; model, on the images' device; images, all that are attacked; outputs of it;
-        None: not known.
-    Raises: UserError.
+    Args:
+        name: of the network.
+        model: on the images' device.
+        images: all that are attacked.
+        outputs: of the network that was found; None: not known.
+
+    Raises:
+        UserError: logits differ.
     """
-    if outputs is None or outputs.random:  # of another device's random numbers
-        return
-    x = to_unit(images.at_most(NUM).images)
-    with untouched(model, 0), torch.no_grad():
-        answers = FullPrecision(model)
-        now = torch.cat([answers(part) for part in x.split(PIECE)]).cpu()
-    if difference(outputs.logits, now) > _TOLERANCE:
+    if not _are_still(model, images, outputs, NUM):
         raise UserError(
             f"{name} answers otherwise in a worker than where the command was given, with the same "
             "weights: every node must see the same code, files and libraries"
         )
+
+
+def check_unchanged(model: nn.Module, images: ImageSet, outputs: Outputs | None) -> None:
+    """Refuses a network that answers otherwise after an attack than before.
+
+    Args:
+        model: on the images' device.
+        images: all that are attacked.
+        outputs: of the network before any attack; None: not known.
+
+    Raises:
+        UserError: logits of a few images differ.
+    """
+    if not _are_still(model, images, outputs, PIECE):
+        raise UserError(
+            "after it the network answers otherwise than before any attack (state that changes), "
+            "so no accuracy is its own: let it keep no state in eval mode"
+        )
+
+
+def _are_still(model: nn.Module, images: ImageSet, outputs: Outputs | None, num: int) -> bool:
+    if outputs is None or outputs.random:  # of another device's random numbers
+        return True
+    x = to_unit(images.at_most(NUM).images[:num])
+    with untouched(model, 0), torch.no_grad():
+        answers = FullPrecision(model)
+        now = torch.cat([answers(part) for part in x.split(PIECE)]).cpu()
+    return difference(outputs.logits[:num], now) <= _TOLERANCE

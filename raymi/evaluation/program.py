@@ -67,6 +67,12 @@ def load_program(data: bytes, name: str) -> Program:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             refused = [one for one in archive.namelist() if any(part in one for part in _REFUSED)]
+            damaged = archive.testzip()  # torch does not compare checksums
+        if damaged is not None:
+            raise UserError(
+                f"{name} is damaged: {damaged} in it does not match its checksum (CRC-32). Copy it "
+                "again from an intact original, or export it anew"
+            )
         if refused:
             raise UserError(
                 f"{name}: expected an exported program of tensors alone, got {refused[0]}, which "

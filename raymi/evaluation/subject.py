@@ -63,7 +63,7 @@ class Subject:
             model.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(
-                f"{self.name}: its weights are not those of {_described(build)} "
+                f"{self.name}: its weights are not those of {described(build)} "
                 f"({_first_lines(error)}): set model.name, model.width and model.depth as they "
                 "were in training"
                 if build["kind"] == "raymi"
@@ -94,14 +94,32 @@ def raymi_subject(
     """
     if not {"normalize.mean", "normalize.std"} <= set(state):
         raise UserError(
-            f"{name}: these weights were not trained by raymi, as normalize.mean and normalize.std "
-            "are missing, so nobody knows what images they expect: write a function that returns "
-            "the network with its weights and its normalisation inside, for raw images in [0, 1], "
-            "and give model=module:function"
+            f"{name}: its state dict has no normalize.mean and normalize.std, without which it is "
+            "not known which images it expects: write a function that returns the network with "
+            "its weights and its normalisation inside, for raw images in [0, 1], and give "
+            "model=module:function"
         )
     user = ":" in architecture["name"]
     source = source_digest(architecture["name"]) if user else None
     return _subject(name, {"kind": "raymi", **architecture, "source": source}, state)
+
+
+def expected_state(architecture: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Builds a `Classifier` for its state dict, in which only names, shapes and types count.
+
+    Args:
+        architecture: see `raymi.models.architecture`.
+
+    Raises:
+        UserError: the user's function cannot be called.
+    """
+    state = _fresh({"kind": "raymi", **architecture}).state_dict()
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def described(build: Mapping[str, Any]) -> str:
+    """Returns the settings of a network in words."""
+    return ", ".join(f"{k}={v}" for k, v in build.items() if k not in ("kind", "source"))
 
 
 def function_subject(name: str, num_classes: int, image_size: int) -> Subject:
@@ -187,10 +205,6 @@ def _digest(build: Mapping[str, Any], weights: Mapping[str, Tensor] | bytes) -> 
         sha.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-def _described(build: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k}={v}" for k, v in build.items() if k not in ("kind", "source"))
 
 
 def _first_lines(error: Exception) -> str:

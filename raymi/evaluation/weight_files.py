@@ -1,61 +1,134 @@
-"""State dicts in files, of raymi and of others, read without executing anything."""
+"""Files with state dicts, of raymi and of others, read without executing anything."""
 
 from __future__ import annotations
 
+import io
 import pickle
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from raymi.engine.checkpoint import check_whole
 from raymi.engine.state import check_format
 from raymi.errors import UserError, first_line
+from raymi.evaluation.state_dicts import Fitting, choose, state_dicts, without_wrappers
+from raymi.weights import parse_weights
 
-SUFFIXES = (".safetensors", ".pt", ".pth")
-_NESTS = ("state_dict", "model_state_dict", "model", "net", "weights")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".pt.tar", ".ckpt", ".bin")
+"""Ends of the names of files of weights, in any case."""
+
+_OWN_FUNCTION = (
+    "write a function that returns the network with its weights and its normalisation inside, for "
+    "raw images in [0, 1], and give model=module:function"
+)
+
+
+def suffix_of(path: Path, known: tuple[str, ...] = SUFFIXES) -> str | None:
+    """Returns the known suffix that a file's name ends in, as it is written there; None: none."""
+    name = path.name.lower()
+    fitting = [suffix for suffix in known if name.endswith(suffix)]
+    return path.name[-max(map(len, fitting)) :] if fitting else None
 
 
 def read_weights(path: Path, which: str | None = None) -> dict[str, Tensor]:
-    """The state dict in a file, on the CPU.
+    """Reads the state dict in a file, onto the CPU.
 
-    Args: path, a `.safetensors`, or a `.pt` or `.pth` with a state dict, by itself or in a dict
-        beside other things; or a checkpoint of a run. which, of the classifiers of a checkpoint:
-        best, last (as it was then), best-averaged, last-averaged; None: last.
-    Raises: UserError where it cannot be read, holds more than tensors and plain values, or has no
-        state dict, or only one to choose from.
+    Args:
+        path: a safetensors file; one of torch.save with a state dict, by itself or within dicts; or
+            a checkpoint of a run.
+        which: of the classifiers of a checkpoint: best, last (at that time), best-averaged,
+            last-averaged, None: last; of several state dicts in a file the place of one.
+
+    Raises:
+        UserError: it cannot be read, is damaged, holds more than tensors and plain values, or has
+            no state dict, or several to choose from.
     """
     content = _read(path)
     if _is_checkpoint(content):
         return _of_checkpoint(path, content, which or "last")
-    if which is not None:
-        raise UserError(f"{path} holds one model: leave out {which}, or name the run")
-    state = _state_dict(content)
-    if state is None:
+    return choose(
+        str(path), {k: without_wrappers(v) for k, v in _found(path, content).items()}, which
+    )
+
+
+def read_weights_for(
+    path: Path, wanted: Mapping[str, Tensor], built_as: str, which: str | None = None
+) -> dict[str, Tensor]:
+    """Reads the state dict of a file that fits a network, whatever wraps it.
+
+    Args:
+        path: as of `read_weights`.
+        wanted: the state dict of the network with any values.
+        built_as: the settings that the network is built from, for messages.
+        which: as of `read_weights`.
+
+    Returns:
+        Tensors on the CPU with the keys and shapes of `wanted`.
+
+    Raises:
+        UserError: as `read_weights`; or keys, shapes or kinds of numbers do not match.
+    """
+    content = _read(path)
+    if _is_checkpoint(content):
+        found = {"": _of_checkpoint(path, content, which or "last")}
+        which = None
+    else:
+        found = _found(path, content)
+    if which in found:
+        found = {"": found[which]}
+        which = None
+    fitting = Fitting(wanted)
+    matching = {
+        ".".join(part for part in (place, prefix) if part): state
+        for place, one in found.items()
+        for prefix, state in fitting.all_in(one).items()
+    }
+    problem = None if matching else fitting.mismatch()
+    if problem is None:
+        state = choose(str(path), matching, which)
+        problem = fitting.other_values(state)
+        if not problem:
+            return state
+    elif which is not None:
+        choose(str(path), found, which)
+    raise UserError(
+        f"{path}: its weights are not those of {built_as}: {problem}. Set model.name, model.width "
+        f"and model.depth as they were in training; or, as raymi must know the images that weights "
+        f"expect (normalize.mean, normalize.std), {_OWN_FUNCTION}"
+    )
+
+
+def _found(path: Path, content: Any) -> dict[str, dict[str, Tensor]]:
+    found = state_dicts(content)
+    if not found:
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else ""
         raise UserError(
-            f"{path}: expected a state dict, or one under {', '.join(_NESTS)}, got "
+            f"{path}: expected a state dict, by itself or within dicts, got "
             f"{type(content).__name__} {keys}: save it with torch.save(model.state_dict(), path)"
         )
-    for prefix in ("module.", "_orig_mod."):  # of DistributedDataParallel and torch.compile
-        consume_prefix_in_state_dict_if_present(state, prefix)
-    return state
+    return found
 
 
 def _read(path: Path) -> Any:
+    """Reads a file by its content, not by its suffix."""
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} holds more than tensors and plain values, and would run code when it is "
-            "loaded: save the state dict alone, with torch.save(model.state_dict(), path), or "
-            "write a function that loads it and give model=module:function"
-        ) from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    check_whole(path, data)
+    if _looks_like_safetensors(data) or path.name.lower().endswith(".safetensors"):
+        return parse_weights(data, str(path)).tensors
+    if data[:4] == b"PK\x03\x04":
+        _check_archive(path, data)
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise _refused_pickle(path, error) from None
     except Exception as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {first_line(error)}): expected a file "
@@ -63,14 +136,46 @@ def _read(path: Path) -> Any:
         ) from None
 
 
-def _state_dict(content: Any, deeper: int = 2) -> dict[str, Tensor] | None:
-    """The first mapping from names to tensors alone."""
-    if not isinstance(content, Mapping) or not content:
-        return None
-    if all(isinstance(value, Tensor) for value in content.values()):
-        return dict(content)
-    inner = [content[name] for name in _NESTS if deeper and name in content]
-    return next((found for one in inner if (found := _state_dict(one, deeper - 1))), None)
+def _looks_like_safetensors(data: bytes) -> bool:
+    return data[8:9] == b"{" and 0 < int.from_bytes(data[:8], "little") <= len(data) - 8
+
+
+def _check_archive(path: Path, data: bytes) -> None:
+    """Compares the checksums of a zip archive of torch.save, which torch itself does not."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            damaged = archive.testzip()
+            names = archive.namelist()
+    except Exception as error:  # a damaged directory may say anything
+        raise UserError(
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}): copy it again from "
+            "an intact original"
+        ) from None
+    if damaged is not None:
+        raise UserError(
+            f"{path} is damaged: {damaged} in it does not match its checksum (CRC-32). Copy it "
+            "again from an intact original"
+        )
+    inner = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in inner or "archive_format" in inner:
+        kind = "TorchScript" if "constants.pkl" in inner else "torch.export"
+        raise UserError(
+            f"{path} holds a program of {kind}, expected a state dict: save that with "
+            "torch.save(model.state_dict(), path), give an exported program a name that ends in "
+            f".pt2, or {_OWN_FUNCTION}"
+        )
+
+
+def _refused_pickle(path: Path, error: Exception) -> UserError:
+    named = re.search(r"(?:GLOBAL|global:?) ([\w.]+) was not an allowed", str(error))
+    what = f" ({named[1]})" if named else ""
+    return UserError(
+        f"{path} holds more than tensors and plain values{what}, and would run code when it is "
+        "loaded, or is damaged. Where you trust it, save its state dict alone in Python: "
+        f"content = torch.load({path.name!r}, weights_only=False), then "
+        "torch.save(content['state_dict'], 'weights.pt') with the key that it has there; or "
+        f"{_OWN_FUNCTION}"
+    )
 
 
 def _is_checkpoint(content: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -13,7 +14,7 @@ from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import Ensemble
 from raymi.data import ImageSet
 from raymi.evaluation.blocks import BlockAttacker
-from raymi.evaluation.outputs import Outputs, check_outputs
+from raymi.evaluation.outputs import Outputs, check_outputs, check_unchanged
 
 
 class Loadable(Protocol):
@@ -70,13 +71,15 @@ class Attackers:
         if subject not in self._loaded:
             work = self._work
             model = work.subjects[subject].load().to(self._device)
-            check_outputs(subject, model, self._images, work.known_by.get(subject))
+            known_by = work.known_by.get(subject)
+            check_outputs(subject, model, self._images, known_by)
             self._loaded[subject] = BlockAttacker(
                 model,
                 self._images,
                 work.ensembles[subject],
                 work.threat,
                 seed=work.seed,
+                check=partial(check_unchanged, model, self._images, known_by),
             )
         return self._loaded[subject]
 

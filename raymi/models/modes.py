@@ -62,10 +62,13 @@ def _copies(module: nn.Module) -> dict[str, Tensor]:
 
 
 class FullPrecision(nn.Module):
-    """A network that answers in fp32 at least, whatever it computes in: attacks write numbers of
-    their own beside its logits.
+    """A network as attacks use it: logits in fp32 at least, and a private copy of each input.
 
-    Args: model, maps x (B, C, H, W) to logits (B, K).
+    Attacks write numbers of their own beside the logits; and a network that changes its input
+    must not change the images of the attack.
+
+    Args:
+        model: maps x (B, C, H, W) to logits (B, K).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -74,7 +77,7 @@ class FullPrecision(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (B, C, H, W). Returns: logits (B, K), fp32 at least."""
-        return full_precision(self.model(x))
+        return full_precision(self.model(x.clone()))
 
 
 def full_precision(logits: Tensor) -> Tensor:

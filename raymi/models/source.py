@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from raymi.models.classifier import Classifier
@@ -14,15 +14,19 @@ from raymi.models.registry import FAMILIES, net_arguments
 _FUTURE = "from __future__ import annotations"
 
 
-def classifier_source(architecture: Mapping[str, Any]) -> str:
-    """Python that defines `make_model()`, which builds a classifier as `build_model` does, freshly
-    initialised; mean and standard deviation come with its weights.
+def classifier_source(architecture: Mapping[str, Any], imports: Iterable[str] = ()) -> str:
+    """Writes Python that defines `make_model()`, which builds a classifier as `build_model` does.
 
-    Args: architecture, see `raymi.models.architecture`. Of a user's own network the module is
-        imported, which must be there.
+    It is freshly initialised; mean and standard deviation come with its weights.
+
+    Args:
+        architecture: see `raymi.models.architecture`. The module of a user's own network is
+            imported, and must be there.
+        imports: further statements, such as "import io".
     """
     name = architecture["name"]
     found = _Found()
+    found.imports |= dict.fromkeys(imports)
     found.add(Classifier.__module__, Classifier.__name__)
     if name in FAMILIES:
         net = FAMILIES[name].net

@@ -221,7 +221,7 @@ def planned(words: Sequence[str], tell: Callable[[str], None] = print) -> Evalua
 def _judged(name: str, found: Found, images: ImageSet, device: torch.device) -> Judged:
     """Loads a classifier and looks at its outputs, on a device.
 
-    Raises: UserError where it cannot be built, or does not fit the images.
+    Raises: UserError where it cannot be built, does not fit the images, or changes as it answers.
     """
     model = found.subject.load().to(device)
     check_classifier(name, model, len(images.class_names), images.images.shape[-1])
@@ -230,6 +230,8 @@ def _judged(name: str, found: Found, images: ImageSet, device: torch.device) -> 
         seen = examine_network(model, to_unit(some.images), some.labels)
     except Exception as error:
         raise UserError(f"{name} cannot be attacked: {what_happened(error)}") from error
+    if (refusal := seen.changes.refusal()) is not None:
+        raise UserError(f"{name} cannot be evaluated: {refusal}")
     return Judged(name, found, seen)
 
 

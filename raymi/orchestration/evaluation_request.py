@@ -106,7 +106,7 @@ def requested(words: Sequence[str]) -> Request:
             "weights, or module:function; several with commas between them"
         )
     reported = _reported(own, surrogates, problems)
-    for key in ("which", "split", "keep"):
+    for key in ("split", "keep"):  # names of `which` depend on the models
         if key in own and own[key] not in OWN[key]:
             problems.append(f"{key}: expected {' | '.join(OWN[key])}, got {own[key]!r}")
     request = Request(

@@ -13,8 +13,15 @@ from raymi.config import Config
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
-from raymi.evaluation.subject import Subject, function_subject, program_subject, raymi_subject
-from raymi.evaluation.weight_files import SUFFIXES, read_weights
+from raymi.evaluation.subject import (
+    Subject,
+    described,
+    expected_state,
+    function_subject,
+    program_subject,
+    raymi_subject,
+)
+from raymi.evaluation.weight_files import SUFFIXES, read_weights, read_weights_for, suffix_of
 from raymi.models import architecture
 from raymi.orchestration.names import find_run, home_folder
 from raymi.tracking.logged import SCHEMES, find_logged
@@ -24,8 +31,8 @@ WHICH = ("best", "last", "best-averaged", "last-averaged")
 """The models of a run."""
 
 FORMS = (
-    "the name or folder of a run; a file of weights (.safetensors, .pt, .pth) or an exported "
-    "program (.pt2); models:/name@alias, models:/name/3 or runs:/ID/name in MLflow; or "
+    "the name or folder of a run; a file of weights (.safetensors, .pt, .pth, .ckpt) or an "
+    "exported program (.pt2); models:/name@alias, models:/name/3 or runs:/ID/name in MLflow; or "
     "module:function, which returns a network of raw images in [0, 1]"
 )
 """What `model=` takes."""
@@ -66,7 +73,7 @@ def needs_data(name: str, config: Config) -> bool:
         return False
     place = _locate(name, config)
     if isinstance(place, Path):
-        return place.suffix != _PROGRAM and _run_of(place) is None
+        return not _is_program(place) and _run_of(place) is None
     return place is None
 
 
@@ -83,15 +90,14 @@ def find_subject(
 
     Args:
         config: `out` says where runs are; `model.*` how weights that belong to no run are built.
-        which: of the models of a run or a checkpoint; None: of a run the chosen one, which has the
-            highest robust validation accuracy, or best; of a checkpoint the last.
+        which: of the models of a run or a checkpoint, or the place of one of the state dicts in a
+            file of others; None: of a run the chosen one, which has the highest robust validation
+            accuracy, or best; of a checkpoint the last.
         num_classes, image_size: of the data; asked for where `needs_data` says so, otherwise not
             looked at.
     Raises: UserError where there is none, or it cannot be read; ValueError where the data are
         needed and not given.
     """
-    if which is not None and which not in WHICH:
-        raise UserError(f"unknown model {which!r} of a run: {did_you_mean(which, WHICH)}")
     if name.startswith(SCHEMES):
         _refuse_choice(name, which)
         uri = tracking_uri(home_folder())
@@ -108,7 +114,7 @@ def find_subject(
     place = _locate(name, config)
     if isinstance(place, RunFolder):
         return _of_run(place, which)
-    if place is not None and place.suffix == _PROGRAM:
+    if place is not None and _is_program(place):
         _refuse_choice(name, which)
         return Found(program_subject(place.stem, place.read_bytes()))
     if place is not None and (folder := _run_of(place)) is not None:
@@ -119,7 +125,9 @@ def find_subject(
         _refuse_choice(name, which)
         return Found(function_subject(name, num_classes, image_size))
     built_as = _architecture(config, {"num_classes": num_classes, "image_size": image_size})
-    return Found(raymi_subject(place.stem, built_as, read_weights(place, which)))
+    state = read_weights_for(place, expected_state(built_as), described(built_as), which)
+    stem = place.name.removesuffix(suffix_of(place) or "")
+    return Found(raymi_subject(stem if which is None else f"{stem}-{which}", built_as, state))
 
 
 def tracked(folder: RunFolder) -> dict[str, Any]:
@@ -144,7 +152,7 @@ def _locate(name: str, config: Config) -> Path | RunFolder | None:
     """The file or the run of a name; None: it is a function's."""
     if os.path.isfile(name):
         path = Path(name).absolute()
-        if path.suffix not in (*SUFFIXES, _PROGRAM):
+        if suffix_of(path, (*SUFFIXES, _PROGRAM)) is None:
             kinds = ", ".join((*SUFFIXES, _PROGRAM))
             raise UserError(f"{path} is no classifier: expected a file whose name ends in {kinds}")
         return path
@@ -156,7 +164,13 @@ def _locate(name: str, config: Config) -> Path | RunFolder | None:
         raise UserError(f"no file {name!r}, and {error}. model= takes {FORMS}") from None
 
 
+def _is_program(path: Path) -> bool:
+    return path.suffix.lower() == _PROGRAM
+
+
 def _of_run(folder: RunFolder, which: str | None) -> Found:
+    if which is not None and which not in WHICH:
+        raise UserError(f"unknown model {which!r} of a run: {did_you_mean(which, WHICH)}")
     which = which or _chosen(folder)
     path = folder.weights(which)
     if path.is_file():

@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from safetensors.torch import load_file
 
 from raymi.config import ScalingConfig
 from raymi.engine.run_folder import RunFolder
@@ -35,6 +34,7 @@ from raymi.sweeps.study import Study
 from raymi.sweeps.sweep import Run, Sweep
 from raymi.sweeps.table import Finalist
 from raymi.sweeps.trial import held, in_this_process
+from raymi.weights import read_weights_file
 
 POLL_SECONDS = 0.1
 PGD, AUTOATTACK = "pgd-40", "autoattack"
@@ -184,8 +184,8 @@ def _accuracies(
 
 
 def _digest(folder: RunFolder) -> str:
-    """Of a run's best weights."""
-    weights = load_file(folder.weights("best"))
+    """Computes the checksum of a run's best weights."""
+    weights = read_weights_file(folder.weights("best")).tensors
     return checksum(b"".join(weights[key].numpy().tobytes() for key in sorted(weights)))
 
 

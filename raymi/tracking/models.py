@@ -87,9 +87,9 @@ def _log(
 def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) -> str:
     import mlflow
     import numpy as np
-    from safetensors.torch import load_file
 
     from raymi.models import architecture, build_model
+    from raymi.weights import read_weights_file
 
     weights = folder.weights(which)
     size = data["image_size"]
@@ -101,7 +101,7 @@ def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) 
         depth=config.model.depth,
     )
     model = build_model(**built_as, mean=data["mean"], std=data["std"]).eval()
-    model.load_state_dict(load_file(weights))
+    model.load_state_dict(read_weights_file(weights).tensors)
     if ":" in config.model.name:
         _check_export(model, size)
     info = mlflow.pytorch.log_model(

@@ -16,6 +16,7 @@ from raymi.config import Config
 from raymi.data.duplicates import describe_duplicates
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError
 from raymi.files import write_atomically
 from raymi.overrides import flatten
 from raymi.tracking import store
@@ -153,6 +154,11 @@ class TrackedRun:
                 self._client.set_tag(self.run_id, NOTE, text)
                 for which in evaluations:
                     self._client.log_artifact(self.run_id, str(self.folder.weights(which)))
+            except UserError as error:  # damaged weights: to try again would not help
+                problem = f"{error}. MLflow gets no further model of this run"
+                self.tell(problem)
+                text = store.as_tag(f"{text}\n\n{problem}.{told_of}")
+                self._client.set_tag(self.run_id, NOTE, text)
         if self.folder.journal.is_file():
             self._client.log_artifact(self.run_id, str(self.folder.journal))
         self._client.set_terminated(self.run_id, status)
