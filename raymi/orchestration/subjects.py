@@ -15,6 +15,7 @@ from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import Subject, function_subject, program_subject, raymi_subject
 from raymi.evaluation.weight_files import SUFFIXES, read_weights
+from raymi.local_paths import address_problem
 from raymi.models import architecture
 from raymi.orchestration.names import find_run, home_folder
 from raymi.tracking.logged import SCHEMES, find_logged
@@ -141,7 +142,9 @@ def tracked(folder: RunFolder) -> dict[str, Any]:
 
 
 def _locate(name: str, config: Config) -> Path | RunFolder | None:
-    """The file or the run of a name; None: it is a function's."""
+    """Finds the file or the run of a name; None: it is a function's."""
+    if problem := address_problem(name):
+        raise UserError(f"model: {problem}")
     if os.path.isfile(name):
         path = Path(name).absolute()
         if path.suffix not in (*SUFFIXES, _PROGRAM):
