@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -30,7 +29,6 @@ from raymi_command import (
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 WORDS = (*TINY, "scaling.workers=1", "mi.weight=0", "tracking.enabled=false")
-_IN_RAY = ("gcs_server", "raylet", "agent", "Agent", "ray::", "default_worker", "log_monitor")
 
 
 def wait_until(condition: Callable[[], object], seconds: float) -> None:
@@ -54,7 +52,7 @@ def open_to_the_network(processes: list[psutil.Process]) -> list[str]:
         for process in processes
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
-        and not connection.laddr.ip.startswith(("127.", "::1"))
+        and not connection.laddr.ip.removeprefix("::ffff:").startswith(("127.", "::1"))
     ]
 
 
@@ -72,15 +70,18 @@ def test_a_killed_command_with_a_long_tmpdir_and_no_home_leaves_nothing_of_its_r
         HOME=str(home), TMPDIR=str(long), RAYMI_CACHE=cache,
     )  # fmt: skip
     wait_for(lambda: events(run, "epoch"), command)
-    driver = psutil.Process(command.pid)
-    processes, folder = driver.children(recursive=True), folder_of(driver)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert folder.stat().st_uid == os.getuid()
-    in_ray = [p for p in processes if any(word in " ".join(p.cmdline()) for word in _IN_RAY)]
-    assert len(in_ray) >= 5, [p.cmdline()[:2] for p in processes]
-    assert open_to_the_network([p for p in in_ray if "RayTrainWorker" not in p.cmdline()[0]]) == []
-    driver.send_signal(signal.SIGKILL)
-    command.communicate()
+    try:
+        driver = psutil.Process(command.pid)
+        processes, folder = driver.children(recursive=True), folder_of(driver)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert folder.stat().st_uid == os.getuid()
+        assert len(processes) >= 8, "servers, agents and a worker"
+        # PyTorch's store of a process group listens on all interfaces: no setting changes that.
+        (store,) = open_to_the_network([driver, *processes])
+        assert "RayTrainWorker" in store
+    finally:
+        command.kill()
+        command.communicate()
     _, alive = psutil.wait_procs(processes, timeout=60)
     assert alive == [], [process.cmdline()[:2] for process in alive]
     wait_until(lambda: not folder.exists(), 60)
