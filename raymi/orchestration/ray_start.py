@@ -37,6 +37,7 @@ _LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
 }
+_LOGGED_ERROR = re.compile(r"\[[^]]*\b[CEF]\b[^]]*\] *(?:\([^)]*\) *)?(?:\S+:\d+: *)?(.*)")
 _START_SECONDS = 180.0  # for a local Ray; on a busy machine it takes a minute
 _JOIN_SECONDS = 60.0  # after which no more attempts are made
 _ATTEMPT_SECONDS = 60.0  # for the last of them
@@ -166,8 +167,7 @@ def _no_answer(reason: str) -> UserError:
 
 def _not_started(reason: str, folder: Path) -> UserError:
     """Makes the error of a local Ray that does not start, with the first error in its logs."""
-    found = _first_logged_error(folder)
-    why = f"{reason}; {found}" if found else reason
+    why = _first_logged_error(folder) or reason
     return UserError(
         f"Ray does not start on this machine ({why}): give the command again when the machine is "
         f"less busy and has free memory, /dev/shm and space in {folder.parent.parent} (or in "
@@ -180,8 +180,8 @@ def _first_logged_error(folder: Path) -> str:
     for name in ("gcs_server", "raylet"):
         for log in sorted(folder.glob(f"session_2*/logs/{name}.*")):
             for line in log.read_text(errors="replace").splitlines():
-                if match := re.match(r"\[[^]]*\b[EF]\b[^]]*\] *(?:\([^)]*\) *)?(.*)", line):
-                    return f"{log.name}: {match[1][:200]}"
+                if match := _LOGGED_ERROR.match(line):
+                    return f"{name}: {match[1].rpartition('Check failed: ')[2][:200]}"
     return ""
 
 

@@ -128,6 +128,16 @@ def test_a_ray_that_hangs_is_given_up_in_time_with_its_processes(tmp_path: Path)
 
 
 @pytest.mark.exhaustive
+def test_a_worker_killed_for_its_memory_is_one_line_that_says_what_to_lower(tmp_path: Path) -> None:
+    low = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+    words = (*WORDS, "name=oom", "scaling.max_failures=0")
+    output = finish(start(tmp_path, *words, **low), 1)
+    assert "as their node ran low on memory" in output
+    assert "lower optim.batch_size" in output
+    assert "idle_worker" not in output
+
+
+@pytest.mark.exhaustive
 def test_the_loss_of_the_head_is_one_line_and_the_run_continues_elsewhere(tmp_path: Path) -> None:
     release, run = write_slow_model(tmp_path), tmp_path / "runs" / "lost"
     head = Head(tmp_path / "head.txt")

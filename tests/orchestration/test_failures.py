@@ -14,8 +14,10 @@ OUT_OF_MEMORY = """Training failed due to worker errors:
 [Rank 0,1 Error Snippet]:
 A worker health check failed.
 Worker 1: 2 worker(s) were killed due to the node running low on memory. \
-Memory on the node (IP: 10.0.0.2, ID: 4f2a) was 15.32GB used / 16.00GB limit (0.957500), which \
-exceeds the memory usage threshold of 0.950000.
+Memory on the node (IP: 10.0.0.2, ID: 4f2a) was 15.32GB used / 16.00GB limit (0.957500)
+OOM kill reason: Memory usage 16449725235B exceeded threshold of 16320875724B (95.0% of 17179869184B \
+limit)
+Ray killed 2 worker(s) based on the killing policy
 Refer to the documentation on how to address the out of memory issue: \
 https://docs.ray.io/en/latest/ray-observability/user-guides/debug-apps/debug-memory.html. \
 Consider provisioning more memory on this node or reducing task parallelism by requesting more \
@@ -23,7 +25,7 @@ CPUs per task. To adjust the kill threshold, set the environment variable \
 `RAY_memory_usage_threshold` when starting Ray. If the idle workers have a non-trivial memory \
 footprint at the time of OOM (check OOM log for non-selected idle workers), consider setting the \
 environment variable `RAY_idle_worker_killing_memory_threshold_bytes` to a lower value."""
-"""Message of ray 2.60 (its raylet formats it)."""
+"""A message of ray 2.60, shortened in the middle."""
 
 KILLED = """The actor died unexpectedly before finishing this task.
 \tclass_name: RayTrainWorker
