@@ -15,8 +15,7 @@ OUT_OF_MEMORY = """Training failed due to worker errors:
 A worker health check failed.
 Worker 1: 2 worker(s) were killed due to the node running low on memory. \
 Memory on the node (IP: 10.0.0.2, ID: 4f2a) was 15.32GB used / 16.00GB limit (0.957500)
-OOM kill reason: Memory usage 16449725235B exceeded threshold of 16320875724B (95.0% of 17179869184B \
-limit)
+OOM kill reason: Memory usage 16449725235B exceeded threshold of 16320875724B (95.0%)
 Ray killed 2 worker(s) based on the killing policy
 Refer to the documentation on how to address the out of memory issue: \
 https://docs.ray.io/en/latest/ray-observability/user-guides/debug-apps/debug-memory.html. \
