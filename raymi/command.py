@@ -17,6 +17,7 @@ from rich.text import Text
 
 from raymi.display.say import say
 from raymi.errors import StorageError, UserError
+from raymi.orchestration.ending import exit_if_asked
 from raymi.overrides import default_text, expected, leaves
 
 EXIT_FAILED, EXIT_USER, EXIT_TIME_LIMIT = 1, 2, 75
@@ -25,9 +26,16 @@ EXIT_FAILED, EXIT_USER, EXIT_TIME_LIMIT = 1, 2, 75
 def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
     """Runs a command and turns what it raises into one message and an exit code.
 
-    Args: body, takes the words of the command line; argv, None: those of this process.
+    Args:
+        body: Takes the words of the command line.
+        argv: Words; None: those of this process.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    code = _exit_code(body, list(sys.argv[1:] if argv is None else argv))
+    exit_if_asked(code)
+    return code
+
+
+def _exit_code(body: Callable[[list[str]], int], words: list[str]) -> int:
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         return body(words)

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from raymi.data import DATASETS
 from raymi.errors import did_you_mean
+from raymi.local_paths import address_problem
 from raymi.mi.forms import FORMS
 from raymi.models import check_model
 
@@ -93,6 +94,13 @@ def _workers(value: Any) -> Any:
     return low if low == high else f"{low}..{high}"
 
 
+def _no_address(value: Any) -> Any:
+    """Refuses `s3://...`, which would become a local folder."""
+    if isinstance(value, (str, Path)) and (problem := address_problem(value)):
+        raise ValueError(problem)
+    return value
+
+
 def _absolute(path: Path) -> Path:
     """Makes a path mean the same to workers, which run in another folder."""
     absolute = path.expanduser().absolute()
@@ -124,7 +132,7 @@ Workers = Annotated[int | str, BeforeValidator(_workers), WORKERS]
 Fractions = Annotated[tuple[Share, ...], BeforeValidator(_comma_separated)]
 Name = Annotated[str, AfterValidator(_identifier)]
 Choice = BeforeValidator(_lower_case)
-Folder = Annotated[Path, AfterValidator(_absolute)]
+Folder = Annotated[Path, BeforeValidator(_no_address), AfterValidator(_absolute)]
 
 
 class Section(BaseModel):

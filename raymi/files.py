@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -20,20 +20,70 @@ class InUse(UserError):
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """A file that is complete under its name, or not there: also after a power cut.
+    """Writes a file that is complete under its name, or not there: also after a power cut.
 
-    Raises: OSError where it cannot be written; what was there is untouched then.
+    Raises:
+        OSError: It cannot be written; an earlier one is untouched then.
     """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that gets its name once it is complete and on disk.
+
+    Until then it is locked, so that nobody takes it for one whose writer was killed; such ones of
+    the same name are removed.
+
+    Raises:
+        OSError: It cannot be written; an earlier one is untouched then.
+    """
+    _remove_unused(path.parent, f".{path.name}.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            _lock(file.fileno())
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Removes files in a folder and those below whose writers were killed while they wrote.
+
+    Folders below that have a `.lock` of their own are left out.
+    """
+    for place, below, _ in os.walk(folder):
+        _remove_unused(Path(place), ".")
+        below[:] = [name for name in below if not os.path.exists(f"{place}/{name}/.lock")]
+
+
+def _remove_unused(folder: Path, start: str) -> None:
+    """Removes temporary files of `atomic_file` that no process writes, as far as permitted."""
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            if not (name.startswith(start) and name.endswith(".tmp")):
+                continue
+            with suppress(OSError), (folder / name).open("rb+") as file:
+                if _lock(file.fileno()):
+                    (folder / name).unlink()
+
+
+def _lock(file: int) -> bool:
+    """Locks an open file until it is closed; returns whether that was possible."""
+    if os.name == "posix":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process has it, or the file system has no locks
+            return False
+    return True
 
 
 def sync_folder(path: Path) -> None:
@@ -103,6 +153,7 @@ def alone(lock: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
     except Timeout:
         raise InUse(refusal) from None
     try:
+        remove_half_written(lock.parent)
         yield
     finally:
         held.release()

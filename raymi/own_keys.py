@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from raymi.local_paths import address_problem
+
 Default = TypeVar("Default", int, None)
 
 
@@ -71,7 +73,9 @@ def new_file(key: str, text: str | None, problems: list[str]) -> Path | None:
     if not text:
         return None
     path = Path(text).expanduser().absolute()
-    if not path.parent.is_dir():
+    if problem := address_problem(text):
+        problems.append(f"{key}: {problem}")
+    elif not path.parent.is_dir():
         problems.append(f"{key}: there is no folder {path.parent}: make it, or give another file")
     elif path.is_dir():
         problems.append(f"{key}: {path} is a folder: give a file in it")
@@ -83,6 +87,9 @@ def new_file(key: str, text: str | None, problems: list[str]) -> Path | None:
 def new_folder(key: str, text: str | None, default: Path, problems: list[str]) -> Path:
     """A folder that is there, or can be made; default where none was given."""
     path = Path(text or default).expanduser().absolute()
+    if text and (problem := address_problem(text)):
+        problems.append(f"{key}: {problem}")
+        return path
     there = next(place for place in (path, *path.parents) if os.path.exists(place))
     if not there.is_dir():
         problems.append(f"{key}: {there} is not a folder: give another one")

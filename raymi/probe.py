@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -28,6 +27,7 @@ from raymi.engine.measurements import load_data, probe_model
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.files import write_atomically
+from raymi.local_paths import local_path
 from raymi.models import build_model
 from raymi.orchestration.names import find_run
 from raymi.overrides import examine, flatten, overlay, split_words
@@ -63,7 +63,7 @@ def _probe(words: list[str]) -> int:
         problems.append("run=RUN is needed: the name or the folder of a finished run")
     if problems:
         raise UserError("\n".join(problems))
-    folder = find_run(parsed.own["run"], Path(out) if out else None)
+    folder = find_run(parsed.own["run"], local_path(out, "out") if out else None)
     config, wrong = examine(overlay(folder.read_config().model_dump(), parsed.settings))
     if config.probe.steps == 0:
         wrong.append("probe.steps must be at least 1, got 0: the run was made without probes")

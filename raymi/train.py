@@ -7,11 +7,11 @@ configuration, `--help` lists every key.
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import sys
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -25,9 +25,10 @@ from raymi.display.summary import chosen_model, print_summary
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
+from raymi.local_paths import local_path
 from raymi.models import MODELS
 from raymi.orchestration.checks import input_problems
-from raymi.orchestration.launch import RunFailed, TimeLimitReached, launch
+from raymi.orchestration.launch import Follower, RunFailed, TimeLimitReached, launch
 from raymi.orchestration.names import (
     called,
     find_run,
@@ -90,12 +91,18 @@ def _train(words: list[str]) -> int:
 def _run(
     console: Console, config: Config, recipe: str, folder: RunFolder | None, words: list[str]
 ) -> int:
+    is_new = folder is None
     if folder is None:
         folder = new_run_folder(config, recipe)
         command = f"{COMMAND} {shlex.join(words)}".strip()
         folder.write_about({"id": uuid.uuid4().hex, "recipe": recipe, **provenance(command)})
-    with folder.alone():
-        return _follow(console, config, folder)
+    try:
+        with folder.alone():
+            return _follow(console, config, folder)
+    except UserError:
+        if is_new and not folder.journal.exists():  # no work has begun: the name stays free
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
 def _follow(console: Console, config: Config, folder: RunFolder) -> int:
@@ -110,10 +117,13 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
         tracker = None
         if config.tracking.enabled:
             tracker = Tracker(config, folder, folder.read_about(), home_folder(), display.say)
-            tracker.start()
+        track = tracker.start if tracker is not None else lambda: None
         try:
-            if not results.finished:
-                launch(config, folder, [display, results, warnings])
+            if results.finished:
+                track()
+            else:
+                followers: list[Follower] = [display, results, warnings]
+                launch(config, folder, followers, on_ray=track, say=display.say)
             status, code = "FINISHED", 0
         except Stopped as stop:
             status, code = "KILLED", 128 + stop.signum
@@ -132,6 +142,8 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
         finally:
             warnings.show()
             delivered = True
+            if tracker is not None and tracker.ident is None:
+                tracker = None  # Ray did not start: MLflow has no run of this one
             if tracker is not None:
                 display.phase("bringing the run and its models into MLflow")
                 timeout = FINISH_SECONDS if status == "FINISHED" else FAIL_SECONDS
@@ -212,7 +224,7 @@ def _continued(parsed: Words) -> tuple[str, Config, list[str], RunFolder]:
         problems.append("give either recipe or resume: a continued run keeps its recipe")
     out = parsed.settings.pop("out", None)
     try:
-        folder = find_run(parsed.own["resume"], Path(out) if out else None)
+        folder = find_run(parsed.own["resume"], local_path(out, "out") if out else None)
         earlier = folder.read_config()
     except UserError as error:
         raise UserError("\n".join([*problems, str(error)])) from None

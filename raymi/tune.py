@@ -119,8 +119,7 @@ class _Search:
 
     def _search(self) -> bool:
         """Trains, judges, shows; whether there is a winner."""
-        # Ray takes SIGTERM for itself when it starts.
-        with ended_by_sigterm(), sweep_place(self.sweep) as place, ended_by_sigterm():
+        with ended_by_sigterm(), sweep_place(self.sweep, self.say) as place:
             if self._left:
                 with SweepDisplay(self.console, self.sweep, self.study) as self._display:
                     train_trials(self.sweep, self.study, place, self)

@@ -49,7 +49,7 @@ class Head:
                     f"--dashboard-agent-listen-port={agent[0]}",
                     f"--dashboard-agent-grpc-port={agent[1]}",
                 ],
-                env=environment(**AUTH),
+                env=environment(**AUTH, RAY_JOB_STOP_WAIT_TIME_S="60"),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -96,6 +96,7 @@ def test_ray_wants_a_token_and_its_dashboard_is_not_on_the_network(cluster: dict
     head, workers = (_commands(cluster, f"{who}_start_ray_commands") for who in ("head", "worker"))
     assert "RAY_AUTH_MODE=token" in head
     assert "RAY_AUTH_MODE=token" in workers
+    assert "RAY_JOB_STOP_WAIT_TIME_S=60" in head, "or `ray job stop` kills after 3 s"
     assert re.findall(r"--dashboard-host=(\S+)", head) == ["127.0.0.1"]
     assert cluster["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 

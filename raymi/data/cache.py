@@ -6,19 +6,21 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 
+from raymi.files import atomic_file
+from raymi.local_paths import local_path
+
 
 def cache_folder() -> Path:
-    """`$RAYMI_CACHE`, or `~/.cache/raymi`; all of it can be deleted at any time."""
-    return Path(os.environ.get("RAYMI_CACHE") or "~/.cache/raymi").expanduser()
+    """Returns `$RAYMI_CACHE`, or `~/.cache/raymi`; all of it can be deleted at any time."""
+    return local_path(os.environ.get("RAYMI_CACHE") or "~/.cache/raymi", "RAYMI_CACHE")
 
 
 def data_folder() -> Path:
     """Where data sets are looked for and downloaded to: `$RAYMI_DATA`, or `data` in the cache."""
-    return Path(os.environ.get("RAYMI_DATA") or cache_folder() / "data").expanduser().absolute()
+    return local_path(os.environ.get("RAYMI_DATA") or cache_folder() / "data", "RAYMI_DATA")
 
 
 @contextlib.contextmanager
@@ -51,17 +53,6 @@ def cached_array(key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
             return np.load(path, mmap_mode="c", allow_pickle=False)
         array = compute()
         with contextlib.suppress(OSError):
-            _write_atomically(path, array)
+            with atomic_file(path) as file:
+                np.save(file, array, allow_pickle=False)
         return array
-
-
-def _write_atomically(path: Path, array: np.ndarray) -> None:
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from raymi.config import ScalingConfig
 from raymi.errors import UserError
 from raymi.evaluation.steps import Done, StepFailed, Task
 from raymi.evaluation.work import Work
+from raymi.orchestration import ray_watch
 from raymi.orchestration.attack_worker import Answer, AttackWorker
 
 POLL_SECONDS = 0.2
@@ -93,7 +94,7 @@ class AttackPool:
 
     def close(self) -> None:
         """Ends all workers, whatever they do."""
-        while self._actors:
+        while self._actors and not ray_watch.is_lost():
             ray.kill(self._actors.pop().actor)
 
     def submit(self, task: Task) -> None:
@@ -106,8 +107,12 @@ class AttackPool:
         Raises: UserError for what the user can put right; StepFailed where a step cannot be made.
         """
         while True:
-            self._collect()
-            self._hand_out()
+            try:
+                self._collect()
+                self._hand_out()
+                ray_watch.check()
+            except ray_watch.RayLost as loss:
+                raise StepFailed(str(loss)) from None
             if self._done:
                 return self._done.popleft()
             self._check_that_some_are_ready()
@@ -146,6 +151,7 @@ class AttackPool:
             cause = getattr(error.cause, "client_exc", error.cause)  # without Ray's traceback
             raise StepFailed(f"{what}: {type(cause).__name__}: {cause}") from None
         except RayError as error:
+            ray_watch.check_after_an_error()
             self._lose(worker, error)
             return
         for message in answer.warned:

@@ -43,8 +43,7 @@ def workplace(
         with _threads(scaling.cpus_per_worker), ended_by_sigterm():
             yield Workplace(device, 1, lambda work: InThisProcess(Attackers(work, device)))
         return
-    session = ray_session(scaling) if resources is None else nullcontext(resources)
-    # Ray takes the signal for itself.
+    session = ray_session(scaling, say=tell) if resources is None else nullcontext(resources)
     with session as there, ended_by_sigterm(), ExitStack() as pools:
         from raymi.orchestration.attack_pool import AttackPool
 

@@ -1,8 +1,9 @@
-"""What workers leave in a run's folder when they fail, and what a driver makes of it."""
+"""Failures that workers leave in a run's folder, and the one line that a driver makes of them."""
 
 from __future__ import annotations
 
 import json
+import re
 
 from raymi.engine.run_folder import RunFolder
 
@@ -21,7 +22,7 @@ def left_failure(folder: RunFolder) -> str | None:
 
 
 def innermost(error: BaseException, folder: RunFolder) -> str:
-    """What went wrong in a worker, without Ray's frames around it; the whole is in the run's
+    """Returns the cause of a failure without Ray's frames around it; the whole is in the run's
     folder."""
     logs = sorted(folder.error_logs(), key=lambda path: path.stat().st_mtime)
     if not logs:  # a worker died without a word
@@ -29,9 +30,46 @@ def innermost(error: BaseException, folder: RunFolder) -> str:
         try:
             logs[0].write_text(str(error))
         except OSError as unwritten:
-            return f"{error} (cannot write {logs[0]}: {unwritten.strerror})"
-    lines = [line.strip() for line in logs[0].read_text().splitlines() if line.strip()]
+            cause = loss_of_worker(str(error)) or str(error)
+            return f"{cause} (cannot write {logs[0]}: {unwritten.strerror})"
+    text = logs[0].read_text(errors="replace")
+    # A worker that is killed takes others along, whose own errors say that it is gone.
+    cause = loss_of_worker(str(error)) or loss_of_worker(text) or _last_error(error, text)
+    return f"{cause} (whole error: {logs[0]})"
+
+
+def loss_of_worker(text: str) -> str | None:
+    """Returns the cause of a worker's loss and its remedy, from one of Ray's messages.
+
+    Its last lines are general advice. None for a message about anything else.
+    """
+    if match := re.search(
+        r"(\d+) worker\(s\) were killed due to the node running low on memory", text
+    ):
+        used = re.search(r"was ([\d.]+GB used / [\d.]+GB limit)", text)
+        memory = f", {used[1]}" if used else ""
+        return (
+            f"Ray killed {match[1]} worker(s), as their node ran low on memory{memory}: "
+            f"{LESS_MEMORY}"
+        )
+    if "Worker unexpectedly exits with a connection error code" in text:
+        return (
+            "the process of a worker was killed: by the system, if its memory ran out (see dmesg), "
+            f"or by a person. For less memory: {LESS_MEMORY}"
+        )
+    return None
+
+
+LESS_MEMORY = (
+    "lower optim.batch_size, set scaling.micro_batch, ask for fewer scaling.workers on a node, or "
+    "use fewer images (data.limit)"
+)
+"""Settings with which a run needs less memory."""
+
+
+def _last_error(error: BaseException, text: str) -> str:
+    """Returns the last line of a traceback, with the place that it names."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     places = [line for line in lines if line.startswith("File ")]
     where = f" in {places[-1].removeprefix('File ')}" if places else ""
-    last = lines[-1] if lines else type(error).__name__
-    return f"{last}{where} (whole error: {logs[0]})"
+    return f"{lines[-1] if lines else type(error).__name__}{where}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -18,8 +18,10 @@ from raymi.config import Config
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
+from raymi.orchestration import ray_watch
 from raymi.orchestration.failures import innermost, left_failure, remove_traces
 from raymi.orchestration.ray_session import Resources, ray_session
+from raymi.orchestration.ray_watch import RayLost
 from raymi.orchestration.signals import Signals, Stopped
 
 POLL_SECONDS = 0.1
@@ -41,14 +43,29 @@ class RunFailed(RuntimeError):
     """The run ended by an error of the program or the cluster, after all restarts."""
 
 
-def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> None:
+def launch(
+    config: Config,
+    folder: RunFolder,
+    followers: Sequence[Follower],
+    *,
+    on_ray: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
     """Runs a configuration to its end on Ray.
 
     Args:
-        folder: the run's, with the configuration written; a checkpoint in it is continued.
-        followers: told in order of each event from now on, and of `stopping`.
-    Raises: UserError for what the user can put right; StorageError where the run's folder cannot be
-        written any more; Stopped after SIGINT or SIGTERM; TimeLimitReached; RunFailed.
+        config: The resolved configuration.
+        folder: The run's, with the configuration written; a checkpoint in it is continued.
+        followers: Take in order each event from now on, and `stopping`.
+        on_ray: Called once Ray is there, before any work.
+        say: Takes lines about waits for Ray.
+
+    Raises:
+        UserError: Something that the user can put right, such as a Ray that does not start.
+        StorageError: The run's folder cannot be written any more.
+        Stopped: After SIGINT or SIGTERM.
+        TimeLimitReached: After `limit.hours`.
+        RunFailed: Any other failure.
     """
     hours = config.limit.hours
     deadline = None if hours is None else time.time() + 3600 * hours
@@ -56,9 +73,12 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
     journal = JournalReader(folder.journal)
     journal.new_events()  # those of an earlier start were told then
     before = journal.offset
-    with Signals(folder.stop_file) as signals, ray_session(config.scaling) as resources:
-        signals.listen()  # again: ray.init takes SIGTERM for itself
+    with (
+        Signals(folder.stop_file) as signals,
+        ray_session(config.scaling, say=say, check=signals.check_before_work) as resources,
+    ):
         signals.check_before_work()
+        on_ray()
         trainer = _TrainerThread(config, folder, resources, deadline)
         trainer.start()
         try:
@@ -69,8 +89,15 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
                 if signals.is_new():
                     _tell_one(followers, {"kind": "stopping", "signal": signals.name})
                 signals.check(work_has_begun=journal.offset > before)
+                ray_watch.check()
+            if trainer.error is not None:
+                ray_watch.check_after_an_error()
+        except RayLost as loss:
+            _tell(followers, journal)
+            raise RunFailed(str(loss)) from None
         finally:
-            trainer.end()
+            if not ray_watch.is_lost():
+                trainer.end()
         _tell(followers, journal)
         _raise_failure(folder)
         if trainer.error is not None:

@@ -12,6 +12,7 @@ from raymi.config import Config
 from raymi.engine.reuse import reuse_problems
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
+from raymi.local_paths import local_path
 
 
 def home_folder() -> Path:
@@ -108,8 +109,8 @@ def find_run(run: str, out: Path | None) -> RunFolder:
 
     Raises: UserError that lists the newest runs where there is no such one.
     """
-    base = (out or home_folder() / "runs").expanduser().absolute()
-    for path in (base / run, Path(run).expanduser().absolute()):
+    base = local_path(out or home_folder() / "runs", "out")
+    for path in (base / run, local_path(run, "a run")):
         if RunFolder(path).config.is_file():
             return RunFolder(path)
     configs = base.glob("*/config.json")

@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import time
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from raymi.config import ScalingConfig
-from raymi.errors import UserError, first_line
+from raymi.errors import UserError
 from raymi.hardware import available_cores, available_gpus
+from raymi.orchestration import ray_places, ray_start
 
 _ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of a worker appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports are throttled to one an interval
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-_ALONE: dict[str, str | None] = {
-    # Ray Train has a guard over a run's places, which asks the dashboard. Where there is none, it
-    # looks for it for 20 s, and a run that ends before waits for it. At an address that cannot be,
-    # it gives up at once. Places that are left over end with the Ray that is started here.
-    "RAY_API_SERVER_ADDRESS": "no-dashboard://here",
-}
-_OWN_DASHBOARD: dict[str, str | None] = {
-    "RAY_API_SERVER_ADDRESS": None,  # of a cluster to which the user submits jobs
+    # Ray ends a driver without a word once the head was away for this time: raymi does it before.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
 }
 _ANY_NUMBER = 1000
-_JOIN_SECONDS = 60.0  # after which no more attempts are made
 _ELASTIC = {
     # For up to 20 s after a node is lost, Ray counts it and asks for a place on it: how long it
     # waits for that place, before it counts again. Only the reservation of the places is limited,
@@ -93,131 +83,72 @@ def as_many_as_fit(scaling: ScalingConfig, each: int = 1, most: int | None = Non
 
 
 @contextmanager
-def ray_session(scaling: ScalingConfig, *, dashboard: bool = False) -> Iterator[Resources]:
+def ray_session(
+    scaling: ScalingConfig,
+    *,
+    dashboard: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Resources]:
     """Ray for the length of a run: joins the job's cluster, or starts one here and ends it.
 
-    Args: scaling; dashboard, of a Ray that is started here: without it Ray Tune never gets back the
-        place of a trial that it stops.
-    Raises: UserError where a cluster does not answer, or lacks the CPUs or GPUs that are asked for.
+    Args:
+        scaling: Workers that are asked for.
+        dashboard: Whether a Ray that is started here has one: without it Ray Tune never gets back
+            the place of a trial that it stops.
+        say: Takes lines about waits, and about GPUs that are not used.
+        check: Called while Ray starts; an exception ends the wait.
+
+    Raises:
+        UserError: Ray does not start, a cluster does not answer, or lacks the CPUs or GPUs that are
+            asked for.
     """
-    joined = in_ray_job()
     for name, value in (_ENVIRONMENT | (_ELASTIC if scaling.elastic else {})).items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import ray
-
-    if joined:
-        _join()
-    else:
-        # Of the processes that are started now, and of their children.
-        with _environment(_OWN_DASHBOARD if dashboard else _ALONE):
-            ray.init(
-                address="local",
-                num_cpus=scaling.most_workers * scaling.cpus_per_worker,
-                include_dashboard=dashboard,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        yield _resources(scaling, joined)
-    finally:
-        ray.shutdown()
-
-
-def _join() -> None:
-    """Connects to the job's cluster: on a busy node that may take more time than Ray waits for.
-
-    Raises: UserError where it does not answer.
-    """
-    import ray
-
-    deadline = time.monotonic() + _JOIN_SECONDS
-    while True:
-        try:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-            return
-        except (ConnectionError, RuntimeError) as error:
-            if time.monotonic() > deadline:
-                reason, *_ = first_line(error.__cause__ or error).split(". ")  # then a traceback
-                raise UserError(
-                    f"the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} does not answer "
-                    f"({reason}): see whether it is up (ray status), "
-                    "export RAY_AUTH_MODE=token if it wants a token, or unset RAY_ADDRESS to use "
-                    "this machine"
-                ) from None
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str | None]) -> Iterator[None]:
-    """Environment variables within, whatever the user has, None: not there; then the user's own
-    again."""
-    before = {name: os.environ.get(name) for name in settings}
-    _set(settings)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def _set(settings: Mapping[str, str | None]) -> None:
-    for name, value in settings.items():
-        if value is None:
-            os.environ.pop(name, None)
+    with ExitStack() as stack:
+        if in_ray_job():
+            stack.enter_context(ray_start.joined(check))
+            resources = _of_cluster(scaling, say, check)
         else:
-            os.environ[name] = value
+            cpus = scaling.most_workers * scaling.cpus_per_worker
+            stack.enter_context(ray_start.started(cpus, dashboard=dashboard, check=check))
+            resources = _of_this_machine(scaling, say)
+        yield resources
 
 
-def _resources(scaling: ScalingConfig, joined: bool) -> Resources:
-    if not joined:
-        use_gpu = scaling.use_gpu == "true" or (
-            scaling.use_gpu == "auto" and len(available_gpus()) >= scaling.least_workers
-        )
-        return Resources(use_gpu, joined, scaling.most_workers)
+def _of_this_machine(scaling: ScalingConfig, say: Callable[[str], None]) -> Resources:
+    gpus = len(available_gpus())
+    use_gpu = scaling.use_gpu == "true" or (
+        scaling.use_gpu == "auto" and gpus >= scaling.least_workers
+    )
+    if scaling.use_gpu == "auto" and gpus and not use_gpu:
+        say(_unused_gpus(scaling, gpus, "this machine has"))
+    return Resources(use_gpu, False, scaling.most_workers)
+
+
+def _of_cluster(
+    scaling: ScalingConfig, say: Callable[[str], None], check: Callable[[], None]
+) -> Resources:
     bundle = {"CPU": scaling.cpus_per_worker}
     with_gpu = {**bundle, "GPU": 1}
     if scaling.use_gpu == "true":
         bundle = with_gpu
-    _wait_for_places(scaling, bundle)
-    auto = scaling.use_gpu == "auto" and _places(with_gpu) >= scaling.least_workers
-    use_gpu = scaling.use_gpu == "true" or auto
-    return Resources(use_gpu, joined, _places(with_gpu if use_gpu else bundle))
+    ray_places.wait_for_places(scaling, bundle, say, check)
+    use_gpu = scaling.use_gpu == "true"
+    if scaling.use_gpu == "auto":
+        gpus = ray_places.places(with_gpu)
+        use_gpu = gpus >= scaling.least_workers
+        if gpus and not use_gpu:
+            say(_unused_gpus(scaling, gpus, "the cluster has places for"))
+    if use_gpu:
+        bundle = with_gpu
+    ray_places.say_what_is_awaited(scaling, bundle, say)
+    return Resources(use_gpu, True, ray_places.places(bundle))
 
 
-def _wait_for_places(scaling: ScalingConfig, bundle: dict[str, int]) -> None:
-    """Waits at most `wait_minutes` for a cluster that grows to have a place for each worker.
-
-    Raises: UserError where it then has not even those for the least number.
-    """
-    from ray.autoscaler.sdk import request_resources
-
-    deadline = time.monotonic() + 60 * scaling.wait_minutes
-    if scaling.wait_minutes > 0:
-        request_resources(bundles=[bundle] * scaling.most_workers)
-    try:
-        while (places := _places(bundle)) < scaling.most_workers:
-            if time.monotonic() >= deadline:
-                if places >= scaling.least_workers:
-                    return
-                each = " and ".join(f"{amount} {kind}" for kind, amount in bundle.items())
-                raise UserError(
-                    f"scaling.workers={scaling.workers} with {each} each, but the nodes of the "
-                    f"cluster have places for {places}: ask for fewer workers, add nodes, or set "
-                    "scaling.wait_minutes to wait for an autoscaler"
-                )
-            time.sleep(1)
-    finally:
-        if scaling.wait_minutes > 0:
-            request_resources(bundles=[])  # Ray keeps a request until it is replaced
-
-
-def _places(bundle: dict[str, int]) -> int:
-    """Workers that the nodes have room for; a worker does not spread over nodes."""
-    import ray
-
-    return sum(
-        min(int(node["Resources"].get(kind, 0) // amount) for kind, amount in bundle.items())
-        for node in ray.nodes()
-        if node["Alive"]
+def _unused_gpus(scaling: ScalingConfig, gpus: int, where: str) -> str:
+    """Returns the warning of a run that uses CPUs although there are GPUs."""
+    return (
+        f"warning: scaling.workers={scaling.workers} needs a GPU for each worker, {where} {gpus}: "
+        f"training on CPUs. Set scaling.workers={gpus} to use the GPUs, or scaling.use_gpu=false"
     )

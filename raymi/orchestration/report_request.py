@@ -16,6 +16,7 @@ from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import plain_name
+from raymi.local_paths import local_path
 from raymi.orchestration.names import home_folder
 from raymi.overrides import examine, flatten, nest, split_words
 from raymi.own_keys import names, new_folder, whole
@@ -140,7 +141,7 @@ def _find(word: str) -> Asked:
     Raises: UserError with what there is.
     """
     runs, sweeps = home_folder() / "runs", home_folder() / "sweeps"
-    here = Path(word).expanduser().absolute()
+    here = local_path(word, "a run or a sweep")
     for path in (runs / word, here):
         if (folder := RunFolder(path)).config.is_file():
             if (path.parents[1] / "sweep.json").is_file():

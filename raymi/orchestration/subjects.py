@@ -22,6 +22,7 @@ from raymi.evaluation.subject import (
     raymi_subject,
 )
 from raymi.evaluation.weight_files import SUFFIXES, read_weights, read_weights_for, suffix_of
+from raymi.local_paths import address_problem
 from raymi.models import architecture
 from raymi.orchestration.names import find_run, home_folder
 from raymi.tracking.logged import SCHEMES, find_logged
@@ -149,7 +150,9 @@ def tracked(folder: RunFolder) -> dict[str, Any]:
 
 
 def _locate(name: str, config: Config) -> Path | RunFolder | None:
-    """The file or the run of a name; None: it is a function's."""
+    """Finds the file or the run of a name; None: it is a function's."""
+    if problem := address_problem(name):
+        raise UserError(f"model: {problem}")
     if os.path.isfile(name):
         path = Path(name).absolute()
         if suffix_of(path, (*SUFFIXES, _PROGRAM)) is None:

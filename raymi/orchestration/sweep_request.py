@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from raymi.errors import UserError, did_you_mean
+from raymi.local_paths import address_problem
 from raymi.orchestration.checks import input_problems
 from raymi.orchestration.names import called, home_folder, with_found_runs
 from raymi.overrides import examine, expected, flatten, leaves, nest, split_words
@@ -41,7 +42,11 @@ def asked_for(words: Sequence[str]) -> Sweep:
     own, settings, problems = parsed.own, flatten(parsed.settings), list(parsed.problems)
     name, out = settings.pop("name", None), settings.pop("out", None)
     problems += examine({"name": name})[1]
-    home = Path(out).expanduser().absolute() if out else home_folder() / "sweeps"
+    home = home_folder() / "sweeps"
+    if out and (problem := address_problem(out)):
+        problems.append(f"out: {problem}")
+    elif out:
+        home = Path(out).expanduser().absolute()
     if "resume" in own:
         more = sorted({*own, *settings} - {"resume"})
         if more:

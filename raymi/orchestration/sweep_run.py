@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from raymi.errors import StorageError, UserError, first_line
 from raymi.evaluation.report import Report
 from raymi.evaluation.steps import StepFailed
 from raymi.files import checksum
+from raymi.orchestration import ray_watch
 from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
 from raymi.orchestration.evaluation_run import Watcher as EvaluationWatcher
 from raymi.orchestration.evaluation_run import evaluate
@@ -51,15 +52,21 @@ class Place:
 
 
 @contextmanager
-def sweep_place(sweep: Sweep) -> Iterator[Place]:
+def sweep_place(sweep: Sweep, say: Callable[[str], None]) -> Iterator[Place]:
     """Ray for the length of a sweep.
 
-    Raises: UserError where there is no room for one run.
+    Args:
+        sweep: Names the workers that a trial needs.
+        say: Takes lines about waits for Ray.
+
+    Raises:
+        UserError: Ray does not start, or has no room for one run.
     """
     scaling, asked = sweep.config_of({}).scaling, sweep.definition.tune.concurrent
     each, runs = scaling.most_workers, sweep.num_trials * len(sweep.seeds)
     most = runs if asked is None else min(asked, runs)
-    with ray_session(as_many_as_fit(scaling, each, most), dashboard=True) as resources:
+    asked_for = as_many_as_fit(scaling, each, most)
+    with ray_session(asked_for, dashboard=True, say=say) as resources:
         concurrent = resources.places // each
         if concurrent == 0:
             raise UserError(
@@ -98,10 +105,25 @@ def train_trials(sweep: Sweep, study: Study, place: Place, watch: Watcher) -> No
             if signals.is_new():
                 watch.say(f"{signals.name}: the trials write a checkpoint and end; again: at once")
             signals.check(work_has_begun=True)
+            _check_ray(ray_watch.check)
         if signals.received is not None:
             raise Stopped(signals.received)
     if errors:
+        if not isinstance(errors[0], (UserError, StorageError)):
+            _check_ray(ray_watch.check_after_an_error)
         raise errors[0]
+
+
+def _check_ray(check: Callable[[], None]) -> None:
+    """Ends a sweep whose Ray is lost.
+
+    Raises:
+        StepFailed: It is.
+    """
+    try:
+        check()
+    except ray_watch.RayLost as loss:
+        raise StepFailed(str(loss)) from None
 
 
 def judge(
@@ -226,11 +248,13 @@ def complete(sweep: Sweep, run: Run, place: Place) -> None:
     task = ray.remote(_complete).options(
         num_cpus=place.scaling.cpus_per_worker, num_gpus=int(gpu), max_retries=3
     )
+    answer = task.remote(str(sweep.path), run, "cuda" if gpu else "cpu", str(Path.cwd()))
     try:
-        problem = ray.get(
-            task.remote(str(sweep.path), run, "cuda" if gpu else "cpu", str(Path.cwd()))
-        )
+        while not ray.wait([answer], timeout=1)[0]:
+            _check_ray(ray_watch.check)
+        problem = ray.get(answer)
     except RayError as error:
+        _check_ray(ray_watch.check_after_an_error)
         raise StepFailed(f"the winner could not be measured: {first_line(error)}") from None
     if problem is not None:
         raise StepFailed(f"the winner could not be measured: {problem}")

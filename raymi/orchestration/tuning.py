@@ -7,6 +7,7 @@ is the driver of its own Ray Train.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -25,7 +26,7 @@ from raymi.config import Config
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, first_line
 from raymi.evaluation.steps import StepFailed
-from raymi.orchestration.failures import innermost, left_failure, remove_traces
+from raymi.orchestration.failures import innermost, left_failure, loss_of_worker, remove_traces
 from raymi.orchestration.ray_internals import ENV_VARS_TO_PROPAGATE
 from raymi.orchestration.trainer import fit
 from raymi.sweeps.agenda import agenda_of
@@ -56,6 +57,9 @@ def run_sweep(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # failures of trials are told in a line
     hand_on_no_keys()
     trainable = ray.tune.with_parameters(
         _trial, folder=str(sweep.path), import_path=os.getcwd(), use_gpu=use_gpu
@@ -163,6 +167,7 @@ class _Searcher(Searcher):
         self._reached: dict[Run, list[Measured]] = {}
         self._several_workers = sweep.config_of({}).scaling.most_workers > 1
         self._asked_to_end: set[Run] = set()
+        self._deaths: dict[str, str] = {}  # causes of the ends of processes, by Ray's names
         self._lock = threading.Lock()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -219,7 +224,8 @@ class _Searcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        run, ended = self._runs[trial_id], _ended(result or {}, error)
+        cause = self._deaths.get(trial_id) if error else None
+        run, ended = self._runs[trial_id], _ended(result or {}, error, cause)
         with self._lock:
             if ended is None or self.study[run.number].state != "running":
                 return  # it was stopped
@@ -227,6 +233,11 @@ class _Searcher(Searcher):
             trial = self.study[run.number]
             last = self._reached[run][-1] if self._reached[run] else None
         self.watch.news(News(kind, run, trial, last))
+
+    def died(self, trial_id: str, error: str) -> None:
+        """Notes why a run's process died, which Ray Tune does not tell a searcher."""
+        if cause := loss_of_worker(error):
+            self._deaths[trial_id] = cause
 
     def _end(self, run: Run, ended: Ended) -> Kind:
         if ended.how == "paused":
@@ -260,18 +271,22 @@ class _Searcher(Searcher):
         return {}
 
 
-def _ended(result: dict[str, Any], died: bool) -> Ended | None:
-    """How a run says that it has ended; None: it was stopped before it could.
+def _ended(result: dict[str, Any], died: bool, cause: str | None = None) -> Ended | None:
+    """Returns how a run says that it has ended; None: it was stopped before it could.
 
-    Args: died, Ray Tune has given it up.
+    Args:
+        result: The last one of the run.
+        died: Whether Ray Tune has given it up.
+        cause: Why its process died; None: unknown.
     """
     if died:
-        return Ended("failed", "its process died again and again")
+        why = f", the last time since {cause}" if cause else ""
+        return Ended("failed", f"its process died again and again{why}")
     return Ended(result[_HOW], result[_REASON]) if _HOW in result else None
 
 
 class _Scheduler(FIFOScheduler):
-    """Stops runs where the searcher says so."""
+    """Stops runs where the searcher says so, and passes errors of processes on to it."""
 
     def __init__(self, searcher: _Searcher) -> None:
         super().__init__()
@@ -280,6 +295,11 @@ class _Scheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         behind = self._searcher.reports(trial.trial_id, result)
         return TrialScheduler.STOP if behind else TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        with suppress(OSError, TypeError):  # a folder that is gone; no file
+            self._searcher.died(trial.trial_id, Path(trial.error_file).read_text(errors="replace"))
+        super().on_trial_error(tune_controller, trial)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -16,6 +16,7 @@ from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.files import alone, keep, not_writable
+from raymi.local_paths import local_path
 from raymi.overrides import flatten, nest, overlay, validate
 from raymi.recipes import on_recipe
 from raymi.sweeps.settings import TuneConfig
@@ -224,7 +225,7 @@ def find_sweep(name: str, home: Path) -> Sweep:
 
     Raises: UserError with what there is.
     """
-    for path in (home / name, Path(name).expanduser().absolute()):
+    for path in (home / name, local_path(name, "a sweep")):
         if (path / "sweep.json").is_file():
             return Sweep(path)
     known = ", ".join(sorted(path.parent.name for path in home.glob("*/sweep.json"))) or "none"

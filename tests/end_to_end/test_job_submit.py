@@ -3,35 +3,71 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 from ray_head import RAY, Head
-from raymi_command import TIMEOUT, TINY, environment, events
+from raymi_command import (
+    SLOW_MODEL,
+    TIMEOUT,
+    TINY,
+    environment,
+    events,
+    wait_for,
+    write_slow_model,
+)
 
 from raymi import train
+from raymi.config import ScalingConfig
+from raymi.orchestration.ray_places import say_what_is_awaited
+from raymi.orchestration.ray_session import ray_session
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 
 def submit(
-    head: Head, home: Path, *words: str, module: str = "raymi.train", **metadata: str
-) -> subprocess.CompletedProcess:
-    """Submits a command with its working folder, and waits for its end."""
-    options = ("--address", head.dashboard, "--working-dir", str(home))
+    head: Head,
+    home: Path,
+    *words: str,
+    module: str = "raymi.train",
+    wait: bool = True,
+    env: Mapping[str, str] | None = None,
+    **metadata: str,
+) -> subprocess.CompletedProcess[str]:
+    """Submits a command with its working folder, and waits for its end if `wait`."""
+    options = ["--working-dir", str(home), "--metadata-json", json.dumps(metadata)]
+    options += ["--runtime-env-json", json.dumps({"env_vars": dict(env or {})})]
+    if not wait:
+        options.append("--no-wait")
+    return ray_job(head, "submit", *options, "--", "python", "-m", module, *words, cwd=home)
+
+
+def ray_job(
+    head: Head, command: str, *words: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs `ray job COMMAND` against a head."""
     auth = {name: value for name, value in head.env.items() if name.startswith("RAY_AUTH_")}
     return subprocess.run(
-        [
-            RAY, "job", "submit", *options, "--metadata-json", json.dumps(metadata),
-            "--", "python", "-m", module, *words,
-        ],
+        [RAY, "job", command, "--address", head.dashboard, *words],
         env=environment(**auth),
-        cwd=home,
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
-    )  # fmt: skip
+    )
+
+
+def statuses(store: str) -> list[str]:
+    """Returns the status of each run of the default experiment in a store of MLflow."""
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("raymi")
+    assert experiment is not None
+    return [run.info.status for run in client.search_runs([experiment.experiment_id])]
 
 
 def write_model(home: Path) -> None:
@@ -79,6 +115,61 @@ def test_more_workers_than_the_cluster_has_are_refused(
     assert train.main(["scaling.workers=5", "tracking.enabled=false"]) == 2
     expected = "scaling.workers=5 with 1 CPU each, but the nodes of the cluster have places for 2"
     assert expected in capsys.readouterr().err
+
+
+def test_a_run_says_which_places_it_waits_for(joined_ray: Head) -> None:
+    said: list[str] = []
+    with ray_session(ScalingConfig(workers=2), say=said.append) as resources:
+        import ray
+
+        @ray.remote(num_cpus=1)
+        class Job:
+            def is_there(self) -> bool:
+                return True
+
+        assert said == []
+        assert resources.places == 2
+        other = Job.remote()
+        assert ray.get(other.is_there.remote(), timeout=TIMEOUT)
+        deadline = time.monotonic() + TIMEOUT
+        while not said:  # Ray's view of what is free is some seconds old
+            assert time.monotonic() < deadline
+            say_what_is_awaited(ScalingConfig(workers=2), {"CPU": 1}, said.append)
+            time.sleep(0.1)
+        ray.kill(other)
+    assert said == [
+        "waiting for places: asked for scaling.workers=2 with 1 CPU each, the nodes have places "
+        "for 2, 1 of them free; the run begins when other jobs end"
+    ]
+
+
+@pytest.mark.exhaustive
+def test_a_stopped_job_ends_with_a_checkpoint_and_a_killed_run_and_continues(
+    joined_ray: Head, tmp_path: Path
+) -> None:
+    """`ray job stop` kills a job after RAY_JOB_STOP_WAIT_TIME_S, 3 s by default."""
+    home, runs = tmp_path / "home", tmp_path / "runs"
+    home.mkdir()
+    release, run = write_slow_model(home), runs / "stopped"
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    words = (*TINY, SLOW_MODEL, "name=stopped", f"out={runs}")
+    job = submit(joined_ray, home, *words, wait=False, env={"MLFLOW_TRACKING_URI": store})
+    submitted = re.search(r"raysubmit_\w+", job.stdout)
+    assert submitted is not None, job.stdout + job.stderr
+    wait_for(lambda: events(run, "epoch"), joined_ray.process)
+    stop = ray_job(joined_ray, "stop", submitted[0])
+    assert stop.returncode == 0, stop.stdout + stop.stderr
+    assert len(events(run, "stopped")) == 1, "with a checkpoint"
+    assert statuses(store) == ["KILLED"]
+    logs = ray_job(joined_ray, "logs", submitted[0]).stdout
+    assert "stopped by SIGTERM; to continue" in logs
+
+    release.touch()
+    words = ("resume=stopped", f"out={runs}")
+    done = submit(joined_ray, home, *words, env={"MLFLOW_TRACKING_URI": store})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert events(run, "finished")
+    assert statuses(store) == ["FINISHED"], "the same run in MLflow is continued"
 
 
 @pytest.mark.exhaustive

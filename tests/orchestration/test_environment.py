@@ -10,8 +10,8 @@ from ray.tune.execution.class_cache import _ActorClassCache
 
 from raymi.config import ScalingConfig
 from raymi.errors import UserError
-from raymi.orchestration import ray_session
-from raymi.orchestration.ray_session import _environment
+from raymi.orchestration import ray_session, ray_start
+from raymi.orchestration.ray_start import _environment
 from raymi.orchestration.tuning import hand_on_no_keys
 
 OWN = {"RAYMI_TEST_SET": "the user's", "RAYMI_TEST_EMPTY": ""}
@@ -73,7 +73,7 @@ def test_a_cluster_that_is_slow_to_answer_is_asked_again(monkeypatch: pytest.Mon
 
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(ray, "init", init)
-    ray_session._join()
+    ray_start._join()
     assert not list(answers)
 
 
@@ -85,7 +85,7 @@ def test_a_cluster_that_does_not_answer_is_one_message(monkeypatch: pytest.Monke
 
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray_session, "_JOIN_SECONDS", -1.0)
+    monkeypatch.setattr(ray_start, "_JOIN_SECONDS", -1.0)
     message = r"RAY_ADDRESS=10.0.0.1:6379 does not answer \(no raylet here\): .* unset RAY_ADDRESS"
     with pytest.raises(UserError, match=message):
         with ray_session.ray_session(ScalingConfig()):
