@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
 from raymi.orchestration.failures import innermost, left_failure, remove_traces
 from raymi.orchestration.ray_session import Resources, ray_session
-from raymi.orchestration.signals import Signals, Stopped
+from raymi.orchestration.signals import Signals, Stopped, nothing
 
 POLL_SECONDS = 0.1
 END_SECONDS = 10.0  # that Ray Train may take to end, once nobody waits for its result
@@ -41,12 +41,18 @@ class RunFailed(RuntimeError):
     """The run ended by an error of the program or the cluster, after all restarts."""
 
 
-def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> None:
+def launch(
+    config: Config,
+    folder: RunFolder,
+    followers: Sequence[Follower],
+    on_signal: Callable[[], object] = nothing,
+) -> None:
     """Runs a configuration to its end on Ray.
 
     Args:
         folder: the run's, with the configuration written; a checkpoint in it is continued.
-        followers: told in order of each event from now on, and of `stopping`.
+        followers: get each event in order from now on, and `stopping`.
+        on_signal: called in the handler of the first SIGINT or SIGTERM.
     Raises: UserError for what the user can put right; StorageError where the run's folder cannot be
         written any more; Stopped after SIGINT or SIGTERM; TimeLimitReached; RunFailed.
     """
@@ -56,7 +62,7 @@ def launch(config: Config, folder: RunFolder, followers: Sequence[Follower]) -> 
     journal = JournalReader(folder.journal)
     journal.new_events()  # those of an earlier start were told then
     before = journal.offset
-    with Signals(folder.stop_file) as signals, ray_session(config.scaling) as resources:
+    with Signals(folder.stop_file, on_signal) as signals, ray_session(config.scaling) as resources:
         signals.listen()  # again: ray.init takes SIGTERM for itself
         signals.check_before_work()
         trainer = _TrainerThread(config, folder, resources, deadline)

@@ -292,7 +292,7 @@ def test_what_a_store_refuses_for_a_while_is_delivered_later_and_once(
     assert followed.close("KILLED", WAIT)
     assert followed.problem is None
     assert len(told) == 2
-    assert "does not take what it is sent (ConnectionError: )" in told[0]
+    assert "does not take what it is sent: ConnectionError: " in told[0]
     assert told[1] == "MLflow answers again"
     (run,) = runs()
     assert len(run.data.params) > 60
