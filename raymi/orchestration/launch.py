@@ -57,7 +57,8 @@ def launch(
         written any more; Stopped after SIGINT or SIGTERM; TimeLimitReached; RunFailed.
     """
     hours = config.limit.hours
-    deadline = None if hours is None else time.time() + 3600 * hours
+    deadline = None if hours is None else time.time() + 3600 * hours  # of workers elsewhere, too
+    end = None if hours is None else time.monotonic() + 3600 * hours
     remove_traces(folder)
     journal = JournalReader(folder.journal)
     journal.new_events()  # those of an earlier start were told then
@@ -87,7 +88,7 @@ def launch(
         if not result.get("finished"):
             if signals.received is not None:
                 raise Stopped(signals.received)
-            if deadline is not None and time.time() >= deadline:
+            if end is not None and (time.monotonic() >= end or not folder.stop_file.exists()):
                 raise TimeLimitReached
             raise RunFailed(f"the workers were asked to stop, by a file {folder.stop_file}")
 

@@ -18,7 +18,7 @@ from raymi.models import architecture
 from raymi.orchestration.names import find_run, home_folder
 from raymi.tracking.logged import SCHEMES, find_logged
 from raymi.tracking.state import read_state
-from raymi.tracking.store import tracking_uri, with_login
+from raymi.tracking.store import missing_file, tracking_uri, with_login
 
 WHICH = ("best", "last", "best-averaged", "last-averaged")
 """The models of a run."""
@@ -217,10 +217,9 @@ def _refuse_choice(name: str, which: str | None) -> None:
 
 
 def _check_store(uri: str) -> None:
-    """MLflow would make the database that it does not find."""
-    path = home_folder() / "mlflow.db"
-    if uri.startswith("sqlite:") and "MLFLOW_TRACKING_URI" not in os.environ and not path.is_file():
+    """Refuses a database that is missing: MLflow would create it."""
+    if (file := missing_file(uri)) is not None:
         raise UserError(
-            f"there is no MLflow store {path}: set MLFLOW_TRACKING_URI to where the model is, or "
+            f"there is no MLflow store {file}: set MLFLOW_TRACKING_URI to where the model is, or "
             "go to the folder in which it was trained"
         )

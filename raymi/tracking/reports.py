@@ -59,5 +59,5 @@ def _remove(client: Any, uri: str, run_id: str, paths: Sequence[str]) -> None:
 
 def _client(uri: str) -> Any:
     if (file := store.missing_file(uri)) is not None:
-        raise UserError(f"the MLflow store {file} is missing: put it back where it was")
+        raise UserError(f"there is no MLflow store {file}: put it back where it was")
     return store.connect(uri)

@@ -79,7 +79,8 @@ def in_one_line(error: Exception, uri: str) -> str:
         return _LOGIN.sub("", _hidden(" ".join(str(error).split()), uri))
     lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a")]
     first = (lines or [""])[0]  # SQLAlchemy's remark on its own working left out
-    return f"{type(error).__name__}: {_LOGIN.sub('', _hidden(first, uri)):.200}"
+    message = _LOGIN.sub("", _hidden(first, uri))[:200].strip()
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _hidden(text: str, uri: str) -> str:

@@ -537,7 +537,7 @@ def test_models_are_logged_once_where_registration_fails_at_first(
     calls: list[str] = []
 
     def log_model(*arguments: Any) -> str:
-        calls.append(arguments[-1]["which"])
+        calls.append(arguments[5]["which"])
         return f"m-{calls[-1]}"
 
     def register_model(_config: Config, _client: Any, _run: str, model_id: str) -> str:
