@@ -18,6 +18,7 @@ the command changes nothing either. --json FILE writes all numbers.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 from rich.console import Console
 
@@ -87,7 +88,8 @@ def _select(words: list[str]) -> int:
             name=request.name,
             dry_run=request.dry_run,
         )
-        if not request.dry_run:
+    if not request.dry_run:
+        with suppress(Exception):  # of other runs: the alias is set all the same
             experiment = client.get_experiment_by_name(request.experiment)
             close_left_running(client, experiment.experiment_id)
     say(console, f"chosen: {chosen.name}  {_told(pointed, request)}", "bold")

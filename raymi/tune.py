@@ -194,8 +194,8 @@ class _Search:
             signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
             self.tracker.break_off()
             self.say(
-                f"stopped by {signal.Signals(signum).name} before MLflow had everything; nothing is "
-                f"lost, deliver it with: {again}"
+                f"stopped by {signal.Signals(signum).name} before MLflow had everything; nothing "
+                f"is lost, deliver it with: {again}"
             )
             return 128 + signum
 

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
+from uuid import uuid4
 
 from raymi.errors import UserError
 from raymi.files import alone, sync_folder
@@ -165,9 +166,9 @@ def _create(file: Path, workshop: Path) -> None:
     """Makes a database in a folder beside it, and gives it its name when it is whole."""
     import mlflow
 
-    made, whole = workshop / "made.db", workshop / "whole.db"
-    for left in (made, whole):  # of a process that was killed
-        _remove(left)
+    # A name of its own: MLflow keeps connections to the file of an attempt that failed.
+    made, whole = workshop / f"{uuid4().hex}.db", workshop / "whole.db"
+    _remove(whole)  # of a process that was killed
     mlflow.MlflowClient(sqlite_uri(made.absolute())).search_experiments(max_results=1)
     # A copy, as MLflow keeps the first one open.
     with closing(sqlite3.connect(made)) as first, closing(sqlite3.connect(whole)) as copy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -58,6 +59,8 @@ def remedy_of(error: Exception, uri: str) -> str:
             return remedy(uri, match)
     cause = _os_error(error)
     if cause is not None and cause.filename is not None:
+        if cause.errno in (errno.EACCES, errno.EPERM):
+            return f"give your user access to {cause.filename}"
         return f"{cause.filename}: {storage_remedy(cause)}"
     if uri.startswith("http"):
         return f"look at the log of the server, or {ELSEWHERE}"
@@ -165,7 +168,7 @@ _REMEDIES: tuple[tuple[str, Remedy], ...] = (
     (r"database or disk is full|disk I/O error|No space left on device", _full),
     (r"not a database|disk image is malformed|no such table|table \S+ already exists", _damaged),
     (
-        r"No module named '(?P<module>[\w.]+)'|load plugin: sqlalchemy.dialects:(?P<dialect>[\w.]+)",
+        r"No module named '(?P<module>[\w.]+)'|plugin: sqlalchemy.dialects:(?P<dialect>[\w.]+)",
         _no_module,
     ),
     (r"Invalid Host header|DNS rebinding", _foreign_host),
@@ -176,8 +179,10 @@ _REMEDIES: tuple[tuple[str, Remedy], ...] = (
     ),
     (
         r"error code 404|not in a valid JSON format|Expecting value",
-        _text(f"no MLflow server is below this address: correct its host, port and path, or "
-              f"{ELSEWHERE}"),
+        _text(
+            f"no MLflow server is below this address: correct its host, port and path, or "
+            f"{ELSEWHERE}"
+        ),
     ),
     (
         r"Name or service not known|NameResolution|getaddrinfo|nodename nor servname",
@@ -185,8 +190,10 @@ _REMEDIES: tuple[tuple[str, Remedy], ...] = (
     ),
     (
         r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCertVerification",
-        _text("set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate of the server, or use "
-              "http:// where it has none"),
+        _text(
+            "set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate of the server, or use "
+            "http:// where it has none"
+        ),
     ),
     (
         r"Connection refused|ConnectionRefused|NewConnectionError|Connection aborted|RemoteDisconn",

@@ -1,7 +1,7 @@
 """Runs that MLflow shows as running although their process is gone, as after `kill -9`.
 
-A run is tagged with its machine and folder. It is closed where it was written from this machine, its
-folder is visible, and the locks that its process holds while it lives are free.
+A run is tagged with its machine and folder. It is closed where it was written from this machine,
+its folder is visible, and the locks that its process holds while it lives are free.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def place_of(folder: Path) -> str:
 def close_left_running(client: Any, experiment: str) -> list[str]:
     """Sets runs of an experiment to KILLED whose process on this machine is gone.
 
-    Runs of live processes, of other machines, of folders that are not visible, and of other programs
-    stay as they are. The end of a run is the time of the newest file in its folder.
+    Runs of live processes, of other machines, of folders that are not visible, and of other
+    programs stay as they are. The end of a run is the time of the newest file in its folder.
 
     Args:
         experiment: its id.

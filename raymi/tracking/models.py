@@ -22,8 +22,8 @@ def times_of(evaluations: Mapping[str, Event]) -> dict[str, float]:
     """Returns the times at which the accuracies of models are logged, the chosen model last.
 
     MLflow shows a run's newest value of a metric, and takes a point with the same time for the one
-    that it has. So the chosen model has the latest time, and models of one epoch have one time: their
-    accuracies are one point of the run.
+    that it has. So the chosen model has the latest time, and models of one epoch have one time:
+    their accuracies are one point of the run.
 
     Args:
         evaluations: events of the journal, by the name of the model.

@@ -63,9 +63,20 @@ def size_of_all(folder: Path) -> int:
     return total
 
 
-def test_a_new_database_is_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_new_database_is_whole_alone_and_the_same_for_all_who_create_it_at_once(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "new folder" / "mlflow.db"
-    assert experiments(file) == ["Default"]
+    made: list[list[str]] = []
+    threads = [
+        threading.Thread(target=lambda: made.append(experiments(file)), daemon=True)
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert made == [["Default"]] * 2
     assert [path.name for path in file.parent.iterdir()] == ["mlflow.db"]
 
 
@@ -94,7 +105,9 @@ def test_what_a_killed_mlflow_left_half_made_is_replaced(
 ) -> None:
     file = tmp_path / "mlflow.db"
     monkeypatch.setattr(database, "QUIET_SECONDS", 0.5)
-    kill_once(start(MAKE_BY_MLFLOW, file), lambda: file.exists() and size_of_all(tmp_path) >= num_bytes)
+    kill_once(
+        start(MAKE_BY_MLFLOW, file), lambda: file.exists() and size_of_all(tmp_path) >= num_bytes
+    )
     assert experiments(file) == ["Default"]
 
 
@@ -108,6 +121,7 @@ def test_a_half_made_empty_database_is_replaced(
     assert experiments(file) == ["Default"]
 
 
+@pytest.mark.exhaustive
 def test_an_empty_file_becomes_a_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "QUIET_SECONDS", 0.2)
     (tmp_path / "mlflow.db").touch()
@@ -132,20 +146,7 @@ def test_a_database_that_another_program_is_completing_is_left_to_it(
     assert experiments(file) == ["Default"]
 
 
-def test_processes_that_create_one_database_at_once_use_the_same(tmp_path: Path) -> None:
-    file = tmp_path / "mlflow.db"
-    made: list[list[str]] = []
-    threads = [
-        threading.Thread(target=lambda: made.append(experiments(file)), daemon=True)
-        for _ in range(2)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT)
-    assert made == [["Default"]] * 2
-
-
+@pytest.mark.exhaustive
 def test_a_journal_that_is_left_of_a_removed_database_is_not_played_into_the_new_one(
     tmp_path: Path, empty_store: Path
 ) -> None:

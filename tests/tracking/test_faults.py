@@ -9,8 +9,9 @@ import resource
 import shlex
 import shutil
 import sqlite3
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,7 +23,7 @@ from mlflow_server import Server
 from mlflow_store import in_folder
 
 from raymi import select
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
 from raymi.files import alone
 from raymi.tracking import database, store
 from raymi.tracking.database import sqlite_uri
@@ -183,57 +184,66 @@ def test_artifacts_that_cannot_be_written_are_named(file: Path, tmp_path: Path) 
     use(sqlite_uri(file))
 
 
-@contextmanager
-def as_nobody(*files: Path) -> Iterator[None]:
-    """Runs a block as a user who may not write to these files: as root, as another user."""
+@pytest.fixture
+def protected(tmp_path: Path) -> Iterator[Callable[[], Path]]:
+    """A function that makes a folder of its own read-only, and returns it."""
+    folder = tmp_path / "protected"
+    folder.mkdir()
     if os.geteuid() != 0:
-        modes = [path.stat().st_mode for path in files]
-        for path, mode in zip(files, modes, strict=True):
-            path.chmod(mode & ~0o222)
-        try:
-            yield
-        finally:
-            for path, mode in zip(files, modes, strict=True):
-                path.chmod(mode)
+        yield lambda: (folder.chmod(0o555), folder)[1]
+        folder.chmod(0o755)
         return
-    opened = [path for path in files[0].parents if path.stat().st_mode & 0o777 == 0o700]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("root may write everywhere, and cannot mount a file system here")
+
+    def protect() -> Path:
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        return folder
+
+    yield protect
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_database_in_a_folder_that_cannot_be_written_is_named_with_it(
+    protected: Callable[[], Path], empty_store: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "protected" / "mlflow.db"
+    shutil.copy(empty_store, file)
+    folder = protected()
+    said = refusal(sqlite_uri(file))
+    assert f"make {file} and its folder {folder} writable" in said or "folder writable" in said
+
+
+def test_a_folder_that_cannot_be_written_is_named(protected: Callable[[], Path]) -> None:
+    folder = protected()
+    assert f"{folder}/.mlflow.db.making" in refusal(sqlite_uri(folder / "mlflow.db"))
+
+
+def test_a_lock_that_cannot_be_written_is_named(protected: Callable[[], Path]) -> None:
+    lock = protected() / ".lock"
+    with pytest.raises((UserError, StorageError), match=f"{lock}") as refused, alone(lock, "held"):
+        pass
+    assert "make it" in str(refused.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_a_lock_of_another_user_is_named_with_its_owner(tmp_path: Path) -> None:
+    lock = tmp_path / ".lock"
+    lock.touch(mode=0o600)
+    opened = [path for path in lock.parents if not path.stat().st_mode & 0o001]
     for path in opened:
         path.chmod(0o711)
-    for path in files:
-        path.chmod(0o755 if path.is_dir() else 0o644)
     os.seteuid(65534)
     try:
-        yield
+        with pytest.raises(UserError) as refused, alone(lock, "held"):
+            pass
     finally:
         os.seteuid(0)
         for path in opened:
             path.chmod(0o700)
-
-
-def test_a_database_that_only_others_may_write_to_is_named_with_its_folder(file: Path) -> None:
-    with as_nobody(file, file.parent):
-        said = refusal(sqlite_uri(file))
-    assert f"make {file} and its folder {file.parent} writable" in said
-    use(sqlite_uri(file))
-
-
-def test_a_folder_that_only_others_may_write_to_is_named(tmp_path: Path) -> None:
-    with as_nobody(tmp_path):
-        said = refusal(sqlite_uri(tmp_path / "mlflow.db"))
-    assert "Permission denied" in said
-    assert f"{tmp_path}/.mlflow.db.making: make it writable again" in said
-    use(sqlite_uri(tmp_path / "mlflow.db"))
-
-
-def test_a_lock_that_only_others_may_write_to_is_named_with_its_owner(tmp_path: Path) -> None:
-    lock = tmp_path / ".lock"
-    lock.touch()
-    with as_nobody(lock, tmp_path), pytest.raises(UserError) as refused, alone(lock, "held"):
-        pass
     said = str(refused.value)
-    assert said.startswith(f"cannot lock {lock} (Permission denied): ")
-    owner = "belongs to the user root" if os.geteuid() == 0 else "make it and its folder writable"
-    assert owner in said
+    assert said.startswith(f"cannot lock {lock} (Permission denied): it belongs to the user root")
 
 
 @contextmanager

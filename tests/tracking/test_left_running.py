@@ -176,8 +176,9 @@ def test_an_interrupted_run_is_marked_before_its_models_are_there(
     at = {"phase": "classifier", "epoch": 1, "step": 0, "global_step": 1}
     journal.write("start", **at, workers=1, device="cpu", torch="", version="", parameters={},
                   data={"name": "digits", "digests": {"test": "a" * 64}})  # fmt: skip
-    journal.write("evaluation", **at, which="best", of_epoch=1, attack={"steps": 2, "norm": "linf",
-                  "eps": 0.1, "alpha": 0.1}, clean=1.0, robust=0.5, num=10, chosen=True)  # fmt: skip
+    attack = {"steps": 2, "norm": "linf", "eps": 0.1, "alpha": 0.1}
+    journal.write("evaluation", **at, which="best", of_epoch=1, attack=attack, clean=1.0,
+                  robust=0.5, num=10, chosen=True)  # fmt: skip
     journal.write("finished", **at)
     journal.close()
     closing = threading.Thread(target=followed.close, args=("FINISHED", WAIT))
