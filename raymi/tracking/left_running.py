@@ -31,7 +31,7 @@ def place_of(folder: Path) -> str:
     return f"{_this_machine()}:{folder.absolute()}"
 
 
-def close_left_running(client: Any, experiment: str) -> list[str]:
+def close_left_running(client: Any, experiment: str, own: str | None = None) -> list[str]:
     """Sets runs of an experiment to KILLED whose process on this machine is gone.
 
     Runs of live processes, of other machines, of folders that are not visible, and of other
@@ -39,6 +39,7 @@ def close_left_running(client: Any, experiment: str) -> list[str]:
 
     Args:
         experiment: its id.
+        own: id of a run of this process, which stays as it is.
 
     Returns:
         The ids of these runs.
@@ -47,7 +48,7 @@ def close_left_running(client: Any, experiment: str) -> list[str]:
     closed = []
     for run in list(_running(client, experiment)):
         place = run.data.tags.get(PLACE, "")
-        if place.startswith(here):
+        if place.startswith(here) and run.info.run_id != own:
             folder = Path(place.removeprefix(here))
             with suppress(OSError, UserError, StorageError), ExitStack() as held:
                 if not _lock(held, folder):

@@ -125,8 +125,9 @@ class TrackedRun:
         except Exception:
             self._connected = False  # the run may be gone, too: it is looked for at the next try
             if status is not None:
-                with suppress(Exception):  # files alone may be refused: nobody waits for the run
-                    store.end_run(self._client, self._state["run_id"], status)
+                shown = status if self._status == "RUNNING" else self._status
+                with suppress(Exception):  # files alone may be refused: the run has ended
+                    store.end_run(self._client, self._state["run_id"], shown)
             raise
 
     def interrupt(self, status: str) -> None:
@@ -136,7 +137,7 @@ class TrackedRun:
         Raises: any error of MLflow where the store does not answer.
         """
         self._status = status
-        if self._connected:
+        if self._client is not None and self.run_id is not None:
             store.end_run(self._client, self._state["run_id"], self._status)
 
     def _send_news(self) -> None:
@@ -215,7 +216,7 @@ class TrackedRun:
             store.end_run(self._client, self._state["run_id"], self._status)
         elif self._parent is None:
             with suppress(Exception):  # of other runs: this one is delivered all the same
-                close_left_running(self._client, self._experiment)
+                close_left_running(self._client, self._experiment, self._state["run_id"])
 
     def _set_running(self) -> None:
         run = self._client.get_run(self._state["run_id"])

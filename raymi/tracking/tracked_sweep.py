@@ -99,7 +99,7 @@ class TrackedSweep:
             store.end_run(self._client, run.info.run_id, self._status)
         else:
             with suppress(Exception):  # of other runs: this one is delivered all the same
-                close_left_running(self._client, experiment)
+                close_left_running(self._client, experiment, self.run_id)
 
     def interrupt(self, status: str) -> None:
         """Sets the status that the run has until it has ended, such as KILLED; called from another

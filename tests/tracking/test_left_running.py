@@ -215,7 +215,7 @@ def test_an_interrupted_run_that_still_comes_to_its_end_is_finished(config: Conf
     followed = follow(config, "mine")
     wait_until(lambda: statuses() == {"mine": "RUNNING"})
     assert followed.interrupt().wait(WAIT)
-    assert statuses() == {"mine": "KILLED"}
+    wait_until(lambda: statuses() == {"mine": "KILLED"})
     assert followed.close("FINISHED", WAIT), followed.problem
     assert statuses() == {"mine": "FINISHED"}
 
