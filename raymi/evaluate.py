@@ -41,12 +41,14 @@ from raymi.display.evaluation import (
     print_transfer,
 )
 from raymi.display.say import say
+from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.report import Report, TransferMatrix, differences
 from raymi.evaluation.steps import StepFailed
 from raymi.files import keep_json
 from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
 from raymi.orchestration.evaluation_request import takes
 from raymi.orchestration.evaluation_run import evaluate, track
+from raymi.orchestration.names import called, home_folder
 from raymi.orchestration.signals import Stopped
 from raymi.tracking.store import how_to_open, without_password
 
@@ -118,12 +120,25 @@ def send_to_mlflow(console: Console, plan: EvaluationPlan, reports: Sequence[Rep
         if told.run_id is None:
             text = (
                 f"MLflow at {without_password(told.uri)} did not take the evaluation of "
-                f"{told.name} ({told.problem}); nothing is lost, deliver it with: "
+                f"{told.name}: {told.problem}; nothing is lost, deliver it with: "
                 f"{plan.request.command}"
             )
         else:
             text = f"MLflow run of {told.name}  {told.run_id}  ({how_to_open(told.uri)})"
         say(console, text)
+        if told.run_id is not None and told.untracked is not None:
+            say(console, _not_tracked(told.untracked))
+
+
+def _not_tracked(folder: RunFolder) -> str:
+    """Returns how a run comes into MLflow of which an evaluation is there already."""
+    words = f"resume={called(folder.path, home_folder() / 'runs')}"
+    if not folder.read_config().tracking.enabled:
+        words += " tracking.enabled=true"
+    return (
+        f"the training run {folder.name} is not in MLflow, so this evaluation has a run of its own "
+        f"there: to have both in one, give python -m raymi.train {words}, then this command again"
+    )
 
 
 def _help(console: Console) -> int:

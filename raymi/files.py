@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -143,17 +144,58 @@ def is_whole(path: Path, data: bytes) -> bool:
 def alone(lock: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
     """Keeps other processes out while one is inside.
 
-    Args: lock, a file that is made; refusal, what the second one is told; wait, seconds to wait for
-        the first one to leave.
-    Raises: InUse in the second one.
+    Args:
+        lock: a file that is made, and stays.
+        refusal: message of the error in the second process.
+        wait: seconds to wait for the first process to leave.
+
+    Raises:
+        InUse: in the second process.
+        UserError: where the user may not lock the file.
+        StorageError: where the disk does not take it.
     """
     held = FileLock(lock, timeout=wait)
     try:
         held.acquire()
     except Timeout:
         raise InUse(refusal) from None
+    except OSError as error:
+        raise _not_locked(lock, error) from None
     try:
         remove_half_written(lock.parent)
         yield
     finally:
         held.release()
+
+
+def _not_locked(lock: Path, error: OSError) -> UserError | StorageError:
+    """Returns the error of a command that cannot lock a file, with the remedy."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return not_writable(lock, error)
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+        return UserError(
+            f"cannot lock {lock} ({reason}): its file system has no locks, use a folder on another "
+            "one"
+        )
+    owner = _owner(lock)
+    if owner is not None:
+        return UserError(
+            f"cannot lock {lock} ({reason}): it belongs to the user {owner}, who may be using the "
+            "folder: use a folder of your own, or ask them for write permission"
+        )
+    return UserError(f"cannot lock {lock} ({reason}): make it and its folder writable")
+
+
+def _owner(path: Path) -> str | None:
+    """Returns the name or number of another user to whom a file belongs; None: it does not."""
+    try:
+        number = path.stat().st_uid
+    except OSError:
+        return None
+    if number == os.geteuid():
+        return None
+    try:
+        return path.owner()
+    except KeyError:
+        return str(number)

@@ -64,7 +64,7 @@ def _report(words: list[str]) -> int:
             if told.problem:
                 say(
                     console,
-                    f"MLflow at {uri} did not take the report of {names} ({told.problem}); nothing "
+                    f"MLflow at {uri} did not take the report of {names}: {told.problem}; nothing "
                     f"is lost, deliver it with: {request.command}",
                 )
             elif told.names:

@@ -18,6 +18,7 @@ the command changes nothing either. --json FILE writes all numbers.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 
 from rich.console import Console
 
@@ -32,8 +33,10 @@ from raymi.selection.ranking import Ranking, rank
 from raymi.selection.request import COMMAND, Request, requested
 from raymi.tracking.alias import Pointed, point_alias
 from raymi.tracking.candidates import find_candidates
+from raymi.tracking.faults import answering
+from raymi.tracking.left_running import close_left_running
 from raymi.tracking.outcomes import Outcomes
-from raymi.tracking.store import answering, connect, missing_file, tracking_uri
+from raymi.tracking.store import connect, missing_file, tracking_uri
 
 USAGE = (
     f"{COMMAND} [experiment=NAME] [sweep=NAME | run=A,B] [metric=NAME] [data=NAME] [threat=NAME] "
@@ -85,6 +88,10 @@ def _select(words: list[str]) -> int:
             name=request.name,
             dry_run=request.dry_run,
         )
+    if not request.dry_run:
+        with suppress(Exception):  # of other runs: the alias is set all the same
+            experiment = client.get_experiment_by_name(request.experiment)
+            close_left_running(client, experiment.experiment_id)
     say(console, f"chosen: {chosen.name}  {_told(pointed, request)}", "bold")
     if ranking.question.data.partition("-test")[1]:
         text = "chosen on test images, its accuracy there is flattered: to choose without, evaluate"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import signal
 import sys
 import time
@@ -35,6 +36,7 @@ from raymi.orchestration.checks import input_problems
 from raymi.orchestration.names import with_found_runs
 from raymi.overrides import examine, split_words
 from raymi.recipes import RECIPES, on_recipe
+from raymi.tracking.provenance import describe_run
 
 
 class TellingContext(LocalContext):
@@ -88,7 +90,10 @@ def _train(words: list[str]) -> int:
         )
     folder.path.mkdir(parents=True, exist_ok=True)
     first = int(os.environ.get("RANK", "0")) == 0
+    command = f"python -m raymi.standalone {shlex.join(words)}"
     with folder.alone() if first else nullcontext():
+        if first:  # for MLflow, into which raymi.train can bring the run later
+            describe_run(folder, parsed.own.get("recipe", "quickstart"), command)
         return _run(config, folder)
 
 

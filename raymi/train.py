@@ -10,7 +10,6 @@ import shlex
 import shutil
 import signal
 import sys
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -36,16 +35,18 @@ from raymi.orchestration.names import (
     new_run_folder,
     with_found_runs,
 )
-from raymi.orchestration.signals import Stopped
+from raymi.orchestration.signals import Stopped, ended_by_sigterm, nothing
 from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
-from raymi.tracking.provenance import provenance
-from raymi.tracking.store import how_to_open, without_password
+from raymi.tracking.provenance import describe_run
+from raymi.tracking.store import how_to_open
 from raymi.tracking.tracker import Tracker
 
 COMMAND = "python -m raymi.train"
 USAGE = f"{COMMAND} [recipe=NAME | resume=RUN] [key=value ...] [--dry-run] [--help]"
+LOCK_SECONDS = 3.0
+"""Seconds to wait for another command that looks whether the run is still going on."""
 FIXED_SCALING = ("scaling.precision", "scaling.sync_batchnorm", "scaling.micro_batch")
 CHANGEABLE = tuple(
     key
@@ -94,10 +95,10 @@ def _run(
     is_new = folder is None
     if folder is None:
         folder = new_run_folder(config, recipe)
-        command = f"{COMMAND} {shlex.join(words)}".strip()
-        folder.write_about({"id": uuid.uuid4().hex, "recipe": recipe, **provenance(command)})
+    command = f"{COMMAND} {shlex.join(words)}".strip()
     try:
-        with folder.alone():
+        with folder.alone(wait=LOCK_SECONDS):
+            describe_run(folder, recipe, command)
             return _follow(console, config, folder)
     except UserError:
         if is_new and not folder.journal.exists():  # no work has begun: the name stays free
@@ -119,11 +120,13 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
             tracker = Tracker(config, folder, folder.read_about(), home_folder(), display.say)
         track = tracker.start if tracker is not None else lambda: None
         try:
+            on_signal = nothing if tracker is None else tracker.interrupt
             if results.finished:
                 track()
             else:
                 followers: list[Follower] = [display, results, warnings]
-                launch(config, folder, followers, on_ray=track, say=display.say)
+                with ended_by_sigterm(on_signal):
+                    launch(config, folder, followers, on_signal, on_ray=track, say=display.say)
             status, code = "FINISHED", 0
         except Stopped as stop:
             status, code = "KILLED", 128 + stop.signum
@@ -141,22 +144,36 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
             display.say(f"to continue: {again}")
         finally:
             warnings.show()
-            delivered = True
             if tracker is not None and tracker.ident is None:
                 tracker = None  # Ray did not start: MLflow has no run of this one
             if tracker is not None:
-                display.phase("bringing the run and its models into MLflow")
-                timeout = FINISH_SECONDS if status == "FINISHED" else FAIL_SECONDS
-                delivered = tracker.close(status, timeout, FAIL_SECONDS)
-    if tracker is not None and not delivered:
-        display.say(
-            f"MLflow at {without_password(tracker.uri)} did not take everything "
-            f"({tracker.problem or 'too slow'}); "
-            f"nothing is lost, deliver it with: {again}"
-        )
+                display.phase("uploading run and models to MLflow")
+                code = _deliver(tracker, status, display.say, again) or code
     if status == "FINISHED":
         _summarise(console, config, folder, results, tracker)
     return code
+
+
+def _deliver(tracker: Tracker, status: str, tell: Callable[[str], None], again: str) -> int:
+    """Delivers the rest of a run that has ended; a signal ends that at once.
+
+    Returns:
+        0, or the exit code of an end by a signal.
+    """
+    try:
+        with ended_by_sigterm(tracker.interrupt):
+            timeout = FINISH_SECONDS if status == "FINISHED" else FAIL_SECONDS
+            if not tracker.close(status, timeout, FAIL_SECONDS):
+                tell(tracker.undelivered(again))
+            return 0
+    except (Stopped, KeyboardInterrupt) as stop:
+        signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+        tracker.break_off()
+        tell(
+            f"stopped by {signal.Signals(signum).name} before MLflow had everything; nothing is "
+            f"lost, deliver it with: {again}"
+        )
+        return 128 + signum
 
 
 def _how_to_continue(folder: RunFolder) -> str:

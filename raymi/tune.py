@@ -29,7 +29,7 @@ from raymi.errors import StorageError, UserError
 from raymi.evaluation.steps import StepFailed
 from raymi.orchestration.evaluation_run import evaluate, track
 from raymi.orchestration.names import home_folder
-from raymi.orchestration.signals import Stopped, ended_by_sigterm
+from raymi.orchestration.signals import Stopped, ended_by_sigterm, nothing
 from raymi.orchestration.sweep_request import COMMAND, TUNE, asked_for, to_continue
 from raymi.orchestration.sweep_run import (
     Place,
@@ -48,7 +48,7 @@ from raymi.sweeps.space_files import known_spaces
 from raymi.sweeps.sweep import Run, Sweep
 from raymi.sweeps.table import Found, trial_rows
 from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
-from raymi.tracking.store import how_to_open, without_password
+from raymi.tracking.store import how_to_open
 from raymi.tracking.sweeps import SweepTracker
 
 USAGE = (
@@ -103,7 +103,7 @@ class _Search:
         except (StepFailed, StorageError) as failure:
             self.say(f"{failure}; {again}", style="red")
         finally:
-            self._conclude(status, again)
+            code = self._conclude(status, again) or code
         return code
 
     def say(self, message: str, style: str = "") -> None:
@@ -119,10 +119,11 @@ class _Search:
 
     def _search(self) -> bool:
         """Trains, judges, shows; whether there is a winner."""
-        with ended_by_sigterm(), sweep_place(self.sweep, self.say) as place:
+        on_signal = nothing if self.tracker is None else self.tracker.interrupt
+        with ended_by_sigterm(on_signal), sweep_place(self.sweep, self.say) as place:
             if self._left:
                 with SweepDisplay(self.console, self.sweep, self.study) as self._display:
-                    train_trials(self.sweep, self.study, place, self)
+                    train_trials(self.sweep, self.study, place, self, on_signal)
             if self._left:
                 self._show()
                 return False
@@ -166,19 +167,32 @@ class _Search:
         self.found = replace(self.found, test=accuracies, num_test=reports[0].num)
         for told in track(plan, reports) if self.tracker is not None else ():
             if told.run_id is None:
-                self.say(f"MLflow did not take the evaluation of {told.name} ({told.problem})")
+                self.say(f"MLflow did not take the evaluation of {told.name}: {told.problem}")
 
-    def _conclude(self, status: str, again: str) -> None:
+    def _conclude(self, status: str, again: str) -> int:
+        """Delivers the rest of the sweep; a signal ends that at once.
+
+        Returns:
+            0, or the exit code of an end by a signal.
+        """
         if self.tracker is None:
-            return
+            return 0
         timeout = FINISH_SECONDS if status == "FINISHED" else FAIL_SECONDS
-        if self.tracker.conclude(status, timeout, self.found):
-            self.say(f"MLflow run {self.tracker.run_id}  ({how_to_open(self.tracker.uri)})")
-        else:
+        try:
+            with ended_by_sigterm(self.tracker.interrupt):
+                if self.tracker.conclude(status, timeout, self.found):
+                    self.say(f"MLflow run {self.tracker.run_id}  ({how_to_open(self.tracker.uri)})")
+                else:
+                    self.say(self.tracker.undelivered(again))
+            return 0
+        except (Stopped, KeyboardInterrupt) as stop:
+            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+            self.tracker.break_off()
             self.say(
-                f"MLflow at {without_password(self.tracker.uri)} did not take everything "
-                f"({self.tracker.problem or 'too slow'}); nothing is lost, {again}"
+                f"stopped by {signal.Signals(signum).name} before MLflow had everything; nothing "
+                f"is lost, deliver it with: {again}"
             )
+            return 128 + signum
 
 
 def _help(console: Console) -> int:

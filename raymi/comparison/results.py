@@ -107,15 +107,16 @@ def finished_result(arm: str, seed: int, events: Sequence[Mapping[str, Any]]) ->
 
 
 def minutes_in_sessions(events: Iterable[Mapping[str, Any]]) -> float:
-    """Minutes that a run took, without the time between a stop and the next start."""
-    seconds, began, last = 0.0, None, None
+    """Returns the minutes that a run took, without the time between a stop and the next start.
+
+    A clock that jumps back between two events adds nothing.
+    """
+    seconds, last = 0.0, None
     for event in events:
-        if event["kind"] == "start" and began is not None and last is not None:
-            seconds += last - began
-        if event["kind"] == "start" or began is None:
-            began = event["time"]
+        if last is not None and event["kind"] != "start":
+            seconds += max(0.0, event["time"] - last)
         last = event["time"]
-    return (seconds + (last - began if began is not None and last is not None else 0.0)) / 60
+    return seconds / 60
 
 
 def summarise(results: Sequence[RunResult], arms: Sequence[str]) -> list[ArmSummary]:

@@ -109,7 +109,8 @@ class Answers:
 
 
 class StopRequest:
-    """A file that appears, or a time that comes, as one worker sees them: rank 0's answer counts.
+    """A file that appears, or a time that is reached, as one worker sees them: rank 0's answer
+    counts.
 
     Args:
         files: any of them asks for it; None: no file.
@@ -124,7 +125,10 @@ class StopRequest:
         look_every: float = LOOK_EVERY,
     ) -> None:
         self.files = [file for file in files if file is not None]
-        self.deadline, self.look_every = deadline, look_every
+        self.look_every = look_every
+        # From here on by a clock that nobody sets back, which would put the end off.
+        left = None if deadline is None else deadline - time.time()
+        self._end = None if left is None else time.monotonic() + left
         self._next_look = 0.0
         self._seen = False
 
@@ -132,7 +136,7 @@ class StopRequest:
         """Whether the run was asked to stop, by now."""
         if not self._seen and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + self.look_every
-            late = self.deadline is not None and time.time() >= self.deadline
+            late = self._end is not None and time.monotonic() >= self._end
             self._seen = late
             with suppress(OSError):  # storage that is away: the next write says so
                 self._seen = late or any(file.exists() for file in self.files)

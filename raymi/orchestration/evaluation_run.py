@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from raymi.attacks.suites import Ensemble
+from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.assessment import Assessment
 from raymi.evaluation.blocks import Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding
@@ -18,7 +19,8 @@ from raymi.orchestration.evaluation_pools import workplace
 from raymi.orchestration.names import home_folder
 from raymi.orchestration.ray_session import Resources
 from raymi.tracking.evaluations import Place, log_evaluation
-from raymi.tracking.store import in_one_line, tracking_uri
+from raymi.tracking.faults import problem_of
+from raymi.tracking.store import tracking_uri
 
 
 class Watcher(Protocol):
@@ -108,13 +110,22 @@ def _reported(assessment: Assessment) -> Report:
 
 @dataclass(frozen=True)
 class Tracked:
-    """What MLflow was told of a classifier: its name, the store's address, which may hold a
-    password, and the run; or, where the store did not take it, the problem in one line."""
+    """An evaluation that was logged to MLflow, or was refused there.
+
+    Args:
+        name: of the classifier.
+        uri: address of the store; it may hold a password.
+        run_id: of the run that has it; None where the store refused it.
+        problem: why it refused it, in one line with the remedy.
+        untracked: the run of raymi that trained the classifier, where MLflow does not have it and
+            the evaluation got a run of its own.
+    """
 
     name: str
     uri: str
     run_id: str | None = None
     problem: str = ""
+    untracked: RunFolder | None = None
 
 
 def track(plan: EvaluationPlan, reports: Sequence[Report]) -> Iterator[Tracked]:
@@ -137,6 +148,7 @@ def track(plan: EvaluationPlan, reports: Sequence[Report]) -> Iterator[Tracked]:
                 files=[report.folder / "outcomes.parquet"],
             )
         except Exception as error:  # whatever the server or the network does, the numbers are here
-            yield Tracked(report.name, place.uri, problem=in_one_line(error, place.uri))
+            yield Tracked(report.name, place.uri, problem=problem_of(error, place.uri))
         else:
-            yield Tracked(report.name, place.uri, run_id)
+            untracked = found.folder if found.run_id is None else None
+            yield Tracked(report.name, place.uri, run_id, untracked=untracked)

@@ -22,7 +22,7 @@ from raymi.orchestration import ray_watch
 from raymi.orchestration.failures import innermost, left_failure, remove_traces
 from raymi.orchestration.ray_session import Resources, ray_session
 from raymi.orchestration.ray_watch import RayLost
-from raymi.orchestration.signals import Signals, Stopped
+from raymi.orchestration.signals import Signals, Stopped, nothing
 
 POLL_SECONDS = 0.1
 END_SECONDS = 10.0  # that Ray Train may take to end, once nobody waits for its result
@@ -47,6 +47,7 @@ def launch(
     config: Config,
     folder: RunFolder,
     followers: Sequence[Follower],
+    on_signal: Callable[[], object] = nothing,
     *,
     on_ray: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda line: None,
@@ -57,6 +58,7 @@ def launch(
         config: The resolved configuration.
         folder: The run's, with the configuration written; a checkpoint in it is continued.
         followers: Take in order each event from now on, and `stopping`.
+        on_signal: Called in the handler of the first SIGINT or SIGTERM.
         on_ray: Called once Ray is there, before any work.
         say: Takes lines about waits for Ray.
 
@@ -68,13 +70,14 @@ def launch(
         RunFailed: Any other failure.
     """
     hours = config.limit.hours
-    deadline = None if hours is None else time.time() + 3600 * hours
+    deadline = None if hours is None else time.time() + 3600 * hours  # of workers elsewhere, too
+    end = None if hours is None else time.monotonic() + 3600 * hours
     remove_traces(folder)
     journal = JournalReader(folder.journal)
     journal.new_events()  # those of an earlier start were told then
     before = journal.offset
     with (
-        Signals(folder.stop_file) as signals,
+        Signals(folder.stop_file, on_signal) as signals,
         ray_session(config.scaling, say=say, check=signals.check_before_work) as resources,
     ):
         signals.check_before_work()
@@ -108,7 +111,7 @@ def launch(
         if not result.get("finished"):
             if signals.received is not None:
                 raise Stopped(signals.received)
-            if deadline is not None and time.time() >= deadline:
+            if end is not None and (time.monotonic() >= end or not folder.stop_file.exists()):
                 raise TimeLimitReached
             raise RunFailed(f"the workers were asked to stop, by a file {folder.stop_file}")
 

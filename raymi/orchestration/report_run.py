@@ -27,8 +27,9 @@ from raymi.reporting.page import Contents, Trials
 from raymi.reporting.table import comparison_tables
 from raymi.sweeps.sweep import Sweep
 from raymi.sweeps.table import as_columns, trial_rows
+from raymi.tracking.faults import problem_of
 from raymi.tracking.reports import find_numbers, log_report
-from raymi.tracking.store import in_one_line, without_password
+from raymi.tracking.store import without_password
 
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
 """Radii at which a run is attacked, in units of its own."""
@@ -197,7 +198,7 @@ class _Known:
             self.away.add(found.uri)
             self.say(
                 f"accuracies in MLflow at {without_password(found.uri)} are left out "
-                f"({in_one_line(error, found.uri)})"
+                f"({problem_of(error, found.uri)})"
             )
             return []
         return [Entry(one.question, one.numbers, one.doubts) for one in numbers]
@@ -239,7 +240,7 @@ def _told(uri: str, runs: Mapping[str, str], name: str, files: list[Path]) -> Tr
             if log_report(uri, run_id, name, files):
                 told.append(run)
     except Exception as error:  # whatever the server or the network does, the report is here
-        return Tracked(tuple(runs), uri, in_one_line(error, uri))
+        return Tracked(tuple(runs), uri, problem_of(error, uri))
     return Tracked(tuple(told), uri)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,20 @@ class Stopped(Exception):
         self.signum = signum
 
 
-class Signals:
-    """Turns the first SIGINT or SIGTERM into a request to stop, the second one into an end at
-    once."""
+def nothing() -> None:
+    """Does nothing."""
 
-    def __init__(self, stop_file: Path) -> None:
-        self.stop_file = stop_file
+
+class Signals:
+    """Handler of SIGINT and SIGTERM: the first one requests a stop, the second one ends at once.
+
+    Args:
+        stop_file: made at the first signal.
+        on_first: called in the handler of the first signal; must return at once.
+    """
+
+    def __init__(self, stop_file: Path, on_first: Callable[[], object] = nothing) -> None:
+        self.stop_file, self.on_first = stop_file, on_first
         self.received: int | None = None
         self._deadline = 0.0
         self._new = False
@@ -54,6 +62,7 @@ class Signals:
         self._deadline = time.monotonic() + STOP_SECONDS
         with suppress(OSError):  # the run's folder may be gone
             self.stop_file.touch()
+        self.on_first()
 
     @property
     def name(self) -> str:
@@ -76,12 +85,18 @@ class Signals:
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends what is within by a `Stopped`. On its way it is a KeyboardInterrupt: while Ray
-    waits, it lets no other exception of a signal's handler through."""
+def ended_by_sigterm(on_signal: Callable[[], object] = nothing) -> Iterator[None]:
+    """Lets SIGTERM end a block by a `Stopped`. On its way it is a KeyboardInterrupt: while Ray
+    waits, it lets no other exception of a signal's handler through.
+
+    Args:
+        on_signal: called in the handler of the first SIGTERM; must return at once.
+    """
     received: list[int] = []
 
     def end(signum: int, frame: Any) -> None:
+        if not received:
+            on_signal()
         received.append(signum)
         raise KeyboardInterrupt
 

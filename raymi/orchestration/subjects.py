@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +25,8 @@ from raymi.local_paths import address_problem
 from raymi.models import architecture
 from raymi.orchestration.names import find_run, home_folder
 from raymi.tracking.logged import SCHEMES, find_logged
-from raymi.tracking.store import tracking_uri, with_login
+from raymi.tracking.state import read_state
+from raymi.tracking.store import missing_file, tracking_uri, with_login
 
 WHICH = ("best", "last", "best-averaged", "last-averaged")
 """The models of a run."""
@@ -132,21 +132,13 @@ def find_subject(
 
 
 def tracked(folder: RunFolder) -> dict[str, Any]:
-    """Where MLflow has a run: `uri` of the store, which may hold the user's password; `run_id`,
-    None before it is there; `model_ids` by model. Empty where nobody tracked it.
+    """Returns where MLflow has a run: `uri` of the store, which may hold the user's password;
+    `run_id`, None before it is there; `model_ids` by model. Empty where it was not tracked.
 
     Raises: UserError where the file that says it is damaged.
     """
-    if not folder.tracking.is_file():
-        return {}
-    try:
-        kept = json.loads(folder.tracking.read_bytes())
-        return {**kept, "uri": with_login(kept["uri"])} if "uri" in kept else dict(kept)
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{folder.tracking} is damaged: remove it, and the run {folder.name} is taken for one "
-            "that is not in MLflow"
-        ) from None
+    kept = read_state(folder.tracking)
+    return {**kept, "uri": with_login(kept["uri"])} if "uri" in kept else kept
 
 
 def _locate(name: str, config: Config) -> Path | RunFolder | None:
@@ -242,10 +234,9 @@ def _refuse_choice(name: str, which: str | None) -> None:
 
 
 def _check_store(uri: str) -> None:
-    """MLflow would make the database that it does not find."""
-    path = home_folder() / "mlflow.db"
-    if uri.startswith("sqlite:") and "MLFLOW_TRACKING_URI" not in os.environ and not path.is_file():
+    """Refuses a database that is missing: MLflow would create it."""
+    if (file := missing_file(uri)) is not None:
         raise UserError(
-            f"there is no MLflow store {path}: set MLFLOW_TRACKING_URI to where the model is, or "
+            f"there is no MLflow store {file}: set MLFLOW_TRACKING_URI to where the model is, or "
             "go to the folder in which it was trained"
         )

@@ -29,7 +29,7 @@ from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
 from raymi.orchestration.evaluation_run import Watcher as EvaluationWatcher
 from raymi.orchestration.evaluation_run import evaluate
 from raymi.orchestration.ray_session import Resources, as_many_as_fit, ray_session
-from raymi.orchestration.signals import Signals, Stopped
+from raymi.orchestration.signals import Signals, Stopped, nothing
 from raymi.sweeps.news import Watcher
 from raymi.sweeps.study import Study
 from raymi.sweeps.sweep import Run, Sweep
@@ -76,8 +76,17 @@ def sweep_place(sweep: Sweep, say: Callable[[str], None]) -> Iterator[Place]:
         yield Place(resources, scaling, min(concurrent, most))
 
 
-def train_trials(sweep: Sweep, study: Study, place: Place, watch: Watcher) -> None:
-    """Brings all trials to their end; Ray Tune runs in a thread, so that signals are ours.
+def train_trials(
+    sweep: Sweep,
+    study: Study,
+    place: Place,
+    watch: Watcher,
+    on_signal: Callable[[], object] = nothing,
+) -> None:
+    """Trains all trials to their end; Ray Tune runs in a thread, so that signals are ours.
+
+    Args:
+        on_signal: called in the handler of the first SIGINT or SIGTERM.
 
     Raises: Stopped, once all runs have a checkpoint; StorageError where they cannot write one.
     """
@@ -98,7 +107,7 @@ def train_trials(sweep: Sweep, study: Study, place: Place, watch: Watcher) -> No
             errors.append(error)
 
     thread = threading.Thread(target=body, daemon=True, name="ray-tune")
-    with Signals(sweep.stop_file) as signals:
+    with Signals(sweep.stop_file, on_signal) as signals:
         thread.start()
         while thread.is_alive():
             thread.join(POLL_SECONDS)

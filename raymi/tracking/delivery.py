@@ -6,8 +6,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
 
 from raymi.tracking import store
+from raymi.tracking.faults import problem_of
 
 POLL_SECONDS = 0.5
 """Seconds between two looks for something new to deliver."""
@@ -17,6 +20,9 @@ FINISH_SECONDS = 120.0
 
 FAIL_SECONDS = 15.0
 """Seconds for the last delivery of one that ended early, or to a store that fails."""
+
+MARK_SECONDS = 2.0
+"""Seconds that the end of an interrupted command waits until its runs are marked in MLflow."""
 
 RETRY_SECONDS = (1.0, 30.0)
 """Seconds until the next attempt: after the first failure, and at most."""
@@ -35,18 +41,39 @@ class Delivery(threading.Thread, ABC):
         super().__init__(daemon=True, name=f"mlflow-{what}")
         self.uri, self.tell = uri, tell
         self.problem: str | None = None
-        """Why the store does not take what it is sent; None where it does."""
+        """Why the store does not take what it is sent, with the remedy; None where it does."""
         self._what = what
         self._closing: str | None = None
         self._delivered = threading.Event()
         self._wake = threading.Event()
         self._give_up = threading.Event()
+        # A SimpleQueue, as a handler of a signal puts into it.
+        self._marks: SimpleQueue[threading.Event] = SimpleQueue()
+        self._marker = threading.Thread(target=self._mark_all, daemon=True, name="mlflow-mark")
 
     @property
     def fails(self) -> bool:
         """Whether the store did not take the last thing that it was sent; False where nothing was
         sent yet."""
         return self.problem is not None
+
+    def start(self) -> None:
+        """Starts the delivery."""
+        self._marker.start()
+        super().start()
+
+    def interrupt(self) -> threading.Event:
+        """Marks what is running as KILLED in MLflow, at once and beside the delivery.
+
+        A process that gets SIGTERM may be killed seconds later. Returns at once, also in the
+        handler of a signal.
+
+        Returns:
+            An event that is set once the runs are marked, or the store refused it.
+        """
+        done = threading.Event()
+        self._marks.put(done)
+        return done
 
     def close(self, status: str, timeout: float, failing: float | None = None) -> bool:
         """Delivers unsent data, then sets the status in MLflow.
@@ -83,6 +110,22 @@ class Delivery(threading.Thread, ABC):
         self._give_up.set()
         self._wake.set()
 
+    def break_off(self) -> None:
+        """Ends the delivery of an interrupted command: its runs are marked, the rest is left."""
+        self.abandon()
+        self.interrupt().wait(MARK_SECONDS)
+
+    def undelivered(self, again: str) -> str:
+        """Returns the message of a command whose delivery is not complete.
+
+        Args:
+            again: the command that completes it.
+        """
+        return (
+            f"MLflow at {store.without_password(self.uri)} did not take everything: "
+            f"{self.problem or 'too slow'}; nothing is lost, deliver it with: {again}"
+        )
+
     def run(self) -> None:
         shortest, longest = RETRY_SECONDS
         wait = shortest
@@ -107,6 +150,14 @@ class Delivery(threading.Thread, ABC):
             self._wake.wait(POLL_SECONDS)
             self._wake.clear()
 
+    def _mark_all(self) -> None:
+        while True:
+            done = self._marks.get()
+            ending = self._closing if self._closing not in (None, "FINISHED") else None
+            with suppress(Exception):  # the delivery says what the store refuses
+                self._mark(ending or "KILLED")
+            done.set()
+
     @abstractmethod
     def _connect(self) -> None:
         """Finds or makes in MLflow what is delivered to; called again and again."""
@@ -115,11 +166,15 @@ class Delivery(threading.Thread, ABC):
     def _deliver(self, closing: str | None) -> None:
         """Brings MLflow up to date, and sets the status there where it is closing."""
 
+    @abstractmethod
+    def _mark(self, status: str) -> None:
+        """Sets the status of what is running; called in a thread of its own."""
+
     def _say_problem(self, error: Exception) -> None:
         told = self.problem is not None
-        self.problem = store.in_one_line(error, self.uri)
+        self.problem = problem_of(error, self.uri)
         if not told:
             self.tell(
-                f"MLflow at {store.without_password(self.uri)} does not take what it is sent "
-                f"({self.problem}): the {self._what} goes on, and all of it is kept and sent again"
+                f"MLflow at {store.without_password(self.uri)} does not take what it is sent: "
+                f"{self.problem}; the {self._what} goes on, and all of it is kept and sent again"
             )

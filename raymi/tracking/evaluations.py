@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from raymi.evaluation.report import Report
 from raymi.tracking import store
 from raymi.tracking.datasets import DataSet, link_datasets
 from raymi.tracking.description import NOTE, describe_evaluation, with_evaluation
+from raymi.tracking.left_running import close_left_running
 from raymi.tracking.metric_names import QUESTION, as_metric, digits, metric_prefix
 from raymi.tracking.model_card import write_card
 
@@ -60,6 +62,8 @@ def log_evaluation(
     model_id = place.model_id if store.has_model(client, place.model_id) else None
     own = run_id is None
     run_id = run_id or _own_run(client, report, key, experiment, home)
+    with suppress(Exception):  # of other runs: this is logged all the same
+        close_left_running(client, client.get_run(run_id).info.experiment_id)
     said = f"raymi.eval.{key}"
     told = client.get_run(run_id).data.tags.get(said, "").split(",")
     names = list(_names(report))
@@ -97,7 +101,7 @@ def log_evaluation(
     if model_id is not None:
         write_card(client, model_id)
     if own:
-        client.set_terminated(run_id, "FINISHED")
+        store.end_run(client, run_id, "FINISHED")
     everything = ",".join(filter(None, dict.fromkeys([*told, *names])))
     client.set_tag(run_id, said, everything[: store.LONGEST_TAG])  # last: all the rest is there
     return run_id
@@ -167,4 +171,7 @@ def _own_run(client: Any, report: Report, key: str, experiment: str, home: Path)
     ours = " and ".join(f"tags.`{tag}` = '{text}'" for tag, text in tags.items())
     if found := client.search_runs([place], ours, max_results=1):
         return found[0].info.run_id
-    return client.create_run(place, run_name=f"evaluation of {report.name}", tags=tags).info.run_id
+    run = client.create_run(place, run_name=f"evaluation of {report.name}", tags=tags)
+    # All numbers are there: if this process is killed, the run must not stay RUNNING.
+    store.end_run(client, run.info.run_id, "KILLED")
+    return run.info.run_id

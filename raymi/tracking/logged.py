@@ -12,6 +12,7 @@ from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import Subject, program_subject, raymi_subject
 from raymi.evaluation.weight_files import read_weights
+from raymi.tracking.faults import ELSEWHERE, remedy_of
 from raymi.tracking.registry import is_version_of
 from raymi.tracking.store import connect, current, how_to_open, in_one_line, without_password
 
@@ -49,10 +50,9 @@ def find_logged(address: str, uri: str) -> Logged:
     except UserError:
         raise
     except Exception as error:  # whatever the server, the network or the disk does
-        raise UserError(
-            f"cannot get {address} from MLflow at {without_password(uri)} "
-            f"({in_one_line(error, uri)}){_remedy(address, uri, error)}"
-        ) from None
+        place = f"cannot get {address} from MLflow at {without_password(uri)}"
+        problem = in_one_line(error, uri)
+        raise UserError(f"{place} ({problem}): {_remedy(address, uri, error)}") from None
 
 
 def _found(client: Any, address: str, place: Path) -> Logged:
@@ -108,19 +108,19 @@ def config_of(client: Any, run_id: str | None, place: Path) -> Config | None:
 
 
 def _remedy(address: str, uri: str, error: Exception) -> str:
-    """What to do, with the models that there are where the store answers."""
+    """Returns what to do, with the models that there are where the store answers."""
     from mlflow.exceptions import MlflowException
 
     missing = isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"
-    remedy = f": look it up with {how_to_open(uri)}, or set MLFLOW_TRACKING_URI to another store"
     if not missing:
-        return remedy
+        return remedy_of(error, uri)
+    look = f"look it up with {how_to_open(uri)}, or {ELSEWHERE}"
     try:
         with current(uri):
             known = [model.name for model in connect(uri).search_registered_models()]
     except MlflowException:
-        return remedy
+        return look
     wanted = address.split(":/", 1)[1].partition("@")[0].partition("/")[0]
     if not known or wanted in known or not address.startswith("models:/"):
-        return remedy
-    return f": {did_you_mean(wanted, known)} Or{remedy[1:]}"
+        return look
+    return f"{did_you_mean(wanted, known)} Or {look}"

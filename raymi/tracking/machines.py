@@ -14,13 +14,22 @@ Told = dict[str, list[int]]
 _RECORDS_AT_ONCE = 20  # MLflow takes 1000 metrics at once, and eight GPUs have 32 in a record
 
 
-def send_records(client: Any, run_id: str, logs: Mapping[int, Path], told: Told) -> Told:
-    """Delivers what machines have recorded since.
+def send_records(
+    client: Any, run_id: str, logs: Mapping[int, Path], told: Told, began: int
+) -> Told:
+    """Delivers the records that machines have written since.
 
-    Args: logs, see `RunFolder.machine_logs`; told, by now.
-    Returns: what is told then.
-    Raises: whatever MLflow raises where the store does not answer; what is sent again is not there
-        twice.
+    Args:
+        logs: see `RunFolder.machine_logs`.
+        told: what was delivered before.
+        began: start of the run, in milliseconds since the epoch: clocks of machines differ, and no
+            record is before it.
+
+    Returns:
+        What is delivered then.
+
+    Raises:
+        Exception: any error of MLflow; what is sent again is not there twice.
     """
     told = dict(told)
     for machine, log in logs.items():
@@ -29,7 +38,7 @@ def send_records(client: Any, run_id: str, logs: Mapping[int, Path], told: Told)
         records = list(enumerate(reader.new_events(), start=sent + 1))
         for first in range(0, len(records), _RECORDS_AT_ONCE):
             some = records[first : first + _RECORDS_AT_ONCE]
-            client.log_batch(run_id, metrics=list(_metrics(machine, some)))
+            client.log_batch(run_id, metrics=list(_metrics(machine, some, began)))
         told[str(machine)] = [reader.offset, sent + len(records)]
     return told
 
@@ -40,12 +49,14 @@ def all_told(logs: Mapping[int, Path], told: Told) -> bool:
     return not any(JournalReader(log, offsets[m]).new_events() for m, log in logs.items())
 
 
-def _metrics(machine: int, records: Sequence[tuple[int, dict[str, Any]]]) -> Iterator[Any]:
-    """Under the names that MLflow has for them; of further machines, with their numbers."""
+def _metrics(
+    machine: int, records: Sequence[tuple[int, dict[str, Any]]], began: int
+) -> Iterator[Any]:
+    """Yields metrics under MLflow's own names; of further machines, with their numbers."""
     from mlflow.entities import Metric
 
     prefix = "system/" if machine == 0 else f"system/node_{machine}/"
     for number, record in records:
-        when = int(1000 * record["time"])
+        when = max(int(1000 * record["time"]), began)
         for name, value in record["metrics"].items():
             yield Metric(f"{prefix}{name}", float(value), when, number)

@@ -18,19 +18,61 @@ from raymi.tracking.store import current
 Event = Mapping[str, Any]
 
 
-def log_model(
-    config: Config, folder: RunFolder, client: Any, run_id: str, data: Event, evaluation: Event
-) -> str:
-    """Logs an evaluated classifier of a finished run: an exported torch program (no
-    pickle) with its weights in safetensors beside it, and its own accuracies as metrics, linked to
-    the test images. Where an earlier attempt was cut off, that is brought to its end.
+def times_of(evaluations: Mapping[str, Event]) -> dict[str, float]:
+    """Returns the times at which the accuracies of models are logged, the chosen model last.
 
-    Args: data, from the journal's "start"; evaluation, the journal's event of this model.
-    Returns: the model's id.
+    MLflow shows a run's newest value of a metric, and takes a point with the same time for the one
+    that it has. So the chosen model has the latest time, and models of one epoch have one time:
+    their accuracies are one point of the run.
+
+    Args:
+        evaluations: events of the journal, by the name of the model.
+
+    Returns:
+        Seconds since the epoch, by the name of the model.
+    """
+
+    def group(which: str) -> tuple[int, bool]:
+        return evaluations[which]["of_epoch"], which.endswith("-averaged")
+
+    order = sorted(evaluations, key=lambda which: evaluations[which]["chosen"])
+    latest: dict[tuple[int, bool], float] = {}
+    for which in order:
+        time = evaluations[which]["time"]
+        latest[group(which)] = max(time, latest.get(group(which), time))
+    others = [time for key, time in latest.items() if key != group(order[-1])]
+    if others:
+        latest[group(order[-1])] = max(latest[group(order[-1])], max(others) + 0.001)
+    return {which: latest[group(which)] for which in order}
+
+
+def log_model(
+    config: Config,
+    folder: RunFolder,
+    client: Any,
+    run_id: str,
+    data: Event,
+    evaluation: Event,
+    tags: Mapping[str, str],
+) -> str:
+    """Logs an evaluated classifier of a finished run: an exported torch program, without pickle.
+
+    Its weights are beside it in safetensors. Its own accuracies are metrics, linked to the test
+    images. What an earlier attempt has left half done is completed. The status of the run may be
+    another one afterwards.
+
+    Args:
+        data: from the journal's "start".
+        evaluation: the journal's event of this model.
+        tags: of the model, such as its user: MLflow's own are the name that logs in to the server
+            and the path of this program.
+
+    Returns:
+        The model's id.
     """
     which = evaluation["which"]
     model_id = _logged_before(client, run_id, which) or _log(
-        config, folder, client, run_id, data, which
+        config, folder, client, run_id, data, which, tags
     )
     values = {
         "test/clean_acc": evaluation["clean"],
@@ -39,13 +81,12 @@ def log_model(
     }
     (images,) = (one for one in datasets_of(data) if one.context == "test")
     (dataset,) = link_datasets(client, run_id, [images])
-    # All log at the last epoch: the chosen one comes last and is what the run shows.
     for name, value in values.items():
         client.log_metric(
             run_id,
             name,
             value,
-            timestamp=int(1000 * evaluation["time"]),
+            timestamp=round(1000 * evaluation["time"]),
             step=evaluation["epoch"],
             model_id=model_id,
             dataset_name=dataset.name,
@@ -71,20 +112,26 @@ def _logged_before(client: Any, run_id: str, name: str) -> str | None:
 
 
 def _log(
-    config: Config, folder: RunFolder, client: Any, run_id: str, data: Event, which: str
+    config: Config,
+    folder: RunFolder,
+    client: Any,
+    run_id: str,
+    data: Event,
+    which: str,
+    tags: Mapping[str, str],
 ) -> str:
     import mlflow
 
-    # Leaving start_run marks the run as finished; the tracker decides when it is.
+    # start_run marks the run as running, and as finished in the end: the caller corrects that.
     with current(client.tracking_uri), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with mlflow.start_run(run_id=run_id):
-            model_id = _log_classifier(config, folder, data, which)
-    client.update_run(run_id, status="RUNNING")
-    return model_id
+            return _log_classifier(config, folder, data, which, tags)
 
 
-def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) -> str:
+def _log_classifier(
+    config: Config, folder: RunFolder, data: Event, which: str, tags: Mapping[str, str]
+) -> str:
     import mlflow
     import numpy as np
 
@@ -107,6 +154,7 @@ def _log_classifier(config: Config, folder: RunFolder, data: Event, which: str) 
     info = mlflow.pytorch.log_model(
         model,
         name=which,
+        tags={"mlflow.user": "unknown", **tags},
         input_example=np.full((2, 3, size, size), 0.5, dtype=np.float32),
         serialization_format="pt2",  # MLflow's own choice depends on the store, and may be pickle
         extra_files=[str(weights)],

@@ -8,27 +8,48 @@ import json
 import os
 import platform
 import subprocess
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from raymi import __version__
+from raymi.engine.run_folder import RunFolder
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's own variable, in which a job finds what it was submitted with."""
 
 
+def describe_run(folder: RunFolder, recipe: str, command: str) -> None:
+    """Keeps in a run's folder what MLflow needs to know of it, where that is not there.
+
+    Args:
+        recipe: name of its recipe; empty: not known.
+        command: that begins or continues it.
+
+    Raises:
+        UserError: where the file is damaged.
+        StorageError: where it cannot be written.
+    """
+    about = folder.read_about()
+    if "id" not in about:
+        facts = provenance(command)
+        folder.write_about({"id": uuid.uuid4().hex, "recipe": recipe, **facts, **about})
+
+
 def provenance(command: str) -> dict[str, str]:
-    """Facts that a reader needs to repeat a run, as text: git's where the code is a checkout, or
-    where the job was submitted with a commit; the job's where there is one."""
+    """Returns facts that a reader needs to repeat a run, as text: git's where the code is a
+    checkout, or where the job was submitted with a commit; the job's in a job."""
     facts = {
         "command": command,
         "version": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        **{package: version(package) for package in ("torch", "ray", "mlflow")},
     }
+    for package in ("torch", "ray", "mlflow"):
+        with suppress(PackageNotFoundError):  # training alone needs neither Ray nor MLflow
+            facts[package] = version(package)
     return facts | checkout(Path(__file__).parents[2]) | _job()
 
 

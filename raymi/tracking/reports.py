@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from raymi.errors import UserError
 from raymi.selection.candidate import Candidate
 from raymi.tracking import store
 from raymi.tracking.candidates import candidates_of
+from raymi.tracking.left_running import close_left_running
 
 _FOLDER = "report"
 
@@ -33,6 +35,8 @@ def log_report(uri: str, run_id: str, name: str, files: Sequence[Path]) -> bool:
     client = _client(uri)
     if not store.has_run(client, run_id):
         return False
+    with suppress(Exception):  # of other runs: this one gets its report all the same
+        close_left_running(client, client.get_run(run_id).info.experiment_id)
     place = f"{_FOLDER}/{name}"
     for file in files:
         client.log_artifact(run_id, str(file), place)
@@ -55,5 +59,5 @@ def _remove(client: Any, uri: str, run_id: str, paths: Sequence[str]) -> None:
 
 def _client(uri: str) -> Any:
     if (file := store.missing_file(uri)) is not None:
-        raise UserError(f"there is no MLflow store {file}")
+        raise UserError(f"there is no MLflow store {file}: put it back where it was")
     return store.connect(uri)

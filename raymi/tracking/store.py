@@ -6,13 +6,14 @@ import logging
 import os
 import re
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
 
 from raymi.errors import UserError
+from raymi.tracking.database import complete_database, sqlite_file, sqlite_uri
 from raymi.tracking.view import dress, experiment_tags
 
 CLIENT_SETTINGS = {
@@ -33,21 +34,19 @@ LONGEST_TAG = 5000  # that every server of MLflow keeps
 _MOST_PARAMS = 100  # that MLflow takes at once
 _LOGIN = re.compile(r"(?<=://)[^\s/@]+@")  # of whatever address an error names: a proxy's, too
 _SECRET = re.compile("pass|pwd|secret|token|key|odbc_connect", re.IGNORECASE)
-_KEPT_IN_PATHS = "".join(chr(code) for code in range(32, 127) if chr(code) not in "%?#")
 
 
 def tracking_uri(home: Path) -> str:
     """$MLFLOW_TRACKING_URI, or a SQLite file `mlflow.db` in `home`."""
     named = os.environ.get("MLFLOW_TRACKING_URI")
-    # MLflow decodes %XX, and takes ? and # for the end of a path.
-    return named or f"sqlite:///{quote(str(home / 'mlflow.db'), safe=_KEPT_IN_PATHS)}"
+    return named or sqlite_uri(home / "mlflow.db")
 
 
 def missing_file(uri: str) -> Path | None:
     """The file of a local store where it is not there, which MLflow would make; None: it is there,
     or the store is a server."""
-    file = Path(unquote(urlsplit(uri).path[1:]))
-    return file if uri.startswith("sqlite:") and not file.is_file() else None
+    file = sqlite_file(uri)
+    return file if file is not None and not file.is_file() else None
 
 
 def address(kept: Mapping[str, Any], home: Path) -> str:
@@ -72,13 +71,16 @@ def without_password(uri: str) -> str:
 
 
 def in_one_line(error: Exception, uri: str) -> str:
-    """An error of a store for the terminal: its type and first line, without user and password,
-    which MLflow repeats with the address."""
+    """Returns an error of a store for the terminal: its type and first line, without user and
+    password, which MLflow repeats with the address. A UserError keeps all of its text."""
     if re.search("[/?#]", _login(uri)):  # parts of it are taken for a host, and told as that
         return "user and password must be written as in an address: %2F for /, %3F for ?, %23 for #"
+    if isinstance(error, UserError):
+        return _LOGIN.sub("", _hidden(" ".join(str(error).split()), uri))
     lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a")]
     first = (lines or [""])[0]  # SQLAlchemy's remark on its own working left out
-    return f"{type(error).__name__}: {_LOGIN.sub('', _hidden(first, uri)):.200}"
+    message = _LOGIN.sub("", _hidden(first, uri))[:200].strip()
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _hidden(text: str, uri: str) -> str:
@@ -102,18 +104,11 @@ def _login(uri: str) -> str:
     return "".join(rest.rpartition("@")[:2]) if {":", "@"} & set(host) else ""
 
 
-@contextmanager
-def answering(uri: str) -> Iterator[None]:
-    """Turns whatever a store, its server or the network does into a UserError of one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"MLflow at {without_password(uri)} does not answer ({in_one_line(error, uri)}): start "
-            "it, or set MLFLOW_TRACKING_URI to another store"
-        ) from None
+def for_command(uri: str) -> str:
+    """Returns the address of a store as a word of a shell command, which shows no password."""
+    if without_password(uri) == uri:
+        return shlex.quote(uri)
+    return '"$MLFLOW_TRACKING_URI"' if uri == os.environ.get("MLFLOW_TRACKING_URI") else "URI"
 
 
 def how_to_open(uri: str) -> str:
@@ -123,8 +118,12 @@ def how_to_open(uri: str) -> str:
 
 
 def connect(uri: str) -> Any:
-    """An `MlflowClient` of a store. MLflow's messages stay off the terminal: raymi says what is
-    wrong itself."""
+    """Returns an `MlflowClient` of a store; a SQLite file that is missing is created.
+
+    MLflow's messages stay off the terminal: raymi prints its own.
+
+    Raises: as `complete_database` does.
+    """
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -133,6 +132,7 @@ def connect(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)
     # It logs a traceback at each attempt, and raises the same: that is told once, in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    complete_database(uri)
     return mlflow.MlflowClient(uri)
 
 
@@ -175,6 +175,18 @@ def find_run(client: Any, experiment: str, ours: str) -> Any:
     """The run that has our id, in the experiment of an id; None where there is none."""
     found = client.search_runs([experiment], f"tags.`raymi.id` = '{ours}'", max_results=1)
     return found[0] if found else None
+
+
+def end_run(client: Any, run_id: str, status: str, when: float | None = None) -> None:
+    """Sets the status of a run and its end, which is not before its start: a clock may jump back.
+
+    Args:
+        status: FINISHED, KILLED or FAILED.
+        when: seconds since the epoch; None: now.
+    """
+    began = client.get_run(run_id).info.start_time or 0
+    ended = int(1000 * (time.time() if when is None else when))
+    client.set_terminated(run_id, status, end_time=max(began, ended))
 
 
 def log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:

@@ -94,6 +94,12 @@ class SweepTracker(Delivery):
                 self._follow(run)
             self._looked_at_all_when = None
 
+    def _mark(self, status: str) -> None:
+        self.tracked.interrupt(status)
+        for run, tracked in list(self._due.items()):
+            if self._trials[run.number].state == "running":
+                tracked.interrupt(status)
+
     def _deliver(self, closing: str | None) -> None:
         try:
             self._send_news(closing)

@@ -1,7 +1,7 @@
 """A run in MLflow, as its journal tells it: in order, and each event once.
 
 What could not be delivered stays in the journal on disk; how far delivery got is kept beside it, so
-that a continued run, or whoever tries again, goes on from there.
+that a continued run, or the next attempt, continues from there.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from raymi.tracking import store
 from raymi.tracking.datasets import datasets_of, link_datasets
 from raymi.tracking.description import NOTE, describe, evaluations_in
 from raymi.tracking.journal_metrics import told_by
+from raymi.tracking.left_running import PLACE, close_left_running, place_of
 from raymi.tracking.machines import all_told, send_records
 from raymi.tracking.model_card import write_card
-from raymi.tracking.models import NotExportable, log_model
+from raymi.tracking.models import NotExportable, log_model, times_of
 from raymi.tracking.provenance import source_tags
 from raymi.tracking.registry import register_model
+from raymi.tracking.state import read_state
 
 Event = dict[str, Any]
 _METRICS_AT_ONCE = 1000  # that MLflow takes
@@ -45,6 +47,7 @@ _NOTHING_DELIVERED: dict[str, Any] = {
     "parent": None,
     "ended": None,  # the status that it was closed with
     "machines": {},  # how far their records are delivered
+    "latest": 0,  # time of the last metric, in milliseconds since the epoch
     "config_due": False,  # whether it started since its configuration was sent
 }
 
@@ -77,12 +80,14 @@ class TrackedRun:
     ) -> None:
         self.config, self.folder, self.about, self.home = config, folder, about, home
         self.tell = tell
-        kept = json.loads(folder.tracking.read_text()) if folder.tracking.is_file() else {}
+        kept = read_state(folder.tracking)
         self.uri: str = uri or store.address(kept, home)
         """Address of the MLflow store."""
         self._name, self._parent, self._params = name or folder.name, parent, params or {}
         self._client: Any = None
         self._connected = False
+        self._status = "RUNNING"  # while it has not ended; see `interrupt`
+        self._began, self._experiment = 0, ""  # milliseconds since the epoch; its id
         place = store.without_password(self.uri)
         self._state = {**_NOTHING_DELIVERED, "uri": place}
         # Another store gets everything from the beginning.
@@ -114,21 +119,35 @@ class TrackedRun:
         """
         self.connect()
         try:
+            if status is not None and status != "FINISHED":  # first: little time may be left
+                store.end_run(self._client, self._state["run_id"], status)
             self._send_news()
             if status is not None:
                 self._end(status, tags or {})
         except Exception:
             self._connected = False  # the run may be gone, too: it is looked for at the next try
             if status is not None:
-                with suppress(Exception):  # files alone may be refused: nobody waits for the run
-                    self._client.set_terminated(self.run_id, status)
+                shown = status if self._status == "RUNNING" else self._status
+                with suppress(Exception):  # files alone may be refused: the run has ended
+                    store.end_run(self._client, self._state["run_id"], shown)
             raise
+
+    def interrupt(self, status: str) -> None:
+        """Sets the status that the run has until it has ended, such as KILLED; called from another
+        thread than the delivery's.
+
+        Raises: any error of MLflow where the store does not answer.
+        """
+        self._status = status
+        if self._client is not None and self.run_id is not None:
+            store.end_run(self._client, self._state["run_id"], self._status)
 
     def _send_news(self) -> None:
         """Metrics go first: where files are kept may fail alone, and for long."""
         self._send_journal()
         logs, told = self.folder.machine_logs(), self._state["machines"]
-        if (machines := send_records(self._client, self._state["run_id"], logs, told)) != told:
+        sent = send_records(self._client, self._state["run_id"], logs, told, self._began)
+        if (machines := sent) != told:
             self._keep(machines=machines)
         if self._state["config_due"]:
             self._client.log_artifact(self.run_id, str(self.folder.config))
@@ -161,7 +180,7 @@ class TrackedRun:
                 self._client.set_tag(self.run_id, NOTE, text)
         if self.folder.journal.is_file():
             self._client.log_artifact(self.run_id, str(self.folder.journal))
-        self._client.set_terminated(self.run_id, status)
+        store.end_run(self._client, self._state["run_id"], status)
         self._keep(ended=status)
 
     def _is_evaluated(self) -> bool:
@@ -190,7 +209,7 @@ class TrackedRun:
             )
             run = store.find_run(self._client, experiment, self.about["id"])
             self._keep(run_id=(run or self._create(experiment)).info.run_id)
-        self._client.update_run(self.run_id, status="RUNNING")
+        self._set_running()
         if self._state["ended"] is not None:
             self._keep(ended=None)
         if not self._state["described"]:
@@ -200,11 +219,24 @@ class TrackedRun:
             self._client.set_tag(self.run_id, "mlflow.parentRunId", self._parent)
             self._keep(parent=self._parent)
         self._connected = True
+        if self._status != "RUNNING":  # interrupted since
+            store.end_run(self._client, self._state["run_id"], self._status)
+        elif self._parent is None:
+            with suppress(Exception):  # of other runs: this one is delivered all the same
+                close_left_running(self._client, self._experiment, self._state["run_id"])
+
+    def _set_running(self) -> None:
+        run = self._client.get_run(self._state["run_id"])
+        self._began, self._experiment = run.info.start_time or 0, run.info.experiment_id
+        place = place_of(self.folder.path)
+        if run.data.tags.get(PLACE) != place:  # before the status, by which others look for it
+            self._client.set_tag(self.run_id, PLACE, place)
+        self._client.update_run(self.run_id, status=self._status)
 
     def _create(self, experiment: str) -> Any:
         tags = {f"raymi.{k}": str(v) for k, v in self.about.items()}
         tags[NOTE] = describe(self.config, self.about, {})
-        tags |= source_tags(self.about)
+        tags |= source_tags(self.about) | {PLACE: place_of(self.folder.path)}
         if self._parent is not None:
             tags["mlflow.parentRunId"] = self._parent
         return self._client.create_run(experiment, run_name=self._name, tags=tags)
@@ -238,9 +270,10 @@ class TrackedRun:
             values, step, then = told_by(event, self._state | reached)
             if len(waiting) + len(values) > _METRICS_AT_ONCE:
                 send()
-            when = int(1000 * event["time"])
+            # A clock that jumps back makes no time negative, nor the order another one.
+            when = max(int(1000 * event["time"]), self._began, (self._state | reached)["latest"])
             waiting += [Metric(name, float(value), when, step) for name, value in values.items()]
-            reached |= then
+            reached |= {**then, "latest": when} if values else then
         if journal.offset != self._state["offset"]:
             reached["offset"] = journal.offset
         send()
@@ -263,10 +296,12 @@ class TrackedRun:
         data = next(event["data"] for event in reversed(events) if event["kind"] == "start")
         # The run shows the numbers of what was logged last: the chosen one.
         evaluated = sorted(state["evaluations"], key=lambda k: state["evaluations"][k]["chosen"])
-        for which in evaluated:
+        tags = source_tags(self.about)
+        for which, when in times_of(state["evaluations"]).items():
             if which not in state["model_ids"]:
-                evaluation = state["evaluations"][which]
-                made = log_model(self.config, self.folder, client, run_id, data, evaluation)
+                evaluation = {**state["evaluations"][which], "time": max(when, self._began / 1000)}
+                made = log_model(self.config, self.folder, client, run_id, data, evaluation, tags)
+                client.update_run(run_id, status=self._status)  # logging it has set another one
                 self._keep(model_ids={**state["model_ids"], which: made})
         if not state["models"]:
             chosen, ids = evaluated[-1], state["model_ids"]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,9 @@ from raymi.sweeps.sweep import Run, Sweep
 from raymi.sweeps.table import Found, Row, as_columns, trial_rows
 from raymi.tracking import store
 from raymi.tracking.description import NOTE
+from raymi.tracking.left_running import PLACE, close_left_running, place_of
 from raymi.tracking.provenance import provenance, source_tags
+from raymi.tracking.state import read_state
 from raymi.tracking.sweep_description import describe_sweep
 from raymi.tracking.tracked_run import TrackedRun
 
@@ -49,7 +52,7 @@ class TrackedSweep:
     def __init__(self, sweep: Sweep, home: Path, tell: Callable[[str], None]) -> None:
         self.sweep, self.home, self.tell = sweep, home, tell
         self._place = sweep.path / "tracking.json"
-        kept = json.loads(self._place.read_text()) if self._place.is_file() else {}
+        kept = read_state(self._place)
         self.uri: str = store.address(kept, home)
         """Address of the MLflow store."""
         self.run_id: str | None = None
@@ -57,6 +60,8 @@ class TrackedSweep:
         self._about: dict[str, str] = {}
         self._client: Any = None
         self._connected = False
+        self._status = "RUNNING"  # while it has not ended; see `interrupt`
+        self._began = 0  # milliseconds since the epoch
         self._ended: dict[int, _Point] = {}
         self._points_sent = 0
 
@@ -80,7 +85,7 @@ class TrackedSweep:
             about = {**self._about, "id": definition.id, "space": definition.space.name}
             tags = {f"raymi.{key}": text for key, text in about.items()}
             tags[NOTE] = describe_sweep(self.sweep)
-            tags |= source_tags(self._about)
+            tags |= source_tags(self._about) | {PLACE: place_of(self.sweep.path)}
             run = self._client.create_run(experiment, run_name=self.sweep.name, tags=tags)
         kept = {"uri": store.without_password(self.uri)}
         write_atomically(self._place, json.dumps(kept).encode())
@@ -88,7 +93,23 @@ class TrackedSweep:
             self._describe(run.info.run_id)
             self._points_sent = int(run.data.metrics.get("trials_ended", 0))
             self.run_id = run.info.run_id
+        self._began = run.info.start_time or 0
         self._connected = True
+        if self._status != "RUNNING":  # interrupted since
+            store.end_run(self._client, run.info.run_id, self._status)
+        else:
+            with suppress(Exception):  # of other runs: this one is delivered all the same
+                close_left_running(self._client, experiment, self.run_id)
+
+    def interrupt(self, status: str) -> None:
+        """Sets the status that the run has until it has ended, such as KILLED; called from another
+        thread than the delivery's.
+
+        Raises: any error of MLflow where the store does not answer.
+        """
+        self._status = status
+        if self._connected and self.run_id is not None:
+            store.end_run(self._client, self.run_id, self._status)
 
     def doubt(self) -> None:
         """After a failure the run may be gone, too: it is looked for at the next try."""
@@ -108,7 +129,8 @@ class TrackedSweep:
         self._client.log_artifact(run_id, str(self.sweep.path / "sweep.json"))
         space = definition.space.model_dump(mode="json", exclude_defaults=True)
         self._client.log_dict(run_id, space, "space.json")
-        self._client.update_run(run_id, status="RUNNING")
+        self._client.set_tag(run_id, PLACE, place_of(self.sweep.path))
+        self._client.update_run(run_id, status=self._status)
 
     def check_store(self) -> None:
         """Raises: whatever MLflow raises where the store does not answer."""
@@ -158,7 +180,7 @@ class TrackedSweep:
             values: dict[str, float] = {"trials_ended": point.ended, "epochs": point.epochs}
             if point.best is not None:
                 values["val/best_robust_acc"] = point.best
-            when = int(1000 * point.time)
+            when = max(int(1000 * point.time), self._began)
             metrics = [Metric(key, v, when, point.ended) for key, v in values.items()]
             self._client.log_batch(self.run_id, metrics=metrics)
             self._points_sent = point.ended
@@ -193,6 +215,9 @@ class TrackedSweep:
         Raises: whatever MLflow raises where the store does not answer.
         """
         client, run_id = self._client, self.run_id
+        assert run_id is not None  # as it is connected
+        if status != "FINISHED":  # first: little time may be left
+            store.end_run(client, run_id, status)
         header, lines = as_columns(rows)
         client.log_text(run_id, _csv(header, lines), "trials.csv")
         names = [name.replace(".", "/") for name in header]  # the UI leaves names with dots empty
@@ -218,7 +243,7 @@ class TrackedSweep:
                 self._client.log_metric(run_id, f"final/test_{key}", value, step=0)
         text = describe_sweep(self.sweep, rows, importance, winner, evaluations, model)
         client.set_tag(run_id, NOTE, text)
-        client.set_terminated(run_id, status)
+        store.end_run(client, run_id, status)
 
     def _tell_winner(
         self, winner: Run, row: Row, evaluations: Mapping[str, Any], model: str | None
@@ -242,9 +267,10 @@ class TrackedSweep:
 
     def _model_of(self, run: Run, evaluations: Mapping[str, Any]) -> str | None:
         """The address of a run's chosen model; None before it is logged."""
-        tracking = self.sweep.folder_of(run).tracking
-        kept = json.loads(tracking.read_text()) if tracking.is_file() else {}
-        return kept.get("models", {}).get(chosen_model(evaluations)) if evaluations else None
+        if not evaluations:
+            return None
+        kept = read_state(self.sweep.folder_of(run).tracking)
+        return kept.get("models", {}).get(chosen_model(evaluations))
 
 
 def _evaluations(folder: RunFolder) -> dict[str, Any]:

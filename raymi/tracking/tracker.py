@@ -48,3 +48,6 @@ class Tracker(Delivery):
 
     def _deliver(self, closing: str | None) -> None:
         self.tracked.deliver(closing)
+
+    def _mark(self, status: str) -> None:
+        self.tracked.interrupt(status)

@@ -442,7 +442,7 @@ def test_a_store_that_does_not_answer_costs_one_line(home, capsys, monkeypatch, 
         log(report_of(home), Place(uri), home)
     said = tracked(home, Found(subject=None))
     (line,) = said.splitlines()
-    assert "did not take the evaluation of mine-best (" in line
+    assert "did not take the evaluation of mine-best: " in line
     assert line.endswith("nothing is lost, deliver it with: python -m raymi.evaluate model=mine")
     assert SECRET not in said + "".join(capsys.readouterr())
 

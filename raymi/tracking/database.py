@@ -1,0 +1,199 @@
+"""SQLite databases of MLflow: complete under their name, or not there.
+
+MLflow creates its tables in many steps. A process that is killed meanwhile leaves a database that
+MLflow refuses from then on. So a new one is completed under another name first, and a half-made one
+that holds nothing is replaced.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+from uuid import uuid4
+
+from raymi.errors import UserError
+from raymi.files import alone, sync_folder
+
+QUIET_SECONDS = 3.0
+"""Seconds without a change after which a half-made database is one that no process completes."""
+
+_WAIT_SECONDS = 120.0  # for a process that is making the same database
+_BUSY_SECONDS = 20.0  # for a lock on the database; MLflow waits as long
+_INITIAL = {"experiments", "runs", "tags", "metrics", "params"}  # MLflow creates these first
+_KEPT_IN_PATHS = "".join(chr(code) for code in range(32, 127) if chr(code) not in "%?#")
+
+
+class SchemaError(Exception):
+    """A database with data under another schema than the installed MLflow's.
+
+    Args:
+        revision: of its schema; None: it has none.
+    """
+
+    def __init__(self, revision: str | None) -> None:
+        super().__init__(f"found schema {revision}, expected that of the installed MLflow")
+        self.revision = revision
+
+
+class _Content(NamedTuple):
+    """The names of the tables, the revision of the schema (None: not set), whether a table other
+    than alembic's has a row."""
+
+    tables: set[str]
+    revision: str | None
+    has_rows: bool
+
+
+def sqlite_uri(path: Path) -> str:
+    """Returns the address of a SQLite file."""
+    # SQLAlchemy decodes %XX, and takes ? and # for the end of a path.
+    return f"sqlite:///{quote(str(path), safe=_KEPT_IN_PATHS)}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """Returns the file of a SQLite address; None for one in memory, and for every other address."""
+    name = unquote(urlsplit(uri).path[1:])
+    return Path(name) if uri.startswith("sqlite:") and name not in ("", ":memory:") else None
+
+
+def complete_database(uri: str) -> None:
+    """Creates the database of a SQLite address where there is none, or only a half-made empty one.
+
+    Does nothing for other addresses.
+
+    Raises:
+        SchemaError: where it holds data under another schema.
+        UserError: where another process makes it for too long.
+        OSError: where it cannot be written.
+        sqlite3.Error: where it cannot be read.
+    """
+    file = sqlite_file(uri)
+    if file is None or _is_complete(file):
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        workshop = file.with_name(f".{file.name}.making")
+        workshop.mkdir(exist_ok=True)
+        refusal = f"another process has been making {file} for minutes: wait for it or stop it"
+        try:
+            with alone(workshop / "lock", refusal, _WAIT_SECONDS):
+                try:
+                    _await_quiet(file)
+                    if not _is_complete(file):  # nor was it completed meanwhile
+                        _remove(file)
+                        _create(file, workshop)
+                finally:
+                    shutil.rmtree(workshop, ignore_errors=True)
+        except (FileNotFoundError, UserError):
+            if workshop.is_dir():
+                raise
+            continue  # another process removed the folder before this one held the lock
+        return
+
+
+def is_known(revision: str) -> bool:
+    """Returns whether the installed MLflow knows a revision of the schema: others are newer."""
+    from alembic.util.exc import CommandError
+
+    try:
+        return _migrations().get_revision(revision) is not None
+    except CommandError:
+        return False
+
+
+def _is_complete(file: Path) -> bool:
+    """Returns whether a database is there and whole; False: missing, or half-made and empty.
+
+    Raises:
+        SchemaError: where it holds data under another schema.
+    """
+    content = _read(file)
+    if content is None or not content.tables:
+        return False
+    if content.revision == _migrations().get_current_head():
+        return True
+    if not content.has_rows and content.tables & _INITIAL:
+        return False
+    raise SchemaError(content.revision)
+
+
+def _read(file: Path) -> _Content | None:
+    """Returns what a database holds; None where the file is missing or empty."""
+    if not file.is_file() or file.stat().st_size == 0:
+        return None
+    # Not read-only: what a killed writer left in the journal is rolled back first.
+    address = f"file:{quote(str(file.absolute()))}?mode=rw"
+    with closing(sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)) as database:
+        found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        tables = {name for (name,) in found if not name.startswith("sqlite_")}
+        revision = None
+        if "alembic_version" in tables:
+            row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+            revision = row[0] if row else None
+        has_rows = any(
+            database.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() is not None
+            for name in tables - {"alembic_version"}
+        )
+    return _Content(tables, revision, has_rows)
+
+
+def _await_quiet(file: Path) -> None:
+    """Waits until a half-made database has not changed for `QUIET_SECONDS`: an MLflow server that
+    starts may be completing it."""
+    seen, since = _stamp(file), time.monotonic()
+    while not _is_complete(file) and seen is not None and time.monotonic() < since + QUIET_SECONDS:
+        time.sleep(0.1)
+        if (now := _stamp(file)) != seen:
+            seen, since = now, time.monotonic()
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _create(file: Path, workshop: Path) -> None:
+    """Makes a database in a folder beside it, and gives it its name when it is whole."""
+    import mlflow
+
+    # A name of its own: MLflow keeps connections to the file of an attempt that failed.
+    made, whole = workshop / f"{uuid4().hex}.db", workshop / "whole.db"
+    _remove(whole)  # of a process that was killed
+    mlflow.MlflowClient(sqlite_uri(made.absolute())).search_experiments(max_results=1)
+    # A copy, as MLflow keeps the first one open.
+    with closing(sqlite3.connect(made)) as first, closing(sqlite3.connect(whole)) as copy:
+        first.backup(copy)
+    with whole.open("rb+") as written:
+        os.fsync(written)
+    try:
+        os.link(whole, file)
+    except FileExistsError:
+        return  # made by a process that has no lock, such as an MLflow server
+    except OSError:  # a file system without hard links
+        whole.replace(file)
+    sync_folder(file.parent)
+
+
+def _remove(file: Path) -> None:
+    """Removes a database; its journals first, which SQLite would play into the next one."""
+    for suffix in ("-journal", "-wal", "-shm", ""):
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
+
+
+@cache
+def _migrations() -> Any:
+    """Returns the revisions of the schema that the installed MLflow knows."""
+    import mlflow
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
