@@ -2,9 +2,10 @@
 classifier, with the attacks shared among all workers.
 
 model: a run of raymi (name or folder; which=last for another of its models than the chosen one), a
-registered model (models:/NAME@ALIAS), a file of weights (.safetensors, .pt; give model.name=... if
-no run is around it), or module:function, called for a torch module that maps images in [0, 1] to
-logits. Several with commas between them are compared on the same images, in pairs.
+registered model (models:/NAME@ALIAS), a file of weights (.safetensors, .pt, .pth, .ckpt; give
+model.name=... if no run is around it, and which=ema, say, if it holds several models), or
+module:function, called for a torch module that maps images in [0, 1] to logits. Several with commas
+between them are compared on the same images, in pairs.
 
 suite: what is reported, by default standard (clean, PGD-40, AutoAttack). Or attacks: names of
 single attacks (pgd-N, pgd-NxR with R restarts, and @2eps after a name for another radius), and of

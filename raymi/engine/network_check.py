@@ -137,6 +137,13 @@ class _Checks:
                 _listed(others),
                 "keep such values in buffers, or let get_extra_state return a tensor",
             )
+        odd = [f"{k} ({v.layout})" for k, v in state.items() if not _is_dense(v)]
+        if odd:
+            raise self.error(
+                "keep dense tensors in its state dict",
+                _listed(odd),
+                "register others with persistent=False, and make them anew in the network",
+            )
         broken = [key for key, value in state.items() if not bool(value.isfinite().all())]
         if broken:
             raise self.error(
@@ -325,6 +332,10 @@ def _net(model: nn.Module) -> nn.Module:
 
 def _is_tensor(value: object) -> bool:
     return isinstance(value, Tensor)
+
+
+def _is_dense(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

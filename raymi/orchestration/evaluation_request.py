@@ -3,6 +3,7 @@ attacks."""
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,8 @@ def requested(words: Sequence[str]) -> Request:
             "weights, or module:function; several with commas between them"
         )
     reported = _reported(own, surrogates, problems)
-    for key in ("split", "keep"):  # names of `which` depend on the models
+    files = any(map(os.path.isfile, (*models, *surrogates)))  # may hold models of any name
+    for key in ("split", "keep") if files else ("which", "split", "keep"):
         if key in own and own[key] not in OWN[key]:
             problems.append(f"{key}: expected {' | '.join(OWN[key])}, got {own[key]!r}")
     request = Request(
