@@ -27,7 +27,7 @@ from raymi.errors import StorageError, UserError
 from raymi.local_paths import local_path
 from raymi.models import MODELS
 from raymi.orchestration.checks import input_problems
-from raymi.orchestration.launch import Follower, RunFailed, TimeLimitReached, launch
+from raymi.orchestration.launch import Follower, NotBegun, RunFailed, TimeLimitReached, launch
 from raymi.orchestration.names import (
     called,
     find_run,
@@ -100,8 +100,8 @@ def _run(
         with folder.alone(wait=LOCK_SECONDS):
             describe_run(folder, recipe, command)
             return _follow(console, config, folder)
-    except UserError:
-        if is_new and not folder.journal.exists():  # no work has begun: the name stays free
+    except NotBegun:
+        if is_new:  # its name stays free
             shutil.rmtree(folder.path, ignore_errors=True)
         raise
 

@@ -232,7 +232,9 @@ def test_a_user_s_own_model_is_found_in_the_current_folder(run: Run, tmp_path: P
 def fake_launch(outcome: BaseException | None) -> Callable[..., None]:
     """What `launch` does, without Ray: tells the followers of a whole run, then ends."""
 
-    def launch(config: Config, folder: RunFolder, followers: Sequence[Any]) -> None:
+    def launch(
+        config: Config, folder: RunFolder, followers: Sequence[Any], **_: Callable[..., None]
+    ) -> None:
         folder.warnings.write_text("MI dominates\nMI dominates\n")
         position = {"epoch": config.optim.epochs, "step": 0, "global_step": 9, "time": 1.0}
         accuracy = {"clean": 0.9, "robust": 0.6, "num": 100}
@@ -310,7 +312,7 @@ def test_an_unhandled_ctrl_c_ends_with_130(run: Run, monkeypatch: pytest.MonkeyP
 def test_a_full_disk_is_said_without_a_traceback_wherever_it_comes(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/mine/tracking.json")
 
     monkeypatch.setattr(train, "launch", full)
@@ -323,7 +325,7 @@ def test_a_full_disk_is_said_without_a_traceback_wherever_it_comes(
 def test_storage_that_fails_in_a_run_is_told_with_how_to_continue(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise StorageError("cannot write the journal")
 
     monkeypatch.setattr(train, "launch", full)

@@ -11,7 +11,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
 from raymi.config import Config
@@ -43,6 +43,10 @@ class RunFailed(RuntimeError):
     """The run ended by an error of the program or the cluster, after all restarts."""
 
 
+class NotBegun(UserError):
+    """Failure before any work of a run: Ray does not start, or has no room for it."""
+
+
 def launch(
     config: Config,
     folder: RunFolder,
@@ -63,7 +67,8 @@ def launch(
         say: Takes lines about waits for Ray.
 
     Raises:
-        UserError: Something that the user can put right, such as a Ray that does not start.
+        NotBegun: Ray does not start, or has no room.
+        UserError: Anything else that the user can put right.
         StorageError: The run's folder cannot be written any more.
         Stopped: After SIGINT or SIGTERM.
         TimeLimitReached: After `limit.hours`.
@@ -76,10 +81,13 @@ def launch(
     journal = JournalReader(folder.journal)
     journal.new_events()  # those of an earlier start were told then
     before = journal.offset
-    with (
-        Signals(folder.stop_file, on_signal) as signals,
-        ray_session(config.scaling, say=say, check=signals.check_before_work) as resources,
-    ):
+    with Signals(folder.stop_file, on_signal) as signals, ExitStack() as stack:
+        try:
+            resources = stack.enter_context(
+                ray_session(config.scaling, say=say, check=signals.check_before_work)
+            )
+        except UserError as error:
+            raise NotBegun(str(error)) from None
         signals.check_before_work()
         on_ray()
         trainer = _TrainerThread(config, folder, resources, deadline)

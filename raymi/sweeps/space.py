@@ -40,6 +40,7 @@ from pydantic import (
 )
 
 from raymi.errors import UserError, did_you_mean
+from raymi.local_paths import address_problem
 from raymi.overrides import examine, flatten, leaves, nest, overlay
 from raymi.recipes import RECIPES, VARIANTS, on_recipe
 from raymi.sweeps.settings import TuneConfig
@@ -275,6 +276,8 @@ def find_space(name: str) -> Space:
     Raises:
         UserError: there is no such file, or it is wrong; the message says what to change.
     """
+    if problem := address_problem(name):
+        raise UserError(f"space: {problem}")
     file = space_file(name)
     if file is None:
         hint = did_you_mean(name, known_spaces())

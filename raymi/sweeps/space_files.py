@@ -6,8 +6,6 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from raymi.local_paths import local_path
-
 FOLDER = "tune_spaces"
 _SUFFIX = ".toml"
 
@@ -18,7 +16,7 @@ def space_file(name: str) -> Traversable | None:
     Args:
         name: path of a .toml file, or the name of one in `space_folders`.
     """
-    own = [local_path(name, "space")] if name.endswith(_SUFFIX) else []
+    own = [Path(name).expanduser()] if name.endswith(_SUFFIX) else []
     candidates = (*own, *(folder / f"{name}{_SUFFIX}" for folder in space_folders()))
     return next((file for file in candidates if file.is_file()), None)
 
