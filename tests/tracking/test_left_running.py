@@ -32,9 +32,8 @@ pytestmark = pytest.mark.usefixtures("own_store")
 
 HOLD = """
 import sys, time
-from pathlib import Path
-from raymi.engine.run_folder import RunFolder
-with RunFolder(Path(sys.argv[1])).alone():
+from filelock import FileLock
+with FileLock(sys.argv[1] + "/.lock"):
     print("held", flush=True)
     time.sleep(600)
 """

@@ -21,11 +21,13 @@ from safetensors.torch import load_file, save_file
 from raymi.config import Config
 from raymi.engine.journal import Journal, JournalReader
 from raymi.engine.run_folder import RunFolder
+from raymi.errors import UserError
 from raymi.models import build_model
 from raymi.overrides import flatten
 from raymi.recipes import build_config
 from raymi.tracking import delivery, store, tracked_run
 from raymi.tracking.description import describe
+from raymi.tracking.models import times_of
 from raymi.tracking.registry import register_model
 from raymi.tracking.tracker import Tracker
 
@@ -726,3 +728,99 @@ def test_a_run_keeps_its_place_without_the_password_and_goes_on_there_with_anoth
     assert store.with_login(uri) == again.uri
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pass@other:5000")
     assert store.with_login(uri) == uri, "not the login of another store"
+
+
+def test_models_of_one_epoch_are_one_point_of_the_run_and_each_has_its_own_numbers(
+    config: Config, folder: RunFolder
+) -> None:
+    write_start(folder)
+    attack = {"norm": "linf", "eps": 8 / 255, "alpha": 2 / 255, "steps": 40}
+    for which in ("last", "best"):  # the best epoch was the last one: the same model twice
+        torch.manual_seed(0)
+        save_file(classifier(config).state_dict(), folder.weights(which))
+        write(
+            folder, "evaluation", 2, which=which, of_epoch=2, attack=attack, clean=0.95,
+            robust=0.5, num=100, chosen=which == "best", time=1e9 + (which == "best"),
+        )  # fmt: skip
+    write(folder, "finished", 2)
+    run_id = deliver(config, folder, "FINISHED").run_id
+    for metric, value in (("clean_acc", 0.95), ("pgd40_acc", 0.5), ("num", 100.0)):
+        assert history(run_id, f"test/{metric}") == [(2, value)]
+    run = client().get_run(run_id)
+    models = client().search_logged_models([run.info.experiment_id])
+    for model in models:
+        assert {one.key: one.value for one in model.metrics}["test/clean_acc"] == 0.95
+    assert sorted(model.name for model in models) == ["best", "last"]
+
+
+def test_the_chosen_model_is_logged_at_the_latest_time() -> None:
+    def evaluated(which: str, of_epoch: int, time: float) -> dict[str, Any]:
+        chosen = which == "best"
+        return {"which": which, "of_epoch": of_epoch, "time": time, "chosen": chosen}
+
+    events = [
+        ("last", 9, 1.0),
+        ("best", 7, 2.0),
+        ("last-averaged", 9, 3.0),
+        ("best-averaged", 9, 4.0),
+    ]
+    times = times_of({name: evaluated(name, *rest) for name, *rest in events})
+    assert list(times)[-1] == "best"
+    assert times["best"] > max(times["last"], times["last-averaged"])
+    assert times["last-averaged"] == times["best-averaged"], "one model twice"
+    assert times["last"] != times["last-averaged"], "averaged weights are another model"
+
+
+def test_a_clock_that_jumps_back_gives_no_time_before_the_start_or_the_point_before(
+    config: Config, folder: RunFolder
+) -> None:
+    write_start(folder)
+    first = deliver(config, folder, "KILLED")
+    began = client().get_run(first.run_id).info.start_time
+    ahead = began / 1000 + 100
+    for epoch, time in ((1, 1e9), (2, ahead), (3, ahead - 60)):
+        write(
+            folder, "epoch", epoch, train={"loss": 1.0}, val={}, lr=0.1, images_per_s=1.0,
+            time=time,
+        )  # fmt: skip
+    record = {"kind": "machine", "time": 1e9, "metrics": {"cpu_utilization_percentage": 1.0}}
+    folder.machine_log(0).write_text(json.dumps(record) + "\n")
+    deliver(config, folder, "KILLED")
+    points = client().get_metric_history(first.run_id, "train/loss")
+    assert [one.timestamp - began for one in points] == [0, 100_000, 100_000]
+    (recorded,) = client().get_metric_history(first.run_id, "system/cpu_utilization_percentage")
+    assert recorded.timestamp == began
+
+
+def test_a_run_whose_clock_was_set_back_does_not_end_before_it_began(
+    config: Config, folder: RunFolder
+) -> None:
+    run_id = deliver(config, folder, "KILLED").run_id
+    began = client().get_run(run_id).info.start_time
+    store.end_run(client(), run_id, "FINISHED", when=1e9)
+    run = client().get_run(run_id)
+    assert (run.info.status, run.info.end_time) == ("FINISHED", began)
+
+
+def test_the_name_that_logs_in_to_the_server_is_in_nothing_that_is_logged(
+    config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", SECRET)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
+    run = client().get_run(finish(config, folder).run_id)
+    for model in client().search_logged_models([run.info.experiment_id]):
+        assert model.tags["mlflow.user"] == run.data.tags["mlflow.user"]
+        assert model.tags["mlflow.source.name"] == ABOUT["command"]
+    assert_nowhere(tmp_path, SECRET.encode())
+
+
+@pytest.mark.parametrize("text", ["", "[1]", '{"uri": 3}', "{"])
+def test_a_damaged_state_is_named_and_the_run_is_found_again_without_it(
+    config: Config, folder: RunFolder, text: str
+) -> None:
+    first = deliver(config, folder, "KILLED").run_id
+    folder.tracking.write_text(text)
+    with pytest.raises(UserError, match=rf"{folder.tracking} is damaged: remove it"):
+        follow(config, folder)
+    folder.tracking.unlink()
+    assert deliver(config, folder, "KILLED").run_id == first
