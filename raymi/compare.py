@@ -28,6 +28,7 @@ from raymi.comparison.report import Progress, keep, show
 from raymi.comparison.results import RunResult
 from raymi.comparison.runs import run_all, slots
 from raymi.display.say import say
+from raymi.display.terminal import Terminal
 from raymi.files import alone
 from raymi.hardware import available_cores, available_gpus
 from raymi.recipes import BASE_RECIPES, VARIANTS
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     if wants_help(words):
         return _help(console)
     comparison = planned(words)

@@ -17,14 +17,13 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from raymi.collectives import Collectives
 from raymi.command import print_help, run_command, wants_help
 from raymi.config import Config
 from raymi.data import Splits
 from raymi.display.say import say
+from raymi.display.terminal import Table, Terminal, progress_bar
 from raymi.engine.measurements import load_data, probe_model
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _probe(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     if wants_help(words):
         print_help(console, USAGE, __doc__, {})
         return 0
@@ -79,7 +78,7 @@ def _run(console: Console, config: Config, folder: RunFolder, which: str) -> Non
     splits = load_data(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _load(config, folder, which, splits).to(device)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task(f"probing {which} of {folder.name}")
         estimates = probe_model(
             config,

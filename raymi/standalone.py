@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 
 from raymi.command import EXIT_FAILED, EXIT_TIME_LIMIT, run_command
 from raymi.config import Config, ScalingConfig
 from raymi.display.progress import ProgressDisplay
 from raymi.display.summary import print_summary
+from raymi.display.terminal import Terminal
 from raymi.engine.context import LocalContext
 from raymi.engine.journal import JournalReader
 from raymi.engine.loop import train
@@ -46,7 +46,7 @@ class TellingContext(LocalContext):
         super().__init__(device, folder.stop_file, deadline)
         self._journal = JournalReader(folder.journal)
         self._journal.new_events()  # those of before were told before
-        self._display = ProgressDisplay(Console(highlight=False), config)
+        self._display = ProgressDisplay(Terminal(), config)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Prints the new events."""
@@ -107,7 +107,7 @@ def _run(config: Config, folder: RunFolder) -> int:
             context.report({})
             events = JournalReader(folder.journal).new_events()
             results = {e["which"]: e for e in events if e["kind"] == "evaluation"}
-            print_summary(Console(), config, folder, results, {"run": str(folder.path)})
+            print_summary(Terminal(), config, folder, results, {"run": str(folder.path)})
         if outcome.finished:
             return 0
         if context.group.rank == 0:

@@ -22,6 +22,7 @@ from raymi.data import DATASETS
 from raymi.display.progress import ProgressDisplay
 from raymi.display.say import say
 from raymi.display.summary import chosen_model, print_summary
+from raymi.display.terminal import Terminal
 from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     flags = {word for word in words if word in ("--help", "-h", "--dry-run")}
     if wants_help(words):
         return _help(console)

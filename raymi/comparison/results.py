@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from raymi.formatting import table_cell
+
 MEASURES = ("clean", "robust", "val")
 """Clean and robust accuracy on the test set, robust accuracy on the validation split; all of the
 best epoch on validation."""
@@ -194,6 +196,6 @@ def _text(mean: Mean | None, *, signed: bool = False) -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text as a table in Markdown, the first one its header."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(table_cell, row)) + " |" for row in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
     return "\n".join(lines) + "\n"

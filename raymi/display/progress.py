@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from raymi.config import Config
-from raymi.display.say import say
+from raymi.display.say import say_lines
+from raymi.display.terminal import LiteralColumn
 
 Event = dict[str, Any]
 
@@ -59,9 +60,9 @@ class ProgressDisplay:
         self._time_left = TimeLeft()
         self.bar = _Bar(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            LiteralColumn("{task.description}"),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[detail]}"),
+            LiteralColumn("{task.fields[detail]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -77,8 +78,8 @@ class ProgressDisplay:
         self.bar.stop()
 
     def say(self, message: str, style: str = "") -> None:
-        """Prints a line above the bar; from any thread."""
-        say(self.console, message, style)
+        """Prints lines above the bar; from any thread."""
+        say_lines(self.console, message, style)
 
     def phase(self, description: str) -> None:
         """Shows what is going on where no event says so."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from raymi.config import Config
 from raymi.display.say import say
+from raymi.display.terminal import Table
 from raymi.display.threat import threat_text
 from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.statistics import wilson_interval
