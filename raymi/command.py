@@ -44,9 +44,10 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
         except OSError as error:
             if not is_fault_of_storage(error):
                 raise
-            path = error.filename or "a file"
-            reason = error.strerror or error
-            _print_error(f"cannot read or write {path} ({reason}): {storage_remedy(error)}", words)
+            path, reason = error.filename or "a file", error.strerror or error
+            remedy = storage_remedy(error)
+            verb = "write" if remedy.startswith("free space") else "read or write"
+            _print_error(f"cannot {verb} {path} ({reason}): {remedy}", words)
             return EXIT_FAILED
         except KeyboardInterrupt:
             Terminal(stderr=True).print("interrupted")

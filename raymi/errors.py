@@ -65,7 +65,7 @@ def is_fault_of_storage(error: OSError) -> bool:
     A missing file is not among them: where raymi does not refuse it, that is a defect of raymi.
     """
     named = error.filename is not None or error.errno in _SPACE
-    return named and error.errno in _REMEDIES and not isinstance(error, FileExistsError)
+    return named and error.errno in _REMEDIES
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from raymi.errors import StorageError, UserError, storage_remedy
+from raymi.formatting import shown
 
 
 class InUse(UserError):
@@ -77,6 +78,29 @@ def not_writable(path: Path, error: OSError, what_is_left: str = "") -> StorageE
         f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}, then give the "
         f"same command again{left}"
     )
+
+
+def not_readable(path: Path, error: OSError) -> UserError:
+    """Returns the error of a command that cannot read a path."""
+    return UserError(
+        f"cannot read {path} ({error.strerror or error}): {storage_remedy(error)}, then give the "
+        "same command again"
+    )
+
+
+def user_path(text: str | Path) -> Path:
+    """Returns the absolute path of a name that a user gave.
+
+    Raises: UserError where ~NAME names no user, or the name cannot be that of a file.
+    """
+    if "\0" in str(text):
+        raise UserError(f"expected the name of a file or folder, got {shown(str(text))}")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise UserError(
+            f"{shown(str(text))}: there is no such user's home, write the whole path"
+        ) from None
 
 
 def checksum(data: bytes | memoryview) -> str:

@@ -35,6 +35,7 @@ from raymi.orchestration.checks import input_problems
 from raymi.orchestration.names import with_found_runs
 from raymi.overrides import examine, split_words
 from raymi.recipes import RECIPES, on_recipe
+from raymi.runs.record import evaluations_of
 
 
 class TellingContext(LocalContext):
@@ -105,8 +106,7 @@ def _run(config: Config, folder: RunFolder) -> int:
         outcome = train(config, context, folder)
         if context.group.rank == 0 and outcome.finished:
             context.report({})
-            events = JournalReader(folder.journal).new_events()
-            results = {e["which"]: e for e in events if e["kind"] == "evaluation"}
+            results = evaluations_of(folder)
             print_summary(Terminal(), config, folder, results, {"run": str(folder.path)})
         if outcome.finished:
             return 0

@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 from typing import Any, Literal
 
 from raymi.formatting import table_cell
+from raymi.runs.record import RunRecord
 
 MEASURES = ("clean", "robust", "val")
 """Clean and robust accuracy on the test set, robust accuracy on the validation split; all of the
@@ -83,16 +84,16 @@ def finished_result(arm: str, seed: int, events: Sequence[Mapping[str, Any]]) ->
     An event that is there twice, as after a crash, counts once. Of averaged and plain weights it is
     the model that the run chose, by robust validation accuracy.
     """
-    if not any(event["kind"] == "finished" for event in events):
+    record = RunRecord(events)
+    chosen = record.evaluations.get(record.chosen)
+    if not record.finished or chosen is None:
         return None
-    evaluations = {e["which"]: e for e in events if e["kind"] == "evaluation"}
-    chosen = next(e for e in evaluations.values() if e["chosen"])
     which, epoch = chosen["which"], chosen["of_epoch"]
     key = "averaged/robust_acc" if which.endswith("-averaged") else "robust_acc"
     validated = {
         e["epoch"]: e["val"].get(key)
-        for e in events
-        if e["kind"] == "epoch" and e["phase"] == "classifier"
+        for e in record.of_kind("epoch")
+        if e["phase"] == "classifier"
     }
     return RunResult(
         arm,

@@ -216,7 +216,7 @@ def _mi(metrics: dict[str, float], kind: str) -> float | None:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}%"
+    return "-" if value is None else f"{100 * float(value):.1f}%"
 
 
 def _number(value: float | None) -> str:

@@ -20,12 +20,6 @@ Event = Mapping[str, Any]
 _MODELS = ("best", "best-averaged", "last", "last-averaged")
 
 
-def chosen_model(evaluations: Mapping[str, Event]) -> str:
-    """Which of the evaluated models has the highest robust validation accuracy: it is the one that
-    is registered."""
-    return next(which for which, event in evaluations.items() if event["chosen"])
-
-
 def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
     """Accuracies on the test set as rows of text, the first one the header.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from raymi.engine.run_folder import RunFolder
+from raymi.runs.kept_json import read_kept
+from raymi.runs.records import Failure
 
 
 def remove_traces(folder: RunFolder) -> None:
@@ -14,10 +14,10 @@ def remove_traces(folder: RunFolder) -> None:
 
 
 def left_failure(folder: RunFolder) -> str | None:
-    """What a worker has left that the user can put right."""
+    """Returns the error of a worker that the user can put right; None where there is none."""
     if not folder.failure.is_file():
         return None
-    return json.loads(folder.failure.read_text())["message"]
+    return read_kept(folder.failure, Failure, "see the error logs in its folder").message
 
 
 def innermost(error: BaseException, folder: RunFolder) -> str:
@@ -30,7 +30,7 @@ def innermost(error: BaseException, folder: RunFolder) -> str:
             logs[0].write_text(str(error))
         except OSError as unwritten:
             return f"{error} (cannot write {logs[0]}: {unwritten.strerror})"
-    lines = [line.strip() for line in logs[0].read_text().splitlines() if line.strip()]
+    lines = [line.strip() for line in logs[0].read_text(errors="replace").splitlines() if line.strip()]
     places = [line for line in lines if line.startswith("File ")]
     where = f" in {places[-1].removeprefix('File ')}" if places else ""
     last = lines[-1] if lines else type(error).__name__

@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raymi.config import Positive
-from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import plain_name
@@ -20,6 +19,7 @@ from raymi.orchestration.names import home_folder
 from raymi.overrides import examine, flatten, nest, split_words
 from raymi.own_keys import names, new_folder, whole
 from raymi.reporting.files import check_folder
+from raymi.runs.record import read_record
 from raymi.sweeps.sweep import Sweep
 
 COMMAND = "python -m raymi.report"
@@ -169,8 +169,7 @@ def _winner(sweep: Sweep) -> Asked:
     """
     for config in sorted(sweep.trials.glob("*/config.json")):
         folder = RunFolder(config.parent)
-        events = JournalReader(folder.journal).new_events()
-        if any(event["kind"] == "evaluation" for event in events):
+        if read_record(folder).evaluations:
             return _of_sweep(sweep, folder)
     raise UserError(
         f"the sweep {sweep.name} has no winner yet: let it finish, or give the folders of trials, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from raymi.config import Config
-from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import Subject, function_subject, program_subject, raymi_subject
 from raymi.evaluation.weight_files import SUFFIXES, read_weights
 from raymi.models import architecture
 from raymi.orchestration.names import find_run, home_folder
+from raymi.runs.record import data_of, read_delivered, read_record
 from raymi.tracking.logged import SCHEMES, find_logged
 from raymi.tracking.store import tracking_uri, with_login
 
@@ -128,16 +127,8 @@ def tracked(folder: RunFolder) -> dict[str, Any]:
 
     Raises: UserError where the file that says it is damaged.
     """
-    if not folder.tracking.is_file():
-        return {}
-    try:
-        kept = json.loads(folder.tracking.read_bytes())
-        return {**kept, "uri": with_login(kept["uri"])} if "uri" in kept else dict(kept)
-    except (ValueError, TypeError):
-        raise UserError(
-            f"{folder.tracking} is damaged: remove it, and the run {folder.name} is taken for one "
-            "that is not in MLflow"
-        ) from None
+    kept = read_delivered(folder)
+    return {**kept, "uri": with_login(kept["uri"])} if kept else {}
 
 
 def _locate(name: str, config: Config) -> Path | RunFolder | None:
@@ -157,7 +148,7 @@ def _locate(name: str, config: Config) -> Path | RunFolder | None:
 
 
 def _of_run(folder: RunFolder, which: str | None) -> Found:
-    which = which or _chosen(folder)
+    which = which or read_record(folder).chosen
     path = folder.weights(which)
     if path.is_file():
         return _in_run(folder, path, None)
@@ -171,10 +162,7 @@ def _of_run(folder: RunFolder, which: str | None) -> Found:
 def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
     """A file of weights in a run's folder."""
     config = folder.read_config()
-    starts = [event for event in _events(folder) if event["kind"] == "start"]
-    if not starts:
-        raise UserError(f"{folder.journal} does not say what the run {folder.name} was trained on")
-    built_as = _architecture(config, starts[-1]["data"])
+    built_as = _architecture(config, data_of(folder))
     parts = [folder.name, path.stem, which]
     name = "-".join(part for part in parts if part is not None)
     kept = tracked(folder)
@@ -187,7 +175,7 @@ def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
         run_id=kept.get("run_id"),
         model_id=kept.get("model_ids", {}).get(path.stem) if own else None,
         variant=None
-        if own and path.stem == _chosen(folder)
+        if own and path.stem == read_record(folder).chosen
         else name.removeprefix(folder.name)[1:],
     )
 
@@ -196,17 +184,6 @@ def _run_of(path: Path) -> RunFolder | None:
     """The run whose weights or checkpoint a file is. Others have a config.json, too."""
     folders = [RunFolder(folder) for folder in path.parents[:2]]
     return next((one for one in folders if one.config.is_file() and one.journal.is_file()), None)
-
-
-def _chosen(folder: RunFolder) -> str:
-    """The model of a run that has the highest robust validation accuracy; best, if the run has not
-    said so."""
-    evaluations = [event for event in _events(folder) if event["kind"] == "evaluation"]
-    return next((event["which"] for event in reversed(evaluations) if event["chosen"]), "best")
-
-
-def _events(folder: RunFolder) -> list[dict[str, Any]]:
-    return JournalReader(folder.journal).new_events()
 
 
 def _architecture(config: Config, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raymi.config import Config
-from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.files import alone, keep, not_writable
 from raymi.overrides import flatten, nest, overlay, validate
 from raymi.recipes import on_recipe
+from raymi.runs.record import RunRecord, read_record
 from raymi.sweeps.settings import TuneConfig
 from raymi.sweeps.space import Space, Values
 from raymi.sweeps.study import Halving, Study
@@ -56,7 +56,7 @@ class Measured(NamedTuple):
     @classmethod
     def of_epoch(cls, epoch: int, val: Mapping[str, float]) -> Measured:
         """Args: val, as the engine validates."""
-        return cls(epoch, val["clean_acc"], val["robust_acc"])
+        return cls(epoch, float(val["clean_acc"]), float(val["robust_acc"]))
 
 
 def reached(measured: Iterable[Measured]) -> list[Measured]:
@@ -190,14 +190,14 @@ class Sweep:
 
     def is_finished(self, run: Run) -> bool:
         """Whether a run has come to its end."""
-        return any(event["kind"] == "finished" for event in self._events(run))
+        return self._record(run).finished
 
     def validated(self, run: Run) -> dict[int, Measured]:
         """What a run's classifier came to in each epoch that was validated."""
         return {
             event["epoch"]: Measured.of_epoch(event["epoch"], event["val"])
-            for event in self._events(run)
-            if event["kind"] == "epoch" and event["phase"] == "classifier" and event["val"]
+            for event in self._record(run).of_kind("epoch")
+            if event["phase"] == "classifier" and event["val"]
         }
 
     def measured(self, run: Run) -> list[Measured]:
@@ -205,13 +205,12 @@ class Sweep:
         took over from others."""
         taken_over = [
             Measured.of_epoch(event["epoch"], event["best"][""])
-            for event in self._events(run)
-            if event["kind"] == "exploited"
+            for event in self._record(run).of_kind("exploited")
         ]
         return reached([*self.validated(run).values(), *taken_over])
 
-    def _events(self, run: Run) -> list[dict[str, Any]]:
-        return JournalReader(self.folder_of(run).journal).new_events()
+    def _record(self, run: Run) -> RunRecord:
+        return read_record(self.folder_of(run))
 
     def settings_in_words(self, values: Values) -> Iterator[str]:
         """What a trial set that drew these values, as `key=value`."""

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raymi.display.summary import chosen_model
-from raymi.engine.journal import JournalReader
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.files import write_atomically
 from raymi.overrides import flatten
+from raymi.runs.kept_json import read_kept
+from raymi.runs.record import chosen_model, read_delivered, read_record
+from raymi.runs.records import DeliveredSweep
 from raymi.sweeps.pictures import importance_picture, pareto_picture
 from raymi.sweeps.study import Trial
 from raymi.sweeps.sweep import Run, Sweep
@@ -49,7 +49,10 @@ class TrackedSweep:
     def __init__(self, sweep: Sweep, home: Path, tell: Callable[[str], None]) -> None:
         self.sweep, self.home, self.tell = sweep, home, tell
         self._place = sweep.path / "tracking.json"
-        kept = json.loads(self._place.read_text()) if self._place.is_file() else {}
+        kept: dict[str, Any] = {}
+        if self._place.is_file():
+            remedy = "remove it, the sweep is found in MLflow again"
+            kept = read_kept(self._place, DeliveredSweep, remedy).model_dump()
         self.uri: str = store.address(kept, home)
         """Address of the MLflow store."""
         self.run_id: str | None = None
@@ -207,7 +210,7 @@ class TrackedSweep:
         evaluations: dict[str, Any] = {}
         model = None
         if (winner := found.winner) is not None:
-            evaluations = _evaluations(self.sweep.folder_of(winner))
+            evaluations = read_record(self.sweep.folder_of(winner)).evaluations
             model = self._model_of(winner, evaluations)
             (row,) = (row for row in rows if row.number == winner.number)
             self._tell_winner(winner, row, evaluations, model)
@@ -242,14 +245,8 @@ class TrackedSweep:
 
     def _model_of(self, run: Run, evaluations: Mapping[str, Any]) -> str | None:
         """The address of a run's chosen model; None before it is logged."""
-        tracking = self.sweep.folder_of(run).tracking
-        kept = json.loads(tracking.read_text()) if tracking.is_file() else {}
+        kept = read_delivered(self.sweep.folder_of(run))
         return kept.get("models", {}).get(chosen_model(evaluations)) if evaluations else None
-
-
-def _evaluations(folder: RunFolder) -> dict[str, Any]:
-    events = JournalReader(folder.journal).new_events()
-    return {event["which"]: event for event in events if event["kind"] == "evaluation"}
 
 
 def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

@@ -1,0 +1,75 @@
+"""JSON files of a known type: read whole and right, or refused in one message."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from raymi.errors import UserError
+from raymi.formatting import printable, shown
+
+Kept = TypeVar("Kept", bound=BaseModel)
+
+
+def read_kept(path: Path, model: type[Kept], remedy: str) -> Kept:
+    """Reads a JSON file that raymi wrote.
+
+    Args:
+        path: of the file.
+        model: type of its content.
+        remedy: what the user can do where the file is damaged.
+
+    Returns:
+        The content.
+
+    Raises:
+        UserError: the file cannot be read, or has other content.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror or error}): {remedy}") from None
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged ({first_problem(error)}): {remedy}") from None
+
+
+def read_kept_or_none(path: Path, model: type[Kept], consequence: str) -> Kept | None:
+    """Reads a JSON file that raymi can do without, and warns of a damaged one.
+
+    Args:
+        path: of the file.
+        model: type of its content.
+        consequence: what happens without the file.
+
+    Returns:
+        The content; None where the file is damaged.
+    """
+    try:
+        return read_kept(path, model, consequence)
+    except UserError as error:
+        warnings.warn(str(error), stacklevel=3)
+        return None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Returns in a few words what was expected at the first wrong place, and what came."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(map(str, problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return printable(f"{place}: {message}")
+    if problem["type"] == "json_invalid":
+        return printable(message)
+    return printable(f"{place + ': ' if place else ''}{message}, got {shown(problem['input'], 80)}")
+
+
+def is_valid(adapter: TypeAdapter[object], value: object) -> str | None:
+    """Returns why a value is not of a type; None where it is."""
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        return first_problem(error)
+    return None
