@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 import torch
 
+from raymi.formatting import LONGEST_VALUE
+
 _IMPORTING = ("<", os.path.join(os.path.dirname(importlib.__file__), ""))  # "<": frozen modules
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _LIBRARIES = (
@@ -71,7 +73,7 @@ def is_fault_of_storage(error: OSError) -> bool:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A short remedy for a misspelt name: what is close, or else everything there is."""
     names = list(known)
-    close = difflib.get_close_matches(word.lower(), names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word[:LONGEST_VALUE].lower(), names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
 
 

@@ -119,13 +119,15 @@ def alone(lock: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
 
     Args: lock, a file that is made; refusal, what the second one is told; wait, seconds to wait for
         the first one to leave.
-    Raises: InUse in the second one.
+    Raises: InUse in the second one; StorageError where the lock cannot be made.
     """
     held = FileLock(lock, timeout=wait)
     try:
         held.acquire()
     except Timeout:
         raise InUse(refusal) from None
+    except OSError as error:
+        raise not_writable(lock, error) from None
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ last-averaged). Of the other keys those of probe, attack and validation may be g
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from raymi.display.terminal import Table, Terminal, progress_bar
 from raymi.engine.measurements import load_data, probe_model
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
-from raymi.files import write_atomically
+from raymi.files import keep_json
 from raymi.models import build_model
 from raymi.orchestration.names import find_run
 from raymi.overrides import examine, flatten, overlay, split_words
@@ -66,6 +66,8 @@ def _probe(words: list[str]) -> int:
     config, wrong = examine(overlay(folder.read_config().model_dump(), parsed.settings))
     if config.probe.steps == 0:
         wrong.append("probe.steps must be at least 1, got 0: the run was made without probes")
+    if not os.access(folder.path, os.W_OK | os.X_OK):
+        wrong.append(f"no permission to write into {folder.path}: the estimates are kept there")
     if not folder.weights(which).is_file():
         wrong.append(f"the run {folder.name} has no model {which} yet: let it finish, or try last")
     if wrong:
@@ -95,8 +97,8 @@ def _run(console: Console, config: Config, folder: RunFolder, which: str) -> Non
         "attack": str(config.attack),
         "validation": config.validation.model_dump(),
     }
-    write_atomically(path, json.dumps({**about, "estimates": estimates}, indent=2).encode())
     console.print(_table(estimates, f"{folder.name}, {which}: MI in nats on the validation split"))
+    keep_json(path, {**about, "estimates": estimates})
     say(console, f"at most about {_most(config):.2f} nats can be seen; kept in {path}")
 
 

@@ -31,8 +31,9 @@ from raymi.engine.journal import JournalReader
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
+from raymi.files import not_writable
 from raymi.orchestration.checks import input_problems
-from raymi.orchestration.names import with_found_runs
+from raymi.orchestration.names import check_place, with_found_runs
 from raymi.overrides import examine, split_words
 from raymi.recipes import RECIPES, on_recipe
 from raymi.runs.record import evaluations_of
@@ -76,6 +77,10 @@ def _train(words: list[str]) -> int:
         *missing,
         *input_problems(_one_place(config), new_run=False),
     ]
+    try:
+        check_place(config)
+    except UserError as error:
+        problems.append(str(error))
     if config.name is None:
         problems.append("name=NAME is needed: runs/NAME is where the run is kept and continued")
     if problems:
@@ -87,7 +92,10 @@ def _train(words: list[str]) -> int:
             f"the run {folder.name} in {folder.path.parent} has other settings: give the same ones "
             "to continue it, or another name"
         )
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(folder.path, error) from None
     first = int(os.environ.get("RANK", "0")) == 0
     with folder.alone() if first else nullcontext():
         return _run(config, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from raymi.config import Positive
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import plain_name
+from raymi.files import user_path
+from raymi.formatting import shown
 from raymi.orchestration.names import home_folder
 from raymi.overrides import examine, flatten, nest, split_words
 from raymi.own_keys import names, new_folder, whole
@@ -76,7 +79,7 @@ def requested(words: Sequence[str]) -> Request:
     Raises: UserError with a line for each thing that is wrong.
     """
     problems: list[str] = []
-    named = [word for word in words if "=" not in word or Path(word).is_dir()]
+    named = [word for word in words if "=" not in word or os.path.isdir(word)]
     parsed = split_words([word for word in words if word not in named], OWN)
     own = parsed.own
     problems += parsed.problems
@@ -140,14 +143,14 @@ def _find(word: str) -> Asked:
     Raises: UserError with what there is.
     """
     runs, sweeps = home_folder() / "runs", home_folder() / "sweeps"
-    here = Path(word).expanduser().absolute()
+    here = user_path(word)
     for path in (runs / word, here):
-        if (folder := RunFolder(path)).config.is_file():
+        if os.path.isfile((folder := RunFolder(path)).config):  # false for too long a name
             if (path.parents[1] / "sweep.json").is_file():
                 return _of_sweep(Sweep(path.parents[1]), folder)
             return Asked(path.name, folder)
     for path in (sweeps / word, here):
-        if (path / "sweep.json").is_file():
+        if os.path.isfile(path / "sweep.json"):
             return _winner(Sweep(path))
     if word in OWN:
         raise UserError(f"{word}: write {word}=VALUE")
@@ -158,7 +161,7 @@ def _find(word: str) -> Asked:
     if remedy.startswith("there are") and len(known) > _NEWEST:
         remedy = f"the newest are {', '.join(known[:_NEWEST])}"
     raise UserError(
-        f"no run or sweep {word!r} in {runs} and {sweeps}: {remedy}; elsewhere, give its folder"
+        f"no run or sweep {shown(word)} in {runs} and {sweeps}: {remedy}; elsewhere, give its folder"
     )
 
 
@@ -188,7 +191,7 @@ def _radii(text: str | None, problems: list[str]) -> tuple[float, ...]:
         try:
             found.append(0.0 if part == "0" else _RADIUS.validate_python(part))
         except ValidationError:
-            problems.append(f"eps: expected radii in pixel units such as 4/255,8/255, got {part!r}")
+            problems.append(f"eps: expected radii in pixel units such as 4/255,8/255, got {shown(part)}")
     return tuple(sorted(set(found) - {0.0}))
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from raymi.formatting import shortened, shown
 from raymi.selection.candidate import Number
 
 _WORD = re.compile(r"(?P<name>[^=<>]+)(?P<sign>>=|<=|>|<)(?P<bound>.*)")
@@ -52,8 +53,8 @@ def split_constraints(
         bound = _fraction(match["bound"])
         if bound is None:
             problems.append(
-                f"{word}: expected a fraction from 0 to 1 after {match['sign']}, got "
-                f"{match['bound']!r}: write {match['name']}{match['sign']}0.8 for 80%"
+                f"{shortened(word)}: expected a fraction from 0 to 1 after {match['sign']}, got "
+                f"{shown(match['bound'])}: write {shortened(match['name'])}{match['sign']}0.8 for 80%"
             )
         else:
             constraints.append(Constraint(match["name"].strip(), match["sign"], bound))
