@@ -9,9 +9,11 @@ from __future__ import annotations
 import signal
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -31,7 +33,7 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
     Args: body, takes the words of the command line; argv, None: those of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    with _printable_streams():
+    with _printable_streams(), _short_warnings():
         try:
             _refuse_bytes(words)
             return body(words)
@@ -68,6 +70,23 @@ def _refuse_bytes(words: Sequence[str]) -> None:
             raise UserError(
                 f"expected text in UTF-8, got {shown(word)}: write it in UTF-8, or rename the file"
             )
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Lets warnings be printed as one line, without the place in the code that gave them."""
+    usual = warnings.formatwarning
+
+    def text(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        if category is UserWarning:
+            return f"warning: {message_text(str(message))}\n"
+        return usual(message, category, *place, **more)
+
+    warnings.formatwarning = text
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextmanager

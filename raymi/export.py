@@ -15,7 +15,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-
 from raymi.command import print_help, run_command, wants_help
 from raymi.config import Config
 from raymi.display.say import say

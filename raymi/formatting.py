@@ -14,6 +14,7 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 LONGEST_VALUE = 200
 """Characters of a user's value that a message repeats."""
 
+_LONGEST_GIVEN = 1000  # paths and commands below it can be copied
 _MOST_LINES = 60
 _LONGEST_LINE = 4000
 
@@ -72,7 +73,7 @@ def message_text(message: str, given: tuple[str, ...] = ()) -> str:
     """
     for word in given:
         for value in sorted({word, *word.split("=", 1)}, key=len, reverse=True):
-            if len(value) > LONGEST_VALUE:
+            if len(value) > _LONGEST_GIVEN:
                 message = message.replace(value, shortened(value))
                 message = message.replace(repr(value)[1:-1], shortened(repr(value)[1:-1]))
     lines = [shortened(line, _LONGEST_LINE) for line in printable(message, keep="\n\t").split("\n")]

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import sys
 
-
 from raymi.command import print_help, run_command, wants_help
 from raymi.display.say import say
 from raymi.display.selection import number_text, print_ranking, question_text

@@ -91,9 +91,7 @@ def finished_result(arm: str, seed: int, events: Sequence[Mapping[str, Any]]) ->
     which, epoch = chosen["which"], chosen["of_epoch"]
     key = "averaged/robust_acc" if which.endswith("-averaged") else "robust_acc"
     validated = {
-        e["epoch"]: e["val"].get(key)
-        for e in record.of_kind("epoch")
-        if e["phase"] == "classifier"
+        e["epoch"]: e["val"].get(key) for e in record.of_kind("epoch") if e["phase"] == "classifier"
     }
     return RunResult(
         arm,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from raymi.display.terminal import Terminal, literal
 
@@ -27,7 +26,7 @@ def say_lines(console: Console, text: str, style: str = "") -> None:
         say(console, line, style)
 
 
-def show_table(console: Console, table: Table) -> None:
+def show_table(console: Console, table: RenderableType) -> None:
     """Prints a table: on a terminal within its width, in a log as wide as it needs to be."""
     if not console.is_terminal:
         console = Terminal(file=console.file, width=_WIDEST)

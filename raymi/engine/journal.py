@@ -11,7 +11,6 @@ import json
 import math
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from io import FileIO
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raymi.runs.events import Event, event_of
+from raymi.runs.kept_json import warn_of
 
 
 class Journal:
@@ -117,10 +117,8 @@ class JournalReader:
             event, problem = event_of(value, self.path)
         if problem and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"{self.path} is damaged, lines that are no events are passed over: {problem}",
-                stacklevel=3,
-            )
+            text = f"{self.path} is damaged, lines that are no events are passed over: {problem}"
+            warn_of(self.path, text)
         return event
 
 

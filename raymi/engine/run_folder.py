@@ -39,7 +39,9 @@ class RunFolder:
 
     def machine_logs(self) -> dict[int, Path]:
         """Those that there are, by the numbers of the machines."""
-        logs = {log.stem.partition("-")[2]: log for log in sorted(self.path.glob("machine-*.jsonl"))}
+        logs = {
+            log.stem.partition("-")[2]: log for log in sorted(self.path.glob("machine-*.jsonl"))
+        }
         return {int(number): log for number, log in logs.items() if number.isdecimal()}
 
     def error_logs(self) -> list[Path]:

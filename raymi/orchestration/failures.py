@@ -30,7 +30,9 @@ def innermost(error: BaseException, folder: RunFolder) -> str:
             logs[0].write_text(str(error))
         except OSError as unwritten:
             return f"{error} (cannot write {logs[0]}: {unwritten.strerror})"
-    lines = [line.strip() for line in logs[0].read_text(errors="replace").splitlines() if line.strip()]
+    lines = [
+        line.strip() for line in logs[0].read_text(errors="replace").splitlines() if line.strip()
+    ]
     places = [line for line in lines if line.startswith("File ")]
     where = f" in {places[-1].removeprefix('File ')}" if places else ""
     last = lines[-1] if lines else type(error).__name__

@@ -161,7 +161,8 @@ def _find(word: str) -> Asked:
     if remedy.startswith("there are") and len(known) > _NEWEST:
         remedy = f"the newest are {', '.join(known[:_NEWEST])}"
     raise UserError(
-        f"no run or sweep {shown(word)} in {runs} and {sweeps}: {remedy}; elsewhere, give its folder"
+        f"no run or sweep {shown(word)} in {runs} and {sweeps}: {remedy}; elsewhere, give its "
+        "folder"
     )
 
 
@@ -191,7 +192,9 @@ def _radii(text: str | None, problems: list[str]) -> tuple[float, ...]:
         try:
             found.append(0.0 if part == "0" else _RADIUS.validate_python(part))
         except ValidationError:
-            problems.append(f"eps: expected radii in pixel units such as 4/255,8/255, got {shown(part)}")
+            problems.append(
+                f"eps: expected radii in pixel units such as 4/255,8/255, got {shown(part)}"
+            )
     return tuple(sorted(set(found) - {0.0}))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from raymi.errors import UserError
 from raymi.formatting import printable, shown
 
+_GIVEN: dict[Any, Any] = {}
 Kept = TypeVar("Kept", bound=BaseModel)
 
 
@@ -50,8 +51,13 @@ def read_kept_or_none(path: Path, model: type[Kept], consequence: str) -> Kept |
     try:
         return read_kept(path, model, consequence)
     except UserError as error:
-        warnings.warn(str(error), stacklevel=3)
+        warn_of(path, str(error))
         return None
+
+
+def warn_of(path: Path, message: str) -> None:
+    """Warns of a file; of the same message once in a process."""
+    warnings.warn_explicit(message, UserWarning, str(path), 1, registry=_GIVEN)
 
 
 def first_problem(error: ValidationError) -> str:

@@ -9,7 +9,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
 from raymi.runs.events import Count, Evaluation, Finite, Fraction, Number, Which, Whole
 
 _STRICT = ConfigDict(strict=True, frozen=True, extra="ignore", protected_namespaces=())
-_OF_EVALUATION = {"which", "of_epoch", "attack", "chosen", "clean", "robust", "num", "time", "epoch"}
+_OF_EVALUATION = {
+    "which",
+    "of_epoch",
+    "attack",
+    "chosen",
+    "clean",
+    "robust",
+    "num",
+    "time",
+    "epoch",
+}
 _OF_ATTACK = {"norm", "eps", "steps"}
 
 

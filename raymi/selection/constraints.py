@@ -52,9 +52,10 @@ def split_constraints(
             continue
         bound = _fraction(match["bound"])
         if bound is None:
+            better = f"{shortened(match['name'])}{match['sign']}0.8"
             problems.append(
                 f"{shortened(word)}: expected a fraction from 0 to 1 after {match['sign']}, got "
-                f"{shown(match['bound'])}: write {shortened(match['name'])}{match['sign']}0.8 for 80%"
+                f"{shown(match['bound'])}: write {better} for 80%"
             )
         else:
             constraints.append(Constraint(match["name"].strip(), match["sign"], bound))

@@ -67,6 +67,10 @@ def importance_picture(title: str, importance: Mapping[str, float]) -> Figure:
     axes = figure.subplots()
     bars = axes.barh(names, [importance[name] for name in names], color="tab:blue")
     axes.bar_label(bars, [f"{100 * importance[name]:.0f}%" for name in names], padding=3)
-    axes.set(title=printable(title), xlabel="share of the differences between trials (fANOVA)", xlim=(0, 1.1))
+    axes.set(
+        title=printable(title),
+        xlabel="share of the differences between trials (fANOVA)",
+        xlim=(0, 1.1),
+    )
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     return figure

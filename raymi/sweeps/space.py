@@ -85,7 +85,9 @@ def random_draws(seed: int) -> Draws:
 
 def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
     if not (ends[0] < ends[1] and math.isfinite(ends[0]) and math.isfinite(ends[1])):
-        raise ValueError(f"expected two finite ends, the smaller one first, got {shown(list(ends))}")
+        raise ValueError(
+            f"expected two finite ends, the smaller one first, got {shown(list(ends))}"
+        )
     return ends
 
 
