@@ -43,8 +43,6 @@ __all__ = [
 _PART = r"\s*[+-]?[\d._]{1,30}(?:[eE][+-]?\d{1,3})?\s*"
 _FRACTION = re.compile(f"{_PART}/{_PART}")
 """Fractions that take no time: exact ones with large exponents take arbitrarily long."""
-_LONGEST_NAME = 200
-"""Characters of a name that may become that of a file."""
 _LONGEST_PATH = 4000
 
 
@@ -75,10 +73,6 @@ def _identifier(value: str | None) -> str | None:
         )
     if printable(value) != value:
         raise ValueError(f"expected a name without control characters, got {shown(value)}")
-    if len(value.encode()) > _LONGEST_NAME:
-        raise ValueError(
-            f"expected a name of at most {_LONGEST_NAME} bytes, got {len(value.encode())} of them"
-        )
     return value
 
 
@@ -141,7 +135,7 @@ _MOST_WORKERS = 10_000
 Real = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
 _SMALLEST = 1e-30
 """Smallest number above 0 of a setting: float32 holds it, and its inverse."""
-_MOST = 10**9
+_MOST = 10**12
 
 
 def at_most(largest: float) -> AfterValidator:

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TypeVar
 
 from raymi.errors import UserError, storage_remedy
@@ -137,4 +138,9 @@ def _is_whole(text: str) -> bool:
 
 
 def _is_writable(folder: Path) -> bool:
-    return os.access(folder, os.W_OK | os.X_OK)
+    """Tries it: of a system's own folders, such as /proc, permissions do not say it."""
+    try:
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

@@ -28,7 +28,8 @@ from raymi.selection import request as selection_request
 
 VALUES = [
     "x" * 5000, "9" * 5000, "\udcff", "a\udc80b", str(10**23), str(9**99), "1e400", "1e308",
-    "1e-320", "nan", "-inf", "-0", "-1", "[]", "{}", "", "=", "a=b=c", "1e999999999/1", "1/1e999", "8/255/1",
+    "1e-320", "nan", "-inf", "-0", "-1", "[]", "{}", "", "=", "a=b=c", "1e999999999/1", "1/1e999",
+    "8/255/1",
     "0x10", "١٢", "~nobody-of-this-name/x", "a/" * 3000, "/dev/null/x", "/proc/x/y", "..", "[/]",
     "[red]x[/]", "\x1b[31mred", "\x1b]8;;http://x\x1b\\t\x1b]8;;\x1b\\", "two\nlines", "x\u202ey",
     "a,b," * 1000, "," * 100, "a:b", ":", "os:system", "models:/", "0..99999999999999999999",
@@ -132,7 +133,6 @@ def test_odd_words_are_refused_in_a_message(
         ({"mi.hidden": str(10**9)}, "mi.hidden: expected at most 65536"),
         ({"tracking.machine_every": "1e300"}, "expected at most 1e+06, got 1e+300"),
         ({"scaling.workers": str(10**23)}, "expected at most 10000 workers"),
-        ({"name": "é" * 101}, "expected a name of at most 200 bytes, got 202 of them"),
         ({"name": "a\x1bb"}, "expected a name without control characters, got 'a\\x1bb'"),
         ({"out": "~nobody-of-this-name/x"}, "there is no such user's home"),
         ({"loss.base": [1]}, "loss.base: expected at | trades | mart, got [1]"),

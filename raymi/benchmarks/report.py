@@ -17,7 +17,7 @@ from raymi.benchmarks.section import Section
 from raymi.comparison.results import markdown
 from raymi.display.say import say, say_lines
 from raymi.display.terminal import Table, Terminal, literal
-from raymi.files import write_atomically
+from raymi.files import keep_json
 from raymi.hardware import available_cores, processor_name
 
 
@@ -92,4 +92,4 @@ def write_json(plan: Plan, where: Mapping[str, Any], sections: Mapping[str, Sect
         "config": json.loads(plan.config.model_dump_json()),
         "parts": {part: dict(section.data) for part, section in sections.items()},
     }
-    write_atomically(plan.json, (json.dumps(content, indent=2) + "\n").encode())
+    keep_json(plan.json, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from raymi.config import Config
 from raymi.errors import UserError
 from raymi.files import alone, keep, keep_json, not_readable
-from raymi.runs.kept_json import first_problem, read_kept
+from raymi.runs.kept_json import first_problem, missing_keys, read_kept
 from raymi.runs.records import About
 
 
@@ -84,14 +85,21 @@ class RunFolder:
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run of raymi: it has no {self.config.name}")
         try:
-            return Config.model_validate_json(self.config.read_bytes())
+            data = self.config.read_bytes()
+            config = Config.model_validate_json(data)
         except OSError as error:
             raise not_readable(self.config, error) from None
         except ValidationError as error:
-            raise UserError(
-                f"{self.config} is damaged, or of another version of raymi: start a new run, or "
-                f"use the version in {self.about} ({first_problem(error)})"
-            ) from None
+            raise self._damaged(first_problem(error)) from None
+        if missing := missing_keys(config, json.loads(data)):  # which defaults would stand for
+            raise self._damaged(f"it lacks {', '.join(missing[:3])}")
+        return config
+
+    def _damaged(self, problem: str) -> UserError:
+        return UserError(
+            f"{self.config} is damaged, or of another version of raymi: start a new run, or use "
+            f"the version in {self.about} ({problem})"
+        )
 
     def write_about(self, about: dict[str, Any]) -> None:
         """Keeps what is known of the run beside its configuration (recipe, command, MLflow ids).

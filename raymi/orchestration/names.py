@@ -39,7 +39,7 @@ def check_new_run(config: Config) -> None:
     folder = runs_folder(config)
     if config.name is not None and os.path.exists(folder / config.name):
         raise _taken(folder / config.name)
-    check_place(config.model_copy(update={"name": None}))
+    check_place(config)
 
 
 def check_place(config: Config) -> None:

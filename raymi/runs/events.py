@@ -200,8 +200,9 @@ class Event(dict[str, Any]):
 
     def __missing__(self, key: str) -> Any:
         raise UserError(
-            f"{self._path} is damaged: expected {key!r} in its event {self._kind!r}, got none: "
-            "bring back the journal as it was, or start a new run"
+            f"{self._path} has events that raymi did not write, or that another version wrote "
+            f"(KeyError: {key!r} in {self._kind!r}): bring back the journal as it was, or start a "
+            "new run"
         )
 
 

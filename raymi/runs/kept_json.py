@@ -72,6 +72,17 @@ def first_problem(error: ValidationError) -> str:
     return printable(f"{place + ': ' if place else ''}{message}, got {shown(problem['input'], 80)}")
 
 
+def missing_keys(whole: BaseModel, tree: object, prefix: str = "") -> list[str]:
+    """Returns the keys of a model that a tree of JSON's types lacks, such as `optim.lr`."""
+    found: list[str] = []
+    for name in type(whole).model_fields:
+        if not isinstance(tree, dict) or name not in tree:
+            found.append(prefix + name)
+        elif isinstance(part := getattr(whole, name), BaseModel):
+            found += missing_keys(part, tree[name], f"{prefix}{name}.")
+    return found
+
+
 def is_valid(adapter: TypeAdapter[object], value: object) -> str | None:
     """Returns why a value is not of a type; None where it is."""
     try:

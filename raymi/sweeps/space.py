@@ -59,7 +59,8 @@ _NOT_VARIED = (
 )  # fmt: skip
 _COMPARABLE = ("data.flip", "data.crop_padding", "data.generated")
 _TRIED = 20  # draws that are laid over a recipe to see whether they fit
-_MOST_INTEGERS = 100_000
+_MOST_INTEGERS = 100_000  # of a grid
+_LARGEST_INTEGER = 10**15  # that Optuna draws exactly
 _STEPS = 3  # values of a number that a grid has where it names no number
 
 
@@ -92,11 +93,8 @@ def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
 
 
 def _countable(ends: tuple[int, int]) -> tuple[int, int]:
-    if ends[1] - ends[0] > _MOST_INTEGERS or max(map(abs, ends)) > 10**9:
-        raise ValueError(
-            f"expected whole numbers up to 10**9, at most {_MOST_INTEGERS} of them, got "
-            f"{shown(list(ends))}"
-        )
+    if max(map(abs, ends)) > _LARGEST_INTEGER:
+        raise ValueError(f"expected whole numbers up to 10**15, got {shown(list(ends))}")
     return ends
 
 
@@ -152,7 +150,8 @@ class Parameter(BaseModel):
             low, high = self.uniform
             return [low + (high - low) * k / (_STEPS - 1) for k in range(_STEPS)]
         if self.integers is not None:
-            return list(range(self.integers[0], self.integers[1] + 1))
+            low, high = self.integers
+            return list(range(low, min(high, low + _MOST_INTEGERS) + 1))
         assert self.choice is not None
         return list(self.choice)
 
@@ -306,7 +305,7 @@ def read_space(path: Traversable) -> Space:
     except (ValueError, RecursionError) as error:  # of TOML, UTF-8 and numbers
         raise UserError(f"{path} is not TOML: {first_line(error)}") from None
     if "name" in tree:
-        raise UserError(f"{path}: unknown name: leave it out, a space is called as its file")
+        raise UserError(f"{path}: name: unknown, leave it out: a space is called as its file")
     try:
         space = Space.model_validate({**tree, "name": path.name.removesuffix(".toml")})
     except ValidationError as error:
@@ -363,7 +362,7 @@ def _explained_search(error: Any) -> str:
     """A line for one of pydantic's errors in the table `tune`."""
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"unknown {key}: {did_you_mean(key, TuneConfig.model_fields)}"
+        return f"{key}: unknown, {did_you_mean(key, TuneConfig.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
 
@@ -373,6 +372,6 @@ def _explained(error: Any) -> str:
     place = ".".join(parts[1:] if parts[:1] == ["parameters"] and len(parts) > 1 else parts)
     if error["type"] == "extra_forbidden":
         known = _TABLES if len(parts) == 1 else Parameter.model_fields
-        return f"unknown {place}: {did_you_mean(parts[-1], known)}"
+        return f"{place}: unknown, {did_you_mean(parts[-1], known)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
