@@ -139,6 +139,8 @@ def _is_whole(text: str) -> bool:
 
 def _is_writable(folder: Path) -> bool:
     """Tries it: of a system's own folders, such as /proc, permissions do not say it."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return False
     try:
         with TemporaryFile(dir=folder):
             return True

@@ -22,14 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
-from pydantic import RootModel
+from pydantic import RootModel, ValidationError
 from torch import Tensor
 
 from raymi.errors import UserError
 from raymi.evaluation.blocks import Outcome, Step
 from raymi.evaluation.outputs import Outputs
-from raymi.files import alone, checksum, is_whole, keep, not_writable
-from raymi.runs.kept_json import read_kept
+from raymi.files import alone, checksum, is_whole, keep, not_readable, not_writable
+from raymi.runs.kept_json import first_problem
 
 _LEFT = "what was recorded is kept"
 _keep = partial(keep, what_is_left=_LEFT)
@@ -287,11 +287,15 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    remedy = (
-        "it says what the outcomes beside it belong to, so move its folder away, or give another "
-        "folder"
-    )
-    return read_kept(path, _Tree, remedy).root
+    try:
+        return _Tree.model_validate_json(path.read_bytes()).root
+    except OSError as error:
+        raise not_readable(path, error) from None
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is damaged, so nobody knows what the outcomes beside it belong to: move "
+            f"{path.parent} away, or give another folder ({first_problem(error)})"
+        ) from None
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, str]:
