@@ -22,7 +22,6 @@ import sys
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
 
 from raymi.benchmarks.crafting import measure_crafting
 from raymi.benchmarks.largest_batch import measure_largest_batch
@@ -39,6 +38,7 @@ from raymi.benchmarks.saved import measure_saved
 from raymi.benchmarks.scaling import measure_scaling
 from raymi.benchmarks.section import MeasurementFailed, Section, failed
 from raymi.command import EXIT_FAILED, print_help, run_command, wants_help
+from raymi.display.terminal import Terminal
 from raymi.recipes import RECIPES
 
 USAGE = (
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _bench(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     if wants_help(words):
         named = {
             "parts": PARTS,

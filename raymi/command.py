@@ -6,17 +6,22 @@ continued; 128 + n ended by signal n (130: Ctrl-C).
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from io import TextIOWrapper
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from raymi.display.say import say
-from raymi.errors import StorageError, UserError
+from raymi.display.say import say_lines
+from raymi.display.terminal import Terminal
+from raymi.errors import StorageError, UserError, is_fault_of_storage, storage_remedy
+from raymi.formatting import message_text, shown
 from raymi.orchestration.ending import exit_if_asked
 from raymi.overrides import default_text, expected, leaves
 
@@ -30,31 +35,83 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
         body: Takes the words of the command line.
         argv: Words; None: those of this process.
     """
-    code = _exit_code(body, list(sys.argv[1:] if argv is None else argv))
-    exit_if_asked(code)
-    return code
+    words = list(sys.argv[1:] if argv is None else argv)
+    with _printable_streams(), _short_warnings():
+        code = _exit_code(body, words)
+        exit_if_asked(code)
+        return code
 
 
 def _exit_code(body: Callable[[list[str]], int], words: list[str]) -> int:
-    errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
+        _refuse_bytes(words)
         return body(words)
     except UserError as error:
-        message = textwrap.indent(str(error), " " * len("error: ")).lstrip()
-        errors.print(Text.assemble(("error: ", "bold red"), message))
+        _print_error(str(error), words)
         return EXIT_USER
     except (FloatingPointError, StorageError) as error:
-        errors.print(Text.assemble(("error: ", "bold red"), str(error)))
+        _print_error(str(error), words)
         return EXIT_FAILED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_fault_of_storage(error):
             raise
-        message = f"cannot write {error.filename or 'a file'} ({error.strerror}): free space there"
-        errors.print(Text.assemble(("error: ", "bold red"), message))
+        path, reason = error.filename or "a file", error.strerror or error
+        remedy = storage_remedy(error)
+        verb = "write" if remedy.startswith("free space") else "read or write"
+        _print_error(f"cannot {verb} {path} ({reason}): {remedy}", words)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        errors.print("interrupted")
+        Terminal(stderr=True).print("interrupted")
         return 128 + signal.SIGINT
+
+
+def _print_error(message: str, words: Sequence[str]) -> None:
+    """Prints a message to stderr; long values of the command line are shortened in it."""
+    text = textwrap.indent(message_text(message, tuple(words)), " " * len("error: ")).lstrip()
+    errors = Terminal(stderr=True, soft_wrap=True)
+    errors.print(Text.assemble(("error: ", "bold red"), text))
+
+
+def _refuse_bytes(words: Sequence[str]) -> None:
+    """Raises: UserError where a word is not UTF-8: neither JSON nor MLflow could keep it."""
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in word):
+            raise UserError(
+                f"expected text in UTF-8, got {shown(word)}: write it in UTF-8, or rename the file"
+            )
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Lets warnings be printed as one line, without the place in the code that gave them."""
+    usual = warnings.formatwarning
+
+    def text(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        if category is UserWarning:
+            return f"warning: {message_text(str(message))}\n"
+        return usual(message, category, *place, **more)
+
+    warnings.formatwarning = text
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
+@contextmanager
+def _printable_streams() -> Iterator[None]:
+    """Lets stdout and stderr escape letters that their encoding lacks, such as ASCII."""
+    with ExitStack() as stack:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
+                stack.callback(_reset_errors, stream)
+        yield
+
+
+def _reset_errors(stream: TextIOWrapper) -> None:
+    with suppress(ValueError):  # closed meanwhile
+        stream.reconfigure(errors="strict")
 
 
 def wants_help(words: Sequence[str]) -> bool:
@@ -85,7 +142,7 @@ def print_help(
             text = textwrap.fill(
                 text, console.width, subsequent_indent=hanging, break_on_hyphens=False
             )
-        say(console, text, style)
+        say_lines(console, text, style)
 
     show(f"usage: {usage}", indent=7)
     for paragraph in description.split("\n\n"):

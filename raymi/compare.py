@@ -28,7 +28,8 @@ from raymi.comparison.report import Progress, keep, show
 from raymi.comparison.results import RunResult
 from raymi.comparison.runs import run_all, slots
 from raymi.display.say import say
-from raymi.files import alone
+from raymi.display.terminal import Terminal
+from raymi.files import alone, not_writable
 from raymi.hardware import available_cores, available_gpus
 from raymi.recipes import BASE_RECIPES, VARIANTS
 
@@ -44,11 +45,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     if wants_help(words):
         return _help(console)
     comparison = planned(words)
-    comparison.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        comparison.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(comparison.folder, error) from None
     refusal = (
         f"the comparison {comparison.folder.name} is going on in another process: wait for it or "
         "stop it first"

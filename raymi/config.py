@@ -7,6 +7,7 @@ here, names of data sets and models included. Images, eps and alpha are in [0, 1
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from raymi.data import DATASETS
 from raymi.errors import did_you_mean
-from raymi.local_paths import address_problem
+from raymi.formatting import printable, shown
+from raymi.local_paths import address_problem, local_path
 from raymi.mi.forms import FORMS
 from raymi.models import check_model
 
@@ -38,9 +40,15 @@ __all__ = [
 ]
 
 
+_PART = r"\s*[+-]?[\d._]{1,30}(?:[eE][+-]?\d{1,3})?\s*"
+_FRACTION = re.compile(f"{_PART}/{_PART}")
+"""Fractions that take no time: exact ones with large exponents take arbitrarily long."""
+_LONGEST_PATH = 4000
+
+
 def _fraction(value: Any) -> Any:
     """Lets a number be written as `8/255`."""
-    if isinstance(value, str) and value.count("/") == 1:
+    if isinstance(value, str) and _FRACTION.fullmatch(value):
         try:
             over, under = map(Fraction, value.split("/"))
             return float(over / under)
@@ -57,8 +65,14 @@ def _comma_separated(value: Any) -> Any:
 
 
 def _identifier(value: str | None) -> str | None:
-    if value is not None and (not value or set(value) & set("/\\: \t\n") or value.startswith(".")):
-        raise ValueError(f"expected a plain name without spaces, slashes or colons, got {value!r}")
+    if value is None:
+        return value
+    if not value or set(value) & set("/\\: \t\n") or value.startswith("."):
+        raise ValueError(
+            f"expected a plain name without spaces, slashes or colons, got {shown(value)}"
+        )
+    if printable(value) != value:
+        raise ValueError(f"expected a name without control characters, got {shown(value)}")
     return value
 
 
@@ -70,7 +84,7 @@ def _experiment(value: str) -> str:
 
 def _data_set(value: str) -> str:
     if value not in DATASETS:
-        raise ValueError(f"unknown data set {value!r}: {did_you_mean(value, DATASETS)}")
+        raise ValueError(f"unknown data set {shown(value)}: {did_you_mean(value, DATASETS)}")
     return value
 
 
@@ -81,14 +95,16 @@ def _lower_case(value: Any) -> Any:
 
 def _workers(value: Any) -> Any:
     """Lets a range of worker counts be written as `2..8`; one of a single number is that number."""
-    text = str(value).strip()
+    text = "" if isinstance(value, int) and abs(value) > 10**9 else str(value).strip()
     least, dots, most = text.partition("..")
     try:
         low, high = int(least), int(most if dots else least)
     except ValueError:
         low = high = 0
     if isinstance(value, (bool, float)) or low < 1:
-        raise ValueError(f"expected {WORKERS.text}, got {value!r}")
+        raise ValueError(f"expected {WORKERS.text}, got {shown(value)}")
+    if max(low, high) > _MOST_WORKERS:
+        raise ValueError(f"expected at most {_MOST_WORKERS} workers, got {shown(value)}")
     if high < low:
         raise ValueError(f"expected a range from fewer to more, such as {high}..{low}, got {text}")
     return low if low == high else f"{low}..{high}"
@@ -103,12 +119,16 @@ def _no_address(value: Any) -> Any:
 
 def _absolute(path: Path) -> Path:
     """Makes a path mean the same to workers, which run in another folder."""
-    absolute = path.expanduser().absolute()
+    if len(str(path)) > _LONGEST_PATH:
+        raise ValueError(
+            f"expected a path of at most {_LONGEST_PATH} characters, got {shown(str(path))}"
+        )
+    absolute = local_path(path)
     try:
         str(absolute).encode()
     except UnicodeEncodeError:
         raise ValueError(
-            f"expected a path in UTF-8, got {str(absolute)!a}: rename it, or give a link to it"
+            f"expected a path in UTF-8, got {shown(str(absolute))}: rename it, or give a link to it"
         ) from None
     return absolute
 
@@ -122,12 +142,38 @@ class Accepts:
 
 WORKERS = Accepts("whole number >= 1, or a range such as 2..8")
 
+_LARGEST = 1e30
+"""Largest number of a setting: float32 holds it, and products with it."""
+_MOST_WORKERS = 10_000
+
 Real = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
-Positive = Annotated[Real, Field(gt=0)]
-NonNegative = Annotated[Real, Field(ge=0)]
+_SMALLEST = 1e-30
+"""Smallest number above 0 of a setting: float32 holds it, and its inverse."""
+_MOST = 10**12
+
+
+def at_most(largest: float) -> AfterValidator:
+    """Refuses numbers that no computation with them could hold."""
+
+    def check(value: Any) -> Any:
+        if value is not None and abs(value) > largest:
+            raise ValueError(f"expected at most {largest:g}, got {shown(value)}")
+        if isinstance(value, float) and 0 < abs(value) < _SMALLEST:
+            raise ValueError(f"expected 0 or at least {_SMALLEST:g}, got {shown(value)}")
+        return value
+
+    return AfterValidator(check)
+
+
+Positive = Annotated[Real, Field(gt=0), at_most(_LARGEST)]
+NonNegative = Annotated[Real, Field(ge=0), at_most(_LARGEST)]
 Share = Annotated[Real, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1), at_most(_MOST)]
+Whole = Annotated[int, Field(ge=0), at_most(_MOST)]
+Seed = Annotated[int, Field(ge=0), at_most(2**63 - 1)]
+Images = Annotated[int, Field(ge=1), at_most(2**20)]
+Units = Annotated[int, Field(ge=1), at_most(2**16)]
+Duration = Annotated[Real, Field(gt=0), at_most(1e6)]
 Workers = Annotated[int | str, BeforeValidator(_workers), WORKERS]
 Fractions = Annotated[tuple[Share, ...], BeforeValidator(_comma_separated)]
 Name = Annotated[str, AfterValidator(_identifier)]
@@ -155,11 +201,11 @@ class DataConfig(Section):
     npz."""
     root: Folder | None = None
     """Folder (or .npz file) that holds the data; none: a cache folder, $RAYMI_DATA if set."""
-    image_size: Annotated[int, Field(ge=8)] | None = None
+    image_size: Annotated[int, Field(ge=8), at_most(4096)] | None = None
     """Side of the square images that the model sees, in pixels; none: as stored."""
     val_fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.1
     """Share of the training images held out for validation, stratified by class."""
-    split_seed: Whole = 0
+    split_seed: Seed = 0
     """Seed of the validation split; independent of `seed`."""
     download: bool = True
     """Whether missing data may be downloaded (torchvision's sets)."""
@@ -171,7 +217,7 @@ class DataConfig(Section):
     validation here too.)"""
     generated_fraction: Share = 0.7
     """Share of each training batch that is generated images, where there are any."""
-    crop_padding: Whole = 4
+    crop_padding: Annotated[int, Field(ge=0), at_most(4096)] = 4
     """Zero padding on each side before a random crop, in pixels, below the image's side; 0: off."""
     flip: bool = True
     """Random horizontal flip."""
@@ -182,7 +228,7 @@ class ModelConfig(Section):
 
     name: str = "resnet18"
     """Architecture, or your own as module:function."""
-    width: Positive | None = None
+    width: Annotated[Real, Field(gt=0), at_most(256)] | None = None
     """Multiplier of the number of channels; none: the architecture's own."""
     depth: Count | None = None
     """Number of layers; none: the architecture's own."""
@@ -253,7 +299,8 @@ class LossConfig(Section):
     @classmethod
     def _customary_beta(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("beta") is None:
-            values = {**values, "beta": {"trades": 6.0, "mart": 5.0}.get(values.get("base", "at"))}
+            usual = {"trades": 6.0, "mart": 5.0}.get(str(values.get("base", "at")))
+            values = {**values, "beta": usual}
         return values
 
     @model_validator(mode="after")
@@ -346,9 +393,9 @@ class MIConfig(Section):
     score_memory: Positive = 256.0
     """MiB that a tensor of scores (own patterns x global batch x locations) may take; larger ones
     are computed in parts, exactly, and held for no backward pass."""
-    hidden: Count = 512
+    hidden: Units = 512
     """Units H of the estimators' feature space (capacity)."""
-    base_width: Count = 64
+    base_width: Annotated[int, Field(ge=1), at_most(4096)] = 64
     """Channels of the local encoder's first convolution (capacity)."""
     depth: Annotated[int, Field(ge=1, le=5)] = 2
     """Stride-2 convolutions of the local encoder (capacity)."""
@@ -424,7 +471,7 @@ class OptimConfig(Section):
 
     epochs: Count = 100
     """Passes over the training images."""
-    batch_size: Count = 128
+    batch_size: Images = 128
     """Images in a global batch, shared by all workers."""
     lr: Positive = 0.1
     """Peak learning rate."""
@@ -460,7 +507,7 @@ class ScalingConfig(Section):
     checkpoint; a loss costs the work since the last one, which checkpoint.every_minutes bounds."""
     use_gpu: Annotated[Literal["auto", "true", "false"], Choice] = "auto"
     """One GPU for each worker; auto: where there are enough of them."""
-    cpus_per_worker: Count = 1
+    cpus_per_worker: Annotated[int, Field(ge=1), at_most(10_000)] = 1
     """CPUs for each worker."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16: autocast of the classifier; MI and losses stay in fp32."""
@@ -471,14 +518,14 @@ class ScalingConfig(Section):
     fold_batchnorm: bool = False
     """Attack a twin in which each BatchNorm after a convolution is part of it, while training:
     faster, and another rounding."""
-    micro_batch: Count | None = None
+    micro_batch: Images | None = None
     """Images of a worker that go through a network at once; none: its whole share. A smaller number
     takes less memory and one more forward. The losses, MI included, stay those of the global batch,
     but BatchNorm in train mode sees such pieces (one of each worker together), one after the
     other: with BatchNorm, results depend on the number of workers then."""
     sync_batchnorm: bool = True
     """BatchNorm statistics over the batch of all workers."""
-    wait_minutes: NonNegative = 0.0
+    wait_minutes: Annotated[Real, Field(ge=0), at_most(1e6)] = 0.0
     """On a cluster that grows: how long to wait for the CPUs and GPUs that are asked for."""
     max_failures: Whole = 2
     """How often a failed worker group is started again from its last checkpoint; with a range of
@@ -517,9 +564,9 @@ class ProbeConfig(Section):
 
     steps: Whole = 300
     """Steps of the probes; 0: no probes."""
-    batch: Annotated[int, Field(ge=2)] = 128
+    batch: Annotated[int, Field(ge=2), at_most(2**20)] = 128
     """Images in a batch of the probes; an estimate is at most its logarithm."""
-    units: Count = 128
+    units: Units = 128
     """Units H of the probes' feature space."""
     max_samples: Count | None = 10_000
     """Train the probes on so many training images; none: on all."""
@@ -532,7 +579,7 @@ class EvaluationConfig(Section):
     """PGD steps of the final attack."""
     alpha: Positive | None = None
     """Its step size; none: eps / 4, as in the paper."""
-    block: Count = 256
+    block: Images = 256
     """Images that a worker attacks at once."""
     max_samples: Count | None = None
     """Evaluate on so many test images; none: on all."""
@@ -541,20 +588,20 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     """Checkpoints, from which a run continues exactly."""
 
-    keep: Annotated[int, Field(ge=2)] = 2
+    keep: Annotated[int, Field(ge=2), at_most(10**6)] = 2
     """Newest checkpoints that are kept."""
     every: Count = 1
     """Epochs between checkpoints; the last epoch always has one."""
     every_steps: Count | None = None
     """Also a checkpoint after so many steps, within epochs; none: at their ends only."""
-    every_minutes: Positive | None = None
+    every_minutes: Duration | None = None
     """Also a checkpoint once so many minutes have passed since the last one."""
 
 
 class LimitConfig(Section):
     """How long a run may take."""
 
-    hours: Positive | None = None
+    hours: Duration | None = None
     """Hours after which the command writes a checkpoint and ends with exit code 75; none: no
     limit. Counted anew when the run is continued."""
 
@@ -570,7 +617,7 @@ class TrackingConfig(Section):
     """Name in the model registry under which the best model appears; none: raymi-DATASET."""
     log_every: Count = 10
     """Steps between two records of the training metrics."""
-    machine_every: Positive | None = 10.0
+    machine_every: Duration | None = 10.0
     """Seconds between two records of how busy each machine is (CPU, memory, disk, network, GPU);
     none: no records."""
 
@@ -581,7 +628,7 @@ class Config(Section):
     name: Name | None = None
     """Name of the run; none: recipe, date and time. Must be new: an old one is continued by
     resume=NAME."""
-    seed: Whole = 0
+    seed: Seed = 0
     """Seed of the initial weights, the data order, the augmentation and the attacks' starts."""
     out: Folder | None = None
     """Folder of the runs; none: ./runs (under `ray job submit`: ~/raymi/runs)."""

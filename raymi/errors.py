@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 import torch
 
+from raymi.formatting import LONGEST_VALUE
+
 _IMPORTING = ("<", os.path.join(os.path.dirname(importlib.__file__), ""))  # "<": frozen modules
 _TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _LIBRARIES = (
@@ -36,19 +38,42 @@ class StorageError(RuntimeError):
     """
 
 
+_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REMEDIES = {
+    **dict.fromkeys(_SPACE, "free space there"),
+    errno.ENOTDIR: "a file is where a folder should be, move it away",
+    errno.EEXIST: "a file is where a folder should be, move it away",
+    errno.EISDIR: "a folder is where a file should be, move it away",
+    errno.EACCES: "change its permissions, or choose another folder",
+    errno.EPERM: "change its permissions, or choose another folder",
+    errno.EROFS: "it is on a read-only file system, choose another folder",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its links lead to themselves, remove them",
+    errno.EIO: "its disk is faulty, choose another one",
+    errno.ESTALE: "its storage is away, bring it back",
+    errno.EMFILE: "too many files are open, raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open, close other programs",
+}
+
+
 def storage_remedy(error: OSError) -> str:
-    """What a user does about a file that cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "free space there"
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
-        return "a file is where a folder should be, move it away"
-    return "make it writable again"
+    """Returns what a user can do about a file that cannot be read or written."""
+    return _REMEDIES.get(error.errno or 0, "make it readable and writable")
+
+
+def is_fault_of_storage(error: OSError) -> bool:
+    """Returns whether a disk, a permission or a path of the user causes an error.
+
+    A missing file is not among them: where raymi does not refuse it, that is a defect of raymi.
+    """
+    named = error.filename is not None or error.errno in _SPACE
+    return named and error.errno in _REMEDIES
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A short remedy for a misspelt name: what is close, or else everything there is."""
     names = list(known)
-    close = difflib.get_close_matches(word.lower(), names, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(word[:LONGEST_VALUE].lower(), names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
 
 

@@ -42,6 +42,7 @@ from raymi.display.evaluation import (
     print_transfer,
 )
 from raymi.display.say import say
+from raymi.display.terminal import Terminal
 from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.report import Report, TransferMatrix, differences
 from raymi.evaluation.steps import StepFailed
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     if wants_help(words):
         return _help(console)
     plan = planned(words, lambda line: say(console, line))

@@ -16,11 +16,10 @@ import hashlib
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from raymi.command import print_help, run_command, wants_help
 from raymi.config import Config
 from raymi.display.say import say
+from raymi.display.terminal import Terminal
 from raymi.errors import UserError
 from raymi.evaluation.subject import Subject
 from raymi.files import keep
@@ -53,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     if wants_help(words):
         print_help(console, USAGE, __doc__, {}, lambda key: False)
         return 0

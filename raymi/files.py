@@ -130,6 +130,14 @@ def not_writable(path: Path, error: OSError, what_is_left: str = "") -> StorageE
     )
 
 
+def not_readable(path: Path, error: OSError) -> UserError:
+    """Returns the error of a command that cannot read a path."""
+    return UserError(
+        f"cannot read {path} ({error.strerror or error}): {storage_remedy(error)}, then give the "
+        "same command again"
+    )
+
+
 def checksum(data: bytes | memoryview) -> str:
     """The first 16 digits of the sha256 of a file's content, for its name."""
     return hashlib.sha256(data).hexdigest()[:16]

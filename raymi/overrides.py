@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from raymi.config import Accepts, Config, ModelConfig
 from raymi.errors import UserError, did_you_mean
+from raymi.formatting import LONGEST_VALUE, shortened, shown
 from raymi.mi.forms import FORMS
 
 Tree = dict[str, Any]
@@ -71,7 +72,7 @@ def split_words(words: Sequence[str], special: Mapping[str, Iterable[str]] | Non
         matches = [typed] if typed in known else [k for k in keys if k.endswith("." + typed)]
         if not equals:
             remedy = _remedy_for_bare_word(word, matches, special, known)
-            problems.append(f"expected key=value, got {word!r}{remedy}")
+            problems.append(f"expected key=value, got {shown(word)}{remedy}")
         elif len(matches) != 1:
             problems.append(_unknown(typed, matches, known))
         else:
@@ -82,7 +83,7 @@ def split_words(words: Sequence[str], special: Mapping[str, Iterable[str]] | Non
             else:
                 settings[key] = None if text.lower() in ("none", "null", "") else text
     problems += [
-        f"{key} is given {len(texts)} times, as {', '.join(texts)}: keep one"
+        f"{key} is given {len(texts)} times, as {', '.join(map(shortened, texts))}: keep one"
         for key, texts in given.items()
         if len(texts) > 1
     ]
@@ -230,8 +231,8 @@ def as_typed(value: Any) -> str:
 
 def _unknown(key: str, matches: Sequence[str], known: Sequence[str]) -> str:
     if matches:
-        return f"key {key!r} is ambiguous: expected one of {', '.join(matches)}"
-    return f"unknown key {key!r}{_suggest(key, known)}"
+        return f"key {shown(key)} is ambiguous: expected one of {', '.join(matches)}"
+    return f"unknown key {shown(key)}{_suggest(key[:LONGEST_VALUE], known)}"
 
 
 def _remedy_for_bare_word(
@@ -274,5 +275,6 @@ def _explain(error: Any) -> str:
         return _unknown(key, (), list(fields))
     accepted, got = expected(fields[key]), error["input"]
     names = [choice for choice in accepted.split(" | ") if " " not in choice]
-    hint = f": {did_you_mean(str(got), names)}" if len(names) > 1 else ""
-    return f"{key}: expected {accepted}, got {'none' if got is None else repr(got)}{hint}"
+    typed = got if isinstance(got, str) else shown(got)
+    hint = f": {did_you_mean(typed, names)}" if len(names) > 1 else ""
+    return f"{key}: expected {accepted}, got {'none' if got is None else shown(got)}{hint}"

@@ -7,16 +7,22 @@ that a user sees all of it at once.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TypeVar
 
-from raymi.local_paths import address_problem
+from raymi.errors import UserError, storage_remedy
+from raymi.formatting import shortened, shown
+from raymi.local_paths import local_path
 
 Default = TypeVar("Default", int, None)
 
 
 _MOST_SEEDS = 10_000
+_MOST = 10**9
+_DIGITS = 19
 
 
 def whole(
@@ -29,9 +35,11 @@ def whole(
     """
     if text is None:
         return default
-    if _is_whole(text) and int(text) >= least:
+    if _is_whole(text) and least <= int(text) <= _MOST:
         return int(text)
-    problems.append(f"{key}: expected whole number >= {least}, got {text!r}")
+    too_large = text.isdecimal() and len(text.lstrip("0")) >= len(str(_MOST))
+    most = f" and <= {_MOST}" if too_large else ""
+    problems.append(f"{key}: expected whole number >= {least}{most}, got {shown(text)}")
     return default
 
 
@@ -41,9 +49,11 @@ def names(key: str, text: str | None, problems: list[str]) -> tuple[str, ...]:
         return ()
     found = [part.strip() for part in text.split(",") if part.strip()]
     if not found:
-        problems.append(f"{key}: expected names with commas between them, got {text!r}")
+        problems.append(f"{key}: expected names with commas between them, got {shown(text)}")
     once = tuple(dict.fromkeys(found))
-    problems += [f"{key}: {name} is given twice" for name in once if found.count(name) > 1]
+    if len(once) < len(found):
+        twice = [name for name, num in Counter(found).items() if num > 1]
+        problems += [f"{key}: {shortened(name)} is given twice" for name in twice]
     return once
 
 
@@ -54,17 +64,17 @@ def seed_list(key: str, text: str, problems: list[str]) -> tuple[int, ...]:
         low, dots, high = (word.strip() for word in part.partition(".."))
         bounds = [low, high if dots else low]
         if not all(map(_is_whole, bounds)):
-            problems.append(f"{key}: expected 0..9 or 0,1,2, got {text!r}")
+            problems.append(f"{key}: expected 0..9 or 0,1,2, got {shown(text)}")
             return ()
         if int(bounds[0]) > int(bounds[1]):
-            problems.append(f"{key}: expected the smaller one first, got {text!r}")
+            problems.append(f"{key}: expected the smaller one first, got {shown(text)}")
             return ()
         if int(bounds[1]) - int(bounds[0]) >= _MOST_SEEDS:
-            problems.append(f"{key}: expected at most {_MOST_SEEDS} seeds, got {text!r}")
+            problems.append(f"{key}: expected at most {_MOST_SEEDS} seeds, got {shown(text)}")
             return ()
         found += range(int(bounds[0]), int(bounds[1]) + 1)
     if len(set(found)) < len(found):
-        problems.append(f"{key}: a seed is given twice in {text!r}")
+        problems.append(f"{key}: a seed is given twice in {shown(text)}")
     return tuple(found)
 
 
@@ -72,10 +82,9 @@ def new_file(key: str, text: str | None, problems: list[str]) -> Path | None:
     """A file that can be written, whether it is there or not; None where none was given."""
     if not text:
         return None
-    path = Path(text).expanduser().absolute()
-    if problem := address_problem(text):
-        problems.append(f"{key}: {problem}")
-    elif not path.parent.is_dir():
+    if (path := _path(key, text, problems)) is None:
+        return None
+    if not path.parent.is_dir():
         problems.append(f"{key}: there is no folder {path.parent}: make it, or give another file")
     elif path.is_dir():
         problems.append(f"{key}: {path} is a folder: give a file in it")
@@ -86,10 +95,8 @@ def new_file(key: str, text: str | None, problems: list[str]) -> Path | None:
 
 def new_folder(key: str, text: str | None, default: Path, problems: list[str]) -> Path:
     """A folder that is there, or can be made; default where none was given."""
-    path = Path(text or default).expanduser().absolute()
-    if text and (problem := address_problem(text)):
-        problems.append(f"{key}: {problem}")
-        return path
+    if (path := _path(key, text or default, problems)) is None:
+        return default
     there = next(place for place in (path, *path.parents) if os.path.exists(place))
     if not there.is_dir():
         problems.append(f"{key}: {there} is not a folder: give another one")
@@ -111,9 +118,31 @@ def with_json(words: Sequence[str], problems: list[str]) -> list[str]:
     return [word for word in joined if word != "--json"]
 
 
+def _path(key: str, text: str | Path, problems: list[str]) -> Path | None:
+    """The path of a name that a user gave; None where it cannot be one."""
+    try:
+        path = local_path(text)
+        os.path.lexists(path)
+        path.is_dir()
+    except UserError as error:
+        problems.append(f"{key}: {error}")
+    except OSError as error:
+        problems.append(f"{key}: {shown(str(text))}: {error.strerror}: {storage_remedy(error)}")
+    else:
+        return path
+    return None
+
+
 def _is_whole(text: str) -> bool:
-    return text.isdecimal() and text.isascii()
+    return text.isdecimal() and text.isascii() and len(text.lstrip("0")) < _DIGITS
 
 
 def _is_writable(folder: Path) -> bool:
-    return os.access(folder, os.W_OK | os.X_OK)
+    """Tries it: of a system's own folders, such as /proc, permissions do not say it."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    try:
+        with TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

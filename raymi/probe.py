@@ -10,23 +10,22 @@ last-averaged). Of the other keys those of probe, attack and validation may be g
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from raymi.collectives import Collectives
 from raymi.command import print_help, run_command, wants_help
 from raymi.config import Config
 from raymi.data import Splits
 from raymi.display.say import say
+from raymi.display.terminal import Table, Terminal, progress_bar
 from raymi.engine.measurements import load_data, probe_model
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
-from raymi.files import write_atomically
+from raymi.files import keep_json
 from raymi.local_paths import local_path
 from raymi.models import build_model
 from raymi.orchestration.names import find_run
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _probe(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     if wants_help(words):
         print_help(console, USAGE, __doc__, {})
         return 0
@@ -67,6 +66,8 @@ def _probe(words: list[str]) -> int:
     config, wrong = examine(overlay(folder.read_config().model_dump(), parsed.settings))
     if config.probe.steps == 0:
         wrong.append("probe.steps must be at least 1, got 0: the run was made without probes")
+    if not os.access(folder.path, os.W_OK | os.X_OK):
+        wrong.append(f"no permission to write into {folder.path}: the estimates are kept there")
     if not folder.weights(which).is_file():
         wrong.append(f"the run {folder.name} has no model {which} yet: let it finish, or try last")
     if wrong:
@@ -79,7 +80,7 @@ def _run(console: Console, config: Config, folder: RunFolder, which: str) -> Non
     splits = load_data(config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = _load(config, folder, which, splits).to(device)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(console) as bar:
         task = bar.add_task(f"probing {which} of {folder.name}")
         estimates = probe_model(
             config,
@@ -96,8 +97,8 @@ def _run(console: Console, config: Config, folder: RunFolder, which: str) -> Non
         "attack": str(config.attack),
         "validation": config.validation.model_dump(),
     }
-    write_atomically(path, json.dumps({**about, "estimates": estimates}, indent=2).encode())
     console.print(_table(estimates, f"{folder.name}, {which}: MI in nats on the validation split"))
+    keep_json(path, {**about, "estimates": estimates})
     say(console, f"at most about {_most(config):.2f} nats can be seen; kept in {path}")
 
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import sys
 
-from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 
 from raymi.command import print_help, run_command, wants_help
 from raymi.display.say import say
+from raymi.display.terminal import Terminal, progress_bar
 from raymi.orchestration.report_request import COMMAND, requested, takes
 from raymi.orchestration.report_run import is_tracked, make_report, planned, track
 from raymi.tracking.store import how_to_open, without_password
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     if wants_help(words):
         print_help(console, USAGE, __doc__, {}, takes)
         return 0
@@ -48,7 +48,7 @@ def _report(words: list[str]) -> int:
     for plan in plans:
         for note in plan.notes:
             say(console, f"{plan.asked.name}: {note}", "yellow")
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(console) as bar:
         tasks: dict[str, TaskID] = {}
 
         def watch(name: str, done: int, of: int) -> None:

@@ -20,11 +20,10 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
-from rich.console import Console
-
 from raymi.command import print_help, run_command, wants_help
 from raymi.display.say import say
 from raymi.display.selection import number_text, print_ranking, question_text
+from raymi.display.terminal import Terminal
 from raymi.errors import UserError
 from raymi.files import keep_json
 from raymi.orchestration.names import home_folder
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _select(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     if wants_help(words):
         print_help(console, USAGE, __doc__, {}, lambda key: False)
         return 0

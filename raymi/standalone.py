@@ -21,21 +21,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 
 from raymi.command import EXIT_FAILED, EXIT_TIME_LIMIT, run_command
 from raymi.config import Config, ScalingConfig
 from raymi.display.progress import ProgressDisplay
 from raymi.display.summary import print_summary
+from raymi.display.terminal import Terminal
 from raymi.engine.context import LocalContext
 from raymi.engine.journal import JournalReader
 from raymi.engine.loop import train
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
+from raymi.files import not_writable
 from raymi.orchestration.checks import input_problems
-from raymi.orchestration.names import with_found_runs
+from raymi.orchestration.names import check_place, with_found_runs
 from raymi.overrides import examine, split_words
 from raymi.recipes import RECIPES, on_recipe
+from raymi.runs.record import evaluations_of
 from raymi.tracking.provenance import describe_run
 
 
@@ -48,7 +50,7 @@ class TellingContext(LocalContext):
         super().__init__(device, folder.stop_file, deadline)
         self._journal = JournalReader(folder.journal)
         self._journal.new_events()  # those of before were told before
-        self._display = ProgressDisplay(Console(highlight=False), config)
+        self._display = ProgressDisplay(Terminal(), config)
 
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Prints the new events."""
@@ -77,6 +79,10 @@ def _train(words: list[str]) -> int:
         *missing,
         *input_problems(_one_place(config), new_run=False),
     ]
+    try:
+        check_place(config)
+    except UserError as error:
+        problems.append(str(error))
     if config.name is None:
         problems.append("name=NAME is needed: runs/NAME is where the run is kept and continued")
     if problems:
@@ -88,7 +94,10 @@ def _train(words: list[str]) -> int:
             f"the run {folder.name} in {folder.path.parent} has other settings: give the same ones "
             "to continue it, or another name"
         )
-    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(folder.path, error) from None
     first = int(os.environ.get("RANK", "0")) == 0
     command = f"python -m raymi.standalone {shlex.join(words)}"
     with folder.alone() if first else nullcontext():
@@ -110,9 +119,8 @@ def _run(config: Config, folder: RunFolder) -> int:
         outcome = train(config, context, folder)
         if context.group.rank == 0 and outcome.finished:
             context.report({})
-            events = JournalReader(folder.journal).new_events()
-            results = {e["which"]: e for e in events if e["kind"] == "evaluation"}
-            print_summary(Console(), config, folder, results, {"run": str(folder.path)})
+            results = evaluations_of(folder)
+            print_summary(Terminal(), config, folder, results, {"run": str(folder.path)})
         if outcome.finished:
             return 0
         if context.group.rank == 0:

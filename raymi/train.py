@@ -10,7 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -20,8 +20,8 @@ from raymi.config import Config
 from raymi.data import DATASETS
 from raymi.display.progress import ProgressDisplay
 from raymi.display.say import say
-from raymi.display.summary import chosen_model, print_summary
-from raymi.engine.journal import JournalReader
+from raymi.display.summary import print_summary
+from raymi.display.terminal import Terminal
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
 from raymi.local_paths import local_path
@@ -38,6 +38,7 @@ from raymi.orchestration.names import (
 from raymi.orchestration.signals import Stopped, ended_by_sigterm, nothing
 from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
+from raymi.runs.record import chosen_model, missing_evaluations, read_record
 from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
 from raymi.tracking.provenance import describe_run
 from raymi.tracking.store import how_to_open
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _train(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     flags = {word for word in words if word in ("--help", "-h", "--dry-run")}
     if wants_help(words):
         return _help(console)
@@ -188,10 +189,12 @@ def _summarise(
     results: _Results,
     tracker: Tracker | None,
 ) -> None:
+    if not results.evaluations:
+        raise missing_evaluations(folder)
     chosen = chosen_model(results.evaluations)
     places = {"run": str(folder.path), "weights": str(folder.weights(chosen))}
     if tracker is not None and tracker.models:
-        places["model"] = f"{tracker.models[chosen]} (mlflow.pytorch.load_model)"
+        places["model"] = f"{tracker.models.get(chosen)} (mlflow.pytorch.load_model)"
         places["MLflow run"] = str(tracker.run_id)
         places["MLflow UI"] = how_to_open(tracker.uri)
     print_summary(console, config, folder, results.evaluations, places)
@@ -201,12 +204,11 @@ class _Results:
     """Keeps the evaluations of a run, also those from before it was continued."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self.evaluations: dict[str, dict[str, Any]] = {}
-        self.finished = False
-        for event in JournalReader(folder.journal).new_events():
-            self.event(event)
+        record = read_record(folder)
+        self.evaluations: dict[str, Mapping[str, Any]] = record.evaluations
+        self.finished = record.finished and bool(self.evaluations)
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Mapping[str, Any]) -> None:
         if event["kind"] == "evaluation":
             self.evaluations[event["which"]] = event
         self.finished = self.finished or event["kind"] == "finished"
@@ -230,7 +232,7 @@ class _Warnings:
                 self.say(f"warning: {line}")
 
     def _lines(self) -> list[str]:
-        return self.path.read_text().splitlines() if self.path.is_file() else []
+        return self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
 
 
 def _continued(parsed: Words) -> tuple[str, Config, list[str], RunFolder]:
@@ -255,7 +257,7 @@ def _continued(parsed: Words) -> tuple[str, Config, list[str], RunFolder]:
             f"{', '.join(fixed)} cannot change when a run is continued: start a new run, or change "
             f"only {', '.join(CHANGEABLE)}"
         )
-    return folder.read_about().get("recipe", ""), config, [*problems, *wrong], folder
+    return str(folder.read_about().get("recipe") or ""), config, [*problems, *wrong], folder
 
 
 def _help(console: Console) -> int:

@@ -23,8 +23,9 @@ from rich.console import Console
 
 from raymi.command import EXIT_FAILED, print_help, run_command, wants_help
 from raymi.display.evaluation import EvaluationDisplay, print_report
-from raymi.display.say import say
+from raymi.display.say import say_lines
 from raymi.display.sweep import SweepDisplay, print_sweep
+from raymi.display.terminal import Terminal
 from raymi.errors import StorageError, UserError
 from raymi.evaluation.steps import StepFailed
 from raymi.orchestration.evaluation_run import evaluate, track
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tune(words: list[str]) -> int:
-    console = Console(highlight=False)
+    console = Terminal()
     if wants_help(words):
         return _help(console)
     sweep = asked_for(words)
@@ -108,7 +109,7 @@ class _Search:
 
     def say(self, message: str, style: str = "") -> None:
         """Prints a line; from any thread."""
-        say(self.console, message, style)
+        say_lines(self.console, message, style)
 
     def news(self, news: News) -> None:
         """Takes what happened to a run; from any thread."""

@@ -25,6 +25,7 @@ from raymi.attacks.untouched import untouched
 from raymi.attacks.wasserstein import wasserstein_pgd
 from raymi.counter_rng import random_key
 from raymi.errors import UserError, did_you_mean
+from raymi.formatting import shown
 from raymi.models.modes import FullPrecision, full_precision
 
 
@@ -164,18 +165,18 @@ def find_attack(name: str) -> EvaluationAttack:
     """
     plain, at, radius = name.partition("@")
     if at:
-        multiple = re.fullmatch(r"(\d+(?:\.\d+)?)eps", radius)
+        multiple = re.fullmatch(r"(\d{1,4}(?:\.\d{1,9})?)eps", radius)
         if multiple is None and radius != "any":
-            raise UserError(f"attack {name!r}: expected a radius such as @2eps, or @any")
+            raise UserError(f"attack {shown(name)}: expected a radius such as @2eps, or @any")
         times = float(multiple[1]) if multiple else math.inf
         attack = find_attack(plain)
         return replace(attack, name=name, radius=times)
     if name in ATTACKS:
         return ATTACKS[name]
-    found = re.fullmatch(r"pgd-([1-9]\d*)(?:x([1-9]\d*))?", name)
+    found = re.fullmatch(r"pgd-([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?", name, re.ASCII)
     if found is None:
         known = [*ATTACKS, "pgd-N", "pgd-NxR"]
-        raise UserError(f"unknown attack {name!r}: {did_you_mean(name, known)}")
+        raise UserError(f"unknown attack {shown(name)}: {did_you_mean(name, known)}")
     settings = {"steps": int(found[1]), "restarts": int(found[2] or 1), "step_per_eps": 0.25}
     return _with(name, _pgd, settings)
 

@@ -13,6 +13,7 @@ import torch
 from raymi.benchmarks.synthetic import image_size
 from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
+from raymi.formatting import shown
 from raymi.hardware import available_cores
 from raymi.models import check_model
 from raymi.overrides import examine, flatten, overlay, split_words
@@ -40,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """What is measured where no recipe is named: laid over the defaults of `raymi.config`."""
 
+_MOST_THREADS = 4096
 _WHOLE = {"rounds": 5, "runs": 3, "loop_steps": 8, "threads": 0}
 _MEANINGLESS = {
     "mi.pretrained": "the estimators of a measurement have fresh weights",
@@ -94,6 +96,8 @@ def planned(words: Sequence[str]) -> Plan:
         if flatten(parsed.settings).get(key) is not None
     ]
     nums = {key: whole(key, own.get(key), default, problems) for key, default in _WHOLE.items()}
+    if nums["threads"] > _MOST_THREADS:
+        problems.append(f"threads: expected at most {_MOST_THREADS}, got {nums['threads']}")
     parts = _parts(own.get("parts"), problems)
     memory = _gib(own.get("memory"), problems)
     json = new_file("json", own.get("json"), problems)
@@ -144,7 +148,7 @@ def _gib(text: str | None, problems: list[str]) -> float | None:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        problems.append(f"memory: expected GiB, a number > 0, got {text!r}")
+        problems.append(f"memory: expected GiB, a number > 0, got {shown(text)}")
     return value
 
 

@@ -10,23 +10,22 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 import raymi
 from raymi.benchmarks.plan import PARTS, Plan
 from raymi.benchmarks.section import Section
 from raymi.comparison.results import markdown
-from raymi.display.say import say
-from raymi.files import write_atomically
+from raymi.display.say import say, say_lines
+from raymi.display.terminal import Table, Terminal, literal
+from raymi.files import keep_json
 from raymi.hardware import available_cores, processor_name
 
 
 @contextmanager
 def progress(part: str, position: int, num: int) -> Iterator[None]:
     """Says on stderr what is being measured: on a terminal for as long as it lasts."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    line = Text(f"{position} of {num}: {part}, {PARTS[part]}")
+    console = Terminal(stderr=True, soft_wrap=True)
+    line = literal(f"{position} of {num}: {part}, {PARTS[part]}")
     if not console.is_terminal:
         console.print(line)
         yield
@@ -44,10 +43,10 @@ def show(console: Console, section: Section) -> None:
         for i, heading in enumerate(section.columns):
             table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0)
         for row in section.rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*row)
         console.print(table)
     elif section.rows:  # whole lines, however long
-        say(console, markdown([section.columns, *section.rows]))
+        say_lines(console, markdown([section.columns, *section.rows]))
     for note in section.notes:
         say(console, note)
 
@@ -93,4 +92,4 @@ def write_json(plan: Plan, where: Mapping[str, Any], sections: Mapping[str, Sect
         "config": json.loads(plan.config.model_dump_json()),
         "parts": {part: dict(section.data) for part, section in sections.items()},
     }
-    write_atomically(plan.json, (json.dumps(content, indent=2) + "\n").encode())
+    keep_json(plan.json, content)

@@ -11,12 +11,12 @@ from textwrap import shorten
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from raymi.comparison.plan import Comparison
 from raymi.comparison.results import ArmSummary, RunResult, markdown, summarise, table
 from raymi.comparison.runs import same_weights
-from raymi.display.say import say
+from raymi.display.say import say, say_lines
+from raymi.display.terminal import Table
 from raymi.display.threat import threat_text
 from raymi.files import write_atomically
 
@@ -153,7 +153,7 @@ def show(console: Console, comparison: Comparison, outcome: Outcome) -> None:
     if console.is_terminal:
         console.print(_rich_table(outcome.rows))
     else:  # whole lines, however long
-        say(console, markdown(outcome.rows))
+        say_lines(console, markdown(outcome.rows))
     for line in (*outcome.notes, f"files: {_markdown(comparison)}, {_json(comparison)}"):
         say(console, line)
 

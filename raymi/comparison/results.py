@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from raymi.formatting import table_cell
+from raymi.runs.record import RunRecord
+
 MEASURES = ("clean", "robust", "val")
 """Clean and robust accuracy on the test set, robust accuracy on the validation split; all of the
 best epoch on validation."""
@@ -81,16 +84,14 @@ def finished_result(arm: str, seed: int, events: Sequence[Mapping[str, Any]]) ->
     An event that is there twice, as after a crash, counts once. Of averaged and plain weights it is
     the model that the run chose, by robust validation accuracy.
     """
-    if not any(event["kind"] == "finished" for event in events):
+    record = RunRecord(events)
+    chosen = record.evaluations.get(record.chosen)
+    if not record.finished or chosen is None:
         return None
-    evaluations = {e["which"]: e for e in events if e["kind"] == "evaluation"}
-    chosen = next(e for e in evaluations.values() if e["chosen"])
     which, epoch = chosen["which"], chosen["of_epoch"]
     key = "averaged/robust_acc" if which.endswith("-averaged") else "robust_acc"
     validated = {
-        e["epoch"]: e["val"].get(key)
-        for e in events
-        if e["kind"] == "epoch" and e["phase"] == "classifier"
+        e["epoch"]: e["val"].get(key) for e in record.of_kind("epoch") if e["phase"] == "classifier"
     }
     return RunResult(
         arm,
@@ -195,6 +196,6 @@ def _text(mean: Mean | None, *, signed: bool = False) -> str:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text as a table in Markdown, the first one its header."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(table_cell, row)) + " |" for row in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
     return "\n".join(lines) + "\n"

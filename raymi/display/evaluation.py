@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
+from rich.progress import BarColumn, TaskID
 
 from raymi.attacks.suites import Ensemble
 from raymi.display.say import say
+from raymi.display.terminal import LiteralColumn, Table, progress_bar
 from raymi.display.threat import threat_text
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding, in_short
@@ -31,14 +31,12 @@ class EvaluationDisplay:
     def __init__(self, console: Console) -> None:
         self.console = console
         self._workers, self._began = 1, time.monotonic()
-        self.bar = Progress(
-            TextColumn("{task.description}"),
+        self.bar = progress_bar(
+            console,
+            LiteralColumn("{task.description}"),
             BarColumn(bar_width=20),
-            TextColumn("{task.completed}/{task.total} blocks"),
-            TextColumn("{task.fields[detail]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+            LiteralColumn("{task.completed}/{task.total} blocks"),
+            LiteralColumn("{task.fields[detail]}"),
         )
         """Live bars; the fields of their tasks hold what is shown."""
         self._attacks: dict[str, _Attack] = {}

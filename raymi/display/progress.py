@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from raymi.config import Config
-from raymi.display.say import say
+from raymi.display.say import say_lines
+from raymi.display.terminal import LiteralColumn
 
 Event = dict[str, Any]
 
@@ -59,9 +60,9 @@ class ProgressDisplay:
         self._time_left = TimeLeft()
         self.bar = _Bar(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            LiteralColumn("{task.description}"),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[detail]}"),
+            LiteralColumn("{task.fields[detail]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -77,8 +78,8 @@ class ProgressDisplay:
         self.bar.stop()
 
     def say(self, message: str, style: str = "") -> None:
-        """Prints a line above the bar; from any thread."""
-        say(self.console, message, style)
+        """Prints lines above the bar; from any thread."""
+        say_lines(self.console, message, style)
 
     def phase(self, description: str) -> None:
         """Shows what is going on where no event says so."""
@@ -215,7 +216,7 @@ def _mi(metrics: dict[str, float], kind: str) -> float | None:
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}%"
+    return "-" if value is None else f"{100 * float(value):.1f}%"
 
 
 def _number(value: float | None) -> str:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from rich.console import Console, RenderableType
+
+from raymi.display.terminal import Terminal, literal
 
 _WIDEST = 1000
 
 
 def say(console: Console, text: str, style: str = "") -> None:
-    """Prints a text as it is: nothing in it is taken for markup, and no line is broken, so that a
-    command or a path can be copied.
+    """Prints a line as it is: without markup or line breaks, so that a command can be copied.
 
-    Args: console; text; style, rich's, such as "bold".
+    Args:
+        console: where it is printed.
+        text: the line; control characters are escaped, line ends too.
+        style: rich's, such as "bold".
     """
-    console.print(Text(text, style), soft_wrap=True)
+    console.print(literal(text, style), soft_wrap=True)
 
 
-def show_table(console: Console, table: Table) -> None:
+def say_lines(console: Console, text: str, style: str = "") -> None:
+    """Prints a text of several lines, each as `say` does."""
+    for line in text.split("\n"):
+        say(console, line, style)
+
+
+def show_table(console: Console, table: RenderableType) -> None:
     """Prints a table: on a terminal within its width, in a log as wide as it needs to be."""
     if not console.is_terminal:
-        console = Console(file=console.file, width=_WIDEST, highlight=False)
+        console = Terminal(file=console.file, width=_WIDEST)
     console.print(table)

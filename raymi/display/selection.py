@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from raymi.display.say import say, show_table
+from raymi.display.terminal import Table
 from raymi.selection.candidate import CLEAN, Number, Question
 from raymi.selection.ranking import Place, Ranking
 

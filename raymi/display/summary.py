@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from raymi.config import Config
 from raymi.display.say import say
+from raymi.display.terminal import Table
 from raymi.display.threat import threat_text
 from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.statistics import wilson_interval
@@ -18,12 +18,6 @@ Event = Mapping[str, Any]
 
 
 _MODELS = ("best", "best-averaged", "last", "last-averaged")
-
-
-def chosen_model(evaluations: Mapping[str, Event]) -> str:
-    """Which of the evaluated models has the highest robust validation accuracy: it is the one that
-    is registered."""
-    return next(which for which, event in evaluations.items() if event["chosen"])
 
 
 def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:

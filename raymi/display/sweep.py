@@ -10,10 +10,11 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
 from raymi.comparison.results import Mean, mean_of
 from raymi.display.say import say, show_table
+from raymi.display.terminal import Table, literal
 from raymi.sweeps.news import News
 from raymi.sweeps.study import Trial
 from raymi.sweeps.sweep import Measured, Run, Sweep
@@ -152,7 +153,8 @@ def print_sweep(console: Console, sweep: Sweep, rows: Sequence[Row]) -> None:
             cells.append("-" if final is None else f"{100 * final.pgd:.1f}%")
             best = None if final is None else final.autoattack
             cells.append("-" if best is None else f"{100 * best:.1f}%")
-        table.add_row(*cells, between.join(sweep.settings_in_words(row.values)))
+        settings = [literal(text) for text in sweep.settings_in_words(row.values)]
+        table.add_row(*cells, Text(between).join(settings))
     show_table(console, table)
     if several:
         say(

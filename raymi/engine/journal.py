@@ -17,6 +17,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from raymi.runs.events import Event, event_of
+from raymi.runs.kept_json import warn_of
+
 
 class Journal:
     """Appends events to a file.
@@ -75,18 +78,25 @@ class Journal:
 
 
 class JournalReader:
-    """Reads events as they come; remembers how far it is.
+    """Reads events as they come, of the types in `raymi.runs.events`.
 
-    Args: offset and until, bytes of the file before and after which it reads nothing.
+    Lines that are no such events are passed over, with one warning for each file unless a crash
+    left half of an event.
+
+    Args:
+        path: of the journal; it may be made later.
+        offset: bytes of the file before which it reads nothing.
+        until: bytes of the file after which it reads nothing.
     """
 
     def __init__(self, path: Path, offset: int = 0, until: int | None = None) -> None:
         self.path = path
         self.offset = offset
         self._until = until
+        self._warned = False
 
-    def new_events(self) -> list[dict[str, Any]]:
-        """Complete events since the last call; half-written lines of a crash are passed over."""
+    def new_events(self) -> list[Event]:
+        """Returns complete events since the last call."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
@@ -95,13 +105,26 @@ class JournalReader:
             return []
         complete = data.rfind(b"\n") + 1
         self.offset += complete
-        events = []
-        for line in data[:complete].splitlines():
-            with suppress(ValueError):
-                event = json.loads(line)
-                if isinstance(event, dict) and "kind" in event:
-                    events.append(event)
-        return events
+        found = (self._event(line) for line in data[:complete].split(b"\n") if line.strip())
+        return [event for event in found if event is not None]
+
+    def _event(self, line: bytes) -> Event | None:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            event, problem = None, "" if _is_half_an_event(line) else f"no JSON: {error}"
+        else:
+            event, problem = event_of(value, self.path)
+        if problem and not self._warned:
+            self._warned = True
+            text = f"{self.path} is damaged, lines that are no events are passed over: {problem}"
+            warn_of(self.path, text)
+        return event
+
+
+def _is_half_an_event(line: bytes) -> bool:
+    """Returns whether a line begins as an event does and lacks its end, as a crash leaves it."""
+    return line.startswith(b'{"kind": ') and line.count(b"{") > line.count(b"}")
 
 
 def _plain(value: Any) -> Any:

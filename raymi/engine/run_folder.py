@@ -11,7 +11,9 @@ from pydantic import ValidationError
 
 from raymi.config import Config
 from raymi.errors import UserError
-from raymi.files import alone, keep, keep_json
+from raymi.files import alone, keep, keep_json, not_readable
+from raymi.runs.kept_json import first_problem, missing_keys, read_kept
+from raymi.runs.records import About
 
 
 class RunFolder:
@@ -38,8 +40,10 @@ class RunFolder:
 
     def machine_logs(self) -> dict[int, Path]:
         """Those that there are, by the numbers of the machines."""
-        logs = self.path.glob("machine-*.jsonl")
-        return {int(log.stem.partition("-")[2]): log for log in sorted(logs)}
+        logs = {
+            log.stem.partition("-")[2]: log for log in sorted(self.path.glob("machine-*.jsonl"))
+        }
+        return {int(number): log for number, log in logs.items() if number.isdecimal()}
 
     def error_logs(self) -> list[Path]:
         """Tracebacks of workers, one file for each rank that failed."""
@@ -74,19 +78,28 @@ class RunFolder:
         keep(self.config, config.model_dump_json(indent=2).encode())
 
     def read_config(self) -> Config:
-        """The resolved configuration.
+        """Reads the resolved configuration.
 
         Raises: UserError where this is no run's folder, or one that this version cannot read.
         """
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run of raymi: it has no {self.config.name}")
         try:
-            return Config.model_validate_json(self.config.read_bytes())
-        except ValidationError:
-            raise UserError(
-                f"{self.config} is damaged, or of another version of raymi: start a new run, or "
-                f"use the version in {self.about}"
-            ) from None
+            data = self.config.read_bytes()
+            config = Config.model_validate_json(data)
+        except OSError as error:
+            raise not_readable(self.config, error) from None
+        except ValidationError as error:
+            raise self._damaged(first_problem(error)) from None
+        if missing := missing_keys(config, json.loads(data)):  # which defaults would stand for
+            raise self._damaged(f"it lacks {', '.join(missing[:3])}")
+        return config
+
+    def _damaged(self, problem: str) -> UserError:
+        return UserError(
+            f"{self.config} is damaged, or of another version of raymi: start a new run, or use "
+            f"the version in {self.about} ({problem})"
+        )
 
     def write_about(self, about: dict[str, Any]) -> None:
         """Keeps what is known of the run beside its configuration (recipe, command, MLflow ids).
@@ -96,14 +109,11 @@ class RunFolder:
         keep_json(self.about, about)
 
     def read_about(self) -> dict[str, Any]:
-        """What `write_about` kept; empty where it never did.
+        """Reads the content of `write_about`; empty where there is none.
 
         Raises: UserError where it is damaged.
         """
-        try:
-            return json.loads(self.about.read_bytes()) if self.about.is_file() else {}
-        except ValueError:
-            raise UserError(
-                f"{self.about} is damaged: remove it, the run goes on without what it says of its "
-                "recipe and command"
-            ) from None
+        if not self.about.is_file():
+            return {}
+        remedy = "remove it, the run goes on without what it says of its recipe and command"
+        return read_kept(self.about, About, remedy).root

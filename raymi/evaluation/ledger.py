@@ -22,12 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
+from pydantic import RootModel, ValidationError
 from torch import Tensor
 
 from raymi.errors import UserError
 from raymi.evaluation.blocks import Outcome, Step
 from raymi.evaluation.outputs import Outputs
-from raymi.files import alone, checksum, is_whole, keep, not_writable
+from raymi.files import alone, checksum, is_whole, keep, not_readable, not_writable
+from raymi.runs.kept_json import first_problem
 
 _LEFT = "what was recorded is kept"
 _keep = partial(keep, what_is_left=_LEFT)
@@ -51,6 +53,10 @@ _SCHEMA = pa.schema(
 )
 """A row for each sample of each step; `sample`: its place in the data set, `selected`: in what was
 selected of it; `seconds`: the step's, by the number of its samples."""
+
+
+class _Tree(RootModel[dict[str, Any]]):
+    """`question.json` and `attacks.json`."""
 
 
 class Ledger:
@@ -96,8 +102,8 @@ class Ledger:
             _keep(path, outputs.as_bytes())
         elif not answered_here(self.folder, outputs):
             raise UserError(
-                f"{self.folder} belongs to a network that answers otherwise: give the same command "
-                "again"
+                f"{self.folder} belongs to a network that answers otherwise, or its file "
+                f"{_OUTPUTS} is damaged: give the same command again, or move the folder away"
             )
 
     def _bind(self, attacks: Mapping[str, Any]) -> None:
@@ -280,13 +286,15 @@ def _files(folder: Path) -> list[Path]:
     return list(folder.iterdir()) if folder.is_dir() else []
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError:
+        return _Tree.model_validate_json(path.read_bytes()).root
+    except OSError as error:
+        raise not_readable(path, error) from None
+    except ValidationError as error:
         raise UserError(
             f"{path} is damaged, so nobody knows what the outcomes beside it belong to: move "
-            f"{path.parent} away, or give another folder"
+            f"{path.parent} away, or give another folder ({first_problem(error)})"
         ) from None
 
 

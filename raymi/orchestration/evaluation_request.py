@@ -16,6 +16,7 @@ from raymi.config import Config, ScalingConfig
 from raymi.data import DATASETS, ImageSet
 from raymi.engine.measurements import load_data
 from raymi.errors import UserError, did_you_mean
+from raymi.formatting import shown
 from raymi.orchestration.names import home_folder
 from raymi.orchestration.ray_session import as_many_as_fit, check_this_machine
 from raymi.orchestration.subjects import WHICH
@@ -110,7 +111,7 @@ def requested(words: Sequence[str]) -> Request:
     files = any(map(os.path.isfile, (*models, *surrogates)))  # may hold models of any name
     for key in ("split", "keep") if files else ("which", "split", "keep"):
         if key in own and own[key] not in OWN[key]:
-            problems.append(f"{key}: expected {' | '.join(OWN[key])}, got {own[key]!r}")
+            problems.append(f"{key}: expected {' | '.join(OWN[key])}, got {shown(own[key])}")
     request = Request(
         models=models,
         surrogates=surrogates,
@@ -261,7 +262,7 @@ def _wrong_attack(name: str) -> str | None:
             return f"{name} is a suite: give suite={name}"
         if str(error).startswith("unknown attack"):
             known = [*ENSEMBLES, *ATTACKS, "pgd-N", "pgd-NxR"]
-            return f"unknown attack {name!r}: {did_you_mean(plain, known)}"
+            return f"unknown attack {shown(name)}: {did_you_mean(plain, known)}"
         return str(error)
     return None
 

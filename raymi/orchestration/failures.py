@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from raymi.engine.run_folder import RunFolder
+from raymi.runs.kept_json import read_kept
+from raymi.runs.records import Failure
 
 
 def remove_traces(folder: RunFolder) -> None:
@@ -15,10 +16,10 @@ def remove_traces(folder: RunFolder) -> None:
 
 
 def left_failure(folder: RunFolder) -> str | None:
-    """What a worker has left that the user can put right."""
+    """Returns the error of a worker that the user can put right; None where there is none."""
     if not folder.failure.is_file():
         return None
-    return json.loads(folder.failure.read_text())["message"]
+    return read_kept(folder.failure, Failure, "see the error logs in its folder").message
 
 
 def innermost(error: BaseException, folder: RunFolder) -> str:

@@ -12,6 +12,7 @@ from raymi.config import Config
 from raymi.engine.reuse import reuse_problems
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
+from raymi.formatting import shown
 from raymi.local_paths import local_path
 
 
@@ -27,7 +28,7 @@ def home_folder() -> Path:
 
 def runs_folder(config: Config) -> Path:
     """The folder of all runs, absolute: `out`, or runs/ in `home_folder`."""
-    return (config.out or home_folder() / "runs").expanduser().absolute()
+    return local_path(config.out or home_folder() / "runs")
 
 
 def check_new_run(config: Config) -> None:
@@ -36,10 +37,20 @@ def check_new_run(config: Config) -> None:
     Raises: UserError.
     """
     folder = runs_folder(config)
+    if config.name is not None and os.path.exists(folder / config.name):
+        raise _taken(folder / config.name)
+    check_place(config)
+
+
+def check_place(config: Config) -> None:
+    """Refuses a place for a run, new or not, that cannot be written, without making anything.
+
+    Raises: UserError.
+    """
+    folder = runs_folder(config)
+    place = folder if config.name is None else folder / config.name
     try:
-        if config.name is not None and (folder / config.name).exists():
-            raise _taken(folder / config.name)
-        there = next(path for path in (folder, *folder.parents) if path.exists())
+        there = next(path for path in (place, *place.parents) if path.exists())
     except OSError as error:  # a name that is too long
         raise _not_writable(folder, error.strerror) from None
     if not there.is_dir():
@@ -111,12 +122,12 @@ def find_run(run: str, out: Path | None) -> RunFolder:
     """
     base = local_path(out or home_folder() / "runs", "out")
     for path in (base / run, local_path(run, "a run")):
-        if RunFolder(path).config.is_file():
+        if os.path.isfile(RunFolder(path).config):  # false for a name that is too long
             return RunFolder(path)
     configs = base.glob("*/config.json")
     newest = sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True)[:5]
     known = ", ".join(path.parent.name for path in newest) or "none"
     raise UserError(
-        f"no run {run!r} in {base}; the newest runs there: {known}. "
+        f"no run {shown(run)} in {base}; the newest runs there: {known}. "
         "Give its name, with out=FOLDER if it is elsewhere, or its path"
     )

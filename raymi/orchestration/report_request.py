@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,15 +13,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raymi.config import Positive
-from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import plain_name
+from raymi.formatting import shown
 from raymi.local_paths import local_path
 from raymi.orchestration.names import home_folder
 from raymi.overrides import examine, flatten, nest, split_words
 from raymi.own_keys import names, new_folder, whole
 from raymi.reporting.files import check_folder
+from raymi.runs.record import read_record
 from raymi.sweeps.sweep import Sweep
 
 COMMAND = "python -m raymi.report"
@@ -77,7 +79,7 @@ def requested(words: Sequence[str]) -> Request:
     Raises: UserError with a line for each thing that is wrong.
     """
     problems: list[str] = []
-    named = [word for word in words if "=" not in word or Path(word).is_dir()]
+    named = [word for word in words if "=" not in word or os.path.isdir(word)]
     parsed = split_words([word for word in words if word not in named], OWN)
     own = parsed.own
     problems += parsed.problems
@@ -143,12 +145,12 @@ def _find(word: str) -> Asked:
     runs, sweeps = home_folder() / "runs", home_folder() / "sweeps"
     here = local_path(word, "a run or a sweep")
     for path in (runs / word, here):
-        if (folder := RunFolder(path)).config.is_file():
+        if os.path.isfile((folder := RunFolder(path)).config):  # false for too long a name
             if (path.parents[1] / "sweep.json").is_file():
                 return _of_sweep(Sweep(path.parents[1]), folder)
             return Asked(path.name, folder)
     for path in (sweeps / word, here):
-        if (path / "sweep.json").is_file():
+        if os.path.isfile(path / "sweep.json"):
             return _winner(Sweep(path))
     if word in OWN:
         raise UserError(f"{word}: write {word}=VALUE")
@@ -159,7 +161,8 @@ def _find(word: str) -> Asked:
     if remedy.startswith("there are") and len(known) > _NEWEST:
         remedy = f"the newest are {', '.join(known[:_NEWEST])}"
     raise UserError(
-        f"no run or sweep {word!r} in {runs} and {sweeps}: {remedy}; elsewhere, give its folder"
+        f"no run or sweep {shown(word)} in {runs} and {sweeps}: {remedy}; elsewhere, give its "
+        "folder"
     )
 
 
@@ -170,8 +173,7 @@ def _winner(sweep: Sweep) -> Asked:
     """
     for config in sorted(sweep.trials.glob("*/config.json")):
         folder = RunFolder(config.parent)
-        events = JournalReader(folder.journal).new_events()
-        if any(event["kind"] == "evaluation" for event in events):
+        if read_record(folder).evaluations:
             return _of_sweep(sweep, folder)
     raise UserError(
         f"the sweep {sweep.name} has no winner yet: let it finish, or give the folders of trials, "
@@ -190,7 +192,9 @@ def _radii(text: str | None, problems: list[str]) -> tuple[float, ...]:
         try:
             found.append(0.0 if part == "0" else _RADIUS.validate_python(part))
         except ValidationError:
-            problems.append(f"eps: expected radii in pixel units such as 4/255,8/255, got {part!r}")
+            problems.append(
+                f"eps: expected radii in pixel units such as 4/255,8/255, got {shown(part)}"
+            )
     return tuple(sorted(set(found) - {0.0}))
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from raymi.config import Config
-from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import (
@@ -21,11 +20,12 @@ from raymi.evaluation.subject import (
     raymi_subject,
 )
 from raymi.evaluation.weight_files import SUFFIXES, read_weights, read_weights_for, suffix_of
+from raymi.formatting import shown
 from raymi.local_paths import address_problem
 from raymi.models import architecture
 from raymi.orchestration.names import find_run, home_folder
+from raymi.runs.record import data_of, read_delivered, read_record
 from raymi.tracking.logged import SCHEMES, find_logged
-from raymi.tracking.state import read_state
 from raymi.tracking.store import missing_file, tracking_uri, with_login
 
 WHICH = ("best", "last", "best-averaged", "last-averaged")
@@ -137,8 +137,8 @@ def tracked(folder: RunFolder) -> dict[str, Any]:
 
     Raises: UserError where the file that says it is damaged.
     """
-    kept = read_state(folder.tracking)
-    return {**kept, "uri": with_login(kept["uri"])} if "uri" in kept else kept
+    kept = read_delivered(folder)
+    return {**kept, "uri": with_login(kept["uri"])} if kept else {}
 
 
 def _locate(name: str, config: Config) -> Path | RunFolder | None:
@@ -165,8 +165,8 @@ def _is_program(path: Path) -> bool:
 
 def _of_run(folder: RunFolder, which: str | None) -> Found:
     if which is not None and which not in WHICH:
-        raise UserError(f"unknown model {which!r} of a run: {did_you_mean(which, WHICH)}")
-    which = which or _chosen(folder)
+        raise UserError(f"unknown model {shown(which)} of a run: {did_you_mean(which, WHICH)}")
+    which = which or read_record(folder).chosen
     path = folder.weights(which)
     if path.is_file():
         return _in_run(folder, path, None)
@@ -180,10 +180,7 @@ def _of_run(folder: RunFolder, which: str | None) -> Found:
 def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
     """A file of weights in a run's folder."""
     config = folder.read_config()
-    starts = [event for event in _events(folder) if event["kind"] == "start"]
-    if not starts:
-        raise UserError(f"{folder.journal} does not say what the run {folder.name} was trained on")
-    built_as = _architecture(config, starts[-1]["data"])
+    built_as = _architecture(config, data_of(folder))
     parts = [folder.name, path.stem, which]
     name = "-".join(part for part in parts if part is not None)
     kept = tracked(folder)
@@ -196,7 +193,7 @@ def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
         run_id=kept.get("run_id"),
         model_id=kept.get("model_ids", {}).get(path.stem) if own else None,
         variant=None
-        if own and path.stem == _chosen(folder)
+        if own and path.stem == read_record(folder).chosen
         else name.removeprefix(folder.name)[1:],
     )
 
@@ -205,17 +202,6 @@ def _run_of(path: Path) -> RunFolder | None:
     """The run whose weights or checkpoint a file is. Others have a config.json, too."""
     folders = [RunFolder(folder) for folder in path.parents[:2]]
     return next((one for one in folders if one.config.is_file() and one.journal.is_file()), None)
-
-
-def _chosen(folder: RunFolder) -> str:
-    """The model of a run that has the highest robust validation accuracy; best, if the run has not
-    said so."""
-    evaluations = [event for event in _events(folder) if event["kind"] == "evaluation"]
-    return next((event["which"] for event in reversed(evaluations) if event["chosen"]), "best")
-
-
-def _events(folder: RunFolder) -> list[dict[str, Any]]:
-    return JournalReader(folder.journal).new_events()
 
 
 def _architecture(config: Config, data: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,13 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from raymi.errors import UserError, did_you_mean
-from raymi.local_paths import address_problem
+from raymi.formatting import shown
+from raymi.local_paths import address_problem, local_path
 from raymi.orchestration.checks import input_problems
 from raymi.orchestration.names import called, home_folder, with_found_runs
 from raymi.overrides import examine, expected, flatten, leaves, nest, split_words
@@ -46,7 +46,7 @@ def asked_for(words: Sequence[str]) -> Sweep:
     if out and (problem := address_problem(out)):
         problems.append(f"out: {problem}")
     elif out:
-        home = Path(out).expanduser().absolute()
+        home = local_path(out, "out")
     if "resume" in own:
         more = sorted({*own, *settings} - {"resume"})
         if more:
@@ -130,7 +130,10 @@ def _tune_config(
     except ValidationError as error:
         for one in error.errors():
             key = f"tune.{one['loc'][0]}"
-            problems.append(f"{key}: expected {expected(TUNE[key])}, got {one['input']!r}")
+            wanted = f"expected {expected(TUNE[key])}, got {shown(one['input'])}"
+            if one["type"] == "value_error":
+                wanted = one["msg"].removeprefix("Value error, ")
+            problems.append(f"{key}: {wanted}")
         return TuneConfig()
 
 
@@ -160,7 +163,7 @@ def _seeds(
 def _unfit(space: Space | None, recipe: str, settings: Mapping[str, Any]) -> list[str]:
     """What is wrong with the recipe and the settings of all trials; a line each."""
     if recipe not in RECIPES:
-        return [f"unknown recipe {recipe!r}: {did_you_mean(recipe, BASE_RECIPES)}"]
+        return [f"unknown recipe {shown(recipe)}: {did_you_mean(recipe, BASE_RECIPES)}"]
     problems = []
     if space is not None:
         varied = sorted(space.keys & set(settings))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from raymi.config import Config
-from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
-from raymi.errors import UserError
+from raymi.runs.kept_json import read_kept_or_none
+from raymi.runs.record import chosen_model, read_record
+from raymi.runs.records import KeptProbe
 
 Event = Mapping[str, Any]
 
@@ -68,10 +68,8 @@ class History:
 
     @property
     def chosen(self) -> str:
-        """Which of the run's models has the highest robust validation accuracy, as the run says;
-        "best" before it has said so."""
-        named = (which for which, event in self.evaluations.items() if event["chosen"])
-        return next(named, "best")
+        """The model with the highest robust validation accuracy; "best" before there is one."""
+        return chosen_model(self.evaluations)
 
     def best_epoch(self, which: str = "best") -> int | None:
         """The epoch of a model of the classifier, "best" or "best-averaged": where the run has
@@ -89,38 +87,19 @@ def read_history(folder: RunFolder, name: str | None = None) -> History:
     Raises: UserError where it is no run's folder, or of another version, or its journal says what
         no run of raymi says.
     """
-    config = folder.read_config()
-    events = JournalReader(folder.journal).new_events()
-    try:
-        return _history(folder, name, config, events)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{folder.journal} has events that raymi did not write, or that another version wrote "
-            f"({type(error).__name__}: {error}): bring back the journal as it was"
-        ) from None
-
-
-def _history(
-    folder: RunFolder, name: str | None, config: Config, events: Sequence[Event]
-) -> History:
-    of_kind = {
-        kind: [event for event in events if event["kind"] == kind]
-        for kind in ("start", "epoch", "evaluation", "probe", "warning", "finished")
-    }
-    start = of_kind["start"][-1] if of_kind["start"] else {}
-    evaluations = {event["which"]: event for event in of_kind["evaluation"]}
+    config, record = folder.read_config(), read_record(folder)
     history = History(
         name=name or folder.name,
         config=config,
         about=folder.read_about(),
-        start=start,
-        phases=_phases(start, of_kind["epoch"]),
-        evaluations=evaluations,
+        start=record.start,
+        phases=_phases(record.start, record.of_kind("epoch")),
+        evaluations=record.evaluations,
         probe=None,
-        warnings=tuple(dict.fromkeys(event["message"] for event in of_kind["warning"])),
-        finished=bool(of_kind["finished"]),
+        warnings=tuple(dict.fromkeys(event["message"] for event in record.of_kind("warning"))),
+        finished=record.finished,
     )
-    probes = [*_probes_of_training(config, of_kind["probe"]), *_probes_afterwards(folder)]
+    probes = [*_probes_of_training(config, record.of_kind("probe")), *_probes_afterwards(folder)]
     ours = [probe for probe in probes if probe.which == history.chosen]
     return replace(history, probe=ours[-1] if ours else None)
 
@@ -152,13 +131,13 @@ def _probes_of_training(config: Config, events: Iterable[Event]) -> list[Probe]:
 
 
 def _probes_afterwards(folder: RunFolder) -> list[Probe]:
-    """Those of `raymi.probe`, which replace those of the training."""
+    """Reads the estimates of `raymi.probe`, which replace those of the training."""
     found = []
     for path in sorted(folder.path.glob("probe-*.json")):
-        with suppress(ValueError, KeyError, OSError):
-            kept = json.loads(path.read_text())
-            settings = _as_text(kept["probe"], kept["attack"], kept.get("validation", {}))
-            found.append(Probe(kept["model"], _numbers(kept["estimates"]), settings))
+        without = "it is left out, measure again with python -m raymi.probe"
+        if (kept := read_kept_or_none(path, KeptProbe, without)) is not None:
+            settings = _as_text(kept.probe, kept.attack, kept.validation)
+            found.append(Probe(kept.model, _numbers(kept.estimates), settings))
     return found
 
 

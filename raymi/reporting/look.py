@@ -17,8 +17,10 @@ from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from raymi.formatting import printable
 from raymi.overrides import as_typed
 
 WIDTH = 7.2
@@ -91,6 +93,9 @@ class Picture:
         """
         file = io.BytesIO()
         dates = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+        for text in self.figure.findobj(Text):
+            assert isinstance(text, Text)
+            text.set_text(printable(text.get_text(), keep="\n"))
         # Of another script's font there may be no bold face: that is no news, either.
         logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
         with looking(), warnings.catch_warnings():
@@ -145,7 +150,8 @@ def legend_below(figure: Figure, axes: Axes) -> None:
 
 
 def short(name: str, longest: int) -> str:
-    """A name of at most so many letters: its middle goes, as names often differ at their ends."""
+    """Shortens a name to `longest` letters in its middle, as names often differ at their ends."""
+    name = printable(name)
     if len(name) <= longest:
         return name
     end = longest // 2

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from raymi.config import Config
 from raymi.evaluation.question import threat_name
 from raymi.reporting.history import History
+from raymi.runs.kept_json import read_kept_or_none
+from raymi.runs.records import KeptReport
 from raymi.selection.candidate import CLEAN, Number, Question, with_interval
 
 _DIGITS = 32
@@ -80,10 +79,10 @@ def of_evaluations(folders: Iterable[Path], digest: str) -> list[Entry]:
     paths = [path for folder in folders for path in folder.glob("*/report.json")]
     found = []
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
-        with suppress(ValueError, KeyError, TypeError, OSError):  # damaged, or of another version
-            kept = json.loads(path.read_text())
-            if kept["question"]["model"] == digest:
-                found.append(_of_report(kept))
+        without = "it is left out, give the command of the evaluation again"
+        kept = read_kept_or_none(path, KeptReport, without)
+        if kept is not None and kept.question.model == digest:
+            found.append(_of_report(kept))
     return merged(found)
 
 
@@ -101,21 +100,21 @@ def merged(entries: Sequence[Entry]) -> list[Entry]:
     return list(together.values())
 
 
-def _of_report(kept: Mapping[str, Any]) -> Entry:
-    asked = kept["question"]
+def _of_report(kept: KeptReport) -> Entry:
+    asked = kept.question
     question = Question(
-        kept["data"],
-        asked["images"][:_DIGITS],
-        kept["num"],
-        threat_name(asked["threat"]["norm"], asked["threat"]["eps"]),
+        kept.data,
+        asked.images[:_DIGITS],
+        kept.num,
+        threat_name(asked.threat.norm, asked.threat.eps),
         of_training=False,
     )
     numbers = {
         # As it is in the names of metrics, so that what MLflow has of it is the same attack.
-        re.sub(r"[^\w.\-]", "_", one["name"], flags=re.ASCII): Number(
-            one["accuracy"], one["low95"], one["high95"]
+        re.sub(r"[^\w.\-]", "_", one.name, flags=re.ASCII): Number(
+            one.accuracy, one.low95, one.high95
         )
-        for one in kept["results"]
+        for one in kept.results
     }
-    doubts = [one["check"] for one in kept["false_robustness"] if one["suspicious"]]
+    doubts = [one.check for one in kept.false_robustness if one.suspicious]
     return Entry(question, numbers, "; ".join(doubts))

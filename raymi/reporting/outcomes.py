@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -127,7 +128,8 @@ class _Seen:
 def as_bytes(outcomes: Outcomes, question: Mapping[str, Any]) -> bytes:
     """The content of a file: outcomes, bound to what they depend on."""
     tensors = {name: value.contiguous() for name, value in vars(outcomes).items()}
-    return safetensors.torch.save(tensors, {"question": json.dumps(question, sort_keys=True)})
+    about = {"question": json.dumps(question, sort_keys=True), "sha256": _sha256(tensors)}
+    return safetensors.torch.save(tensors, about)
 
 
 def read_outcomes(path: Path, question: Mapping[str, Any]) -> Outcomes | None:
@@ -135,7 +137,18 @@ def read_outcomes(path: Path, question: Mapping[str, Any]) -> Outcomes | None:
     another one."""
     with suppress(OSError, safetensors.SafetensorError, TypeError):
         with safetensors.safe_open(path, framework="pt") as file:
-            asked = (file.metadata() or {}).get("question")
-            if asked == json.dumps(question, sort_keys=True):
-                return Outcomes(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            about = file.metadata() or {}
+            if about.get("question") == json.dumps(question, sort_keys=True):
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if about.get("sha256") == _sha256(tensors):
+                    return Outcomes(**tensors)
     return None
+
+
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Returns the digest of tensors with their names, types and shapes."""
+    sha = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.numpy().tobytes())
+    return sha.hexdigest()

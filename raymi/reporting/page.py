@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raymi import __version__
+from raymi.formatting import printable
 from raymi.reporting.contents import Reported, Section
 from raymi.reporting.look import FORMATS, Picture
 from raymi.reporting.table import READING, ComparisonTable
@@ -56,11 +57,12 @@ class Contents:
 
 
 def as_html(contents: Contents) -> str:
-    """The page. Whatever comes from users (names of runs, classes, commands) is escaped."""
+    """Returns the page; names, classes and commands are escaped, control characters too."""
     environment = Environment(
         loader=PackageLoader("raymi.reporting", ""),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_literal,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -91,6 +93,10 @@ def as_html(contents: Contents) -> str:
             for section in contents.sections
         ],
     )
+
+
+def _literal(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
 
 
 def _of_picture(picture: Picture) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raymi.comparison.results import markdown
+from raymi.formatting import printable
 from raymi.reporting.look import threat_text
 from raymi.reporting.numbers import Entry
 from raymi.selection.candidate import CLEAN, Number, Question
@@ -29,7 +30,7 @@ _NAMES = {
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "[": "{[}", "]": "{]}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
 }  # fmt: skip
 
 
@@ -137,8 +138,8 @@ def as_markdown(tables: Sequence[ComparisonTable]) -> str:
     parts = []
     for table in tables:
         rows = [_markdown_row(row) for row in table.rows]
-        lines = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, *rows)]
-        parts.append(f"{table.caption}\n\n{markdown(lines)}{_doubts(table)}")
+        lines = markdown([table.header, *rows])
+        parts.append(f"{printable(table.caption)}\n\n{lines}{_doubts(table)}")
     return "\n".join([*parts, READING, ""])
 
 
@@ -222,13 +223,17 @@ def _latex_cells(row: Row) -> list[str]:
 
 def _doubts(table: ComparisonTable) -> str:
     lines = [
-        f"† {row.run}: signs of false robustness: {row.doubts}" for row in table.rows if row.doubts
+        printable(f"† {row.run}: signs of false robustness: {row.doubts}")
+        for row in table.rows
+        if row.doubts
     ]
     return "".join(f"\n{line}\n" for line in lines)
 
 
 def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text).replace("†", r"\dag{}")
+    """A text in LaTeX, literal: without ligatures, and where `\\\\` would take [ for an option."""
+    escaped = "".join(_LATEX.get(letter, letter) for letter in printable(text))
+    return escaped.replace("†", r"\dag{}").replace("--", "-{}-")
 
 
 def _number(text: str) -> float:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from raymi.formatting import shortened, shown
 from raymi.selection.candidate import Number
 
 _WORD = re.compile(r"(?P<name>[^=<>]+)(?P<sign>>=|<=|>|<)(?P<bound>.*)")
@@ -51,9 +52,10 @@ def split_constraints(
             continue
         bound = _fraction(match["bound"])
         if bound is None:
+            better = f"{shortened(match['name'])}{match['sign']}0.8"
             problems.append(
-                f"{word}: expected a fraction from 0 to 1 after {match['sign']}, got "
-                f"{match['bound']!r}: write {match['name']}{match['sign']}0.8 for 80%"
+                f"{shortened(word)}: expected a fraction from 0 to 1 after {match['sign']}, got "
+                f"{shown(match['bound'])}: write {better} for 80%"
             )
         else:
             constraints.append(Constraint(match["name"].strip(), match["sign"], bound))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from raymi.formatting import printable
 from raymi.selection.front import on_front
 from raymi.sweeps.table import Row
 
@@ -46,7 +47,7 @@ def pareto_picture(title: str, rows: Sequence[Row]) -> Figure:
     for row in front:
         place = row.clean, row.robust
         axes.annotate(str(row.number), place, xytext=(4, 4), textcoords="offset points")
-    axes.set(title=title, xlabel="clean accuracy (validation)")
+    axes.set(title=printable(title), xlabel="clean accuracy (validation)")
     axes.set_ylabel("robust accuracy (validation)")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
@@ -66,6 +67,10 @@ def importance_picture(title: str, importance: Mapping[str, float]) -> Figure:
     axes = figure.subplots()
     bars = axes.barh(names, [importance[name] for name in names], color="tab:blue")
     axes.bar_label(bars, [f"{100 * importance[name]:.0f}%" for name in names], padding=3)
-    axes.set(title=title, xlabel="share of the differences between trials (fANOVA)", xlim=(0, 1.1))
+    axes.set(
+        title=printable(title),
+        xlabel="share of the differences between trials (fANOVA)",
+        xlim=(0, 1.1),
+    )
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     return figure

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raymi.config import Count, Section, Whole
+from raymi.config import Count, Section, Whole, at_most
 
 
 class TuneConfig(Section):
     """How a sweep searches."""
 
-    trials: Count = 20
+    trials: Annotated[int, Field(ge=1), at_most(100_000)] = 20
     """Trials in all; of a grid all combinations, or so many of them as are asked for."""
     search: Literal["tpe", "random", "grid", "pbt"] = "tpe"
     """How settings are drawn: by tree-structured Parzen estimators, evenly, or every combination of
@@ -28,12 +28,12 @@ class TuneConfig(Section):
     """pbt: epochs after which trials take over from others."""
     first_epochs: Count = 1
     """asha: epochs that every trial gets."""
-    factor: Annotated[int, Field(ge=2)] = 3
+    factor: Annotated[int, Field(ge=2), at_most(100_000)] = 3
     """One in so many goes on: with asha to so many times as many epochs, in the final from PGD-40
     to AutoAttack."""
     concurrent: Count | None = None
     """Trials at the same time; none: as many as there are places for."""
-    finalists: Whole = 3
+    finalists: Annotated[Whole, at_most(100_000)] = 3
     """Trials that AutoAttack judges on validation images, the best ones under PGD-40 of `factor`
     times as many; the best of them wins. 0: the validation of training decides."""
     samples: Count | None = None

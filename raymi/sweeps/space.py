@@ -39,7 +39,8 @@ from pydantic import (
     model_validator,
 )
 
-from raymi.errors import UserError, did_you_mean
+from raymi.errors import UserError, did_you_mean, first_line
+from raymi.formatting import shown
 from raymi.local_paths import address_problem
 from raymi.overrides import examine, flatten, leaves, nest, overlay
 from raymi.recipes import RECIPES, VARIANTS, on_recipe
@@ -51,6 +52,7 @@ Values = dict[str, Any]
 """What a trial drew: by the name of each parameter that was asked for."""
 
 _KEYS = tuple(key for key, _ in leaves())
+_TABLES = ("description", "parameters", "tune")
 _KINDS = ("log", "uniform", "integers", "choice")
 _NOT_VARIED = (
     "seed", "name", "out", "data.", "attack.norm", "attack.eps", "scaling.", "validation.",
@@ -58,6 +60,8 @@ _NOT_VARIED = (
 )  # fmt: skip
 _COMPARABLE = ("data.flip", "data.crop_padding", "data.generated")
 _TRIED = 20  # draws that are laid over a recipe to see whether they fit
+_MOST_INTEGERS = 100_000  # of a grid
+_LARGEST_INTEGER = 10**15  # that Optuna draws exactly
 _STEPS = 3  # values of a number that a grid has where it names no number
 
 
@@ -83,12 +87,20 @@ def random_draws(seed: int) -> Draws:
 
 def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
     if not (ends[0] < ends[1] and math.isfinite(ends[0]) and math.isfinite(ends[1])):
-        raise ValueError(f"expected two finite ends, the smaller one first, got {list(ends)}")
+        raise ValueError(
+            f"expected two finite ends, the smaller one first, got {shown(list(ends))}"
+        )
+    return ends
+
+
+def _countable(ends: tuple[int, int]) -> tuple[int, int]:
+    if max(map(abs, ends)) > _LARGEST_INTEGER:
+        raise ValueError(f"expected whole numbers up to 10**15, got {shown(list(ends))}")
     return ends
 
 
 Ends = Annotated[tuple[float, float], AfterValidator(_ordered)]
-WholeEnds = Annotated[tuple[int, int], AfterValidator(_ordered)]
+WholeEnds = Annotated[tuple[int, int], AfterValidator(_ordered), AfterValidator(_countable)]
 
 
 class Parameter(BaseModel):
@@ -139,7 +151,8 @@ class Parameter(BaseModel):
             low, high = self.uniform
             return [low + (high - low) * k / (_STEPS - 1) for k in range(_STEPS)]
         if self.integers is not None:
-            return list(range(self.integers[0], self.integers[1] + 1))
+            low, high = self.integers
+            return list(range(low, min(high, low + _MOST_INTEGERS) + 1))
         assert self.choice is not None
         return list(self.choice)
 
@@ -183,7 +196,7 @@ class Space(BaseModel):
         try:
             TuneConfig.model_validate(tune)
         except ValidationError as error:
-            raise ValueError("; ".join(map(_explained, error.errors()))) from None
+            raise ValueError("; ".join(map(_explained_search, error.errors()))) from None
         return tune
 
     @cached_property
@@ -281,7 +294,7 @@ def find_space(name: str) -> Space:
     file = space_file(name)
     if file is None:
         hint = did_you_mean(name, known_spaces())
-        raise UserError(f"no search space {name!r}: {hint}; or give the path of a .toml file")
+        raise UserError(f"no search space {shown(name)}: {hint}; or give the path of a .toml file")
     return read_space(file)
 
 
@@ -291,9 +304,11 @@ def read_space(path: Traversable) -> Space:
     Raises: UserError that says what is wrong in it.
     """
     try:
-        tree = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
+        tree = tomllib.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:  # of TOML, UTF-8 and numbers
+        raise UserError(f"{path} is not TOML: {first_line(error)}") from None
+    if "name" in tree:
+        raise UserError(f"{path}: name: unknown, leave it out: a space is called as its file")
     try:
         space = Space.model_validate({**tree, "name": path.name.removesuffix(".toml")})
     except ValidationError as error:
@@ -346,8 +361,20 @@ def _check_condition(
             raise ValueError(f"{name} asks for {other} = {value!r}, which has {choices}")
 
 
+def _explained_search(error: Any) -> str:
+    """A line for one of pydantic's errors in the table `tune`."""
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown, {did_you_mean(key, TuneConfig.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
+
+
 def _explained(error: Any) -> str:
     parts = [str(part) for part in error["loc"]]
     place = ".".join(parts[1:] if parts[:1] == ["parameters"] and len(parts) > 1 else parts)
+    if error["type"] == "extra_forbidden":
+        known = _TABLES if len(parts) == 1 else Parameter.model_fields
+        return f"{place}: unknown, {did_you_mean(parts[-1], known)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{place}: {message}" if place else message

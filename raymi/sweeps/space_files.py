@@ -6,6 +6,8 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
+from raymi.local_paths import local_path
+
 FOLDER = "tune_spaces"
 _SUFFIX = ".toml"
 
@@ -16,9 +18,12 @@ def space_file(name: str) -> Traversable | None:
     Args:
         name: path of a .toml file, or the name of one in `space_folders`.
     """
-    own = [Path(name).expanduser()] if name.endswith(_SUFFIX) else []
+    own = [local_path(name)] if name.endswith(_SUFFIX) else []
     candidates = (*own, *(folder / f"{name}{_SUFFIX}" for folder in space_folders()))
-    return next((file for file in candidates if file.is_file()), None)
+    try:
+        return next((file for file in candidates if file.is_file()), None)
+    except OSError:  # a name that is too long
+        return None
 
 
 def known_spaces() -> list[str]:

@@ -39,6 +39,11 @@ _STATES: dict[TrialState, State] = {
 }
 _NAME = "sweep"
 _REVISED = "values"  # key of what a trial goes on with, other than it has drawn
+_DAMAGED = (
+    SQLAlchemyError, optuna.exceptions.OptunaError, ValueError, KeyError, TypeError,
+    AttributeError, IndexError,
+)  # fmt: skip
+"""Errors of SQLite, SQLAlchemy and Optuna for a file with other content than they wrote."""
 _STARTUP = 10  # trials that TPE draws evenly, before it knows enough
 
 
@@ -122,13 +127,14 @@ class Study:
                 asked = self._study.user_attrs.get("question")
                 if asked is None:
                     self._study.set_user_attr("question", question)
-        except SQLAlchemyError as error:
+        except (*_DAMAGED, RuntimeError) as error:
             raise UserError(
                 f"{path} cannot be opened ({first_line(error)}): its folder must be "
                 "there, and it must be the file of a search"
             ) from None
         if asked is not None and asked != question:
-            keys = ", ".join(key for key in question if asked.get(key) != question[key])
+            before = asked if isinstance(asked, dict) else {}
+            keys = ", ".join(key for key in question if before.get(key) != question[key])
             raise UserError(
                 f"{path} is the state of another search ({keys}): trials of two are never mixed"
             )
@@ -143,10 +149,10 @@ class Study:
 
         Raises: IndexError where a grid or a population has no more.
         """
-        number = len(self._study.get_trials(deepcopy=False))
+        number = len(self._frozen_trials())
         with self._writing():
             if self._listed is not None:
-                if not self._study.get_trials(deepcopy=False, states=[TrialState.WAITING]):
+                if not self._frozen_trials(TrialState.WAITING):
                     self._study.enqueue_trial(self._listed[number])
                 else:  # an earlier process ended between the two lines
                     number -= 1
@@ -157,7 +163,7 @@ class Study:
 
     def unfinished(self) -> list[Trial]:
         """Trials that had begun when an earlier process ended; each with all that it draws."""
-        found = self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        found = self._frozen_trials(TrialState.RUNNING)
         for frozen in found:
             with _quietly():
                 self._study.sampler = self._sampler(frozen.number)
@@ -233,24 +239,47 @@ class Study:
                 "again"
             ) from None
 
+    def _frozen_trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Reads the trials in some states, or all.
+
+        Raises: UserError where the file is damaged.
+        """
+        try:
+            found = self._study.get_trials(deepcopy=False, states=states or None)
+            for frozen in found:
+                _check_values(_trial(frozen).values, self.space)
+        except _DAMAGED as error:
+            raise self._damaged(error) from None
+        return found
+
+    def _damaged(self, error: Exception) -> UserError:
+        cause = first_line(error.__cause__ or error)
+        return UserError(
+            f"{self._path} is damaged ({type(error).__name__}: {cause}): bring it back as it was, "
+            "or begin a new sweep"
+        )
+
     def _frozen(self, number: int) -> FrozenTrial:
-        return self._study.get_trials(deepcopy=False)[number]
+        return self._frozen_trials()[number]
 
     def __len__(self) -> int:
-        return len(self._study.get_trials(deepcopy=False))
+        return len(self._frozen_trials())
 
     def __getitem__(self, number: int) -> Trial:
         return _trial(self._frozen(number))
 
     def __iter__(self) -> Iterator[Trial]:
-        return iter([_trial(frozen) for frozen in self._study.get_trials(deepcopy=False)])
+        return iter([_trial(frozen) for frozen in self._frozen_trials()])
 
     def front(self) -> list[Trial]:
         """The finished trials that no other one beats in all objectives: of one objective, the best
         ones. Empty before any has finished."""
         if not any(trial.state == "finished" for trial in self):
             return []
-        return [_trial(frozen) for frozen in self._study.best_trials]
+        try:
+            return [_trial(frozen) for frozen in self._study.best_trials]
+        except _DAMAGED as error:
+            raise self._damaged(error) from None
 
     def importance(self) -> dict[str, float]:
         """How much of the differences between trials each parameter accounts for that all of them
@@ -314,6 +343,16 @@ def _trial(frozen: FrozenTrial) -> Trial:
         reported=dict(frozen.intermediate_values),
         reason=frozen.user_attrs.get("reason"),
     )
+
+
+def _check_values(values: Values, space: Space) -> None:
+    """Raises: ValueError, KeyError where a space could not have drawn some values."""
+    for name, value in values.items():
+        choices = space.parameters[name].choice
+        if choices is None and not isinstance(value, (int, float)):
+            raise ValueError(f"{name}: expected a number, got {value!r}")
+        if choices is not None and value not in choices:
+            raise ValueError(f"{name}: expected one of {list(choices)}, got {value!r}")
 
 
 @contextmanager

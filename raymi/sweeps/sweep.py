@@ -3,30 +3,42 @@ seed."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raymi.config import Config
-from raymi.engine.journal import JournalReader
 from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
-from raymi.files import alone, keep, not_writable
+from raymi.files import alone, keep, not_readable, not_writable
+from raymi.formatting import shown
 from raymi.local_paths import local_path
-from raymi.overrides import flatten, nest, overlay, validate
-from raymi.recipes import on_recipe
+from raymi.overrides import flatten, leaves, nest, overlay, validate
+from raymi.recipes import RECIPES, on_recipe
+from raymi.runs.kept_json import first_problem
+from raymi.runs.record import RunRecord, read_record
 from raymi.sweeps.settings import TuneConfig
 from raymi.sweeps.space import Space, Values
 from raymi.sweeps.study import Halving, Study
 
 
 class Definition(BaseModel):
-    """What decides a sweep: space, recipe, settings laid over all trials (keys of `Config`), seeds
-    with each of which every trial runs, how it searches, and the command that began it."""
+    """Everything that decides a sweep.
+
+    Attributes:
+        id: of the sweep in MLflow.
+        command: that began it.
+        space: that is searched.
+        recipe: of all trials.
+        settings: laid over the recipe, by keys of `Config`.
+        seeds: with each of which every trial runs.
+        tune: how it searches.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,8 +47,17 @@ class Definition(BaseModel):
     space: Space
     recipe: str
     settings: dict[str, Any]
-    seeds: tuple[int, ...]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     tune: TuneConfig
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Definition:
+        known = [key for key, _ in leaves()]
+        unknown = [key for key in self.settings if key not in known]
+        if unknown or self.recipe not in RECIPES:
+            got = unknown or self.recipe
+            raise ValueError(f"expected a recipe and keys of this version, got {got!r}")
+        return self
 
 
 class Run(NamedTuple):
@@ -57,7 +78,7 @@ class Measured(NamedTuple):
     @classmethod
     def of_epoch(cls, epoch: int, val: Mapping[str, float]) -> Measured:
         """Args: val, as the engine validates."""
-        return cls(epoch, val["clean_acc"], val["robust_acc"])
+        return cls(epoch, float(val["clean_acc"]), float(val["robust_acc"]))
 
 
 def reached(measured: Iterable[Measured]) -> list[Measured]:
@@ -81,15 +102,17 @@ class Sweep:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.stop_file = path / "stop"
+        file = path / "sweep.json"
+        if not file.is_file():
+            raise UserError(f"{path} is not a sweep of raymi: it has no sweep.json")
         try:
-            content = (path / "sweep.json").read_text()
-            self.definition = Definition.model_validate_json(content)
-        except OSError:
-            raise UserError(f"{path} is not a sweep of raymi: it has no sweep.json") from None
-        except ValidationError:
+            self.definition = Definition.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise not_readable(file, error) from None
+        except ValidationError as error:
             raise UserError(
-                f"{path / 'sweep.json'} is damaged, or of another version of raymi: begin a new "
-                "sweep, or use that version"
+                f"{file} is damaged, or of another version of raymi: begin a new sweep, or use "
+                f"that version ({first_problem(error)})"
             ) from None
 
     @classmethod
@@ -140,7 +163,10 @@ class Sweep:
         return alone(self.path / ".lock", refusal)
 
     def study(self) -> Study:
-        """The state of the search."""
+        """Opens the state of the search.
+
+        Raises: UserError where it is damaged.
+        """
         tune = self.definition.tune
         halving = None
         alone = tune.search != "pbt" and len(self.seeds) == 1
@@ -191,14 +217,14 @@ class Sweep:
 
     def is_finished(self, run: Run) -> bool:
         """Whether a run has come to its end."""
-        return any(event["kind"] == "finished" for event in self._events(run))
+        return self._record(run).finished
 
     def validated(self, run: Run) -> dict[int, Measured]:
         """What a run's classifier came to in each epoch that was validated."""
         return {
             event["epoch"]: Measured.of_epoch(event["epoch"], event["val"])
-            for event in self._events(run)
-            if event["kind"] == "epoch" and event["phase"] == "classifier" and event["val"]
+            for event in self._record(run).of_kind("epoch")
+            if event["phase"] == "classifier" and event["val"]
         }
 
     def measured(self, run: Run) -> list[Measured]:
@@ -206,13 +232,12 @@ class Sweep:
         took over from others."""
         taken_over = [
             Measured.of_epoch(event["epoch"], event["best"][""])
-            for event in self._events(run)
-            if event["kind"] == "exploited"
+            for event in self._record(run).of_kind("exploited")
         ]
         return reached([*self.validated(run).values(), *taken_over])
 
-    def _events(self, run: Run) -> list[dict[str, Any]]:
-        return JournalReader(self.folder_of(run).journal).new_events()
+    def _record(self, run: Run) -> RunRecord:
+        return read_record(self.folder_of(run))
 
     def settings_in_words(self, values: Values) -> Iterator[str]:
         """What a trial set that drew these values, as `key=value`."""
@@ -226,7 +251,7 @@ def find_sweep(name: str, home: Path) -> Sweep:
     Raises: UserError with what there is.
     """
     for path in (home / name, local_path(name, "a sweep")):
-        if (path / "sweep.json").is_file():
+        if os.path.isfile(path / "sweep.json"):  # false for a name that is too long
             return Sweep(path)
     known = ", ".join(sorted(path.parent.name for path in home.glob("*/sweep.json"))) or "none"
-    raise UserError(f"no sweep {name!r} in {home}; there: {known}. Give its name, or its path")
+    raise UserError(f"no sweep {shown(name)} in {home}; there: {known}. Give its name, or its path")

@@ -10,6 +10,7 @@ from raymi.display.summary import result_table, result_title
 from raymi.display.threat import threat_text
 from raymi.evaluation.finding import in_short
 from raymi.evaluation.report import Report
+from raymi.formatting import table_cell
 
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as the description of a run."""
@@ -77,4 +78,4 @@ def as_markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table, whose first row is the header."""
     header, *others = rows
     lines = [header, ["---"] * len(header), *others]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(table_cell, line))} |" for line in lines)

@@ -50,7 +50,7 @@ def _best_robust(event: Event, state: Mapping[str, Any]) -> float | None:
     chosen; None of other phases, and where nothing is validated."""
     if event["phase"] != "classifier":
         return None
-    now = [v for k, v in event["val"].items() if k in ("robust_acc", "averaged/robust_acc")]
+    now = [float(v) for k, v in event["val"].items() if k in ("robust_acc", "averaged/robust_acc")]
     return max((v for v in [*now, state["best_robust"]] if v is not None), default=None)
 
 

@@ -102,7 +102,7 @@ def config_of(client: Any, run_id: str | None, place: Path) -> Config | None:
         return None
     try:
         path = client.download_artifacts(run_id, "config.json", str(place))
-        return Config.model_validate_json(Path(path).read_text())
+        return Config.model_validate_json(Path(path).read_bytes())
     except (MlflowException, OSError, ValidationError):
         return None
 

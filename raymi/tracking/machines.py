@@ -35,11 +35,12 @@ def send_records(
     for machine, log in logs.items():
         offset, sent = told.get(str(machine), [0, 0])
         reader = JournalReader(log, offset)
-        records = list(enumerate(reader.new_events(), start=sent + 1))
+        new = list(enumerate(reader.new_events(), start=sent + 1))
+        records = [(number, one) for number, one in new if {"time", "metrics"} <= one.keys()]
         for first in range(0, len(records), _RECORDS_AT_ONCE):
             some = records[first : first + _RECORDS_AT_ONCE]
             client.log_batch(run_id, metrics=list(_metrics(machine, some, began)))
-        told[str(machine)] = [reader.offset, sent + len(records)]
+        told[str(machine)] = [reader.offset, sent + len(new)]
     return told
 
 

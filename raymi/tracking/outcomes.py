@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pyarrow.lib import ArrowException
 from torch import Tensor
 
 from raymi.evaluation.ledger import read_export
@@ -69,7 +70,7 @@ class Outcomes:
         can be read."""
         try:
             return self._recorded(folder, one)
-        except (KeyError, TypeError, ValueError, OSError):  # damaged, or of another version
+        except (KeyError, TypeError, ValueError, AttributeError, OSError, ArrowException):
             return None
 
     def _recorded(self, folder: Path, one: Candidate) -> _Withstood | None:

@@ -19,6 +19,7 @@ from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.files import write_atomically
 from raymi.overrides import flatten
+from raymi.runs.record import data_of, read_delivered
 from raymi.tracking import store
 from raymi.tracking.datasets import datasets_of, link_datasets
 from raymi.tracking.description import NOTE, describe, evaluations_in
@@ -29,7 +30,6 @@ from raymi.tracking.model_card import write_card
 from raymi.tracking.models import NotExportable, log_model, times_of
 from raymi.tracking.provenance import source_tags
 from raymi.tracking.registry import register_model
-from raymi.tracking.state import read_state
 
 Event = dict[str, Any]
 _METRICS_AT_ONCE = 1000  # that MLflow takes
@@ -80,7 +80,7 @@ class TrackedRun:
     ) -> None:
         self.config, self.folder, self.about, self.home = config, folder, about, home
         self.tell = tell
-        kept = read_state(folder.tracking)
+        kept = read_delivered(folder)
         self.uri: str = uri or store.address(kept, home)
         """Address of the MLflow store."""
         self._name, self._parent, self._params = name or folder.name, parent, params or {}
@@ -267,7 +267,10 @@ class TrackedRun:
                 self._send_start(event)
                 reached["config_due"] = True
                 continue
-            values, step, then = told_by(event, self._state | reached)
+            try:
+                values, step, then = told_by(event, self._state | reached)
+            except UserError:  # it lacks a field: there is nothing to deliver
+                continue
             if len(waiting) + len(values) > _METRICS_AT_ONCE:
                 send()
             # A clock that jumps back makes no time negative, nor the order another one.
@@ -279,9 +282,9 @@ class TrackedRun:
         send()
 
     def _send_start(self, event: Event) -> None:
-        facts = {k: event[k] for k in ("workers", "device", "torch", "version")}
-        facts["machine"] = event.get("machine", "unknown")  # older journals do not say
-        facts |= {f"parameters.{k}": v for k, v in event["parameters"].items()}
+        keys = ("workers", "device", "torch", "version", "machine")
+        facts = {k: event.get(k, "unknown") for k in keys}
+        facts |= {f"parameters.{k}": v for k, v in event.get("parameters", {}).items()}
         data = event["data"]
         if warning := describe_duplicates(data["duplicates"], data["sizes"]):
             facts["duplicates"] = warning
@@ -292,8 +295,7 @@ class TrackedRun:
     def _log_models(self) -> None:
         """Logs the evaluated models and registers the chosen one, each once, with their cards."""
         client, run_id, state = self._client, self._state["run_id"], self._state
-        events = JournalReader(self.folder.journal).new_events()
-        data = next(event["data"] for event in reversed(events) if event["kind"] == "start")
+        data = data_of(self.folder)
         # The run shows the numbers of what was logged last: the chosen one.
         evaluated = sorted(state["evaluations"], key=lambda k: state["evaluations"][k]["chosen"])
         tags = source_tags(self.about)

@@ -10,12 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raymi.display.summary import chosen_model
-from raymi.engine.journal import JournalReader
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.files import write_atomically
 from raymi.overrides import flatten
+from raymi.runs.kept_json import read_kept
+from raymi.runs.record import chosen_model, read_delivered, read_record
+from raymi.runs.records import DeliveredSweep
 from raymi.sweeps.pictures import importance_picture, pareto_picture
 from raymi.sweeps.study import Trial
 from raymi.sweeps.sweep import Run, Sweep
@@ -24,7 +24,6 @@ from raymi.tracking import store
 from raymi.tracking.description import NOTE
 from raymi.tracking.left_running import PLACE, close_left_running, place_of
 from raymi.tracking.provenance import provenance, source_tags
-from raymi.tracking.state import read_state
 from raymi.tracking.sweep_description import describe_sweep
 from raymi.tracking.tracked_run import TrackedRun
 
@@ -52,7 +51,10 @@ class TrackedSweep:
     def __init__(self, sweep: Sweep, home: Path, tell: Callable[[str], None]) -> None:
         self.sweep, self.home, self.tell = sweep, home, tell
         self._place = sweep.path / "tracking.json"
-        kept = read_state(self._place)
+        kept: dict[str, Any] = {}
+        if self._place.is_file():
+            remedy = "remove it, the sweep is found in MLflow again"
+            kept = read_kept(self._place, DeliveredSweep, remedy).model_dump()
         self.uri: str = store.address(kept, home)
         """Address of the MLflow store."""
         self.run_id: str | None = None
@@ -232,7 +234,7 @@ class TrackedSweep:
         evaluations: dict[str, Any] = {}
         model = None
         if (winner := found.winner) is not None:
-            evaluations = _evaluations(self.sweep.folder_of(winner))
+            evaluations = read_record(self.sweep.folder_of(winner)).evaluations
             model = self._model_of(winner, evaluations)
             (row,) = (row for row in rows if row.number == winner.number)
             self._tell_winner(winner, row, evaluations, model)
@@ -267,15 +269,8 @@ class TrackedSweep:
 
     def _model_of(self, run: Run, evaluations: Mapping[str, Any]) -> str | None:
         """The address of a run's chosen model; None before it is logged."""
-        if not evaluations:
-            return None
-        kept = read_state(self.sweep.folder_of(run).tracking)
-        return kept.get("models", {}).get(chosen_model(evaluations))
-
-
-def _evaluations(folder: RunFolder) -> dict[str, Any]:
-    events = JournalReader(folder.journal).new_events()
-    return {event["which"]: event for event in events if event["kind"] == "evaluation"}
+        kept = read_delivered(self.sweep.folder_of(run))
+        return kept.get("models", {}).get(chosen_model(evaluations)) if evaluations else None
 
 
 def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

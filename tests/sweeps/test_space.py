@@ -13,6 +13,7 @@ from raymi.sweeps.space import compatible_recipes, find_space, read_space
 
 FILES = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.toml"))
 NAMES = [path.stem for path in FILES]
+LR = '[parameters."optim.lr"]\nlog = [0.01, 0.1]\n'
 
 
 def write(folder: Path, text: str) -> Path:
@@ -162,3 +163,35 @@ def test_a_space_is_laid_over_what_holds_for_all_trials(tmp_path):
     assert read_space(path).incompatible("quickstart") is None
     said = read_space(path).incompatible("quickstart", {"loss": {"base": "trades"}})
     assert "label_smoothing" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[serach."optim.lr"]\nlog = [0.01, 0.1]', "serach: unknown, there are description"),
+        (
+            '[parameter."optim.lr"]\nlog = [0.01, 0.1]',
+            "unknown, did you mean parameters?",
+        ),
+        ('[parameters."optim.lr"]\nlgo = [0.01, 0.1]', "optim.lr.lgo: unknown, did you mean log?"),
+        (f"{LR}[tunes]\ntrials = 3", "tunes: unknown, did you mean tune?"),
+        (f"{LR}[tune]\ntrails = 3", "tune: trails: unknown, did you mean trials?"),
+        ('name = "mine"\n' + LR, "name: unknown, leave it out"),
+        ("parameters = 3", "parameters: "),
+        ('parameters."optim.lr".log = 3', "optim.lr.log: "),
+        (f"{LR}seed = {'9' * 5000}", "is not TOML"),
+        ("a = " + "[" * 10_000, "is not TOML"),
+        ('[parameters."optim.epochs"]\nintegers = [0, 10000000000000000]', "up to 10**15"),
+    ],
+)
+def test_a_wrong_table_is_refused_with_what_is_meant(tmp_path, text, says):
+    with pytest.raises(UserError) as refused:
+        read_space(write(tmp_path, text))
+    assert says in str(refused.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(b"description = '\xff'")
+    with pytest.raises(UserError, match="is not TOML"):
+        read_space(path)

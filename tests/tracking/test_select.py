@@ -450,3 +450,14 @@ def test_help_says_all_of_it(capsys):
     said = run_select(capsys, "--help")
     assert "'clean>=0.80'" in said
     assert "optim" not in said
+
+
+def test_names_from_mlflow_are_shown_literally(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated(home, models()["best"], range(180), range(100))
+    hostile = "[/][red]\x1b[31m\x1b]8;;http://x\x07\u202e"
+    evaluated(home, other_model("third", run=hostile), range(170), range(90))
+    told = run_select(capsys, "--dry-run")
+    assert "[/][red]\\x1b[31m\\x1b]8;;http://x\\x07\\u202e" in told
+    assert not {"\x1b", "\x07", "\u202e"} & set(told)

@@ -1,0 +1,223 @@
+"""Events of a run's journal, and the types of their fields.
+
+An event is a mapping, as it is one line of JSON. Its fields have the types below or the event does
+not count; a field that a command needs and that is missing ends the command with a `UserError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from raymi.errors import UserError
+from raymi.runs.kept_json import is_valid
+
+_STRICT = ConfigDict(strict=True, extra="allow")
+_MOST = 2**53
+"""Largest whole number that JSON readers agree on."""
+
+
+def _number_in_words(value: float | str) -> float | str:
+    if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
+        raise ValueError("expected a number, nan, inf or -inf")
+    return value
+
+
+Number = Annotated[float | str, AfterValidator(_number_in_words)]
+"""A number; JSON lacks NaN and infinities, which are words."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Whole = Annotated[int, Field(ge=0, le=_MOST)]
+Count = Annotated[int, Field(ge=1, le=_MOST)]
+Side = Annotated[int, Field(ge=1, le=2**16)]
+Phase = Literal["pretraining", "estimators", "classifier"]
+Which = Literal["best", "last", "best-averaged", "last-averaged"]
+Channels = Annotated[list[Finite], Field(min_length=3, max_length=3)]
+
+
+class Attack(TypedDict, total=False):
+    """Settings of a PGD attack, eps and alpha in [0, 1] pixel units."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    norm: Literal["linf", "l2"]
+    eps: Annotated[Finite, Field(ge=0)]
+    alpha: Finite
+    steps: Whole
+    seed: int
+
+
+class Data(TypedDict, total=False):
+    """Data set of a run: sizes in images, side in pixels, sha256 of each split."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    name: str
+    num_classes: Count
+    image_size: Side
+    mean: Channels
+    std: Channels
+    class_names: list[str]
+    sizes: dict[str, Whole]
+    digests: dict[str, str]
+    duplicates: dict[str, Whole]
+
+
+class _Event(TypedDict, total=False):
+    """Fields that every event may have: its place in the run, seconds since 1970."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    time: Annotated[Finite, Field(ge=0, le=1e11)]
+    phase: Phase
+    epoch: Whole
+    step: Whole
+    global_step: Whole
+
+
+class Start(_Event, total=False):
+    """Beginning of a session of a run."""
+
+    version: str
+    workers: Count
+    device: str
+    machine: str
+    torch: str
+    steps_per_epoch: Count
+    phases: dict[Phase, Count]
+    parameters: dict[str, Whole]
+    data: Data
+
+
+class Step(_Event, total=False):
+    """Training metrics: means since the step before that was recorded."""
+
+    metrics: dict[str, Number]
+    lr: Finite
+    images_per_s: Finite
+
+
+class Epoch(_Event, total=False):
+    """End of an epoch: means over its steps, and measurements on validation."""
+
+    train: dict[str, Number]
+    val: dict[str, Number]
+    lr: Finite
+    is_best: bool
+    better: list[str]
+    train_seconds: Finite
+    images_per_s: Finite
+
+
+class Evaluation(_Event, total=False):
+    """Accuracies of a model of the run on the test set, as fractions of `num` images."""
+
+    which: Which
+    of_epoch: Whole
+    attack: Attack
+    chosen: bool
+    clean: Fraction
+    robust: Fraction
+    num: Count
+
+
+class Probed(_Event, total=False):
+    """Estimates of fresh probes, in nats."""
+
+    which: Which
+    estimates: dict[str, Number]
+
+
+class Warned(_Event, total=False):
+    """A warning of the training."""
+
+    message: str
+
+
+class Evaluating(_Event, total=False):
+    """Progress of a measurement, in images."""
+
+    what: str
+    done: Whole
+    of: Count
+
+
+class BestOf(TypedDict, total=False):
+    """Origin of a best model after a checkpoint was taken over from another run."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    run: str
+    epoch: Whole
+    robust_acc: Fraction
+    clean_acc: Fraction
+
+
+class Exploited(_Event, total=False):
+    """A checkpoint taken over from another member of a population."""
+
+    best: dict[str, BestOf]
+
+
+class Machine(TypedDict, total=False):
+    """Use of a machine."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    time: Annotated[Finite, Field(ge=0, le=1e11)]
+    metrics: dict[str, Finite]
+
+
+_TYPES: dict[str, TypeAdapter[Any]] = {
+    "start": TypeAdapter(Start),
+    "step": TypeAdapter(Step),
+    "epoch": TypeAdapter(Epoch),
+    "evaluation": TypeAdapter(Evaluation),
+    "probe": TypeAdapter(Probed),
+    "warning": TypeAdapter(Warned),
+    "evaluating": TypeAdapter(Evaluating),
+    "exploited": TypeAdapter(Exploited),
+    "machine": TypeAdapter(Machine),
+}
+_ANY: TypeAdapter[Any] = TypeAdapter(_Event)
+
+
+class Event(dict[str, Any]):
+    """One event, or a mapping in it; a field that it lacks is a `UserError` that names the file.
+
+    Args:
+        fields: of the event.
+        path: of the journal.
+        kind: of the event.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], path: Path, kind: str) -> None:
+        super().__init__(
+            {
+                key: Event(value, path, f"{kind}.{key}") if isinstance(value, dict) else value
+                for key, value in fields.items()
+            }
+        )
+        self._path, self._kind = path, kind
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(
+            f"{self._path} has events that raymi did not write, or that another version wrote "
+            f"(KeyError: {key!r} in {self._kind!r}): bring back the journal as it was, or start a "
+            "new run"
+        )
+
+
+def event_of(value: object, path: Path) -> tuple[Event | None, str]:
+    """Returns the event that a line of a journal holds, or None and the reason.
+
+    Args:
+        value: of the line, as JSON gives it.
+        path: of the journal.
+    """
+    if not isinstance(value, dict):
+        return None, f"expected an object, got {type(value).__name__}"
+    kind = value.get("kind")
+    if not isinstance(kind, str):
+        return None, "expected an object with a kind"
+    problem = is_valid(_TYPES.get(kind, _ANY), value)
+    return (Event(value, path, kind), "") if problem is None else (None, f"{kind}: {problem}")
