@@ -26,7 +26,7 @@ WORDS = (
     "model=a", "eps=0.1", "attacks=pgd-8,pgd-4", "samples=72", "evaluation.block=12", "checks=0",
     "tracking.enabled=false",
 )  # fmt: skip
-"""Six blocks of three steps, of 90 forward passes: three workers halt before they made them."""
+"""Six blocks of three steps, of 108 forward passes: three workers halt before they made them."""
 
 Home = tuple[Path, Path, list[dict]]
 
@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A folder with the finished run "a" of a slow model, the file that ends its slowness, and all
     outcomes as one process finds them."""
     folder = tmp_path_factory.mktemp("home")
-    release = write_slow_model(folder, halt_after=25)  # never done before the test allows it
+    release = write_slow_model(folder, halt_after=32)  # never done before the test allows it
     release.touch()
     run = RunFolder(folder / "runs" / "a")
     run.path.mkdir(parents=True)
