@@ -36,9 +36,9 @@ def check_new_run(config: Config) -> None:
 
     Raises: UserError.
     """
-    folder = runs_folder(config)
-    if config.name is not None and os.path.exists(folder / config.name):
-        raise _taken(folder / config.name)
+    path = runs_folder(config) / (config.name or "")
+    if config.name is not None and os.path.exists(path) and _is_taken(path):
+        raise _taken(path)
     check_place(config)
 
 
@@ -67,7 +67,7 @@ def new_run_folder(config: Config, recipe: str) -> RunFolder:
     name = config.name or f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = runs_folder(config) / name
     try:
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=not _is_taken(path))
         probe = path / ".writable"
         probe.touch()
         probe.unlink()
@@ -76,6 +76,15 @@ def new_run_folder(config: Config, recipe: str) -> RunFolder:
     except OSError as error:
         raise _not_writable(path.parent, error.strerror) from None
     return RunFolder(path)
+
+
+def _is_taken(path: Path) -> bool:
+    """Returns whether a name is taken: a folder without a configuration is not, in which a killed
+    command has left no more than locks and what it knew of its run."""
+    if not path.is_dir():
+        return path.exists()
+    left = [one.name for one in path.iterdir()]
+    return not left or any(name != "run.json" and not name.startswith(".") for name in left)
 
 
 def _taken(path: Path) -> UserError:

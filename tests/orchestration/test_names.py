@@ -49,6 +49,18 @@ def test_a_taken_name_is_refused_with_the_way_to_continue() -> None:
             refuse(config)
 
 
+def test_a_name_under_which_a_killed_command_began_no_run_is_free() -> None:
+    config = Config(name="mine")
+    folder = new_run_folder(config, "r")
+    for left in (folder.about, folder.path / ".lock", folder.path / ".config.json.77.tmp"):
+        left.touch()
+    check_new_run(config)
+    assert new_run_folder(config, "r").path == folder.path
+    folder.write_config(config)
+    with pytest.raises(UserError, match=r"the run mine exists already.*resume=mine"):
+        check_new_run(config)
+
+
 def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     config = Config(out=tmp_path / "file" / "runs")
