@@ -10,12 +10,9 @@ import sysconfig
 import traceback
 from collections.abc import Iterable
 
-import torch
-
 from raymi.formatting import LONGEST_VALUE
 
 _IMPORTING = ("<", os.path.join(os.path.dirname(importlib.__file__), ""))  # "<": frozen modules
-_TORCH = os.path.join(os.path.dirname(torch.__file__), "")
 _LIBRARIES = (
     os.path.join(os.path.dirname(__file__), ""),
     *(os.path.join(sysconfig.get_path(name), "") for name in ("stdlib", "purelib", "platlib")),
@@ -85,10 +82,13 @@ def first_line(error: BaseException) -> str:
 
 
 def what_happened(error: BaseException) -> str:
-    """A caught error and the line that it came from: the user's own, where one is involved, or else
-    one of whoever called torch. A UserError prints no traceback."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]  # without whoever caught it
-    others = [frame for frame in frames if not frame.filename.startswith((*_IMPORTING, _TORCH))]
+    """Returns a caught error and the line that it came from: the user's own, where one is involved,
+    or else the one that called torch. A UserError prints no traceback."""
+    import torch
+
+    hidden = (*_IMPORTING, os.path.join(os.path.dirname(torch.__file__), ""))
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without the function that caught it
+    others = [frame for frame in frames if not frame.filename.startswith(hidden)]
     theirs = [frame for frame in others if not frame.filename.startswith(_LIBRARIES)]
     place = next((found[-1] for found in (theirs, others) if found), None)
     where = f" ({place.filename}:{place.lineno})" if place else ""

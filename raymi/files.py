@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from filelock import FileLock, Timeout
-
 from raymi.errors import StorageError, UserError, storage_remedy
 
 
@@ -162,6 +160,8 @@ def alone(lock: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
         UserError: where the user may not lock the file.
         StorageError: where the disk does not take it.
     """
+    from filelock import FileLock, Timeout
+
     held = FileLock(lock, timeout=wait)
     try:
         held.acquire()
@@ -178,8 +178,6 @@ def alone(lock: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
 
 def _not_locked(lock: Path, error: OSError) -> UserError | StorageError:
     """Returns the error of a command that cannot lock a file, with the remedy."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return not_writable(lock, error)
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
         return UserError(
@@ -192,7 +190,7 @@ def _not_locked(lock: Path, error: OSError) -> UserError | StorageError:
             f"cannot lock {lock} ({reason}): it belongs to the user {owner}, who may be using the "
             "folder: use a folder of your own, or ask them for write permission"
         )
-    return UserError(f"cannot lock {lock} ({reason}): make it and its folder writable")
+    return not_writable(lock, error)
 
 
 def _owner(path: Path) -> str | None:

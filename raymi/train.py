@@ -127,7 +127,14 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
             else:
                 followers: list[Follower] = [display, results, warnings]
                 with ended_by_sigterm(on_signal):
-                    launch(config, folder, followers, on_signal, on_ray=track, say=display.say)
+                    launch(
+                        config,
+                        folder,
+                        followers,
+                        on_signal=on_signal,
+                        on_ray=track,
+                        say=display.say,
+                    )
             status, code = "FINISHED", 0
         except Stopped as stop:
             status, code = "KILLED", 128 + stop.signum

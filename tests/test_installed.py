@@ -138,7 +138,7 @@ def test_spaces_of_the_current_folder_come_first(
     assert known_spaces() == sorted([*SPACES, "mine"])
     assert space_file("mine") == own / "mine.toml"
     assert space_file("smoke") == own / "smoke.toml"
-    assert space_file("tune_spaces/mine.toml") == Path("tune_spaces/mine.toml")
+    assert space_file("tune_spaces/mine.toml") == own / "mine.toml"
     assert space_file("notes") is None
     assert space_file("other.toml") is None
 

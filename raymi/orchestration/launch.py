@@ -51,8 +51,8 @@ def launch(
     config: Config,
     folder: RunFolder,
     followers: Sequence[Follower],
-    on_signal: Callable[[], object] = nothing,
     *,
+    on_signal: Callable[[], object] = nothing,
     on_ray: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> None:

@@ -286,7 +286,7 @@ class TrackedRun:
         facts = {k: event.get(k, "unknown") for k in keys}
         facts |= {f"parameters.{k}": v for k, v in event.get("parameters", {}).items()}
         data = event["data"]
-        if warning := describe_duplicates(data["duplicates"], data["sizes"]):
+        if warning := describe_duplicates(data.get("duplicates", {}), data.get("sizes", {})):
             facts["duplicates"] = warning
         for key, value in facts.items():
             self._client.set_tag(self.run_id, f"raymi.{key}", str(value))

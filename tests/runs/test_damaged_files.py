@@ -218,7 +218,7 @@ def files_of(home: Path) -> list[str]:
 def check(home: Path, file: str, damage: str, command: str, patch: pytest.MonkeyPatch) -> str:
     """Runs a command on a copy of the folders with one damaged file; what is wrong, or nothing."""
 
-    def launch(*_: Any) -> None:
+    def launch(*_: Any, **__: Any) -> None:
         raise RunFailed("not in this test")
 
     copy = home.with_name("copy")

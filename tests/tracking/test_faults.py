@@ -224,7 +224,7 @@ def test_a_lock_that_cannot_be_written_is_named(protected: Callable[[], Path]) -
     lock = protected() / ".lock"
     with pytest.raises((UserError, StorageError), match=f"{lock}") as refused, alone(lock, "held"):
         pass
-    assert "make it" in str(refused.value)
+    assert "read-only" in str(refused.value)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
