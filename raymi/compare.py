@@ -32,6 +32,7 @@ from raymi.display.terminal import Terminal
 from raymi.files import alone, not_writable
 from raymi.hardware import available_cores, available_gpus
 from raymi.recipes import BASE_RECIPES, VARIANTS
+from raymi.runs.record import warning_lines
 
 USAGE = (
     "python -m raymi.compare [recipe=NAME] [arms=A,B,...] [seeds=0..9 | seeds=0,1,2] "
@@ -80,6 +81,8 @@ def _run(console: Console, comparison: Comparison) -> int:
     places = slots(comparison.parallel, available_cores(), available_gpus())
     signum = run_all(left, places, ended)
     show(console, comparison, keep(comparison, results))
+    for line in warning_lines([run.folder for run in comparison.runs]):
+        say(console, line)
     if signum is not None:
         say(console, f"stopped; to continue: {comparison.command}")
         return 128 + signum

@@ -43,6 +43,7 @@ from raymi.orchestration.sweep_run import (
 )
 from raymi.overrides import expected
 from raymi.recipes import BASE_RECIPES
+from raymi.runs.record import warning_lines
 from raymi.sweeps.news import News
 from raymi.sweeps.space import find_space
 from raymi.sweeps.space_files import known_spaces
@@ -149,6 +150,9 @@ class _Search:
     def _show(self) -> None:
         rows = trial_rows(self.sweep, self.study, self.found.finalists)
         print_sweep(self.console, self.sweep, rows)
+        runs = [run for trial in self.study for run in self.sweep.runs_of(trial.number)]
+        for line in warning_lines([self.sweep.folder_of(run) for run in runs]):
+            self.say(line)
         if importance := self.study.importance():
             shares = ", ".join(f"{key} {100 * share:.0f}%" for key, share in importance.items())
             self.say(f"differences between trials are due to: {shares}")

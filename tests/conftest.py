@@ -17,9 +17,6 @@ from mlflow_server import Server
 from ray_head import AUTH, Head
 from xdist.scheduler import LoadScopeScheduling
 
-SHARED_RAY, OWN_RAY = "shared Ray", "own Ray"
-"""Groups of test files."""
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported
 os.environ.update(AUTH)  # read when Ray is first imported
 
@@ -31,8 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("exhaustive"):
             item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    order = {SHARED_RAY: 0, OWN_RAY: 1}
-    items.sort(key=lambda item: (order.get(_group(item.path), 2), item.path not in slow))
+    items.sort(key=lambda item: (not _uses_ray(item.path), item.path not in slow))
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -41,25 +37,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 
 class _Scheduling(LoadScopeScheduling):
-    """Scheduler that keeps the files of each group in one process and deals out the others.
+    """Scheduler that gives all files that use Ray to one process, the others file by file.
 
-    Tests that join the shared head take turns, and so do those that start a Ray of their own:
-    starting Ray's processes leaves a core idle for half of the time. (`--dist loadgroup` of
-    pytest-xdist 3.8 has no effect with pytest 9.2.)
+    Tests that use Ray share a head; starting it twice at a time is slower than once after the
+    other. (`--dist loadgroup` of pytest-xdist 3.8 has no effect with pytest 9.2.)
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return _group(self.config.rootpath / file) or file
+        return "ray" if _uses_ray(self.config.rootpath / file) else file
 
 
 @cache
-def _group(file: Path) -> str | None:
-    """Returns the group of a file; None: its tests do not use Ray."""
-    text = file.read_text()
-    if "pytest.mark.ray" not in text:
-        return None
-    return SHARED_RAY if "joined_ray" in text else OWN_RAY
+def _uses_ray(file: Path) -> bool:
+    return "pytest.mark.ray" in file.read_text()
 
 
 @pytest.fixture(scope="session")

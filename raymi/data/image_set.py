@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from raymi.data.duplicates import count_duplicates
+from raymi.data.duplicates import count_duplicates, describe_duplicates
 
 ChannelStats = tuple[float, float, float]
 
@@ -113,6 +113,12 @@ class Splits:
     def duplicates(self) -> dict[str, int]:
         """Numbers of images that two splits share, see `count_duplicates`."""
         return count_duplicates({name: images.images for name, images in self.sets.items()})
+
+    @property
+    def warning(self) -> str:
+        """Warning about images that two splits share; empty if they share none."""
+        sizes = {name: len(images) for name, images in self.sets.items()}
+        return describe_duplicates(self.duplicates, sizes)
 
 
 def channel_stats(images: Tensor) -> tuple[ChannelStats, ChannelStats]:

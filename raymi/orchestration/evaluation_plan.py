@@ -191,7 +191,7 @@ def planned(words: Sequence[str], tell: Callable[[str], None] = print) -> Evalua
     }
     config = configured(request, [one.config for one in found.values()])
     scaling = scaling_of(request, config)
-    images, data = images_of(request, config)
+    images, data = images_of(request, config, lambda text: tell(f"warning: {text}"))
     num_classes, image_size = len(images.class_names), images.images.shape[-1]
     main = attacks_of(request, config, num_classes)
     for name in names:

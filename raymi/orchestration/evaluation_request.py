@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,12 +195,25 @@ def scaling_of(request: Request, config: Config) -> ScalingConfig:
     return scaling
 
 
-def images_of(request: Request, config: Config) -> tuple[ImageSet, str]:
-    """The images that are attacked, and what they are called.
+def images_of(
+    request: Request, config: Config, warn: Callable[[str], None] = warnings.warn
+) -> tuple[ImageSet, str]:
+    """Loads the images that are attacked.
 
-    Raises: UserError for settings or files that cannot work.
+    Args:
+        request: what the command line asks for.
+        config: of the run, with the request's settings.
+        warn: takes a warning about images that splits share.
+
+    Returns:
+        The images, and the name of the set.
+
+    Raises:
+        UserError: settings or files cannot work.
     """
     splits = load_data(config)
+    if splits.warning:
+        warn(splits.warning)
     whole = splits.test if request.split == "test" else splits.val
     if not len(whole):
         raise UserError(f"{config.data.name} has no {request.split} images: give another split")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,15 @@ class RunRecord:
 def read_record(folder: RunFolder) -> RunRecord:
     """Returns the record of a run, which may go on meanwhile."""
     return RunRecord(JournalReader(folder.journal).new_events())
+
+
+def warning_lines(folders: Sequence[RunFolder]) -> list[str]:
+    """Returns a line for each warning in the journals of runs, with the number of runs."""
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        found = [event["message"] for event in read_record(folder).of_kind("warning")]
+        counts.update(dict.fromkeys(found, 1))
+    return [f"warning in {num} of {len(folders)} runs: {text}" for text, num in counts.items()]
 
 
 def read_delivered(folder: RunFolder) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
 
-from raymi.errors import UserError
+from raymi.errors import StorageError, UserError
 from raymi.files import alone, sync_folder
 
 QUIET_SECONDS = 3.0
@@ -91,7 +91,7 @@ def complete_database(uri: str) -> None:
                         _create(file, workshop)
                 finally:
                     shutil.rmtree(workshop, ignore_errors=True)
-        except (FileNotFoundError, UserError):
+        except (StorageError, UserError):
             if workshop.is_dir():
                 raise
             continue  # another process removed the folder before this one held the lock

@@ -56,6 +56,7 @@ def open_to_the_network(processes: list[psutil.Process]) -> list[str]:
     ]
 
 
+@pytest.mark.exhaustive
 def test_a_killed_command_with_a_long_tmpdir_and_no_home_leaves_nothing_of_its_ray(
     tmp_path: Path,
 ) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import raymi_command
 from tiny_runs import tiny_config
@@ -272,6 +273,16 @@ def test_images_are_those_of_the_split():
     request = requested(["model=a", "split=val"])
     images, name = images_of(request, configured(request, [run]))
     assert (images.digest, name) == (load_data(run).val.digest, "digits-val")
+
+
+def test_images_that_splits_share_are_warned_of(empty_folder):
+    image = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    for part in ("train", "test"):
+        np.savez(empty_folder / f"{part}.npz", image=image, label=np.arange(40) % 2)
+    data = {"data.name": "npz", "data.root": str(empty_folder), "data.limit": None}
+    request = requested(["model=a"])
+    with pytest.warns(UserWarning, match="40 of 40 test images are also in train"):
+        images_of(request, configured(request, [tiny_config({**data, "data.val_fraction": 0})]))
 
 
 def attacks(words: list[str], num_classes: int = 10, **run: Any) -> list[str]:
