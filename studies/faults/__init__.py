@@ -1,0 +1,1 @@
+"""Faults that raymi must survive: kills, damaged files and malformed inputs."""
