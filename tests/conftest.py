@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 from mlflow_server import Server
-from ray_head import AUTH, Head
+from ray_head import AUTH, PRIORITY, Head
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported
 os.environ.update(AUTH)  # read when Ray is first imported
+os.environ.update(PRIORITY)
 
 
 @pytest.hookimpl(tryfirst=True)

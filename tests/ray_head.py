@@ -21,6 +21,8 @@ START_SECONDS = 180.0
 END_SECONDS = 60.0
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 """Environment variables with which the tests of this process speak to their clusters."""
+PRIORITY = {"RAY_worker_niceness": "0"}
+"""Priority of other tests, as raymi sets it; with Ray's niceness of 15 its workers hardly run."""
 _BUSY = ("AttackWorker", "RayTrainWorker", "TrainController", "ImplicitFunc", "Trainable")
 """Processes of raymi's commands, by their titles in Ray."""
 
@@ -49,7 +51,7 @@ class Head:
                     f"--dashboard-agent-listen-port={agent[0]}",
                     f"--dashboard-agent-grpc-port={agent[1]}",
                 ],
-                env=environment(**AUTH, RAY_JOB_STOP_WAIT_TIME_S="60"),
+                env=environment(**AUTH, **PRIORITY, RAY_JOB_STOP_WAIT_TIME_S="60"),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -17,6 +17,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports are throttled to one an interval
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Ray's workers have niceness 15: beside other programs on the machine they hardly run.
+    "RAY_worker_niceness": "0",
     # Ray ends a driver without a word once the head was away for this time: raymi does it before.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
 }
