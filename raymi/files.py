@@ -41,15 +41,26 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     _remove_unused(path.parent, f".{path.name}.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            _lock(file.fileno())
+        with _new_locked_file(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            temporary.replace(path)  # before it is unlocked: another process would remove it
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _new_locked_file(path: Path) -> BinaryIO:
+    """Opens a new file for writing that `_remove_unused` leaves alone until it is closed."""
+    while True:
+        file = path.open("wb")
+        try:
+            if _lock(file.fileno()) and _is_at(path, file.fileno()):
+                return file
+        except OSError:  # a file system without locks, on which no file is removed either
+            return file
+        file.close()  # another process removes it, which was not locked yet
 
 
 def remove_half_written(folder: Path) -> None:
@@ -69,20 +80,32 @@ def _remove_unused(folder: Path, start: str) -> None:
             if not (name.startswith(start) and name.endswith(".tmp")):
                 continue
             with suppress(OSError), (folder / name).open("rb+") as file:
-                if _lock(file.fileno()):
+                if _lock(file.fileno()) and _is_at(folder / name, file.fileno()):
                     (folder / name).unlink()
 
 
 def _lock(file: int) -> bool:
-    """Locks an open file until it is closed; returns whether that was possible."""
+    """Locks an open file until it is closed; returns whether no other process has it locked.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
     if os.name == "posix":
         import fcntl
 
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another process has it, or the file system has no locks
+        except BlockingIOError:
             return False
     return True
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Returns whether an open file still has its name, and no other file has it."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def sync_folder(path: Path) -> None:

@@ -95,6 +95,21 @@ def test_the_cache_of_arrays_removes_them_too(
     assert half_written(tmp_path) == []
 
 
+def test_processes_that_write_the_same_file_at_once_all_succeed(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from raymi.files import write_atomically\n"
+        "for number in range(300): write_atomically(Path(sys.argv[1]), b'x' * 999)"
+    )
+    file = tmp_path / "file"
+    command = [sys.executable, "-c", code, str(file)]
+    writers = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(4)]
+    for writer in writers:
+        _, errors = writer.communicate(timeout=300)
+        assert writer.returncode == 0, errors.decode()
+    assert file.read_bytes() == b"x" * 999
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_an_error_leaves_the_earlier_file_and_nothing_else(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a", b"earlier")
     with pytest.raises(TypeError), atomic_file(tmp_path / "a") as file:
