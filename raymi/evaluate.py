@@ -43,7 +43,6 @@ from raymi.display.evaluation import (
 )
 from raymi.display.say import say
 from raymi.display.terminal import Terminal
-from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.report import Report, TransferMatrix, differences
 from raymi.evaluation.steps import StepFailed
 from raymi.files import keep_json
@@ -52,6 +51,7 @@ from raymi.orchestration.evaluation_request import takes
 from raymi.orchestration.evaluation_run import evaluate, track
 from raymi.orchestration.names import called, home_folder
 from raymi.orchestration.signals import Stopped
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking.store import how_to_open, without_password
 
 USAGE = (

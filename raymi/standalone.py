@@ -28,16 +28,16 @@ from raymi.display.progress import ProgressDisplay
 from raymi.display.summary import print_summary
 from raymi.display.terminal import Terminal
 from raymi.engine.context import LocalContext
-from raymi.engine.journal import JournalReader
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.files import not_writable
 from raymi.orchestration.checks import input_problems
 from raymi.orchestration.names import check_place, with_found_runs
 from raymi.overrides import examine, split_words
 from raymi.recipes import RECIPES, on_recipe
+from raymi.runs.journal import JournalReader
 from raymi.runs.record import evaluations_of
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking.provenance import describe_run
 
 

@@ -22,7 +22,6 @@ from raymi.display.progress import ProgressDisplay
 from raymi.display.say import say
 from raymi.display.summary import print_summary
 from raymi.display.terminal import Terminal
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
 from raymi.local_paths import local_path
 from raymi.models import MODELS
@@ -39,6 +38,7 @@ from raymi.orchestration.signals import Stopped, ended_by_sigterm, nothing
 from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 from raymi.runs.record import chosen_model, missing_evaluations, read_record
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
 from raymi.tracking.provenance import describe_run
 from raymi.tracking.store import how_to_open

@@ -17,12 +17,12 @@ import pytest
 
 from raymi import train
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
 from raymi.orchestration.launch import RunFailed
 from raymi.orchestration.signals import Stopped
 from raymi.overrides import leaves, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config
+from raymi.runs.run_folder import RunFolder
 
 
 class Ended(NamedTuple):

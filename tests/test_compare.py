@@ -32,9 +32,9 @@ from raymi.comparison.results import (
     table,
 )
 from raymi.comparison.runs import same_weights, slots
-from raymi.engine.run_folder import RunFolder
 from raymi.hardware import available_cores
 from raymi.recipes import BASE_RECIPES, VARIANTS
+from raymi.runs.run_folder import RunFolder
 
 
 def result(arm: str, seed: int, clean: float, robust: float, val: float | None = 0.5) -> RunResult:

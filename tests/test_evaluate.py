@@ -14,7 +14,7 @@ from raymi import evaluate
 from raymi.display.evaluation import EvaluationDisplay
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 
 ALONE = ("scaling.workers=1", "tracking.enabled=false")
 SMALL = (*ALONE, "samples=40", "checks=0", "block=16", "attacks=pgd-3,fgsm")

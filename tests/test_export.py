@@ -12,8 +12,8 @@ import torch
 from raymi_command import environment
 
 from raymi import export
-from raymi.engine.run_folder import RunFolder
 from raymi.orchestration.subjects import find_subject
+from raymi.runs.run_folder import RunFolder
 
 USES_IT = """
 import sys

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from raymi.data.cache import cached_array
-from raymi.engine.run_folder import RunFolder
 from raymi.files import alone, atomic_file, remove_half_written, write_atomically
+from raymi.runs.run_folder import RunFolder
 
 WRITES = """
 import sys

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raymi.engine.checkpoint import load_checkpoint
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 from raymi.standalone import main
 
 WAIT = 300.0  # seconds; only a failing test waits that long

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from raymi import export, probe
 from raymi.engine.reuse import load_weights, save_weights
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.evaluation.program import load_program
 from raymi.evaluation.weight_files import read_weights
 from raymi.orchestration.subjects import find_subject
+from raymi.runs.run_folder import RunFolder
 from raymi.weights import parse_weights, read_weights_file, weights_as_bytes
 
 STATE = {

@@ -16,8 +16,8 @@ from raymi.engine.feed import Feed
 from raymi.engine.loop import Outcome, train
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import phases_of
-from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import TrainState
+from raymi.runs.run_folder import RunFolder
 
 TINY = {
     "data.name": "digits", "data.limit": 200, "data.flip": False, "data.crop_padding": 1,

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
 from raymi.overrides import examine, split_words
 from raymi.recipes import RECIPES, on_recipe
+from raymi.runs.run_folder import RunFolder
 
 TIMEOUT = 500  # seconds
 

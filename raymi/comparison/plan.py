@@ -10,7 +10,6 @@ from typing import Any
 
 from raymi.comparison.runs import ArmRun
 from raymi.config import ScalingConfig
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.hardware import available_cores, available_gpus
 from raymi.orchestration.checks import input_problems
@@ -18,6 +17,7 @@ from raymi.orchestration.names import check_new_run, home_folder, with_found_run
 from raymi.overrides import as_typed, examine, flatten, nest, split_words
 from raymi.own_keys import names, seed_list, whole
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
+from raymi.runs.run_folder import RunFolder
 
 ARMS = "at,at-clean-forward,mi-off,random,released,paper,bounded"
 SEEDS = "0..2"

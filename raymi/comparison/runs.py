@@ -17,8 +17,8 @@ from pathlib import Path
 from raymi.command import EXIT_USER
 from raymi.comparison.results import RunResult, finished_result
 from raymi.config import Config
-from raymi.engine.journal import JournalReader
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.journal import JournalReader
+from raymi.runs.run_folder import RunFolder
 from raymi.weights import read_weights_file
 
 PROGRAM = (sys.executable, "-m", "raymi.standalone")

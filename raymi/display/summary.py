@@ -11,8 +11,8 @@ from raymi.config import Config
 from raymi.display.say import say
 from raymi.display.terminal import Table
 from raymi.display.threat import threat_text
-from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.statistics import wilson_interval
+from raymi.runs.run_folder import RunFolder
 
 Event = Mapping[str, Any]
 

@@ -21,18 +21,18 @@ from raymi.engine.alarms import alarms, finite_means, require_finite_weights
 from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.engine.context import Context
 from raymi.engine.feed import Feed
-from raymi.engine.journal import Journal
 from raymi.engine.machine_watch import watched_machine
 from raymi.engine.measurements import Measurements, load_data
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import Phase, phases_until
 from raymi.engine.reuse import load_weights, pretrained_path, save_weights
-from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import Position, TrainState, check_format
 from raymi.engine.storage import Storage
 from raymi.errors import UserError, what_happened
 from raymi.hardware import machine_in_words, processor_name
 from raymi.models.running_statistics import running_statistics_frozen
+from raymi.runs.journal import Journal
+from raymi.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

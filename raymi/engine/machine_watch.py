@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from raymi.engine.journal import Journal
+from raymi.runs.journal import Journal
 
 try:
     import pynvml

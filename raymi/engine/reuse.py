@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.files import write_atomically
+from raymi.runs.run_folder import RunFolder
 from raymi.weights import read_weights_file, weights_as_bytes
 
 _SAME_DATA = ("name", "image_size", "val_fraction", "split_seed", "limit")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from raymi.engine.checkpoint import newest_checkpoint
 from raymi.engine.context import Context
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, storage_remedy
+from raymi.runs.run_folder import RunFolder
 
 
 class Storage:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from raymi.attacks.suites import Ensemble
-from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.assessment import Assessment
 from raymi.evaluation.blocks import Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding
@@ -18,6 +17,7 @@ from raymi.orchestration.evaluation_plan import EvaluationPlan
 from raymi.orchestration.evaluation_pools import workplace
 from raymi.orchestration.names import home_folder
 from raymi.orchestration.ray_session import Resources
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking.evaluations import Place, log_evaluation
 from raymi.tracking.faults import problem_of
 from raymi.tracking.store import tracking_uri

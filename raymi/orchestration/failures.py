@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from raymi.engine.run_folder import RunFolder
 from raymi.runs.kept_json import read_kept
 from raymi.runs.records import Failure
+from raymi.runs.run_folder import RunFolder
 
 
 def remove_traces(folder: RunFolder) -> None:

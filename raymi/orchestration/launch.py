@@ -15,14 +15,14 @@ from contextlib import ExitStack, suppress
 from typing import Any, Protocol
 
 from raymi.config import Config
-from raymi.engine.journal import JournalReader
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
 from raymi.orchestration import ray_watch
 from raymi.orchestration.failures import innermost, left_failure, remove_traces
 from raymi.orchestration.ray_session import Resources, ray_session
 from raymi.orchestration.ray_watch import RayLost
 from raymi.orchestration.signals import Signals, Stopped, nothing
+from raymi.runs.journal import JournalReader
+from raymi.runs.run_folder import RunFolder
 
 POLL_SECONDS = 0.1
 END_SECONDS = 10.0  # that Ray Train may take to end, once nobody waits for its result

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from raymi.config import Config
 from raymi.engine.reuse import reuse_problems
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.formatting import shown
 from raymi.local_paths import local_path
+from raymi.runs.run_folder import RunFolder
 
 
 def home_folder() -> Path:

@@ -13,7 +13,6 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raymi.config import Positive
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import plain_name
 from raymi.formatting import shown
@@ -23,6 +22,7 @@ from raymi.overrides import examine, flatten, nest, split_words
 from raymi.own_keys import names, new_folder, whole
 from raymi.reporting.files import check_folder
 from raymi.runs.record import read_record
+from raymi.runs.run_folder import RunFolder
 from raymi.sweeps.sweep import Sweep
 
 COMMAND = "python -m raymi.report"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from raymi.engine.checkpoint import newest_checkpoint
-from raymi.engine.run_folder import RunFolder
 from raymi.orchestration.ray_internals import (
     ControllerCallback,
     WorkerGroup,
     WorkerGroupCallback,
 )
+from raymi.runs.run_folder import RunFolder
 
 PAUSE_SECONDS = 120.0  # how long workers may take to come to the end of a step and save
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.subject import (
     Subject,
@@ -25,6 +24,7 @@ from raymi.local_paths import address_problem
 from raymi.models import architecture
 from raymi.orchestration.names import find_run, home_folder
 from raymi.runs.record import data_of, read_delivered, read_record
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking.logged import SCHEMES, find_logged
 from raymi.tracking.store import missing_file, tracking_uri, with_login
 

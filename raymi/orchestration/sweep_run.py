@@ -19,7 +19,6 @@ from statistics import fmean
 import torch
 
 from raymi.config import ScalingConfig
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError, first_line
 from raymi.evaluation.report import Report
 from raymi.evaluation.steps import StepFailed
@@ -30,6 +29,7 @@ from raymi.orchestration.evaluation_run import Watcher as EvaluationWatcher
 from raymi.orchestration.evaluation_run import evaluate
 from raymi.orchestration.ray_session import Resources, as_many_as_fit, ray_session
 from raymi.orchestration.signals import Signals, Stopped, nothing
+from raymi.runs.run_folder import RunFolder
 from raymi.sweeps.news import Watcher
 from raymi.sweeps.study import Study
 from raymi.sweeps.sweep import Run, Sweep

@@ -11,8 +11,8 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
 from raymi.orchestration.worker import train_worker
+from raymi.runs.run_folder import RunFolder
 
 RESIZE_SECONDS = 30.0  # between two looks at the cluster; Ray's own view is up to 20 s old
 

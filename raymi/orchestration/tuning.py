@@ -23,12 +23,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, first_line
 from raymi.evaluation.steps import StepFailed
 from raymi.orchestration.failures import innermost, left_failure, loss_of_worker, remove_traces
 from raymi.orchestration.ray_internals import ENV_VARS_TO_PROPAGATE
 from raymi.orchestration.trainer import fit
+from raymi.runs.run_folder import RunFolder
 from raymi.sweeps.agenda import agenda_of
 from raymi.sweeps.news import Kind, News, Watcher
 from raymi.sweeps.study import Study

@@ -22,9 +22,9 @@ from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
 from raymi.engine.context import Answers, StopRequest
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
 from raymi.files import write_atomically
+from raymi.runs.run_folder import RunFolder
 
 WAIT_SECONDS = 180.0
 """How long rank 0 waits for one of an earlier start to be gone: a driver that died takes its

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
 from raymi.runs.kept_json import read_kept_or_none
 from raymi.runs.record import chosen_model, read_record
 from raymi.runs.records import KeptProbe
+from raymi.runs.run_folder import RunFolder
 
 Event = Mapping[str, Any]
 

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raymi.engine.journal import JournalReader
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
+from raymi.runs.journal import JournalReader
 from raymi.runs.kept_json import read_kept
 from raymi.runs.records import Delivered
+from raymi.runs.run_folder import RunFolder
 
 FIRST = "best"
 """The model of a run that stands for it before the run has chosen one."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from raymi.config import Config
 from raymi.engine.phases import phases_of, phases_until
 from raymi.engine.reuse import pretrained_path
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 
 _REUSED_BY = {"pretraining": "pretrained", "estimators": "estimators"}
 """Phases before the classifier's, in order; and the key of `mi` that names a run whose work is

@@ -13,7 +13,6 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.files import alone, keep, not_readable, not_writable
 from raymi.formatting import shown
@@ -22,6 +21,7 @@ from raymi.overrides import flatten, leaves, nest, overlay, validate
 from raymi.recipes import RECIPES, on_recipe
 from raymi.runs.kept_json import first_problem
 from raymi.runs.record import RunRecord, read_record
+from raymi.runs.run_folder import RunFolder
 from raymi.sweeps.settings import TuneConfig
 from raymi.sweeps.space import Space, Values
 from raymi.sweeps.study import Halving, Study

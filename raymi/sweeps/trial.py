@@ -15,9 +15,9 @@ import torch
 from raymi.config import Config
 from raymi.engine.context import LOOK_EVERY, LocalContext
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError, first_line, what_happened
 from raymi.files import InUse
+from raymi.runs.run_folder import RunFolder
 from raymi.sweeps.reuse import Part, parts_of
 from raymi.sweeps.space import Values
 from raymi.sweeps.sweep import Run, Sweep

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raymi.engine.journal import JournalReader
+from raymi.runs.journal import JournalReader
 
 Told = dict[str, list[int]]
 """By a machine's number how far its log was delivered, in bytes and in records."""

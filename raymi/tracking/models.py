@@ -10,8 +10,8 @@ from importlib.metadata import version
 from typing import Any
 
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import first_line
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking.datasets import datasets_of, link_datasets
 from raymi.tracking.store import current
 

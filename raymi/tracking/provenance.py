@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from raymi import __version__
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's own variable, in which a job finds what it was submitted with."""

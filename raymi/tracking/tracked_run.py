@@ -14,12 +14,12 @@ from typing import Any
 
 from raymi.config import Config
 from raymi.data.duplicates import describe_duplicates
-from raymi.engine.journal import JournalReader
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.files import write_atomically
 from raymi.overrides import flatten
+from raymi.runs.journal import JournalReader
 from raymi.runs.record import data_of, read_delivered
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking import store
 from raymi.tracking.datasets import datasets_of, link_datasets
 from raymi.tracking.description import NOTE, describe, evaluations_in

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking.delivery import Delivery
 from raymi.tracking.tracked_run import TrackedRun
 

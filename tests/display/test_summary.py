@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from raymi.display.summary import print_summary, result_table, result_title
-from raymi.engine.run_folder import RunFolder
 from raymi.recipes import build_config
+from raymi.runs.run_folder import RunFolder
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:

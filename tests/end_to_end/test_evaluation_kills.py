@@ -18,7 +18,7 @@ from tiny_runs import tiny_config
 from raymi import evaluate
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

@@ -23,7 +23,7 @@ from raymi_command import (
 from undisturbed import assert_same_weights, undisturbed_slow_model
 
 from raymi import train
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

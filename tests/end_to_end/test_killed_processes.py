@@ -19,7 +19,7 @@ from raymi_command import environment, events
 from undisturbed import assert_same_weights, undisturbed
 
 from raymi.engine.checkpoint import load_checkpoint
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.exhaustive
 

@@ -16,8 +16,8 @@ import raymi_command
 import tiny_runs
 from PIL import Image
 
-from raymi.engine.run_folder import RunFolder
 from raymi.report import main
+from raymi.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from ray_head import Head
 from raymi_command import SLOW_MODEL, events, finish, start, succeed, wait_for, write_slow_model
 
 from raymi import train
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking import delivery, store
 from raymi.tracking.tracker import Tracker
 

@@ -10,7 +10,7 @@ from test_loop import events, expect_equal_runs
 from tiny_runs import same, tiny_config, tiny_run, tiny_state
 
 from raymi.engine.averaging import MovingAverage
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 
 AVERAGED = {"optim.ema": 0.9}
 

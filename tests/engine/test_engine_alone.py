@@ -24,7 +24,7 @@ for module in modules:
 from pathlib import Path
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 from tiny_runs import tiny_config
 
 outcome = train(tiny_config(), LocalContext("cpu"), RunFolder(Path(sys.argv[1])))

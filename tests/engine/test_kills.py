@@ -16,8 +16,8 @@ from raymi.engine import loop, measurements
 from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import TrainState
+from raymi.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from tiny_runs import tiny_config
 
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 
 LONG = {
     "data.limit": 50, "model.width": 0.25, "mi.hidden": 4, "mi.base_width": 2,

@@ -14,12 +14,12 @@ from tiny_runs import StoppingContext, same, tiny_config, tiny_run, tiny_splits,
 from raymi.engine import loop
 from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.engine.context import LocalContext
-from raymi.engine.journal import JournalReader
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
 from raymi.engine.state import Best
 from raymi.errors import UserError
 from raymi.reporting.history import read_history
+from raymi.runs.journal import JournalReader
+from raymi.runs.run_folder import RunFolder
 
 DROPOUT = {"model.name": "tiny_runs:dropout_net", "model.width": None, "model.depth": None}
 RUNS = {

@@ -12,10 +12,10 @@ import tiny_runs
 
 from raymi.engine import machine_watch
 from raymi.engine.context import LocalContext
-from raymi.engine.journal import JournalReader
 from raymi.engine.loop import train
 from raymi.engine.machine_watch import Gauges, watched_machine
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.journal import JournalReader
+from raymi.runs.run_folder import RunFolder
 
 
 def records(path: Path) -> list[dict[str, float]]:

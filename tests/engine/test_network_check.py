@@ -12,13 +12,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from raymi.engine.context import LocalContext
-from raymi.engine.journal import JournalReader
 from raymi.engine.loop import train
 from raymi.engine.network_check import NetworkFacts, check_network
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.evaluation.subject import raymi_subject
 from raymi.models import MODELS, architecture, build_model
+from raymi.runs.journal import JournalReader
+from raymi.runs.run_folder import RunFolder
 from raymi.weights import read_weights_file
 
 SIZES = {"num_classes": 10, "image_size": 8}

@@ -17,8 +17,8 @@ from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.engine.phases import phases_of
 from raymi.engine.reuse import reuse_problems
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
+from raymi.runs.run_folder import RunFolder
 
 STAGED = {"mi.schedule": "staged", "optim.epochs": 2, "mi.estimator_epochs": 2}
 

@@ -10,7 +10,7 @@ from tiny_runs import tiny_config, tiny_state
 
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 
 BATCH, STEPS_PER_EPOCH = 44, 5
 SHORT, LONG = 20, 60  # epochs

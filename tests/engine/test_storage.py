@@ -14,10 +14,10 @@ from tiny_runs import tiny_config, tiny_run
 
 from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.context import LocalContext
-from raymi.engine.journal import Journal, JournalReader
 from raymi.engine.loop import train
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError
+from raymi.runs.journal import Journal, JournalReader
+from raymi.runs.run_folder import RunFolder
 
 SETTINGS = {"mi.weight": 0}
 

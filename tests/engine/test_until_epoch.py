@@ -10,7 +10,7 @@ from tiny_runs import tiny_config, tiny_run
 from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import Outcome, train
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 
 THREE = {"data.limit": 100, "optim.epochs": 3, "optim.ema": 0.9, "checkpoint.every": 3}
 STAGED = {**THREE, "mi.schedule": "staged", "mi.pretrain_epochs": 1, "mi.estimator_epochs": 1}

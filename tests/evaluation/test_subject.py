@@ -22,7 +22,6 @@ from torch import nn
 
 from raymi.attacks.catalogue import Batch, Threat, find_attack, run_attack
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.evaluation.program import Program, load_program
 from raymi.evaluation.subject import (
@@ -36,6 +35,7 @@ from raymi.evaluation.subject import (
 from raymi.evaluation.weight_files import read_weights
 from raymi.models import architecture, build_model
 from raymi.orchestration.subjects import FORMS, find_subject, needs_data
+from raymi.runs.run_folder import RunFolder
 
 USER_NETS = """
 import random

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from ray.exceptions import OutOfMemoryError
 
-from raymi.engine.run_folder import RunFolder
 from raymi.orchestration.failures import innermost, loss_of_worker
+from raymi.runs.run_folder import RunFolder
 
 OUT_OF_MEMORY = """Training failed due to worker errors:
 [Rank 0,1 Error Snippet]:

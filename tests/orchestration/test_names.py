@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.orchestration.names import check_new_run, find_run, new_run_folder, runs_folder
+from raymi.runs.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import pytest
 from tiny_runs import tiny_config
 from tiny_sweeps import begin
 
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.orchestration.report_request import requested
 from raymi.orchestration.report_run import is_tracked, planned
+from raymi.runs.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

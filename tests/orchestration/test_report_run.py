@@ -9,10 +9,10 @@ import pytest
 import tiny_runs
 from tiny_sweeps import begin
 
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.orchestration.report_request import requested
 from raymi.orchestration.report_run import MULTIPLES, make_report, planned, track
+from raymi.runs.run_folder import RunFolder
 from raymi.sweeps.sweep import Run
 
 

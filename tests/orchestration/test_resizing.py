@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from raymi.engine.checkpoint import save_checkpoint
-from raymi.engine.run_folder import RunFolder
 from raymi.orchestration.resize import FailuresWithoutProgress, SaveBeforeResize
+from raymi.runs.run_folder import RunFolder
 
 
 def fail(failures: FailuresWithoutProgress) -> None:

@@ -14,8 +14,8 @@ from ray.train import PreemptionInfo
 
 from raymi.collectives import Collectives
 from raymi.engine.context import Answers
-from raymi.engine.run_folder import RunFolder
 from raymi.orchestration.worker import RayContext, _put_earlier_errors_aside
+from raymi.runs.run_folder import RunFolder
 
 
 def test_errors_of_earlier_workers_are_told_once_and_kept_apart(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import tiny_runs
 
-from raymi.engine.run_folder import RunFolder
 from raymi.reporting.history import History, read_history
+from raymi.runs.run_folder import RunFolder
 
 
 def trained(path: Path, settings: dict[str, Any]) -> RunFolder:

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from raymi.engine.journal import JournalReader
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.reporting.history import read_history
+from raymi.runs.journal import JournalReader
+from raymi.runs.run_folder import RunFolder
 
 
 def events(folder, kind):

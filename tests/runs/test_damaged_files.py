@@ -22,7 +22,6 @@ from raymi import export, probe, report, standalone, train
 from raymi.command import run_command
 from raymi.comparison.runs import ArmRun
 from raymi.display.sweep import print_sweep
-from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.assessment import Assessment
 from raymi.evaluation.ledger import Ledger
 from raymi.orchestration.evaluation_plan import planned as planned_evaluation
@@ -30,6 +29,7 @@ from raymi.orchestration.launch import RunFailed
 from raymi.orchestration.report_request import requested
 from raymi.orchestration.report_run import planned as planned_report
 from raymi.runs.records import Delivered
+from raymi.runs.run_folder import RunFolder
 from raymi.sweeps.sweep import find_sweep
 from raymi.sweeps.table import trial_rows
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raymi.engine.journal import Journal
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.journal import Journal
 from raymi.runs.record import warning_lines
+from raymi.runs.run_folder import RunFolder
 
 
 def run_with_warnings(path: Path, *messages: str) -> RunFolder:

@@ -13,9 +13,9 @@ from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.engine.phases import phases_of
 from raymi.engine.reuse import reuse_problems
-from raymi.engine.run_folder import RunFolder
 from raymi.overrides import examine, leaves, overlay
 from raymi.recipes import build_config
+from raymi.runs.run_folder import RunFolder
 from raymi.sweeps.reuse import parts_of
 from raymi.sweeps.space import Space, find_space
 

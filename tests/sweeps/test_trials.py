@@ -8,8 +8,8 @@ from raymi_command import events
 from safetensors.torch import load_file
 from tiny_sweeps import CPU, FIRST, begin, trained
 
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
+from raymi.runs.run_folder import RunFolder
 from raymi.sweeps.space import Space
 from raymi.sweeps.sweep import Measured, Run, find_sweep, reached
 from raymi.sweeps.table import Finalist, trial_rows

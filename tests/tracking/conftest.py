@@ -11,7 +11,7 @@ import pytest
 import tiny_runs
 from mlflow_store import WAIT, in_folder
 
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking import delivery, store
 from raymi.tracking.delivery import Delivery
 from raymi.tracking.tracker import Tracker

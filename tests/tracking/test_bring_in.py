@@ -15,7 +15,7 @@ import tiny_runs
 from mlflow_store import WAIT, runs, wait_until
 
 from raymi import evaluate, standalone, train
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking import tracked_run
 
 pytest.importorskip("mlflow")

@@ -20,8 +20,8 @@ from raymi_command import environment
 from tiny_runs import tiny_config
 
 from raymi.config import Config
-from raymi.engine.journal import Journal
-from raymi.engine.run_folder import RunFolder
+from raymi.runs.journal import Journal
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking import store, tracked_run
 from raymi.tracking.left_running import PLACE, close_left_running
 from raymi.tracking.tracked_run import TrackedRun

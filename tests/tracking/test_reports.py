@@ -11,11 +11,11 @@ from mlflow_store import Outage, client, in_folder
 
 from raymi import report
 from raymi.config import Config
-from raymi.engine.run_folder import RunFolder
 from raymi.evaluation.report import Report
 from raymi.evaluation.robustness import Robustness
 from raymi.orchestration.subjects import find_subject
 from raymi.reporting.files import PAGE
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking.evaluations import Place, log_evaluation
 from raymi.tracking.reports import find_numbers, log_report
 

@@ -19,12 +19,12 @@ from mlflow_store import WAIT, Outage, client, history, runs, wait_until
 from safetensors.torch import load_file, save_file
 
 from raymi.config import Config
-from raymi.engine.journal import Journal, JournalReader
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import UserError
 from raymi.models import build_model
 from raymi.overrides import flatten
 from raymi.recipes import build_config
+from raymi.runs.journal import Journal, JournalReader
+from raymi.runs.run_folder import RunFolder
 from raymi.tracking import delivery, store, tracked_run
 from raymi.tracking.description import describe
 from raymi.tracking.models import times_of

@@ -8,8 +8,8 @@ import time
 import pytest
 from tiny_runs import tiny_config
 
-from raymi.engine.run_folder import RunFolder
 from raymi.errors import StorageError, UserError
+from raymi.runs.run_folder import RunFolder
 
 
 def test_the_resolved_configuration_comes_back_as_it_was(tmp_path):

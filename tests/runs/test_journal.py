@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from raymi.engine.journal import Journal, JournalReader
+from raymi.runs.journal import Journal, JournalReader
 
 
 def test_events_are_read_in_order_and_once(tmp_path):
