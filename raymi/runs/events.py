@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from raymi.errors import UserError
@@ -39,10 +39,10 @@ Which = Literal["best", "last", "best-averaged", "last-averaged"]
 Channels = Annotated[list[Finite], Field(min_length=3, max_length=3)]
 
 
+@with_config(_STRICT)
 class Attack(TypedDict, total=False):
     """Settings of a PGD attack, eps and alpha in [0, 1] pixel units."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     norm: Literal["linf", "l2"]
     eps: Annotated[Finite, Field(ge=0)]
     alpha: Finite
@@ -50,10 +50,10 @@ class Attack(TypedDict, total=False):
     seed: int
 
 
+@with_config(_STRICT)
 class Data(TypedDict, total=False):
     """Data set of a run: sizes in images, side in pixels, sha256 of each split."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     name: str
     num_classes: Count
     image_size: Side
@@ -65,10 +65,10 @@ class Data(TypedDict, total=False):
     duplicates: dict[str, Whole]
 
 
+@with_config(_STRICT)
 class _Event(TypedDict, total=False):
     """Fields that every event may have: its place in the run, seconds since 1970."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     time: Annotated[Finite, Field(ge=0, le=1e11)]
     phase: Phase
     epoch: Whole
@@ -143,10 +143,10 @@ class Evaluating(_Event, total=False):
     of: Count
 
 
+@with_config(_STRICT)
 class BestOf(TypedDict, total=False):
     """Origin of a best model after a checkpoint was taken over from another run."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     run: str
     epoch: Whole
     robust_acc: Fraction
@@ -159,10 +159,10 @@ class Exploited(_Event, total=False):
     best: dict[str, BestOf]
 
 
+@with_config(_STRICT)
 class Machine(TypedDict, total=False):
     """Use of a machine."""
 
-    __pydantic_config__ = _STRICT  # type: ignore[misc]
     time: Annotated[Finite, Field(ge=0, le=1e11)]
     metrics: dict[str, Finite]
 
