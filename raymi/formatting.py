@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0 and C1: ESC begins colours, links and titles of terminals
@@ -19,19 +20,20 @@ _MOST_LINES = 60
 _LONGEST_LINE = 4000
 
 
-def printable(text: str, *, keep: str = "") -> str:
+def printable(text: str | Path, *, keep: str = "") -> str:
     """Returns a text in which terminals and browsers see letters only.
 
     Control characters, marks of writing direction and invisible characters become escapes such as
     `\\x1b`; names from files, folders and servers may have any of them.
 
     Args:
-        text: any text.
+        text: any text or path.
         keep: control characters that stay, such as the line ends of a message.
     """
-    if text.isprintable():
-        return text
-    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
+    letters = str(text)
+    if letters.isprintable():
+        return letters
+    return _CONTROL.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), letters)
 
 
 def _escape(letter: str) -> str:

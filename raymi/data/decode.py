@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from raymi.data.cache import cached_array
-from raymi.data.image_file import read_image, shown, unreadable
+from raymi.data.image_file import read_image, unreadable
 from raymi.data.pixel_types import check_scale
 from raymi.data.resize import fit_square_image
 from raymi.errors import UserError
+from raymi.formatting import printable
 
 _FORMAT = 2  # part of the cache key: change it when the same files would decode differently
 _FILES_PER_TASK = 64
@@ -55,7 +56,7 @@ def _cache_key(paths: Sequence[Path], image_size: int | None) -> str:
 
 
 def _decode_all(paths: Sequence[Path], image_size: int | None) -> np.ndarray:
-    folder = shown(os.path.commonpath(paths))
+    folder = printable(os.path.commonpath(paths))
     logger.info("decoding %d images below %s", len(paths), folder)
     first, _ = decode_one(paths[0], image_size)
     _require_memory(len(paths), first)
@@ -67,8 +68,8 @@ def _decode_all(paths: Sequence[Path], image_size: int | None) -> np.ndarray:
             image, share = decode_one(paths[i], image_size)
             if image.shape != first.shape:
                 raise UserError(
-                    f"images differ in size ({_size(first)} in {shown(paths[0])}, {_size(image)} "
-                    f"in {shown(paths[i])}): set data.image_size, to which all are resized"
+                    f"images differ in size ({_size(first)} in {printable(paths[0])}, "
+                    f"{_size(image)} in {printable(paths[i])}): set data.image_size, to which all are resized"
                 )
             images[i] = image
             if share is not None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from raymi.data.image_file import shown
 from raymi.errors import UserError
+from raymi.formatting import printable
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -87,7 +87,9 @@ def class_folders(folder: Path) -> dict[str, Path]:
             continue
         name = unicodedata.normalize("NFC", path.name)
         if any(unicodedata.category(c) in _NO_TEXT for c in name):
-            raise UserError(f"{shown(path)} has a name that is no text in UTF-8: rename this class")
+            raise UserError(
+                f"{printable(path)} has a name that is no text in UTF-8: rename this class"
+            )
         if name in found:
             raise UserError(
                 f"{folder} has two folders of the name {name!r}, in two Unicode forms "
@@ -150,8 +152,8 @@ class _Seen:
         if first is not path:
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
             raise UserError(
-                f"{shown(path)} and {shown(first)} are the same {kind}, which would count twice: "
-                "remove one of them (links to files outside are fine)"
+                f"{printable(path)} and {printable(first)} are the same {kind}, which would count "
+                "twice: remove one of them (links to files outside are fine)"
             )
 
 
@@ -170,8 +172,8 @@ def _is_image(path: Path, seen: _Seen) -> bool:
     suffix = path.suffix.lower()
     if suffix in _OTHER_IMAGE_SUFFIXES:
         raise UserError(
-            f"{shown(path)} is in a format that is not read: convert it to PNG, or take it out of "
-            "the data set"
+            f"{printable(path)} is in a format that is not read: convert it to PNG, or take it "
+            "out of the data set"
         )
     if suffix not in IMAGE_SUFFIXES and not path.is_symlink():
         return False
@@ -179,13 +181,13 @@ def _is_image(path: Path, seen: _Seen) -> bool:
         status = path.stat()
     except OSError as error:
         raise UserError(
-            f"{shown(path)} leads nowhere ({error.strerror}): remove the link, or bring back its "
-            "target"
+            f"{printable(path)} leads nowhere ({error.strerror}): remove the link, or bring back "
+            "its target"
         ) from error
     if suffix not in IMAGE_SUFFIXES:
         return False
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{shown(path)} is not a regular file: take it out of the data set")
+        raise UserError(f"{printable(path)} is not a regular file: take it out of the data set")
     seen.add(path, status)
     return True
 
@@ -194,11 +196,11 @@ def _require_no_image(path: Path) -> None:
     """Refuses an image, or a link to nothing, that lies beside the class folders."""
     if path.suffix.lower() in IMAGE_SUFFIXES | _OTHER_IMAGE_SUFFIXES:
         raise UserError(
-            f"{shown(path)} belongs to no class: put the images of each class in a sub-folder "
+            f"{printable(path)} belongs to no class: put the images of each class in a sub-folder "
             "named after it"
         )
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{shown(path)} is a link that leads nowhere: remove or mend it")
+        raise UserError(f"{printable(path)} is a link that leads nowhere: remove or mend it")
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -214,6 +216,6 @@ def _refuse_unreadable(error: OSError) -> None:
 
 def _unreadable_folder(error: OSError) -> UserError:
     return UserError(
-        f"{shown(str(error.filename))} cannot be read ({error.strerror}): its images would be "
+        f"{printable(error.filename)} cannot be read ({error.strerror}): its images would be "
         "left out. Make it readable"
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from raymi.errors import UserError
+from raymi.formatting import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -70,16 +71,11 @@ def read_image(path: Path) -> Decoded:
 
 def unreadable(path: Path, error: Exception) -> UserError:
     """Returns the error for a file that is no intact image."""
-    return UserError(f"{shown(path)} cannot be read as an image ({error}): {_REMEDY}")
-
-
-def shown(path: Path | str) -> str:
-    """Returns a path that any terminal can print: other characters are escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+    return UserError(f"{printable(path)} cannot be read as an image ({error}): {_REMEDY}")
 
 
 def _refused(path: Path, why: str, remedy: str) -> UserError:
-    return UserError(f"{shown(path)} {why}: {remedy}, or take it out of the data set")
+    return UserError(f"{printable(path)} {why}: {remedy}, or take it out of the data set")
 
 
 def _require_one_image_of_usual_size(image: Image, path: Path) -> None:
@@ -179,19 +175,8 @@ def _transparent(image: Image, path: Path) -> UserError:
 
 def _upright(pixels: Image, opened: Image) -> Image:
     """Turns pixels as the EXIF data of the opened file say; damaged EXIF data are ignored."""
-    from PIL import ExifTags
-    from PIL.Image import Transpose
+    from PIL import ExifTags, ImageOps
 
-    orientation = 1
     with contextlib.suppress(Exception):
-        orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
-    turn = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }.get(orientation)
-    return pixels if turn is None else pixels.transpose(turn)
+        pixels.getexif()[ExifTags.Base.Orientation] = opened.getexif()[ExifTags.Base.Orientation]
+    return ImageOps.exif_transpose(pixels)
