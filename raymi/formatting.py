@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 _CONTROL = re.compile(
@@ -48,6 +49,18 @@ def _escape(letter: str) -> str:
 def table_cell(text: str) -> str:
     """Returns a text as the cell of a Markdown table."""
     return printable(text).replace("|", "\\|")
+
+
+def listed(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """Returns the first names of a list for a message, and the number of the others.
+
+    Args:
+        names: any number of texts.
+        most: number of texts that are listed.
+        between: separator.
+    """
+    more = f" (and {len(names) - most} more)" if len(names) > most else ""
+    return between.join(names[:most]) + more
 
 
 def shortened(text: str, most: int = LONGEST_VALUE) -> str:

@@ -101,8 +101,8 @@ def parse_weights(data: bytes, name: str) -> Weights:
 
 
 _REMEDY = (
-    "it is damaged or of another format; copy it again from an intact original, or use another "
-    "model of the run (best, last) or one of its checkpoints"
+    "copy it again from an intact original, or use another model of the run (best, last) or one of "
+    "its checkpoints"
 )
 
 
@@ -115,9 +115,7 @@ def _check(data: bytes, end: int, about: Mapping[str, Any], name: str) -> None:
     sha.update(memoryview(data)[place + len(entry) :])
     if place < 0 or sha.hexdigest() != digest:
         raise UserError(
-            f"{name} is damaged: its content does not match the sha256 inside it. Copy it again "
-            "from an intact original, or use another model of the run (best, last) or one of its "
-            "checkpoints"
+            f"{name} is damaged, its content does not match the sha256 inside it: {_REMEDY}"
         )
 
 

@@ -1,10 +1,11 @@
-"""Whoever attacks a network leaves it, and all random state, as it found them."""
+"""Attacks leave a network and all random state as they were."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,31 @@ def same_values(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | ((one != one) & (other != other))).all())
+
+
+def copied_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Returns copies of all parameters and buffers by their names, without graphs."""
+    named = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def differing(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    same: Callable[[Any, Any], bool] = same_values,
+) -> list[str]:
+    """Returns the names of values that only one of two snapshots has, or that differ.
+
+    Args:
+        before: values by name.
+        after: values by name.
+        same: comparison of two values; by default of tensors, to the last bit.
+    """
+    return [
+        name
+        for name in {**before, **after}
+        if name not in before or name not in after or not same(before[name], after[name])
+    ]
 
 
 def _put_back(buffers: list[tuple[nn.Module, dict[str, Tensor | None]]]) -> None:

@@ -69,7 +69,8 @@ def _decode_all(paths: Sequence[Path], image_size: int | None) -> np.ndarray:
             if image.shape != first.shape:
                 raise UserError(
                     f"images differ in size ({_size(first)} in {printable(paths[0])}, "
-                    f"{_size(image)} in {printable(paths[i])}): set data.image_size, to which all are resized"
+                    f"{_size(image)} in {printable(paths[i])}): set data.image_size, to which "
+                    "all are resized"
                 )
             images[i] = image
             if share is not None:

@@ -7,7 +7,7 @@ state and so the results of a run stay as they are.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from raymi.attacks.untouched import random_state_kept, same_values
+from raymi.attacks.untouched import copied_tensors, differing, random_state_kept
 from raymi.errors import UserError, what_happened
+from raymi.formatting import listed
 from raymi.models.modes import evaluation_mode, full_precision
 from raymi.models.running_statistics import running_statistics_frozen
 from raymi.models.user_model import check_logits
@@ -25,7 +26,6 @@ from raymi.weights import parse_weights, weights_as_bytes
 _NUM = 4  # images: BatchNorm over samples alone takes no fewer than 2
 _FORWARDS = 4  # in train mode, to find parameters that are used in some of them only
 _SAME = 1e-3  # of the largest logit: more is no rounding
-_NAMES = 3  # of parameters or buffers in a message
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,14 @@ class _Checks:
         return UserError(f"model {self.name!r} must {expected}, got {came}: {remedy}")
 
     def parameters(self) -> None:
-        """There are parameters to train, all of them initialised."""
+        """Refuses a network without parameters to train, or with uninitialised ones."""
         lazy = [
             k for k, p in self.model.named_parameters() if isinstance(p, UninitializedParameter)
         ]
         if lazy:
             raise self.error(
                 "use all of its lazy layers",
-                f"{_listed(lazy)}, which no forward pass initialises",
+                f"{listed(lazy)}, which no forward pass initialises",
                 "remove them",
             )
         if not any(p.requires_grad for p in self.model.parameters()):
@@ -134,21 +134,21 @@ class _Checks:
         if others:
             raise self.error(
                 "have a state dict of tensors alone",
-                _listed(others),
+                listed(others),
                 "keep such values in buffers, or let get_extra_state return a tensor",
             )
         odd = [f"{k} ({v.layout})" for k, v in state.items() if not _is_dense(v)]
         if odd:
             raise self.error(
                 "keep dense tensors in its state dict",
-                _listed(odd),
+                listed(odd),
                 "register others with persistent=False, and make them anew in the network",
             )
         broken = [key for key, value in state.items() if not bool(value.isfinite().all())]
         if broken:
             raise self.error(
                 "begin with finite weights and buffers",
-                f"others in {_listed(broken)}",
+                f"others in {listed(broken)}",
                 "register constants such as masks with persistent=False",
             )
         try:
@@ -192,7 +192,7 @@ class _Checks:
         Returns:
             Logits in eval mode (B, K).
         """
-        before = _tensors(self.model)
+        before = copied_tensors(self.model)
         x = self.x.clone().requires_grad_()
         with evaluation_mode(self.model):
             logits = self._logits(x, "")
@@ -203,10 +203,10 @@ class _Checks:
                 "no gradient by the images in eval mode",
                 "compute in torch without detach(), no_grad() or numpy",
             )
-        if changed := _changed(before, _tensors(self.model)):
+        if changed := differing(before, copied_tensors(self.model)):
             raise self.error(
                 "leave parameters and buffers alone in eval mode",
-                f"changes in {_listed(changed)}",
+                f"changes in {listed(changed)}",
                 "update them in train mode only (self.training)",
             )
         return logits.detach()
@@ -239,15 +239,15 @@ class _Checks:
         for _ in range(_FORWARDS):
             self.model.zero_grad(set_to_none=True)
             logits = self._logits(self.x, " in train mode")
-            between = _tensors(self.model)
+            between = copied_tensors(self.model)
             self._backward(logits, " in train mode")
-            recomputes |= bool(_changed(between, _tensors(self.model)))
+            recomputes |= bool(differing(between, copied_tensors(self.model)))
             named = self.model.named_parameters()
             unused |= {k: None for k, p in named if p.requires_grad and p.grad is None}
-            if other := _changed(shapes, _shapes(self.model)):
+            if other := differing(shapes, _shapes(self.model)):
                 raise self.error(
                     "keep the names and shapes of its buffers",
-                    f"others in {_listed(other)} after a forward pass",
+                    f"others in {listed(other)} after a forward pass",
                     "register each buffer once, in its final shape",
                 )
         num = sum(p.requires_grad for p in self.model.parameters())
@@ -261,12 +261,12 @@ class _Checks:
 
     def recomputed(self) -> None:
         """Some losses need a backward pass through a forward that left running statistics alone."""
-        before = _tensors(self.model)
+        before = copied_tensors(self.model)
         try:
             with running_statistics_frozen(self.model):
                 logits = full_precision(self.model(self.x))
             F.cross_entropy(logits, self.y).backward()
-            problem = _listed(_changed(before, _tensors(self.model)))
+            problem = listed(differing(before, copied_tensors(self.model)))
         except Exception as error:
             problem = what_happened(error)
         if problem:
@@ -338,30 +338,12 @@ def _is_dense(value: Tensor) -> bool:
     return value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    named = (*model.named_parameters(), *model.named_buffers())
-    return {name: tensor.detach().clone() for name, tensor in named}
-
-
 def _shapes(model: nn.Module) -> dict[str, Tensor]:
     """Shapes of everything in the state dict, as tensors to compare."""
     state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     return {name: torch.tensor(tensor.shape) for name, tensor in state.items()}
 
 
-def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> list[str]:
-    return [
-        name
-        for name in {**before, **after}
-        if name not in before or name not in after or not same_values(before[name], after[name])
-    ]
-
-
 def _close(one: Tensor, other: Tensor) -> bool:
     largest = torch.maximum(one.abs(), other.abs()).max().clamp_min(1e-6)
     return bool((one - other).abs().max() <= _SAME * largest)
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" (and {len(names) - _NAMES} more)" if len(names) > _NAMES else ""
-    return ", ".join(names[:_NAMES]) + more

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raymi.attacks.untouched import random_state_kept, same_values
+from raymi.attacks.untouched import differing, random_state_kept, same_values
 from raymi.evaluation.outputs import difference
+from raymi.formatting import listed
 from raymi.models.modes import full_precision
 
 _ROUNDING = 1e-3  # of the logits' spread
 _OF_TORCH = frozenset(vars(nn.Module()))  # attributes of any module, such as hooks and mode
-_NAMES = 4  # of what changes, in a message
 _DEEPEST = 4  # of objects in attributes in attributes
 _LIBRARIES = ("torch", "numpy", "builtins", "collections", "threading", "_thread")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
@@ -50,10 +50,9 @@ class Changes:
                 "attacks would not attack what it sees: let it begin with x = x.clone()"
             )
         if self.state:
-            more = ", ..." if len(self.state) > _NAMES else ""
             return (
                 f"it changes itself in eval mode (state that changes: "
-                f"{', '.join(self.state[:_NAMES])}{more}), so it is another network at each "
+                f"{listed(self.state)}), so it is another network at each "
                 "question and no accuracy is its own: let eval mode leave parameters, buffers and "
                 "attributes alone"
             )
@@ -67,7 +66,7 @@ class Changes:
 
 
 NO_CHANGES = Changes(False, (), False)
-"""Of a network that answers and stays as it is."""
+"""No changes: the network answers and stays as it is."""
 
 
 def changes_of(model: nn.Module, x: Tensor, seed: int) -> Changes:
@@ -91,7 +90,7 @@ def changes_of(model: nn.Module, x: Tensor, seed: int) -> Changes:
         question(other, gradient=True)
         later.append(question(x))
         held.append(dict(_attributes(model)))
-    changed = _differing(before, _tensors(model)) + _differing(*held)
+    changed = differing(before, _tensors(model), _same) + differing(held[0], held[1], _same)
     answers = any(difference(first, logits) > _ROUNDING for logits in later)
     return Changes(question.changed, tuple(changed), answers)
 
@@ -164,14 +163,6 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
         library = type(value).__module__.partition(".")[0] in _LIBRARIES
         own = {} if library else getattr(value, "__dict__", {})
         yield from ((f".{key}", inner) for key, inner in list(own.items()))
-
-
-def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    return [
-        name
-        for name in {**before, **after}
-        if name not in before or name not in after or not _same(before[name], after[name])
-    ]
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -13,12 +13,12 @@ from raymi.attacks.untouched import untouched
 from raymi.evaluation.changes import NO_CHANGES, Changes, changes_of
 from raymi.evaluation.finding import FEW, Finding
 from raymi.evaluation.outputs import PIECE, Outputs, difference
+from raymi.formatting import listed
 from raymi.models.modes import FullPrecision
 
 _FORWARDS = 10  # of a few images: a network that draws seldom may answer the same twice
 _ROUNDING = 1e-3  # of the logits' spread: more is no rounding of the same computation
 _COMPANY = 0.03  # ... of one in a batch of another size, in bf16, too
-_NAMES = 4  # of what changes, in a message
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,7 @@ def _input_changed(changes: Changes) -> Finding:
 def _stateful(changes: Changes) -> Finding:
     text = f"{len(changes.state)} parameters, buffers and attributes change in eval mode"
     if changes.state:
-        more = ", ..." if len(changes.state) > _NAMES else ""
-        text += f": {', '.join(changes.state[:_NAMES])}{more}"
+        text += f": {listed(changes.state)}"
     if changes.answers:
         text += "; the same images with the same random state get other logits later"
     return Finding("state that changes", bool(changes.state) or changes.answers, text)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raymi.errors import UserError
+from raymi.formatting import listed
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Parts of keys that DDP, DataParallel, AveragedModel, torch.compile, FSDP and activation
@@ -94,7 +95,7 @@ class Fitting:
         missing = [key for key in self.wanted if key not in self.closest]
         unexpected = [key for key in self.closest if key not in self.wanted]
         parts = [
-            f"{word} {_listed(keys)}"
+            f"{word} {listed(keys)}"
             for word, keys in (("missing", missing), ("unexpected", unexpected))
             if keys
         ]
@@ -115,7 +116,7 @@ class Fitting:
                 )
             elif _kind(one) != _kind(expected):
                 texts.append(f"{key} is of {one.dtype}, expected {expected.dtype}")
-        return _listed(texts, "; ")
+        return listed(texts, between="; ")
 
     def _unwrapped(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Without wrappers between other parts of keys; those before all of them come off later."""
@@ -204,8 +205,3 @@ def _below(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:
     return tensor.is_floating_point(), tensor.is_complex()
-
-
-def _listed(texts: list[str], between: str = ", ", most: int = 3) -> str:
-    more = f" (and {len(texts) - most} more)" if len(texts) > most else ""
-    return between.join(texts[:most]) + more
