@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import os
 import resource
-from contextlib import contextmanager
 
 import pytest
+from full_disk import files_of_at_most
 from gloo import run_ranks
 from safetensors.torch import load_file
 from tiny_runs import tiny_config, tiny_run
@@ -20,17 +20,6 @@ from raymi.runs.journal import Journal, JournalReader
 from raymi.runs.run_folder import RunFolder
 
 SETTINGS = {"mi.weight": 0}
-
-
-@contextmanager
-def files_of_at_most(num_bytes):
-    """A disk on which the real writes of this process fail beyond a size (EFBIG), root or not."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class Happening(LocalContext):

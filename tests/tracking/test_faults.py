@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib.util
 import os
-import resource
 import shlex
 import shutil
 import sqlite3
@@ -17,8 +16,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import mlflow
 import pytest
 from click.testing import CliRunner
+from full_disk import files_of_at_most
 from mlflow_server import Server
 from mlflow_store import in_folder
 
@@ -28,8 +29,6 @@ from raymi.files import alone
 from raymi.tracking import database, store
 from raymi.tracking.database import sqlite_uri
 from raymi.tracking.faults import answering
-
-mlflow = pytest.importorskip("mlflow")
 
 
 @pytest.fixture(autouse=True)
@@ -246,27 +245,16 @@ def test_a_lock_of_another_user_is_named_with_its_owner(tmp_path: Path) -> None:
     assert said.startswith(f"cannot lock {lock} (Permission denied): it belongs to the user root")
 
 
-@contextmanager
-def full_disk(num_bytes: int) -> Iterator[None]:
-    """Refuses what makes a file longer, as a full disk does."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def test_a_full_disk_while_the_database_is_created_leaves_none(tmp_path: Path) -> None:
     uri = sqlite_uri(tmp_path / "mlflow.db")
-    with full_disk(100_000):
+    with files_of_at_most(100_000):
         assert f"free space on the disk of {tmp_path}/mlflow.db" in refusal(uri)
     assert not list(tmp_path.iterdir())
     use(uri)
 
 
 def test_a_full_disk_under_a_database_asks_for_space(file: Path) -> None:
-    with full_disk(file.stat().st_size // 2):
+    with files_of_at_most(file.stat().st_size // 2):
         assert f"free space on the disk of {file}" in refusal(sqlite_uri(file))
     use(sqlite_uri(file))
 
