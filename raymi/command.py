@@ -29,11 +29,11 @@ EXIT_FAILED, EXIT_USER, EXIT_TIME_LIMIT = 1, 2, 75
 
 
 def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Runs a command and turns what it raises into one message and an exit code.
+    """Runs a command; turns errors into one message and an exit code.
 
     Args:
         body: Takes the words of the command line.
-        argv: Words; None: those of this process.
+        argv: Words; None: the command line of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with _printable_streams(), _short_warnings():

@@ -133,7 +133,7 @@ def send_to_mlflow(console: Console, plan: EvaluationPlan, reports: Sequence[Rep
 
 
 def _not_tracked(folder: RunFolder) -> str:
-    """Returns how a run comes into MLflow of which an evaluation is there already."""
+    """Returns the command that brings the training run of an evaluation into MLflow."""
     words = f"resume={called(folder.path, home_folder() / 'runs')}"
     if not folder.read_config().tracking.enabled:
         words += " tracking.enabled=true"

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and locks that name their holder's place."""
+"""Files that are complete or missing, and locks between processes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a file for writing that gets its name once it is complete and on disk.
 
-    Until then it is locked, so that nobody takes it for one whose writer was killed; such ones of
-    the same name are removed.
+    Until then it is locked; unlocked ones of the same name are removed, as their writers were
+    killed.
 
     Raises:
         OSError: It cannot be written; an earlier one is untouched then.
@@ -74,7 +74,7 @@ def remove_half_written(folder: Path) -> None:
 
 
 def _remove_unused(folder: Path, start: str) -> None:
-    """Removes temporary files of `atomic_file` that no process writes, as far as permitted."""
+    """Removes temporary files of `atomic_file` that no process writes, where permitted."""
     with suppress(OSError):
         for name in os.listdir(folder):
             if not (name.startswith(start) and name.endswith(".tmp")):

@@ -163,7 +163,7 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
 
 
 def _deliver(tracker: Tracker, status: str, tell: Callable[[str], None], again: str) -> int:
-    """Delivers the rest of a run that has ended; a signal ends that at once.
+    """Delivers the rest of a run that has ended; a signal interrupts it.
 
     Returns:
         0, or the exit code of an end by a signal.

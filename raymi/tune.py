@@ -175,7 +175,7 @@ class _Search:
                 self.say(f"MLflow did not take the evaluation of {told.name}: {told.problem}")
 
     def _conclude(self, status: str, again: str) -> int:
-        """Delivers the rest of the sweep; a signal ends that at once.
+        """Delivers the rest of the sweep; a signal interrupts it.
 
         Returns:
             0, or the exit code of an end by a signal.

@@ -21,7 +21,7 @@ from raymi.errors import UserError, first_line
 
 _LENGTH = 8  # bytes of the header's length, little-endian, with which a file begins
 _FORMAT, _SHA256 = "raymi.format", "raymi.sha256"
-"""Metadata of files that raymi wrote; either alone says that there is a checksum to compare."""
+"""Metadata of files that raymi wrote; either one alone requires a matching checksum."""
 
 _BLANK = "0" * 64
 

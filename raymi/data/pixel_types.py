@@ -69,7 +69,7 @@ def check_scale(images: str, brightest: float) -> None:
 
 
 class _Range(NamedTuple):
-    """Smallest and largest value; NaN if there is one."""
+    """Smallest and largest value; NaN if a value is NaN."""
 
     low: float
     high: float

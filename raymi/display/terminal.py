@@ -1,4 +1,4 @@
-"""The terminal: all that raymi prints goes through this module, and nothing in it is markup.
+"""Terminal output of raymi; nothing in it is markup.
 
 Names of runs, classes, folders and models are shown literally. rich would take `[red]` for a
 colour, fail at `[/]`, and pass escape codes on to the terminal.
@@ -34,7 +34,7 @@ class Terminal(Console):
     def render(
         self, renderable: RenderableType, options: ConsoleOptions | None = None
     ) -> Iterable[Segment]:
-        """Renders as rich does; whatever a text holds, no control character leaves raymi."""
+        """Renders as rich does, with control characters of texts escaped."""
         for segment in super().render(renderable, options):
             if segment.control or segment.text.isprintable():
                 yield segment

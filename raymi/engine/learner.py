@@ -62,7 +62,7 @@ class Learner:
 def distributed(
     task: nn.Module, group: Collectives, device: torch.device, *, some_unused: bool = False
 ) -> nn.Module:
-    """Wraps a task in DDP; returns it as it is where there is one worker.
+    """Wraps a task in DDP; returns it unchanged for one worker.
 
     Gradients are averaged in an order that does not depend on how often it was done before: a
     resumed run adds up as the uninterrupted one did.

@@ -1,4 +1,4 @@
-"""Checks of a user's own network before any long work: what training, attacks and files need of it.
+"""Checks of a user's own network before any long work, for training, attacks and files.
 
 They run on a second network that the user's function makes, so that the first one, global random
 state and so the results of a run stay as they are.
@@ -127,8 +127,10 @@ class _Checks:
             )
 
     def state(self, model: nn.Module) -> None:
-        """The state dict holds finite tensors alone, and decides the outputs of any network of the
-        function; it survives a file."""
+        """Refuses a state dict of other values than finite dense tensors, or that omits state.
+
+        It is written and read as a file, and loaded into the second network.
+        """
         state = model.state_dict()
         others = [f"{k} ({type(v).__name__})" for k, v in state.items() if not _is_tensor(v)]
         if others:
@@ -176,7 +178,7 @@ class _Checks:
             )
 
     def copies(self) -> None:
-        """Weight averaging copies the network."""
+        """Refuses a network that weight averaging cannot copy."""
         try:
             copy.deepcopy(self.model)
         except Exception as error:
@@ -187,7 +189,7 @@ class _Checks:
             ) from error
 
     def attacked(self) -> Tensor:
-        """Attacks need gradients by the images in eval mode, of a network that stays as it is.
+        """Refuses a network without gradients by the images in eval mode, or that changes.
 
         Returns:
             Logits in eval mode (B, K).
@@ -226,7 +228,7 @@ class _Checks:
             ) from error
 
     def trained(self) -> tuple[tuple[str, ...], bool]:
-        """A forward and a backward pass in train mode leave the shapes of buffers alone.
+        """Runs forward and backward passes in train mode; refuses buffers that change shape.
 
         Returns:
             Names of parameters without a gradient in some pass, and whether a backward pass changes
@@ -260,7 +262,7 @@ class _Checks:
         return tuple(unused), recomputes
 
     def recomputed(self) -> None:
-        """Some losses need a backward pass through a forward that left running statistics alone."""
+        """Refuses BatchNorm that a backward pass computes again, for losses that freeze it."""
         before = copied_tensors(self.model)
         try:
             with running_statistics_frozen(self.model):
@@ -277,7 +279,7 @@ class _Checks:
             )
 
     def _logits(self, x: Tensor, mode: str) -> Tensor:
-        """Logits (B, K) with their graph."""
+        """Returns logits (B, K) with their graph."""
         expected = f"map images {tuple(x.shape)} to logits {(_NUM, self.num_classes)}{mode}"
         try:
             with torch.enable_grad():

@@ -23,13 +23,13 @@ _COMPANY = 0.03  # ... of one in a batch of another size, in bf16, too
 
 @dataclass(frozen=True)
 class Examination:
-    """Everything that is seen without an attack.
+    """Results of the checks that need no attack.
 
     Args:
         findings: of each check.
         outputs: logits and gradients that the network is recognised by.
         differentiable: whether autograd follows its outputs.
-        changes: of its input and its own state; where there are any, no accuracy is meaningful.
+        changes: of its input and its own state; with any, no accuracy is meaningful.
     """
 
     findings: tuple[Finding, ...]

@@ -64,7 +64,7 @@ def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @dataclass
 class Fitting:
-    """Search for a network's keys in a state dict, whatever wraps them.
+    """Search for a network's keys in a state dict below any wrappers.
 
     Args:
         wanted: the network's own state dict; on any device.
@@ -85,7 +85,7 @@ class Fitting:
             state: such as a whole module of another framework, with an average beside the model.
 
         Returns:
-            Renamed state dicts by the prefix that tells them apart; "" where there is one.
+            Renamed state dicts by their prefixes; "" for a single one.
         """
         found = dict(self._fitting(self._unwrapped(state), ()))
         return {"": next(iter(found.values()))} if len(found) == 1 else found
@@ -167,7 +167,7 @@ def choose(
         which: the place that the user named.
 
     Raises:
-        UserError: there is none of that name, or no name is given and several differ.
+        UserError: no state dict has that name, or no name is given and several differ.
     """
     places = [place or "the file itself" for place in found]
     if which is not None:

@@ -118,7 +118,7 @@ def expected_state(architecture: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def described(build: Mapping[str, Any]) -> str:
-    """Returns the settings of a network in words."""
+    """Returns the settings of a network as text."""
     return ", ".join(f"{k}={v}" for k, v in build.items() if k not in ("kind", "source"))
 
 

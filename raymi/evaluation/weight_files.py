@@ -59,7 +59,7 @@ def read_weights(path: Path, which: str | None = None) -> dict[str, Tensor]:
 def read_weights_for(
     path: Path, wanted: Mapping[str, Tensor], built_as: str, which: str | None = None
 ) -> dict[str, Tensor]:
-    """Reads the state dict of a file that fits a network, whatever wraps it.
+    """Reads the state dict of a file that fits a network, below any wrappers.
 
     Args:
         path: as of `read_weights`.

@@ -16,7 +16,7 @@ def remove_traces(folder: RunFolder) -> None:
 
 
 def left_failure(folder: RunFolder) -> str | None:
-    """Returns the error of a worker that the user can put right; None where there is none."""
+    """Returns a worker's error that the user can fix; None without one."""
     if not folder.failure.is_file():
         return None
     return read_kept(folder.failure, Failure, "see the error logs in its folder").message

@@ -25,7 +25,7 @@ _GUARD_SECONDS = 15.0  # that the guard may take to clean up
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """Yields the folder for a local Ray, on whose processes and files a guard of its own waits.
+    """Yields the folder for a local Ray; a guard process removes it and Ray's processes at the end.
 
     Raises:
         UserError: No folder with a short path can be written.

@@ -76,8 +76,10 @@ def leftovers(base: Path) -> list[Path]:
 
 
 def users_of(folder: Path, driver: int = 0) -> list[int]:
-    """Returns the user's processes that name Ray's folder in their command or have a file of it
-    open: all of Ray's do, since their logs are there. The driver and this process are left out."""
+    """Returns ids of the user's processes that name Ray's folder or have a file of it open.
+
+    All of Ray's do, as it holds their logs. The driver and this process are left out.
+    """
     import psutil
 
     inside, spared, found = str(folder / INSIDE) + os.sep, {os.getpid(), driver}, []

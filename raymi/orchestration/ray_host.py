@@ -55,7 +55,7 @@ class RayHost:
 
     @property
     def answered(self) -> bool:
-        """Whether Ray has answered, or failed."""
+        """True once Ray has answered or failed."""
         return self._answered.is_set()
 
     def end(self, seconds: float) -> None:

@@ -149,7 +149,7 @@ def _of_cluster(
 
 
 def _unused_gpus(scaling: ScalingConfig, gpus: int, where: str) -> str:
-    """Returns the warning of a run that uses CPUs although there are GPUs."""
+    """Returns the warning of a run that leaves GPUs unused."""
     return (
         f"warning: scaling.workers={scaling.workers} needs a GPU for each worker, {where} {gpus}: "
         f"training on CPUs. Set scaling.workers={gpus} to use the GPUs, or scaling.use_gpu=false"

@@ -1,6 +1,6 @@
 """Start of a local Ray, and connection to the cluster of a job: each with a limit and one message.
 
-A local Ray belongs to its driver alone: it has a folder and a token of its own, and listens on the
+A local Ray belongs to its driver alone: it has a private folder and token, and listens on the
 loopback interface.
 """
 

@@ -1,5 +1,4 @@
-"""How SIGINT and SIGTERM end what a driver does: as a request that workers answer with a
-checkpoint, or at once."""
+"""SIGINT and SIGTERM: the first one requests a checkpoint, the second one ends immediately."""
 
 from __future__ import annotations
 
@@ -26,11 +25,11 @@ def nothing() -> None:
 
 
 class Signals:
-    """Handler of SIGINT and SIGTERM: the first one requests a stop, the second one ends at once.
+    """Handler of SIGINT and SIGTERM: the first requests a stop, the second ends immediately.
 
     Args:
         stop_file: made at the first signal.
-        on_first: called in the handler of the first signal; must return at once.
+        on_first: called in the handler of the first signal; must return immediately.
     """
 
     def __init__(self, stop_file: Path, on_first: Callable[[], object] = nothing) -> None:
@@ -86,11 +85,13 @@ class Signals:
 
 @contextmanager
 def ended_by_sigterm(on_signal: Callable[[], object] = nothing) -> Iterator[None]:
-    """Lets SIGTERM end a block by a `Stopped`. On its way it is a KeyboardInterrupt: while Ray
-    waits, it lets no other exception of a signal's handler through.
+    """Lets SIGTERM end a block by a `Stopped`.
+
+    On its way it is a KeyboardInterrupt: while Ray waits, it lets no other exception of a signal's
+    handler through.
 
     Args:
-        on_signal: called in the handler of the first SIGTERM; must return at once.
+        on_signal: called in the handler of the first SIGTERM; must return immediately.
     """
     received: list[int] = []
 

@@ -86,8 +86,10 @@ def find_subject(
     num_classes: int | None = None,
     image_size: int | None = None,
 ) -> Found:
-    """The classifier of a name: see `FORMS`. Looked for in that order: MLflow, where it begins with
-    models:/ or runs:/; a file; a run; a function.
+    """Finds the classifier of a name, see `FORMS`.
+
+    It is searched in this order: MLflow, if it begins with models:/ or runs:/; a file; a run; a
+    function.
 
     Args:
         config: `out` says where runs are; `model.*` how weights that belong to no run are built.
@@ -133,7 +135,7 @@ def find_subject(
 
 def tracked(folder: RunFolder) -> dict[str, Any]:
     """Returns where MLflow has a run: `uri` of the store, which may hold the user's password;
-    `run_id`, None before it is there; `model_ids` by model. Empty where it was not tracked.
+    `run_id`, None before the first delivery; `model_ids` by model. Empty where it was not tracked.
 
     Raises: UserError where the file that says it is damaged.
     """

@@ -235,7 +235,7 @@ class _Searcher(Searcher):
         self.watch.news(News(kind, run, trial, last))
 
     def died(self, trial_id: str, error: str) -> None:
-        """Notes why a run's process died, which Ray Tune does not tell a searcher."""
+        """Notes the cause of a run's death, which Ray Tune keeps from a searcher."""
         if cause := loss_of_worker(error):
             self._deaths[trial_id] = cause
 

@@ -68,7 +68,7 @@ class History:
 
     @property
     def chosen(self) -> str:
-        """The model with the highest robust validation accuracy; "best" before there is one."""
+        """The model with the highest robust validation accuracy; "best" before an evaluation."""
         return chosen_model(self.evaluations)
 
     def best_epoch(self, which: str = "best") -> int | None:
@@ -131,7 +131,7 @@ def _probes_of_training(config: Config, events: Iterable[Event]) -> list[Probe]:
 
 
 def _probes_afterwards(folder: RunFolder) -> list[Probe]:
-    """Reads the estimates of `raymi.probe`, which replace those of the training."""
+    """Reads the estimates of `raymi.probe`, which replace the estimates of the training."""
     found = []
     for path in sorted(folder.path.glob("probe-*.json")):
         without = "it is left out, measure again with python -m raymi.probe"

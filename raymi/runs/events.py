@@ -182,7 +182,7 @@ _ANY: TypeAdapter[Any] = TypeAdapter(_Event)
 
 
 class Event(dict[str, Any]):
-    """One event, or a mapping in it; a field that it lacks is a `UserError` that names the file.
+    """An event, or a mapping in it; a missing field raises a `UserError` that names the file.
 
     Args:
         fields: of the event.

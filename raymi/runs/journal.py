@@ -1,8 +1,8 @@
-"""The run's own record on disk: one line of JSON for each event, written by rank 0 alone.
+"""Journal of a run on disk: one line of JSON for each event, written by rank 0 alone.
 
-Whoever shows or tracks a run reads the journal; training knows of neither. A line is complete once
-it ends; after a crash and a replay the same event (kind, epoch, step) can be there twice. What a
-full disk does not take waits in memory for the next attempt.
+Displays and trackers read the journal; training knows of neither. A line is complete once it ends;
+after a crash and a replay the same event (kind, epoch, step) can occur twice. Events that a full
+disk refuses wait in memory for the next attempt.
 """
 
 from __future__ import annotations

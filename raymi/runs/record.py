@@ -44,12 +44,12 @@ class RunRecord:
 
     @property
     def chosen(self) -> str:
-        """The model with the highest robust validation accuracy; "best" before there is one."""
+        """The model with the highest robust validation accuracy; "best" before an evaluation."""
         return chosen_model(self.evaluations)
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
+        """True once the run has finished."""
         return bool(self.of_kind("finished"))
 
 

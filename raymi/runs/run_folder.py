@@ -1,4 +1,4 @@
-"""Where a run keeps what."""
+"""Folder of a run: paths of its files, and those that are read and written here."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class RunFolder:
         keep_json(self.about, about)
 
     def read_about(self) -> dict[str, Any]:
-        """Reads the content of `write_about`; empty where there is none.
+        """Reads the content of `write_about`; empty if the file is missing.
 
         Raises: UserError where it is damaged.
         """

@@ -64,7 +64,7 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def complete_database(uri: str) -> None:
-    """Creates the database of a SQLite address where there is none, or only a half-made empty one.
+    """Creates the database of a SQLite address if it is missing, or half-made and empty.
 
     Does nothing for other addresses.
 
@@ -109,7 +109,7 @@ def is_known(revision: str) -> bool:
 
 
 def _is_complete(file: Path) -> bool:
-    """Returns whether a database is there and whole; False: missing, or half-made and empty.
+    """Returns whether a database is complete; False: missing, or half-made and empty.
 
     Raises:
         SchemaError: where it holds data under another schema.

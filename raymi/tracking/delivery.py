@@ -41,7 +41,7 @@ class Delivery(threading.Thread, ABC):
         super().__init__(daemon=True, name=f"mlflow-{what}")
         self.uri, self.tell = uri, tell
         self.problem: str | None = None
-        """Why the store does not take what it is sent, with the remedy; None where it does."""
+        """Reason for which the store refuses data, with the remedy; None if it takes them."""
         self._what = what
         self._closing: str | None = None
         self._delivered = threading.Event()
@@ -63,9 +63,9 @@ class Delivery(threading.Thread, ABC):
         super().start()
 
     def interrupt(self) -> threading.Event:
-        """Marks what is running as KILLED in MLflow, at once and beside the delivery.
+        """Marks running runs as KILLED in MLflow, beside the delivery.
 
-        A process that gets SIGTERM may be killed seconds later. Returns at once, also in the
+        A process that gets SIGTERM may be killed seconds later. Returns immediately, also in the
         handler of a signal.
 
         Returns:
@@ -168,7 +168,7 @@ class Delivery(threading.Thread, ABC):
 
     @abstractmethod
     def _mark(self, status: str) -> None:
-        """Sets the status of what is running; called in a thread of its own."""
+        """Sets the status of running runs; called in a separate thread."""
 
     def _say_problem(self, error: Exception) -> None:
         told = self.problem is not None

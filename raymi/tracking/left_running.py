@@ -79,7 +79,7 @@ def _lock(held: ExitStack, folder: Path) -> bool:
     """Takes the locks that the process of a run holds, so that none starts meanwhile.
 
     Returns:
-        False where there is no lock, from which nothing follows.
+        False without any lock, from which nothing follows.
 
     Raises:
         InUse: where a process holds one.
@@ -100,7 +100,7 @@ def _last_sign(folder: Path) -> float:
 
 @cache
 def _this_machine() -> str:
-    """Returns the name of this machine, with digits that tell machines of one name apart."""
+    """Returns the name of this machine, with digits that distinguish machines of one name."""
     name = platform.node() or "unnamed"
     with suppress(OSError):
         number = Path("/etc/machine-id").read_bytes()

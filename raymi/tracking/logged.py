@@ -108,7 +108,7 @@ def config_of(client: Any, run_id: str | None, place: Path) -> Config | None:
 
 
 def _remedy(address: str, uri: str, error: Exception) -> str:
-    """Returns what to do, with the models that there are where the store answers."""
+    """Returns the remedy, with the known models if the store answers."""
     from mlflow.exceptions import MlflowException
 
     missing = isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST"

@@ -21,7 +21,7 @@ def send_records(
 
     Args:
         logs: see `RunFolder.machine_logs`.
-        told: what was delivered before.
+        told: progress of the delivery so far.
         began: start of the run, in milliseconds since the epoch: clocks of machines differ, and no
             record is before it.
 

@@ -1,7 +1,7 @@
-"""A run in MLflow, as its journal tells it: in order, and each event once.
+"""A run in MLflow, delivered from its journal in order, each event once.
 
-What could not be delivered stays in the journal on disk; how far delivery got is kept beside it, so
-that a continued run, or the next attempt, continues from there.
+Undelivered events stay in the journal on disk; the progress of the delivery is kept beside it, so
+that a continued run, or the next attempt, continues there.
 """
 
 from __future__ import annotations
