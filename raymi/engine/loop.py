@@ -16,7 +16,6 @@ from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import Splits
 from raymi.data.augment import to_unit
-from raymi.data.duplicates import describe_duplicates
 from raymi.engine.alarms import alarms, finite_means, require_finite_weights
 from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.engine.context import Context
@@ -372,9 +371,7 @@ class _Run:
     def _announce(self) -> None:
         splits, state = self.splits, self.state
         sets = splits.sets
-        sizes = {name: len(images) for name, images in sets.items()}
-        # as long as the digests take, so only where they are written
-        duplicates = splits.duplicates if self.group.rank == 0 else {}
+        writes = self.group.rank == 0  # digests and duplicates take as long as reading the images
         modules = {"classifier": state.model, "estimators": state.estimators}
         self._write(
             "start",
@@ -397,18 +394,13 @@ class _Run:
                 "mean": list(splits.mean),
                 "std": list(splits.std),
                 "class_names": list(splits.train.class_names),
-                "sizes": sizes,
-                "duplicates": duplicates,
-                "digests": (
-                    {name: images.digest for name, images in sets.items()}
-                    if self.group.rank == 0
-                    else {}
-                ),
+                "sizes": {name: len(images) for name, images in sets.items()},
+                "duplicates": splits.duplicates if writes else {},
+                "digests": {name: one.digest for name, one in sets.items()} if writes else {},
             },
         )
-        if warning := describe_duplicates(duplicates, sizes):
-            self._write("warning", message=warning)
-
+        if writes and splits.warning:
+            self._write("warning", message=splits.warning)
         for remark in state.facts.remarks:
             self._write("warning", message=remark)
 
