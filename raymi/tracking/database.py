@@ -130,7 +130,10 @@ def _read(file: Path) -> _Content | None:
         return None
     # Not read-only: what a killed writer left in the journal is rolled back first.
     address = f"file:{quote(str(file.absolute()))}?mode=rw"
-    with closing(sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS)) as database:
+    with closing(
+        sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
+    ) as database:
+        database.execute("BEGIN")  # all that follows sees the same state
         found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         tables = {name for (name,) in found if not name.startswith("sqlite_")}
         revision = None
