@@ -22,17 +22,17 @@ import sys
 
 from rich.console import Console
 
-from raymi.command import EXIT_FAILED, print_help, run_command, wants_help
-from raymi.comparison.plan import ARMS, Comparison, planned
-from raymi.comparison.report import Progress, keep, show
-from raymi.comparison.results import RunResult
-from raymi.comparison.runs import run_all, slots
-from raymi.display.say import say
-from raymi.display.terminal import Terminal
+from raymi.commands.cli import EXIT_FAILED, print_help, run_command, wants_help
+from raymi.commands.compare.options import ARMS, Comparison, planned
+from raymi.commands.compare.report import Progress, keep, show
+from raymi.commands.compare.results import RunResult
+from raymi.commands.compare.run import run_all, slots
 from raymi.files import alone, not_writable
 from raymi.hardware import available_cores, available_gpus
 from raymi.recipes import BASE_RECIPES, VARIANTS
 from raymi.runs.record import warning_lines
+from raymi.terminal.console import Terminal
+from raymi.terminal.print_line import say
 
 USAGE = (
     "python -m raymi.compare [recipe=NAME] [arms=A,B,...] [seeds=0..9 | seeds=0,1,2] "

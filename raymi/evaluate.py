@@ -33,25 +33,25 @@ from rich.console import Console
 
 from raymi.attacks.catalogue import ATTACKS
 from raymi.attacks.suites import ENSEMBLES, SUITES
-from raymi.command import EXIT_FAILED, print_help, run_command, wants_help
+from raymi.commands.cli import EXIT_FAILED, print_help, run_command, wants_help
+from raymi.commands.evaluate.options import takes
+from raymi.commands.evaluate.plan import EvaluationPlan, planned
+from raymi.commands.evaluate.run import evaluate, track
 from raymi.data import DATASETS
-from raymi.display.evaluation import (
+from raymi.evaluation.attack_task import StepFailed
+from raymi.evaluation.report import Report, TransferMatrix, differences
+from raymi.files import keep_json
+from raymi.runs.run_folder import RunFolder
+from raymi.runs.run_paths import called, home_folder
+from raymi.signals import Stopped
+from raymi.terminal.console import Terminal
+from raymi.terminal.evaluation import (
     EvaluationDisplay,
     print_differences,
     print_report,
     print_transfer,
 )
-from raymi.display.say import say
-from raymi.display.terminal import Terminal
-from raymi.evaluation.report import Report, TransferMatrix, differences
-from raymi.evaluation.steps import StepFailed
-from raymi.files import keep_json
-from raymi.orchestration.evaluation_plan import EvaluationPlan, planned
-from raymi.orchestration.evaluation_request import takes
-from raymi.orchestration.evaluation_run import evaluate, track
-from raymi.orchestration.names import called, home_folder
-from raymi.orchestration.signals import Stopped
-from raymi.runs.run_folder import RunFolder
+from raymi.terminal.print_line import say
 from raymi.tracking.store import how_to_open, without_password
 
 USAGE = (

@@ -16,18 +16,18 @@ import hashlib
 import sys
 from pathlib import Path
 
-from raymi.command import print_help, run_command, wants_help
+from raymi.commands.cli import print_help, run_command, wants_help
+from raymi.commands.find_model import WHICH, find_subject, needs_data
+from raymi.commands.option_types import new_folder
 from raymi.config import Config
-from raymi.display.say import say
-from raymi.display.terminal import Terminal
 from raymi.errors import UserError
-from raymi.evaluation.subject import Subject
+from raymi.evaluation.model_source import Subject
 from raymi.files import keep
 from raymi.models.source import classifier_source
-from raymi.orchestration.names import home_folder
-from raymi.orchestration.subjects import WHICH, find_subject, needs_data
 from raymi.overrides import examine, flatten, split_words
-from raymi.own_keys import new_folder
+from raymi.runs.run_paths import home_folder
+from raymi.terminal.console import Terminal
+from raymi.terminal.print_line import say
 
 USAGE = "python -m raymi.export model=RUN [which=NAME] [folder=FOLDER] [out=RUNS] [--help]"
 

@@ -17,19 +17,19 @@ import torch
 from rich.console import Console
 
 from raymi.collectives import Collectives
-from raymi.command import print_help, run_command, wants_help
+from raymi.commands.cli import print_help, run_command, wants_help
 from raymi.config import Config
 from raymi.data import Splits
-from raymi.display.say import say
-from raymi.display.terminal import Table, Terminal, progress_bar
-from raymi.engine.measurements import load_data, probe_model
+from raymi.engine.validation import load_data, probe_model
 from raymi.errors import UserError, did_you_mean
 from raymi.files import keep_json
 from raymi.local_paths import local_path
 from raymi.models import build_model
-from raymi.orchestration.names import find_run
 from raymi.overrides import examine, flatten, overlay, split_words
 from raymi.runs.run_folder import RunFolder
+from raymi.runs.run_paths import find_run
+from raymi.terminal.console import Table, Terminal, progress_bar
+from raymi.terminal.print_line import say
 from raymi.weights import read_weights_file
 
 USAGE = "python -m raymi.probe run=RUN [out=FOLDER] [model=best] [key=value ...] [--help]"

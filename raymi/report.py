@@ -20,11 +20,11 @@ import sys
 
 from rich.progress import TaskID
 
-from raymi.command import print_help, run_command, wants_help
-from raymi.display.say import say
-from raymi.display.terminal import Terminal, progress_bar
-from raymi.orchestration.report_request import COMMAND, requested, takes
-from raymi.orchestration.report_run import is_tracked, make_report, planned, track
+from raymi.commands.cli import print_help, run_command, wants_help
+from raymi.commands.report.options import COMMAND, requested, takes
+from raymi.commands.report.run import is_tracked, make_report, planned, track
+from raymi.terminal.console import Terminal, progress_bar
+from raymi.terminal.print_line import say
 from raymi.tracking.store import how_to_open, without_password
 
 USAGE = (

@@ -20,16 +20,16 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
-from raymi.command import print_help, run_command, wants_help
-from raymi.display.say import say
-from raymi.display.selection import number_text, print_ranking, question_text
-from raymi.display.terminal import Terminal
+from raymi.commands.cli import print_help, run_command, wants_help
+from raymi.commands.select.options import COMMAND, Request, requested
 from raymi.errors import UserError
 from raymi.files import keep_json
-from raymi.orchestration.names import home_folder
-from raymi.selection.questions import check_names, in_one_question, strongest
+from raymi.runs.run_paths import home_folder
+from raymi.selection.protocols import check_names, in_one_question, strongest
 from raymi.selection.ranking import Ranking, rank
-from raymi.selection.request import COMMAND, Request, requested
+from raymi.terminal.console import Terminal
+from raymi.terminal.print_line import say
+from raymi.terminal.selection import number_text, print_ranking, question_text
 from raymi.tracking.alias import Pointed, point_alias
 from raymi.tracking.candidates import find_candidates
 from raymi.tracking.faults import answering

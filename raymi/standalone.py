@@ -22,22 +22,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from raymi.command import EXIT_FAILED, EXIT_TIME_LIMIT, run_command
+from raymi.commands.cli import EXIT_FAILED, EXIT_TIME_LIMIT, run_command
+from raymi.commands.preflight import input_problems
 from raymi.config import Config, ScalingConfig
-from raymi.display.progress import ProgressDisplay
-from raymi.display.summary import print_summary
-from raymi.display.terminal import Terminal
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.errors import UserError
 from raymi.files import not_writable
-from raymi.orchestration.checks import input_problems
-from raymi.orchestration.names import check_place, with_found_runs
 from raymi.overrides import examine, split_words
 from raymi.recipes import RECIPES, on_recipe
 from raymi.runs.journal import JournalReader
 from raymi.runs.record import evaluations_of
 from raymi.runs.run_folder import RunFolder
+from raymi.runs.run_paths import check_place, with_found_runs
+from raymi.terminal.console import Terminal
+from raymi.terminal.progress import ProgressDisplay
+from raymi.terminal.summary import print_summary
 from raymi.tracking.provenance import describe_run
 
 

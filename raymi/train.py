@@ -15,30 +15,30 @@ from typing import Any
 
 from rich.console import Console
 
-from raymi.command import EXIT_FAILED, EXIT_TIME_LIMIT, print_help, run_command, wants_help
+from raymi.commands.cli import EXIT_FAILED, EXIT_TIME_LIMIT, print_help, run_command, wants_help
+from raymi.commands.preflight import input_problems
 from raymi.config import Config
 from raymi.data import DATASETS
-from raymi.display.progress import ProgressDisplay
-from raymi.display.say import say
-from raymi.display.summary import print_summary
-from raymi.display.terminal import Terminal
 from raymi.errors import StorageError, UserError
 from raymi.local_paths import local_path
 from raymi.models import MODELS
-from raymi.orchestration.checks import input_problems
-from raymi.orchestration.launch import Follower, NotBegun, RunFailed, TimeLimitReached, launch
-from raymi.orchestration.names import (
+from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
+from raymi.ray_backend.train_driver import Follower, NotBegun, RunFailed, TimeLimitReached, launch
+from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
+from raymi.runs.record import chosen_model, missing_evaluations, read_record
+from raymi.runs.run_folder import RunFolder
+from raymi.runs.run_paths import (
     called,
     find_run,
     home_folder,
     new_run_folder,
     with_found_runs,
 )
-from raymi.orchestration.signals import Stopped, ended_by_sigterm, nothing
-from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
-from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
-from raymi.runs.record import chosen_model, missing_evaluations, read_record
-from raymi.runs.run_folder import RunFolder
+from raymi.signals import Stopped, ended_by_sigterm, nothing
+from raymi.terminal.console import Terminal
+from raymi.terminal.print_line import say
+from raymi.terminal.progress import ProgressDisplay
+from raymi.terminal.summary import print_summary
 from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
 from raymi.tracking.provenance import describe_run
 from raymi.tracking.store import how_to_open

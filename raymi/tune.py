@@ -21,18 +21,10 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from raymi.command import EXIT_FAILED, print_help, run_command, wants_help
-from raymi.display.evaluation import EvaluationDisplay, print_report
-from raymi.display.say import say_lines
-from raymi.display.sweep import SweepDisplay, print_sweep
-from raymi.display.terminal import Terminal
-from raymi.errors import StorageError, UserError
-from raymi.evaluation.steps import StepFailed
-from raymi.orchestration.evaluation_run import evaluate, track
-from raymi.orchestration.names import home_folder
-from raymi.orchestration.signals import Stopped, ended_by_sigterm, nothing
-from raymi.orchestration.sweep_request import COMMAND, TUNE, asked_for, to_continue
-from raymi.orchestration.sweep_run import (
+from raymi.commands.cli import EXIT_FAILED, print_help, run_command, wants_help
+from raymi.commands.evaluate.run import evaluate, track
+from raymi.commands.tune.options import COMMAND, TUNE, asked_for, to_continue
+from raymi.commands.tune.run import (
     Place,
     complete,
     judge,
@@ -41,17 +33,25 @@ from raymi.orchestration.sweep_run import (
     train_trials,
     winner,
 )
+from raymi.errors import StorageError, UserError
+from raymi.evaluation.attack_task import StepFailed
 from raymi.overrides import expected
 from raymi.recipes import BASE_RECIPES
 from raymi.runs.record import warning_lines
-from raymi.sweeps.news import News
-from raymi.sweeps.space import find_space
-from raymi.sweeps.space_files import known_spaces
-from raymi.sweeps.sweep import Run, Sweep
-from raymi.sweeps.table import Found, trial_rows
+from raymi.runs.run_paths import home_folder
+from raymi.signals import Stopped, ended_by_sigterm, nothing
+from raymi.terminal.console import Terminal
+from raymi.terminal.evaluation import EvaluationDisplay, print_report
+from raymi.terminal.print_line import say_lines
+from raymi.terminal.sweep import SweepDisplay, print_sweep
 from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
 from raymi.tracking.store import how_to_open
 from raymi.tracking.sweeps import SweepTracker
+from raymi.tuning.events import News
+from raymi.tuning.results_table import Found, trial_rows
+from raymi.tuning.space import find_space
+from raymi.tuning.space_files import known_spaces
+from raymi.tuning.sweep_folder import Run, Sweep
 
 USAGE = (
     f"{COMMAND} space=NAME [recipe=NAME] [name=NAME] [seeds=0..9] [tune.trials=N] [key=value ...] "

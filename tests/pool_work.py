@@ -16,11 +16,11 @@ import torch
 from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import ensembles_of
 from raymi.data import ImageSet
+from raymi.evaluation.attack_task import Task
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
-from raymi.evaluation.ledger import Ledger
-from raymi.evaluation.run import InThisProcess, Pool, run
-from raymi.evaluation.steps import Task
-from raymi.evaluation.work import Attackers, Work
+from raymi.evaluation.outcome_store import Ledger
+from raymi.evaluation.scheduler import InThisProcess, Pool, run
+from raymi.evaluation.worker_job import Attackers, Work
 
 MINE = '''
 import os

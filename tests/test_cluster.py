@@ -25,10 +25,10 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.dashboard.utils import get_address_for_submission_client
 from raymi_command import environment
 
-import raymi.orchestration.evaluation_request
-import raymi.selection.request
+import raymi.commands.evaluate.options
+import raymi.commands.select.options
 from raymi import train
-from raymi.orchestration.sweep_request import asked_for
+from raymi.commands.tune.options import asked_for
 from raymi.overrides import flatten, split_words
 
 ROOT = Path(__file__).parents[1]
@@ -163,8 +163,8 @@ def _check_tune(words: list[str]) -> None:
 CHECKS: dict[str, Callable[[list[str]], object]] = {
     "raymi.train": _check_train,
     "raymi.tune": _check_tune,
-    "raymi.evaluate": raymi.orchestration.evaluation_request.requested,
-    "raymi.select": raymi.selection.request.requested,
+    "raymi.evaluate": raymi.commands.evaluate.options.requested,
+    "raymi.select": raymi.commands.select.options.requested,
 }
 
 

@@ -14,13 +14,13 @@ from raymi_command import environment
 from uploaded_files import ROOT, uploaded_files
 
 from raymi.__main__ import COMMANDS
-from raymi.sweeps.space_files import known_spaces, space_file
+from raymi.tuning.space_files import known_spaces, space_file
 
 SPACES = sorted(path.stem for path in (ROOT / "tune_spaces").glob("*.toml"))
 PIP = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check")
 LOOKUP = """
 import json, raymi
-from raymi.sweeps.space_files import known_spaces, space_file
+from raymi.tuning.space_files import known_spaces, space_file
 files = {name: str(space_file(name)) for name in known_spaces()}
 print(json.dumps({"package": raymi.__file__, "files": files}))
 """

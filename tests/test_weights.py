@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raymi import export, probe
-from raymi.engine.reuse import load_weights, save_weights
+from raymi.commands.find_model import find_subject
 from raymi.errors import UserError
-from raymi.evaluation.program import load_program
+from raymi.evaluation.exported_program import load_program
 from raymi.evaluation.weight_files import read_weights
-from raymi.orchestration.subjects import find_subject
+from raymi.runs.pretrained import load_weights, save_weights
 from raymi.runs.run_folder import RunFolder
 from raymi.weights import parse_weights, read_weights_file, weights_as_bytes
 

@@ -12,11 +12,11 @@ from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
 from raymi.data import Splits, load_splits
 from raymi.engine.context import LocalContext
-from raymi.engine.feed import Feed
 from raymi.engine.loop import Outcome, train
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import phases_of
-from raymi.engine.state import TrainState
+from raymi.engine.train_loader import Feed
+from raymi.engine.train_state import TrainState
 from raymi.runs.run_folder import RunFolder
 
 TINY = {

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from tiny_runs import TINY
 
-from raymi.sweeps.settings import TuneConfig
-from raymi.sweeps.space import Space
-from raymi.sweeps.sweep import Definition, Measured, Run, Sweep
-from raymi.sweeps.trial import Ended, Report, in_this_process, run_trial
+from raymi.tuning.run_trial import Ended, Report, in_this_process, run_trial
+from raymi.tuning.settings import TuneConfig
+from raymi.tuning.space import Space
+from raymi.tuning.sweep_folder import Definition, Measured, Run, Sweep
 
 SPACE = Space(name="lr", description="", parameters={"optim.lr": {"log": (0.01, 0.1)}})
 SETTINGS = {k: v for k, v in TINY.items() if k != "optim.lr"}

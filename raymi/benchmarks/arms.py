@@ -13,9 +13,9 @@ from raymi.benchmarks.naive import NaiveSchedule
 from raymi.benchmarks.synthetic import random_splits
 from raymi.collectives import Collectives
 from raymi.config import Config
-from raymi.engine.feed import Batch, Feed
 from raymi.engine.phases import phases_of
-from raymi.engine.state import TrainState
+from raymi.engine.train_loader import Batch, Feed
+from raymi.engine.train_state import TrainState
 from raymi.overrides import nest, overlay, validate
 
 AT, STAGED, JOINT, RELEASED, NAIVE = "AT", "staged", "joint", "released", "naive"

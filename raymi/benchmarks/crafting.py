@@ -13,8 +13,8 @@ from raymi.benchmarks.arms import AT, Trainee, arm_config, trainee
 from raymi.benchmarks.clock import Clock, interleaved, ratio
 from raymi.benchmarks.plan import Plan
 from raymi.benchmarks.section import Section, number, skipped
-from raymi.engine.feed import Batch
 from raymi.engine.step import Crafter
+from raymi.engine.train_loader import Batch
 
 THEIRS = "torchattacks.PGD"
 _OPTIONS = {

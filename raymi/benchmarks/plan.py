@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from raymi.benchmarks.synthetic import image_size
+from raymi.commands.option_types import names, new_file, whole, with_json
 from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
 from raymi.formatting import shown
 from raymi.hardware import available_cores
 from raymi.models import check_model
 from raymi.overrides import examine, flatten, overlay, split_words
-from raymi.own_keys import names, new_file, whole, with_json
 from raymi.recipes import RECIPES, on_recipe
 
 PARTS = {

@@ -14,11 +14,11 @@ from rich.console import Console
 import raymi
 from raymi.benchmarks.plan import PARTS, Plan
 from raymi.benchmarks.section import Section
-from raymi.comparison.results import markdown
-from raymi.display.say import say, say_lines
-from raymi.display.terminal import Table, Terminal, literal
+from raymi.commands.compare.results import markdown
 from raymi.files import keep_json
 from raymi.hardware import available_cores, processor_name
+from raymi.terminal.console import Table, Terminal, literal
+from raymi.terminal.print_line import say, say_lines
 
 
 @contextmanager

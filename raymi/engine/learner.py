@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from raymi.collectives import Collectives
-from raymi.engine.gradient_average import average_each
+from raymi.engine.ddp_hook import average_each
 from raymi.engine.schedules import fast_forward
 
 

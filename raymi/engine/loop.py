@@ -16,21 +16,21 @@ from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import Splits
 from raymi.data.augment import to_unit
-from raymi.engine.alarms import alarms, finite_means, require_finite_weights
-from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.engine.context import Context
-from raymi.engine.feed import Feed
-from raymi.engine.machine_watch import watched_machine
-from raymi.engine.measurements import Measurements, load_data
+from raymi.engine.health_checks import alarms, finite_means, require_finite_weights
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import Phase, phases_until
-from raymi.engine.reuse import load_weights, pretrained_path, save_weights
-from raymi.engine.state import Position, TrainState, check_format
 from raymi.engine.storage import Storage
+from raymi.engine.system_metrics import watched_machine
+from raymi.engine.train_loader import Feed
+from raymi.engine.train_state import Position, TrainState, check_format
+from raymi.engine.validation import Measurements, load_data
 from raymi.errors import UserError, what_happened
 from raymi.hardware import machine_in_words, processor_name
 from raymi.models.running_statistics import running_statistics_frozen
+from raymi.runs.checkpoint import load_checkpoint, save_checkpoint
 from raymi.runs.journal import Journal
+from raymi.runs.pretrained import load_weights, pretrained_path, save_weights
 from raymi.runs.run_folder import RunFolder
 
 

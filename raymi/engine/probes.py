@@ -19,10 +19,10 @@ from raymi.counter_rng import permutation, random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.data.batches import global_batch, share, share_sizes
-from raymi.engine.critics import EstimatorTask
-from raymi.engine.diagnostics import MIObserver
-from raymi.engine.evaluation import AttackedBlock, PGDAttack, evaluate_pgd
+from raymi.engine.estimator_task import EstimatorTask
 from raymi.engine.learner import Learner, distributed
+from raymi.engine.observers import MIObserver
+from raymi.engine.pgd_evaluation import AttackedBlock, PGDAttack, evaluate_pgd
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.models.batchnorm import convert_batchnorm
 

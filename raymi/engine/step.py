@@ -13,12 +13,12 @@ from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import start_of
 from raymi.config import AttackConfig
 from raymi.counter_rng import random_key
-from raymi.engine.averaging import MovingAverage
-from raymi.engine.critics import Metrics
-from raymi.engine.feed import Batch
+from raymi.engine.awp import WeightPerturbation
+from raymi.engine.ema import MovingAverage
+from raymi.engine.estimator_task import Metrics
 from raymi.engine.learner import Learner
 from raymi.engine.micro_batches import in_pieces, pieces_of
-from raymi.engine.weight_perturbation import WeightPerturbation
+from raymi.engine.train_loader import Batch
 from raymi.models.folding import FoldedClassifier
 from raymi.models.modes import evaluation_mode, full_precision
 from raymi.models.running_statistics import running_statistics_frozen

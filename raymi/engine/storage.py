@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from raymi.engine.checkpoint import newest_checkpoint
 from raymi.engine.context import Context
 from raymi.errors import StorageError, storage_remedy
+from raymi.runs.checkpoint import newest_checkpoint
 from raymi.runs.run_folder import RunFolder
 
 

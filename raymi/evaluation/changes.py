@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raymi.attacks.untouched import differing, random_state_kept, same_values
-from raymi.evaluation.outputs import difference
+from raymi.evaluation.fingerprint import difference
 from raymi.formatting import listed
 from raymi.models.modes import full_precision
 

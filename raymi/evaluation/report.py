@@ -12,8 +12,8 @@ from torch import Tensor
 
 from raymi.evaluation.blocks import CLEAN
 from raymi.evaluation.finding import Finding
-from raymi.evaluation.robustness import Robustness
-from raymi.evaluation.statistics import PairedComparison, compare_paired
+from raymi.evaluation.summary import Robustness
+from raymi.statistics import PairedComparison, compare_paired
 
 
 @dataclass(frozen=True)

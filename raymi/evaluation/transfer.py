@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from raymi.attacks.catalogue import Batch, Threat, find_attack
 from raymi.attacks.suites import Ensemble
 from raymi.evaluation.blocks import Step
-from raymi.evaluation.ledger import Ledger
-from raymi.evaluation.run import Lookup
+from raymi.evaluation.outcome_store import Ledger
+from raymi.evaluation.scheduler import Lookup
 
 CRAFTED = "crafted-"
 """What the name of an ensemble begins with whose samples are made for others."""

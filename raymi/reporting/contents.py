@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from raymi.evaluation.subject import plain_name
+from raymi.evaluation.model_source import plain_name
 from raymi.reporting.curves import learning_picture, together_picture
 from raymi.reporting.history import CLASSIFIER, History
 from raymi.reporting.information import probe_picture, training_picture

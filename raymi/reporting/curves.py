@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raymi.evaluation.statistics import wilson_interval
 from raymi.reporting.history import CLASSIFIER, Epoch, History
 from raymi.reporting.look import (
     WIDTH,
@@ -21,6 +20,7 @@ from raymi.reporting.look import (
     threat_text,
     whole_numbers,
 )
+from raymi.statistics import wilson_interval
 
 _TITLES = {"pretraining": "pretraining by AT", "estimators": "estimators", CLASSIFIER: "classifier"}
 _ACCURACIES = {

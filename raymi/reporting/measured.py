@@ -19,12 +19,12 @@ from torch import nn
 
 from raymi.attacks.catalogue import Threat
 from raymi.data import ImageSet
-from raymi.engine.evaluation import PGDAttack
+from raymi.engine.pgd_evaluation import PGDAttack
 from raymi.errors import StorageError
-from raymi.evaluation.question import name_of, question_of
-from raymi.evaluation.statistics import wilson_interval
+from raymi.evaluation.protocol import name_of, question_of
 from raymi.files import keep
 from raymi.reporting.outcomes import Heartbeat, Outcomes, as_bytes, attacked, read_outcomes
+from raymi.statistics import wilson_interval
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raymi.config import Config
-from raymi.evaluation.question import threat_name
+from raymi.evaluation.protocol import threat_name
 from raymi.reporting.history import History
 from raymi.runs.kept_json import read_kept_or_none
 from raymi.runs.records import KeptReport

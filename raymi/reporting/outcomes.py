@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raymi.collectives import Collectives
 from raymi.data import ImageSet
-from raymi.engine.evaluation import AttackedBlock, PGDAttack, evaluate_pgd
+from raymi.engine.pgd_evaluation import AttackedBlock, PGDAttack, evaluate_pgd
 
 EXAMPLES = 4
 """Images that are kept of those that an attack breaks, and of those that withstand it."""

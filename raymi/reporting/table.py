@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from raymi.comparison.results import markdown
+from raymi.commands.compare.results import markdown
 from raymi.formatting import printable
 from raymi.reporting.look import threat_text
 from raymi.reporting.numbers import Entry

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from raymi.evaluation.statistics import wilson_interval
+from raymi.statistics import wilson_interval
 
 CLEAN = "clean"
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from raymi.errors import UserError
-from raymi.evaluation.statistics import PairedComparison
 from raymi.selection.candidate import CLEAN, Candidate, Number, Question
 from raymi.selection.constraints import Constraint
 from raymi.selection.front import on_front
+from raymi.statistics import PairedComparison
 
 LEVEL = 0.05
 """Of McNemar's test: differences with a larger p-value are within noise."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from raymi.errors import UserError, did_you_mean
-from raymi.evaluation.question import threat_name
+from raymi.evaluation.protocol import threat_name
 from raymi.selection.candidate import CLEAN, Candidate, Number, Question, with_interval
 from raymi.tracking.metric_names import QUESTION
 from raymi.tracking.store import has_model

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raymi.config import Config
-from raymi.display.summary import result_table, result_title
-from raymi.display.threat import threat_text
 from raymi.evaluation.finding import in_short
 from raymi.evaluation.report import Report
 from raymi.formatting import table_cell
+from raymi.terminal.summary import result_table, result_title
+from raymi.terminal.threat import threat_text
 
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as the description of a run."""

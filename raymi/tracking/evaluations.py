@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raymi.evaluation.finding import Finding, in_short
-from raymi.evaluation.question import name_of
+from raymi.evaluation.protocol import name_of
 from raymi.evaluation.report import Report
 from raymi.tracking import store
 from raymi.tracking.datasets import DataSet, link_datasets

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
-from raymi.evaluation.subject import Subject, program_subject, raymi_subject
+from raymi.evaluation.model_source import Subject, program_subject, raymi_subject
 from raymi.evaluation.weight_files import read_weights
 from raymi.tracking.faults import ELSEWHERE, remedy_of
 from raymi.tracking.registry import is_version_of

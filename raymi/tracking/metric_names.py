@@ -6,7 +6,7 @@ import hashlib
 import re
 from fractions import Fraction
 
-from raymi.evaluation.question import threat_name
+from raymi.evaluation.protocol import threat_name
 from raymi.evaluation.report import Report
 
 QUESTION = "raymi.eval.question."

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from raymi.config import Config
-from raymi.display.threat import threat_text
 from raymi.overrides import as_typed
 from raymi.selection.candidate import Candidate
+from raymi.terminal.threat import threat_text
 from raymi.tracking import store
 from raymi.tracking.candidates import of_model
 from raymi.tracking.description import as_markdown

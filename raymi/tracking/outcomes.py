@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from pyarrow.lib import ArrowException
 from torch import Tensor
 
-from raymi.evaluation.ledger import read_export
-from raymi.evaluation.question import threat_name
-from raymi.evaluation.robustness import withstood
-from raymi.evaluation.statistics import PairedComparison, compare_paired
+from raymi.evaluation.outcome_store import read_export
+from raymi.evaluation.protocol import threat_name
+from raymi.evaluation.summary import withstood
 from raymi.selection.candidate import Candidate
+from raymi.statistics import PairedComparison, compare_paired
 from raymi.tracking.metric_names import as_metric
 
 

@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raymi.display.summary import result_table, result_title
-from raymi.sweeps.sweep import Run, Sweep
-from raymi.sweeps.table import Row
+from raymi.terminal.summary import result_table, result_title
 from raymi.tracking.description import as_markdown
+from raymi.tuning.results_table import Row
+from raymi.tuning.sweep_folder import Run, Sweep
 
 
 def describe_sweep(

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
-from raymi.sweeps.news import News
-from raymi.sweeps.study import Study, Trial
-from raymi.sweeps.sweep import Run, Sweep
-from raymi.sweeps.table import Found, trial_rows
 from raymi.tracking import store
 from raymi.tracking.delivery import FAIL_SECONDS, Delivery
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tracking.tracked_sweep import TrackedSweep
+from raymi.tuning.events import News
+from raymi.tuning.results_table import Found, trial_rows
+from raymi.tuning.study import Study, Trial
+from raymi.tuning.sweep_folder import Run, Sweep
 
 _ENDED = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 _STATUS = {**_ENDED, "paused": "KILLED"}

@@ -16,16 +16,16 @@ from raymi.overrides import flatten
 from raymi.runs.kept_json import read_kept
 from raymi.runs.record import chosen_model, read_delivered, read_record
 from raymi.runs.records import DeliveredSweep
-from raymi.sweeps.pictures import importance_picture, pareto_picture
-from raymi.sweeps.study import Trial
-from raymi.sweeps.sweep import Run, Sweep
-from raymi.sweeps.table import Found, Row, as_columns, trial_rows
 from raymi.tracking import store
 from raymi.tracking.description import NOTE
 from raymi.tracking.left_running import PLACE, close_left_running, place_of
 from raymi.tracking.provenance import provenance, source_tags
 from raymi.tracking.sweep_description import describe_sweep
 from raymi.tracking.tracked_run import TrackedRun
+from raymi.tuning.plots import importance_picture, pareto_picture
+from raymi.tuning.results_table import Found, Row, as_columns, trial_rows
+from raymi.tuning.study import Trial
+from raymi.tuning.sweep_folder import Run, Sweep
 
 _TABLE = "trials.json"
 

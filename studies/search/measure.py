@@ -23,14 +23,14 @@ from rich.console import Console
 
 from raymi.benchmarks.processes import ended_by_sigterm, in_processes
 from raymi.benchmarks.section import MeasurementFailed
-from raymi.command import EXIT_FAILED, run_command
-from raymi.comparison.results import markdown
-from raymi.display.say import say
+from raymi.commands.cli import EXIT_FAILED, run_command
+from raymi.commands.compare.results import markdown
+from raymi.commands.option_types import new_folder, seed_list
 from raymi.errors import UserError
 from raymi.files import keep, keep_json
 from raymi.hardware import processor_name
 from raymi.overrides import flatten, split_words
-from raymi.own_keys import new_folder, seed_list
+from raymi.terminal.print_line import say
 from studies.search.curves import Comparison, Found, compare, median_share
 from studies.search.one_search import Trained
 from studies.search.setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting

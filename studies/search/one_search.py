@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 
 from raymi.errors import StorageError
-from raymi.sweeps.space import Values
-from raymi.sweeps.study import Study, Trial
-from raymi.sweeps.sweep import Definition, Measured, Run, Sweep, reached
-from raymi.sweeps.trial import in_this_process, run_trial
+from raymi.tuning.run_trial import in_this_process, run_trial
+from raymi.tuning.space import Values
+from raymi.tuning.study import Study, Trial
+from raymi.tuning.sweep_folder import Definition, Measured, Run, Sweep, reached
 
 How = Literal["finished", "stopped", "cut", "failed"]
 

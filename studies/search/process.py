@@ -9,7 +9,7 @@ import torch
 
 from raymi.benchmarks.child import Job, main
 from raymi.collectives import Collectives
-from raymi.sweeps.sweep import Definition
+from raymi.tuning.sweep_folder import Definition
 from studies.search.one_search import search
 
 

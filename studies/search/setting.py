@@ -9,9 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from raymi.counter_rng import random_key
 from raymi.overrides import nest
 from raymi.recipes import on_recipe
-from raymi.sweeps.settings import TuneConfig
-from raymi.sweeps.space import Space
-from raymi.sweeps.sweep import Definition
+from raymi.tuning.settings import TuneConfig
+from raymi.tuning.space import Space
+from raymi.tuning.sweep_folder import Definition
 
 COMMAND = "python -m studies.search"
 RANDOM, TPE = "random search", "TPE+ASHA"

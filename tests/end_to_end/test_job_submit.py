@@ -24,8 +24,8 @@ from raymi_command import (
 
 from raymi import train
 from raymi.config import ScalingConfig
-from raymi.orchestration.ray_places import say_what_is_awaited
-from raymi.orchestration.ray_session import ray_session
+from raymi.ray_backend.free_slots import say_what_is_awaited
+from raymi.ray_backend.session import ray_session
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

@@ -18,7 +18,7 @@ import torch
 from raymi_command import environment, events
 from undisturbed import assert_same_weights, undisturbed
 
-from raymi.engine.checkpoint import load_checkpoint
+from raymi.runs.checkpoint import load_checkpoint
 from raymi.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.exhaustive

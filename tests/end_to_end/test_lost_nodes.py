@@ -14,8 +14,8 @@ from ray_head import AUTH, RAY
 from raymi_command import SLOW_MODEL, events, finish, start, wait_for, write_slow_model
 
 from raymi.config import ScalingConfig
-from raymi.orchestration.ray_session import ray_session
-from raymi.sweeps.sweep import Sweep
+from raymi.ray_backend.session import ray_session
+from raymi.tuning.sweep_folder import Sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -158,7 +158,7 @@ def test_an_evaluation_carries_on_without_a_lost_node_and_uses_a_new_one(
     scaling = ScalingConfig(workers="1..2", use_gpu="false", max_failures=1)
     logged: list[str] = []
     with ray_session(scaling) as resources, ThreadPoolExecutor() as threads:
-        from raymi.orchestration.attack_pool import AttackPool
+        from raymi.ray_backend.attack_pool import AttackPool
 
         with AttackPool(
             all_work,

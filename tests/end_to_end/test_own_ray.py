@@ -108,8 +108,8 @@ def test_a_ray_that_does_not_start_is_one_message_and_leaves_no_run(tmp_path: Pa
 SLOW_START = """
 import sys
 from raymi import train
-from raymi.orchestration import ray_start
-ray_start._START_SECONDS = 0.5
+from raymi.ray_backend import connection
+connection._START_SECONDS = 0.5
 sys.exit(train.main(sys.argv[1:]))
 """
 

@@ -14,7 +14,7 @@ from raymi_command import SLOW_MODEL, events, finish, wait_for, write_slow_model
 from tiny_sweeps import trained
 
 from raymi import tune
-from raymi.sweeps.sweep import Run, Sweep, reached
+from raymi.tuning.sweep_folder import Run, Sweep, reached
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 

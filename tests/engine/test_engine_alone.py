@@ -11,7 +11,7 @@ SCRIPT = """
 import importlib, pkgutil, sys
 sys.modules["ray"] = sys.modules["mlflow"] = None  # importing either raises ModuleNotFoundError
 
-packages = ["mi", "attacks", "models", "data", "engine", "evaluation", "sweeps", "selection"]
+packages = ["mi", "attacks", "models", "data", "engine", "evaluation", "tuning", "selection"]
 packages += ["reporting"]
 modules = ["config", "overrides", "recipes", "losses", "collectives", "counter_rng"]
 modules += ["errors", "files", "hardware"]
@@ -35,7 +35,7 @@ print("modules:", len(modules))
 """
 
 
-def test_everything_below_orchestration_imports_and_trains_without_ray_and_mlflow(tmp_path):
+def test_everything_below_the_commands_imports_and_trains_without_ray_and_mlflow(tmp_path):
     root = Path(__file__).parents[2]
     paths = os.pathsep.join([str(root), str(root / "tests")])
     done = subprocess.run(

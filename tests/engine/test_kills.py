@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from test_loop import DROPOUT, events
 from tiny_runs import same, tiny_config, tiny_run
 
-from raymi.engine import loop, measurements
-from raymi.engine.checkpoint import load_checkpoint
+from raymi.engine import loop, validation
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.state import TrainState
+from raymi.engine.train_state import TrainState
+from raymi.runs.checkpoint import load_checkpoint
 from raymi.runs.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ PLACES = {
     "save_checkpoint": loop,  # the process dies with the checkpoint written
     "save_weights": loop,  # on its way from phase to phase
     "fsync": os,  # with a file that has no name yet
-    "evaluate_pgd": measurements,  # while it validates, and in the end tests
+    "evaluate_pgd": validation,  # while it validates, and in the end tests
 }
 
 

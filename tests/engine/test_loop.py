@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from tiny_runs import StoppingContext, same, tiny_config, tiny_run, tiny_splits, tiny_state
 
 from raymi.engine import loop
-from raymi.engine.checkpoint import load_checkpoint, save_checkpoint
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.state import Best
+from raymi.engine.train_state import Best
 from raymi.errors import UserError
 from raymi.reporting.history import read_history
+from raymi.runs.checkpoint import load_checkpoint, save_checkpoint
 from raymi.runs.journal import JournalReader
 from raymi.runs.run_folder import RunFolder
 

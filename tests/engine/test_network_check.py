@@ -15,7 +15,7 @@ from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.engine.network_check import NetworkFacts, check_network
 from raymi.errors import UserError
-from raymi.evaluation.subject import raymi_subject
+from raymi.evaluation.model_source import raymi_subject
 from raymi.models import MODELS, architecture, build_model
 from raymi.runs.journal import JournalReader
 from raymi.runs.run_folder import RunFolder

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from test_loop import DROPOUT, events, expect_equal_runs
 from tiny_runs import StoppingContext, same, steps_in_float64, tiny_config, tiny_run, tiny_state
 
-from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.engine.phases import phases_of
-from raymi.engine.reuse import reuse_problems
 from raymi.errors import UserError
+from raymi.runs.checkpoint import load_checkpoint
+from raymi.runs.pretrained import reuse_problems
 from raymi.runs.run_folder import RunFolder
 
 STAGED = {"mi.schedule": "staged", "optim.epochs": 2, "mi.estimator_epochs": 2}

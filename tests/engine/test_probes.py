@@ -12,7 +12,7 @@ from tiny_runs import own_group, same, tiny_config, tiny_run, tiny_splits, tiny_
 
 from raymi.collectives import Collectives
 from raymi.config import ProbeConfig
-from raymi.engine.evaluation import PGDAttack
+from raymi.engine.pgd_evaluation import PGDAttack
 from raymi.engine.probes import probe_classifier
 
 ATTACK = PGDAttack("linf", 0.1, 0.05, 3)

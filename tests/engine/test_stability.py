@@ -78,7 +78,7 @@ def test_a_literal_form_that_runs_away_ends_with_the_terms_and_the_step(form, tm
 
 def test_the_stop_names_the_first_broken_step_and_the_checkpoint_before_it(tmp_path, monkeypatch):
     """Though the metrics of several steps are looked at together."""
-    from raymi.engine.state import TrainState
+    from raymi.engine.train_state import TrainState
 
     step = TrainState.step
 

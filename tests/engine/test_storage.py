@@ -12,10 +12,10 @@ from gloo import run_ranks
 from safetensors.torch import load_file
 from tiny_runs import tiny_config, tiny_run
 
-from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.errors import StorageError
+from raymi.runs.checkpoint import load_checkpoint
 from raymi.runs.journal import Journal, JournalReader
 from raymi.runs.run_folder import RunFolder
 

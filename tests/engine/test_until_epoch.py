@@ -7,9 +7,9 @@ from gloo import run_ranks
 from test_loop import events, expect_equal_runs
 from tiny_runs import tiny_config, tiny_run
 
-from raymi.engine.checkpoint import load_checkpoint
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import Outcome, train
+from raymi.runs.checkpoint import load_checkpoint
 from raymi.runs.run_folder import RunFolder
 
 THREE = {"data.limit": 100, "optim.epochs": 3, "optim.ema": 0.9, "checkpoint.every": 3}

@@ -11,7 +11,7 @@ from torch import nn
 from raymi import evaluate
 from raymi.attacks.catalogue import Batch, Threat, find_attack, run_attack
 from raymi.evaluation.changes import changes_of
-from raymi.evaluation.examination import examine_network
+from raymi.evaluation.static_checks import examine_network
 
 ALONE = ("scaling.workers=1", "tracking.enabled=false")
 WORDS = (*ALONE, "data.name=digits", "eps=0.1", "samples=20", "checks=0", "attacks=pgd-3")

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from raymi.commands.find_model import find_subject, needs_data
 from raymi.errors import UserError
 from raymi.evaluation.weight_files import read_weights
 from raymi.models import build_model
-from raymi.orchestration.subjects import find_subject, needs_data
 
 SIZES = {"num_classes": 10, "image_size": 8}
 NORM = {"mean": [0.4] * 3, "std": [0.3] * 3}

@@ -10,7 +10,7 @@ from torch import nn
 from raymi.benchmarks.saved import bytes_held
 from raymi.collectives import Collectives
 from raymi.config import MIConfig
-from raymi.engine.critics import score_outputs
+from raymi.engine.estimator_task import score_outputs
 from raymi.mi.bounds import F_DIVERGENCES
 from raymi.mi.estimators import LocalDIM
 from raymi.mi.frozen import sloped_estimates

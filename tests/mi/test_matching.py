@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import MIConfig
-from raymi.engine.critics import EstimatorTask
+from raymi.engine.estimator_task import EstimatorTask
 from raymi.mi.bounds import (
     F_DIVERGENCES,
     donsker_varadhan,

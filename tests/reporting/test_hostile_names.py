@@ -14,7 +14,7 @@ from tiny_runs import norm_free_net
 
 from raymi.attacks.catalogue import Threat
 from raymi.data import load_splits
-from raymi.engine.evaluation import PGDAttack
+from raymi.engine.pgd_evaluation import PGDAttack
 from raymi.reporting.contents import Reported, sections
 from raymi.reporting.files import write_report
 from raymi.reporting.history import History

@@ -11,13 +11,13 @@ from tiny_runs import norm_free_net
 from raymi.attacks.catalogue import Threat
 from raymi.collectives import Collectives
 from raymi.data import load_splits
-from raymi.engine.evaluation import PGDAttack, evaluate_pgd
-from raymi.evaluation.statistics import wilson_interval
+from raymi.engine.pgd_evaluation import PGDAttack, evaluate_pgd
 from raymi.reporting import outcomes
 from raymi.reporting.measured import measure
 from raymi.reporting.outcomes import EXAMPLES, Outcomes, attacked
 from raymi.reporting.robustness import class_picture, radius_picture
 from raymi.reporting.samples import samples_picture
+from raymi.statistics import wilson_interval
 
 EPS = 0.06
 THREAT = Threat("linf", EPS)

@@ -13,7 +13,7 @@ from tiny_runs import norm_free_net
 
 from raymi.attacks.catalogue import Threat
 from raymi.data import load_splits
-from raymi.engine.evaluation import PGDAttack
+from raymi.engine.pgd_evaluation import PGDAttack
 from raymi.errors import UserError
 from raymi.reporting.contents import Reported, sections
 from raymi.reporting.files import check_folder, write_report

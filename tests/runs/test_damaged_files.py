@@ -19,19 +19,19 @@ from rich.console import Console
 from tiny_sweeps import begin, trained
 
 from raymi import export, probe, report, standalone, train
-from raymi.command import run_command
-from raymi.comparison.runs import ArmRun
-from raymi.display.sweep import print_sweep
-from raymi.evaluation.assessment import Assessment
-from raymi.evaluation.ledger import Ledger
-from raymi.orchestration.evaluation_plan import planned as planned_evaluation
-from raymi.orchestration.launch import RunFailed
-from raymi.orchestration.report_request import requested
-from raymi.orchestration.report_run import planned as planned_report
+from raymi.commands.cli import run_command
+from raymi.commands.compare.run import ArmRun
+from raymi.commands.evaluate.plan import planned as planned_evaluation
+from raymi.commands.report.options import requested
+from raymi.commands.report.run import planned as planned_report
+from raymi.evaluation.model_evaluation import Assessment
+from raymi.evaluation.outcome_store import Ledger
+from raymi.ray_backend.train_driver import RunFailed
 from raymi.runs.records import Delivered
 from raymi.runs.run_folder import RunFolder
-from raymi.sweeps.sweep import find_sweep
-from raymi.sweeps.table import trial_rows
+from raymi.terminal.sweep import print_sweep
+from raymi.tuning.results_table import trial_rows
+from raymi.tuning.sweep_folder import find_sweep
 
 RUN = [
     "data.limit=64", "model.width=0.25", "mi.hidden=8", "mi.base_width=4", "mi.depth=1",

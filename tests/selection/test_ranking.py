@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from raymi.commands.select.options import requested
 from raymi.errors import UserError
-from raymi.evaluation.statistics import PairedComparison
 from raymi.selection.candidate import Candidate, Question, with_interval
 from raymi.selection.constraints import Constraint, split_constraints
-from raymi.selection.questions import check_names, in_one_question, strongest
+from raymi.selection.protocols import check_names, in_one_question, strongest
 from raymi.selection.ranking import rank
-from raymi.selection.request import requested
+from raymi.statistics import PairedComparison
 
 DIGITS = Question("digits-test", "d" * 32, 1000, "linf_8_255", False)
 

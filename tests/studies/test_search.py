@@ -10,8 +10,8 @@ import torch
 from tiny_runs import TINY
 
 from raymi.errors import UserError
-from raymi.sweeps.space import Space
-from raymi.sweeps.sweep import Measured
+from raymi.tuning.space import Space
+from raymi.tuning.sweep_folder import Measured
 from studies.search import measure as study
 from studies.search.curves import Comparison, Found, best_so_far, compare, median_share
 from studies.search.measure import measure

@@ -23,12 +23,12 @@ from rich.console import Console
 from raymi import evaluate
 from raymi.attacks.catalogue import ATTACKS, Threat
 from raymi.attacks.suites import SUITES
+from raymi.commands.evaluate.plan import EvaluationPlan
+from raymi.commands.find_model import Found, find_subject
 from raymi.evaluation.finding import Finding
 from raymi.evaluation.report import Report
-from raymi.evaluation.robustness import Robustness
+from raymi.evaluation.summary import Robustness
 from raymi.evaluation.transfer import transfer_name
-from raymi.orchestration.evaluation_plan import EvaluationPlan
-from raymi.orchestration.subjects import Found, find_subject
 from raymi.tracking import store
 from raymi.tracking.description import (
     NOTE,

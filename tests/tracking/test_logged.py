@@ -14,9 +14,9 @@ import torch
 from mlflow_store import client
 from torch import nn
 
+from raymi.commands.find_model import Found, find_subject, needs_data
 from raymi.errors import UserError
-from raymi.evaluation.program import Program
-from raymi.orchestration.subjects import Found, find_subject, needs_data
+from raymi.evaluation.exported_program import Program
 from raymi.tracking import store
 
 mlflow = pytest.importorskip("mlflow")

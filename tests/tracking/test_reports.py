@@ -10,10 +10,10 @@ import pytest
 from mlflow_store import Outage, client, in_folder
 
 from raymi import report
+from raymi.commands.find_model import find_subject
 from raymi.config import Config
 from raymi.evaluation.report import Report
-from raymi.evaluation.robustness import Robustness
-from raymi.orchestration.subjects import find_subject
+from raymi.evaluation.summary import Robustness
 from raymi.reporting.files import PAGE
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking.evaluations import Place, log_evaluation

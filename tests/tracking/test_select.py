@@ -16,12 +16,12 @@ from mlflow_store import Outage, client, in_folder, runs
 
 from raymi import select
 from raymi.attacks.suites import Ensemble, find_attack
+from raymi.commands.find_model import find_subject
 from raymi.evaluation.blocks import CLEAN, Outcome, Step
 from raymi.evaluation.finding import Finding
-from raymi.evaluation.ledger import Ledger
+from raymi.evaluation.outcome_store import Ledger
 from raymi.evaluation.report import Report
-from raymi.evaluation.robustness import summarise, withstood
-from raymi.orchestration.subjects import find_subject
+from raymi.evaluation.summary import summarise, withstood
 from raymi.tracking import candidates, store
 from raymi.tracking.evaluations import Place, log_evaluation
 

@@ -22,8 +22,8 @@ from mlflow_store import client
 from ports import free_ports
 from raymi_command import environment, events
 
+from raymi.commands.find_model import find_subject
 from raymi.data.augment import to_unit
-from raymi.orchestration.subjects import find_subject
 
 pytestmark = pytest.mark.slow
 

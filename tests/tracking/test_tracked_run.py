@@ -12,9 +12,9 @@ from tiny_sweeps import CPU, begin, trained
 
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.sweeps.sweep import Run, Sweep
 from raymi.tracking import store
 from raymi.tracking.tracked_run import TrackedRun
+from raymi.tuning.sweep_folder import Run, Sweep
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.usefixtures("own_store")

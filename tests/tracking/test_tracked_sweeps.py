@@ -17,14 +17,14 @@ from tiny_sweeps import CPU, begin, trained
 from raymi import select
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.sweeps.news import Kind, News
-from raymi.sweeps.space import Space
-from raymi.sweeps.study import Study, Trial
-from raymi.sweeps.sweep import Run, Sweep, reached
-from raymi.sweeps.table import Found
 from raymi.tracking import store, sweeps
 from raymi.tracking.sweeps import SweepTracker
 from raymi.tracking.tracked_sweep import TrackedSweep
+from raymi.tuning.events import Kind, News
+from raymi.tuning.results_table import Found
+from raymi.tuning.space import Space
+from raymi.tuning.study import Study, Trial
+from raymi.tuning.sweep_folder import Run, Sweep, reached
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_store")]

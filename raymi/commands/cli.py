@@ -1,0 +1,164 @@
+"""What all commands share: help, errors without tracebacks, exit codes.
+
+Exit codes: 0 done; 1 the run failed; 2 the user can put it right; 75 ended at its time limit, to be
+continued; 128 + n ended by signal n (130: Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from io import TextIOWrapper
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from raymi.errors import StorageError, UserError, is_fault_of_storage, storage_remedy
+from raymi.formatting import message_text, shown
+from raymi.overrides import default_text, expected, leaves
+from raymi.process_exit import exit_if_asked
+from raymi.terminal.console import Terminal
+from raymi.terminal.print_line import say_lines
+
+EXIT_FAILED, EXIT_USER, EXIT_TIME_LIMIT = 1, 2, 75
+
+
+def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Runs a command; turns errors into one message and an exit code.
+
+    Args:
+        body: Takes the words of the command line.
+        argv: Words; None: the command line of this process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    with _printable_streams(), _short_warnings():
+        code = _exit_code(body, words)
+        exit_if_asked(code)
+        return code
+
+
+def _exit_code(body: Callable[[list[str]], int], words: list[str]) -> int:
+    try:
+        _refuse_bytes(words)
+        return body(words)
+    except UserError as error:
+        _print_error(str(error), words)
+        return EXIT_USER
+    except (FloatingPointError, StorageError) as error:
+        _print_error(str(error), words)
+        return EXIT_FAILED
+    except OSError as error:
+        if not is_fault_of_storage(error):
+            raise
+        path, reason = error.filename or "a file", error.strerror or error
+        remedy = storage_remedy(error)
+        verb = "write" if remedy.startswith("free space") else "read or write"
+        _print_error(f"cannot {verb} {path} ({reason}): {remedy}", words)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        Terminal(stderr=True).print("interrupted")
+        return 128 + signal.SIGINT
+
+
+def _print_error(message: str, words: Sequence[str]) -> None:
+    """Prints a message to stderr; long values of the command line are shortened in it."""
+    text = textwrap.indent(message_text(message, tuple(words)), " " * len("error: ")).lstrip()
+    errors = Terminal(stderr=True, soft_wrap=True)
+    errors.print(Text.assemble(("error: ", "bold red"), text))
+
+
+def _refuse_bytes(words: Sequence[str]) -> None:
+    """Raises: UserError where a word is not UTF-8: neither JSON nor MLflow could keep it."""
+    for word in words:
+        if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in word):
+            raise UserError(
+                f"expected text in UTF-8, got {shown(word)}: write it in UTF-8, or rename the file"
+            )
+
+
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Lets warnings be printed as one line, without the place in the code that gave them."""
+    usual = warnings.formatwarning
+
+    def text(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        if category is UserWarning:
+            return f"warning: {message_text(str(message))}\n"
+        return usual(message, category, *place, **more)
+
+    warnings.formatwarning = text
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
+@contextmanager
+def _printable_streams() -> Iterator[None]:
+    """Lets stdout and stderr escape letters that their encoding lacks, such as ASCII."""
+    with ExitStack() as stack:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
+                stack.callback(_reset_errors, stream)
+        yield
+
+
+def _reset_errors(stream: TextIOWrapper) -> None:
+    with suppress(ValueError):  # closed meanwhile
+        stream.reconfigure(errors="strict")
+
+
+def wants_help(words: Sequence[str]) -> bool:
+    """Whether a command line asks for help, whatever else it says."""
+    return bool({"--help", "-h"} & set(words))
+
+
+def print_help(
+    console: Console,
+    usage: str,
+    doc: str | None,
+    named: Mapping[str, Mapping[str, str]],
+    takes: Callable[[str], bool] = lambda key: True,
+) -> None:
+    """Prints usage, named things (recipes, data sets, models) and every key with type, default,
+    text; wrapped on a terminal only, so that a pipe gets whole lines.
+
+    Args: doc, of the command's module: what follows its first colon describes the command; named,
+        from a heading to names with a line of description each; takes, whether the command takes a
+        key of `Config`.
+    """
+    description = (doc or "").partition(": ")[2].strip()
+    description = description[:1].upper() + description[1:]
+
+    def show(text: str, indent: int = 0, style: str = "") -> None:
+        if console.is_terminal:
+            hanging = " " * indent
+            text = textwrap.fill(
+                text, console.width, subsequent_indent=hanging, break_on_hyphens=False
+            )
+        say_lines(console, text, style)
+
+    show(f"usage: {usage}", indent=7)
+    for paragraph in description.split("\n\n"):
+        console.print()
+        show(" ".join(paragraph.split()))
+    for heading, entries in named.items():
+        console.print()
+        show(heading, style="bold")
+        width = max(map(len, entries))
+        for name, text in entries.items():
+            show(f"  {name:<{width}}  {text}", indent=width + 4)
+    keys = [(key, field) for key, field in leaves() if takes(key)]
+    if not keys:
+        return
+    console.print()
+    show("keys, set as key=value; a unique last part is enough (lr=1e-3, eps=8/255)", style="bold")
+    for key, field in keys:
+        show(f"  {key}={default_text(field)}  ({expected(field)})", indent=6, style="cyan")
+        show(" " * 6 + " ".join((field.description or "").split()), indent=6)

@@ -1,0 +1,1 @@
+"""Evaluation of a run, a logged model or a weights file."""

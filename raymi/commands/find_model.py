@@ -1,0 +1,230 @@
+"""From `model=...` of a command to a classifier: whatever a user may name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raymi.config import Config
+from raymi.errors import UserError, did_you_mean
+from raymi.evaluation.model_source import (
+    Subject,
+    described,
+    expected_state,
+    function_subject,
+    program_subject,
+    raymi_subject,
+)
+from raymi.evaluation.weight_files import SUFFIXES, read_weights, read_weights_for, suffix_of
+from raymi.formatting import shown
+from raymi.local_paths import address_problem
+from raymi.models import architecture
+from raymi.runs.record import data_of, read_delivered, read_record
+from raymi.runs.run_folder import RunFolder
+from raymi.runs.run_paths import find_run, home_folder
+from raymi.tracking.logged import SCHEMES, find_logged
+from raymi.tracking.store import missing_file, tracking_uri, with_login
+
+WHICH = ("best", "last", "best-averaged", "last-averaged")
+"""The models of a run."""
+
+FORMS = (
+    "the name or folder of a run; a file of weights (.safetensors, .pt, .pth, .ckpt) or an "
+    "exported program (.pt2); models:/name@alias, models:/name/3 or runs:/ID/name in MLflow; or "
+    "module:function, which returns a network of raw images in [0, 1]"
+)
+"""What `model=` takes."""
+
+_PROGRAM = ".pt2"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A classifier, and what is known of where it comes from.
+
+    Args:
+        subject: the classifier.
+        config: of the run of raymi that trained it; None where that is not known.
+        folder: of that run, where it is on this disk.
+        uri: address of the MLflow store that it or its run is in; it may hold a password.
+        run_id: of its run there.
+        model_id: of itself there.
+        variant: which of its run's models it is, where that is not the chosen one.
+    """
+
+    subject: Subject
+    config: Config | None = None
+    folder: RunFolder | None = None
+    uri: str | None = None
+    run_id: str | None = None
+    model_id: str | None = None
+    variant: str | None = None
+
+
+def needs_data(name: str, config: Config) -> bool:
+    """Whether `find_subject` must be told what the data are: for functions, and for weights outside
+    of any run.
+
+    Raises: UserError where there is nothing of that name.
+    """
+    if name.startswith(SCHEMES):
+        return False
+    place = _locate(name, config)
+    if isinstance(place, Path):
+        return not _is_program(place) and _run_of(place) is None
+    return place is None
+
+
+def find_subject(
+    name: str,
+    config: Config,
+    *,
+    which: str | None = None,
+    num_classes: int | None = None,
+    image_size: int | None = None,
+) -> Found:
+    """Finds the classifier of a name, see `FORMS`.
+
+    It is searched in this order: MLflow, if it begins with models:/ or runs:/; a file; a run; a
+    function.
+
+    Args:
+        config: `out` says where runs are; `model.*` how weights that belong to no run are built.
+        which: of the models of a run or a checkpoint, or the place of one of the state dicts in a
+            file of others; None: of a run the chosen one, which has the highest robust validation
+            accuracy, or best; of a checkpoint the last.
+        num_classes, image_size: of the data; asked for where `needs_data` says so, otherwise not
+            looked at.
+    Raises: UserError where there is none, or it cannot be read; ValueError where the data are
+        needed and not given.
+    """
+    if name.startswith(SCHEMES):
+        _refuse_choice(name, which)
+        uri = tracking_uri(home_folder())
+        _check_store(uri)
+        logged = find_logged(name, uri)
+        return Found(
+            logged.subject,
+            logged.config,
+            uri=uri,
+            run_id=logged.run_id,
+            model_id=logged.model_id,
+            variant=logged.variant,
+        )
+    place = _locate(name, config)
+    if isinstance(place, RunFolder):
+        return _of_run(place, which)
+    if place is not None and _is_program(place):
+        _refuse_choice(name, which)
+        return Found(program_subject(place.stem, place.read_bytes()))
+    if place is not None and (folder := _run_of(place)) is not None:
+        return _in_run(folder, place, which)
+    if num_classes is None or image_size is None:
+        raise ValueError(f"{name} is built for a data set: give num_classes and image_size")
+    if place is None:
+        _refuse_choice(name, which)
+        return Found(function_subject(name, num_classes, image_size))
+    built_as = _architecture(config, {"num_classes": num_classes, "image_size": image_size})
+    state = read_weights_for(place, expected_state(built_as), described(built_as), which)
+    stem = place.name.removesuffix(suffix_of(place) or "")
+    return Found(raymi_subject(stem if which is None else f"{stem}-{which}", built_as, state))
+
+
+def tracked(folder: RunFolder) -> dict[str, Any]:
+    """Returns where MLflow has a run: `uri` of the store, which may hold the user's password;
+    `run_id`, None before the first delivery; `model_ids` by model. Empty where it was not tracked.
+
+    Raises: UserError where the file that says it is damaged.
+    """
+    kept = read_delivered(folder)
+    return {**kept, "uri": with_login(kept["uri"])} if kept else {}
+
+
+def _locate(name: str, config: Config) -> Path | RunFolder | None:
+    """Finds the file or the run of a name; None: it is a function's."""
+    if problem := address_problem(name):
+        raise UserError(f"model: {problem}")
+    if os.path.isfile(name):
+        path = Path(name).absolute()
+        if suffix_of(path, (*SUFFIXES, _PROGRAM)) is None:
+            kinds = ", ".join((*SUFFIXES, _PROGRAM))
+            raise UserError(f"{path} is no classifier: expected a file whose name ends in {kinds}")
+        return path
+    try:
+        return find_run(name, config.out)
+    except UserError as error:
+        if ":" in name:
+            return None
+        raise UserError(f"no file {name!r}, and {error}. model= takes {FORMS}") from None
+
+
+def _is_program(path: Path) -> bool:
+    return path.suffix.lower() == _PROGRAM
+
+
+def _of_run(folder: RunFolder, which: str | None) -> Found:
+    if which is not None and which not in WHICH:
+        raise UserError(f"unknown model {shown(which)} of a run: {did_you_mean(which, WHICH)}")
+    which = which or read_record(folder).chosen
+    path = folder.weights(which)
+    if path.is_file():
+        return _in_run(folder, path, None)
+    there = [name for name in WHICH if folder.weights(name).is_file()]
+    raise UserError(
+        f"the run {folder.name} has no model {which}: "
+        + (f"it has {', '.join(there)}" if there else "let it finish, or name a checkpoint of it")
+    )
+
+
+def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
+    """A file of weights in a run's folder."""
+    config = folder.read_config()
+    built_as = _architecture(config, data_of(folder))
+    parts = [folder.name, path.stem, which]
+    name = "-".join(part for part in parts if part is not None)
+    kept = tracked(folder)
+    own = folder.weights(path.stem) == path  # not one of a checkpoint
+    return Found(
+        raymi_subject(name, built_as, read_weights(path, which)),
+        config,
+        folder,
+        uri=kept.get("uri"),
+        run_id=kept.get("run_id"),
+        model_id=kept.get("model_ids", {}).get(path.stem) if own else None,
+        variant=None
+        if own and path.stem == read_record(folder).chosen
+        else name.removeprefix(folder.name)[1:],
+    )
+
+
+def _run_of(path: Path) -> RunFolder | None:
+    """The run whose weights or checkpoint a file is. Others have a config.json, too."""
+    folders = [RunFolder(folder) for folder in path.parents[:2]]
+    return next((one for one in folders if one.config.is_file() and one.journal.is_file()), None)
+
+
+def _architecture(config: Config, data: Mapping[str, Any]) -> dict[str, Any]:
+    return architecture(
+        config.model.name,
+        num_classes=data["num_classes"],
+        image_size=data["image_size"],
+        width=config.model.width,
+        depth=config.model.depth,
+    )
+
+
+def _refuse_choice(name: str, which: str | None) -> None:
+    if which is not None:
+        raise UserError(f"{name} is one model: leave out {which}, or name a run")
+
+
+def _check_store(uri: str) -> None:
+    """Refuses a database that is missing: MLflow would create it."""
+    if (file := missing_file(uri)) is not None:
+        raise UserError(
+            f"there is no MLflow store {file}: set MLFLOW_TRACKING_URI to where the model is, or "
+            "go to the folder in which it was trained"
+        )

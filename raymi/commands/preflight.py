@@ -1,0 +1,57 @@
+"""What can be refused before anything expensive starts: hardware, data, model, the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from raymi.config import Config
+from raymi.data import check_data
+from raymi.data.augment import check_crop
+from raymi.errors import UserError
+from raymi.models import check_model
+from raymi.ray_backend.session import check_this_machine, in_ray_job
+from raymi.runs.run_paths import check_new_run
+
+
+def input_problems(config: Config, *, new_run: bool) -> list[str]:
+    """One message for each thing that is not there: CPUs or GPUs, data, the model, a place for a
+    new run.
+
+    On a joined cluster the data may be on the workers' nodes only: there the workers check.
+    """
+    data, model = config.data, config.model
+    checks: list[Callable[[], object]] = [
+        partial(check_this_machine, config.scaling),
+        partial(
+            check_model,
+            model.name,
+            image_size=data.image_size or 32,
+            width=model.width,
+            depth=model.depth,
+        ),
+    ]
+    if data.image_size is not None:
+        checks.append(partial(check_crop, data.crop_padding, data.image_size))
+    if not in_ray_job():
+        checks.append(
+            partial(
+                check_data,
+                data.name,
+                data.root,
+                image_size=data.image_size,
+                val_fraction=data.val_fraction,
+                download=data.download,
+                limit=data.limit,
+                generated=data.generated,
+            )
+        )
+    if new_run:
+        checks.append(partial(check_new_run, config))
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.append(str(error))
+    return problems

@@ -1,0 +1,1 @@
+"""Choice of a logged model in MLflow."""

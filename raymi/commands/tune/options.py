@@ -1,0 +1,181 @@
+"""What a sweep consists of: from the words of its command to a checked definition."""
+
+from __future__ import annotations
+
+import shlex
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from pydantic import ValidationError
+
+from raymi.commands.option_types import seed_list
+from raymi.commands.preflight import input_problems
+from raymi.errors import UserError, did_you_mean
+from raymi.formatting import shown
+from raymi.local_paths import address_problem, local_path
+from raymi.overrides import examine, expected, flatten, leaves, nest, split_words
+from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
+from raymi.runs.run_paths import called, home_folder, with_found_runs
+from raymi.tuning.pbt import LEAST
+from raymi.tuning.pbt_checkpoints import exploitable
+from raymi.tuning.settings import TuneConfig
+from raymi.tuning.space import Space, find_space
+from raymi.tuning.space_files import known_spaces
+from raymi.tuning.sweep_folder import Definition, Sweep, find_sweep
+
+COMMAND = "python -m raymi.tune"
+_MOST_COMBINATIONS = 1000
+TUNE = {f"tune.{key}": field for key, field in leaves(TuneConfig)}
+"""The keys that say how a sweep searches."""
+
+
+def asked_for(words: Sequence[str]) -> Sweep:
+    """The sweep that a command line begins, or continues.
+
+    Raises: UserError with a line for each thing that is wrong.
+    """
+    own_keys = {"space": known_spaces(), "recipe": RECIPES, "resume": (), "seeds": ()}
+    parsed = split_words(words, {**own_keys, **dict.fromkeys(TUNE, ())})
+    own, settings, problems = parsed.own, flatten(parsed.settings), list(parsed.problems)
+    name, out = settings.pop("name", None), settings.pop("out", None)
+    problems += examine({"name": name})[1]
+    home = home_folder() / "sweeps"
+    if out and (problem := address_problem(out)):
+        problems.append(f"out: {problem}")
+    elif out:
+        home = local_path(out, "out")
+    if "resume" in own:
+        more = sorted({*own, *settings} - {"resume"})
+        if more:
+            problems.append(
+                f"{', '.join(more)} cannot change when a sweep is continued: begin a new one"
+            )
+        if problems:
+            raise UserError("\n".join(problems))
+        return find_sweep(own["resume"], home)
+    settings.setdefault("scaling.workers", "1")
+    recipe, space = own.get("recipe", "quickstart"), _space(own, problems)
+    tune = _tune_config(own, {} if space is None else space.tune, problems)
+    seeds = _seeds(own, settings, problems)
+    problems += _unfit(space, recipe, settings)
+    if space is not None and tune.search == "grid" and "tune.trials" not in own:
+        tune = _whole_grid(space, tune, problems)
+    if tune.search == "pbt" and space is not None and not problems:
+        problems += _no_population(space, recipe, settings, seeds, tune)
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    assert space is not None
+    definition = Definition(
+        id=uuid.uuid4().hex,
+        command=f"{COMMAND} {shlex.join(words)}",
+        space=space,
+        recipe=recipe,
+        settings=settings,
+        seeds=seeds,
+        tune=tune,
+    )
+    name = name or f"{space.name}-{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Sweep.begin(home / name, definition)
+
+
+def to_continue(sweep: Sweep) -> str:
+    """The command that continues a sweep."""
+    return f"{COMMAND} resume={called(sweep.path, home_folder() / 'sweeps')}"
+
+
+def _no_population(
+    space: Space,
+    recipe: str,
+    settings: Mapping[str, Any],
+    seeds: Sequence[int],
+    tune: TuneConfig,
+) -> list[str]:
+    """Why population-based training cannot search; a line each."""
+    problems = []
+    if tune.trials < LEAST:
+        problems.append(f"tune.search=pbt needs tune.trials of at least {LEAST}, got {tune.trials}")
+    if len(seeds) > 1:
+        problems.append("tune.search=pbt has one seed: leave out seeds, or take tune.search=tpe")
+    if tune.objective != "robust":
+        problems.append(f"tune.search=pbt needs tune.objective=robust, got {tune.objective}")
+    if (why := exploitable(space, recipe, settings, tune.interval)) is not None:
+        problems.append(why)
+    return problems
+
+
+def _space(own: Mapping[str, str], problems: list[str]) -> Space | None:
+    if "space" not in own:
+        problems.append(f"space=NAME is needed: {', '.join(known_spaces())}, or a .toml file")
+        return None
+    try:
+        return find_space(own["space"])
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _tune_config(
+    own: Mapping[str, str], of_space: Mapping[str, Any], problems: list[str]
+) -> TuneConfig:
+    given: dict[str, Any] = {}
+    for key, text in own.items():
+        if key in TUNE:
+            none = text.lower() == "none" and TUNE[key].default is None
+            given[key.removeprefix("tune.")] = None if none else text
+    try:
+        return TuneConfig.model_validate({**of_space, **given})
+    except ValidationError as error:
+        for one in error.errors():
+            key = f"tune.{one['loc'][0]}"
+            wanted = f"expected {expected(TUNE[key])}, got {shown(one['input'])}"
+            if one["type"] == "value_error":
+                wanted = one["msg"].removeprefix("Value error, ")
+            problems.append(f"{key}: {wanted}")
+        return TuneConfig()
+
+
+def _whole_grid(space: Space, tune: TuneConfig, problems: list[str]) -> TuneConfig:
+    """All combinations, unless a part of them was asked for, or the space names one."""
+    if "trials" in space.tune:
+        return tune
+    num = sum(1 for _ in islice(space.grid(), _MOST_COMBINATIONS + 1))
+    if num > _MOST_COMBINATIONS:
+        problems.append(
+            f"the grid of {space.name} has more than {_MOST_COMBINATIONS} combinations: give "
+            "tune.trials=N for its first N, or take tune.search=random"
+        )
+    return tune.model_copy(update={"trials": num})
+
+
+def _seeds(
+    own: Mapping[str, str], settings: dict[str, Any], problems: list[str]
+) -> tuple[int, ...]:
+    """Takes `seed` out of the settings."""
+    one = settings.pop("seed", None)
+    if one is not None and "seeds" in own:
+        problems.append("give either seed or seeds: seeds=0..9 repeats every trial")
+    return seed_list("seeds", str(own.get("seeds", 0 if one is None else one)), problems)
+
+
+def _unfit(space: Space | None, recipe: str, settings: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the recipe and the settings of all trials; a line each."""
+    if recipe not in RECIPES:
+        return [f"unknown recipe {shown(recipe)}: {did_you_mean(recipe, BASE_RECIPES)}"]
+    problems = []
+    if space is not None:
+        varied = sorted(space.keys & set(settings))
+        problems += [f"{key} cannot be set: the space {space.name} varies it" for key in varied]
+        if (why := space.incompatible(recipe, nest(settings))) is not None:
+            problems.append(f"the space {space.name} does not fit: {why}")
+    tree, _ = on_recipe(recipe, nest(settings))
+    config, wrong = examine(tree)
+    config, missing = with_found_runs(config)
+    if config.scaling.elastic:
+        problems.append(
+            f"scaling.workers must be a number, got {config.scaling.workers}: trials share the "
+            "cluster, each with as many workers as the others"
+        )
+    return [*problems, *wrong, *missing, *input_problems(config, new_run=False)]

@@ -1,1 +1,0 @@
-"""Paired comparisons of variants of a recipe: plan, processes, numbers, report."""

@@ -1,0 +1,134 @@
+"""The learning problem of the two critics: one module whose forward maps a batch to a loss.
+
+Losses and metrics follow the convention of `raymi.collectives`: their mean over workers is the
+value for the global batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from raymi.collectives import Collectives
+from raymi.config import MIConfig
+from raymi.engine.micro_batches import in_pieces
+from raymi.mi.bounds import F_DIVERGENCES
+from raymi.mi.estimators import LocalDIM, MIEstimators
+from raymi.mi.matching import Matching, match
+from raymi.mi.objectives import estimator_loss, global_mean, selected
+from raymi.mi.reference import (
+    adversarial_estimator_loss,
+    natural_estimator_loss,
+    selected_over_batch,
+)
+
+Metrics = dict[str, Tensor]
+
+
+class EstimatorTask(nn.Module):
+    """Trains both critics on outputs of the classifier (Eq. 4 or 5).
+
+    Args: estimators; mi, their settings; group, the workers; micro_batch, samples of a worker that
+        go through a local encoder at once, None: all.
+    """
+
+    def __init__(
+        self,
+        estimators: MIEstimators,
+        mi: MIConfig,
+        group: Collectives,
+        micro_batch: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.estimators = estimators
+        self.mi = mi
+        self.group = group
+        self.micro_batch = micro_batch
+
+    def forward(
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        logits: Tensor,
+        logits_adv: Tensor,
+        y: Tensor,
+        sizes: list[int],
+    ) -> tuple[Tensor, Metrics]:
+        """Loss and metrics of both critics.
+
+        Args: x, x_adv (b, 3, H, W); logits, logits_adv (b, K), detached; y (b,); sizes, each
+            worker's.
+        """
+        natural, adversarial = self.estimators.natural, self.estimators.adversarial
+        terms: list[Tensor] = []
+        metrics: Metrics = {}
+        if natural is not None:
+            whole = self.mi.natural_pattern == "adversarial"  # WMIM
+            u, own, other = (x_adv, logits_adv, logits) if whole else (x, logits, logits_adv)
+            loss, estimates = self._critic_loss("natural", natural, u, own, other, y, sizes)
+            terms.append(loss)
+            metrics |= estimates
+        if adversarial is not None:
+            loss, estimates = self._critic_loss(
+                "adversarial", adversarial, x_adv - x, logits_adv, logits, y, sizes
+            )
+            terms.append(loss)
+            metrics |= estimates
+        total = torch.stack(terms).sum()
+        return total, {"loss_estimators": total.detach(), **metrics}
+
+    def _critic_loss(
+        self,
+        kind: str,
+        critic: LocalDIM,
+        u: Tensor,
+        own_logits: Tensor,
+        other_logits: Tensor,
+        y: Tensor,
+        sizes: list[int],
+    ) -> tuple[Tensor, Metrics]:
+        """Loss of the critic of pattern u, which belongs to `own_logits`."""
+        mi, group, num = self.mi, self.group, sum(sizes)
+        features = in_pieces(critic.local_features, critic, u, sizes, self.micro_batch)
+        scores = score_outputs(critic, own_logits, features, sizes, mi, group)
+        with torch.no_grad():
+            metrics = {
+                f"mi/{kind}": global_mean(scores.infonce(), None, num, group),
+                f"mi/{kind}_dv": global_mean(scores.donsker_varadhan(), None, num, group),
+            }
+        own = scores.bound(mi.bound)
+        if mi.objective == "mim":
+            return estimator_loss(own, None, None, num, group), metrics
+
+        other = score_outputs(critic, other_logits, features, sizes, mi, group).bound(mi.bound)
+        clean, adv = (own_logits, other_logits) if kind == "natural" else (other_logits, own_logits)
+        if mi.objective == "contrast":
+            chosen = selected(clean, adv, y)
+            return estimator_loss(own, other, chosen, num, group, clip=mi.clip_contrast), metrics
+        wrong, right = selected_over_batch(clean, adv, y, group)
+        if mi.objective == "mim-released":
+            mask = None if kind == "natural" else wrong
+            return estimator_loss(own, None, mask, num, group), metrics
+        released = natural_estimator_loss if kind == "natural" else adversarial_estimator_loss
+        return released(own, other, wrong, right, num, group), metrics
+
+
+def score_outputs(
+    critic: LocalDIM,
+    logits: Tensor,
+    features: Tensor,
+    sizes: list[int],
+    mi: MIConfig,
+    group: Collectives,
+) -> Matching:
+    """Scores against the patterns of all workers, or of this one alone (`mi.negatives`).
+
+    Args: logits (b, K); features (b, H, P), of the patterns; sizes, samples of each worker.
+    """
+    if mi.negatives == "local":
+        sizes, group = [len(logits)], Collectives()
+    outputs = critic.global_features(logits)
+    divergence = mi.bound if mi.bound in F_DIVERGENCES else None
+    return match(
+        outputs, features, sizes, group, divergence=divergence, score_memory=mi.score_memory
+    )

@@ -1,0 +1,78 @@
+"""What ends a run, and what its user should hear of at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from raymi.engine.metrics import MetricMeans
+from raymi.engine.observers import overfits_catastrophically
+from raymi.engine.train_state import TrainState
+from raymi.runs.checkpoint import newest_checkpoint
+
+
+def finite_means(recorded: MetricMeans, state: TrainState, checkpoints: Path) -> dict[str, float]:
+    """The means of what was recorded, which must be finite; a collective operation.
+
+    Args: checkpoints, the run's folder of them.
+    Raises: FloatingPointError that names the terms, the first step at which one of them was not
+        finite, and the checkpoint to go back to.
+    """
+    means = recorded.means(state.group)
+    if all(math.isfinite(value) for value in means.values()):
+        return means
+    broken = recorded.first_not_finite(state.group)
+    broken = broken or dict.fromkeys(means, state.position.global_step)
+    first = min(broken.values())
+    terms = [f"{name} = {means[name]}" for name, step in broken.items() if step == first]
+    raise FloatingPointError(
+        f"expected finite losses, got {', '.join(terms)} at step {first} "
+        f"{_where_to_go_back(state, checkpoints)}"
+    )
+
+
+def require_finite_weights(state: TrainState, checkpoints: Path) -> None:
+    """Weights and statistics must be finite, too: a last update can break what no loss has seen.
+
+    Raises: FloatingPointError that names the modules, the step and the checkpoint to go back to.
+    """
+    if broken := state.modules_not_finite():
+        raise FloatingPointError(
+            f"expected finite weights, got others in {' and '.join(broken)} at step "
+            f"{state.position.global_step} {_where_to_go_back(state, checkpoints)}"
+        )
+
+
+def alarms(
+    epoch: int, train: Mapping[str, float], val: Mapping[str, float], *, attacked: bool
+) -> Iterator[str]:
+    """Warnings about an epoch, a line each.
+
+    Args: train, val: metrics of the epoch; attacked, whether training is adversarial.
+    """
+    norm_mi, norm_adv = train.get("mi/grad_norm", 0.0), train.get("grad_norm_adv", math.inf)
+    if norm_mi > norm_adv:
+        yield (
+            f"the MI loss dominated the adversarial one in epoch {epoch}: the norms of their "
+            f"gradients at the logits were {norm_mi:.3g} and {norm_adv:.3g}; lower mi.weight or "
+            "use mi.balance"
+        )
+    cheap, strong = val.get("fgsm_acc", 0.0), val.get("robust_acc", 1.0)
+    if attacked and overfits_catastrophically(cheap, strong):
+        yield (
+            f"catastrophic overfitting in epoch {epoch}: on validation {100 * cheap:.1f}% "
+            f"withstand one attack step and {100 * strong:.1f}% several; raise attack.steps, or "
+            "lower attack.alpha or optim.lr"
+        )
+
+
+def _where_to_go_back(state: TrainState, checkpoints: Path) -> str:
+    position, checkpoint = state.position, newest_checkpoint(checkpoints)
+    before = "there is no checkpoint yet" if checkpoint is None else f"go back to {checkpoint}"
+    remedy = "a lower lr, mi.weight or mi.balance, or with mi.form=bounded"
+    remedy = remedy if state.config.mi.enabled else "a lower lr"
+    return (
+        f"(phase {position.phase}, epoch {position.epoch + 1}): start a new run with {remedy}; "
+        f"{before}"
+    )

@@ -1,0 +1,241 @@
+"""What a run measures of its classifiers: on validation after an epoch, on the test set at the end.
+
+The validation split alone chooses; the test set is touched once, when training is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from functools import partial
+
+import torch
+from torch import nn
+
+from raymi.collectives import Collectives
+from raymi.config import Config
+from raymi.data import ImageSet, Splits, load_splits
+from raymi.engine.observers import MIObserver, OneStepObserver
+from raymi.engine.pgd_evaluation import Accuracy, Observer, PGDAttack, evaluate_pgd
+from raymi.engine.probes import Heartbeat, probe_classifier
+from raymi.engine.storage import Storage
+from raymi.engine.train_state import TrainState
+from raymi.runs.pretrained import save_weights
+
+
+def load_data(config: Config) -> Splits:
+    """The images of a run.
+
+    Raises: UserError, with the remedy, for settings or files that cannot work.
+    """
+    data = config.data
+    return load_splits(
+        data.name,
+        data.root,
+        image_size=data.image_size,
+        val_fraction=data.val_fraction,
+        split_seed=data.split_seed,
+        download=data.download,
+        limit=data.limit,
+        generated=data.generated,
+    )
+
+
+class Measurements:
+    """Validates, evaluates and probes; tells what it finds.
+
+    Args:
+        write: puts an event into the journal: its kind, and fields.
+        stop_if_requested: called after each block on every worker; what it raises ends the
+            measurement.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        splits: Splits,
+        storage: Storage,
+        group: Collectives,
+        device: torch.device,
+        write: Callable[..., None],
+        stop_if_requested: Callable[[], None],
+    ) -> None:
+        self.config, self.splits, self.storage, self.group = config, splits, storage, group
+        self.device = device
+        self.val = splits.val.at_most(config.validation.max_samples).to(device)
+        self.test = splits.test.at_most(config.evaluation.max_samples).to(device)
+        self.write, self.stop_if_requested = write, stop_if_requested
+
+    def validate(self, state: TrainState, epoch: int) -> tuple[dict[str, float], list[str]]:
+        """Measures on the validation split; offers each classifier as the best one.
+
+        Returns: metrics, and the suffixes of the classifiers that are the best so far.
+        """
+        models = state.classifiers() or {"": state.model}
+        measurements = {  # all of them first: a stop in between leaves no best one behind
+            suffix: self._measure_on_validation(state, model, watch_mi=suffix == "")
+            for suffix, model in models.items()
+        }
+        val: dict[str, float] = {}
+        better = []
+        for suffix, measured in measurements.items():
+            prefix = suffix.removeprefix("-") + "/" if suffix else ""
+            val |= {f"{prefix}{name}": value for name, value in measured.items()}
+            best = state.best.get(suffix)
+            robust, clean = measured["robust_acc"], measured["clean_acc"]
+            if best is not None and best.offer(epoch, robust, clean, models[suffix]):
+                better.append(suffix)
+        return val, better
+
+    def _measure_on_validation(
+        self, state: TrainState, model: nn.Module, *, watch_mi: bool
+    ) -> dict[str, float]:
+        attack = validation_attack(self.config)
+        observers: list[Observer] = [
+            OneStepObserver(
+                model,
+                attack.eps,
+                attack.norm,
+                self.group,
+                self.device,
+                state.autocast,
+                self.config.scaling.micro_batch,
+            )
+        ]
+        block = None
+        if watch_mi and state.estimators is not None:
+            block = state.config.optim.batch_size  # as many negatives as in training
+            micro_batch = self.config.scaling.micro_batch
+            observers.append(
+                MIObserver(state.estimators, state.config.mi, self.group, block, micro_batch)
+            )
+        accuracy = self._accuracy(
+            model,
+            self.val,
+            attack,
+            "validate",
+            block=block,
+            autocast=state.autocast,
+            observers=observers,
+        )
+        measured = {"clean_acc": accuracy.clean, "robust_acc": accuracy.robust}
+        for observer in observers:
+            measured |= observer.results()
+        return measured
+
+    def keep_weights(self, state: TrainState) -> None:
+        """Writes the last and the best models down, without a look at the test set."""
+        for _ in self._kept(state):
+            pass
+
+    def _kept(self, state: TrainState) -> Iterator[tuple[str, str, nn.Module, int]]:
+        """Writes down the last of each classifier, then the best: "last" or "best", the
+        classifier's suffix, the model with these weights for as long as it is its turn, epoch."""
+        for suffix, model in state.classifiers().items():
+            best = state.best[suffix]
+            for which, epoch in (("last", state.position.epoch), ("best", best.epoch)):
+                if which == "best":
+                    model.load_state_dict(best.weights)
+                self._keep_weights(f"{which}{suffix}", model, epoch)
+                yield which, suffix, model, epoch
+
+    def evaluate(self, state: TrainState) -> None:
+        """Clean and PGD accuracy of the last and of the best models on the test set, in fp32; then
+        the probes of the chosen one, which has the highest robust validation accuracy."""
+        config = self.config
+        attack = PGDAttack(
+            config.attack.norm,
+            config.attack.eps,
+            config.evaluation.alpha or config.attack.eps / 4,
+            config.evaluation.steps,
+        )
+        chosen = max(state.best, key=lambda s: (state.best[s].robust_acc, state.best[s].clean_acc))
+        for which, suffix, model, epoch in self._kept(state):
+            name = f"{which}{suffix}"
+            if which == "last" or epoch != state.position.epoch:  # else it is the same model
+                accuracy = self._accuracy(model, self.test, attack, name)
+            self.write(
+                "evaluation", which=name, of_epoch=epoch, attack=asdict(attack),
+                chosen=(which, suffix) == ("best", chosen), **asdict(accuracy),
+            )  # fmt: skip
+        if config.probe.steps > 0:
+            self._probe(state.classifiers()[chosen], f"best{chosen}")
+
+    def _probe(self, model: nn.Module, name: str) -> None:
+        """Fresh estimators on a finished classifier, measured on the validation split."""
+        estimates = probe_model(
+            self.config,
+            self.splits,
+            model,
+            self.group,
+            self.device,
+            heartbeat=self._heartbeat("probe"),
+        )
+        self.write("probe", which=name, estimates=estimates)
+
+    def _keep_weights(self, name: str, model: nn.Module, epoch: int) -> None:
+        about = {"epoch": str(epoch), "train_digest": self.splits.train.digest}
+        path = self.storage.folder.weights(name)
+        self.storage.write("weights", path, partial(save_weights, path, model, about))
+
+    def _accuracy(
+        self,
+        model: nn.Module,
+        images: ImageSet,
+        attack: PGDAttack,
+        what: str,
+        *,
+        block: int | None = None,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        observers: Sequence[Observer] = (),
+    ) -> Accuracy:
+        return evaluate_pgd(
+            model,
+            images,
+            attack,
+            self.group,
+            block=block or self.config.evaluation.block * self.group.world_size,
+            micro_batch=self.config.scaling.micro_batch,
+            autocast=autocast,
+            heartbeat=self._heartbeat(what),
+            observers=observers,
+        )
+
+    def _heartbeat(self, what: str) -> Heartbeat:
+        def beat(done: int, total: int) -> None:
+            self.write("evaluating", what=what, done=done, of=total)
+            self.stop_if_requested()
+
+        return beat
+
+
+def probe_model(
+    config: Config,
+    splits: Splits,
+    model: nn.Module,
+    group: Collectives,
+    device: torch.device,
+    *,
+    heartbeat: Heartbeat,
+) -> dict[str, float]:
+    """Fresh estimators on a finished classifier of a run, measured on its validation split.
+
+    Returns: as `probes.probe_classifier`.
+    """
+    return probe_classifier(
+        model,
+        splits.train.at_most(config.probe.max_samples).to(device),
+        splits.val.at_most(config.validation.max_samples).to(device),
+        validation_attack(config),
+        config.probe,
+        group,
+        num_classes=splits.num_classes,
+        heartbeat=heartbeat,
+    )
+
+
+def validation_attack(config: Config) -> PGDAttack:
+    """The attack that robust validation accuracy is measured with; step 2.5 * eps / steps."""
+    attack, steps = config.attack, config.validation.steps
+    return PGDAttack(attack.norm, attack.eps, 2.5 * attack.eps / steps, steps)

@@ -1,0 +1,212 @@
+"""A classifier that is evaluated: what it takes to build the very same one in any process."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raymi.attacks.untouched import random_state_kept, untouched
+from raymi.errors import UserError
+from raymi.evaluation.exported_program import load_program
+from raymi.models import build_model
+from raymi.models.user_model import build_user_classifier, check_logits, source_digest
+
+_SEED = 0  # of what a network draws when it is built, and no state dict holds
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier as any process can build it again.
+
+    Args:
+        name: short and plain, for tables and files: letters, digits, `.`, `_` and `-`.
+        build: how to build it, in JSON's types. `kind` is "raymi" (a `Classifier`, see
+            `raymi.models.architecture`), "function" (the user's, of raw images) or "program"
+            (exported by torch). The first two have `source`, the sha256 of the file of the user's
+            function, or None.
+        weights: its state dict as `torch.save` writes it, without code; of a program, its file.
+        digest: SHA-256 in hexadecimal over `build` and names, types, shapes and values of all
+            tensors (or the program's file): the same network has the same one wherever it was
+            found, and whatever it is called.
+    """
+
+    name: str
+    build: Mapping[str, Any]
+    weights: bytes = field(repr=False)
+    digest: str
+
+    def load(self) -> nn.Module:
+        """The classifier on the CPU in eval mode, a new one at each call and the same in every
+        process: images (B, 3, H, W) in [0, 1] to logits (B, K). Leaves global random state alone.
+
+        Raises: UserError where it cannot be built, or is not the one that was found: the user's
+            function or its file is another one by now.
+        """
+        if self.build["kind"] == "program":
+            self._check_digest(self.build, self.weights)
+            return load_program(self.weights, self.name)
+        state = torch.load(io.BytesIO(self.weights), weights_only=True)
+        build = dict(self.build)
+        if build["source"] is not None:
+            build["source"] = source_digest(build["name"])
+        self._check_digest(build, state)
+        model = _fresh(build)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.name}: its weights are not those of {described(build)} "
+                f"({_first_lines(error)}): set model.name, model.width and model.depth as they "
+                "were in training"
+                if build["kind"] == "raymi"
+                else f"{self.name}: the function makes another network at each call "
+                f"({_first_lines(error)}): let it always make the same one"
+            ) from None
+        return model.eval()
+
+    def _check_digest(
+        self, build: Mapping[str, Any], weights: Mapping[str, Tensor] | bytes
+    ) -> None:
+        now = _digest(build, weights)
+        if now != self.digest:
+            raise UserError(
+                f"{self.name} is not the classifier that was found: expected sha256 "
+                f"{self.digest[:12]}, got {now[:12]}. Where its code ({build.get('name')}) was "
+                "changed meanwhile, begin again; every node must see the same file"
+            )
+
+
+def raymi_subject(
+    name: str, architecture: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> Subject:
+    """Of a `Classifier`, which has its normalisation inside.
+
+    Args: name, any text; architecture, see `raymi.models.architecture`; state, its state dict.
+    Raises: UserError where the state dict has no normalisation or is of another architecture.
+    """
+    if not {"normalize.mean", "normalize.std"} <= set(state):
+        raise UserError(
+            f"{name}: its state dict has no normalize.mean and normalize.std, without which it is "
+            "not known which images it expects: write a function that returns the network with "
+            "its weights and its normalisation inside, for raw images in [0, 1], and give "
+            "model=module:function"
+        )
+    user = ":" in architecture["name"]
+    source = source_digest(architecture["name"]) if user else None
+    return _subject(name, {"kind": "raymi", **architecture, "source": source}, state)
+
+
+def expected_state(architecture: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Builds a `Classifier` for its state dict, in which only names, shapes and types count.
+
+    Args:
+        architecture: see `raymi.models.architecture`.
+
+    Raises:
+        UserError: the user's function cannot be called.
+    """
+    state = _fresh({"kind": "raymi", **architecture}).state_dict()
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def described(build: Mapping[str, Any]) -> str:
+    """Returns the settings of a network as text."""
+    return ", ".join(f"{k}={v}" for k, v in build.items() if k not in ("kind", "source"))
+
+
+def function_subject(name: str, num_classes: int, image_size: int) -> Subject:
+    """Of a user's function, which need not know raymi.
+
+    Args: name, `module:function`, which is called with those of num_classes= and image_size= that
+        it takes; it returns a network of raw images (B, 3, H, W) in [0, 1] to logits (B, K): unlike
+        in training, nobody normalises for it.
+    Raises: UserError where it cannot be imported or called, or returns something else.
+    """
+    build = {
+        "kind": "function",
+        "name": name,
+        "num_classes": num_classes,
+        "image_size": image_size,
+        "source": source_digest(name),
+    }
+    return _subject(name, build, _fresh(build).state_dict())
+
+
+def program_subject(name: str, data: bytes) -> Subject:
+    """Of an exported program: name, any text; data, the content of its `.pt2` file."""
+    build = {"kind": "program"}
+    return Subject(plain_name(name), build, data, _digest(build, data))
+
+
+def check_classifier(name: str, model: nn.Module, num_classes: int, image_size: int) -> None:
+    """Runs a classifier on two grey images, and on one, as blocks of samples are of any size.
+
+    Args: name, for the message; model, as `Subject.load` returns it; num_classes, K, and
+        image_size in pixels of the data set.
+    Raises: UserError unless the logits are a tensor (2, K), then (1, K).
+    """
+    for num_images in (2, 1):
+        with untouched(model, _SEED):
+            check_logits(name, model, num_classes, image_size, num_images)
+
+
+def plain_name(text: str) -> str:
+    """Letters, digits, `.`, `_` and `-` of a text, at most 80 of them, and never none."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[-80:].strip("-._") or "model"
+
+
+def _subject(name: str, build: dict[str, Any], state: Mapping[str, Any]) -> Subject:
+    others = [f"{k} ({type(v).__name__})" for k, v in state.items() if not isinstance(v, Tensor)]
+    if others:
+        raise UserError(
+            f"{name}: expected a state dict of tensors alone, got {', '.join(others[:3])}: make "
+            "them buffers"
+        )
+    # Copies: a view would take all that it is a view of into the file.
+    tensors = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()
+    }
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    return Subject(plain_name(name), build, file.getvalue(), _digest(build, tensors))
+
+
+def _fresh(build: Mapping[str, Any]) -> nn.Module:
+    """The network without its weights, made from the same random numbers at each call."""
+    name, sizes = build["name"], {k: build[k] for k in ("num_classes", "image_size")}
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with random_state_kept(_SEED, [torch.device("cuda", index) for index in gpus]):
+        if build["kind"] == "function":
+            return build_user_classifier(name, **sizes).cpu()
+        return build_model(
+            name,
+            width=build["width"],
+            depth=build["depth"],
+            mean=(0.0,) * 3,  # mean and standard deviation come with the weights
+            std=(1.0,) * 3,
+            **sizes,
+        ).cpu()
+
+
+def _digest(build: Mapping[str, Any], weights: Mapping[str, Tensor] | bytes) -> str:
+    sha = hashlib.sha256(json.dumps(dict(build), sort_keys=True).encode())
+    if isinstance(weights, bytes):
+        sha.update(weights)
+        return sha.hexdigest()
+    for name, tensor in sorted(weights.items()):
+        sha.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        sha.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(lines[1:3])[:300] if len(lines) > 1 else lines[0][:300]

@@ -1,0 +1,1 @@
+"""Everything that needs Ray: sessions, training workers, trials, attack workers."""

@@ -1,0 +1,86 @@
+"""Thread that connects a driver to Ray and leaves it, so that both waits have a limit.
+
+Ray waits for its processes in code that answers no signal: `ray.init` was seen to hang for 16
+minutes. The thread that starts a local Ray has to stay while it is used: Linux ends Ray's processes
+with it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from collections.abc import Callable
+
+from raymi import process_exit
+
+_POLL_SECONDS = 0.1
+
+
+class NotConnected(Exception):
+    """Failure to connect to Ray, for the reason that its cause gives, or since time was up."""
+
+
+class RayHost:
+    """A driver's connection to Ray.
+
+    Args:
+        connect: Connects this process to Ray.
+    """
+
+    def __init__(self, connect: Callable[[], object]) -> None:
+        self._connect = connect
+        self._error: BaseException | None = None
+        self._answered, self._leave = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="ray-host")
+
+    def start(self, seconds: float, check: Callable[[], None]) -> None:
+        """Connects.
+
+        Args:
+            seconds: Limit of the wait.
+            check: Called during the wait; an exception ends it.
+
+        Raises:
+            NotConnected: Ray did not answer in time, or with an error.
+        """
+        self._thread.start()
+        deadline = time.monotonic() + seconds
+        while not self._answered.wait(_POLL_SECONDS):  # short: a signal is handled between
+            check()
+            if time.monotonic() > deadline:
+                raise NotConnected(f"no answer within {seconds:.0f} s")
+        if self._error is not None:
+            raise NotConnected from self._error
+
+    @property
+    def answered(self) -> bool:
+        """True once Ray has answered or failed."""
+        return self._answered.is_set()
+
+    def end(self, seconds: float) -> None:
+        """Leaves Ray; where that takes longer than the limit, the command ends without it."""
+        import ray
+
+        self._leave.set()
+        try:
+            self._thread.join(seconds)
+        finally:  # also after a second Ctrl-C
+            if self._thread.is_alive():
+                atexit.unregister(ray.shutdown)  # it would wait without limit, too
+                process_exit.end_at_once()
+
+    def _run(self) -> None:
+        import ray
+
+        try:
+            self._connect()
+        except BaseException as error:
+            self._error = error
+        self._answered.set()
+        if self._error is None:
+            self._leave.wait()
+        try:
+            ray.shutdown()  # also where only a part of Ray has started
+        except BaseException as error:
+            self._error = self._error or error

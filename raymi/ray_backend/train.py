@@ -1,0 +1,84 @@
+"""Ray Train for a run: its workers, and how often they are started again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from raymi.config import Config
+from raymi.ray_backend.train_worker import train_worker
+from raymi.runs.run_folder import RunFolder
+
+RESIZE_SECONDS = 30.0  # between two looks at the cluster; Ray's own view is up to 20 s old
+
+
+def fit(
+    config: Config,
+    folder: RunFolder,
+    *,
+    use_gpu: bool,
+    import_path: str | None = None,
+    deadline: float | None = None,
+    stop_file: Path | None = None,
+    test: bool = True,
+    until: str = "classifier",
+    callbacks: Sequence[Any] = (),
+) -> dict[str, Any] | None:
+    """Runs a configuration on Ray Train's workers; returns what `train_worker` does.
+
+    Args:
+        folder: the run's, with the configuration written; a checkpoint in it is continued.
+        use_gpu: one GPU for each worker.
+        import_path: of the user's own modules; None: the current folder.
+        deadline: seconds since the epoch at which the run is asked to stop; None: never.
+        stop_file: asks it to stop, as the run's own does.
+        test: whether the test set is looked at in the end.
+        until: the phase with which it ends.
+        callbacks: of Ray Train, further ones.
+    """
+    scaling = config.scaling
+    added: list[Any] = [*callbacks]
+    if scaling.elastic:  # what that needs of Ray is not public: no other run depends on it
+        from raymi.ray_backend.elastic import FailuresWithoutProgress, SaveBeforeResize
+
+        added.append(SaveBeforeResize(folder))
+        added.append(FailuresWithoutProgress(folder, scaling.max_failures))
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump_json(),
+            "folder": str(folder.path),
+            "import_path": import_path or os.getcwd(),
+            "deadline": deadline,
+            "stop_file": None if stop_file is None else str(stop_file),
+            "test": test,
+            "until": until,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(
+                (scaling.least_workers, scaling.most_workers)
+                if scaling.elastic
+                else scaling.most_workers
+            ),
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            use_gpu=use_gpu,
+            resources_per_worker={
+                "CPU": scaling.cpus_per_worker,
+                **({"GPU": 1} if use_gpu else {}),
+            },
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=str(folder.path),
+            callbacks=added,
+            failure_config=ray.train.FailureConfig(
+                max_failures=-1 if scaling.elastic else scaling.max_failures
+            ),
+        ),
+    )
+    return trainer.fit().return_value

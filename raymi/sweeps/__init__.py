@@ -1,1 +1,0 @@
-"""Searches for settings: spaces, trials, and what they find."""

@@ -1,0 +1,1 @@
+"""Lines, tables and progress bars on the terminal."""

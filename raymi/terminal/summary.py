@@ -1,0 +1,81 @@
+"""The table that closes a run: what came out, and where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+
+from raymi.config import Config
+from raymi.runs.run_folder import RunFolder
+from raymi.statistics import wilson_interval
+from raymi.terminal.console import Table
+from raymi.terminal.print_line import say
+from raymi.terminal.threat import threat_text
+
+Event = Mapping[str, Any]
+
+
+_MODELS = ("best", "best-averaged", "last", "last-averaged")
+
+
+def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
+    """Accuracies on the test set as rows of text, the first one the header.
+
+    Args: evaluations, the journal's events, called "best" and "last", and with "-averaged" after
+        it where weights were averaged; of these four, the chosen one is marked.
+    """
+    attack = next(iter(evaluations.values()))["attack"]
+    rows: list[tuple[str, ...]] = [
+        ("model", "epoch", "clean (95% interval)", f"PGD-{attack['steps']} (95% interval)")
+    ]
+    rows += [
+        (
+            f"{which} (chosen)" if len(evaluations) > 2 and event["chosen"] else which,
+            str(event["of_epoch"]),
+            _with_interval(event["clean"], event["num"]),
+            _with_interval(event["robust"], event["num"]),
+        )
+        for which in _MODELS
+        if (event := evaluations.get(which))
+    ]
+    return rows
+
+
+def result_title(config: Config, evaluations: Mapping[str, Event]) -> str:
+    """What was measured: data set, number of images, threat model."""
+    event = next(iter(evaluations.values()))
+    threat = threat_text(event["attack"]["norm"], event["attack"]["eps"])
+    return f"{config.data.name}, {event['num']} test images, {threat}"
+
+
+def print_summary(
+    console: Console,
+    config: Config,
+    folder: RunFolder,
+    evaluations: Mapping[str, Event],
+    places: Mapping[str, str],
+) -> None:
+    """Prints accuracies of the best and the last model on the test set, and where things are.
+
+    Args: evaluations, the events called "best" and "last"; places, from a label to a path or
+        command.
+    """
+    say(console, f"{folder.name}: {result_title(config, evaluations)}")
+    header, *rows = result_table(evaluations)
+    table = Table()
+    table.add_column(header[0], no_wrap=True)
+    for heading in header[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    width = max(map(len, places))
+    for label, place in places.items():
+        say(console, f"{label:<{width}}  {place}")
+
+
+def _with_interval(accuracy: float, num: int) -> str:
+    low, high = wilson_interval(round(accuracy * num), num)
+    return f"{100 * accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})"

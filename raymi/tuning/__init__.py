@@ -1,0 +1,1 @@
+"""Search of settings: spaces, studies, trials; without Ray."""

@@ -1,0 +1,380 @@
+"""A search space: which settings are varied, and how, in one readable TOML file.
+
+    description = "How strong the MI terms are"
+
+    [parameters."mi.balance"]            # a key of the configuration
+    log = [0.02, 1.0]                    # a number between these, evenly on a logarithmic scale
+
+    [parameters.terms]                   # a name of its own: each choice sets several keys
+    choice.both = {}
+    choice.natural = { "mi.adversarial" = false }
+
+    [parameters."mi.difference"]
+    uniform = [0.0, 2.0]
+    when.terms = "both"                  # asked for only where another parameter has this value
+
+    [tune]                               # how it is searched where the command does not say so
+    trials = 50
+
+The other kinds are `integers = [1, 5]`, both ends included, and `choice = [64, 128]`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from importlib.resources.abc import Traversable
+from typing import Annotated, Any, Protocol
+
+import optuna
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from raymi.errors import UserError, did_you_mean, first_line
+from raymi.formatting import shown
+from raymi.local_paths import address_problem
+from raymi.overrides import examine, flatten, leaves, nest, overlay
+from raymi.recipes import RECIPES, VARIANTS, on_recipe
+from raymi.tuning.settings import TuneConfig
+from raymi.tuning.space_files import known_spaces, space_file
+
+Scalar = bool | int | float | str
+Values = dict[str, Any]
+"""What a trial drew: by the name of each parameter that was asked for."""
+
+_KEYS = tuple(key for key, _ in leaves())
+_TABLES = ("description", "parameters", "tune")
+_KINDS = ("log", "uniform", "integers", "choice")
+_NOT_VARIED = (
+    "seed", "name", "out", "data.", "attack.norm", "attack.eps", "scaling.", "validation.",
+    "evaluation.", "probe.", "checkpoint.", "limit.", "tracking.",
+)  # fmt: skip
+_COMPARABLE = ("data.flip", "data.crop_padding", "data.generated")
+_TRIED = 20  # draws that are laid over a recipe to see whether they fit
+_MOST_INTEGERS = 100_000  # of a grid
+_LARGEST_INTEGER = 10**15  # that Optuna draws exactly
+_STEPS = 3  # values of a number that a grid has where it names no number
+
+
+class Draws(Protocol):
+    """What chooses values, one parameter at a time: an `optuna.Trial`, say."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number in [low, high]."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """A whole number in [low, high]."""
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """One of the choices."""
+
+
+def random_draws(seed: int) -> Draws:
+    """Draws evenly; what it draws depends on the order in which it is asked."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.RandomSampler(seed % 2**32)
+    return optuna.create_study(sampler=sampler).ask()
+
+
+def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
+    if not (ends[0] < ends[1] and math.isfinite(ends[0]) and math.isfinite(ends[1])):
+        raise ValueError(
+            f"expected two finite ends, the smaller one first, got {shown(list(ends))}"
+        )
+    return ends
+
+
+def _countable(ends: tuple[int, int]) -> tuple[int, int]:
+    if max(map(abs, ends)) > _LARGEST_INTEGER:
+        raise ValueError(f"expected whole numbers up to 10**15, got {shown(list(ends))}")
+    return ends
+
+
+Ends = Annotated[tuple[float, float], AfterValidator(_ordered)]
+WholeEnds = Annotated[tuple[int, int], AfterValidator(_ordered), AfterValidator(_countable)]
+
+
+class Parameter(BaseModel):
+    """One thing that is varied: exactly one of its kinds, and where it is asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    log: Ends | None = None
+    uniform: Ends | None = None
+    integers: WholeEnds | None = None
+    choice: tuple[Scalar, ...] | dict[str, dict[str, Scalar]] | None = None
+    when: dict[str, Scalar | tuple[Scalar, ...]] = {}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Parameter:
+        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of {', '.join(_KINDS)}, got {given or 'none'}")
+        if self.log is not None and self.log[0] <= 0:
+            raise ValueError(f"log needs positive ends, got {list(self.log)}")
+        if self.choice is not None and len(set(self.choice)) < max(2, len(self.choice)):
+            raise ValueError(f"expected at least two different choices, got {list(self.choice)}")
+        return self
+
+    @property
+    def sets_keys(self) -> bool:
+        """Whether each choice sets keys that it names, rather than being the value of one."""
+        return isinstance(self.choice, dict)
+
+    def draw(self, name: str, draws: Draws) -> Any:
+        """A value."""
+        if self.log is not None:
+            return draws.suggest_float(name, *self.log, log=True)
+        if self.uniform is not None:
+            return draws.suggest_float(name, *self.uniform)
+        if self.integers is not None:
+            return draws.suggest_int(name, *self.integers)
+        assert self.choice is not None
+        return draws.suggest_categorical(name, list(self.choice))
+
+    def grid(self) -> list[Any]:
+        """A few values that stand for all: ends and what is between them, or every choice."""
+        if self.log is not None:
+            low, high = map(math.log, self.log)
+            inner = [math.exp(low + (high - low) * k / (_STEPS - 1)) for k in range(_STEPS)]
+            return [self.log[0], *inner[1:-1], self.log[1]]
+        if self.uniform is not None:
+            low, high = self.uniform
+            return [low + (high - low) * k / (_STEPS - 1) for k in range(_STEPS)]
+        if self.integers is not None:
+            low, high = self.integers
+            return list(range(low, min(high, low + _MOST_INTEGERS) + 1))
+        assert self.choice is not None
+        return list(self.choice)
+
+
+class Space(BaseModel):
+    """A search space; the name is that of its file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str
+    parameters: dict[str, Parameter]
+    tune: dict[str, Scalar] = {}
+
+    @model_validator(mode="after")
+    def _names_mean_something(self) -> Space:
+        if not self.parameters:
+            raise ValueError("expected at least one parameter")
+        earlier: list[str] = []
+        set_by: dict[str, str] = {}
+        for name, parameter in self.parameters.items():
+            named = _named(parameter) if parameter.sets_keys else {name}
+            for key in sorted(named):
+                if key not in _KEYS:
+                    raise ValueError(f"unknown key {key!r}: {_suggested(key)}")
+                if key in set_by:
+                    raise ValueError(f"both {set_by[key]} and {name} set {key}: keep one")
+                set_by[key] = name
+            for other, values in parameter.when.items():
+                if other not in earlier:
+                    raise ValueError(
+                        f"{name} asks for {other!r}, which must be a parameter before it"
+                    )
+                _check_condition(name, other, self.parameters[other], values)
+            earlier.append(name)
+        return self
+
+    @field_validator("tune")
+    @classmethod
+    def _search_can_be_read(cls, tune: dict[str, Scalar]) -> dict[str, Scalar]:
+        try:
+            TuneConfig.model_validate(tune)
+        except ValidationError as error:
+            raise ValueError("; ".join(map(_explained_search, error.errors()))) from None
+        return tune
+
+    @cached_property
+    def keys(self) -> set[str]:
+        """All keys of the configuration that a trial may set."""
+        return set().union(
+            *(_named(p) if p.sets_keys else {name} for name, p in self.parameters.items())
+        )
+
+    def draw(self, draws: Draws) -> Values:
+        """The values of a trial; a parameter whose condition does not hold is not asked for."""
+        values: Values = {}
+        for name, parameter in self.parameters.items():
+            if _holds(parameter, values):
+                values[name] = parameter.draw(name, draws)
+        return values
+
+    def grid(self) -> Iterator[Values]:
+        """Every combination of the values that stand for each parameter, each once."""
+        seen: set[frozenset[tuple[str, Any]]] = set()
+        names = list(self.parameters)
+        for combination in itertools.product(*(p.grid() for p in self.parameters.values())):
+            values: Values = {}
+            for name, value in zip(names, combination, strict=True):
+                if _holds(self.parameters[name], values):
+                    values[name] = value
+            drawn = frozenset(values.items())
+            if drawn not in seen:
+                seen.add(drawn)
+                yield values
+
+    def random(self, seed: int) -> Values:
+        """The values of a trial, drawn evenly."""
+        return self.draw(random_draws(seed))
+
+    @cached_property
+    def _some(self) -> list[Values]:
+        """Draws, and each of them with the ends of every parameter in it."""
+        some = []
+        for values in map(self.random, range(_TRIED)):
+            some.append(values)
+            for name in values:
+                free = not any(name in other.when for other in self.parameters.values())
+                some += [{**values, name: end} for end in self._ends(name) if free]
+        return some
+
+    def _ends(self, name: str) -> list[Any]:
+        """The first and the last value of a parameter."""
+        parameter = self.parameters[name]
+        ends = parameter.log or parameter.uniform or parameter.integers
+        values: list[Any] = list(ends or parameter.choice or ())
+        return [values[0], values[-1]]
+
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What values set, as a nested tree to lay over a recipe."""
+        flat: dict[str, Any] = {}
+        for name, value in values.items():
+            choice = self.parameters[name].choice
+            flat |= choice[value] if isinstance(choice, dict) else {name: value}
+        return nest(flat)
+
+    def incompatible(self, recipe: str, settings: Mapping[str, Any] | None = None) -> str | None:
+        """Why the space cannot vary a recipe, in words; None where it can.
+
+        Args: recipe, a name of `RECIPES`; settings, a tree that is laid over it for all trials.
+        """
+        tree, unknown = on_recipe(recipe, settings or {})
+        if unknown:
+            return unknown[0]
+        config, _ = examine(tree)
+        if any(key.startswith("mi.") for key in self.keys) and not config.mi.has_estimators:
+            return f"the recipe {recipe} has no estimators of MI: choose one that has"
+        for variant, added in VARIANTS.items():
+            fixed = self.keys & set(flatten(added.settings))
+            if recipe.endswith(f"-{variant}") and fixed - {"mi.weight", "mi.balance"}:
+                return f"the recipe {recipe} is what it is by {', '.join(sorted(fixed))}"
+        for values in self._some:
+            _, problems = examine(overlay(tree, self.settings(values)))
+            if problems:
+                return f"{values} cannot be laid over the recipe {recipe}: {problems[0]}"
+        return None
+
+
+def find_space(name: str) -> Space:
+    """Returns a search space.
+
+    Args:
+        name: path of a .toml file, or the name of one in `space_files.space_folders`.
+
+    Raises:
+        UserError: there is no such file, or it is wrong; the message says what to change.
+    """
+    if problem := address_problem(name):
+        raise UserError(f"space: {problem}")
+    file = space_file(name)
+    if file is None:
+        hint = did_you_mean(name, known_spaces())
+        raise UserError(f"no search space {shown(name)}: {hint}; or give the path of a .toml file")
+    return read_space(file)
+
+
+def read_space(path: Traversable) -> Space:
+    """The space in a file.
+
+    Raises: UserError that says what is wrong in it.
+    """
+    try:
+        tree = tomllib.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError) as error:  # of TOML, UTF-8 and numbers
+        raise UserError(f"{path} is not TOML: {first_line(error)}") from None
+    if "name" in tree:
+        raise UserError(f"{path}: name: unknown, leave it out: a space is called as its file")
+    try:
+        space = Space.model_validate({**tree, "name": path.name.removesuffix(".toml")})
+    except ValidationError as error:
+        lines = [_explained(one) for one in error.errors()]
+        raise UserError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+    for key in sorted(space.keys):
+        if key not in _COMPARABLE and key.startswith(_NOT_VARIED):
+            raise UserError(
+                f"{path}: {key} cannot be varied, as trials could not be compared: leave it out, "
+                "and give it in the command for all of them"
+            )
+    return space
+
+
+def compatible_recipes(space: Space) -> list[str]:
+    """The recipes that a space can vary."""
+    return [recipe for recipe in RECIPES if space.incompatible(recipe) is None]
+
+
+def _suggested(key: str) -> str:
+    """A remedy: the whole key of a last part, or what is close."""
+    whole = [known for known in _KEYS if known.endswith(f".{key}")]
+    return f"write {' or '.join(whole)}" if whole else did_you_mean(key, _KEYS)
+
+
+def _named(parameter: Parameter) -> set[str]:
+    assert isinstance(parameter.choice, dict)
+    return {key for settings in parameter.choice.values() for key in settings}
+
+
+def _wanted(values: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+    return values if isinstance(values, tuple) else (values,)
+
+
+def _holds(parameter: Parameter, values: Mapping[str, Any]) -> bool:
+    return all(
+        name in values and values[name] in _wanted(wanted)
+        for name, wanted in parameter.when.items()
+    )
+
+
+def _check_condition(
+    name: str, other: str, parameter: Parameter, values: Scalar | tuple[Scalar, ...]
+) -> None:
+    if parameter.choice is None:
+        raise ValueError(f"{name} asks for {other!r}, which has no choices to ask for")
+    for value in _wanted(values):
+        if value not in parameter.choice:
+            choices = ", ".join(map(str, parameter.choice))
+            raise ValueError(f"{name} asks for {other} = {value!r}, which has {choices}")
+
+
+def _explained_search(error: Any) -> str:
+    """A line for one of pydantic's errors in the table `tune`."""
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{key}: unknown, {did_you_mean(key, TuneConfig.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
+
+
+def _explained(error: Any) -> str:
+    parts = [str(part) for part in error["loc"]]
+    place = ".".join(parts[1:] if parts[:1] == ["parameters"] and len(parts) > 1 else parts)
+    if error["type"] == "extra_forbidden":
+        known = _TABLES if len(parts) == 1 else Parameter.model_fields
+        return f"{place}: unknown, {did_you_mean(parts[-1], known)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

@@ -1,0 +1,471 @@
+"""`python -m raymi.compare`: the arithmetic of the table, and processes that end in every way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from math import sqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import safetensors.torch
+import torch
+from tiny_runs import TINY
+
+from raymi import compare
+from raymi.commands.compare import run as comparison_runs
+from raymi.commands.compare.options import planned, settings_of_arm
+from raymi.commands.compare.results import (
+    Mean,
+    RunResult,
+    finished_result,
+    markdown,
+    mean_of,
+    minutes_in_sessions,
+    summarise,
+    table,
+)
+from raymi.commands.compare.run import same_weights, slots
+from raymi.hardware import available_cores
+from raymi.recipes import BASE_RECIPES, VARIANTS
+from raymi.runs.run_folder import RunFolder
+
+
+def result(arm: str, seed: int, clean: float, robust: float, val: float | None = 0.5) -> RunResult:
+    return RunResult(arm, seed, "finished", clean=clean, robust=robust, val=val)
+
+
+def test_a_mean_has_the_standard_error_of_the_sample() -> None:
+    mean = mean_of([0.1, 0.2, 0.6])
+    assert mean is not None
+    assert mean.mean == pytest.approx(0.3)
+    # deviations -0.2, -0.1, 0.3: variance 0.14 / 2
+    assert mean.error == pytest.approx(sqrt(0.07 / 3))
+    assert mean_of([0.25]) == Mean(0.25, None, 1)
+    assert mean_of([]) is None
+
+
+def test_differences_are_paired_by_seed_and_not_of_means() -> None:
+    results = [
+        result("at", 0, 0.80, 0.40), result("at", 1, 0.90, 0.50), result("at", 2, 0.10, 0.10),
+        result("bounded", 1, 0.93, 0.52), result("bounded", 0, 0.81, 0.41),
+    ]  # fmt: skip
+    at, bounded = summarise(results, ["at", "bounded"])
+    assert (at.num, bounded.num, at.differences) == (3, 2, {})
+    clean, robust = bounded.differences["clean"], bounded.differences["robust"]
+    assert clean is not None
+    assert robust is not None
+    assert (clean.mean, clean.error, clean.num) == pytest.approx((0.02, 0.01, 2))
+    assert (robust.mean, robust.error, robust.num) == pytest.approx((0.015, 0.005, 2))
+
+
+def test_the_table_is_in_percent_and_says_what_did_not_finish() -> None:
+    results = [
+        result("at", 0, 0.80, 0.40, 0.5), result("at", 1, 0.90, 0.50, 0.5),
+        result("random", 0, 0.80, 0.41, None), result("random", 1, 0.90, 0.50, None),
+        result("paper", 0, 0.70, 0.35, 0.4), RunResult("paper", 1, "diverged", step=7),
+        RunResult("wmim", 0, "failed", reason="x"), RunResult("wmim", 1, "failed", reason="x"),
+    ]  # fmt: skip
+    rows = table(summarise(results, ["at", "random", "paper", "wmim"]), "PGD-40")
+    assert rows == [
+        ("arm", "n", "clean %", "PGD-40 %", "val robust %",
+         "clean - at", "PGD-40 - at", "val robust - at"),
+        ("at", "2", "85.00 ± 5.00", "45.00 ± 5.00", "50.00 ± 0.00", "-", "-", "-"),
+        ("random", "2", "85.00 ± 5.00", "45.50 ± 4.50", "n/a",
+         "+0.00 ± 0.00", "+0.50 ± 0.50", "n/a"),
+        ("paper", "1 (1 diverged)", "70.00 ± n/a", "35.00 ± n/a", "40.00 ± n/a",
+         "-10.00 ± n/a", "-5.00 ± n/a", "-10.00 ± n/a"),
+        ("wmim", "0 (2 failed)", "n/a", "n/a", "n/a", "n/a", "n/a", "n/a"),
+    ]  # fmt: skip
+    assert markdown(rows).splitlines()[:3] == [
+        "| arm | n | clean % | PGD-40 % | val robust % "
+        "| clean - at | PGD-40 - at | val robust - at |",
+        "|---|---|---|---|---|---|---|---|",
+        "| at | 2 | 85.00 ± 5.00 | 45.00 ± 5.00 | 50.00 ± 0.00 | - | - | - |",
+    ]
+
+
+def journal(*, chosen: str = "best", finished: bool = True) -> list[dict[str, Any]]:
+    """A staged run of two epochs each, in two sessions; its epoch 2 was written twice, and one of
+    another phase after it."""
+
+    def epoch(number: int, val: float, phase: str = "classifier") -> dict[str, Any]:
+        robust = {"robust_acc": val, "averaged/robust_acc": val + 0.1}
+        return {"kind": "epoch", "phase": phase, "epoch": number, "val": robust}
+
+    def evaluation(which: str, of_epoch: int, clean: float, robust: float) -> dict[str, Any]:
+        return {
+            "kind": "evaluation", "which": which, "of_epoch": of_epoch, "clean": clean,
+            "robust": robust, "chosen": which == chosen, "attack": {"steps": 40}, "num": 9,
+        }  # fmt: skip
+
+    events = [
+        {"kind": "start"}, epoch(1, 0.9, "pretraining"), epoch(1, 0.2), epoch(2, 0.0),
+        {"kind": "start"}, epoch(2, 0.3), epoch(2, 0.9, "estimators"),
+        evaluation("last", 2, 0.1, 0.1), evaluation("best", 2, 0.8, 0.4),
+        evaluation("best-averaged", 1, 0.9, 0.5),
+    ]  # fmt: skip
+    times = [0, 30, 60, 120, 1000, 1030, 1040, 1060, 1060, 1060, 1060]
+    events += [{"kind": "finished"}] * finished
+    return [{**event, "time": at} for event, at in zip(events, times, strict=False)]
+
+
+def test_a_run_s_result_is_that_of_its_chosen_model() -> None:
+    assert finished_result("at", 3, journal()) == RunResult(
+        "at", 3, "finished", clean=0.8, robust=0.4, val=0.3, model="best", epoch=2,
+        attack_steps=40, minutes=3.0,
+    )  # fmt: skip
+    averaged = finished_result("at", 3, journal(chosen="best-averaged"))
+    assert averaged is not None
+    assert (averaged.clean, averaged.robust, averaged.epoch) == (0.9, 0.5, 1)
+    assert averaged.val == pytest.approx(0.3)
+    assert finished_result("at", 3, journal(finished=False)) is None
+
+
+def test_the_time_between_two_sessions_is_not_the_run_s() -> None:
+    assert minutes_in_sessions(journal()) == (120 + 60) / 60
+    assert minutes_in_sessions([]) == 0
+
+
+def test_weights_are_the_same_only_bit_for_bit(tmp_path: Path) -> None:
+    folders = [RunFolder(tmp_path / name) for name in "ab"]
+    zeros = {"w": torch.zeros(2), "n": torch.tensor(1)}
+    for folder in folders:
+        folder.path.mkdir()
+        for which in ("best", "last"):
+            safetensors.torch.save_file(zeros, folder.weights(which))
+    assert same_weights(*folders)
+    safetensors.torch.save_file({**zeros, "w": -torch.zeros(2)}, folders[1].weights("last"))
+    assert not same_weights(*folders)  # -0.0 == 0.0, with other bits
+    safetensors.torch.save_file(zeros, folders[1].weights("last"))
+    safetensors.torch.save_file(zeros, folders[1].weights("best-averaged"))
+    assert not same_weights(*folders)
+
+
+def test_places_share_the_cores_and_take_the_gpus_in_turn() -> None:
+    assert [dict(s.environment) for s in slots(2, 9, [])] == [
+        {"OMP_NUM_THREADS": "4", "PYTHONUNBUFFERED": "1"}
+    ] * 2
+    many = slots(3, 2, ["0", "5"])
+    assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in many] == ["0", "5", "0"]
+    assert {s.environment["OMP_NUM_THREADS"] for s in many} == {"1"}
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str) -> Ended:
+        code = compare.main(list(words))
+        said = capsys.readouterr()
+        return Ended(code, said.out, said.err)
+
+    return run
+
+
+FAKE = """
+import json, os, pathlib, sys, time
+words = dict(word.split("=", 1) for word in sys.argv[1:])
+folder = pathlib.Path(words["out"], words["name"])
+(folder / "stop").unlink(missing_ok=True)
+with open(folder / "began", "a") as file:
+    file.write(os.environ["OMP_NUM_THREADS"] + "\\n")
+def write(kind, **fields):
+    with open(folder / "journal.jsonl", "a") as file:
+        file.write(json.dumps({"kind": kind, "time": time.time(), **fields}) + "\\n")
+write("start")
+arm = words["recipe"].removeprefix("quickstart-")
+behaviour = os.environ.get("FAKE_" + arm.replace("-", "_").upper(), "")
+if behaviour == "diverge":
+    print("Traceback")
+    sys.exit("error: expected finite losses, got loss = nan at step 12 (phase c)\\n")
+if behaviour == "fail":
+    print("Traceback")
+    sys.exit("ZeroDivisionError: ours")
+if behaviour == "user":
+    print("error: no data", file=sys.stderr)
+    sys.exit(2)
+while behaviour == "wait" and not (folder / "stop").exists():
+    time.sleep(0.02)
+if behaviour == "wait":
+    write("stopped")
+    sys.exit(1)
+write("epoch", phase="classifier", epoch=1, val={"robust_acc": 0.5})
+write("evaluation", which="best", of_epoch=1, clean=0.9, robust=0.4, chosen=True, num=9,
+      attack={"steps": 40})
+write("finished")
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of `raymi.standalone`, that ends as FAKE_ARM says; the runs'
+    folder."""
+    program = tmp_path / "fake.py"
+    program.write_text(FAKE)
+    monkeypatch.setattr(comparison_runs, "PROGRAM", (sys.executable, "-S", str(program)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    return tmp_path / "runs" / "quickstart-comparison"
+
+
+def began(folder: Path) -> dict[str, int]:
+    """How often each run began."""
+    return {path.parent.name: len(path.read_text().split()) for path in folder.glob("*/began")}
+
+
+def test_finished_runs_are_not_run_again(run: Run, fake: Path) -> None:
+    words = ("arms=at,bounded", "seeds=0,1", "parallel=2")
+    first = run(*words)
+    assert first.code == 0, first
+    names = {"at-seed0", "bounded-seed0", "at-seed1", "bounded-seed1"}
+    assert began(fake) == dict.fromkeys(names, 1)
+    threads = max(1, available_cores() // 2)
+    assert (fake / "at-seed0" / "began").read_text() == f"{threads}\n"
+    files = [(fake / name).read_text() for name in ("comparison.md", "comparison.json")]
+    again = run(*words)
+    assert (again.code, began(fake)) == (0, dict.fromkeys(names, 1))
+    assert "4 of them there already" in again.out
+    assert [(fake / name).read_text() for name in ("comparison.md", "comparison.json")] == files
+    assert run(*words[:1], "seeds=0..2", "parallel=2").code == 0
+    assert began(fake) == dict.fromkeys({*names, "at-seed2", "bounded-seed2"}, 1)
+    numbers = json.loads((fake / "comparison.json").read_text())
+    assert (numbers["reference"], numbers["seeds"], len(numbers["runs"])) == ("at", [0, 1, 2], 6)
+    assert numbers["summary"][1]["differences"]["clean"] == {"mean": 0.0, "error": 0.0, "num": 3}
+
+
+def test_seeds_begin_one_after_the_other_over_all_arms(run: Run, fake: Path) -> None:
+    ended = run("arms=at,mi-off", "seeds=3,1", "parallel=1", "name=mine")
+    assert ended.code == 0
+    told = [line.partition(":")[0] for line in ended.out.splitlines() if " min" in line]
+    assert told == ["at seed 3", "mi-off seed 3", "at seed 1", "mi-off seed 1"]
+    assert (fake.parent / "mine" / "comparison.md").is_file()
+
+
+def test_a_run_that_fails_or_diverges_does_not_end_the_others(
+    run: Run, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_RANDOM", "fail")
+    monkeypatch.setenv("FAKE_PAPER", "diverge")
+    words = ("arms=at,random,paper,bounded", "seeds=0", "parallel=2")
+    ended = run(*words)
+    assert ended.code == 1
+    assert "random seed 0: failed: ZeroDivisionError: ours (see " in ended.out
+    assert "paper seed 0: diverged at step 12" in ended.out
+    assert "| random | 0 (1 failed) | n/a |" in ended.out
+    assert "| paper | 0 (1 diverged) | n/a |" in ended.out
+    assert "| bounded | 1 | 90.00 ± n/a | 40.00 ± n/a | 50.00 ± n/a | +0.00 ± n/a |" in ended.out
+    monkeypatch.delenv("FAKE_RANDOM")
+    assert run(*words).code == 0  # a run that diverged is a result
+    assert began(fake) == {"at-seed0": 1, "random-seed0": 2, "paper-seed0": 1, "bounded-seed0": 1}
+
+
+def test_what_the_user_has_to_put_right_is_not_tried_again_and_again(
+    run: Run, fake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_AT", "user")
+    ended = run("arms=at,random", "seeds=0..4", "parallel=1")
+    assert (ended.code, began(fake)) == (1, {"at-seed0": 1})
+    assert "failed: error: no data" in ended.out
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_asks_the_runs_to_stop_and_says_how_to_continue(
+    run: Run, fake: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    monkeypatch.setenv("FAKE_RANDOM", "wait")
+
+    def interrupt() -> None:
+        while not list(fake.glob("random-*/journal.jsonl")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    words = ("arms=at,random", "seeds=0,1", "parallel=1")
+    ended = run(*words)
+    thread.join()
+    assert ended.code == code
+    assert f"stopped; to continue: python -m raymi.compare {' '.join(words)}" in ended.out
+    assert signal.getsignal(number) == before
+    events = (fake / "random-seed0" / "journal.jsonl").read_text()
+    assert '"stopped"' in events
+    assert began(fake) == {"at-seed0": 1, "random-seed0": 1}
+    monkeypatch.delenv("FAKE_RANDOM")
+    assert run(*words).code == 0
+    assert began(fake) == {"at-seed0": 1, "random-seed0": 2, "at-seed1": 1, "random-seed1": 1}
+
+
+def test_a_run_that_does_not_stop_in_time_is_killed(
+    run: Run, fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison_runs, "PATIENCE", 0.2)
+    program = tmp_path / "fake.py"
+    program.write_text(FAKE.replace('not (folder / "stop").exists()', "True"))
+    monkeypatch.setenv("FAKE_AT", "wait")
+
+    def interrupt() -> None:
+        while not list(fake.glob("at-*/journal.jsonl")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert run("arms=at", "seeds=0", "parallel=1").code == 130
+
+
+def test_other_settings_under_the_same_name_are_refused(run: Run, fake: Path) -> None:
+    def begin(*words: str) -> None:
+        for one in planned(["arms=at,random", "seeds=0", "lr=0.2", *words]).runs:
+            one.folder.path.mkdir(parents=True)
+            one.folder.write_config(one.config)
+
+    begin()
+    assert planned(["arms=at,random", "seeds=0", "lr=0.2"]).folder == fake
+    ended = run("arms=at,random", "seeds=0", "lr=0.3")
+    assert ended.code == 2
+    assert ended.err.count("was begun with other settings (optim.lr=0.2, now 0.3)") == 1
+    assert began(fake) == {}
+    assert planned(["arms=at,random", "seeds=0", "lr=0.3", "name=other"]).runs
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["arms=at,bonded"], ["unknown arm 'bonded': did you mean bounded?"]),
+        (["arms=at,at"], ["arms: at is given twice"]),
+        (["arms=,"], ["arms: expected names"]),
+        (["recipe=quikstart"], ["unknown recipe 'quikstart': did you mean quickstart?"]),
+        (["recipe=quickstart-at"], ["quickstart-at is a variant already"]),
+        (["seeds=x"], ["seeds: expected 0..9 or 0,1,2, got 'x'"]),
+        (["seeds=1..x"], ["seeds: expected 0..9"]),
+        (["seeds=-1"], ["seeds: expected 0..9"]),
+        (["seeds=3..1"], ["seeds: expected the smaller one first"]),
+        (["seeds=0..2,1"], ["seeds: a seed is given twice"]),
+        (["parallel=0"], ["parallel: expected whole number >= 1, got '0'"]),
+        (["parallel=two"], ["parallel: expected whole number >= 1"]),
+        (["seed=1"], ["seed cannot be set here: seeds=0..9"]),
+        (["workers=2"], ["scaling.workers cannot be set here"]),
+        (["loss.base=trades"], ["it is what makes the arms at, at-clean-forward"]),
+        (["mi.form=paper"], ["mi.form cannot be set here"]),
+        (["arms=at,no-difference"], ["quickstart-no-difference leaves nothing"]),
+        (["eps=8", "lrr=1", "parallel=0"], ["did you mean eps=8/255?", "'lrr'", "parallel"]),
+        (["eps=8"], ["did you mean eps=8/255?"]),
+        (["data.name=folder", "data.root=/nope"], ["data.root=/nope does not exist"]),
+        (["name=a/b"], ["expected a plain name"]),
+        (["out=file/x"], ["set out=FOLDER to one that is writable"]),
+        (["bounded"], ["did you mean arms=bounded?"]),
+    ],
+)
+def test_bad_input_is_one_clear_error_before_anything_starts(
+    run: Run, fake: Path, tmp_path: Path, words: list[str], parts: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert [part for part in parts if part not in err] == []
+    assert len(err.splitlines()) == len(parts)
+    assert not fake.exists()
+
+
+@pytest.mark.parametrize(
+    ("arm", "reused"),
+    [("paper", True), ("released", True), ("bounded", False), ("at", False), ("random", False)],
+)
+def test_runs_to_reuse_reach_staged_arms_only(arm: str, reused: bool) -> None:
+    settings = {"mi.pretrained": "a", "optim.lr": "0.1"}
+    expected = settings if reused else {"optim.lr": "0.1"}
+    assert settings_of_arm("quickstart", arm, settings) == expected
+
+
+def test_what_is_said_for_all_arms_leaves_each_what_it_is(run: Run, fake: Path) -> None:
+    plan = planned(["arms=at,random,bounded", "mi.balance=0.3", "epochs=2", "seeds=4"])
+    at, random, bounded = (one.config for one in plan.runs)
+    assert not at.mi.enabled
+    assert (random.mi.balance, random.mi.gradient) == (0.3, "random")
+    assert (bounded.mi.balance, bounded.mi.gradient) == (0.3, "mi")
+    for one in plan.runs:
+        assert (one.config.optim.epochs, one.config.seed, one.config.scaling.workers) == (2, 4, 1)
+        assert one.folder.path == fake / f"{one.arm}-seed4"
+
+
+def test_by_default_all_controls_are_there_and_at_is_the_reference(run: Run, fake: Path) -> None:
+    plan = planned(["parallel=3"])
+    assert plan.arms == (
+        "at", "at-clean-forward", "mi-off", "random", "released", "paper", "bounded",
+    )  # fmt: skip
+    assert (plan.seeds, len(plan.runs), plan.parallel) == ((0, 1, 2), 21, 3)
+    assert [(one.arm, one.seed) for one in plan.runs[6:8]] == [("bounded", 0), ("at", 1)]
+
+
+def test_help_says_what_can_be_compared(run: Run) -> None:
+    ended = run("--help")
+    assert ended.code == 0
+    for name in (*BASE_RECIPES, *VARIANTS):
+        assert f"\n  {name} " in ended.out
+    assert "  attack.eps=8/255  (number >= 0)" in ended.out.splitlines()
+
+
+def test_a_comparison_that_goes_on_is_not_begun_twice(run: Run, fake: Path) -> None:
+    from filelock import FileLock
+
+    fake.mkdir(parents=True)
+    with FileLock(fake / ".lock"):
+        ended = run("arms=at", "seeds=0")
+    assert (ended.code, "is going on in another process" in ended.err) == (2, True)
+
+
+def words_of(settings: dict[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+@pytest.mark.slow
+def test_at_without_its_mi_term_has_the_weights_of_at_in_real_runs(run: Run) -> None:
+    ended = run("arms=at,mi-off", "seeds=0", "parallel=2", *words_of(TINY))
+    assert ended.code == 0, ended
+    assert "mi-off has the weights of at, bit for bit, with 1 of 1 seeds" in ended.out
+
+
+@pytest.mark.exhaustive
+def test_without_mi_training_is_at_bit_for_bit_in_real_runs(run: Run, tmp_path: Path) -> None:
+    tiny = words_of({**TINY, "probe.steps": 0})
+    words = ["arms=at,mi-off,bounded", "seeds=0,1", "parallel=2", "name=real", *tiny]
+    ended = run(*words)
+    assert ended.code == 0, ended
+    assert "mi-off has the weights of at, bit for bit, with 2 of 2 seeds" in ended.out
+    folder = tmp_path / "runs" / "real"
+    numbers = json.loads((folder / "comparison.json").read_text())
+    assert numbers["mi_off_has_the_weights_of_at"] == {"0": True, "1": True}
+    off = numbers["summary"][1]["differences"]
+    assert off == {m: {"mean": 0.0, "error": 0.0, "num": 2} for m in ("clean", "robust", "val")}
+    folders = [RunFolder(folder / name) for name in ("at-seed0", "at-seed1", "bounded-seed0")]
+    assert not same_weights(folders[0], folders[1])
+    assert not same_weights(folders[0], folders[2])
+    journals = {path: path.read_bytes() for path in folder.glob("*/journal.jsonl")}
+    assert len(journals) == 6
+    assert run(*words).code == 0
+    assert {path: path.read_bytes() for path in journals} == journals
+
+
+@pytest.mark.exhaustive
+def test_losses_that_are_not_finite_are_a_result_of_a_real_run(run: Run) -> None:
+    tiny = words_of({**TINY, "probe.steps": 0, "optim.lr": 1e30, "model.name": "small-cnn"})
+    ended = run("arms=at", "seeds=0", *tiny)
+    assert ended.code == 0, ended
+    assert "at seed 0: diverged at step " in ended.out

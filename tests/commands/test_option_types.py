@@ -1,0 +1,102 @@
+"""Keys of a command: what is right is understood, what is wrong gets a line, and nothing stops."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from raymi.commands.option_types import names, new_file, new_folder, seed_list, whole, with_json
+
+
+@pytest.mark.parametrize(
+    ("text", "default", "found"), [("7", None, 7), (None, None, None), (None, 5, 5), ("007", 1, 7)]
+)
+def test_whole_numbers(text, default, found):
+    problems: list[str] = []
+    assert whole("num", text, default, problems) == found
+    assert problems == []
+
+
+@pytest.mark.parametrize(("text", "least"), [("0", 1), ("-1", 0), ("1e3", 1), ("", 1), ("²", 1)])
+def test_what_is_no_whole_number_is_said_and_the_default_stands(text, least):
+    problems: list[str] = []
+    assert whole("num", text, 3, problems, least) == 3
+    assert problems == [f"num: expected whole number >= {least}, got {text!r}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [(None, ()), ("a", ("a",)), (" b , a,", ("b", "a")), ("c,c,a", ("c", "a"))]
+)
+def test_names_are_in_their_order_and_each_once(text, found):
+    problems: list[str] = []
+    assert names("key", text, problems) == found
+    assert problems == (["key: c is given twice"] if text == "c,c,a" else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("0..2", (0, 1, 2)), ("3,1", (3, 1)), ("5..5", (5,)), ("0..1, 7", (0, 1, 7)), ("9", (9,))],
+)
+def test_seeds_are_listed_or_a_range_or_both(text, found):
+    problems: list[str] = []
+    assert seed_list("seeds", text, problems) == found
+    assert problems == []
+
+
+@pytest.mark.parametrize("text", ["", "x", "1..x", "-1", "0..", "..3", "0..1..2", "3..1", "1,1"])
+def test_other_seeds_are_refused_with_one_line(text):
+    problems: list[str] = []
+    seed_list("runs", text, problems)
+    (line,) = problems
+    assert line.startswith("runs: ")
+    assert repr(text) in line
+
+
+def test_a_file_and_a_folder_that_can_be_made_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    problems: list[str] = []
+    assert new_file("json", "x.json", problems) == tmp_path / "x.json"
+    assert new_file("json", None, problems) is None
+    assert new_folder("out", "a/b", tmp_path, problems) == tmp_path / "a" / "b"
+    assert new_folder("out", None, tmp_path / "c", problems) == tmp_path / "c"
+    assert new_file("json", "~", []) == Path.home()
+    assert problems == []
+
+
+def test_places_that_cannot_be_written_get_a_line_each(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    problems: list[str] = []
+    new_file("json", str(tmp_path / "no" / "x.json"), problems)
+    new_file("json", str(tmp_path), problems)
+    new_folder("out", str(tmp_path / "file" / "x"), tmp_path, problems)
+    assert [line.rpartition(": ")[2] for line in problems] == [
+        "make it, or give another file", "give a file in it", "give another one",
+    ]  # fmt: skip
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    new_file("json", str(tmp_path / "x.json"), problems)
+    new_folder("out", str(tmp_path / "x"), tmp_path, problems)
+    assert all("no permission" in line for line in problems[3:])
+    assert len(problems) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "joined"),
+    [
+        (["a=1", "--json", "f", "b=2"], ["a=1", "json=f", "b=2"]),
+        (["--json=f"], ["--json=f"]),
+        (["a", "b"], ["a", "b"]),
+    ],
+)
+def test_json_and_its_file_are_one_word(words, joined):
+    problems: list[str] = []
+    assert with_json(words, problems) == joined
+    assert problems == []
+
+
+@pytest.mark.parametrize("words", [["--json"], ["--json", "a=1"]])
+def test_json_without_a_file_gets_a_line(words):
+    problems: list[str] = []
+    assert with_json(words, problems) == words[1:]
+    assert problems == ["--json: expected a file after it: --json FILE"]

@@ -1,0 +1,99 @@
+"""A place that cannot be written is one message in every command, before any work."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from raymi import bench, compare, evaluate, export, report, select, standalone, train, tune
+from raymi.commands.cli import run_command
+from raymi.errors import StorageError
+from raymi.evaluation.outcome_store import Ledger
+from raymi.files import alone
+
+Main = Callable[[list[str]], int]
+TINY = ["data.limit=64", "workers=1", "tracking.enabled=false"]
+WORDS: dict[str, tuple[Main, list[str], str]] = {
+    "train": (train.main, TINY, "out"),
+    "train with a name": (train.main, [*TINY, "name=mine"], "out"),
+    "standalone": (standalone.main, [*TINY, "name=mine"], "out"),
+    "compare": (compare.main, ["arms=at", "seeds=0", "data.limit=64"], "out"),
+    "tune": (tune.main, ["space=smoke", *TINY], "out"),
+    "evaluate": (evaluate.main, ["model=none"], "results"),
+    "report": (report.main, ["none"], "out"),
+    "export": (export.main, ["model=none"], "folder"),
+    "bench": (bench.main, ["parts=operations"], "json"),
+    "select": (select.main, [], "json"),
+}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    return tmp_path
+
+
+@pytest.mark.parametrize("place", ["file/x", "loop/x", "/proc/x", "/dev/null/x", "y" * 255 + "z/x"])
+@pytest.mark.parametrize("command", WORDS)
+def test_a_place_that_cannot_be_written_is_one_message(
+    command: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main, words, key = WORDS[command]
+    assert main([*words, f"{key}={place}"]) in (1, 2)
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") <= 6
+
+
+def test_a_ledger_that_cannot_be_written_says_so() -> None:
+    with pytest.raises(StorageError, match="cannot write /proc/x"):
+        Ledger(Path("/proc/x"), {"model": "a"})
+
+
+def test_a_lock_that_cannot_be_made_says_so(home: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot write .*file/\.lock"):
+        with alone(home / "file" / ".lock", "busy"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.EACCES, "cannot read or write /a/b (Permission denied): change its permissions"),
+        (errno.EROFS, "(Read-only file system): it is on a read-only file system"),
+        (errno.ENOTDIR, "(Not a directory): a file is where a folder should be"),
+        (errno.EDQUOT, "cannot write /a/b (Disk quota exceeded): free space there"),
+        (errno.ENAMETOOLONG, "(File name too long): choose a shorter name"),
+    ],
+)
+def test_an_error_of_a_file_is_one_message_wherever_it_comes_from(
+    number: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def body(words: list[str]) -> int:
+        raise OSError(number, os.strerror(number), "/a/b")
+
+    assert run_command(body, []) == 1
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file", "/a"),
+        ConnectionRefusedError(errno.ECONNREFUSED, "refused"),
+        KeyError("a"),
+    ],
+)
+def test_defects_of_raymi_keep_their_traceback(error: Exception) -> None:
+    def body(words: list[str]) -> int:
+        raise error
+
+    with pytest.raises(type(error)):
+        run_command(body, [])

@@ -1,0 +1,311 @@
+"""From a classifier to its report: what is counted, compared, transferred and used again."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from raymi.attacks.catalogue import (
+    Batch,
+    EvaluationAttack,
+    Threat,
+    find_attack,
+    predicted,
+    run_attack,
+)
+from raymi.attacks.suites import Ensemble, ensembles_of
+from raymi.data import ImageSet
+from raymi.data.augment import to_unit
+from raymi.errors import UserError
+from raymi.evaluation.attack_checks import check_ensembles
+from raymi.evaluation.attack_task import Task
+from raymi.evaluation.blocks import Step, block_seed
+from raymi.evaluation.model_evaluation import Assessment, Settings
+from raymi.evaluation.report import differences, transfer_matrix
+from raymi.evaluation.scheduler import InThisProcess
+from raymi.evaluation.static_checks import examine_network
+from raymi.evaluation.transfer import crafting, lookup, transfer_name, transferred
+from raymi.evaluation.worker_job import Attackers, Work
+
+THREAT = Threat("linf", 0.06)
+NUM = 50
+
+
+class Net:
+    """What a `Subject` is to a worker: loads a network."""
+
+    def __init__(self, seed, images):
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(216, 4))
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=0.01)
+        for _ in range(40):
+            optimizer.zero_grad()
+            logits = self.model(to_unit(images.images))
+            nn.functional.cross_entropy(logits, images.labels).backward()
+            optimizer.step()
+
+    def load(self):
+        return self.model
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Four kinds of blurred spots, and noise."""
+    torch.manual_seed(0)
+    labels = torch.arange(NUM) % 4
+    pixels = torch.randint(0, 200, (NUM, 3, 8, 8))
+    for sample, label in enumerate(labels.tolist()):
+        row, column = divmod(label, 2)
+        pixels[sample, :, 4 * row : 4 * row + 3, 4 * column : 4 * column + 3] += 50
+    return ImageSet(pixels.to(torch.uint8), labels, tuple("abcd"))
+
+
+@pytest.fixture(scope="module")
+def nets(images):
+    return {"a": Net(1, images), "b": Net(2, images)}
+
+
+def settings(images, folder, block=20):
+    return Settings(images, "spots-test", THREAT, 5, block, "cpu", 1, folder)
+
+
+def pool_of(nets, *assessments):
+    common = assessments[0].settings
+    ensembles = {one.name: () for one in assessments}
+    for one in assessments:
+        ensembles[one.name] += one.ensembles
+    work = Work(nets, common.images, ensembles, THREAT, common.seed)
+    return InThisProcess(Attackers(work))
+
+
+def made(nets, assessment, *others, made_before=None):
+    """The report of an assessment, and how many steps had to be made."""
+    pool = pool_of(nets, assessment, *others)
+    steps = list(assessment.run(pool, made_before or lookup({})))
+    return assessment.report(), sum(not known for _, _, known in steps)
+
+
+def main_of(*names):
+    return ensembles_of(names, THREAT, 4)
+
+
+def test_a_report_counts_what_the_attacks_did(images, nets, tmp_path):
+    checks = check_ensembles(30, 4)
+    one = Assessment(settings(images, tmp_path), "a", "digest-a", main_of("pgd-5"), checks)
+    report, _ = made(nets, one)
+    clean, pgd = report.results
+    model, x = nets["a"].load(), to_unit(images.images)
+    right = predicted(model, x) == images.labels
+    assert (clean.right, clean.num) == (int(right.sum()), NUM)
+    expected = right.clone()
+    for block, first in enumerate(range(0, NUM, 20)):
+        index = torch.arange(first, min(first + 20, NUM))[right[first : first + 20]]
+        batch = Batch(x[index], images.labels[index], index, block_seed(5, block))
+        found = run_attack(find_attack("pgd-5"), model, batch, THREAT)
+        expected[index] = ~found.broken
+    assert torch.equal(report.withstand["pgd-5"], expected)
+    assert 0 < pgd.right == int(expected.sum()) < clean.right, "or this shows little"
+    assert len(report.findings) == 4, "outputs were not examined here"
+    content = json.loads(json.dumps(report.as_json()))
+    assert content["results"][1]["accuracy"] == pgd.right / NUM
+    rows = pq.read_table(one.export()).to_pylist()
+    assert sum(row["attack"] == "clean" for row in rows) == NUM
+
+
+def test_checks_are_judged_once_they_are_complete(images, nets, tmp_path):
+    checks = check_ensembles(30, 4)
+    outputs = examine_network(nets["a"].load(), to_unit(images.images), images.labels).findings
+    one = Assessment(
+        settings(images, tmp_path), "a", "digest-a", main_of("pgd-20"), checks, outputs
+    )
+    assert one.check_findings() == ()
+    first, steps = None, []
+    for step, _, _ in one.run(pool_of(nets, one), lookup({})):
+        steps.append(step)
+        if first is None and one.check_findings():
+            first = step
+    assert first is not None
+    report = one.report()
+    assert report.findings == (*outputs, *one.check_findings())
+    assert {step.block for step in steps if step.attack == "square-1000"} == {0, 1}
+    assert {step.block for step in steps if step.attack == "pgd-20"} == {0, 1, 2}, (
+        "what is reported is made on all blocks, though a check needs fewer"
+    )
+
+
+def test_a_suite_that_grows_goes_on_with_what_is_there(images, nets, tmp_path):
+    common = settings(images, tmp_path)
+    _, first = made(nets, Assessment(common, "a", "digest-a", main_of("pgd-2")))
+    larger = Assessment(common, "a", "digest-a", main_of("pgd-2", "fgsm"))
+    report, more = made(nets, larger)
+    assert (first, more) == (6, 3)
+    renamed = Assessment(common, "other", "digest-a", main_of("pgd-2", "fgsm"))
+    again, none = made(nets, renamed)
+    assert none == 0, "the same network under another name"
+    assert again.folder == report.folder
+    assert [r.right for r in again.results] == [r.right for r in report.results]
+    _, all_of_them = made(nets, Assessment(common, "b", "digest-b", main_of("pgd-2")))
+    assert all_of_them == 6, "another network"
+    two = replace(common, seed=6)
+    assert made(nets, Assessment(two, "a", "digest-a", main_of("pgd-2")))[1] == 6
+
+
+def test_two_networks_are_compared_on_the_same_samples(images, nets, tmp_path):
+    common = settings(images, tmp_path)
+    reports = [
+        made(nets, Assessment(common, name, f"digest-{name}", main_of("pgd-5")))[0]
+        for name in ("a", "b")
+    ]
+    clean, pgd = differences(reports)
+    assert (clean.attack, pgd.attack) == ("clean", "pgd-5")
+    first, second = (report.withstand["pgd-5"] for report in reports)
+    assert pgd.found.only_first == int((first & ~second).sum())
+    assert pgd.as_json()["difference"] == pytest.approx(
+        reports[0].results[1].accuracy - reports[1].results[1].accuracy
+    )
+
+
+def test_targets_are_judged_by_the_samples_of_a_surrogate(images, nets, tmp_path):
+    common = settings(images, tmp_path)
+    maker = Assessment(common, "a", "digest-a", (crafting("pgd-5"),))
+    target = Assessment(
+        common,
+        "b",
+        "digest-b",
+        (*main_of("pgd-5"), transferred("pgd-5", "a", maker.ledger.identity)),
+        transfer={transfer_name("pgd-5", "a", maker.ledger.identity): ("pgd-5", "a")},
+    )
+    itself = Assessment(common, "a", "digest-a", main_of("pgd-5"))
+    list(maker.run(pool_of(nets, maker, target), lookup({})))
+    found = lookup({transfer_name("pgd-5", "a", maker.ledger.identity): (maker.ledger, "pgd-5")})
+    report, _ = made(nets, target, made_before=found)
+    source, model, x = nets["a"].load(), nets["b"].load(), to_unit(images.images)
+    right = predicted(model, x) == images.labels
+    for block, first in enumerate(range(0, NUM, 20)):
+        index = torch.arange(first, min(first + 20, NUM))
+        batch = Batch(x[index], images.labels[index], index, block_seed(5, block))
+        x_adv = run_attack(find_attack("pgd-5"), source, batch, THREAT).x_adv
+        right[index] &= predicted(model, x_adv) == images.labels[index]
+    name = transfer_name("pgd-5", "a", maker.ledger.identity)
+    assert torch.equal(report.withstand[name], right)
+    clean, white, black = report.results
+    assert white.right < black.right < clean.right, "or this shows little"
+    assert "transfer from a stronger than white box" in {
+        finding.check for finding in report.findings
+    }
+    assert not report.suspicions
+    own, _ = made(nets, itself)
+    matrix = transfer_matrix([own, report], "pgd-5", {"a": name})
+    assert matrix.clean == (own.results[0], clean)
+    assert matrix.surrogates == {"a": (own.results[1], black)}
+    assert matrix.white_box == (own.results[1], white)
+
+
+def test_the_same_weights_with_other_answers_are_another_network(images, nets, tmp_path):
+    """As where it reads a file, or a constant of another module, that has changed."""
+    common = settings(images, tmp_path)
+    x, y = to_unit(images.images), images.labels
+    known = examine_network(nets["a"].load(), x, y).outputs
+    first = Assessment(common, "a", "digest-a", main_of("fgsm"), known_by=known)
+    assert made(nets, first)[1] == 6
+    others = [
+        replace(known, logits=-known.logits),
+        replace(known, slopes=torch.zeros_like(known.slopes)),
+        replace(known, random=True),
+    ]
+    folders = {first.ledger.folder}
+    for other in others:
+        changed = replace(first, known_by=other)
+        assert made(nets, changed)[1] == 6, "not a single outcome of another one"
+        folders.add(changed.ledger.folder)
+        assert made(nets, replace(first, known_by=other))[1] == 0
+    assert len(folders) == 4
+    rounded = replace(known, logits=known.logits + 1e-5, slopes=1.01 * known.slopes)
+    assert made(nets, replace(first, known_by=rounded))[1] == 0
+    assert len({replace(first, known_by=o).ledger.identity for o in (known, *others)}) == 4
+    work = Work(nets, images, {"a": main_of("fgsm")}, THREAT, 5, known_by={"a": others[0]})
+    with pytest.raises(UserError, match="a answers otherwise in a worker"):
+        Attackers(work)("a")
+
+
+def test_a_network_in_half_precision_is_attacked_by_all(images, nets, tmp_path):
+    class Half(Net):
+        def load(self):
+            model = copy.deepcopy(self.model).bfloat16()
+            return nn.Sequential(ToHalf(), model)
+
+    half = {"a": Half(1, images)}
+    common = settings(images.at_most(10), tmp_path)
+    one = Assessment(common, "a", "digest", main_of("apgd-ce", "square-1000", "fab-t"))
+    report, _ = made(half, one)
+    assert len(report.results) == 4
+
+
+class ToHalf(nn.Module):
+    def forward(self, x):
+        return x.bfloat16()
+
+
+def test_exported_samples_have_their_places_in_the_data_set(images, nets, tmp_path):
+    some = images.at_most(20)
+    one = Assessment(settings(some, tmp_path), "a", "digest-a", main_of("pgd-2"), keep=True)
+    made(nets, one)
+    rows = pq.read_table(one.export()).to_pylist()
+    places = {row["selected"]: row["sample"] for row in rows if row["attack"] == "clean"}
+    assert places == {k: k * NUM // 20 for k in range(20)}
+    assert all(row["label"] == int(images.labels[row["sample"]]) for row in rows)
+    (kept,) = tmp_path.glob("*/pgd-2/*/*.safetensors")
+    tensors = safetensors.torch.load_file(kept)
+    x = to_unit(images.images[tensors["sample"]])
+    assert float((tensors["x_adv"] - x).abs().max()) <= THREAT.eps + 1e-6
+
+
+def test_samples_that_are_selected_otherwise_have_the_same_starts(images, nets, tmp_path):
+    """PGD's depends on the image's place in the data set."""
+    some = images.at_most(20)
+    found = []
+    for chosen in (some, some.subset([3, 7])):
+        attacker = pool_of(nets, Assessment(settings(chosen, tmp_path), "a", "d", main_of("pgd-1")))
+        which = torch.tensor([3, 7]) if chosen is some else torch.arange(2)
+        task = Task("a", Step("pgd-1", 0, "pgd-1", 0), which, keep=True)
+        attacker.submit(task)
+        found.append(attacker.next().x_adv)
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_export_has_what_earlier_commands_made(images, nets, tmp_path):
+    common = settings(images, tmp_path)
+    for name in ("pgd-2", "fgsm"):
+        one = Assessment(common, "a", "digest-a", main_of(name))
+        made(nets, one)
+    attacks = {row["attack"] for row in pq.read_table(one.export()).to_pylist()}
+    assert attacks == {"clean", "pgd-2", "fgsm"}
+
+
+def test_an_attack_that_makes_no_image_is_doubtful(images, nets, tmp_path):
+    broken = EvaluationAttack("broken", lambda model, batch, threat: batch.x * float("nan"))
+    one = Assessment(settings(images, tmp_path), "a", "digest", (Ensemble("broken", (broken,)),))
+    report, _ = made(nets, one)
+    assert [finding.check for finding in report.suspicions] == ["no images of broken"]
+
+
+def test_surrogates_of_one_name_are_told_apart():
+    names = {transferred("pgd-5", "net", digest * 10).name for digest in ("a", "b")}
+    assert len(names) == 2
+
+
+def test_all_adversarial_samples_can_be_kept(images, nets, tmp_path):
+    one = Assessment(settings(images, tmp_path), "a", "digest-a", main_of("pgd-2"), keep=True)
+    steps = list(one.run(pool_of(nets, one), lookup({})))
+    kept = [one.ledger.adversarial(step) for step, _, _ in steps if step.attack == "pgd-2"]
+    assert all(x_adv.shape == (len(samples), 3, 8, 8) for samples, x_adv in kept)
+    assert [known for _, _, known in steps] == [False] * 6
+    assert not list(tmp_path.glob("*/clean/**/*.safetensors")), "those of the attacks alone"
+    assert made(nets, replace(one, keep=True))[1] == 0

@@ -1,0 +1,73 @@
+"""Causes of failures, found in what Ray says and in what workers have left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ray.exceptions import OutOfMemoryError
+
+from raymi.ray_backend.failures import innermost, loss_of_worker
+from raymi.runs.run_folder import RunFolder
+
+OUT_OF_MEMORY = """Training failed due to worker errors:
+[Rank 0,1 Error Snippet]:
+A worker health check failed.
+Worker 1: 2 worker(s) were killed due to the node running low on memory. \
+Memory on the node (IP: 10.0.0.2, ID: 4f2a) was 15.32GB used / 16.00GB limit (0.957500)
+OOM kill reason: Memory usage 16449725235B exceeded threshold of 16320875724B (95.0%)
+Ray killed 2 worker(s) based on the killing policy
+Refer to the documentation on how to address the out of memory issue: \
+https://docs.ray.io/en/latest/ray-observability/user-guides/debug-apps/debug-memory.html. \
+Consider provisioning more memory on this node or reducing task parallelism by requesting more \
+CPUs per task. To adjust the kill threshold, set the environment variable \
+`RAY_memory_usage_threshold` when starting Ray. If the idle workers have a non-trivial memory \
+footprint at the time of OOM (check OOM log for non-selected idle workers), consider setting the \
+environment variable `RAY_idle_worker_killing_memory_threshold_bytes` to a lower value."""
+"""A message of ray 2.60, shortened in the middle."""
+
+KILLED = """The actor died unexpectedly before finishing this task.
+\tclass_name: RayTrainWorker
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit \
+detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common causes \
+include: (1) the process was killed by the OOM killer due to high memory usage, (2) ray stop \
+--force was called, or (3) the worker crashed unexpectedly due to SIGSEGV or another error."""
+
+
+def test_an_out_of_memory_kill_is_told_by_what_happened_and_what_to_lower(tmp_path: Path) -> None:
+    told = innermost(OutOfMemoryError(OUT_OF_MEMORY), RunFolder(tmp_path))
+    assert told.startswith(
+        "Ray killed 2 worker(s), as their node ran low on memory, 15.32GB used / 16.00GB limit: "
+        "lower optim.batch_size"
+    )
+    assert "scaling.workers" in told
+    assert "idle_worker" not in told
+    assert OUT_OF_MEMORY in (tmp_path / "error-ray.log").read_text()
+
+
+def test_the_errors_of_workers_left_behind_do_not_hide_an_out_of_memory_kill(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "error-rank1.log").write_text("RuntimeError: connection closed by peer\n")
+    told = innermost(RuntimeError(OUT_OF_MEMORY), RunFolder(tmp_path))
+    assert told.startswith("Ray killed 2 worker(s)")
+
+
+def test_a_killed_process_is_told_as_such(tmp_path: Path) -> None:
+    told = innermost(RuntimeError(KILLED), RunFolder(tmp_path))
+    assert told.startswith("the process of a worker was killed")
+    assert "dmesg" in told
+
+
+@pytest.mark.parametrize("text", ["", "IndexError: my own bug", "the node is low on memory, maybe"])
+def test_other_errors_are_no_loss_of_a_worker(text: str) -> None:
+    assert loss_of_worker(text) is None
+
+
+def test_a_workers_own_error_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "error-rank0.log").write_text(
+        'Traceback (most recent call last):\n  File "net.py", line 8, in forward\n'
+        "    raise IndexError\nIndexError: my own bug\n"
+    )
+    told = innermost(RuntimeError("Training failed"), RunFolder(tmp_path))
+    assert told.startswith('IndexError: my own bug in "net.py", line 8, in forward')
