@@ -27,12 +27,12 @@ from raymi.commands.compare.options import ARMS, Comparison, planned
 from raymi.commands.compare.report import Progress, keep, show
 from raymi.commands.compare.results import RunResult
 from raymi.commands.compare.run import run_all, slots
-from raymi.files import alone, not_writable
+from raymi.files import file_lock, not_writable
 from raymi.hardware import available_cores, available_gpus
 from raymi.recipes import BASE_RECIPES, VARIANTS
 from raymi.runs.record import warning_lines
 from raymi.terminal.console import Terminal
-from raymi.terminal.print_line import say
+from raymi.terminal.print_line import print_line
 
 USAGE = (
     "python -m raymi.compare [recipe=NAME] [arms=A,B,...] [seeds=0..9 | seeds=0,1,2] "
@@ -58,7 +58,7 @@ def _compare(words: list[str]) -> int:
         f"the comparison {comparison.folder.name} is going on in another process: wait for it or "
         "stop it first"
     )
-    with alone(comparison.folder / ".lock", refusal):
+    with file_lock(comparison.folder / ".lock", refusal):
         return _run(console, comparison)
 
 
@@ -82,9 +82,9 @@ def _run(console: Console, comparison: Comparison) -> int:
     signum = run_all(left, places, ended)
     show(console, comparison, keep(comparison, results))
     for line in warning_lines([run.folder for run in comparison.runs]):
-        say(console, line)
+        print_line(console, line)
     if signum is not None:
-        say(console, f"stopped; to continue: {comparison.command}")
+        print_line(console, f"stopped; to continue: {comparison.command}")
         return 128 + signum
     return EXIT_FAILED if any(result.status == "failed" for result in results) else 0
 

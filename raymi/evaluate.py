@@ -40,7 +40,7 @@ from raymi.commands.evaluate.run import evaluate, track
 from raymi.data import DATASETS
 from raymi.evaluation.attack_task import StepFailed
 from raymi.evaluation.report import Report, TransferMatrix, differences
-from raymi.files import keep_json
+from raymi.files import save_json
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import called, home_folder
 from raymi.signals import Stopped
@@ -51,7 +51,7 @@ from raymi.terminal.evaluation import (
     print_report,
     print_transfer,
 )
-from raymi.terminal.print_line import say
+from raymi.terminal.print_line import print_line
 from raymi.tracking.store import how_to_open, without_password
 
 USAGE = (
@@ -69,7 +69,7 @@ def _evaluate(words: list[str]) -> int:
     console = Terminal()
     if wants_help(words):
         return _help(console)
-    plan = planned(words, lambda line: say(console, line))
+    plan = planned(words, lambda line: print_line(console, line))
     try:
         with EvaluationDisplay(console) as display:
             reports, matrices = evaluate(plan, display)
@@ -85,7 +85,7 @@ def _evaluate(words: list[str]) -> int:
 def _ended(console: Console, plan: EvaluationPlan, why: str, code: int) -> int:
     kept = f"what was computed is kept in {plan.request.results}"
     text = f"{why}; {kept}; to continue: {plan.request.command}"
-    say(console, text)
+    print_line(console, text)
     return code
 
 
@@ -103,15 +103,15 @@ def _show(
     if pairs:
         print_differences(console, pairs)
     for report in reports:
-        say(console, f"outcomes of {report.name}  {report.folder}")
+        print_line(console, f"outcomes of {report.name}  {report.folder}")
     if plan.request.json is not None:
         told = {
             "models": [report.as_json() for report in reports],
             "differences": [pair.as_json() for pair in pairs],
             "transfer": [matrix.as_json() for matrix in matrices],
         }
-        keep_json(plan.request.json, told, "all outcomes are kept")
-        say(console, f"all numbers  {plan.request.json}")
+        save_json(plan.request.json, told, "all outcomes are kept")
+        print_line(console, f"all numbers  {plan.request.json}")
     if plan.config.tracking.enabled:
         send_to_mlflow(console, plan, reports)
 
@@ -127,9 +127,9 @@ def send_to_mlflow(console: Console, plan: EvaluationPlan, reports: Sequence[Rep
             )
         else:
             text = f"MLflow run of {told.name}  {told.run_id}  ({how_to_open(told.uri)})"
-        say(console, text)
+        print_line(console, text)
         if told.run_id is not None and told.untracked is not None:
-            say(console, _not_tracked(told.untracked))
+            print_line(console, _not_tracked(told.untracked))
 
 
 def _not_tracked(folder: RunFolder) -> str:

@@ -17,17 +17,17 @@ import sys
 from pathlib import Path
 
 from raymi.commands.cli import print_help, run_command, wants_help
-from raymi.commands.find_model import WHICH, find_subject, needs_data
+from raymi.commands.find_model import WHICH, find_model_source, needs_data
 from raymi.commands.option_types import new_folder
 from raymi.config import Config
 from raymi.errors import UserError
-from raymi.evaluation.model_source import Subject
-from raymi.files import keep
+from raymi.evaluation.model_source import ModelSource
+from raymi.files import save
 from raymi.models.source import classifier_source
 from raymi.overrides import examine, flatten, split_words
 from raymi.runs.run_paths import home_folder
 from raymi.terminal.console import Terminal
-from raymi.terminal.print_line import say
+from raymi.terminal.print_line import print_line
 
 USAGE = "python -m raymi.export model=RUN [which=NAME] [folder=FOLDER] [out=RUNS] [--help]"
 
@@ -68,35 +68,35 @@ def _export(words: list[str]) -> int:
     config, wrong = examine(parsed.settings)
     if problems or wrong:
         raise UserError("\n".join([*problems, *wrong]))
-    subject = _subject(parsed.own["model"], config, parsed.own.get("which"))
-    place = home_folder() / "exports" / subject.name
+    source = _source(parsed.own["model"], config, parsed.own.get("which"))
+    place = home_folder() / "exports" / source.name
     folder = new_folder("folder", parsed.own.get("folder"), place, problems)
     if problems:
         raise UserError("\n".join(problems))
-    _write(subject, folder)
-    say(console, f"{subject.name} is in {folder}: weights.pt, architecture.py")
+    _write(source, folder)
+    print_line(console, f"{source.name} is in {folder}: weights.pt, architecture.py")
     return 0
 
 
-def _subject(name: str, config: Config, which: str | None) -> Subject:
+def _source(name: str, config: Config, which: str | None) -> ModelSource:
     """A classifier of which raymi knows how it is built."""
     expected = "expected a run of raymi, or a model that raymi logged in MLflow"
     if needs_data(name, config):
         raise UserError(f"model={name}: {expected}")
-    subject = find_subject(name, config, which=which).subject
-    if subject.build["kind"] != "raymi":
+    source = find_model_source(name, config, which=which).source
+    if source.build["kind"] != "raymi":
         raise UserError(f"model={name}: {expected}, got an exported program, which has no source")
-    return subject
+    return source
 
 
-def _write(subject: Subject, folder: Path) -> None:
-    built = dict(subject.build)
-    title = f"{subject.name}: {built['name']} of {built['num_classes']} classes, exported by raymi."
-    loads = _LOADS.format(sha256=hashlib.sha256(subject.weights).hexdigest())
-    source = classifier_source(built, ("import hashlib", "import io", "import pathlib"))
-    text = f'"""{title}"""\n\n{source}\n\n\n{loads}'
-    keep(folder / "weights.pt", subject.weights)
-    keep(folder / "architecture.py", text.encode())
+def _write(source: ModelSource, folder: Path) -> None:
+    built = dict(source.build)
+    title = f"{source.name}: {built['name']} of {built['num_classes']} classes, exported by raymi."
+    loads = _LOADS.format(sha256=hashlib.sha256(source.weights).hexdigest())
+    code = classifier_source(built, ("import hashlib", "import io", "import pathlib"))
+    text = f'"""{title}"""\n\n{code}\n\n\n{loads}'
+    save(folder / "weights.pt", source.weights)
+    save(folder / "architecture.py", text.encode())
 
 
 if __name__ == "__main__":

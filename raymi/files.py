@@ -121,7 +121,7 @@ def sync_folder(path: Path) -> None:
             os.close(folder)
 
 
-def keep(path: Path, data: bytes, what_is_left: str = "") -> None:
+def save(path: Path, data: bytes, what_is_left: str = "") -> None:
     """Writes a file atomically, and makes its folder where it is not there.
 
     Args: path; data; what_is_left, to be said where it cannot be written.
@@ -134,12 +134,12 @@ def keep(path: Path, data: bytes, what_is_left: str = "") -> None:
         raise not_writable(path, error, what_is_left) from None
 
 
-def keep_json(path: Path, tree: Any, what_is_left: str = "") -> None:
-    """Writes a tree of JSON's types, for people to read, too; see `keep`.
+def save_json(path: Path, tree: Any, what_is_left: str = "") -> None:
+    """Writes a tree of JSON's types, for people to read, too; see `save`.
 
     Raises: StorageError with the remedy.
     """
-    keep(path, json.dumps(tree, indent=2).encode(), what_is_left)
+    save(path, json.dumps(tree, indent=2).encode(), what_is_left)
 
 
 def not_writable(path: Path, error: OSError, what_is_left: str = "") -> StorageError:
@@ -170,7 +170,7 @@ def is_whole(path: Path, data: bytes) -> bool:
 
 
 @contextmanager
-def alone(lock: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
+def file_lock(lock: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
     """Keeps other processes out while one is inside.
 
     Args:

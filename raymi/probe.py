@@ -22,14 +22,14 @@ from raymi.config import Config
 from raymi.data import Splits
 from raymi.engine.validation import load_data, probe_model
 from raymi.errors import UserError, did_you_mean
-from raymi.files import keep_json
+from raymi.files import save_json
 from raymi.local_paths import local_path
 from raymi.models import build_model
 from raymi.overrides import examine, flatten, overlay, split_words
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import find_run
 from raymi.terminal.console import Table, Terminal, progress_bar
-from raymi.terminal.print_line import say
+from raymi.terminal.print_line import print_line
 from raymi.weights import read_weights_file
 
 USAGE = "python -m raymi.probe run=RUN [out=FOLDER] [model=best] [key=value ...] [--help]"
@@ -98,8 +98,8 @@ def _run(console: Console, config: Config, folder: RunFolder, which: str) -> Non
         "validation": config.validation.model_dump(),
     }
     console.print(_table(estimates, f"{folder.name}, {which}: MI in nats on the validation split"))
-    keep_json(path, {**about, "estimates": estimates})
-    say(console, f"at most about {_most(config):.2f} nats can be seen; kept in {path}")
+    save_json(path, {**about, "estimates": estimates})
+    print_line(console, f"at most about {_most(config):.2f} nats can be seen; kept in {path}")
 
 
 def _load(config: Config, folder: RunFolder, which: str, splits: Splits) -> torch.nn.Module:

@@ -24,7 +24,7 @@ from raymi.commands.cli import print_help, run_command, wants_help
 from raymi.commands.report.options import COMMAND, requested, takes
 from raymi.commands.report.run import is_tracked, make_report, planned, track
 from raymi.terminal.console import Terminal, progress_bar
-from raymi.terminal.print_line import say
+from raymi.terminal.print_line import print_line
 from raymi.tracking.store import how_to_open, without_password
 
 USAGE = (
@@ -47,7 +47,7 @@ def _report(words: list[str]) -> int:
     plans = planned(request)
     for plan in plans:
         for note in plan.notes:
-            say(console, f"{plan.asked.name}: {note}", "yellow")
+            print_line(console, f"{plan.asked.name}: {note}", "yellow")
     with progress_bar(console) as bar:
         tasks: dict[str, TaskID] = {}
 
@@ -56,19 +56,19 @@ def _report(words: list[str]) -> int:
                 tasks[name] = bar.add_task(f"attacking {name}", total=of)
             bar.update(tasks[name], completed=done)
 
-        files = make_report(request, plans, lambda line: say(console, line, "yellow"), watch)
-    say(console, f"report  {files[-1]}")
+        files = make_report(request, plans, lambda line: print_line(console, line, "yellow"), watch)
+    print_line(console, f"report  {files[-1]}")
     if is_tracked(request):
         for told in track(request, plans, files):
             uri, names = without_password(told.uri), ", ".join(told.names)
             if told.problem:
-                say(
+                print_line(
                     console,
                     f"MLflow at {uri} did not take the report of {names}: {told.problem}; nothing "
                     f"is lost, deliver it with: {request.command}",
                 )
             elif told.names:
-                say(
+                print_line(
                     console,
                     f"MLflow  report/{request.name} of {names}  ({how_to_open(told.uri)})",
                 )

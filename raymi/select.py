@@ -23,12 +23,12 @@ from contextlib import suppress
 from raymi.commands.cli import print_help, run_command, wants_help
 from raymi.commands.select.options import COMMAND, Request, requested
 from raymi.errors import UserError
-from raymi.files import keep_json
+from raymi.files import save_json
 from raymi.runs.run_paths import home_folder
-from raymi.selection.protocols import check_names, in_one_question, strongest
+from raymi.selection.protocols import by_protocol, check_names, strongest
 from raymi.selection.ranking import Ranking, rank
 from raymi.terminal.console import Terminal
-from raymi.terminal.print_line import say
+from raymi.terminal.print_line import print_line
 from raymi.terminal.selection import number_text, print_ranking, question_text
 from raymi.tracking.alias import Pointed, point_alias
 from raymi.tracking.candidates import find_candidates
@@ -59,7 +59,7 @@ def _select(words: list[str]) -> int:
     with answering(uri):
         client = connect(uri)
         everyone = find_candidates(client, request.experiment, request.sweep, request.runs)
-        found = in_one_question(everyone, request.metric, request.data, request.threat)
+        found = by_protocol(everyone, request.metric, request.data, request.threat)
         metric = request.metric or strongest(found)
         check_names(found, request.constraints)
         measured = [one for one in found if metric in one.numbers]
@@ -74,9 +74,9 @@ def _select(words: list[str]) -> int:
     others = {one.name for one in everyone} - {one.name for one in measured}
     if others:
         text = f"not measured so, and left out: {', '.join(sorted(others))}"
-        say(console, text, "yellow")
+        print_line(console, text, "yellow")
     if request.json is not None:
-        keep_json(request.json, ranking.as_json(), "nothing was changed in MLflow")
+        save_json(request.json, ranking.as_json(), "nothing was changed in MLflow")
     chosen = ranking.chosen
     with answering(uri):
         pointed = point_alias(
@@ -91,10 +91,10 @@ def _select(words: list[str]) -> int:
         with suppress(Exception):  # of other runs: the alias is set all the same
             experiment = client.get_experiment_by_name(request.experiment)
             close_left_running(client, experiment.experiment_id)
-    say(console, f"chosen: {chosen.name}  {_told(pointed, request)}", "bold")
-    if ranking.question.data.partition("-test")[1]:
+    print_line(console, f"chosen: {chosen.name}  {_told(pointed, request)}", "bold")
+    if ranking.protocol.data.partition("-test")[1]:
         text = "chosen on test images, its accuracy there is flattered: to choose without, evaluate"
-        say(console, f"{text} split=val and give data=NAME-val")
+        print_line(console, f"{text} split=val and give data=NAME-val")
     return 0
 
 
@@ -111,7 +111,7 @@ def _store() -> str:
 def _reasons(ranking: Ranking, request: Request) -> dict[str, str]:
     """Why the chosen model is the chosen one, as tags."""
     chosen, metric = ranking.chosen, ranking.metric
-    of_what = question_text(ranking.question)
+    of_what = question_text(ranking.protocol)
     runner_up = "none"
     if len(ranking.eligible) > 1:
         second = ranking.eligible[1]

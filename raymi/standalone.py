@@ -41,7 +41,7 @@ from raymi.terminal.summary import print_summary
 from raymi.tracking.provenance import describe_run
 
 
-class TellingContext(LocalContext):
+class PrintingContext(LocalContext):
     """A local context whose rank 0 prints what the journal says, at each epoch."""
 
     def __init__(self, device: torch.device, folder: RunFolder, config: Config) -> None:
@@ -100,7 +100,7 @@ def _train(words: list[str]) -> int:
         raise not_writable(folder.path, error) from None
     first = int(os.environ.get("RANK", "0")) == 0
     command = f"python -m raymi.standalone {shlex.join(words)}"
-    with folder.alone() if first else nullcontext():
+    with folder.lock() if first else nullcontext():
         if first:  # for MLflow, into which raymi.train can bring the run later
             describe_run(folder, parsed.own.get("recipe", "quickstart"), command)
         return _run(config, folder)
@@ -111,7 +111,7 @@ def _run(config: Config, folder: RunFolder) -> int:
     device = _join(config)
     signals = _Signals(folder)
     try:
-        context = TellingContext(device, folder, config)
+        context = PrintingContext(device, folder, config)
         if context.group.rank == 0:
             folder.stop_file.unlink(missing_ok=True)
             folder.write_config(config)

@@ -23,7 +23,13 @@ from raymi.errors import StorageError, UserError
 from raymi.local_paths import local_path
 from raymi.models import MODELS
 from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
-from raymi.ray_backend.train_driver import Follower, NotBegun, RunFailed, TimeLimitReached, launch
+from raymi.ray_backend.train_driver import (
+    NotBegun,
+    RunCallback,
+    RunFailed,
+    TimeLimitReached,
+    launch,
+)
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 from raymi.runs.record import chosen_model, missing_evaluations, read_record
 from raymi.runs.run_folder import RunFolder
@@ -36,7 +42,7 @@ from raymi.runs.run_paths import (
 )
 from raymi.signals import Stopped, ended_by_sigterm, nothing
 from raymi.terminal.console import Terminal
-from raymi.terminal.print_line import say
+from raymi.terminal.print_line import print_line
 from raymi.terminal.progress import ProgressDisplay
 from raymi.terminal.summary import print_summary
 from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
@@ -85,7 +91,7 @@ def _train(words: list[str]) -> int:
         raise UserError("\n".join(problems))
     if "--dry-run" in flags:
         for word in (f"recipe={recipe}", *resolved_lines(config)):
-            say(console, shlex.quote(word))
+            print_line(console, shlex.quote(word))
         return 0
     return _run(console, config, recipe, folder, words)
 
@@ -98,7 +104,7 @@ def _run(
         folder = new_run_folder(config, recipe)
     command = f"{COMMAND} {shlex.join(words)}".strip()
     try:
-        with folder.alone(wait=LOCK_SECONDS):
+        with folder.lock(wait=LOCK_SECONDS):
             describe_run(folder, recipe, command)
             return _follow(console, config, folder)
     except NotBegun:
@@ -114,49 +120,53 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
     results = _Results(folder)
     status, code = "FAILED", EXIT_FAILED
     with ProgressDisplay(console, config) as display:
-        display.say(f"run {folder.name} in {folder.path}")
-        warnings = _Warnings(folder, display.say)
+        display.print_line(f"run {folder.name} in {folder.path}")
+        warnings = _Warnings(folder, display.print_line)
         tracker = None
         if config.tracking.enabled:
-            tracker = Tracker(config, folder, folder.read_about(), home_folder(), display.say)
+            tracker = Tracker(
+                config, folder, folder.read_about(), home_folder(), display.print_line
+            )
         track = tracker.start if tracker is not None else lambda: None
         try:
             on_signal = nothing if tracker is None else tracker.interrupt
             if results.finished:
                 track()
             else:
-                followers: list[Follower] = [display, results, warnings]
+                callbacks: list[RunCallback] = [display, results, warnings]
                 with ended_by_sigterm(on_signal):
                     launch(
                         config,
                         folder,
-                        followers,
+                        callbacks,
                         on_signal=on_signal,
                         on_ray=track,
-                        say=display.say,
+                        print_line=display.print_line,
                     )
             status, code = "FINISHED", 0
         except Stopped as stop:
             status, code = "KILLED", 128 + stop.signum
-            display.say(f"stopped by {signal.Signals(stop.signum).name}; to continue: {again}")
+            display.print_line(
+                f"stopped by {signal.Signals(stop.signum).name}; to continue: {again}"
+            )
         except TimeLimitReached:
             status, code = "KILLED", EXIT_TIME_LIMIT
-            display.say(
+            display.print_line(
                 f"stopped at its limit of {config.limit.hours:g} hours; to continue: {again}"
             )
         except KeyboardInterrupt:  # before `launch` listened to signals, or after
             status, code = "KILLED", 128 + signal.SIGINT
-            display.say(f"stopped by SIGINT; to continue: {again}")
+            display.print_line(f"stopped by SIGINT; to continue: {again}")
         except (RunFailed, StorageError) as failure:
-            display.say(f"the run failed: {failure}", style="red")
-            display.say(f"to continue: {again}")
+            display.print_line(f"the run failed: {failure}", style="red")
+            display.print_line(f"to continue: {again}")
         finally:
             warnings.show()
             if tracker is not None and tracker.ident is None:
                 tracker = None  # Ray did not start: MLflow has no run of this one
             if tracker is not None:
                 display.phase("uploading run and models to MLflow")
-                code = _deliver(tracker, status, display.say, again) or code
+                code = _deliver(tracker, status, display.print_line, again) or code
     if status == "FINISHED":
         _summarise(console, config, folder, results, tracker)
     return code
@@ -224,8 +234,8 @@ class _Results:
 class _Warnings:
     """Shows each thing that the workers warn of once, from now on."""
 
-    def __init__(self, folder: RunFolder, say: Callable[[str], None]) -> None:
-        self.path, self.say = folder.warnings, say
+    def __init__(self, folder: RunFolder, print_line: Callable[[str], None]) -> None:
+        self.path, self.print_line = folder.warnings, print_line
         self.shown = set(self._lines())
 
     def event(self, event: dict[str, Any]) -> None:
@@ -236,7 +246,7 @@ class _Warnings:
         for line in self._lines():
             if line not in self.shown:
                 self.shown.add(line)
-                self.say(f"warning: {line}")
+                self.print_line(f"warning: {line}")
 
     def _lines(self) -> list[str]:
         return self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []

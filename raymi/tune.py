@@ -29,7 +29,7 @@ from raymi.commands.tune.run import (
     complete,
     judge,
     plan_of,
-    sweep_place,
+    sweep_workspace,
     train_trials,
     winner,
 )
@@ -42,7 +42,7 @@ from raymi.runs.run_paths import home_folder
 from raymi.signals import Stopped, ended_by_sigterm, nothing
 from raymi.terminal.console import Terminal
 from raymi.terminal.evaluation import EvaluationDisplay, print_report
-from raymi.terminal.print_line import say_lines
+from raymi.terminal.print_line import print_lines
 from raymi.terminal.sweep import SweepDisplay, print_sweep
 from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
 from raymi.tracking.store import how_to_open
@@ -51,7 +51,7 @@ from raymi.tuning.events import News
 from raymi.tuning.results_table import Found, trial_rows
 from raymi.tuning.space import find_space
 from raymi.tuning.space_files import known_spaces
-from raymi.tuning.sweep_folder import Run, Sweep
+from raymi.tuning.sweep_folder import Sweep, TrialRun
 
 USAGE = (
     f"{COMMAND} space=NAME [recipe=NAME] [name=NAME] [seeds=0..9] [tune.trials=N] [key=value ...] "
@@ -69,7 +69,7 @@ def _tune(words: list[str]) -> int:
     if wants_help(words):
         return _help(console)
     sweep = asked_for(words)
-    with sweep.alone():
+    with sweep.lock():
         return _Search(console, sweep).run()
 
 
@@ -81,13 +81,15 @@ class _Search:
         self.found = Found()
         self.tracker: SweepTracker | None = None
         if sweep.config_of({}).tracking.enabled:
-            self.tracker = SweepTracker(sweep, self.study, home_folder(), self.say)
+            self.tracker = SweepTracker(sweep, self.study, home_folder(), self.print_line)
         self._display: SweepDisplay | None = None
 
     def run(self) -> int:
         """Brings it to its end; returns the exit code."""
         self.sweep.stop_file.unlink(missing_ok=True)
-        self.say(f"sweep {self.sweep.name} in {self.sweep.path}: {self.sweep.num_trials} trials")
+        self.print_line(
+            f"sweep {self.sweep.name} in {self.sweep.path}: {self.sweep.num_trials} trials"
+        )
         if self.tracker is not None:
             self.tracker.start()
         again, status, code = f"to continue: {to_continue(self.sweep)}", "FAILED", EXIT_FAILED
@@ -95,22 +97,22 @@ class _Search:
             if self._search():
                 status, code = "FINISHED", 0
             else:
-                self.say(again if self._left else "no trial came to its end")
+                self.print_line(again if self._left else "no trial came to its end")
         except (Stopped, KeyboardInterrupt) as stop:
             signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
             status, code = "KILLED", 128 + signum
-            self.say(f"stopped by {signal.Signals(signum).name}; {again}")
+            self.print_line(f"stopped by {signal.Signals(signum).name}; {again}")
         except UserError as error:
             raise UserError(f"{error}\n{again}") from None
         except (StepFailed, StorageError) as failure:
-            self.say(f"{failure}; {again}", style="red")
+            self.print_line(f"{failure}; {again}", style="red")
         finally:
             code = self._conclude(status, again) or code
         return code
 
-    def say(self, message: str, style: str = "") -> None:
+    def print_line(self, message: str, style: str = "") -> None:
         """Prints a line; from any thread."""
-        say_lines(self.console, message, style)
+        print_lines(self.console, message, style)
 
     def news(self, news: News) -> None:
         """Takes what happened to a run; from any thread."""
@@ -122,7 +124,7 @@ class _Search:
     def _search(self) -> bool:
         """Trains, judges, shows; whether there is a winner."""
         on_signal = nothing if self.tracker is None else self.tracker.interrupt
-        with ended_by_sigterm(on_signal), sweep_place(self.sweep, self.say) as place:
+        with ended_by_sigterm(on_signal), sweep_workspace(self.sweep, self.print_line) as place:
             if self._left:
                 with SweepDisplay(self.console, self.sweep, self.study) as self._display:
                     train_trials(self.sweep, self.study, place, self, on_signal)
@@ -138,7 +140,7 @@ class _Search:
             if self.sweep.definition.tune.test_suite != "none":
                 self._measure(self.found.winner, place)
             name = self.sweep.folder_of(self.found.winner).path
-            self.say(f"winner: trial {self.found.winner.number}  {name}")
+            self.print_line(f"winner: trial {self.found.winner.number}  {name}")
             return True
 
     @property
@@ -152,12 +154,12 @@ class _Search:
         print_sweep(self.console, self.sweep, rows)
         runs = [run for trial in self.study for run in self.sweep.runs_of(trial.number)]
         for line in warning_lines([self.sweep.folder_of(run) for run in runs]):
-            self.say(line)
+            self.print_line(line)
         if importance := self.study.importance():
             shares = ", ".join(f"{key} {100 * share:.0f}%" for key, share in importance.items())
-            self.say(f"differences between trials are due to: {shares}")
+            self.print_line(f"differences between trials are due to: {shares}")
 
-    def _measure(self, run: Run, place: Place) -> None:
+    def _measure(self, run: TrialRun, place: Place) -> None:
         """The only look at the test set: by the run's own attack, then by the sweep's."""
         complete(self.sweep, run, place)
         if self.tracker is not None:  # its model must be there to be told of
@@ -172,7 +174,9 @@ class _Search:
         self.found = replace(self.found, test=accuracies, num_test=reports[0].num)
         for told in track(plan, reports) if self.tracker is not None else ():
             if told.run_id is None:
-                self.say(f"MLflow did not take the evaluation of {told.name}: {told.problem}")
+                self.print_line(
+                    f"MLflow did not take the evaluation of {told.name}: {told.problem}"
+                )
 
     def _conclude(self, status: str, again: str) -> int:
         """Delivers the rest of the sweep; a signal interrupts it.
@@ -186,14 +190,16 @@ class _Search:
         try:
             with ended_by_sigterm(self.tracker.interrupt):
                 if self.tracker.conclude(status, timeout, self.found):
-                    self.say(f"MLflow run {self.tracker.run_id}  ({how_to_open(self.tracker.uri)})")
+                    self.print_line(
+                        f"MLflow run {self.tracker.run_id}  ({how_to_open(self.tracker.uri)})"
+                    )
                 else:
-                    self.say(self.tracker.undelivered(again))
+                    self.print_line(self.tracker.undelivered(again))
             return 0
         except (Stopped, KeyboardInterrupt) as stop:
             signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
             self.tracker.break_off()
-            self.say(
+            self.print_line(
                 f"stopped by {signal.Signals(signum).name} before MLflow had everything; nothing "
                 f"is lost, deliver it with: {again}"
             )

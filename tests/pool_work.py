@@ -16,11 +16,11 @@ import torch
 from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import ensembles_of
 from raymi.data import ImageSet
-from raymi.evaluation.attack_task import Task
+from raymi.evaluation.attack_task import AttackTask
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
-from raymi.evaluation.outcome_store import Ledger
-from raymi.evaluation.scheduler import InThisProcess, Pool, run
-from raymi.evaluation.worker_job import Attackers, Work
+from raymi.evaluation.outcome_store import OutcomeStore
+from raymi.evaluation.scheduler import LocalPool, Pool, run
+from raymi.evaluation.worker_job import Attackers, WorkerJob
 
 MINE = '''
 import os
@@ -93,7 +93,7 @@ class EndsItsWorker:
 THREAT, NAMES, SIZE = Threat("linf", 0.1), ("pgd-3", "autoattack-rand"), 10
 ENSEMBLES = ensembles_of(NAMES, THREAT, 5)
 SCHEDULE = Schedule(35, SIZE, ENSEMBLES)
-FIRST = Task("net", Step(CLEAN, 0, CLEAN, 0), torch.arange(SIZE))
+FIRST = AttackTask("net", Step(CLEAN, 0, CLEAN, 0), torch.arange(SIZE))
 
 
 def users_module(folder: Path) -> Any:
@@ -110,32 +110,32 @@ def users_module(folder: Path) -> Any:
         sys.path.remove(str(folder))
 
 
-def work(**subjects: Any) -> Work:
+def work(**sources: Any) -> WorkerJob:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (35, 3, 12, 12), dtype=torch.uint8, generator=generator)
     images = ImageSet(pixels, torch.arange(35) % 5, tuple("abcde"))
-    return Work(subjects, images, dict.fromkeys(subjects, ENSEMBLES), THREAT, seed=3)
+    return WorkerJob(sources, images, dict.fromkeys(sources, ENSEMBLES), THREAT, seed=3)
 
 
 Found = Mapping[Step, tuple[Outcome, torch.Tensor | None]]
 
 
-def evaluate(pool: Pool, folder: Path, subject: str = "net") -> Found:
+def evaluate(pool: Pool, folder: Path, source: str = "net") -> Found:
     """All outcomes, and the adversarial samples of one attack."""
-    ledger = Ledger(folder / "ledger", {})
-    steps = run(SCHEDULE, ledger, pool, subject, keep=lambda step: step.attack == "pgd-3")
+    store = OutcomeStore(folder / "ledger", {})
+    steps = run(SCHEDULE, store, pool, source, keep=lambda step: step.attack == "pgd-3")
     return {
-        step: (outcome, ledger.adversarial(step) if step.attack == "pgd-3" else None)
+        step: (outcome, store.adversarial(step) if step.attack == "pgd-3" else None)
         for step, outcome, _ in steps
     }
 
 
-def in_this_process(work: Work, folder: Path) -> Found:
+def in_this_process(work: WorkerJob, folder: Path) -> Found:
     """What workers of one CPU each must find."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return evaluate(InThisProcess(Attackers(work)), folder)
+        return evaluate(LocalPool(Attackers(work)), folder)
     finally:
         torch.set_num_threads(threads)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from raymi.data.cache import cached_array
-from raymi.files import alone, atomic_file, remove_half_written, write_atomically
+from raymi.files import atomic_file, file_lock, remove_half_written, write_atomically
 from raymi.runs.run_folder import RunFolder
 
 WRITES = """
@@ -62,7 +62,7 @@ def leave_half_written(path: Path) -> None:
 @pytest.mark.parametrize("name", ["best.safetensors", "checkpoints/step-1.pt", "a/b/report.json"])
 def test_the_next_start_of_a_run_removes_them_wherever_they_are(tmp_path: Path, name: str) -> None:
     leave_half_written(tmp_path / name)
-    with RunFolder(tmp_path).alone():
+    with RunFolder(tmp_path).lock():
         assert half_written(tmp_path) == []
 
 
@@ -70,9 +70,9 @@ def test_a_folder_that_another_command_may_use_is_left_to_it(tmp_path: Path) -> 
     trial = tmp_path / "trials" / "0000"
     leave_half_written(trial / "best.safetensors")
     (trial / ".lock").touch()
-    with alone(tmp_path / ".lock", "in use"):
+    with file_lock(tmp_path / ".lock", "in use"):
         assert half_written(tmp_path) == [".best.safetensors.4711.tmp"]
-    with RunFolder(trial).alone():
+    with RunFolder(trial).lock():
         assert half_written(tmp_path) == []
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raymi import export, probe
-from raymi.commands.find_model import find_subject
+from raymi.commands.find_model import find_model_source
 from raymi.errors import UserError
 from raymi.evaluation.exported_program import load_program
 from raymi.evaluation.weight_files import read_weights
@@ -109,14 +109,14 @@ def test_no_command_reads_a_damaged_model_of_a_run(home, tmp_path, monkeypatch, 
     path.write_bytes(flipped(whole, 8 * len(whole) - 4))
     try:
         with pytest.raises(UserError, match="does not match the sha256 inside it"):
-            find_subject("mine", tiny_runs.tiny_config(), which="best")
+            find_model_source("mine", tiny_runs.tiny_config(), which="best")
         assert export.main(["model=mine", "which=best"]) == 2
         assert probe.main(["run=mine", "model=best"]) == 2
         assert capsys.readouterr().err.count(f"{path} is damaged") == 2
         assert not (home / "exports").exists()
     finally:
         path.write_bytes(whole)
-    assert find_subject("mine", tiny_runs.tiny_config(), which="best").subject.load()
+    assert find_model_source("mine", tiny_runs.tiny_config(), which="best").source.load()
 
 
 def test_damaged_or_foreign_weights_are_not_reused(tmp_path):

@@ -15,7 +15,7 @@ from raymi.engine.context import LocalContext
 from raymi.engine.loop import Outcome, train
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import phases_of
-from raymi.engine.train_loader import Feed
+from raymi.engine.train_loader import TrainLoader
 from raymi.engine.train_state import TrainState
 from raymi.runs.run_folder import RunFolder
 
@@ -58,15 +58,15 @@ def own_group() -> Collectives:
 
 def tiny_state(
     config: Config, group: Collectives | None = None, phase: str = "classifier"
-) -> tuple[TrainState, Feed]:
+) -> tuple[TrainState, TrainLoader]:
     """The state of a phase of a run and its training batches, without the loop."""
     group, splits = group or own_group(), tiny_splits(config)
-    feed = Feed(splits.train, config, group.rank, group.world_size)
+    loader = TrainLoader(splits.train, config, group.rank, group.world_size)
     (chosen,) = (known for known in phases_of(config) if known.name == phase)
-    steps = chosen.config.optim.epochs * feed.steps_per_epoch
+    steps = chosen.config.optim.epochs * loader.steps_per_epoch
     state = TrainState(chosen, splits, group, torch.device("cpu"), steps)
     state.train_mode()
-    return state, feed
+    return state, loader
 
 
 def steps_in_float64(
@@ -75,10 +75,10 @@ def steps_in_float64(
     """Means over workers of the metrics of the first steps, and the weights after them."""
     torch.set_default_dtype(torch.float64)
     try:
-        state, feed = tiny_state(tiny_config(settings), phase=phase)
+        state, loader = tiny_state(tiny_config(settings), phase=phase)
         history: list[dict[str, float]] = []
         for epoch in range(num_steps):
-            for batch in feed.epoch(epoch):
+            for batch in loader.epoch(epoch):
                 if len(history) < num_steps:
                     means = MetricMeans()
                     means.add(state.step(batch._replace(x=batch.x.double()), key=epoch), 1)

@@ -11,13 +11,13 @@ from tiny_runs import TINY
 from raymi.tuning.run_trial import Ended, Report, in_this_process, run_trial
 from raymi.tuning.settings import TuneConfig
 from raymi.tuning.space import Space
-from raymi.tuning.sweep_folder import Definition, Measured, Run, Sweep
+from raymi.tuning.sweep_folder import Definition, Measurement, Sweep, TrialRun
 
 SPACE = Space(name="lr", description="", parameters={"optim.lr": {"log": (0.01, 0.1)}})
 SETTINGS = {k: v for k, v in TINY.items() if k != "optim.lr"}
 SETTINGS |= {"optim.epochs": 3, "data.limit": 100}
 CPU = torch.device("cpu")
-FIRST = Run(0, 0)
+FIRST = TrialRun(0, 0)
 
 
 def begin(
@@ -42,16 +42,16 @@ def begin(
 
 def trained(
     sweep: Sweep,
-    run: Run = FIRST,
+    run: TrialRun = FIRST,
     values: dict[str, Any] | None = None,
     tell: Report | None = None,
-) -> tuple[Ended, list[Measured]]:
+) -> tuple[Ended, list[Measurement]]:
     """A run of a trial in this process, and what it told after each epoch."""
     told = []
 
     def note(metrics):
         val = {key.removeprefix("val/"): value for key, value in metrics.items()}
-        told.append(Measured.of_epoch(metrics["epoch"], val))
+        told.append(Measurement.of_epoch(metrics["epoch"], val))
 
     # an epoch may take less time than the usual pause between two looks
     train_run = in_this_process(CPU, sweep.stop_file, tell or note, look_every=0.0)

@@ -14,7 +14,7 @@ from raymi.benchmarks.synthetic import random_splits
 from raymi.collectives import Collectives
 from raymi.config import Config
 from raymi.engine.phases import phases_of
-from raymi.engine.train_loader import Batch, Feed
+from raymi.engine.train_loader import Batch, TrainLoader
 from raymi.engine.train_state import TrainState
 from raymi.overrides import nest, overlay, validate
 
@@ -91,10 +91,10 @@ def trainee(config: Config, device: torch.device, group: Collectives | None = No
     """
     group = group or Collectives()
     splits = random_splits(config, 2 * config.optim.batch_size)
-    feed = Feed(splits.train.to(device), config, group.rank, group.world_size)
+    loader = TrainLoader(splits.train.to(device), config, group.rank, group.world_size)
     state = TrainState(phases_of(config)[-1], splits, group, device, total_steps=10**6)
     state.train_mode()
-    return Trainee(config, state, _endless(feed))
+    return Trainee(config, state, _endless(loader))
 
 
 def step_call(
@@ -123,8 +123,8 @@ def step_call(
     return partial(naive.step_on, batch.x, batch.x, batch.y)
 
 
-def _endless(feed: Feed) -> Iterator[Batch]:
+def _endless(loader: TrainLoader) -> Iterator[Batch]:
     epoch = 0
     while True:
-        yield from feed.epoch(epoch)
+        yield from loader.epoch(epoch)
         epoch += 1

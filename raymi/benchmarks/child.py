@@ -70,7 +70,7 @@ def _join(folder: Path, rank: int, num: int, device: torch.device) -> Collective
 
 
 def _end_with(parent: int) -> None:
-    """Nobody waits for the result of a process whose parent was killed."""
+    """NoCallback waits for the result of a process whose parent was killed."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

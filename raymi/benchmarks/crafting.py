@@ -13,7 +13,7 @@ from raymi.benchmarks.arms import AT, Trainee, arm_config, trainee
 from raymi.benchmarks.clock import Clock, interleaved, ratio
 from raymi.benchmarks.plan import Plan
 from raymi.benchmarks.section import Section, number, skipped
-from raymi.engine.step import Crafter
+from raymi.engine.step import Attacker
 from raymi.engine.train_loader import Batch
 
 THEIRS = "torchattacks.PGD"
@@ -66,7 +66,7 @@ def crafters(plan: Plan) -> dict[str, Callable[[], Tensor]]:
 
 
 def _our_call(made: Trainee, batch: Batch, folded: bool) -> Callable[[], Tensor]:
-    craft = Crafter(
+    craft = Attacker(
         made.state.model, made.config.attack, "ce", made.state.autocast, fold_batchnorm=folded
     )
     return lambda: craft(batch.x, batch.y, batch.sample, 0)

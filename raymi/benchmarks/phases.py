@@ -16,7 +16,7 @@ from raymi.benchmarks.clock import Clock, Stopwatch
 from raymi.benchmarks.plan import Plan
 from raymi.benchmarks.section import Section, number
 from raymi.config import Config
-from raymi.engine.step import Crafter
+from raymi.engine.step import Attacker
 
 DATA, CRAFTING, CLASSIFIER = (
     "data: order, augmentation",
@@ -64,7 +64,7 @@ def watched_step(config: Config, arm: str, device: torch.device) -> Callable[[],
     attack = arm_config(config, arm)
     made = trainee(arm_config(config, arm, GIVEN), device)  # what is outside of the attack
     state = made.state
-    craft = Crafter(
+    craft = Attacker(
         state.model,
         attack.attack,
         attack.attack_objective,

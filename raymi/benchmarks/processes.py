@@ -1,4 +1,4 @@
-"""Measurements that need processes of their own: started, waited for, and never left behind."""
+"""Validation that need processes of their own: started, waited for, and never left behind."""
 
 from __future__ import annotations
 

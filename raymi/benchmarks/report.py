@@ -15,10 +15,10 @@ import raymi
 from raymi.benchmarks.plan import PARTS, Plan
 from raymi.benchmarks.section import Section
 from raymi.commands.compare.results import markdown
-from raymi.files import keep_json
+from raymi.files import save_json
 from raymi.hardware import available_cores, processor_name
 from raymi.terminal.console import Table, Terminal, literal
-from raymi.terminal.print_line import say, say_lines
+from raymi.terminal.print_line import print_line, print_lines
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def progress(part: str, position: int, num: int) -> Iterator[None]:
 def show(console: Console, section: Section) -> None:
     """Prints the table of a part, and its notes."""
     console.print()
-    say(console, section.title, "bold")
+    print_line(console, section.title, "bold")
     if section.rows and console.is_terminal:
         table = Table()
         for i, heading in enumerate(section.columns):
@@ -46,9 +46,9 @@ def show(console: Console, section: Section) -> None:
             table.add_row(*row)
         console.print(table)
     elif section.rows:  # whole lines, however long
-        say_lines(console, markdown([section.columns, *section.rows]))
+        print_lines(console, markdown([section.columns, *section.rows]))
     for note in section.notes:
-        say(console, note)
+        print_line(console, note)
 
 
 def setting(plan: Plan, words: Sequence[str]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def show_setting(console: Console, plan: Plan, where: Mapping[str, Any]) -> None
         f"fold_batchnorm={str(scaling.fold_batchnorm).lower()}",
         "; ".join(f"{key} {value}" for key, value in where.items()),
     ):
-        say(console, line)
+        print_line(console, line)
 
 
 def write_json(plan: Plan, where: Mapping[str, Any], sections: Mapping[str, Section]) -> None:
@@ -92,4 +92,4 @@ def write_json(plan: Plan, where: Mapping[str, Any], sections: Mapping[str, Sect
         "config": json.loads(plan.config.model_dump_json()),
         "parts": {part: dict(section.data) for part, section in sections.items()},
     }
-    keep_json(plan.json, content)
+    save_json(plan.json, content)

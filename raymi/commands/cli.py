@@ -23,7 +23,7 @@ from raymi.formatting import message_text, shown
 from raymi.overrides import default_text, expected, leaves
 from raymi.process_exit import exit_if_asked
 from raymi.terminal.console import Terminal
-from raymi.terminal.print_line import say_lines
+from raymi.terminal.print_line import print_lines
 
 EXIT_FAILED, EXIT_USER, EXIT_TIME_LIMIT = 1, 2, 75
 
@@ -142,7 +142,7 @@ def print_help(
             text = textwrap.fill(
                 text, console.width, subsequent_indent=hanging, break_on_hyphens=False
             )
-        say_lines(console, text, style)
+        print_lines(console, text, style)
 
     show(f"usage: {usage}", indent=7)
     for paragraph in description.split("\n\n"):

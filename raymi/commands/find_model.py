@@ -11,12 +11,12 @@ from typing import Any
 from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.model_source import (
-    Subject,
+    ModelSource,
     described,
     expected_state,
-    function_subject,
-    program_subject,
-    raymi_subject,
+    function_source,
+    program_source,
+    raymi_source,
 )
 from raymi.evaluation.weight_files import SUFFIXES, read_weights, read_weights_for, suffix_of
 from raymi.formatting import shown
@@ -55,7 +55,7 @@ class Found:
         variant: which of its run's models it is, where that is not the chosen one.
     """
 
-    subject: Subject
+    source: ModelSource
     config: Config | None = None
     folder: RunFolder | None = None
     uri: str | None = None
@@ -65,8 +65,8 @@ class Found:
 
 
 def needs_data(name: str, config: Config) -> bool:
-    """Whether `find_subject` must be told what the data are: for functions, and for weights outside
-    of any run.
+    """Returns whether `find_model_source` needs the data: for functions, and for weights outside of
+    any run.
 
     Raises: UserError where there is nothing of that name.
     """
@@ -78,7 +78,7 @@ def needs_data(name: str, config: Config) -> bool:
     return place is None
 
 
-def find_subject(
+def find_model_source(
     name: str,
     config: Config,
     *,
@@ -107,7 +107,7 @@ def find_subject(
         _check_store(uri)
         logged = find_logged(name, uri)
         return Found(
-            logged.subject,
+            logged.source,
             logged.config,
             uri=uri,
             run_id=logged.run_id,
@@ -119,18 +119,18 @@ def find_subject(
         return _of_run(place, which)
     if place is not None and _is_program(place):
         _refuse_choice(name, which)
-        return Found(program_subject(place.stem, place.read_bytes()))
+        return Found(program_source(place.stem, place.read_bytes()))
     if place is not None and (folder := _run_of(place)) is not None:
         return _in_run(folder, place, which)
     if num_classes is None or image_size is None:
         raise ValueError(f"{name} is built for a data set: give num_classes and image_size")
     if place is None:
         _refuse_choice(name, which)
-        return Found(function_subject(name, num_classes, image_size))
+        return Found(function_source(name, num_classes, image_size))
     built_as = _architecture(config, {"num_classes": num_classes, "image_size": image_size})
     state = read_weights_for(place, expected_state(built_as), described(built_as), which)
     stem = place.name.removesuffix(suffix_of(place) or "")
-    return Found(raymi_subject(stem if which is None else f"{stem}-{which}", built_as, state))
+    return Found(raymi_source(stem if which is None else f"{stem}-{which}", built_as, state))
 
 
 def tracked(folder: RunFolder) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
     kept = tracked(folder)
     own = folder.weights(path.stem) == path  # not one of a checkpoint
     return Found(
-        raymi_subject(name, built_as, read_weights(path, which)),
+        raymi_source(name, built_as, read_weights(path, which)),
         config,
         folder,
         uri=kept.get("uri"),

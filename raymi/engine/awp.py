@@ -11,7 +11,7 @@ from torch import Tensor, nn
 _TINY = 1e-20
 
 
-class WeightPerturbation:
+class AdversarialWeightPerturbation:
     """Moves weights against the adversarial loss while a gradient is taken, then puts them back.
 
     Each convolution and linear weight moves along its own gradient, by gamma times its norm; biases

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 
-class MovingAverage:
+class WeightEMA:
     """Exponential moving average over optimiser steps, which warms up: the first steps count less.
 
     After step t the decay is min(decay, (1 + t) / (10 + t)). The running BatchNorm statistics of

@@ -36,7 +36,7 @@ class Learner:
         if self.schedule is not None:
             self.schedule.step()
 
-    def descend(self, loss: Tensor) -> None:
+    def step(self, loss: Tensor) -> None:
         """One optimiser step along the gradient of the loss."""
         self.backward(loss)
         self.update()

@@ -22,9 +22,9 @@ from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import Phase, phases_until
 from raymi.engine.storage import Storage
 from raymi.engine.system_metrics import watched_machine
-from raymi.engine.train_loader import Feed
+from raymi.engine.train_loader import TrainLoader
 from raymi.engine.train_state import Position, TrainState, check_format
-from raymi.engine.validation import Measurements, load_data
+from raymi.engine.validation import Validation, load_data
 from raymi.errors import UserError, what_happened
 from raymi.hardware import machine_in_words, processor_name
 from raymi.models.running_statistics import running_statistics_frozen
@@ -97,7 +97,7 @@ class _Run:
         self.config, self.context, self.folder, self.splits = config, context, folder, splits
         self.until_epoch = until_epoch
         self.group, self.device = context.group, context.device
-        self.feed = Feed(
+        self.loader = TrainLoader(
             splits.train.to(self.device),
             config,
             self.group.rank,
@@ -110,7 +110,7 @@ class _Run:
         self.storage = Storage(folder, context)
         self.journal = Journal(folder.journal, enabled=False)
         self.storage.write("the journal", folder.journal, self._open_journal)
-        self.measurements = Measurements(
+        self.measurements = Validation(
             config,
             splits,
             self.storage,
@@ -189,7 +189,7 @@ class _Run:
         return state
 
     def _state_of(self, phase: Phase) -> TrainState:
-        steps = phase.config.optim.epochs * self.feed.steps_per_epoch
+        steps = phase.config.optim.epochs * self.loader.steps_per_epoch
         return TrainState(phase, self.splits, self.group, self.device, steps)
 
     def _train_phases(self) -> None:
@@ -244,9 +244,9 @@ class _Run:
         recent = MetricMeans()
         since, images = time.perf_counter(), 0
         self.epoch_began, self.epoch_images = since, 0
-        for batch in self.feed.epoch(position.epoch, first_step=position.step):
+        for batch in self.loader.epoch(position.epoch, first_step=position.step):
             self._stop_if_requested()
-            of_phase = position.epoch * self.feed.steps_per_epoch + position.step
+            of_phase = position.epoch * self.loader.steps_per_epoch + position.step
             torch.manual_seed(random_key(config.seed, "step", of_phase, self.group.rank))
             key = random_key(config.seed, "start", position.epoch)
             metrics = state.step(batch, key)
@@ -311,7 +311,7 @@ class _Run:
 
     def _check_last_batch(self) -> None:
         """Refuses batches that are too small for BatchNorm, before they come."""
-        images, scaling = self.feed.images, self.config.scaling
+        images, scaling = self.loader.images, self.config.scaling
         workers = here = self.group.world_size
         if scaling.elastic:
             workers = max(workers, scaling.most_workers)
@@ -380,7 +380,7 @@ class _Run:
             device=processor_name(self.device) if self.device.type == "cuda" else self.device.type,
             machine=machine_in_words(),
             torch=torch.__version__,
-            steps_per_epoch=self.feed.steps_per_epoch,
+            steps_per_epoch=self.loader.steps_per_epoch,
             phases={phase.name: phase.config.optim.epochs for phase in self.phases},
             parameters={
                 name: sum(p.numel() for p in module.parameters())

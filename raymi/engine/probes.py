@@ -102,7 +102,7 @@ def probe_classifier(
             train.labels[index],
             share_sizes(len(everyone), group.world_size),
         )
-        learner.descend(loss)
+        learner.step(loss)
         report(len(train) + step + 1, total)
 
     observer = MIObserver(critics, mi, group, probe.batch)

@@ -13,8 +13,8 @@ from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import start_of
 from raymi.config import AttackConfig
 from raymi.counter_rng import random_key
-from raymi.engine.awp import WeightPerturbation
-from raymi.engine.ema import MovingAverage
+from raymi.engine.awp import AdversarialWeightPerturbation
+from raymi.engine.ema import WeightEMA
 from raymi.engine.estimator_task import Metrics
 from raymi.engine.learner import Learner
 from raymi.engine.micro_batches import in_pieces, pieces_of
@@ -24,7 +24,7 @@ from raymi.models.modes import evaluation_mode, full_precision
 from raymi.models.running_statistics import running_statistics_frozen
 
 
-class Crafter:
+class Attacker:
     """Makes adversarial samples of the bare classifier.
 
     Args:
@@ -93,13 +93,13 @@ class TrainStep:
 
     def __init__(
         self,
-        craft: Crafter,
+        attack: Attacker,
         classifier: Learner,
         estimators: Learner | None = None,
-        perturbation: WeightPerturbation | None = None,
-        average: MovingAverage | None = None,
+        perturbation: AdversarialWeightPerturbation | None = None,
+        average: WeightEMA | None = None,
     ) -> None:
-        self.craft = craft
+        self.attack = attack
         self.classifier = classifier
         self.estimators = estimators
         self.perturbation = perturbation
@@ -113,13 +113,13 @@ class TrainStep:
         Returns: detached 0-d metrics whose mean over workers is that of the global batch.
         """
         x, y, index, sizes = batch
-        x_adv = self.craft(x, y, index, key)
+        x_adv = self.attack(x, y, index, key)
         metrics: Metrics = {}
 
         def learn_estimators(logits: Tensor, logits_adv: Tensor) -> None:
             assert self.estimators is not None
             loss, estimates = self.estimators.task(x, x_adv, logits, logits_adv, y, sizes)
-            self.estimators.descend(loss)
+            self.estimators.step(loss)
             metrics.update(estimates)
 
         def noise(logits: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class TrainStep:
 
         def ascend() -> None:
             # Around the backward pass, too: activation checkpointing goes through BatchNorm again.
-            with running_statistics_frozen(self.craft.model):
+            with running_statistics_frozen(self.attack.model):
                 loss, _ = self.classifier.task(x, x_adv, y, sizes, adversarial_only=True)
                 self.classifier.backward(loss)
 
@@ -141,7 +141,7 @@ class TrainStep:
             self.classifier.backward(loss)
         self.classifier.update()
         if self.average is not None:
-            self.average.update(self.craft.model)
+            self.average.update(self.attack.model)
         return {**classifier_metrics, **metrics}
 
 
@@ -151,22 +151,22 @@ class EstimatorStep:
     Args: craft, makes the adversarial samples; estimators, the learner of the `EstimatorTask`.
     """
 
-    def __init__(self, craft: Crafter, estimators: Learner) -> None:
-        self.craft = craft
+    def __init__(self, attack: Attacker, estimators: Learner) -> None:
+        self.attack = attack
         self.estimators = estimators
 
     def __call__(self, batch: Batch, key: int, *, perturb: bool = False) -> Metrics:
         """Updates the critics once; arguments and result as of `TrainStep`."""
         x, y, index, sizes = batch
-        x_adv = self.craft(x, y, index, key)
+        x_adv = self.attack(x, y, index, key)
         if sum(sizes) < 2:  # one sample has no negatives
             return {}
-        model = self.craft.model
-        with evaluation_mode(model), torch.no_grad(), self.craft.autocast():
+        model = self.attack.model
+        with evaluation_mode(model), torch.no_grad(), self.attack.autocast():
             logits, logits_adv = (
-                full_precision(in_pieces(model, model, images, sizes, self.craft.micro_batch))
+                full_precision(in_pieces(model, model, images, sizes, self.attack.micro_batch))
                 for images in (x, x_adv)
             )
         loss, metrics = self.estimators.task(x, x_adv, logits, logits_adv, y, sizes)
-        self.estimators.descend(loss)
+        self.estimators.step(loss)
         return metrics

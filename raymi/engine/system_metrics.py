@@ -54,7 +54,7 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         with suppress(OSError):  # storage that is away: whoever writes checkpoints says so
-            journal, gauges = Journal(self.path), Gauges()
+            journal, gauges = Journal(self.path), SystemMetrics()
             wait = min(_FIRST_SECONDS, self.every)
             while not self._closed.wait(wait):
                 journal.write("machine", metrics=gauges.read())
@@ -68,7 +68,7 @@ class _Watch(threading.Thread):
         self.join(timeout=5.0)
 
 
-class Gauges:
+class SystemMetrics:
     """Reads how much of this machine is in use, by all of its processes."""
 
     def __init__(self) -> None:

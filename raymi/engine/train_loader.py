@@ -38,7 +38,7 @@ class Batch(NamedTuple):
     sizes: list[int]
 
 
-class Feed:
+class TrainLoader:
     """The training set on the worker's device, served in epochs.
 
     Args:

@@ -15,16 +15,16 @@ from raymi.collectives import Collectives
 from raymi.config import Config, MIConfig
 from raymi.counter_rng import random_key
 from raymi.data import Splits
-from raymi.engine.awp import WeightPerturbation
+from raymi.engine.awp import AdversarialWeightPerturbation
 from raymi.engine.classifier_task import ClassifierTask
-from raymi.engine.ema import MovingAverage
+from raymi.engine.ema import WeightEMA
 from raymi.engine.estimator_task import EstimatorTask, Metrics
 from raymi.engine.learner import Learner, distributed
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.network_check import NetworkFacts, check_network
 from raymi.engine.phases import Phase
 from raymi.engine.schedules import build_schedule
-from raymi.engine.step import Crafter, EstimatorStep, TrainStep
+from raymi.engine.step import Attacker, EstimatorStep, TrainStep
 from raymi.engine.train_loader import Batch
 from raymi.errors import UserError
 from raymi.mi.estimators import LocalDIM, MIEstimators
@@ -88,9 +88,9 @@ class TrainState:
         self.autocast = _autocast(config, device)
         self.facts = NetworkFacts()
         self._build_modules(splits)
-        self.average: MovingAverage | None = None
+        self.average: WeightEMA | None = None
         if phase.learns_classifier and config.optim.ema > 0:
-            self.average = MovingAverage(self.model, config.optim.ema)
+            self.average = WeightEMA(self.model, config.optim.ema)
         self.best = {name: Best() for name in self.classifiers()}
 
         self.critics: Learner | None = None
@@ -101,7 +101,7 @@ class TrainState:
         self.classifier: Learner | None = None
         if phase.learns_classifier:
             self.classifier = self._classifier_learner(total_steps)
-        self.craft = Crafter(
+        self.attack = Attacker(
             self.model,
             config.attack,
             config.attack_objective,
@@ -111,7 +111,7 @@ class TrainState:
         )
         if config.scaling.compile:
             averaged = None if self.average is None else self.average.model
-            _compile([self.model, averaged, self.craft.folded])
+            _compile([self.model, averaged, self.attack.folded])
         self._step = self._build_step()
 
     def _build_modules(self, splits: Splits) -> None:
@@ -188,10 +188,10 @@ class TrainState:
     def _build_step(self) -> TrainStep | EstimatorStep:
         if self.classifier is None:
             assert self.critics is not None
-            return EstimatorStep(self.craft, self.critics)
+            return EstimatorStep(self.attack, self.critics)
         gamma = self.config.optim.awp
-        perturbation = WeightPerturbation(self.model, gamma) if gamma > 0 else None
-        return TrainStep(self.craft, self.classifier, self.critics, perturbation, self.average)
+        perturbation = AdversarialWeightPerturbation(self.model, gamma) if gamma > 0 else None
+        return TrainStep(self.attack, self.classifier, self.critics, perturbation, self.average)
 
     def step(self, batch: Batch, key: int) -> Metrics:
         """One training step: updates all that the phase learns.

@@ -42,7 +42,7 @@ def load_data(config: Config) -> Splits:
     )
 
 
-class Measurements:
+class Validation:
     """Validates, evaluates and probes; tells what it finds.
 
     Args:

@@ -12,12 +12,12 @@ from raymi.errors import UserError, first_line, what_happened
 from raymi.evaluation.blocks import BlockAttacker, Outcome, Step
 
 
-class Task(NamedTuple):
+class AttackTask(NamedTuple):
     """A step to make: of which classifier, by its name; the samples that are left for it, (M,)
     int64; x_adv (M, 3, H, W) where the attack was made before, on another classifier; `keep`, its
     adversarial samples are asked for."""
 
-    subject: str
+    source: str
     step: Step
     samples: Tensor
     x_adv: Tensor | None = None
@@ -26,10 +26,10 @@ class Task(NamedTuple):
     def __str__(self) -> str:
         step = self.step
         attack = step.attack if step.attack == step.ensemble else f"{step.ensemble}'s {step.attack}"
-        return f"{attack} on block {step.block}" + (f" of {self.subject}" if self.subject else "")
+        return f"{attack} on block {step.block}" + (f" of {self.source}" if self.source else "")
 
 
-class Done(NamedTuple):
+class AttackResult(NamedTuple):
     """What came of a step; x_adv (M, 3, H, W) only where it is to be kept."""
 
     step: Step
@@ -44,7 +44,7 @@ class StepFailed(RuntimeError):
     """
 
 
-def make(task: Task, attacker_of: Callable[[str], BlockAttacker]) -> Done:
+def make(task: AttackTask, attacker_of: Callable[[str], BlockAttacker]) -> AttackResult:
     """Makes a step.
 
     Args: task; attacker_of, what attacks the classifier of a name.
@@ -52,7 +52,7 @@ def make(task: Task, attacker_of: Callable[[str], BlockAttacker]) -> Done:
         anything else fails, such as the user's own network.
     """
     try:
-        attacker = attacker_of(task.subject)
+        attacker = attacker_of(task.source)
         outcome, x_adv = attacker.perform(task.step, task.samples, task.x_adv)
     except UserError as error:
         raise UserError(f"{task}: {error}") from error
@@ -63,7 +63,7 @@ def make(task: Task, attacker_of: Callable[[str], BlockAttacker]) -> Done:
                 f"evaluation.block ({type(error).__name__}: {first_line(error)})"
             ) from error
         raise StepFailed(f"{task}: {what_happened(error)}") from error
-    return Done(task.step, outcome, x_adv if task.keep else None)
+    return AttackResult(task.step, outcome, x_adv if task.keep else None)
 
 
 def _is_lack_of_memory(error: Exception) -> bool:

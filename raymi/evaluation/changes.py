@@ -80,19 +80,19 @@ def changes_of(model: nn.Module, x: Tensor, seed: int) -> Changes:
         x: images (B, C, H, W).
         seed: of all that is random; the same for each question.
     """
-    question = _Question(model, seed)
+    protocol = _Question(model, seed)
     other = x.flip(3)
     before = _tensors(model)
-    first = question(x)
-    question(x, gradient=True)
+    first = protocol(x)
+    protocol(x, gradient=True)
     later, held = [], []
     for _ in range(2):
-        question(other, gradient=True)
-        later.append(question(x))
+        protocol(other, gradient=True)
+        later.append(protocol(x))
         held.append(dict(_attributes(model)))
     changed = differing(before, _tensors(model), _same) + differing(held[0], held[1], _same)
     answers = any(difference(first, logits) > _ROUNDING for logits in later)
-    return Changes(question.changed, tuple(changed), answers)
+    return Changes(protocol.changed, tuple(changed), answers)
 
 
 class _Question:

@@ -30,7 +30,7 @@ _ALIKE = 0.9  # cosine of gradients, and share of the images whose gradients are
 
 
 @dataclass(frozen=True)
-class Outputs:
+class Fingerprint:
     """What a network answers on `NUM` images: `logits` (N, K) from a seed; `slopes` (N, C*H*W), the
     margin's gradients, zero where there are none; whether it answers otherwise each time."""
 
@@ -45,7 +45,7 @@ class Outputs:
         return safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Outputs:
+    def from_bytes(cls, data: bytes) -> Fingerprint:
         """What `as_bytes` made.
 
         Raises: ValueError where it did not.
@@ -57,7 +57,7 @@ class Outputs:
         except (safetensors.SafetensorError, KeyError) as error:
             raise ValueError(f"expected what a network answers, got {error}") from None
 
-    def are_those_of(self, other: Outputs) -> bool:
+    def are_those_of(self, other: Fingerprint) -> bool:
         """Whether two networks are the same one, as far as can be seen."""
         if self.random != other.random or self.slopes.shape != other.slopes.shape:
             return False
@@ -81,7 +81,9 @@ def difference(one: Tensor, other: Tensor) -> float:
     return ((one - other).norm(dim=1) / torch.maximum(spread, rounding)).max().item()
 
 
-def check_outputs(name: str, model: nn.Module, images: ImageSet, outputs: Outputs | None) -> None:
+def check_outputs(
+    name: str, model: nn.Module, images: ImageSet, outputs: Fingerprint | None
+) -> None:
     """Refuses a network that answers otherwise than the one that was found.
 
     Args:
@@ -100,7 +102,7 @@ def check_outputs(name: str, model: nn.Module, images: ImageSet, outputs: Output
         )
 
 
-def check_unchanged(model: nn.Module, images: ImageSet, outputs: Outputs | None) -> None:
+def check_unchanged(model: nn.Module, images: ImageSet, outputs: Fingerprint | None) -> None:
     """Refuses a network that answers otherwise after an attack than before.
 
     Args:
@@ -118,7 +120,7 @@ def check_unchanged(model: nn.Module, images: ImageSet, outputs: Outputs | None)
         )
 
 
-def _are_still(model: nn.Module, images: ImageSet, outputs: Outputs | None, num: int) -> bool:
+def _are_still(model: nn.Module, images: ImageSet, outputs: Fingerprint | None, num: int) -> bool:
     if outputs is None or outputs.random:  # of another device's random numbers
         return True
     x = to_unit(images.at_most(NUM).images[:num])

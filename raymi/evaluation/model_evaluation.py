@@ -13,9 +13,9 @@ from raymi.data import ImageSet
 from raymi.evaluation.attack_checks import judge_attacks, judge_transfer
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding
-from raymi.evaluation.fingerprint import Outputs
-from raymi.evaluation.outcome_store import Ledger, answered_here
-from raymi.evaluation.protocol import name_of, question_of, settings_of
+from raymi.evaluation.fingerprint import Fingerprint
+from raymi.evaluation.outcome_store import OutcomeStore, answered_here
+from raymi.evaluation.protocol import name_of, protocol_of, settings_of
 from raymi.evaluation.report import Report
 from raymi.evaluation.scheduler import Lookup, Pool, run
 from raymi.evaluation.summary import Robustness, summarise, withstood
@@ -41,13 +41,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Assessment:
+class ModelEvaluation:
     """One classifier's evaluation.
 
     Args:
         settings: what it has in common with other classifiers.
         name: of the classifier.
-        digest: of its weights and how it is built, see `Subject`.
+        digest: of its weights and how it is built, see `ModelSource`.
         main: what is reported.
         checks: attacks that look for signs of false robustness.
         seen: what was found without attacks already.
@@ -64,7 +64,7 @@ class Assessment:
     main: tuple[Ensemble, ...]
     checks: tuple[Ensemble, ...] = ()
     seen: tuple[Finding, ...] = ()
-    known_by: Outputs | None = None
+    fingerprint: Fingerprint | None = None
     transfer: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     keep: bool = False
     _outcomes: dict[Step, Outcome] = field(default_factory=dict, init=False, compare=False)
@@ -81,13 +81,13 @@ class Assessment:
         return Schedule(len(self.settings.images), self.settings.block, self.ensembles)
 
     @cached_property
-    def ledger(self) -> Ledger:
+    def store(self) -> OutcomeStore:
         """Where outcomes are kept: a folder for each question.
 
-        Raises: UserError, StorageError, as `Ledger`.
+        Raises: UserError, StorageError, as `OutcomeStore`.
         """
         common = self.settings
-        question = question_of(
+        protocol = protocol_of(
             self.digest,
             common.images,
             common.threat,
@@ -96,14 +96,14 @@ class Assessment:
             device=common.device,
             threads=common.threads,
         )
-        folder = _folder(common.results, self.name, name_of(question), self.known_by)
-        return Ledger(folder, question, settings_of(self.ensembles), self.known_by)
+        folder = _folder(common.results, self.name, name_of(protocol), self.fingerprint)
+        return OutcomeStore(folder, protocol, settings_of(self.ensembles), self.fingerprint)
 
     def run(self, pool: Pool, made_before: Lookup) -> Iterator[tuple[Step, Outcome, bool]]:
         """Makes the steps that the ledger does not have; see `run.run`."""
         steps = run(
             self.schedule,
-            self.ledger,
+            self.store,
             pool,
             self.name,
             made_before=made_before,
@@ -148,9 +148,9 @@ class Assessment:
             name=self.name,
             data=self.settings.data,
             num=num,
-            question=self.ledger.question,
+            protocol=self.store.protocol,
             attacks=settings_of(self.main),
-            folder=self.ledger.folder,
+            folder=self.store.folder,
             results=results,
             findings=(*self.seen, *self.check_findings(), *transfer, *_unusable(results)),
             withstand=withstand,
@@ -161,8 +161,8 @@ class Assessment:
 
         Raises: StorageError where it cannot be written.
         """
-        path = self.ledger.folder / "outcomes.parquet"
-        self.ledger.export(path)
+        path = self.store.folder / "outcomes.parquet"
+        self.store.export(path)
         return path
 
 
@@ -175,14 +175,14 @@ def _unusable(results: Sequence[Robustness]) -> Iterator[Finding]:
             yield Finding(f"no images of {result.name}", True, text)
 
 
-def _folder(results: Path, name: str, question: str, known_by: Outputs | None) -> Path:
+def _folder(results: Path, name: str, protocol: str, fingerprint: Fingerprint | None) -> Path:
     """Of the ledgers of a question the one of this network, which may have been called otherwise
     before; else a new one. Other answers with the same weights are those of another network."""
-    wanted = results / f"{name}-{question}"
-    known = sorted(results.glob(f"*-{question}*")) if results.is_dir() else []
+    wanted = results / f"{name}-{protocol}"
+    known = sorted(results.glob(f"*-{protocol}*")) if results.is_dir() else []
     known.sort(key=lambda folder: folder != wanted)
     for folder in known:
-        if answered_here(folder, known_by):
+        if answered_here(folder, fingerprint):
             return folder
-    others = [results / f"{name}-{question}-{number}" for number in range(2, len(known) + 3)]
+    others = [results / f"{name}-{protocol}-{number}" for number in range(2, len(known) + 3)]
     return next(folder for folder in (wanted, *others) if not folder.exists())

@@ -23,7 +23,7 @@ _SEED = 0  # of what a network draws when it is built, and no state dict holds
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelSource:
     """A classifier as any process can build it again.
 
     Args:
@@ -84,9 +84,9 @@ class Subject:
             )
 
 
-def raymi_subject(
+def raymi_source(
     name: str, architecture: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> Subject:
+) -> ModelSource:
     """Of a `Classifier`, which has its normalisation inside.
 
     Args: name, any text; architecture, see `raymi.models.architecture`; state, its state dict.
@@ -122,7 +122,7 @@ def described(build: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in build.items() if k not in ("kind", "source"))
 
 
-def function_subject(name: str, num_classes: int, image_size: int) -> Subject:
+def function_source(name: str, num_classes: int, image_size: int) -> ModelSource:
     """Of a user's function, which need not know raymi.
 
     Args: name, `module:function`, which is called with those of num_classes= and image_size= that
@@ -140,16 +140,16 @@ def function_subject(name: str, num_classes: int, image_size: int) -> Subject:
     return _subject(name, build, _fresh(build).state_dict())
 
 
-def program_subject(name: str, data: bytes) -> Subject:
+def program_source(name: str, data: bytes) -> ModelSource:
     """Of an exported program: name, any text; data, the content of its `.pt2` file."""
     build = {"kind": "program"}
-    return Subject(plain_name(name), build, data, _digest(build, data))
+    return ModelSource(plain_name(name), build, data, _digest(build, data))
 
 
 def check_classifier(name: str, model: nn.Module, num_classes: int, image_size: int) -> None:
     """Runs a classifier on two grey images, and on one, as blocks of samples are of any size.
 
-    Args: name, for the message; model, as `Subject.load` returns it; num_classes, K, and
+    Args: name, for the message; model, as `ModelSource.load` returns it; num_classes, K, and
         image_size in pixels of the data set.
     Raises: UserError unless the logits are a tensor (2, K), then (1, K).
     """
@@ -163,7 +163,7 @@ def plain_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[-80:].strip("-._") or "model"
 
 
-def _subject(name: str, build: dict[str, Any], state: Mapping[str, Any]) -> Subject:
+def _subject(name: str, build: dict[str, Any], state: Mapping[str, Any]) -> ModelSource:
     others = [f"{k} ({type(v).__name__})" for k, v in state.items() if not isinstance(v, Tensor)]
     if others:
         raise UserError(
@@ -176,7 +176,7 @@ def _subject(name: str, build: dict[str, Any], state: Mapping[str, Any]) -> Subj
     }
     file = io.BytesIO()
     torch.save(tensors, file)
-    return Subject(plain_name(name), build, file.getvalue(), _digest(build, tensors))
+    return ModelSource(plain_name(name), build, file.getvalue(), _digest(build, tensors))
 
 
 def _fresh(build: Mapping[str, Any]) -> nn.Module:

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from raymi.errors import UserError
 from raymi.evaluation.blocks import Outcome, Step
-from raymi.evaluation.fingerprint import Outputs
-from raymi.files import alone, checksum, is_whole, keep, not_readable, not_writable
+from raymi.evaluation.fingerprint import Fingerprint
+from raymi.files import checksum, file_lock, is_whole, not_readable, not_writable, save
 from raymi.runs.kept_json import first_problem
 
 _LEFT = "what was recorded is kept"
-_keep = partial(keep, what_is_left=_LEFT)
+_keep = partial(save, what_is_left=_LEFT)
 _OUTPUTS = "outputs.safetensors"
 _SCHEMA = pa.schema(
     [
@@ -59,7 +59,7 @@ class _Tree(RootModel[dict[str, Any]]):
     """`question.json` and `attacks.json`."""
 
 
-class Ledger:
+class OutcomeStore:
     """The outcomes of one evaluation.
 
     Args: folder; question, a tree of what all outcomes depend on, in JSON's types; attacks, by
@@ -72,14 +72,14 @@ class Ledger:
     def __init__(
         self,
         folder: Path,
-        question: Mapping[str, Any],
+        protocol: Mapping[str, Any],
         attacks: Mapping[str, Any] | None = None,
-        outputs: Outputs | None = None,
+        outputs: Fingerprint | None = None,
     ) -> None:
-        self.folder, self.question = folder, question
+        self.folder, self.protocol = folder, protocol
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with self.alone():
+            with self.lock():
                 self._bind(attacks or {})
                 self._know(outputs)
         except OSError as error:
@@ -93,7 +93,7 @@ class Ledger:
         outputs = self.folder / _OUTPUTS
         return checksum(asked + (outputs.read_bytes() if outputs.is_file() else b""))[:12]
 
-    def _know(self, outputs: Outputs | None) -> None:
+    def _know(self, outputs: Fingerprint | None) -> None:
         """Keeps what the network answers, which must be what it did before."""
         path = self.folder / _OUTPUTS
         if outputs is None:
@@ -108,10 +108,10 @@ class Ledger:
 
     def _bind(self, attacks: Mapping[str, Any]) -> None:
         """Takes the folder for the question, and adds the settings of attacks."""
-        folder, question = self.folder, self.question
+        folder, protocol = self.folder, self.protocol
         asked, settings = folder / "question.json", folder / "attacks.json"
         if asked.is_file():
-            _compare(folder, _flat(_read(asked)), _flat(question))
+            _compare(folder, _flat(_read(asked)), _flat(protocol))
             known = _read(settings) if settings.is_file() else {}
             both = [name for name in attacks if name in known]
             _compare(
@@ -129,9 +129,9 @@ class Ledger:
                 f"{folder} has files and is no ledger of an evaluation: give another folder"
             )
         _keep(settings, _json(attacks))
-        _keep(asked, _json(question))
+        _keep(asked, _json(protocol))
 
-    def alone(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keeps a second command out while one writes.
 
         Raises: UserError in the second one.
@@ -140,7 +140,7 @@ class Ledger:
             f"the evaluation in {self.folder} is going on in another process: wait for it, or give "
             "another folder"
         )
-        return alone(self.folder / ".lock", refusal)
+        return file_lock(self.folder / ".lock", refusal)
 
     def outcome(self, step: Step) -> Outcome | None:
         """What was recorded of a step; None where nothing was, or what was is damaged."""
@@ -154,7 +154,7 @@ class Ledger:
         """
         self._replace(step, ".parquet", _parquet(_table(step, outcome)))
 
-    def keep(self, step: Step, outcome: Outcome, x_adv: Tensor) -> None:
+    def save(self, step: Step, outcome: Outcome, x_adv: Tensor) -> None:
         """Keeps the adversarial samples of a step, x_adv (M, C, H, W), with their places in the
         data set (`sample`) and in what was selected of it (`selected`), (M,) int64.
 
@@ -211,7 +211,7 @@ class Ledger:
 
 
 def read_export(path: Path) -> Iterator[tuple[Step, Outcome]]:
-    """What `Ledger.export` wrote, step by step."""
+    """What `OutcomeStore.export` wrote, step by step."""
     table = pq.read_table(path)
     keys = ("ensemble", "position", "attack", "block")
     numbered = table.select(keys).append_column("row", pa.array(range(len(table))))
@@ -223,14 +223,14 @@ def read_export(path: Path) -> Iterator[tuple[Step, Outcome]]:
         yield step, _outcome(table.take(numbers))
 
 
-def answered_here(folder: Path, outputs: Outputs | None) -> bool:
+def answered_here(folder: Path, outputs: Fingerprint | None) -> bool:
     """Whether the outcomes in a ledger's folder are those of a network that answers so; True where
     that is not known."""
     path = folder / _OUTPUTS
     if outputs is None or not path.is_file():
         return True
     try:
-        return Outputs.from_bytes(path.read_bytes()).are_those_of(outputs)
+        return Fingerprint.from_bytes(path.read_bytes()).are_those_of(outputs)
     except (OSError, ValueError):
         return False
 

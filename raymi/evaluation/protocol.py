@@ -34,7 +34,7 @@ def block_size(num: int) -> int:
     return max(_SMALLEST, min(_LARGEST, -(-num // _BLOCKS)))
 
 
-def question_of(
+def protocol_of(
     model: str,
     images: ImageSet,
     threat: Threat,
@@ -76,9 +76,9 @@ def threat_name(norm: str, eps: float) -> str:
     return f"{norm}_{as_typed(eps).replace('/', '_')}"
 
 
-def name_of(question: Mapping[str, Any]) -> str:
+def name_of(protocol: Mapping[str, Any]) -> str:
     """12 digits that stand for a question, for the name of its folder."""
-    return hashlib.sha256(json.dumps(question, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _settings(attack: EvaluationAttack) -> dict[str, Any]:

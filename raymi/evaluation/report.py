@@ -24,7 +24,7 @@ class Report:
         name: of the classifier.
         data: the name of the images that it was measured on.
         num: how many these are, N.
-        question: what all outcomes depend on, see `question_of`.
+        question: what all outcomes depend on, see `protocol_of`.
         attacks: by the names of the ensembles, the settings of their attacks.
         folder: of the ledger.
         results: clean accuracy first.
@@ -35,7 +35,7 @@ class Report:
     name: str
     data: str
     num: int
-    question: Mapping[str, Any]
+    protocol: Mapping[str, Any]
     attacks: Mapping[str, Any]
     folder: Path
     results: tuple[Robustness, ...]
@@ -53,7 +53,7 @@ class Report:
             "model": self.name,
             "data": self.data,
             "num": self.num,
-            "question": dict(self.question),
+            "question": dict(self.protocol),
             "attacks": dict(self.attacks),
             "folder": str(self.folder),
             "results": [_result(result) for result in self.results],

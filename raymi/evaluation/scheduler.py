@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from raymi.evaluation.attack_task import Done, Task, make
+from raymi.evaluation.attack_task import AttackResult, AttackTask, make
 from raymi.evaluation.blocks import BlockAttacker, Outcome, Schedule, Step
-from raymi.evaluation.outcome_store import Ledger
+from raymi.evaluation.outcome_store import OutcomeStore
 
 
 class Pool(Protocol):
@@ -20,17 +20,17 @@ class Pool(Protocol):
     workers: int
     """How many steps are made at the same time."""
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: AttackTask) -> None:
         """Takes a step to make; returns at once."""
 
-    def next(self) -> Done:
+    def next(self) -> AttackResult:
         """Waits for one of the steps that were submitted to be done, in any order.
 
         Raises: UserError or StepFailed where it cannot be made.
         """
 
 
-class InThisProcess:
+class LocalPool:
     """A pool without workers: a step is made when its outcome is asked for.
 
     Args: attacker_of, what attacks the classifier of a name.
@@ -40,12 +40,12 @@ class InThisProcess:
 
     def __init__(self, attacker_of: Callable[[str], BlockAttacker]) -> None:
         self._attacker_of = attacker_of
-        self._waiting: deque[Task] = deque()
+        self._waiting: deque[AttackTask] = deque()
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: AttackTask) -> None:
         self._waiting.append(task)
 
-    def next(self) -> Done:
+    def next(self) -> AttackResult:
         return make(self._waiting.popleft(), self._attacker_of)
 
 
@@ -57,9 +57,9 @@ Lookup = Callable[[Step, Tensor], Tensor | None]
 
 def run(
     schedule: Schedule,
-    ledger: Ledger,
+    store: OutcomeStore,
     pool: Pool,
-    subject: str = "",
+    source: str = "",
     *,
     made_before: Lookup = lambda step, samples: None,
     keep: Callable[[Step], bool] = lambda step: False,
@@ -77,11 +77,11 @@ def run(
 
     def begin(tasks: Iterable[tuple[Step, Tensor]]) -> None:
         for step, samples in tasks:
-            outcome = ledger.outcome(step)
+            outcome = store.outcome(step)
             # Other samples are left where a damaged block before this one was attacked again.
             there = outcome is not None and torch.equal(outcome.samples, samples)
             if there and keep(step):
-                there = ledger.adversarial(step) is not None
+                there = store.adversarial(step) is not None
             if there and outcome is not None:
                 known.append((step, outcome))
             else:
@@ -96,12 +96,12 @@ def run(
             continue
         while waiting and going_on < _AHEAD * pool.workers:
             step, samples = waiting.popleft()
-            pool.submit(Task(subject, step, samples, made_before(step, samples), keep(step)))
+            pool.submit(AttackTask(source, step, samples, made_before(step, samples), keep(step)))
             going_on += 1
         step, outcome, x_adv = pool.next()
         going_on -= 1
         if x_adv is not None:
-            ledger.keep(step, outcome, x_adv)
-        ledger.record(step, outcome)
+            store.save(step, outcome, x_adv)
+        store.record(step, outcome)
         begin(schedule.after(step, outcome))
         yield step, outcome, False

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from raymi.attacks.untouched import untouched
 from raymi.evaluation.changes import NO_CHANGES, Changes, changes_of
 from raymi.evaluation.finding import FEW, Finding
-from raymi.evaluation.fingerprint import PIECE, Outputs, difference
+from raymi.evaluation.fingerprint import PIECE, Fingerprint, difference
 from raymi.formatting import listed
 from raymi.models.modes import FullPrecision
 
@@ -22,7 +22,7 @@ _COMPANY = 0.03  # ... of one in a batch of another size, in bf16, too
 
 
 @dataclass(frozen=True)
-class Examination:
+class StaticChecks:
     """Results of the checks that need no attack.
 
     Args:
@@ -33,12 +33,12 @@ class Examination:
     """
 
     findings: tuple[Finding, ...]
-    outputs: Outputs
+    outputs: Fingerprint
     differentiable: bool
     changes: Changes = NO_CHANGES
 
 
-def examine_network(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Examination:
+def run_static_checks(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> StaticChecks:
     """Looks for randomness, state, changed inputs, dependence on other images, probabilities in
     place of logits, and gradients that vanish.
 
@@ -68,9 +68,9 @@ def examine_network(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> Ex
         _gradients("margin", margins),
         _gradients("cross-entropy", losses),
     )
-    outputs = Outputs(parts.cpu(), margins.cpu().nan_to_num(), random.suspicious)
+    outputs = Fingerprint(parts.cpu(), margins.cpu().nan_to_num(), random.suspicious)
     followed = all(followed for _, _, followed in slopes)
-    return Examination(findings, outputs, followed, changes)
+    return StaticChecks(findings, outputs, followed, changes)
 
 
 def _slopes(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, bool]:

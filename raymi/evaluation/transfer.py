@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from raymi.attacks.catalogue import Batch, Threat, find_attack
 from raymi.attacks.suites import Ensemble
 from raymi.evaluation.blocks import Step
-from raymi.evaluation.outcome_store import Ledger
+from raymi.evaluation.outcome_store import OutcomeStore
 from raymi.evaluation.scheduler import Lookup
 
 CRAFTED = "crafted-"
@@ -54,7 +54,7 @@ def transfer_name(attack: str, surrogate: str, identity: str) -> str:
     return f"{attack}-from-{surrogate}-{identity}"
 
 
-def lookup(kept: Mapping[str, tuple[Ledger, str]]) -> Lookup:
+def lookup(kept: Mapping[str, tuple[OutcomeStore, str]]) -> Lookup:
     """Finds the samples of surrogates.
 
     Args: kept, for the name of each ensemble of `transferred` the ledger of the surrogate, and the
@@ -64,10 +64,10 @@ def lookup(kept: Mapping[str, tuple[Ledger, str]]) -> Lookup:
     def find(step: Step, samples: Tensor) -> Tensor | None:
         if step.ensemble not in kept:
             return None
-        ledger, attack = kept[step.ensemble]
-        found = ledger.adversarial(Step(f"{CRAFTED}{attack}", 0, attack, step.block))
+        store, attack = kept[step.ensemble]
+        found = store.adversarial(Step(f"{CRAFTED}{attack}", 0, attack, step.block))
         if found is None:
-            raise LookupError(f"{ledger.folder} lacks the samples of block {step.block}")
+            raise LookupError(f"{store.folder} lacks the samples of block {step.block}")
         selected, x_adv = found
         return x_adv[torch.searchsorted(selected, samples)]
 

@@ -14,7 +14,7 @@ from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import Ensemble
 from raymi.data import ImageSet
 from raymi.evaluation.blocks import BlockAttacker
-from raymi.evaluation.fingerprint import Outputs, check_outputs, check_unchanged
+from raymi.evaluation.fingerprint import Fingerprint, check_outputs, check_unchanged
 
 
 class Loadable(Protocol):
@@ -28,7 +28,7 @@ class Loadable(Protocol):
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkerJob:
     """An evaluation, as far as a step depends on it. Can be pickled.
 
     Args:
@@ -41,12 +41,12 @@ class Work:
             refuses it.
     """
 
-    subjects: Mapping[str, Loadable]
+    sources: Mapping[str, Loadable]
     images: ImageSet
     ensembles: Mapping[str, tuple[Ensemble, ...]]
     threat: Threat
     seed: int
-    known_by: Mapping[str, Outputs | None] = field(default_factory=dict)
+    fingerprint: Mapping[str, Fingerprint | None] = field(default_factory=dict)
 
 
 class Attackers:
@@ -56,32 +56,32 @@ class Attackers:
     Args: work; device.
     """
 
-    def __init__(self, work: Work, device: torch.device | str = "cpu") -> None:
+    def __init__(self, work: WorkerJob, device: torch.device | str = "cpu") -> None:
         if torch.device(device).type == "cuda":
             _use_exact_kernels()
         self._work, self._device = work, device
         self._images = work.images.to(device)
         self._loaded: dict[str, BlockAttacker] = {}
 
-    def __call__(self, subject: str) -> BlockAttacker:
+    def __call__(self, source: str) -> BlockAttacker:
         """What attacks the classifier of a name.
 
         Raises: UserError where it cannot be loaded, or answers otherwise than it should.
         """
-        if subject not in self._loaded:
+        if source not in self._loaded:
             work = self._work
-            model = work.subjects[subject].load().to(self._device)
-            known_by = work.known_by.get(subject)
-            check_outputs(subject, model, self._images, known_by)
-            self._loaded[subject] = BlockAttacker(
+            model = work.sources[source].load().to(self._device)
+            fingerprint = work.fingerprint.get(source)
+            check_outputs(source, model, self._images, fingerprint)
+            self._loaded[source] = BlockAttacker(
                 model,
                 self._images,
-                work.ensembles[subject],
+                work.ensembles[source],
                 work.threat,
                 seed=work.seed,
-                check=partial(check_unchanged, model, self._images, known_by),
+                check=partial(check_unchanged, model, self._images, fingerprint),
             )
-        return self._loaded[subject]
+        return self._loaded[source]
 
 
 def _use_exact_kernels() -> None:

@@ -25,8 +25,8 @@ from ray.exceptions import (
 
 from raymi.config import ScalingConfig
 from raymi.errors import UserError
-from raymi.evaluation.attack_task import Done, StepFailed, Task
-from raymi.evaluation.worker_job import Work
+from raymi.evaluation.attack_task import AttackResult, AttackTask, StepFailed
+from raymi.evaluation.worker_job import WorkerJob
 from raymi.ray_backend import head_watch
 from raymi.ray_backend.attack_worker import Answer, AttackWorker
 
@@ -39,7 +39,7 @@ READY_SECONDS = 120.0
 class _Item:
     """A step in the queue or at a worker, and how many workers were lost over it."""
 
-    task: Task
+    task: AttackTask
     losses: int = 0
 
 
@@ -66,7 +66,7 @@ class AttackPool:
 
     def __init__(
         self,
-        work: Work,
+        work: WorkerJob,
         scaling: ScalingConfig,
         *,
         use_gpu: bool,
@@ -78,7 +78,7 @@ class AttackPool:
         self._arguments = (import_path, scaling.cpus_per_worker, "cuda" if use_gpu else "cpu")
         self._work = ray.put(work)
         self._queue: deque[_Item] = deque()
-        self._done: deque[Done] = deque()
+        self._done: deque[AttackResult] = deque()
         self._told: set[str] = set()
         self._failed_starts = 0  # since a worker got ready
         self._last_ready = time.monotonic()
@@ -97,11 +97,11 @@ class AttackPool:
         while self._actors and not head_watch.is_lost():
             ray.kill(self._actors.pop().actor)
 
-    def submit(self, task: Task) -> None:
+    def submit(self, task: AttackTask) -> None:
         self._queue.append(_Item(task))
         self._hand_out()
 
-    def next(self) -> Done:
+    def next(self) -> AttackResult:
         """Waits for one of the steps that were submitted to be done, in any order.
 
         Raises: UserError for what the user can put right; StepFailed where a step cannot be made.

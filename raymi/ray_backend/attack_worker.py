@@ -13,8 +13,8 @@ import torch
 
 import raymi
 from raymi.errors import UserError, what_happened
-from raymi.evaluation.attack_task import Done, StepFailed, Task, make
-from raymi.evaluation.worker_job import Attackers, Work
+from raymi.evaluation.attack_task import AttackResult, AttackTask, StepFailed, make
+from raymi.evaluation.worker_job import Attackers, WorkerJob
 
 _PACKAGE = Path(raymi.__file__).parent
 
@@ -24,7 +24,7 @@ class Answer:
     """What a worker sends back: the step, or else `problem`, which the user can put right or not;
     and what raymi warned of meanwhile."""
 
-    done: Done | None = None
+    done: AttackResult | None = None
     problem: str | None = None
     by_user: bool = False
     warned: tuple[str, ...] = ()
@@ -45,19 +45,19 @@ class AttackWorker:
         self._warned: list[str] = []
         warnings.showwarning = self._keep_warning
 
-    def begin(self, work: Work) -> Answer:
+    def begin(self, work: WorkerJob) -> Answer:
         """Takes what it needs for all steps. Not in the constructor: to unpickle it may take the
         user's own modules, which are found only now."""
         return self._answer(lambda: self._begin(work))
 
-    def make(self, task: Task) -> Answer:
+    def make(self, task: AttackTask) -> Answer:
         """Makes a step."""
         return self._answer(lambda: make(task, self._attackers))
 
-    def _begin(self, work: Work) -> None:
+    def _begin(self, work: WorkerJob) -> None:
         self._attackers = Attackers(work, self._device)
 
-    def _answer(self, body: Callable[[], Done | None]) -> Answer:
+    def _answer(self, body: Callable[[], AttackResult | None]) -> Answer:
         self._warned.clear()
         try:
             done = body()

@@ -1,8 +1,8 @@
 """Process that ends and removes a local Ray after its driver, even when the driver was killed.
 
-Run as `python cleanup_guard.py FOLDER`, with the end of a pipe as standard input: when the driver ends,
-the pipe does too. Ray's own agents stay for two minutes after a killed driver, and nothing of Ray
-removes its folder. The process needs the standard library and, at its end, psutil.
+Run as `python cleanup_guard.py FOLDER`, with the end of a pipe as standard input: when the driver
+ends, the pipe does too. Ray's own agents stay for two minutes after a killed driver, and nothing of
+Ray removes its folder. The process needs the standard library and, at its end, psutil.
 """
 
 from __future__ import annotations

@@ -10,26 +10,26 @@ from dataclasses import dataclass
 import torch
 
 from raymi.config import ScalingConfig
-from raymi.evaluation.scheduler import InThisProcess, Pool
-from raymi.evaluation.worker_job import Attackers, Work
+from raymi.evaluation.scheduler import LocalPool, Pool
+from raymi.evaluation.worker_job import Attackers, WorkerJob
 from raymi.ray_backend.session import Resources, in_ray_job, ray_session
 from raymi.signals import ended_by_sigterm
 
 
 @dataclass(frozen=True)
-class Workplace:
+class Workspace:
     """Where steps can be made: the kind of device, "cpu" or "cuda"; workers that share them; and
-    what opens a pool, which ends with the workplace."""
+    what opens a pool, which ends with the open_workspace."""
 
     device: str
     workers: int
-    open_pool: Callable[[Work], Pool]
+    open_pool: Callable[[WorkerJob], Pool]
 
 
 @contextmanager
-def workplace(
+def open_workspace(
     scaling: ScalingConfig, tell: Callable[[str], None], resources: Resources | None = None
-) -> Iterator[Workplace]:
+) -> Iterator[Workspace]:
     """For the length of an evaluation. SIGTERM within it ends it as Ctrl-C does: to be used in the
     main thread.
 
@@ -41,15 +41,15 @@ def workplace(
     if scaling.most_workers == 1 and not in_ray_job():
         device = "cuda" if scaling.use_gpu != "false" and torch.cuda.is_available() else "cpu"
         with _threads(scaling.cpus_per_worker), ended_by_sigterm():
-            yield Workplace(device, 1, lambda work: InThisProcess(Attackers(work, device)))
+            yield Workspace(device, 1, lambda work: LocalPool(Attackers(work, device)))
         return
-    session = ray_session(scaling, say=tell) if resources is None else nullcontext(resources)
+    session = ray_session(scaling, print_line=tell) if resources is None else nullcontext(resources)
     with session as there, ended_by_sigterm(), ExitStack() as pools:
         from raymi.ray_backend.attack_pool import AttackPool
 
         workers = min(scaling.most_workers, there.places)
 
-        def open_pool(work: Work) -> Pool:
+        def open_pool(work: WorkerJob) -> Pool:
             pool = AttackPool(
                 work,
                 scaling.model_copy(update={"workers": workers}),
@@ -59,7 +59,7 @@ def workplace(
             )
             return pools.enter_context(pool)
 
-        yield Workplace("cuda" if there.use_gpu else "cpu", workers, open_pool)
+        yield Workspace("cuda" if there.use_gpu else "cpu", workers, open_pool)
 
 
 @contextmanager

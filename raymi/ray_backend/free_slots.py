@@ -11,7 +11,7 @@ from raymi.errors import UserError
 _SAY_SECONDS = 60.0  # between two lines about a wait
 
 
-def places(bundle: dict[str, int]) -> int:
+def num_slots(bundle: dict[str, int]) -> int:
     """Returns the number of workers that the nodes have room for, each of them on one node."""
     import ray
 
@@ -22,7 +22,7 @@ def places(bundle: dict[str, int]) -> int:
     )
 
 
-def free_places(bundle: dict[str, int]) -> int:
+def num_free_slots(bundle: dict[str, int]) -> int:
     """Returns at most how many of the places no other job holds."""
     import ray
 
@@ -30,19 +30,19 @@ def free_places(bundle: dict[str, int]) -> int:
     return min(int(free.get(kind, 0) // amount) for kind, amount in bundle.items())
 
 
-def say_what_is_awaited(
-    scaling: ScalingConfig, bundle: dict[str, int], say: Callable[[str], None]
+def print_missing_slots(
+    scaling: ScalingConfig, bundle: dict[str, int], print_line: Callable[[str], None]
 ) -> None:
     """Says what a run waits for where other jobs hold the places that it needs."""
-    there, free = places(bundle), free_places(bundle)
+    there, free = num_slots(bundle), num_free_slots(bundle)
     if free < scaling.least_workers:
-        say(f"{_awaited(scaling, bundle, there, free)}; the run begins when other jobs end")
+        print_line(f"{_awaited(scaling, bundle, there, free)}; the run begins when other jobs end")
 
 
-def wait_for_places(
+def wait_for_slots(
     scaling: ScalingConfig,
     bundle: dict[str, int],
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     check: Callable[[], None],
 ) -> None:
     """Waits at most `wait_minutes` for a cluster that grows to have a place for each worker.
@@ -63,7 +63,7 @@ def wait_for_places(
         request_resources(bundles=[bundle] * scaling.most_workers)
     say_next = time.monotonic()
     try:
-        while (there := places(bundle)) < scaling.most_workers:
+        while (there := num_slots(bundle)) < scaling.most_workers:
             check()
             now = time.monotonic()
             if now >= deadline:
@@ -77,8 +77,9 @@ def wait_for_places(
             if now >= say_next:
                 say_next = now + _SAY_SECONDS
                 left = (deadline - now) / 60
-                say(
-                    f"{_awaited(scaling, bundle, there, free_places(bundle))}; waiting for nodes, "
+                missing = _awaited(scaling, bundle, there, num_free_slots(bundle))
+                print_line(
+                    f"{missing}; waiting for nodes, "
                     f"at most {left:.0f} minutes more (scaling.wait_minutes={scaling.wait_minutes})"
                 )
             time.sleep(1)

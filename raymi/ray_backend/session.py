@@ -89,7 +89,7 @@ def ray_session(
     scaling: ScalingConfig,
     *,
     dashboard: bool = False,
-    say: Callable[[str], None] = lambda line: None,
+    print_line: Callable[[str], None] = lambda line: None,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Resources]:
     """Ray for the length of a run: joins the job's cluster, or starts one here and ends it.
@@ -110,42 +110,42 @@ def ray_session(
     with ExitStack() as stack:
         if in_ray_job():
             stack.enter_context(connection.joined(check))
-            resources = _of_cluster(scaling, say, check)
+            resources = _of_cluster(scaling, print_line, check)
         else:
             cpus = scaling.most_workers * scaling.cpus_per_worker
             stack.enter_context(connection.started(cpus, dashboard=dashboard, check=check))
-            resources = _of_this_machine(scaling, say)
+            resources = _of_this_machine(scaling, print_line)
         yield resources
 
 
-def _of_this_machine(scaling: ScalingConfig, say: Callable[[str], None]) -> Resources:
+def _of_this_machine(scaling: ScalingConfig, print_line: Callable[[str], None]) -> Resources:
     gpus = len(available_gpus())
     use_gpu = scaling.use_gpu == "true" or (
         scaling.use_gpu == "auto" and gpus >= scaling.least_workers
     )
     if scaling.use_gpu == "auto" and gpus and not use_gpu:
-        say(_unused_gpus(scaling, gpus, "this machine has"))
+        print_line(_unused_gpus(scaling, gpus, "this machine has"))
     return Resources(use_gpu, False, scaling.most_workers)
 
 
 def _of_cluster(
-    scaling: ScalingConfig, say: Callable[[str], None], check: Callable[[], None]
+    scaling: ScalingConfig, print_line: Callable[[str], None], check: Callable[[], None]
 ) -> Resources:
     bundle = {"CPU": scaling.cpus_per_worker}
     with_gpu = {**bundle, "GPU": 1}
     if scaling.use_gpu == "true":
         bundle = with_gpu
-    free_slots.wait_for_places(scaling, bundle, say, check)
+    free_slots.wait_for_slots(scaling, bundle, print_line, check)
     use_gpu = scaling.use_gpu == "true"
     if scaling.use_gpu == "auto":
-        gpus = free_slots.places(with_gpu)
+        gpus = free_slots.num_slots(with_gpu)
         use_gpu = gpus >= scaling.least_workers
         if gpus and not use_gpu:
-            say(_unused_gpus(scaling, gpus, "the cluster has places for"))
+            print_line(_unused_gpus(scaling, gpus, "the cluster has places for"))
     if use_gpu:
         bundle = with_gpu
-    free_slots.say_what_is_awaited(scaling, bundle, say)
-    return Resources(use_gpu, True, free_slots.places(bundle))
+    free_slots.print_missing_slots(scaling, bundle, print_line)
+    return Resources(use_gpu, True, free_slots.num_slots(bundle))
 
 
 def _unused_gpus(scaling: ScalingConfig, gpus: int, where: str) -> str:

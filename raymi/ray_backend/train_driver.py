@@ -28,7 +28,7 @@ POLL_SECONDS = 0.1
 END_SECONDS = 10.0  # that Ray Train may take to end, once nobody waits for its result
 
 
-class Follower(Protocol):
+class RunCallback(Protocol):
     """Somebody who wants to know what happens in a run."""
 
     def event(self, event: dict[str, Any]) -> None:
@@ -50,18 +50,18 @@ class NotBegun(UserError):
 def launch(
     config: Config,
     folder: RunFolder,
-    followers: Sequence[Follower],
+    callbacks: Sequence[RunCallback],
     *,
     on_signal: Callable[[], object] = nothing,
     on_ray: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = lambda line: None,
+    print_line: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Runs a configuration to its end on Ray.
 
     Args:
         config: The resolved configuration.
         folder: The run's, with the configuration written; a checkpoint in it is continued.
-        followers: Take in order each event from now on, and `stopping`.
+        callbacks: Take in order each event from now on, and `stopping`.
         on_signal: Called in the handler of the first SIGINT or SIGTERM.
         on_ray: Called once Ray is there, before any work.
         say: Takes lines about waits for Ray.
@@ -84,7 +84,7 @@ def launch(
     with Signals(folder.stop_file, on_signal) as signals, ExitStack() as stack:
         try:
             resources = stack.enter_context(
-                ray_session(config.scaling, say=say, check=signals.check_before_work)
+                ray_session(config.scaling, print_line=print_line, check=signals.check_before_work)
             )
         except UserError as error:
             raise NotBegun(str(error)) from None
@@ -95,21 +95,21 @@ def launch(
         try:
             while trainer.is_alive():
                 trainer.join(POLL_SECONDS)
-                _tell(followers, journal)
+                _tell(callbacks, journal)
                 _raise_failure(folder)
                 if signals.is_new():
-                    _tell_one(followers, {"kind": "stopping", "signal": signals.name})
+                    _tell_one(callbacks, {"kind": "stopping", "signal": signals.name})
                 signals.check(work_has_begun=journal.offset > before)
                 head_watch.check()
             if trainer.error is not None:
                 head_watch.check_after_an_error()
         except RayLost as loss:
-            _tell(followers, journal)
+            _tell(callbacks, journal)
             raise RunFailed(str(loss)) from None
         finally:
             if not head_watch.is_lost():
                 trainer.end()
-        _tell(followers, journal)
+        _tell(callbacks, journal)
         _raise_failure(folder)
         if trainer.error is not None:
             raise RunFailed(innermost(trainer.error, folder)) from None
@@ -170,13 +170,13 @@ def _kill_actors() -> None:
             ray.kill(handle)
 
 
-def _tell(followers: Sequence[Follower], journal: JournalReader) -> None:
+def _tell(callbacks: Sequence[RunCallback], journal: JournalReader) -> None:
     for event in journal.new_events():
-        _tell_one(followers, event)
+        _tell_one(callbacks, event)
 
 
-def _tell_one(followers: Sequence[Follower], event: dict[str, Any]) -> None:
-    for follower in followers:
+def _tell_one(callbacks: Sequence[RunCallback], event: dict[str, Any]) -> None:
+    for follower in callbacks:
         follower.event(event)
 
 

@@ -107,7 +107,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 f"this worker's node does not see {folder.path}: set out=FOLDER to storage that "
                 "all nodes share"
             )
-        with folder.alone(".writer.lock", WAIT_SECONDS) if rank == 0 else nullcontext():
+        with folder.lock(".writer.lock", WAIT_SECONDS) if rank == 0 else nullcontext():
             if rank == 0:
                 folder.pause_file.unlink(missing_ok=True)  # whoever was to hear it is gone
                 with suppress(OSError):  # a convenience: the run does not depend on it

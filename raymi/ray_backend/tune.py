@@ -29,11 +29,11 @@ from raymi.ray_backend.failures import innermost, left_failure, loss_of_worker, 
 from raymi.ray_backend.internals import ENV_VARS_TO_PROPAGATE
 from raymi.ray_backend.train import fit
 from raymi.runs.run_folder import RunFolder
-from raymi.tuning.events import Kind, News, Watcher
+from raymi.tuning.events import Kind, News, SweepCallback
 from raymi.tuning.run_trial import Ended, Train, in_this_process, run_trial
 from raymi.tuning.study import Study
-from raymi.tuning.sweep_folder import Measured, Run, Sweep, reached
-from raymi.tuning.trial_queue import agenda_of
+from raymi.tuning.sweep_folder import Measurement, Sweep, TrialRun, reached
+from raymi.tuning.trial_queue import trial_queue_of
 
 _HOW, _REASON = "ended_how", "ended_reason"
 """Keys of a run's last result: how it ended, and why it failed."""
@@ -42,7 +42,7 @@ _MAX_FAILURES = 2  # of a run's process, or of its node
 
 
 def run_sweep(
-    sweep: Sweep, study: Study, *, use_gpu: bool, concurrent: int, watch: Watcher
+    sweep: Sweep, study: Study, *, use_gpu: bool, concurrent: int, watch: SweepCallback
 ) -> None:
     """Brings all trials of a sweep to their end; call it within a `ray_session`.
 
@@ -51,7 +51,7 @@ def run_sweep(
     Raises: StorageError where a run cannot write.
     """
     searcher = _Searcher(sweep, study, watch)
-    if not searcher.agenda.most:
+    if not searcher.queue.most:
         return
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints whatever it is told
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -70,7 +70,7 @@ def run_sweep(
         tune_config=ray.tune.TuneConfig(
             search_alg=searcher,
             scheduler=_Scheduler(searcher),
-            num_samples=searcher.agenda.most,
+            num_samples=searcher.queue.most,
             max_concurrent_trials=concurrent,
             metric=_METRIC,
             mode="max",
@@ -115,7 +115,7 @@ def _trial(
     """What runs in a run's process."""
     if import_path not in sys.path:
         sys.path.insert(0, import_path)  # the user's own models
-    sweep, run = Sweep(Path(folder)), Run(config["number"], config["seed"])
+    sweep, run = Sweep(Path(folder)), TrialRun(config["number"], config["seed"])
     if sweep.config_of({}).scaling.most_workers > 1:
         train_run = _on_workers(sweep.stop_file, import_path, use_gpu)
     else:
@@ -158,29 +158,29 @@ class _Searcher(Searcher):
     `problem`: why no run can be written any more; None where all is well.
     """
 
-    def __init__(self, sweep: Sweep, study: Study, watch: Watcher) -> None:
+    def __init__(self, sweep: Sweep, study: Study, watch: SweepCallback) -> None:
         super().__init__(metric=_METRIC, mode="max")
         self.sweep, self.study, self.watch = sweep, study, watch
         self.problem: str | None = None
-        self.agenda = agenda_of(sweep, study)
-        self._runs: dict[str, Run] = {}  # by Ray's names
-        self._reached: dict[Run, list[Measured]] = {}
+        self.queue = trial_queue_of(sweep, study)
+        self._runs: dict[str, TrialRun] = {}  # by Ray's names
+        self._reached: dict[TrialRun, list[Measurement]] = {}
         self._several_workers = sweep.config_of({}).scaling.most_workers > 1
-        self._asked_to_end: set[Run] = set()
+        self._asked_to_end: set[TrialRun] = set()
         self._deaths: dict[str, str] = {}  # causes of the ends of processes, by Ray's names
         self._lock = threading.Lock()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         with self._lock:
-            if self.problem or self.sweep.stop_file.exists() or self.agenda.over:
+            if self.problem or self.sweep.stop_file.exists() or self.queue.over:
                 return Searcher.FINISHED
             try:
-                job = self.agenda.next()
+                job = self.queue.next()
             except StorageError as error:
                 self._block(str(error))
                 return Searcher.FINISHED
             if job is None:
-                return Searcher.FINISHED if self.agenda.over else None
+                return Searcher.FINISHED if self.queue.over else None
             self._runs[trial_id] = job.run
             self._reached[job.run] = self.sweep.measured(job.run)
             trial = self.study[job.run.number]
@@ -201,11 +201,11 @@ class _Searcher(Searcher):
         if result.get("phase") != "classifier" or not val:
             return False
         with self._lock:
-            now = Measured.of_epoch(result["epoch"], val)
+            now = Measurement.of_epoch(result["epoch"], val)
             self._reached[run] = reached([*self._reached[run], now])
             now = self._reached[run][-1]
             try:
-                behind = self.agenda.measured(run, now)
+                behind = self.queue.measured(run, now)
             except StorageError as error:
                 self._block(str(error))
                 behind = False
@@ -239,14 +239,14 @@ class _Searcher(Searcher):
         if cause := loss_of_worker(error):
             self._deaths[trial_id] = cause
 
-    def _end(self, run: Run, ended: Ended) -> Kind:
+    def _end(self, run: TrialRun, ended: Ended) -> Kind:
         if ended.how == "paused":
             return "paused"
         if ended.how == "blocked":
             self._block(ended.reason)
             return "paused"
         try:
-            return self.agenda.ended(run, ended)
+            return self.queue.ended(run, ended)
         except StorageError as error:
             self._block(str(error))
             return "paused"

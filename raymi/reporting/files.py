@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from raymi.errors import UserError
-from raymi.files import keep, keep_json
+from raymi.files import save, save_json
 from raymi.reporting.look import FORMATS
 from raymi.reporting.page import Contents, as_html
 from raymi.reporting.table import as_latex, as_markdown
@@ -55,14 +55,14 @@ def write_report(folder: Path, contents: Contents) -> list[Path]:
         "tables": [table.as_json() for table in contents.tables],
         "notes": contents.notes,
     }
-    keep_json(
+    save_json(
         folder / _RECORD, {**record, "files": [*names, *before]}
     )  # both, while it is replaced
     for name, data in files.items():
-        keep(folder / name, data)
+        save(folder / name, data)
     for name in set(before) - set(names):
         (folder / name).unlink(missing_ok=True)
-    keep_json(folder / _RECORD, record)
+    save_json(folder / _RECORD, record)
     return [folder / name for name in names]
 
 

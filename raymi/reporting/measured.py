@@ -21,8 +21,8 @@ from raymi.attacks.catalogue import Threat
 from raymi.data import ImageSet
 from raymi.engine.pgd_evaluation import PGDAttack
 from raymi.errors import StorageError
-from raymi.evaluation.protocol import name_of, question_of
-from raymi.files import keep
+from raymi.evaluation.protocol import name_of, protocol_of
+from raymi.files import save
 from raymi.reporting.outcomes import Heartbeat, Outcomes, as_bytes, attacked, read_outcomes
 from raymi.statistics import wilson_interval
 
@@ -140,9 +140,9 @@ def measure(
     by_radius = {}
     for position, eps in enumerate(everything):
         attack = PGDAttack(threat.norm, eps, eps / 4, steps)
-        question = _question(digest, images, attack, block)
-        path = folder / f"{threat.norm}-pgd-{steps}-{name_of(question)}.safetensors"
-        outcomes = read_outcomes(path, question)
+        protocol = _question(digest, images, attack, block)
+        path = folder / f"{threat.norm}-pgd-{steps}-{name_of(protocol)}.safetensors"
+        outcomes = read_outcomes(path, protocol)
         if outcomes is None:
             before = position * len(images)
 
@@ -151,7 +151,7 @@ def measure(
 
             outcomes = attacked(model, images, attack, block, micro_batch, beat)
             try:
-                keep(path, as_bytes(outcomes, question))
+                save(path, as_bytes(outcomes, protocol))
             except StorageError as error:
                 tell(f"{error}; without the file, the next report attacks again")
         by_radius[eps] = outcomes
@@ -162,7 +162,7 @@ def measure(
 
 def _question(digest: str, images: ImageSet, attack: PGDAttack, block: int) -> dict[str, Any]:
     """What the outcomes depend on, in JSON's types."""
-    common = question_of(
+    common = protocol_of(
         digest,
         images,
         Threat(attack.norm, attack.eps),

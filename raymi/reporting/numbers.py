@@ -12,7 +12,7 @@ from raymi.evaluation.protocol import threat_name
 from raymi.reporting.history import History
 from raymi.runs.kept_json import read_kept_or_none
 from raymi.runs.records import KeptReport
-from raymi.selection.candidate import CLEAN, Number, Question, with_interval
+from raymi.selection.candidate import CLEAN, Number, Protocol, with_interval
 
 _DIGITS = 32
 """Of a checksum that are kept in MLflow: so questions there and here are the same."""
@@ -23,7 +23,7 @@ class Entry:
     """What one question says of a run: accuracies by the name of the attack, "clean" among them,
     and signs of false robustness in words."""
 
-    question: Question
+    protocol: Protocol
     numbers: Mapping[str, Number]
     doubts: str = ""
 
@@ -55,7 +55,7 @@ def of_training(history: History) -> list[Entry]:
     if event is None or digest is None:
         return []
     attack = event["attack"]
-    question = Question(
+    protocol = Protocol(
         f"{data['name']}-test",
         digest[:_DIGITS],
         event["num"],
@@ -68,41 +68,41 @@ def of_training(history: History) -> list[Entry]:
         CLEAN: with_interval(event["clean"], event["num"]),
         name: with_interval(event["robust"], event["num"]),
     }
-    return [Entry(question, numbers)]
+    return [Entry(protocol, numbers)]
 
 
 def of_evaluations(folders: Iterable[Path], digest: str) -> list[Entry]:
     """What `raymi.evaluate` found of a classifier, from the reports in its ledgers.
 
-    Args: folders, of ledgers; digest of the classifier, see `Subject`.
+    Args: folders, of ledgers; digest of the classifier, see `ModelSource`.
     """
     paths = [path for folder in folders for path in folder.glob("*/report.json")]
     found = []
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
         without = "it is left out, give the command of the evaluation again"
         kept = read_kept_or_none(path, KeptReport, without)
-        if kept is not None and kept.question.model == digest:
+        if kept is not None and kept.protocol.model == digest:
             found.append(_of_report(kept))
     return merged(found)
 
 
 def merged(entries: Sequence[Entry]) -> list[Entry]:
     """One entry for each question; of two numbers of the same attack, that of the first entry."""
-    together: dict[Question, Entry] = {}
+    together: dict[Protocol, Entry] = {}
     for entry in entries:
-        before = together.get(entry.question)
+        before = together.get(entry.protocol)
         if before is None:
-            together[entry.question] = entry
+            together[entry.protocol] = entry
             continue
         doubts = "; ".join(dict.fromkeys(filter(None, (before.doubts, entry.doubts))))
         numbers = {**entry.numbers, **before.numbers}
-        together[entry.question] = Entry(entry.question, numbers, doubts)
+        together[entry.protocol] = Entry(entry.protocol, numbers, doubts)
     return list(together.values())
 
 
 def _of_report(kept: KeptReport) -> Entry:
-    asked = kept.question
-    question = Question(
+    asked = kept.protocol
+    protocol = Protocol(
         kept.data,
         asked.images[:_DIGITS],
         kept.num,
@@ -117,4 +117,4 @@ def _of_report(kept: KeptReport) -> Entry:
         for one in kept.results
     }
     doubts = [one.check for one in kept.false_robustness if one.suspicious]
-    return Entry(question, numbers, "; ".join(doubts))
+    return Entry(protocol, numbers, "; ".join(doubts))

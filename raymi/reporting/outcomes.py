@@ -125,20 +125,20 @@ class _Seen:
         )
 
 
-def as_bytes(outcomes: Outcomes, question: Mapping[str, Any]) -> bytes:
+def as_bytes(outcomes: Outcomes, protocol: Mapping[str, Any]) -> bytes:
     """The content of a file: outcomes, bound to what they depend on."""
     tensors = {name: value.contiguous() for name, value in vars(outcomes).items()}
-    about = {"question": json.dumps(question, sort_keys=True), "sha256": _sha256(tensors)}
+    about = {"question": json.dumps(protocol, sort_keys=True), "sha256": _sha256(tensors)}
     return safetensors.torch.save(tensors, about)
 
 
-def read_outcomes(path: Path, question: Mapping[str, Any]) -> Outcomes | None:
+def read_outcomes(path: Path, protocol: Mapping[str, Any]) -> Outcomes | None:
     """The outcomes that a file has of a question; None where it is not there, damaged or of
     another one."""
     with suppress(OSError, safetensors.SafetensorError, TypeError):
         with safetensors.safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
-            if about.get("question") == json.dumps(question, sort_keys=True):
+            if about.get("question") == json.dumps(protocol, sort_keys=True):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 if about.get("sha256") == _sha256(tensors):
                     return Outcomes(**tensors)

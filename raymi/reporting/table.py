@@ -11,7 +11,7 @@ from raymi.commands.compare.results import markdown
 from raymi.formatting import printable
 from raymi.reporting.look import threat_text
 from raymi.reporting.numbers import Entry
-from raymi.selection.candidate import CLEAN, Number, Question
+from raymi.selection.candidate import CLEAN, Number, Protocol
 
 READING = (
     "Only numbers of the same images, threat and attack share a column. Bold: the highest of its "
@@ -64,7 +64,7 @@ class Row(NamedTuple):
 class ComparisonTable(NamedTuple):
     """What runs came to on one question: attacks in columns, runs in rows."""
 
-    question: Question
+    protocol: Protocol
     attacks: tuple[str, ...]
     rows: tuple[Row, ...]
 
@@ -76,19 +76,19 @@ class ComparisonTable(NamedTuple):
     @property
     def caption(self) -> str:
         """What the numbers are of, and how they are to be read."""
-        question = self.question
-        norm, _, eps = question.threat.partition("_")
+        protocol = self.protocol
+        norm, _, eps = protocol.threat.partition("_")
         threat = threat_text(norm, _number(eps))
-        by = "at the end of training" if question.of_training else "by raymi.evaluate"
+        by = "at the end of training" if protocol.of_training else "by raymi.evaluate"
         return (
-            f"Accuracy in % on {question.num} images of {question.data} "
-            f"({question.digest[:8]}), {threat}, measured {by}, with 95% Wilson intervals."
+            f"Accuracy in % on {protocol.num} images of {protocol.data} "
+            f"({protocol.digest[:8]}), {threat}, measured {by}, with 95% Wilson intervals."
         )
 
     def as_json(self) -> dict[str, Any]:
         """In JSON's types; accuracies are fractions."""
         return {
-            **self.question._asdict(),
+            **self.protocol._asdict(),
             "rows": [
                 {
                     "run": row.run,
@@ -108,13 +108,13 @@ class ComparisonTable(NamedTuple):
 def comparison_tables(runs: Sequence[Compared]) -> list[ComparisonTable]:
     """A table for each question that any run has numbers of: those of `raymi.evaluate` first, and
     of these the ones that most runs share."""
-    by_question: dict[Question, list[tuple[Compared, Entry]]] = {}
+    by_question: dict[Protocol, list[tuple[Compared, Entry]]] = {}
     for run in runs:
         for entry in run.entries:
-            by_question.setdefault(entry.question, []).append((run, entry))
-    tables = [_table(question, found) for question, found in by_question.items()]
+            by_question.setdefault(entry.protocol, []).append((run, entry))
+    tables = [_table(protocol, found) for protocol, found in by_question.items()]
     return sorted(
-        tables, key=lambda one: (one.question.of_training, -len(one.rows), -len(one.attacks))
+        tables, key=lambda one: (one.protocol.of_training, -len(one.rows), -len(one.attacks))
     )
 
 
@@ -170,7 +170,7 @@ def as_latex(tables: Sequence[ComparisonTable]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(question: Question, found: Sequence[tuple[Compared, Entry]]) -> ComparisonTable:
+def _table(protocol: Protocol, found: Sequence[tuple[Compared, Entry]]) -> ComparisonTable:
     there = {name for _, entry in found for name in entry.numbers}
     attacks = tuple(sorted(there, key=_place))
     best = {name: _best(name, [entry.numbers for _, entry in found]) for name in attacks}
@@ -183,7 +183,7 @@ def _table(question: Question, found: Sequence[tuple[Compared, Entry]]) -> Compa
             for name in attacks
         )
         rows.append(Row(run.run, run.method, run.seed, cells, entry.doubts))
-    return ComparisonTable(question, attacks, tuple(rows))
+    return ComparisonTable(protocol, attacks, tuple(rows))
 
 
 def _best(name: str, rows: Sequence[Mapping[str, Number]]) -> Number | None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from raymi.config import Config
 from raymi.errors import UserError
-from raymi.files import alone, keep, keep_json, not_readable
+from raymi.files import file_lock, not_readable, save, save_json
 from raymi.runs.kept_json import first_problem, missing_keys, read_kept
 from raymi.runs.records import About
 
@@ -58,7 +58,7 @@ class RunFolder:
         """Weights of the "best" or "last" classifier, in safetensors."""
         return self.path / f"{which}.safetensors"
 
-    def alone(self, name: str = ".lock", wait: float = 0.0) -> AbstractContextManager[None]:
+    def lock(self, name: str = ".lock", wait: float = 0.0) -> AbstractContextManager[None]:
         """Keeps a second command, or a second writer, out of a run that is going on.
 
         Args: name of the lock; wait, seconds to wait for the other one to end.
@@ -68,14 +68,14 @@ class RunFolder:
             f"the run {self.name} is going on in another process: wait for it or stop it first "
             f"(if it is surely gone, its node died: remove {self.path / name})"
         )
-        return alone(self.path / name, refusal, wait)
+        return file_lock(self.path / name, refusal, wait)
 
     def write_config(self, config: Config) -> None:
         """Keeps the resolved configuration.
 
         Raises: StorageError where it cannot be written.
         """
-        keep(self.config, config.model_dump_json(indent=2).encode())
+        save(self.config, config.model_dump_json(indent=2).encode())
 
     def read_config(self) -> Config:
         """Reads the resolved configuration.
@@ -106,7 +106,7 @@ class RunFolder:
 
         Raises: StorageError where it cannot be written.
         """
-        keep_json(self.about, about)
+        save_json(self.about, about)
 
     def read_about(self) -> dict[str, Any]:
         """Reads the content of `write_about`; empty if the file is missing.

@@ -19,7 +19,7 @@ class Number(NamedTuple):
     high: float
 
 
-class Question(NamedTuple):
+class Protocol(NamedTuple):
     """What numbers have in common that may be compared: the name of the images, the first digits of
     their checksum, how many they are; the threat, such as `linf_8_255`; whether they were measured
     at the end of a training, and not by `raymi.evaluate`."""
@@ -48,7 +48,7 @@ class Candidate:
     name: str
     model_id: str
     run_id: str | None
-    question: Question
+    protocol: Protocol
     numbers: Mapping[str, Number]
     doubts: str = ""
     evaluations: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 
 from raymi.errors import UserError, did_you_mean
-from raymi.selection.candidate import CLEAN, Candidate, Question
+from raymi.selection.candidate import CLEAN, Candidate, Protocol
 from raymi.selection.constraints import Constraint
 
 _OTHER_RADIUS = re.compile(r"_([\d.]+eps|any)(-|$)|-from-")
@@ -15,7 +15,7 @@ _OTHER_RADIUS = re.compile(r"_([\d.]+eps|any)(-|$)|-from-")
 radius, or with samples made on another model."""
 
 
-def in_one_question(
+def by_protocol(
     candidates: Sequence[Candidate], metric: str | None, data: str | None, threat: str | None
 ) -> list[Candidate]:
     """The candidates whose numbers may be compared.
@@ -27,7 +27,7 @@ def in_one_question(
     Raises: UserError with what there is, where nothing fits or more than one question is left.
     """
     found = list(candidates)
-    names = _names(one.question for one in found)
+    names = _names(one.protocol for one in found)
     known = sorted({name for one in found for name in one.attacks})
     if metric == CLEAN or (metric is not None and metric not in known):
         raise UserError(
@@ -42,16 +42,16 @@ def in_one_question(
     ):
         if wanted is None:
             continue
-        there = sorted({name for one in found for name in names_of(one.question)})
+        there = sorted({name for one in found for name in names_of(one.protocol)})
         if wanted not in there:
             remedy = did_you_mean(wanted, there)
             raise UserError(f"{key}={wanted}: no model was measured so: {remedy}")
-        found = [one for one in found if wanted in names_of(one.question)]
-    if metric is None and any(not one.question.of_training for one in found):
-        found = [one for one in found if not one.question.of_training]
-    questions = list(dict.fromkeys(one.question for one in found))
-    if len(questions) > 1:
-        lines = [_choice(one, names[_images(one)], found) for one in questions]
+        found = [one for one in found if wanted in names_of(one.protocol)]
+    if metric is None and any(not one.protocol.of_training for one in found):
+        found = [one for one in found if not one.protocol.of_training]
+    protocols = list(dict.fromkeys(one.protocol for one in found))
+    if len(protocols) > 1:
+        lines = [_choice(one, names[_images(one)], found) for one in protocols]
         raise UserError(
             "accuracies on different images or under different threats cannot be compared; "
             "say which:\n" + "\n".join(sorted(lines))
@@ -92,31 +92,31 @@ def strongest(candidates: Sequence[Candidate]) -> str:
     return min(sorted(names), key=left)
 
 
-def _names(questions: Iterable[Question]) -> dict[Question, str]:
+def _names(protocols: Iterable[Protocol]) -> dict[Protocol, str]:
     """What each question's images are called, so that no two sets have one name: of evaluations,
     and of trainings, which no metric shares with them."""
-    names: dict[Question, str] = {}
-    everything = dict.fromkeys(map(_images, questions))
-    for question in everything:
-        alike = [one for one in everything if one.of_training == question.of_training]
-        same_name = [one for one in alike if one.data == question.data]
-        same_images = [one for one in same_name if one.digest == question.digest]
-        name = question.data
+    names: dict[Protocol, str] = {}
+    everything = dict.fromkeys(map(_images, protocols))
+    for protocol in everything:
+        alike = [one for one in everything if one.of_training == protocol.of_training]
+        same_name = [one for one in alike if one.data == protocol.data]
+        same_images = [one for one in same_name if one.digest == protocol.digest]
+        name = protocol.data
         if len(same_name) > 1:
-            name += f"@{question.digest[:8]}"
+            name += f"@{protocol.digest[:8]}"
         if len(same_images) > 1:
-            name += f"-{question.num}"
-        names[question] = name
+            name += f"-{protocol.num}"
+        names[protocol] = name
     return names
 
 
-def _images(question: Question) -> Question:
+def _images(protocol: Protocol) -> Protocol:
     """The question, whatever the threat."""
-    return question._replace(threat="")
+    return protocol._replace(threat="")
 
 
-def _choice(question: Question, name: str, found: Sequence[Candidate]) -> str:
-    those = [one for one in found if one.question == question]
+def _choice(protocol: Protocol, name: str, found: Sequence[Candidate]) -> str:
+    those = [one for one in found if one.protocol == protocol]
     attacks = ", ".join(sorted({attack for one in those for attack in one.attacks}))
     models = f"{len(those)} model{'s' if len(those) > 1 else ''}"
-    return f"  data={name} threat={question.threat}  ({models}, {question.num} images: {attacks})"
+    return f"  data={name} threat={protocol.threat}  ({models}, {protocol.num} images: {attacks})"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from raymi.errors import UserError
-from raymi.selection.candidate import CLEAN, Candidate, Number, Question
+from raymi.selection.candidate import CLEAN, Candidate, Number, Protocol
 from raymi.selection.constraints import Constraint
 from raymi.selection.front import on_front
 from raymi.statistics import PairedComparison
@@ -44,7 +44,7 @@ class Place:
 class Ranking:
     """Models by their accuracy under an attack, best first, those that may not be chosen last."""
 
-    question: Question
+    protocol: Protocol
     metric: str
     constraints: tuple[Constraint, ...]
     places: tuple[Place, ...]
@@ -83,7 +83,7 @@ class Ranking:
     def as_json(self) -> dict[str, Any]:
         """In JSON's types; accuracies are fractions."""
         return {
-            "question": self.question._asdict(),
+            "question": self.protocol._asdict(),
             "metric": self.metric,
             "constraints": list(map(str, self.constraints)),
             "chosen": self.eligible[0].candidate.model_id if self.eligible else None,
@@ -116,7 +116,7 @@ def rank(
     Args: candidates of one question, all measured with the metric; constraints that the chosen one
         satisfies; allow_doubtful, whether it may show signs of false robustness; paired.
     """
-    (question,) = {one.question for one in candidates}
+    (protocol,) = {one.protocol for one in candidates}
     judged = [(_excluded(one, constraints, allow_doubtful), one) for one in candidates]
     judged.sort(key=lambda pair: (bool(pair[0]), *_merit(pair[1], metric)))
     eligible = [one for reason, one in judged if not reason]
@@ -128,7 +128,7 @@ def rank(
         if eligible and one is not eligible[0]:
             difference = _difference(one, eligible[0], metric, paired)
         places.append(Place(one, reason, one in front, difference))
-    return Ranking(question, metric, tuple(constraints), tuple(places))
+    return Ranking(protocol, metric, tuple(constraints), tuple(places))
 
 
 def _merit(candidate: Candidate, metric: str) -> tuple[float, float, str, str]:

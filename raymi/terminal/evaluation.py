@@ -15,7 +15,7 @@ from raymi.evaluation.finding import Finding, in_short
 from raymi.evaluation.report import Difference, Report, TransferMatrix
 from raymi.evaluation.summary import AttackCount, Robustness
 from raymi.terminal.console import LiteralColumn, Table, progress_bar
-from raymi.terminal.print_line import say
+from raymi.terminal.print_line import print_line
 from raymi.terminal.threat import threat_text
 
 CHECKS = "signs of false robustness"
@@ -48,9 +48,9 @@ class EvaluationDisplay:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def say(self, message: str, style: str = "") -> None:
+    def print_line(self, message: str, style: str = "") -> None:
         """Prints a line above the bars; from any thread."""
-        say(self.console, message, style)
+        print_line(self.console, message, style)
 
     def attack_with(self, workers: int) -> None:
         """The workers are there that share the blocks."""
@@ -60,7 +60,7 @@ class EvaluationDisplay:
         """All steps are made."""
         took = time.monotonic() - self._began
         workers = f"{self._workers} worker{'s' if self._workers > 1 else ''}"
-        self.say(f"attacked for {took:.1f} s on {workers}")
+        self.print_line(f"attacked for {took:.1f} s on {workers}")
 
     def begin(self, name: str, schedule: Schedule, main: Sequence[Ensemble]) -> None:
         """A classifier's turn: `main` are the ensembles that it is reported with, the others of the
@@ -103,12 +103,12 @@ class EvaluationDisplay:
             took = f"{attack.seconds:.0f} s of work"
             known_text = again if attack.known else ""
             said = f": {detail}" if detail else " looked for"
-            self.say(f"{self._name} · {label}{said}, {took}{known_text}")
+            self.print_line(f"{self._name} · {label}{said}, {took}{known_text}")
 
     def finding(self, finding: Finding) -> None:
         """A check's result, where it is a reason to doubt; the others are in the report."""
         if finding.suspicious:
-            self.say(f"doubtful: {finding.check}: {finding.text}", style="yellow")
+            self.print_line(f"doubtful: {finding.check}: {finding.text}", style="yellow")
 
     def _label(self, ensemble: str, attack: str) -> str:
         if ensemble not in self._main:
@@ -138,8 +138,8 @@ class _Attack:
 
 def print_report(console: Console, report: Report) -> None:
     """Accuracies with their intervals, what each attack did, and what is doubtful."""
-    threat = threat_text(**report.question["threat"])
-    say(console, f"{report.name}: {report.num} images of {report.data}, {threat}")
+    threat = threat_text(**report.protocol["threat"])
+    print_line(console, f"{report.name}: {report.num} images of {report.data}, {threat}")
     table = Table()
     table.add_column("attack", no_wrap=True)
     for heading in ("accuracy", "95% interval", "right", "broken", "work"):
@@ -164,9 +164,9 @@ def print_report(console: Console, report: Report) -> None:
     console.print(table)
     doubtful = report.suspicions
     for finding in doubtful:
-        say(console, f"doubtful: {finding.check}: {finding.text}", "yellow")
+        print_line(console, f"doubtful: {finding.check}: {finding.text}", "yellow")
     if report.findings and not doubtful:
-        say(console, in_short(report.findings))
+        print_line(console, in_short(report.findings))
 
 
 def print_differences(console: Console, found: Sequence[Difference]) -> None:

@@ -9,7 +9,7 @@ from raymi.terminal.console import Terminal, literal
 _WIDEST = 1000
 
 
-def say(console: Console, text: str, style: str = "") -> None:
+def print_line(console: Console, text: str, style: str = "") -> None:
     """Prints a line as it is: without markup or line breaks, so that a command can be copied.
 
     Args:
@@ -20,10 +20,10 @@ def say(console: Console, text: str, style: str = "") -> None:
     console.print(literal(text, style), soft_wrap=True)
 
 
-def say_lines(console: Console, text: str, style: str = "") -> None:
-    """Prints a text of several lines, each as `say` does."""
+def print_lines(console: Console, text: str, style: str = "") -> None:
+    """Prints a text of several lines, each as `print_line` does."""
     for line in text.split("\n"):
-        say(console, line, style)
+        print_line(console, line, style)
 
 
 def show_table(console: Console, table: RenderableType) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from raymi.config import Config
 from raymi.terminal.console import LiteralColumn
-from raymi.terminal.print_line import say_lines
+from raymi.terminal.print_line import print_lines
 
 Event = dict[str, Any]
 
@@ -77,9 +77,9 @@ class ProgressDisplay:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def say(self, message: str, style: str = "") -> None:
+    def print_line(self, message: str, style: str = "") -> None:
         """Prints lines above the bar; from any thread."""
-        say_lines(self.console, message, style)
+        print_lines(self.console, message, style)
 
     def phase(self, description: str) -> None:
         """Shows what is going on where no event says so."""
@@ -94,20 +94,20 @@ class ProgressDisplay:
 
     def _on_start(self, event: Event) -> None:
         if self._started:
-            self.say("the workers were started again")
+            self.print_line("the workers were started again")
         self._started = True
         self._phases, self._steps_per_epoch = event["phases"], event["steps_per_epoch"]
         data, sizes = event["data"], event["data"]["sizes"]
         parameters = ", ".join(f"{k} {v / 1e6:.3g} M" for k, v in event["parameters"].items())
         workers = f"{event['workers']} worker{'s' if event['workers'] > 1 else ''}"
-        self.say(
+        self.print_line(
             f"{data['name']}: {sizes['train']} train, {sizes['val']} validation, "
             f"{sizes['test']} test images of {data['image_size']} pixels · parameters: "
             f"{parameters} · {workers} on {event['device']}"
         )
         if event["global_step"] > 0:
             phase = f" of {event['phase']}" if len(self._phases) > 1 else ""
-            self.say(f"continuing after epoch {event['epoch']}, step {event['step']}{phase}")
+            self.print_line(f"continuing after epoch {event['epoch']}, step {event['step']}{phase}")
         self._time_left.restart(event["global_step"])
 
     def _on_step(self, event: Event) -> None:
@@ -132,8 +132,8 @@ class ProgressDisplay:
         phase = event["phase"]
         if phase != self._phase_shown:
             if len(self._phases) > 1:
-                self.say(_PHASES[phase])
-            self.say(_HEADER)
+                self.print_line(_PHASES[phase])
+            self.print_line(_HEADER)
             self._phase_shown = phase
         train, val = event["train"], event["val"]
         clean, robust = _percent(val.get("clean_acc")), _percent(val.get("robust_acc"))
@@ -145,7 +145,7 @@ class ProgressDisplay:
             averaged = [_percent(val[f"averaged/{k}"]) for k in ("clean_acc", "robust_acc")]
             best += f"  averaged {' '.join(averaged)}"
             best += " best" if "best-averaged" in event["better"] else ""
-        self.say(
+        self.print_line(
             f"{event['epoch']:>4}/{self._phases[phase]:<4}  "
             f"{_number(loss):>7}  {_number(train.get('loss_adv')):>8}  "
             f"{_number(_mi(train, 'natural')):>7}  {_number(_mi(train, 'adversarial')):>7}  "
@@ -157,13 +157,15 @@ class ProgressDisplay:
         values = ", ".join(
             f"{label} {_number(estimates.get(name))}" for name, label in _PROBED.items()
         )
-        self.say(f"fresh probes of the {event['which']} model, in nats: {values}")
+        self.print_line(f"fresh probes of the {event['which']} model, in nats: {values}")
 
     def _on_stopping(self, event: Event) -> None:
-        self.say(f"{event['signal']}: the workers write a checkpoint and end; once more: at once")
+        self.print_line(
+            f"{event['signal']}: the workers write a checkpoint and end; once more: at once"
+        )
 
     def _on_warning(self, event: Event) -> None:
-        self.say(f"warning: {event['message']}", style="yellow")
+        self.print_line(f"warning: {event['message']}", style="yellow")
 
     def _on_evaluating(self, event: Event) -> None:
         what = {"validate": "validating", "probe": "probing its mutual information"}.get(

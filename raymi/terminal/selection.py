@@ -5,17 +5,19 @@ from __future__ import annotations
 from rich.box import SIMPLE
 from rich.console import Console
 
-from raymi.selection.candidate import CLEAN, Number, Question
+from raymi.selection.candidate import CLEAN, Number, Protocol
 from raymi.selection.ranking import Place, Ranking
 from raymi.terminal.console import Table
-from raymi.terminal.print_line import say, show_table
+from raymi.terminal.print_line import print_line, show_table
 
 
 def print_ranking(console: Console, ranking: Ranking) -> None:
     """The models, best first, with 95% intervals; the Pareto front; what is within noise."""
     num = len(ranking.places)
     models = f"{num} model{'s' if num > 1 else ''}"
-    say(console, f"{models} on {question_text(ranking.question)}, ranked by {ranking.metric}")
+    print_line(
+        console, f"{models} on {question_text(ranking.protocol)}, ranked by {ranking.metric}"
+    )
     columns = [CLEAN, ranking.metric, *(one.name for one in ranking.constraints)]
     names = list(dict.fromkeys(columns))
     table = Table(box=SIMPLE)
@@ -34,15 +36,17 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
     show_table(console, table)
     for place in ranking.places:
         if place.candidate.doubts:
-            say(console, f"doubtful: {place.candidate.name}: {place.candidate.doubts}", "yellow")
+            print_line(
+                console, f"doubtful: {place.candidate.name}: {place.candidate.doubts}", "yellow"
+            )
     if ranking.eligible:
         _print_front(console, ranking)
         _print_noise(console, ranking)
 
 
-def question_text(question: Question) -> str:
+def question_text(protocol: Protocol) -> str:
     """Which images and threat, in words."""
-    return f"{question.data} ({question.num} images), {question.threat}"
+    return f"{protocol.data} ({protocol.num} images), {protocol.threat}"
 
 
 def number_text(number: Number) -> str:
@@ -63,12 +67,12 @@ def _remarks(place: Place) -> str:
 
 
 def _print_front(console: Console, ranking: Ranking) -> None:
-    say(console, f"Pareto front of {CLEAN} and {ranking.metric}, with 95% intervals:")
+    print_line(console, f"Pareto front of {CLEAN} and {ranking.metric}, with 95% intervals:")
     for place in ranking.eligible:
         if place.on_front:
             clean, robust = place.candidate.numbers[CLEAN], ranking.number(place.candidate)
             text = f"{number_text(clean)}  {number_text(robust)}"
-            say(console, f"  {text}  {place.candidate.name}")
+            print_line(console, f"  {text}  {place.candidate.name}")
 
 
 def _print_noise(console: Console, ranking: Ranking) -> None:
@@ -77,11 +81,11 @@ def _print_noise(console: Console, ranking: Ranking) -> None:
     if not others:
         return
     if not near:
-        say(console, f"{best.candidate.name} is ahead of all others by more than noise")
+        print_line(console, f"{best.candidate.name} is ahead of all others by more than noise")
         return
     said = []
     for place in near:
         p_value = place.difference.p_value if place.difference else None
         how = "intervals overlap, not paired" if p_value is None else f"paired p={p_value:.2g}"
         said.append(f"{place.candidate.name} ({how})")
-    say(console, f"within noise of {best.candidate.name}: {', '.join(said)}")
+    print_line(console, f"within noise of {best.candidate.name}: {', '.join(said)}")

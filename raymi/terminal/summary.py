@@ -11,7 +11,7 @@ from raymi.config import Config
 from raymi.runs.run_folder import RunFolder
 from raymi.statistics import wilson_interval
 from raymi.terminal.console import Table
-from raymi.terminal.print_line import say
+from raymi.terminal.print_line import print_line
 from raymi.terminal.threat import threat_text
 
 Event = Mapping[str, Any]
@@ -62,7 +62,7 @@ def print_summary(
     Args: evaluations, the events called "best" and "last"; places, from a label to a path or
         command.
     """
-    say(console, f"{folder.name}: {result_title(config, evaluations)}")
+    print_line(console, f"{folder.name}: {result_title(config, evaluations)}")
     header, *rows = result_table(evaluations)
     table = Table()
     table.add_column(header[0], no_wrap=True)
@@ -73,7 +73,7 @@ def print_summary(
     console.print(table)
     width = max(map(len, places))
     for label, place in places.items():
-        say(console, f"{label:<{width}}  {place}")
+        print_line(console, f"{label:<{width}}  {place}")
 
 
 def _with_interval(accuracy: float, num: int) -> str:

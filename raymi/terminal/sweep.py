@@ -14,11 +14,11 @@ from rich.text import Text
 
 from raymi.commands.compare.results import Mean, mean_of
 from raymi.terminal.console import Table, literal
-from raymi.terminal.print_line import say, show_table
+from raymi.terminal.print_line import print_line, show_table
 from raymi.tuning.events import News
 from raymi.tuning.results_table import Row
 from raymi.tuning.study import Trial
-from raymi.tuning.sweep_folder import Measured, Run, Sweep
+from raymi.tuning.sweep_folder import Measurement, Sweep, TrialRun
 
 _WORDS = {
     "advanced": "waits for its population",
@@ -43,8 +43,8 @@ class SweepDisplay:
         self._best = max(
             ((one.objectives[-1], one.number) for one in trials if one.objectives), default=None
         )
-        self._reached: dict[Run, Measured] = {}
-        self._running: dict[Run, Trial] = {}
+        self._reached: dict[TrialRun, Measurement] = {}
+        self._running: dict[TrialRun, Trial] = {}
         self._made = 0  # epochs in this process
         self._began = time.monotonic()
         self._lock = threading.Lock()
@@ -60,9 +60,9 @@ class SweepDisplay:
         if self.console.is_terminal:
             self._live.stop()
 
-    def say(self, message: str, style: str = "") -> None:
+    def print_line(self, message: str, style: str = "") -> None:
         """Prints a line above what is live; from any thread."""
-        say(self.console, message, style)
+        print_line(self.console, message, style)
 
     def news(self, news: News) -> None:
         """Takes what happened to a run; from any thread."""
@@ -89,9 +89,9 @@ class SweepDisplay:
             what += f" after epoch {news.measured.epoch}: {_accuracies(news.measured)}"
         if news.kind == "failed" and news.trial.reason is not None:
             what += f" ({news.trial.reason})"
-        self.say(f"{what}  {settings}", style="yellow" if news.kind == "failed" else "")
+        self.print_line(f"{what}  {settings}", style="yellow" if news.kind == "failed" else "")
 
-    def _name(self, run: Run) -> str:
+    def _name(self, run: TrialRun) -> str:
         seed = f" seed {run.seed}" if len(self.sweep.seeds) > 1 else ""
         return f"trial {run.number}{seed}"
 
@@ -157,7 +157,7 @@ def print_sweep(console: Console, sweep: Sweep, rows: Sequence[Row]) -> None:
         table.add_row(*cells, Text(between).join(settings))
     show_table(console, table)
     if several:
-        say(
+        print_line(
             console,
             f"means over the seeds {', '.join(map(str, sweep.seeds))} +- standard errors; "
             "differences of robust accuracy to the first one, seed by seed",
@@ -170,7 +170,7 @@ def _state(row: Row, rows: Sequence[Row]) -> str:
     return "" if row.state == "finished" else row.state
 
 
-def _accuracies(measured: Measured) -> str:
+def _accuracies(measured: Measurement) -> str:
     return f"robust {100 * measured.robust:.1f}%, clean {100 * measured.clean:.1f}%"
 
 

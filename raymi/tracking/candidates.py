@@ -9,7 +9,7 @@ from typing import Any
 
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.protocol import threat_name
-from raymi.selection.candidate import CLEAN, Candidate, Number, Question, with_interval
+from raymi.selection.candidate import CLEAN, Candidate, Number, Protocol, with_interval
 from raymi.tracking.metric_names import QUESTION
 from raymi.tracking.store import has_model
 
@@ -134,7 +134,7 @@ def of_model(model: Any, run: Any) -> Iterator[Candidate]:
             name,
             model.model_id,
             model.source_run_id or None,
-            Question(data, digest, num, threat, of_training),
+            Protocol(data, digest, num, threat, of_training),
             numbers,
             doubts,
             tuple(tag.removeprefix(QUESTION) for tag in model.tags if tag.startswith(QUESTION)),

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, urlsplit
 from uuid import uuid4
 
 from raymi.errors import StorageError, UserError
-from raymi.files import alone, sync_folder
+from raymi.files import file_lock, sync_folder
 
 QUIET_SECONDS = 3.0
 """Seconds without a change after which a half-made database is one that no process completes."""
@@ -83,7 +83,7 @@ def complete_database(uri: str) -> None:
         workshop.mkdir(exist_ok=True)
         refusal = f"another process has been making {file} for minutes: wait for it or stop it"
         try:
-            with alone(workshop / "lock", refusal, _WAIT_SECONDS):
+            with file_lock(workshop / "lock", refusal, _WAIT_SECONDS):
                 try:
                     _await_quiet(file)
                     if not _is_complete(file):  # nor was it completed meanwhile

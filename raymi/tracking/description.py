@@ -34,7 +34,7 @@ def describe(
 
 def describe_evaluation(report: Report, command: str) -> str:
     """Markdown: what an evaluation found, and the command that repeats it."""
-    threat = threat_text(**report.question["threat"])
+    threat = threat_text(**report.protocol["threat"])
     where = f"{report.num} images of {report.data}, {threat}"
     rows = [("attack", "accuracy", "95% interval")]
     for result in report.results:

@@ -57,7 +57,7 @@ def log_evaluation(
     Raises: whatever MLflow raises where the store does not answer.
     """
     client = store.connect(place.uri)
-    key = name_of(report.question)
+    key = name_of(report.protocol)
     run_id = place.run_id if store.has_run(client, place.run_id) else None
     model_id = place.model_id if store.has_model(client, place.model_id) else None
     own = run_id is None
@@ -69,7 +69,7 @@ def log_evaluation(
     names = list(_names(report))
     if set(names) <= set(told):
         return run_id
-    images = DataSet(report.data, report.question["images"], "eval")
+    images = DataSet(report.data, report.protocol["images"], "eval")
     (dataset,) = link_datasets(client, run_id, [images])
     prefix = metric_prefix(report, place.which)
     step, when = _epoch_of(client, model_id), _time_of_attempt(client, run_id, said, told)
@@ -166,7 +166,7 @@ def _name_of_finding(finding: Finding) -> str:
 def _own_run(client: Any, report: Report, key: str, experiment: str, home: Path) -> str:
     """The run of an evaluation whose classifier was not trained under MLflow's eyes."""
     place = store.experiment_id(client, experiment, home)
-    tags = {"raymi.eval.question": key, "raymi.eval.model": report.question["model"]}
+    tags = {"raymi.eval.question": key, "raymi.eval.model": report.protocol["model"]}
     # The run of a training may have answered the same question; only our own names the model.
     ours = " and ".join(f"tags.`{tag}` = '{text}'" for tag, text in tags.items())
     if found := client.search_runs([place], ours, max_results=1):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raymi.errors import StorageError, UserError
-from raymi.files import alone
+from raymi.files import file_lock
 from raymi.tracking.store import end_run
 
 PLACE = "raymi.place"
@@ -88,7 +88,7 @@ def _lock(held: ExitStack, folder: Path) -> bool:
     folders = [folder, sweep] if (sweep / "sweep.json").is_file() else [folder]
     locks = [path / _LOCK for path in folders if (path / _LOCK).is_file()]
     for lock in locks:
-        held.enter_context(alone(lock, "its process lives"))
+        held.enter_context(file_lock(lock, "its process lives"))
     return bool(locks)
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
-from raymi.evaluation.model_source import Subject, program_subject, raymi_subject
+from raymi.evaluation.model_source import ModelSource, program_source, raymi_source
 from raymi.evaluation.weight_files import read_weights
 from raymi.tracking.faults import ELSEWHERE, remedy_of
 from raymi.tracking.registry import is_version_of
@@ -25,7 +25,7 @@ class Logged(NamedTuple):
     known; `run_id` and `model_id`, None where it has none; `variant`, its name in its run, None if
     it is the one of the run that was registered first."""
 
-    subject: Subject
+    source: ModelSource
     config: Config | None
     run_id: str | None
     model_id: str | None
@@ -65,10 +65,10 @@ def _found(client: Any, address: str, place: Path) -> Logged:
     architecture = metadata.get("architecture")
     weights = sorted((files / "extra_files").glob("*.safetensors"))
     if architecture and weights:
-        subject = raymi_subject(name, architecture, read_weights(weights[0]))
+        source = raymi_source(name, architecture, read_weights(weights[0]))
         variant = _variant(client, info.model_id)
         config = config_of(client, info.run_id, place)
-        return Logged(subject, config, info.run_id, info.model_id, variant)
+        return Logged(source, config, info.run_id, info.model_id, variant)
     data = files / flavors.get("pytorch", {}).get("model_data", "data")
     programs = sorted(data.glob("*.pt2")) if data.is_dir() else []
     if not programs:
@@ -79,9 +79,9 @@ def _found(client: Any, address: str, place: Path) -> Logged:
             'serialization_format="pt2"), or write a function that loads it and give '
             "model=module:function"
         )
-    subject = program_subject(name, programs[0].read_bytes())
+    source = program_source(name, programs[0].read_bytes())
     variant = _variant(client, info.model_id)
-    return Logged(subject, None, info.run_id, info.model_id, variant)
+    return Logged(source, None, info.run_id, info.model_id, variant)
 
 
 def _variant(client: Any, model_id: str | None) -> str | None:

@@ -19,7 +19,7 @@ _LONGEST_PART = 100
 def metric_prefix(report: Report, which: str | None = None) -> str:
     """Such as `eval/cifar10-test/linf_8_255/`, and `last/` after it for a model that was not
     chosen: numbers of other images, threats, or models of a run never share a name."""
-    threat = report.question["threat"]
+    threat = report.protocol["threat"]
     parts = ["eval", as_metric(report.data), threat_name(threat["norm"], threat["eps"])]
     if which is not None:
         parts.append(as_metric(which))

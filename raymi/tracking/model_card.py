@@ -114,13 +114,13 @@ around it. The weights alone are in `extra_files/`, in safetensors. As a service
 def _accuracies(measured: Sequence[Candidate]) -> Iterator[str]:
     rows = [("images", "threat", "attack", "accuracy (95% interval)")]
     for one in measured:
-        question = one.question
-        images = f"{question.num} of {question.data}"
+        protocol = one.protocol
+        images = f"{protocol.num} of {protocol.data}"
         for name, number in one.numbers.items():
             accuracy = f"{100 * number.accuracy:.1f}%"
             interval = f"({100 * number.low:.1f}-{100 * number.high:.1f})"
             rows.append(
-                (images, threat_text(*threat_of(question.threat)), name, f"{accuracy} {interval}")
+                (images, threat_text(*threat_of(protocol.threat)), name, f"{accuracy} {interval}")
             )
     yield as_markdown(rows) if len(rows) > 1 else "Nothing was measured yet."
 

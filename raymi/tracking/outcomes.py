@@ -51,7 +51,7 @@ class Outcomes:
         return self._known[one.model_id]
 
     def _fetch(self, one: Candidate) -> _Withstood | None:
-        if one.run_id is None or not one.evaluations or one.question.of_training:
+        if one.run_id is None or not one.evaluations or one.protocol.of_training:
             return None
         for folder in self.client.list_artifacts(one.run_id, "evaluations"):
             if not any(f"-{key}" in folder.path for key in one.evaluations):
@@ -75,10 +75,10 @@ class Outcomes:
 
     def _recorded(self, folder: Path, one: Candidate) -> _Withstood | None:
         report = json.loads((folder / "report.json").read_text())
-        question = report["question"]
-        threat = threat_name(question["threat"]["norm"], question["threat"]["eps"])
-        asked = (question["images"].startswith(one.question.digest), threat, report["num"])
-        if asked != (True, one.question.threat, one.question.num):
+        protocol = report["question"]
+        threat = threat_name(protocol["threat"]["norm"], protocol["threat"]["eps"])
+        asked = (protocol["images"].startswith(one.protocol.digest), threat, report["num"])
+        if asked != (True, one.protocol.threat, one.protocol.num):
             return None
         for result in report["results"]:
             if as_metric(result["name"]) != self.metric:
@@ -86,5 +86,5 @@ class Outcomes:
             steps = read_export(folder / "outcomes.parquet")
             right = withstood(steps, result["name"], report["num"])
             if int(right.sum()) == round(one.numbers[self.metric].accuracy * report["num"]):
-                return _Withstood((question["images"], question["places"]), right)
+                return _Withstood((protocol["images"], protocol["places"]), right)
         return None

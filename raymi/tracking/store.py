@@ -14,7 +14,7 @@ from typing import Any
 
 from raymi.errors import UserError
 from raymi.tracking.database import complete_database, sqlite_file, sqlite_uri
-from raymi.tracking.view import dress, experiment_tags
+from raymi.tracking.view import apply_view, experiment_tags
 
 CLIENT_SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -167,7 +167,7 @@ def experiment_id(client: Any, name: str, home: Path) -> str:
         return client.create_experiment(name, artifact_location=location, tags=experiment_tags())
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
-    dress(client, experiment)
+    apply_view(client, experiment)
     return experiment.experiment_id
 
 

@@ -10,14 +10,14 @@ from typing import Any
 from raymi.terminal.summary import result_table, result_title
 from raymi.tracking.description import as_markdown
 from raymi.tuning.results_table import Row
-from raymi.tuning.sweep_folder import Run, Sweep
+from raymi.tuning.sweep_folder import Sweep, TrialRun
 
 
 def describe_sweep(
     sweep: Sweep,
     rows: Sequence[Row] = (),
     importance: Mapping[str, float] | None = None,
-    winner: Run | None = None,
+    winner: TrialRun | None = None,
     evaluations: Mapping[str, Mapping[str, Any]] | None = None,
     model: str | None = None,
 ) -> str:

@@ -19,7 +19,7 @@ from raymi.tracking.tracked_sweep import TrackedSweep
 from raymi.tuning.events import News
 from raymi.tuning.results_table import Found, trial_rows
 from raymi.tuning.study import Study, Trial
-from raymi.tuning.sweep_folder import Run, Sweep
+from raymi.tuning.sweep_folder import Sweep, TrialRun
 
 _ENDED = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 _STATUS = {**_ENDED, "paused": "KILLED"}
@@ -49,9 +49,9 @@ class SweepTracker(Delivery):
         self._found = Found()
         self._settled = threading.Event()
         self._settled.set()
-        self._quiet: dict[Run, str] = {}
+        self._quiet: dict[TrialRun, str] = {}
         """Runs that have ended while others of their trial go on, or are paused, and how."""
-        self._due: dict[Run, TrackedRun] = {}
+        self._due: dict[TrialRun, TrackedRun] = {}
         """Runs of which there may be more to deliver."""
         self._looked_at_all_when: str | None = None
 
@@ -160,11 +160,11 @@ class SweepTracker(Delivery):
                 if left or (trial.state != "running" and (there or len(self._sweep.seeds) == 1)):
                     self._follow(run)
 
-    def _follow(self, run: Run) -> None:
+    def _follow(self, run: TrialRun) -> None:
         if run not in self._due:
             self._due[run] = self.tracked.child(run, self._trials[run.number])
 
-    def _send(self, run: Run, trial: Trial, closing: str | None) -> bool:
+    def _send(self, run: TrialRun, trial: Trial, closing: str | None) -> bool:
         """Delivers what a run has; whether that is all."""
         tracked = self._due[run]
         state = self._quiet.get(run, "running") if trial.state == "running" else trial.state

@@ -25,7 +25,7 @@ from raymi.tracking.tracked_run import TrackedRun
 from raymi.tuning.plots import importance_picture, pareto_picture
 from raymi.tuning.results_table import Found, Row, as_columns, trial_rows
 from raymi.tuning.study import Trial
-from raymi.tuning.sweep_folder import Run, Sweep
+from raymi.tuning.sweep_folder import Sweep, TrialRun
 
 _TABLE = "trials.json"
 
@@ -138,7 +138,7 @@ class TrackedSweep:
         """Raises: whatever MLflow raises where the store does not answer."""
         self._client.get_run(self.run_id)
 
-    def child(self, run: Run, trial: Trial) -> TrackedRun:
+    def child(self, run: TrialRun, trial: Trial) -> TrackedRun:
         """A run of a trial, whose folder is made where its process has not done so yet."""
         definition = self.sweep.definition
         params = {f"swept.{name}": value for name, value in trial.values.items()}
@@ -248,7 +248,7 @@ class TrackedSweep:
         store.end_run(client, run_id, status)
 
     def _tell_winner(
-        self, winner: Run, row: Row, evaluations: Mapping[str, Any], model: str | None
+        self, winner: TrialRun, row: Row, evaluations: Mapping[str, Any], model: str | None
     ) -> None:
         tags = {"raymi.winner": str(winner.number)}
         tags["raymi.winner_settings"] = " ".join(self.sweep.settings_in_words(row.values))
@@ -267,7 +267,7 @@ class TrackedSweep:
         for tag, text in tags.items():
             self._client.set_tag(self.run_id, tag, text)
 
-    def _model_of(self, run: Run, evaluations: Mapping[str, Any]) -> str | None:
+    def _model_of(self, run: TrialRun, evaluations: Mapping[str, Any]) -> str | None:
         """The address of a run's chosen model; None before it is logged."""
         kept = read_delivered(self.sweep.folder_of(run))
         return kept.get("models", {}).get(chosen_model(evaluations)) if evaluations else None

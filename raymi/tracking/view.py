@@ -71,7 +71,7 @@ def _section(name: str) -> dict[str, Any]:
     return {"uuid": f"autogen-{name}", "name": name, **made}
 
 
-def dress(client: Any, experiment: Any) -> None:
+def apply_view(client: Any, experiment: Any) -> None:
     """Gives an experiment those of the tags that it does not have, whoever made it."""
     for key, text in experiment_tags().items():
         if key not in experiment.tags:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple, Protocol
 
 from raymi.tuning.study import Trial
-from raymi.tuning.sweep_folder import Measured, Run
+from raymi.tuning.sweep_folder import Measurement, TrialRun
 
 Kind = Literal["began", "measured", "advanced", "finished", "stopped", "paused", "failed"]
 
@@ -16,15 +16,15 @@ class News(NamedTuple):
     finished. "advanced": to the end of a generation of its population."""
 
     kind: Kind
-    run: Run
+    run: TrialRun
     trial: Trial
-    measured: Measured | None = None
+    measured: Measurement | None = None
 
 
-class Watcher(Protocol):
+class SweepCallback(Protocol):
     """Somebody who follows a sweep; told from any thread, must return quickly."""
 
-    def say(self, message: str, style: str = "") -> None:
+    def print_line(self, message: str, style: str = "") -> None:
         """Takes a line for people."""
 
     def news(self, news: News) -> None:

@@ -6,7 +6,7 @@ its members take over the checkpoints of the best quarter, with their settings, 
 What is planned is a function of space, seed and what the members have reached by then: no state is
 lost with a process, and whoever is cut off plans the same again. To search by it:
 
-    refusal = exploitable(space, recipe, settings, interval)         # in `sweeps.exploitation`
+    refusal = can_transfer(space, recipe, settings, interval)         # in `sweeps.exploitation`
     plans = first_generation(space, seed, size)
     for generation in range(1, num_generations + 1):
         for plan in plans:                                # all of them before any member trains on

@@ -65,7 +65,7 @@ _FREE = {
 _DRAWS = 4  # each with every value of each parameter, to see whether checkpoints fit
 
 
-def exploitable(
+def can_transfer(
     space: Space, recipe: str, settings: Mapping[str, Any], interval: int
 ) -> str | None:
     """Why a space cannot be searched by population-based training, in words; None where it can.
@@ -136,7 +136,7 @@ def _held(config: Config) -> dict[str, Any]:
     return {**shapes, "average": config.optim.ema > 0}
 
 
-def exploit(leader: RunFolder, follower: RunFolder, epoch: int) -> None:
+def transfer_checkpoint(leader: RunFolder, follower: RunFolder, epoch: int) -> None:
     """Puts a run's newest checkpoint in the place of another run's, which goes on from it.
 
     Weights, estimators, moments of the optimisers and the position are the leader's; the settings
@@ -150,7 +150,7 @@ def exploit(leader: RunFolder, follower: RunFolder, epoch: int) -> None:
         follower's folder cannot be written.
     """
     follower.path.mkdir(parents=True, exist_ok=True)
-    with leader.alone(), follower.alone():
+    with leader.lock(), follower.lock():
         events = JournalReader(follower.journal).new_events()
         done = ("exploited", leader.name, epoch)
         if any((e["kind"], e.get("from"), e.get("epoch")) == done for e in events):

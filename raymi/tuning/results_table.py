@@ -15,7 +15,7 @@ from typing import Any
 from raymi.commands.compare.results import Mean, mean_of
 from raymi.tuning.space import Values
 from raymi.tuning.study import State, Trial
-from raymi.tuning.sweep_folder import Measured, Run, Sweep
+from raymi.tuning.sweep_folder import Measurement, Sweep, TrialRun
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Finalist:
     not come so far."""
 
     number: int
-    run: Run
+    run: TrialRun
     pgd: float
     autoattack: float | None = None
 
@@ -44,17 +44,17 @@ class Row:
     state: State
     values: Values
     reason: str | None = None
-    by_seed: Mapping[int, Measured] = field(default_factory=dict)
+    by_seed: Mapping[int, Measurement] = field(default_factory=dict)
     difference: Mean | None = None
     final: Finalist | None = None
 
     @property
-    def reached(self) -> Measured | None:
+    def reached(self) -> Measurement | None:
         """The mean over the seeds, after as many epochs as all of them have made; None before any
         was validated."""
         if not self.by_seed:
             return None
-        return Measured(min(one.epoch for one in self.by_seed.values()), self.clean, self.robust)
+        return Measurement(min(one.epoch for one in self.by_seed.values()), self.clean, self.robust)
 
     @property
     def clean(self) -> float:
@@ -73,7 +73,7 @@ class Found:
     accuracies on so many images of the test set by the name of the attack; nothing before it has
     come so far."""
 
-    winner: Run | None = None
+    winner: TrialRun | None = None
     finalists: tuple[Finalist, ...] = ()
     test: Mapping[str, float] = field(default_factory=dict)
     num_test: int = 0
@@ -109,7 +109,7 @@ def trial_rows(
     return rows[:1] + [replace(row, difference=_difference(row, rows[0])) for row in rows[1:]]
 
 
-def _by_seed(sweep: Sweep, number: int) -> dict[int, Measured]:
+def _by_seed(sweep: Sweep, number: int) -> dict[int, Measurement]:
     measured = {run.seed: sweep.measured(run) for run in sweep.runs_of(number)}
     return {seed: one[-1] for seed, one in measured.items() if one}
 

@@ -20,7 +20,7 @@ from raymi.files import InUse
 from raymi.runs.run_folder import RunFolder
 from raymi.tuning.shared_stages import Part, parts_of
 from raymi.tuning.space import Values
-from raymi.tuning.sweep_folder import Run, Sweep
+from raymi.tuning.sweep_folder import Sweep, TrialRun
 
 WAIT_SECONDS = 1.0  # for another process, between two looks at whether the sweep is to stop
 
@@ -45,7 +45,7 @@ checkpoint where there is one."""
 
 
 def run_trial(
-    sweep: Sweep, run: Run, values: Values, train_run: Train, until_epoch: int | None = None
+    sweep: Sweep, run: TrialRun, values: Values, train_run: Train, until_epoch: int | None = None
 ) -> Ended:
     """Brings a run of a trial to its end: first what it shares with others, if they have not.
 
@@ -76,7 +76,7 @@ def held(stack: ExitStack, folder: RunFolder, stop_file: Path) -> bool:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            stack.enter_context(folder.alone(wait=WAIT_SECONDS))
+            stack.enter_context(folder.lock(wait=WAIT_SECONDS))
             return True
         except InUse:
             if stop_file.exists() or time.monotonic() > deadline:
@@ -92,7 +92,7 @@ def _learn(part: Part, stop_file: Path, train_run: Train) -> Ended:
         if not folder.config.is_file():
             folder.write_config(part.config)
         try:
-            with folder.alone(wait=WAIT_SECONDS):
+            with folder.lock(wait=WAIT_SECONDS):
                 if not part.is_there:
                     ended = train_run(folder.read_config(), folder, part.phase, None)
                     if ended.how != "finished":

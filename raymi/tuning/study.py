@@ -108,7 +108,7 @@ class Study:
         self._listed = _listed(space, method, seed, size)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._path, self._objectives = path, tuple(objectives)
-        question = {
+        protocol = {
             "space": json.loads(space.model_dump_json()),
             "method": method,
             "objectives": list(objectives),
@@ -126,15 +126,15 @@ class Study:
                 )
                 asked = self._study.user_attrs.get("question")
                 if asked is None:
-                    self._study.set_user_attr("question", question)
+                    self._study.set_user_attr("question", protocol)
         except (*_DAMAGED, RuntimeError) as error:
             raise UserError(
                 f"{path} cannot be opened ({first_line(error)}): its folder must be "
                 "there, and it must be the file of a search"
             ) from None
-        if asked is not None and asked != question:
+        if asked is not None and asked != protocol:
             before = asked if isinstance(asked, dict) else {}
-            keys = ", ".join(key for key in question if before.get(key) != question[key])
+            keys = ", ".join(key for key in protocol if before.get(key) != protocol[key])
             raise UserError(
                 f"{path} is the state of another search ({keys}): trials of two are never mixed"
             )

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from raymi.config import Config
 from raymi.errors import UserError
-from raymi.files import alone, keep, not_readable, not_writable
+from raymi.files import file_lock, not_readable, not_writable, save
 from raymi.formatting import shown
 from raymi.local_paths import local_path
 from raymi.overrides import flatten, leaves, nest, overlay, validate
@@ -60,14 +60,14 @@ class Definition(BaseModel):
         return self
 
 
-class Run(NamedTuple):
+class TrialRun(NamedTuple):
     """A trial with one of the sweep's seeds."""
 
     number: int
     seed: int
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """A run after an epoch: accuracies on validation, of the best epoch by robust accuracy so
     far."""
 
@@ -76,16 +76,16 @@ class Measured(NamedTuple):
     robust: float
 
     @classmethod
-    def of_epoch(cls, epoch: int, val: Mapping[str, float]) -> Measured:
+    def of_epoch(cls, epoch: int, val: Mapping[str, float]) -> Measurement:
         """Args: val, as the engine validates."""
         return cls(epoch, float(val["clean_acc"]), float(val["robust_acc"]))
 
 
-def reached(measured: Iterable[Measured]) -> list[Measured]:
+def reached(measured: Iterable[Measurement]) -> list[Measurement]:
     """What a run had reached by each epoch, from what was measured in each; of an epoch that was
     repeated, the last one counts."""
     by_epoch = {one.epoch: one for one in measured}
-    best: list[Measured] = []
+    best: list[Measurement] = []
     for epoch in sorted(by_epoch):
         leading = max([*best[-1:], by_epoch[epoch]], key=lambda one: (one.robust, one.clean))
         best.append(leading._replace(epoch=epoch))
@@ -133,7 +133,7 @@ class Sweep:
             )
         if there:
             raise UserError(f"{path} has files and is no sweep: choose another name")
-        keep(path / "sweep.json", definition.model_dump_json(indent=2).encode())
+        save(path / "sweep.json", definition.model_dump_json(indent=2).encode())
         return cls(path)
 
     @property
@@ -154,13 +154,13 @@ class Sweep:
             return tune.trials
         return min(tune.trials, sum(1 for _ in self.definition.space.grid()))
 
-    def alone(self) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Keeps a second command out.
 
         Raises: UserError in the second one.
         """
         refusal = f"the sweep {self.name} is going on in another process: wait for it, or stop it"
-        return alone(self.path / ".lock", refusal)
+        return file_lock(self.path / ".lock", refusal)
 
     def study(self) -> Study:
         """Opens the state of the search.
@@ -169,8 +169,8 @@ class Sweep:
         """
         tune = self.definition.tune
         halving = None
-        alone = tune.search != "pbt" and len(self.seeds) == 1
-        if tune.scheduler == "asha" and tune.objective == "robust" and alone:
+        file_lock = tune.search != "pbt" and len(self.seeds) == 1
+        if tune.scheduler == "asha" and tune.objective == "robust" and file_lock:
             halving = Halving(tune.first_epochs, tune.factor)
         return Study(
             self.path / "study.db",
@@ -182,7 +182,7 @@ class Sweep:
             size=tune.trials,
         )
 
-    def config_of(self, values: Values, run: Run | None = None) -> Config:
+    def config_of(self, values: Values, run: TrialRun | None = None) -> Config:
         """The configuration of a trial: the recipe, what holds for all trials, and what it drew.
 
         Raises: UserError where the drawn values do not fit.
@@ -206,37 +206,37 @@ class Sweep:
         """Where the runs are whose work trials share."""
         return self.path / "shared"
 
-    def runs_of(self, number: int) -> list[Run]:
+    def runs_of(self, number: int) -> list[TrialRun]:
         """Those of a trial."""
-        return [Run(number, seed) for seed in self.seeds]
+        return [TrialRun(number, seed) for seed in self.seeds]
 
-    def folder_of(self, run: Run) -> RunFolder:
+    def folder_of(self, run: TrialRun) -> RunFolder:
         """Where a run is."""
         name = f"{run.number:04d}" + (f"-seed{run.seed}" if len(self.seeds) > 1 else "")
         return RunFolder(self.trials / name)
 
-    def is_finished(self, run: Run) -> bool:
+    def is_finished(self, run: TrialRun) -> bool:
         """Whether a run has come to its end."""
         return self._record(run).finished
 
-    def validated(self, run: Run) -> dict[int, Measured]:
+    def validated(self, run: TrialRun) -> dict[int, Measurement]:
         """What a run's classifier came to in each epoch that was validated."""
         return {
-            event["epoch"]: Measured.of_epoch(event["epoch"], event["val"])
+            event["epoch"]: Measurement.of_epoch(event["epoch"], event["val"])
             for event in self._record(run).of_kind("epoch")
             if event["phase"] == "classifier" and event["val"]
         }
 
-    def measured(self, run: Run) -> list[Measured]:
+    def measured(self, run: TrialRun) -> list[Measurement]:
         """What a run had reached by each epoch of its classifier that was validated, with what it
         took over from others."""
         taken_over = [
-            Measured.of_epoch(event["epoch"], event["best"][""])
+            Measurement.of_epoch(event["epoch"], event["best"][""])
             for event in self._record(run).of_kind("exploited")
         ]
         return reached([*self.validated(run).values(), *taken_over])
 
-    def _record(self, run: Run) -> RunRecord:
+    def _record(self, run: TrialRun) -> RunRecord:
         return read_record(self.folder_of(run))
 
     def settings_in_words(self, values: Values) -> Iterator[str]:

@@ -16,23 +16,23 @@ from raymi.errors import UserError
 from raymi.runs.checkpoint import load_checkpoint
 from raymi.tuning.events import Kind
 from raymi.tuning.pbt import Plan, first_generation, next_generation
-from raymi.tuning.pbt_checkpoints import exploit
+from raymi.tuning.pbt_checkpoints import transfer_checkpoint
 from raymi.tuning.results_table import trial_rows
 from raymi.tuning.run_trial import Ended
 from raymi.tuning.space import Values
 from raymi.tuning.study import Study
-from raymi.tuning.sweep_folder import Measured, Run, Sweep
+from raymi.tuning.sweep_folder import Measurement, Sweep, TrialRun
 
 
 class Job(NamedTuple):
     """What a process is asked to do: to bring a run to its end; or, with `until_epoch`, so far."""
 
-    run: Run
+    run: TrialRun
     values: Values
     until_epoch: int | None = None
 
 
-class Agenda(Protocol):
+class TrialQueue(Protocol):
     """What a sweep does next."""
 
     @property
@@ -46,14 +46,14 @@ class Agenda(Protocol):
     def next(self) -> Job | None:
         """The next job; None: there is none now."""
 
-    def measured(self, run: Run, now: Measured) -> bool:
+    def measured(self, run: TrialRun, now: Measurement) -> bool:
         """Notes what a run has reached by now; whether it should be stopped."""
 
-    def ended(self, run: Run, ended: Ended) -> Kind:
+    def ended(self, run: TrialRun, ended: Ended) -> Kind:
         """Notes how a job has ended, "finished" or "failed"; what that is for the run."""
 
 
-def agenda_of(sweep: Sweep, study: Study) -> Agenda:
+def trial_queue_of(sweep: Sweep, study: Study) -> TrialQueue:
     """That of a sweep, from where it is.
 
     Raises: StorageError where a checkpoint cannot be handed on.
@@ -79,7 +79,7 @@ class _Trials:
     def over(self) -> bool:
         return not self._next and len(self._study) >= self._sweep.num_trials
 
-    def _left(self) -> Iterator[Run]:
+    def _left(self) -> Iterator[TrialRun]:
         for trial in self._study.unfinished():
             runs = self._sweep.runs_of(trial.number)
             yield from (run for run in runs if not self._sweep.is_finished(run))
@@ -95,7 +95,7 @@ class _Trials:
                 return Job(run, trial.values)
         return None
 
-    def measured(self, run: Run, now: Measured) -> bool:
+    def measured(self, run: TrialRun, now: Measurement) -> bool:
         trial = self._study[run.number]
         if trial.state != "running":  # another seed of it has failed
             return True
@@ -107,7 +107,7 @@ class _Trials:
         self._study.stop(run.number)
         return True
 
-    def ended(self, run: Run, ended: Ended) -> Kind:
+    def ended(self, run: TrialRun, ended: Ended) -> Kind:
         if ended.how == "finished" and not self._sweep.measured(run):
             ended = Ended("failed", "it was never validated")
         if ended.how == "failed":
@@ -157,8 +157,8 @@ class _Generations:
         """The epoch with which the generation ends."""
         return min(self._generation * self._interval, self._epochs)
 
-    def _run(self, member: int) -> Run:
-        return Run(member, self._sweep.seeds[0])
+    def _run(self, member: int) -> TrialRun:
+        return TrialRun(member, self._sweep.seeds[0])
 
     def _go_on(self) -> None:
         """Plans as far as there are results, and hands checkpoints on as planned."""
@@ -182,7 +182,7 @@ class _Generations:
                         self._sweep.folder_of(self._run(member))
                         for member in (plan.parent, plan.member)
                     )
-                    exploit(leader, follower, self._until)
+                    transfer_checkpoint(leader, follower, self._until)
             self._generation += 1
             results = {plan.member: self._result(plan.member) for plan in self._plans}
             known = [result for result in results.values() if result is not None]
@@ -197,7 +197,7 @@ class _Generations:
         val = self._sweep.validated(run).get(self._until)
         return val.robust if val is not None and self._is_safe(run) else None
 
-    def _is_safe(self, run: Run) -> bool:
+    def _is_safe(self, run: TrialRun) -> bool:
         """Whether what a run came to by the end of the generation outlives its process: it is
         validated before it is."""
         if self._until == self._epochs:
@@ -229,10 +229,10 @@ class _Generations:
         until = None if self._until == self._epochs else self._until
         return Job(self._run(plan.member), plan.values, until)
 
-    def measured(self, run: Run, now: Measured) -> bool:
+    def measured(self, run: TrialRun, now: Measurement) -> bool:
         return False
 
-    def ended(self, run: Run, ended: Ended) -> Kind:
+    def ended(self, run: TrialRun, ended: Ended) -> Kind:
         if ended.how == "failed":
             self._study.note(run.number, self._failure, ended.reason or "")
         elif self._result(run.number) is None:

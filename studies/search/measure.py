@@ -27,10 +27,10 @@ from raymi.commands.cli import EXIT_FAILED, run_command
 from raymi.commands.compare.results import markdown
 from raymi.commands.option_types import new_folder, seed_list
 from raymi.errors import UserError
-from raymi.files import keep, keep_json
+from raymi.files import save, save_json
 from raymi.hardware import processor_name
 from raymi.overrides import flatten, split_words
-from raymi.terminal.print_line import say
+from raymi.terminal.print_line import print_line
 from studies.search.curves import Comparison, Found, compare, median_share
 from studies.search.one_search import Trained
 from studies.search.setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 def _measure(words: list[str]) -> int:
     console = Console(highlight=False)
     if {"--help", "-h"} & set(words):
-        say(console, __doc__ or "")
+        print_line(console, __doc__ or "")
         return 0
     problems: list[str] = []
     place = words[0] if words and "=" not in words[0] else None
@@ -66,9 +66,11 @@ def _measure(words: list[str]) -> int:
         raise UserError("\n".join(problems))
     try:
         with ended_by_sigterm():
-            say(console, measure(SETTING, seeds, out, f"{COMMAND} {shlex.join(words)}".strip()))
+            print_line(
+                console, measure(SETTING, seeds, out, f"{COMMAND} {shlex.join(words)}".strip())
+            )
     except MeasurementFailed as failure:
-        say(console, f"a search failed: {failure}")
+        print_line(console, f"a search failed: {failure}")
         return EXIT_FAILED
     return 0
 
@@ -144,8 +146,8 @@ def _write(setting: Setting, searches: Searches, out: Path, about: dict[str, Any
         "seeds": {seed: asdict(comparison) for seed, comparison in by_seed.items()},
         "searches": searches,
     }
-    keep_json(out / "search.json", content)
-    keep(out / "search.md", _told(setting, by_seed, content).encode())
+    save_json(out / "search.json", content)
+    save(out / "search.md", _told(setting, by_seed, content).encode())
 
 
 def _trials(search: dict[str, Any]) -> list[Trained]:

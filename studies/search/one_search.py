@@ -17,7 +17,7 @@ from raymi.errors import StorageError
 from raymi.tuning.run_trial import in_this_process, run_trial
 from raymi.tuning.space import Values
 from raymi.tuning.study import Study, Trial
-from raymi.tuning.sweep_folder import Definition, Measured, Run, Sweep, reached
+from raymi.tuning.sweep_folder import Definition, Measurement, Sweep, TrialRun, reached
 
 How = Literal["finished", "stopped", "cut", "failed"]
 
@@ -76,13 +76,13 @@ def search(
 def _train(sweep: Sweep, study: Study, seed: int, left: int, device: torch.device) -> Trained:
     """Trains the next trial for at most `left` epochs."""
     trial = study.ask()
-    number, run = trial.number, Run(trial.number, seed)
+    number, run = trial.number, TrialRun(trial.number, seed)
     last = sweep.config_of(trial.values, run).optim.epochs
-    measured: list[Measured] = []
+    measured: list[Measurement] = []
 
     def tell(metrics: Mapping[str, Any]) -> None:
         val = {key.removeprefix("val/"): value for key, value in metrics.items()}
-        measured.append(Measured.of_epoch(metrics["epoch"], val))
+        measured.append(Measurement.of_epoch(metrics["epoch"], val))
         now = reached(measured)[-1]
         if study.report(number, now.epoch, now.robust) and now.epoch < last:
             study.stop(number)
@@ -103,6 +103,6 @@ def _train(sweep: Sweep, study: Study, seed: int, left: int, device: torch.devic
     return _trained(trial, "finished", measured)
 
 
-def _trained(trial: Trial, ended: How, measured: Sequence[Measured]) -> Trained:
+def _trained(trial: Trial, ended: How, measured: Sequence[Measurement]) -> Trained:
     robust = tuple(one.robust for one in reached(measured))
     return Trained(trial.values, len(robust) + (ended == "failed"), ended, robust)

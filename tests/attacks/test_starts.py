@@ -12,7 +12,7 @@ from torch import nn
 from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import gaussian_start, random_start, start_of
 from raymi.config import AttackConfig, Config
-from raymi.engine.step import Crafter
+from raymi.engine.step import Attacker
 
 KEY = 5
 
@@ -44,7 +44,7 @@ def test_each_kind_of_start_is_what_its_name_says(batch):
 def test_training_samples_are_crafted_as_configured(model, batch, start, projection):
     x, y, index = batch
     attack = AttackConfig(norm="l2", eps=0.9, steps=3, start=start, projection=projection)
-    x_adv = Crafter(model, attack, "ce", nullcontext)(x, y, index, KEY)
+    x_adv = Attacker(model, attack, "ce", nullcontext)(x, y, index, KEY)
     begin = start_of(start, x, 0.9, "l2", KEY, index)
     settings = {"eps": 0.9, "alpha": 0.225, "steps": 3, "norm": "l2", "projection": projection}
     assert torch.equal(x_adv, pgd(model, x, y, **settings, start=begin))
@@ -69,4 +69,4 @@ def test_starts_that_make_no_sense_are_refused(attack, message):
 def test_undefended_training_is_without_steps_from_the_image(model, batch):
     x, y, index = batch
     attack = AttackConfig(steps=0, start="image")
-    assert torch.equal(Crafter(model, attack, "ce", nullcontext)(x, y, index, KEY), x)
+    assert torch.equal(Attacker(model, attack, "ce", nullcontext)(x, y, index, KEY), x)

@@ -230,10 +230,10 @@ def test_a_user_s_own_model_is_found_in_the_current_folder(run: Run, tmp_path: P
 
 
 def fake_launch(outcome: BaseException | None) -> Callable[..., None]:
-    """What `launch` does, without Ray: tells the followers of a whole run, then ends."""
+    """What `launch` does, without Ray: tells the callbacks of a whole run, then ends."""
 
     def launch(
-        config: Config, folder: RunFolder, followers: Sequence[Any], **_: Callable[..., None]
+        config: Config, folder: RunFolder, callbacks: Sequence[Any], **_: Callable[..., None]
     ) -> None:
         folder.warnings.write_text("MI dominates\nMI dominates\n")
         position = {"epoch": config.optim.epochs, "step": 0, "global_step": 9, "time": 1.0}
@@ -242,7 +242,7 @@ def fake_launch(outcome: BaseException | None) -> Callable[..., None]:
         for which in ("last", "best"):
             event = {"kind": "evaluation", "which": which, "of_epoch": 3, "attack": attack}
             event["chosen"] = which == "best"
-            for follower in followers:
+            for follower in callbacks:
                 follower.event({**event, **position, **accuracy})
         if outcome is not None:
             raise outcome

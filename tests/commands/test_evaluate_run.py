@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raymi.commands.evaluate.plan import planned
-from raymi.commands.evaluate.run import Nobody, evaluate
+from raymi.commands.evaluate.run import NoCallback, evaluate
 from raymi.config import ScalingConfig
 from raymi.evaluation.report import Report
 from raymi.ray_backend.session import ray_session
@@ -51,7 +51,7 @@ def numbers(reports: list[Report]):
     return [(result.name, result.right, result.num) for result in reports[0].results]
 
 
-class Counting(Nobody):
+class Counting(NoCallback):
     def __init__(self):
         self.calls, self.known = Counter(), 0
 
@@ -74,21 +74,21 @@ class Counting(Nobody):
 
 
 def test_a_watcher_hears_of_each_step_finding_and_turn_once(tmp_path):
-    watcher = Counting()
-    (report,), matrices = evaluate(plan(tmp_path, "workers=1"), watcher)
+    callback = Counting()
+    (report,), matrices = evaluate(plan(tmp_path, "workers=1"), callback)
     assert matrices == []
-    assert watcher.calls["step"] == watcher.total
-    assert watcher.calls["finding"] == len(report.findings)
-    assert [watcher.calls[name] for name in ("attack_with", "begin", "end")] == [1, 1, 1]
+    assert callback.calls["step"] == callback.total
+    assert callback.calls["finding"] == len(report.findings)
+    assert [callback.calls[name] for name in ("attack_with", "begin", "end")] == [1, 1, 1]
     assert (report.folder / "report.json").is_file()
     again = Counting()
     evaluate(plan(tmp_path, "workers=1"), again)
-    assert again.known == again.calls["step"] == watcher.calls["step"]
+    assert again.known == again.calls["step"] == callback.calls["step"]
 
 
 def test_nobody_needs_to_watch(tmp_path):
     words = ("surrogate=watched_nets:other", "workers=1")
-    reports, (matrix,) = evaluate(plan(tmp_path, *words), Nobody())
+    reports, (matrix,) = evaluate(plan(tmp_path, *words), NoCallback())
     assert matrix.targets == tuple(report.name for report in reports)
     assert matrix.surrogates.keys() == {"watched_nets-other"}
 
@@ -100,14 +100,14 @@ def test_an_evaluation_within_a_session_leaves_it_open_and_has_the_same_numbers(
 ):
     import ray
 
-    alone, _ = evaluate(plan(tmp_path / "alone", "workers=1"), Nobody())
+    alone, _ = evaluate(plan(tmp_path / "alone", "workers=1"), NoCallback())
     ray_head.join(monkeypatch)
     asked = plan(tmp_path / "shared", "workers=1..2", "use_gpu=false")
     with ray_session(ScalingConfig(workers=2, use_gpu="false")) as resources:
         node = ray.get_runtime_context().get_node_id()
-        watcher = Counting()
-        within, _ = evaluate(asked, watcher, resources)
+        callback = Counting()
+        within, _ = evaluate(asked, callback, resources)
         assert ray.get_runtime_context().get_node_id() == node
         ray_head.wait_until_idle()
-    assert watcher.known == 0
+    assert callback.known == 0
     assert numbers(within) == numbers(alone)

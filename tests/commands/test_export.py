@@ -12,7 +12,7 @@ import torch
 from raymi_command import environment
 
 from raymi import export
-from raymi.commands.find_model import find_subject
+from raymi.commands.find_model import find_model_source
 from raymi.runs.run_folder import RunFolder
 
 USES_IT = """
@@ -48,7 +48,7 @@ def test_it_gives_the_same_logits_where_there_is_no_raymi(home, capsys, which):
     assert str(folder) in capsys.readouterr().out
     subprocess.run([sys.executable, "-c", USES_IT], cwd=folder, env=environment(), check=True)
     x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    ours = find_subject("mine", tiny_runs.tiny_config(), which=which).subject.load()(x)
+    ours = find_model_source("mine", tiny_runs.tiny_config(), which=which).source.load()(x)
     theirs = torch.load(folder / "logits.pt", weights_only=True)
     torch.testing.assert_close(theirs, ours.detach())
 

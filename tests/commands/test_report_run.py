@@ -13,7 +13,7 @@ from raymi.commands.report.options import requested
 from raymi.commands.report.run import MULTIPLES, make_report, planned, track
 from raymi.errors import UserError
 from raymi.runs.run_folder import RunFolder
-from raymi.tuning.sweep_folder import Run
+from raymi.tuning.sweep_folder import TrialRun
 
 
 def trained(path: Path, **settings: object) -> RunFolder:
@@ -80,9 +80,9 @@ def test_the_winner_of_a_sweep_is_shown_with_all_trials(home):
     study = sweep.study()
     for number in range(2):
         trial = study.ask()
-        trained(sweep.folder_of(Run(trial.number, 0)).path)
+        trained(sweep.folder_of(TrialRun(trial.number, 0)).path)
         if number == 0:  # the other one was not measured on the test set
-            folder = sweep.folder_of(Run(0, 0))
+            folder = sweep.folder_of(TrialRun(0, 0))
             lines = folder.journal.read_text().splitlines()
             kept = [line for line in lines if json.loads(line)["kind"] != "evaluation"]
             folder.journal.write_text("\n".join(kept) + "\n")

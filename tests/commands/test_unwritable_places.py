@@ -12,8 +12,8 @@ import pytest
 from raymi import bench, compare, evaluate, export, report, select, standalone, train, tune
 from raymi.commands.cli import run_command
 from raymi.errors import StorageError
-from raymi.evaluation.outcome_store import Ledger
-from raymi.files import alone
+from raymi.evaluation.outcome_store import OutcomeStore
+from raymi.files import file_lock
 
 Main = Callable[[list[str]], int]
 TINY = ["data.limit=64", "workers=1", "tracking.enabled=false"]
@@ -54,12 +54,12 @@ def test_a_place_that_cannot_be_written_is_one_message(
 
 def test_a_ledger_that_cannot_be_written_says_so() -> None:
     with pytest.raises(StorageError, match="cannot write /proc/x"):
-        Ledger(Path("/proc/x"), {"model": "a"})
+        OutcomeStore(Path("/proc/x"), {"model": "a"})
 
 
 def test_a_lock_that_cannot_be_made_says_so(home: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot write .*file/\.lock"):
-        with alone(home / "file" / ".lock", "busy"):
+        with file_lock(home / "file" / ".lock", "busy"):
             pass
 
 

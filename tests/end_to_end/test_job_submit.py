@@ -24,7 +24,7 @@ from raymi_command import (
 
 from raymi import train
 from raymi.config import ScalingConfig
-from raymi.ray_backend.free_slots import say_what_is_awaited
+from raymi.ray_backend.free_slots import print_missing_slots
 from raymi.ray_backend.session import ray_session
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -119,7 +119,7 @@ def test_more_workers_than_the_cluster_has_are_refused(
 
 def test_a_run_says_which_places_it_waits_for(joined_ray: Head) -> None:
     said: list[str] = []
-    with ray_session(ScalingConfig(workers=2), say=said.append) as resources:
+    with ray_session(ScalingConfig(workers=2), print_line=said.append) as resources:
         import ray
 
         @ray.remote(num_cpus=1)
@@ -134,7 +134,7 @@ def test_a_run_says_which_places_it_waits_for(joined_ray: Head) -> None:
         deadline = time.monotonic() + TIMEOUT
         while not said:  # Ray's view of what is free is some seconds old
             assert time.monotonic() < deadline
-            say_what_is_awaited(ScalingConfig(workers=2), {"CPU": 1}, said.append)
+            print_missing_slots(ScalingConfig(workers=2), {"CPU": 1}, said.append)
             time.sleep(0.1)
         ray.kill(other)
     assert said == [

@@ -14,7 +14,7 @@ from raymi_command import SLOW_MODEL, events, finish, wait_for, write_slow_model
 from tiny_sweeps import trained
 
 from raymi import tune
-from raymi.tuning.sweep_folder import Run, Sweep, reached
+from raymi.tuning.sweep_folder import Sweep, TrialRun, reached
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -45,7 +45,7 @@ def assert_equal_to_undisturbed(sweep: Sweep, home: Path, monkeypatch: pytest.Mo
     continued = []
     for trial in sweep.study():
         for seed in sweep.seeds:
-            run = Run(trial.number, seed)
+            run = TrialRun(trial.number, seed)
             folder = sweep.folder_of(run)
             if len(events(folder.path, "start")) < 2:
                 continue
@@ -154,7 +154,7 @@ def test_a_killed_population_continues(tmp_path: Path) -> None:
     taken = [event for trial in path.glob("trials/*") for event in events(trial, "exploited")]
     assert [event["epoch"] for event in sorted(taken, key=lambda event: event["epoch"])] == [1, 2]
     for trial in sweep.study():
-        config = sweep.folder_of(Run(trial.number, 0)).read_config()
+        config = sweep.folder_of(TrialRun(trial.number, 0)).read_config()
         assert config.mi.balance == trial.values["mi.balance"]
 
 
@@ -173,7 +173,7 @@ def test_stopped_trials_of_several_workers_free_their_places(tmp_path: Path) -> 
     assert third.state in ("finished", "stopped"), "it found a place"
     assert "trial 1: stopped, as others are ahead after epoch 2" in output
     for number in range(3):
-        folder = sweep.folder_of(Run(number, 0)).path
+        folder = sweep.folder_of(TrialRun(number, 0)).path
         assert [event["workers"] for event in events(folder, "start")] == [2]
         least = 2 if sweep.study()[number].state == "stopped" else 4
         assert least <= len(events(folder, "epoch")) <= 4, "it ends soon after the request"

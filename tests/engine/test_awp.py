@@ -7,7 +7,7 @@ import torch
 from gloo import run_ranks
 from tiny_runs import same, steps_in_float64, tiny_config, tiny_state
 
-from raymi.engine.awp import WeightPerturbation
+from raymi.engine.awp import AdversarialWeightPerturbation
 from raymi.losses import at_loss
 
 PERTURBED = {"optim.awp": 0.02, "optim.awp_warmup": 0}
@@ -24,7 +24,7 @@ def test_each_weight_moves_along_its_gradient_by_gamma_of_its_norm_and_comes_bac
         for p in model.parameters():
             p.grad = torch.randn_like(p)
 
-    with WeightPerturbation(model, 0.1).at_worst_weights(ascend):
+    with AdversarialWeightPerturbation(model, 0.1).at_worst_weights(ascend):
         for name, p in model.named_parameters():
             moved = p.detach() - before[name]
             if p.dim() == 1:
@@ -40,7 +40,7 @@ def test_the_step_descends_along_the_gradient_at_the_perturbed_weights():
     state, feed = tiny_state(tiny_config({**PERTURBED, "mi.weight": 0, "optim.weight_decay": 0}))
     twin, _ = tiny_state(tiny_config({"mi.weight": 0, "optim.weight_decay": 0}))
     batch = next(iter(feed.epoch(0)))
-    x_adv = twin.craft(batch.x, batch.y, batch.sample, 7)
+    x_adv = twin.attack(batch.x, batch.y, batch.sample, 7)
     weights = [p for p in twin.model.parameters() if p.dim() > 1]
 
     def loss():

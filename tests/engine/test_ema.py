@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from test_loop import events, expect_equal_runs
 from tiny_runs import same, tiny_config, tiny_run, tiny_state
 
-from raymi.engine.ema import MovingAverage
+from raymi.engine.ema import WeightEMA
 from raymi.runs.run_folder import RunFolder
 
 AVERAGED = {"optim.ema": 0.9}
@@ -17,7 +17,7 @@ AVERAGED = {"optim.ema": 0.9}
 
 def test_the_average_is_the_warmed_up_exponential_one():
     model = torch.nn.BatchNorm1d(3).double()
-    average, expected = MovingAverage(model, 0.5), None
+    average, expected = WeightEMA(model, 0.5), None
     for step in range(12):
         with torch.no_grad():
             for value in (model.weight, model.running_var):

@@ -27,10 +27,10 @@ def begun(weight, optim):
     return Learner(task, sgd, build_schedule(sgd, optim, TOTAL))
 
 
-def descend(learner, steps):
+def stepped(learner, steps):
     (weight,) = learner.task.parameters()
     for _ in range(steps):
-        learner.descend((weight**4).sum())
+        learner.step((weight**4).sum())
     return weight.detach().clone()
 
 
@@ -46,27 +46,27 @@ def handed_on(learner, optim):
 def test_with_the_same_settings_nothing_changes(schedule, steps):
     optim = BEFORE.model_copy(update={"schedule": schedule})
     learner = begun(torch.linspace(-0.8, 0.8, 7), optim)
-    descend(learner, steps)
+    stepped(learner, steps)
     heir = handed_on(learner, optim)
     assert (
         heir.state_dict()["optimizer"]["param_groups"]
         == (learner.state_dict()["optimizer"]["param_groups"])
     )
     assert heir.schedule.get_last_lr() == learner.schedule.get_last_lr()
-    assert torch.equal(descend(heir, TOTAL - steps), descend(learner, TOTAL - steps))
+    assert torch.equal(stepped(heir, TOTAL - steps), stepped(learner, TOTAL - steps))
 
 
 def test_other_settings_count_from_the_next_step():
     learner = begun(torch.linspace(-0.8, 0.8, 7), BEFORE)
-    weight = descend(learner, 10)
+    weight = stepped(learner, 10)
     velocity = learner.optimizer.state[next(learner.task.parameters())]["momentum_buffer"].clone()
     heir = handed_on(learner, AFTER)
     for step in range(10, 13):  # SGD as it is written in books
         lr = 0.02 * (1 + math.cos(math.pi * step / TOTAL)) / 2
         velocity = 0.5 * velocity + 4 * weight**3 + 0.2 * weight
         weight = weight - lr * velocity
-    torch.testing.assert_close(descend(heir, 3), weight, rtol=0, atol=1e-6)
-    assert not torch.allclose(descend(learner, 3), weight, rtol=0, atol=1e-4)
+    torch.testing.assert_close(stepped(heir, 3), weight, rtol=0, atol=1e-6)
+    assert not torch.allclose(stepped(learner, 3), weight, rtol=0, atol=1e-4)
 
 
 def test_adam_keeps_its_moments_and_takes_another_rate():
@@ -77,16 +77,16 @@ def test_adam_keeps_its_moments_and_takes_another_rate():
         return Learner(task, torch.optim.Adam(task.parameters(), lr=lr))
 
     learner = adam(weight, 1e-2)
-    weight = descend(learner, 5)
+    weight = stepped(learner, 5)
     heir = adam(weight, 1e-3)
     heir.load_state_dict(copy.deepcopy(learner.state_dict()))
-    slow, fast = descend(heir, 1) - weight, descend(learner, 1) - weight
+    slow, fast = stepped(heir, 1) - weight, stepped(learner, 1) - weight
     torch.testing.assert_close(10 * slow, fast, rtol=1e-3, atol=1e-7)
 
 
 def test_nobody_is_warned():
     learner = begun(torch.ones(2), BEFORE)
-    descend(learner, 3)
+    stepped(learner, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        descend(handed_on(learner, AFTER), 2)
+        stepped(handed_on(learner, AFTER), 2)

@@ -175,7 +175,7 @@ def test_a_step_with_pieces_attacks_the_same_samples():
     for micro_batch in (None, 5):
         state, feed = tiny_state(tiny_config({"scaling.micro_batch": micro_batch}))
         batch = next(iter(feed.epoch(0)))
-        crafted.append(state.craft(batch.x, batch.y, batch.sample, 3))
+        crafted.append(state.attack(batch.x, batch.y, batch.sample, 3))
     whole, parts = crafted
     differ = (whole - parts).abs() > 1e-6  # rounding may turn a sign of PGD here and there
     assert differ.double().mean() < 0.01

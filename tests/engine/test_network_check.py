@@ -15,7 +15,7 @@ from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.engine.network_check import NetworkFacts, check_network
 from raymi.errors import UserError
-from raymi.evaluation.model_source import raymi_subject
+from raymi.evaluation.model_source import raymi_source
 from raymi.models import MODELS, architecture, build_model
 from raymi.runs.journal import JournalReader
 from raymi.runs.run_folder import RunFolder
@@ -364,6 +364,6 @@ def test_a_batch_of_one_image_is_refused_where_batchnorm_cannot_take_it(size, tm
 def test_a_trained_state_makes_the_same_subject_again():
     built_as = architecture("test_network_check:Body", **SIZES)
     model = build_model("test_network_check:Body", mean=[0.4] * 3, std=[0.3] * 3, **SIZES).eval()
-    loaded = raymi_subject("mine", built_as, model.state_dict()).load()
+    loaded = raymi_source("mine", built_as, model.state_dict()).load()
     x = torch.rand(3, 3, 8, 8)
     assert torch.equal(loaded(x), model(x))

@@ -26,7 +26,7 @@ def first_batch(settings=None):
 
 
 def crafted(state, batch, key=0):
-    return state.craft(batch.x, batch.y, batch.sample, key)
+    return state.attack(batch.x, batch.y, batch.sample, key)
 
 
 def buffers(module):
@@ -120,7 +120,7 @@ def test_critics_are_frozen_while_the_classifier_learns(settings):
         for module in critic.modules():
             module.register_forward_hook(lambda m, a, z: seen.append(m.training))
     loss, _ = state.classifier.task(batch.x, x_adv, batch.y, batch.sizes)
-    state.classifier.descend(loss)
+    state.classifier.step(loss)
     assert seen
     assert not any(seen)
     assert all(p.grad is None for p in critics.parameters())
@@ -135,7 +135,7 @@ def test_critics_learn_in_train_mode_and_the_classifier_learns_nothing_from_them
     with torch.no_grad():
         outputs = state.model(batch.x), state.model(x_adv)
     loss, _ = state.critics.task(batch.x, x_adv, *outputs, batch.y, batch.sizes)
-    state.critics.descend(loss)
+    state.critics.step(loss)
     assert all(p.grad is None for p in state.model.parameters())
     assert all(p.grad is not None for p in state.estimators.parameters())
     assert not same(before, buffers(state.estimators))
@@ -214,7 +214,7 @@ def test_balance_gives_the_mi_gradient_its_share_of_the_adversarial_one(base):
 )  # fmt: skip
 def test_the_attack_maximises_what_the_loss_says(settings, objective):
     state, _ = first_batch(settings)
-    assert state.craft.objective == objective
+    assert state.attack.objective == objective
 
 
 def test_crafted_samples_are_a_function_of_key_and_sample():
@@ -416,7 +416,7 @@ def test_samples_that_were_crafted_with_folded_batchnorm_are_the_same_to_roundin
             state, feed = tiny_state(tiny_config({"scaling.fold_batchnorm": folded}))
             for batch in feed.epoch(0):
                 x = batch.x.double()
-                crafted_samples.append(state.craft(x, batch.y, batch.sample, 0))
+                crafted_samples.append(state.attack(x, batch.y, batch.sample, 0))
                 state.step(batch._replace(x=x), 0)
     finally:
         torch.set_default_dtype(torch.float32)

@@ -13,7 +13,7 @@ import tiny_runs
 from raymi.engine import system_metrics
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.system_metrics import Gauges, watched_machine
+from raymi.engine.system_metrics import SystemMetrics, watched_machine
 from raymi.runs.journal import JournalReader
 from raymi.runs.run_folder import RunFolder
 
@@ -23,7 +23,7 @@ def records(path: Path) -> list[dict[str, float]]:
 
 
 def test_gauges_read_what_the_machine_has() -> None:
-    values = Gauges().read()
+    values = SystemMetrics().read()
     assert 0 <= values["cpu_utilization_percentage"] <= 100
     assert 0 < values["system_memory_usage_percentage"] < 100
     total = psutil.virtual_memory().total / 1e6
@@ -33,7 +33,7 @@ def test_gauges_read_what_the_machine_has() -> None:
 
 
 def test_a_busy_processor_is_seen_as_busy() -> None:
-    gauges, until = Gauges(), time.monotonic() + 0.5
+    gauges, until = SystemMetrics(), time.monotonic() + 0.5
     while time.monotonic() < until:
         pass
     alone = 100 / (psutil.cpu_count() or 1)
@@ -111,7 +111,7 @@ class _NVML:
 
 def test_all_gpus_of_the_machine_are_read_as_far_as_they_tell(monkeypatch) -> None:
     monkeypatch.setattr(system_metrics, "pynvml", _NVML())
-    values = Gauges().read()
+    values = SystemMetrics().read()
     for number in (0, 1):
         assert values[f"gpu_{number}_memory_usage_megabytes"] == 2000
         assert values[f"gpu_{number}_memory_usage_percentage"] == 25

@@ -8,7 +8,7 @@ import torch
 from tiny_runs import tiny_config, tiny_splits
 
 from raymi.data import load_splits
-from raymi.engine.train_loader import Feed
+from raymi.engine.train_loader import TrainLoader
 from raymi.errors import UserError
 
 
@@ -26,9 +26,9 @@ def generated(tmp_path_factory):
     return load_splits("digits", generated=path).generated
 
 
-def feed(images, rank=0, world_size=1, generated=None, **settings):
+def loader(images, rank=0, world_size=1, generated=None, **settings):
     config = tiny_config({"data.flip": True, **settings})
-    return Feed(images, config, rank, world_size, generated)
+    return TrainLoader(images, config, rank, world_size, generated)
 
 
 @pytest.fixture(params=["real", "mixed"])
@@ -48,9 +48,9 @@ def test_the_workers_shares_are_the_global_batches_and_these_the_epoch(
     images, mixed_in, world_size, batch_size
 ):
     settings = {"optim.batch_size": batch_size, "generated": mixed_in}
-    whole = list(feed(images, **settings).epoch(1))
-    workers = [list(feed(images, r, world_size, **settings).epoch(1)) for r in range(world_size)]
-    assert len(whole) == feed(images, **settings).steps_per_epoch == -(-180 // batch_size)
+    whole = list(loader(images, **settings).epoch(1))
+    workers = [list(loader(images, r, world_size, **settings).epoch(1)) for r in range(world_size)]
+    assert len(whole) == loader(images, **settings).steps_per_epoch == -(-180 // batch_size)
     for one, *shares in zip(whole, *workers, strict=True):
         for name in ("x", "y", "sample"):
             together = torch.cat([getattr(share, name) for share in shares])
@@ -64,8 +64,8 @@ def test_the_workers_shares_are_the_global_batches_and_these_the_epoch(
 
 
 def test_an_epoch_continues_from_any_step_as_if_never_left(images, mixed_in):
-    whole = list(feed(images, generated=mixed_in).epoch(3))
-    rest = list(feed(images, generated=mixed_in).epoch(3, first_step=2))
+    whole = list(loader(images, generated=mixed_in).epoch(3))
+    rest = list(loader(images, generated=mixed_in).epoch(3, first_step=2))
     assert len(rest) == len(whole) - 2
     for expected, batch in zip(whole[2:], rest, strict=True):
         assert_equal(expected, batch)
@@ -77,14 +77,14 @@ def test_an_epoch_continues_from_any_step_as_if_never_left(images, mixed_in):
 def test_each_batch_has_its_share_of_generated_images(images, generated, fraction, counts):
     settings = {"data.generated_fraction": fraction, "generated": generated}
     for epoch in range(3):
-        batches = list(feed(images, **settings).epoch(epoch))
+        batches = list(loader(images, **settings).epoch(epoch))
         assert [len(batch.x) for batch in batches] == [44, 44, 44, 44, 4]
         assert [int((batch.sample >= 180).sum()) for batch in batches] == counts
 
 
 def test_over_the_epochs_all_images_of_a_kind_are_seen_equally_often(images, generated):
     samples = [
-        b.sample for epoch in range(7) for b in feed(images, generated=generated).epoch(epoch)
+        b.sample for epoch in range(7) for b in loader(images, generated=generated).epoch(epoch)
     ]
     visits = torch.bincount(torch.cat(samples), minlength=230)
     assert len(visits) == 230
@@ -94,14 +94,14 @@ def test_over_the_epochs_all_images_of_a_kind_are_seen_equally_often(images, gen
 
 def test_without_a_share_of_generated_images_the_batches_are_the_plain_ones(images, generated):
     for epoch in range(2):
-        plain = feed(images).epoch(epoch)
-        mixed = feed(images, generated=generated, **{"data.generated_fraction": 0}).epoch(epoch)
+        plain = loader(images).epoch(epoch)
+        mixed = loader(images, generated=generated, **{"data.generated_fraction": 0}).epoch(epoch)
         for expected, batch in zip(plain, mixed, strict=True):
             assert_equal(expected, batch)
 
 
 def test_the_plain_order_is_what_it_always_was(images):
-    batch = next(feed(images).epoch(1))
+    batch = next(loader(images).epoch(1))
     assert batch.sample[:8].tolist() == [79, 20, 36, 30, 130, 66, 100, 161]
 
 
@@ -109,18 +109,18 @@ def test_sample_n_plus_k_is_the_generated_image_k(images, generated):
     settings = {"data.crop_padding": 0, "data.flip": False}
     pixels = torch.cat([images.images, generated.images]).float() / 255
     labels = torch.cat([images.labels, generated.labels])
-    for batch in feed(images, generated=generated, **settings).epoch(0):
+    for batch in loader(images, generated=generated, **settings).epoch(0):
         assert torch.equal(batch.x, pixels[batch.sample])
         assert torch.equal(batch.y, labels[batch.sample])
 
 
 def test_order_and_augmentation_change_with_epoch_and_seed(images):
-    first = next(feed(images).epoch(0))
-    for other in (next(feed(images).epoch(1)), next(feed(images, seed=1).epoch(0))):
+    first = next(loader(images).epoch(0))
+    for other in (next(loader(images).epoch(1)), next(loader(images, seed=1).epoch(0))):
         assert not torch.equal(first.sample, other.sample)
 
     def augmented(epoch):
-        batches = list(feed(images).epoch(epoch))
+        batches = list(loader(images).epoch(epoch))
         order = torch.cat([b.sample for b in batches]).argsort()
         return torch.cat([b.x for b in batches])[order]
 
@@ -129,20 +129,20 @@ def test_order_and_augmentation_change_with_epoch_and_seed(images):
 
 
 def test_images_are_in_the_unit_interval_and_labels_are_theirs(images):
-    batch = next(feed(images, **{"data.crop_padding": 0, "data.flip": False}).epoch(0))
+    batch = next(loader(images, **{"data.crop_padding": 0, "data.flip": False}).epoch(0))
     assert torch.equal(batch.x, images.images[batch.sample].float() / 255)
     assert torch.equal(batch.y, images.labels[batch.sample])
     assert batch.x.max() == 1
 
 
 def test_channels_last_changes_the_memory_format_alone(images):
-    plain = next(feed(images).epoch(0)).x
-    last = next(feed(images, **{"scaling.channels_last": True}).epoch(0)).x
+    plain = next(loader(images).epoch(0)).x
+    last = next(loader(images, **{"scaling.channels_last": True}).epoch(0)).x
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(plain, last)
 
 
 def test_padding_as_wide_as_the_images_is_refused_before_a_step(images):
-    feed(images, **{"data.crop_padding": 7})
+    loader(images, **{"data.crop_padding": 7})
     with pytest.raises(UserError, match=r"data.crop_padding must be smaller .* got 8 .* 8x8"):
-        feed(images, **{"data.crop_padding": 8})
+        loader(images, **{"data.crop_padding": 8})

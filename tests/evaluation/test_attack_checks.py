@@ -24,7 +24,7 @@ from raymi.evaluation.attack_checks import (
 from raymi.evaluation.blocks import BlockAttacker, Schedule
 from raymi.evaluation.finding import in_short
 from raymi.evaluation.fingerprint import difference
-from raymi.evaluation.static_checks import examine_network, probabilities
+from raymi.evaluation.static_checks import probabilities, run_static_checks
 from raymi.models import build_model
 
 THREAT = Threat("linf", 0.08)
@@ -108,7 +108,7 @@ class Half(nn.Module):
 def findings(model, images, num=60):
     """All checks, on all but one of some blocks of 20."""
     x, y = to_unit(images.images[:num]), images.labels[:num]
-    seen = examine_network(model, x, y)
+    seen = run_static_checks(model, x, y)
     ensembles = check_ensembles(num, 10, differentiable=seen.differentiable)
     attacker = BlockAttacker(model, images, ensembles, THREAT, seed=0)
     plan = Schedule(num + 20, 20, ensembles)
@@ -206,16 +206,16 @@ class Seldom(nn.Module):
 )
 def test_what_outputs_alone_show(after, sign, honest, images):
     x, y = to_unit(images.images[:60]), images.labels[:60]
-    seen = examine_network(Wrapped(honest, after=after), x, y)
+    seen = run_static_checks(Wrapped(honest, after=after), x, y)
     assert sign in {finding.check for finding in seen.findings if finding.suspicious}
 
 
 def test_an_honest_network_in_half_precision_is_not_accused(honest, images):
     half = Wrapped(copy.deepcopy(honest).bfloat16(), before=Half())
     x, y = to_unit(images.images[:60]), images.labels[:60]
-    seen = examine_network(half, x, y)
+    seen = run_static_checks(half, x, y)
     assert not any(finding.suspicious for finding in seen.findings)
-    softmax = examine_network(Wrapped(half, after=nn.Softmax(dim=1)), x, y)
+    softmax = run_static_checks(Wrapped(half, after=nn.Softmax(dim=1)), x, y)
     assert "probabilities as outputs" in {f.check for f in softmax.findings if f.suspicious}
 
 
@@ -281,13 +281,13 @@ class Buffers(nn.Module):
 
 def test_buffers_of_all_kinds_are_no_trouble(honest, images):
     x, y = to_unit(images.images[:30]), images.labels[:30]
-    seen = examine_network(Wrapped(honest, before=Buffers()), x, y)
+    seen = run_static_checks(Wrapped(honest, before=Buffers()), x, y)
     assert not any(finding.suspicious for finding in seen.findings)
     simple = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 256, 10)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would have us use torch.compile
         traced = torch.jit.trace(simple, x)
-    assert not any(finding.suspicious for finding in examine_network(traced, x, y).findings)
+    assert not any(finding.suspicious for finding in run_static_checks(traced, x, y).findings)
 
 
 def test_logits_that_are_not_numbers_are_suspicious(honest, images):

@@ -11,7 +11,7 @@ from torch import nn
 from raymi import evaluate
 from raymi.attacks.catalogue import Batch, Threat, find_attack, run_attack
 from raymi.evaluation.changes import changes_of
-from raymi.evaluation.static_checks import examine_network
+from raymi.evaluation.static_checks import run_static_checks
 
 ALONE = ("scaling.workers=1", "tracking.enabled=false")
 WORDS = (*ALONE, "data.name=digits", "eps=0.1", "samples=20", "checks=0", "attacks=pgd-3")
@@ -183,14 +183,14 @@ def images() -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", INPUTS, ids=lambda kind: kind.__name__)
 def test_a_changed_input_is_named(kind):
-    seen = examine_network(kind().eval(), images(), torch.arange(8))
+    seen = run_static_checks(kind().eval(), images(), torch.arange(8))
     assert "input that changes" in {f.check for f in seen.findings if f.suspicious}
     assert "input that changes" in seen.changes.refusal()
 
 
 @pytest.mark.parametrize(("kind", "name"), STATES.items(), ids=lambda one: str(one))
 def test_changed_state_is_named(kind, name):
-    seen = examine_network(kind().eval(), images(), torch.arange(8))
+    seen = run_static_checks(kind().eval(), images(), torch.arange(8))
     (finding,) = (f for f in seen.findings if f.check == "state that changes")
     assert finding.suspicious
     for text in (finding.text, seen.changes.refusal()):

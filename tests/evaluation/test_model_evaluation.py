@@ -25,21 +25,21 @@ from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.errors import UserError
 from raymi.evaluation.attack_checks import check_ensembles
-from raymi.evaluation.attack_task import Task
+from raymi.evaluation.attack_task import AttackTask
 from raymi.evaluation.blocks import Step, block_seed
-from raymi.evaluation.model_evaluation import Assessment, Settings
+from raymi.evaluation.model_evaluation import ModelEvaluation, Settings
 from raymi.evaluation.report import differences, transfer_matrix
-from raymi.evaluation.scheduler import InThisProcess
-from raymi.evaluation.static_checks import examine_network
+from raymi.evaluation.scheduler import LocalPool
+from raymi.evaluation.static_checks import run_static_checks
 from raymi.evaluation.transfer import crafting, lookup, transfer_name, transferred
-from raymi.evaluation.worker_job import Attackers, Work
+from raymi.evaluation.worker_job import Attackers, WorkerJob
 
 THREAT = Threat("linf", 0.06)
 NUM = 50
 
 
 class Net:
-    """What a `Subject` is to a worker: loads a network."""
+    """What a `ModelSource` is to a worker: loads a network."""
 
     def __init__(self, seed, images):
         torch.manual_seed(seed)
@@ -81,15 +81,15 @@ def pool_of(nets, *assessments):
     ensembles = {one.name: () for one in assessments}
     for one in assessments:
         ensembles[one.name] += one.ensembles
-    work = Work(nets, common.images, ensembles, THREAT, common.seed)
-    return InThisProcess(Attackers(work))
+    work = WorkerJob(nets, common.images, ensembles, THREAT, common.seed)
+    return LocalPool(Attackers(work))
 
 
-def made(nets, assessment, *others, made_before=None):
+def made(nets, evaluation, *others, made_before=None):
     """The report of an assessment, and how many steps had to be made."""
-    pool = pool_of(nets, assessment, *others)
-    steps = list(assessment.run(pool, made_before or lookup({})))
-    return assessment.report(), sum(not known for _, _, known in steps)
+    pool = pool_of(nets, evaluation, *others)
+    steps = list(evaluation.run(pool, made_before or lookup({})))
+    return evaluation.report(), sum(not known for _, _, known in steps)
 
 
 def main_of(*names):
@@ -98,7 +98,7 @@ def main_of(*names):
 
 def test_a_report_counts_what_the_attacks_did(images, nets, tmp_path):
     checks = check_ensembles(30, 4)
-    one = Assessment(settings(images, tmp_path), "a", "digest-a", main_of("pgd-5"), checks)
+    one = ModelEvaluation(settings(images, tmp_path), "a", "digest-a", main_of("pgd-5"), checks)
     report, _ = made(nets, one)
     clean, pgd = report.results
     model, x = nets["a"].load(), to_unit(images.images)
@@ -121,8 +121,8 @@ def test_a_report_counts_what_the_attacks_did(images, nets, tmp_path):
 
 def test_checks_are_judged_once_they_are_complete(images, nets, tmp_path):
     checks = check_ensembles(30, 4)
-    outputs = examine_network(nets["a"].load(), to_unit(images.images), images.labels).findings
-    one = Assessment(
+    outputs = run_static_checks(nets["a"].load(), to_unit(images.images), images.labels).findings
+    one = ModelEvaluation(
         settings(images, tmp_path), "a", "digest-a", main_of("pgd-20"), checks, outputs
     )
     assert one.check_findings() == ()
@@ -142,25 +142,25 @@ def test_checks_are_judged_once_they_are_complete(images, nets, tmp_path):
 
 def test_a_suite_that_grows_goes_on_with_what_is_there(images, nets, tmp_path):
     common = settings(images, tmp_path)
-    _, first = made(nets, Assessment(common, "a", "digest-a", main_of("pgd-2")))
-    larger = Assessment(common, "a", "digest-a", main_of("pgd-2", "fgsm"))
+    _, first = made(nets, ModelEvaluation(common, "a", "digest-a", main_of("pgd-2")))
+    larger = ModelEvaluation(common, "a", "digest-a", main_of("pgd-2", "fgsm"))
     report, more = made(nets, larger)
     assert (first, more) == (6, 3)
-    renamed = Assessment(common, "other", "digest-a", main_of("pgd-2", "fgsm"))
+    renamed = ModelEvaluation(common, "other", "digest-a", main_of("pgd-2", "fgsm"))
     again, none = made(nets, renamed)
     assert none == 0, "the same network under another name"
     assert again.folder == report.folder
     assert [r.right for r in again.results] == [r.right for r in report.results]
-    _, all_of_them = made(nets, Assessment(common, "b", "digest-b", main_of("pgd-2")))
+    _, all_of_them = made(nets, ModelEvaluation(common, "b", "digest-b", main_of("pgd-2")))
     assert all_of_them == 6, "another network"
     two = replace(common, seed=6)
-    assert made(nets, Assessment(two, "a", "digest-a", main_of("pgd-2")))[1] == 6
+    assert made(nets, ModelEvaluation(two, "a", "digest-a", main_of("pgd-2")))[1] == 6
 
 
 def test_two_networks_are_compared_on_the_same_samples(images, nets, tmp_path):
     common = settings(images, tmp_path)
     reports = [
-        made(nets, Assessment(common, name, f"digest-{name}", main_of("pgd-5")))[0]
+        made(nets, ModelEvaluation(common, name, f"digest-{name}", main_of("pgd-5")))[0]
         for name in ("a", "b")
     ]
     clean, pgd = differences(reports)
@@ -174,17 +174,17 @@ def test_two_networks_are_compared_on_the_same_samples(images, nets, tmp_path):
 
 def test_targets_are_judged_by_the_samples_of_a_surrogate(images, nets, tmp_path):
     common = settings(images, tmp_path)
-    maker = Assessment(common, "a", "digest-a", (crafting("pgd-5"),))
-    target = Assessment(
+    maker = ModelEvaluation(common, "a", "digest-a", (crafting("pgd-5"),))
+    target = ModelEvaluation(
         common,
         "b",
         "digest-b",
-        (*main_of("pgd-5"), transferred("pgd-5", "a", maker.ledger.identity)),
-        transfer={transfer_name("pgd-5", "a", maker.ledger.identity): ("pgd-5", "a")},
+        (*main_of("pgd-5"), transferred("pgd-5", "a", maker.store.identity)),
+        transfer={transfer_name("pgd-5", "a", maker.store.identity): ("pgd-5", "a")},
     )
-    itself = Assessment(common, "a", "digest-a", main_of("pgd-5"))
+    itself = ModelEvaluation(common, "a", "digest-a", main_of("pgd-5"))
     list(maker.run(pool_of(nets, maker, target), lookup({})))
-    found = lookup({transfer_name("pgd-5", "a", maker.ledger.identity): (maker.ledger, "pgd-5")})
+    found = lookup({transfer_name("pgd-5", "a", maker.store.identity): (maker.store, "pgd-5")})
     report, _ = made(nets, target, made_before=found)
     source, model, x = nets["a"].load(), nets["b"].load(), to_unit(images.images)
     right = predicted(model, x) == images.labels
@@ -193,7 +193,7 @@ def test_targets_are_judged_by_the_samples_of_a_surrogate(images, nets, tmp_path
         batch = Batch(x[index], images.labels[index], index, block_seed(5, block))
         x_adv = run_attack(find_attack("pgd-5"), source, batch, THREAT).x_adv
         right[index] &= predicted(model, x_adv) == images.labels[index]
-    name = transfer_name("pgd-5", "a", maker.ledger.identity)
+    name = transfer_name("pgd-5", "a", maker.store.identity)
     assert torch.equal(report.withstand[name], right)
     clean, white, black = report.results
     assert white.right < black.right < clean.right, "or this shows little"
@@ -212,25 +212,25 @@ def test_the_same_weights_with_other_answers_are_another_network(images, nets, t
     """As where it reads a file, or a constant of another module, that has changed."""
     common = settings(images, tmp_path)
     x, y = to_unit(images.images), images.labels
-    known = examine_network(nets["a"].load(), x, y).outputs
-    first = Assessment(common, "a", "digest-a", main_of("fgsm"), known_by=known)
+    known = run_static_checks(nets["a"].load(), x, y).outputs
+    first = ModelEvaluation(common, "a", "digest-a", main_of("fgsm"), fingerprint=known)
     assert made(nets, first)[1] == 6
     others = [
         replace(known, logits=-known.logits),
         replace(known, slopes=torch.zeros_like(known.slopes)),
         replace(known, random=True),
     ]
-    folders = {first.ledger.folder}
+    folders = {first.store.folder}
     for other in others:
-        changed = replace(first, known_by=other)
+        changed = replace(first, fingerprint=other)
         assert made(nets, changed)[1] == 6, "not a single outcome of another one"
-        folders.add(changed.ledger.folder)
-        assert made(nets, replace(first, known_by=other))[1] == 0
+        folders.add(changed.store.folder)
+        assert made(nets, replace(first, fingerprint=other))[1] == 0
     assert len(folders) == 4
     rounded = replace(known, logits=known.logits + 1e-5, slopes=1.01 * known.slopes)
-    assert made(nets, replace(first, known_by=rounded))[1] == 0
-    assert len({replace(first, known_by=o).ledger.identity for o in (known, *others)}) == 4
-    work = Work(nets, images, {"a": main_of("fgsm")}, THREAT, 5, known_by={"a": others[0]})
+    assert made(nets, replace(first, fingerprint=rounded))[1] == 0
+    assert len({replace(first, fingerprint=o).store.identity for o in (known, *others)}) == 4
+    work = WorkerJob(nets, images, {"a": main_of("fgsm")}, THREAT, 5, fingerprint={"a": others[0]})
     with pytest.raises(UserError, match="a answers otherwise in a worker"):
         Attackers(work)("a")
 
@@ -243,7 +243,7 @@ def test_a_network_in_half_precision_is_attacked_by_all(images, nets, tmp_path):
 
     half = {"a": Half(1, images)}
     common = settings(images.at_most(10), tmp_path)
-    one = Assessment(common, "a", "digest", main_of("apgd-ce", "square-1000", "fab-t"))
+    one = ModelEvaluation(common, "a", "digest", main_of("apgd-ce", "square-1000", "fab-t"))
     report, _ = made(half, one)
     assert len(report.results) == 4
 
@@ -255,7 +255,7 @@ class ToHalf(nn.Module):
 
 def test_exported_samples_have_their_places_in_the_data_set(images, nets, tmp_path):
     some = images.at_most(20)
-    one = Assessment(settings(some, tmp_path), "a", "digest-a", main_of("pgd-2"), keep=True)
+    one = ModelEvaluation(settings(some, tmp_path), "a", "digest-a", main_of("pgd-2"), keep=True)
     made(nets, one)
     rows = pq.read_table(one.export()).to_pylist()
     places = {row["selected"]: row["sample"] for row in rows if row["attack"] == "clean"}
@@ -272,9 +272,11 @@ def test_samples_that_are_selected_otherwise_have_the_same_starts(images, nets, 
     some = images.at_most(20)
     found = []
     for chosen in (some, some.subset([3, 7])):
-        attacker = pool_of(nets, Assessment(settings(chosen, tmp_path), "a", "d", main_of("pgd-1")))
+        attacker = pool_of(
+            nets, ModelEvaluation(settings(chosen, tmp_path), "a", "d", main_of("pgd-1"))
+        )
         which = torch.tensor([3, 7]) if chosen is some else torch.arange(2)
-        task = Task("a", Step("pgd-1", 0, "pgd-1", 0), which, keep=True)
+        task = AttackTask("a", Step("pgd-1", 0, "pgd-1", 0), which, keep=True)
         attacker.submit(task)
         found.append(attacker.next().x_adv)
     torch.testing.assert_close(found[0], found[1])
@@ -283,7 +285,7 @@ def test_samples_that_are_selected_otherwise_have_the_same_starts(images, nets, 
 def test_the_export_has_what_earlier_commands_made(images, nets, tmp_path):
     common = settings(images, tmp_path)
     for name in ("pgd-2", "fgsm"):
-        one = Assessment(common, "a", "digest-a", main_of(name))
+        one = ModelEvaluation(common, "a", "digest-a", main_of(name))
         made(nets, one)
     attacks = {row["attack"] for row in pq.read_table(one.export()).to_pylist()}
     assert attacks == {"clean", "pgd-2", "fgsm"}
@@ -291,7 +293,9 @@ def test_the_export_has_what_earlier_commands_made(images, nets, tmp_path):
 
 def test_an_attack_that_makes_no_image_is_doubtful(images, nets, tmp_path):
     broken = EvaluationAttack("broken", lambda model, batch, threat: batch.x * float("nan"))
-    one = Assessment(settings(images, tmp_path), "a", "digest", (Ensemble("broken", (broken,)),))
+    one = ModelEvaluation(
+        settings(images, tmp_path), "a", "digest", (Ensemble("broken", (broken,)),)
+    )
     report, _ = made(nets, one)
     assert [finding.check for finding in report.suspicions] == ["no images of broken"]
 
@@ -302,9 +306,9 @@ def test_surrogates_of_one_name_are_told_apart():
 
 
 def test_all_adversarial_samples_can_be_kept(images, nets, tmp_path):
-    one = Assessment(settings(images, tmp_path), "a", "digest-a", main_of("pgd-2"), keep=True)
+    one = ModelEvaluation(settings(images, tmp_path), "a", "digest-a", main_of("pgd-2"), keep=True)
     steps = list(one.run(pool_of(nets, one), lookup({})))
-    kept = [one.ledger.adversarial(step) for step, _, _ in steps if step.attack == "pgd-2"]
+    kept = [one.store.adversarial(step) for step, _, _ in steps if step.attack == "pgd-2"]
     assert all(x_adv.shape == (len(samples), 3, 8, 8) for samples, x_adv in kept)
     assert [known for _, _, known in steps] == [False] * 6
     assert not list(tmp_path.glob("*/clean/**/*.safetensors")), "those of the attacks alone"

@@ -21,17 +21,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from raymi.attacks.catalogue import Batch, Threat, find_attack, run_attack
-from raymi.commands.find_model import FORMS, find_subject, needs_data
+from raymi.commands.find_model import FORMS, find_model_source, needs_data
 from raymi.config import Config
 from raymi.errors import UserError
 from raymi.evaluation.exported_program import Program, load_program
 from raymi.evaluation.model_source import (
-    Subject,
+    ModelSource,
     check_classifier,
-    function_subject,
+    function_source,
     plain_name,
-    program_subject,
-    raymi_subject,
+    program_source,
+    raymi_source,
 )
 from raymi.evaluation.weight_files import read_weights
 from raymi.models import architecture, build_model
@@ -121,7 +121,7 @@ def original(folder: RunFolder, which: str) -> nn.Module:
 
 
 def find(name: object, which: str | None = None, config: Config | None = None, **sizes: int):
-    return find_subject(str(name), config or tiny_runs.tiny_config(), which=which, **sizes)
+    return find_model_source(str(name), config or tiny_runs.tiny_config(), which=which, **sizes)
 
 
 SIZES = {"num_classes": 10, "image_size": 8}
@@ -147,13 +147,13 @@ def same(model: nn.Module, other: nn.Module) -> bool:
 @pytest.mark.parametrize("which", ["best", "last", "best-averaged", "last-averaged"])
 def test_a_run_and_its_files_give_the_same_subject(trained, which):
     by_run, by_file = find(trained.path, which), find(trained.weights(which))
-    assert same(by_run.subject.load(), original(trained, which))
-    assert by_run.subject == by_file.subject
-    assert by_run.subject.name == f"tiny-{which}"
+    assert same(by_run.source.load(), original(trained, which))
+    assert by_run.source == by_file.source
+    assert by_run.source.name == f"tiny-{which}"
     assert by_file.folder is not None
     assert by_file.folder.path == trained.path
     assert by_file.config == by_run.config == trained.read_config()
-    assert not by_file.subject.load().training
+    assert not by_file.source.load().training
 
 
 def test_a_run_by_its_name_gives_the_chosen_model(trained):
@@ -161,7 +161,7 @@ def test_a_run_by_its_name_gives_the_chosen_model(trained):
     journal = trained.journal.read_text().splitlines()
     chosen = [line for line in journal if '"chosen": true' in line]
     assert len(chosen) == 1
-    name = find("tiny", config=config).subject.name
+    name = find("tiny", config=config).source.name
     assert f'"which": "{name.removeprefix("tiny-")}"' in chosen[0]
 
 
@@ -175,25 +175,25 @@ def test_a_run_that_has_not_ended_offers_its_checkpoints(trained, tmp_path):
         find(folder.path)
     newest = sorted(folder.checkpoints.iterdir())[-1]
     for which in ("last", "best", "last-averaged", "best-averaged", None):
-        found = find(newest, which).subject
-        assert found.digest == find(trained.path, which or "last").subject.digest
-    assert find(newest).subject.name.startswith("cut-step-000000")
+        found = find(newest, which).source
+        assert found.digest == find(trained.path, which or "last").source.digest
+    assert find(newest).source.name.startswith("cut-step-000000")
 
 
 def test_the_digest_is_of_the_network_and_not_of_its_name_or_file(trained):
     state, built_as = load_file(trained.weights("best")), architecture(
         "small-cnn", num_classes=10, image_size=8, width=0.5, depth=4
     )  # fmt: skip
-    subject = raymi_subject("one", built_as, state)
+    source = raymi_source("one", built_as, state)
     turned = {k: state[k] for k in reversed(state)}
-    assert raymi_subject("two", built_as, turned).digest == subject.digest
+    assert raymi_source("two", built_as, turned).digest == source.digest
     for key in ("net.classifier.bias", "normalize.std"):
         value = state[key].flatten()[0].nextafter(torch.tensor(9.0))
         changed = state[key].clone()
         changed.view(-1)[0] = value
-        assert raymi_subject("one", built_as, {**state, key: changed}).digest != subject.digest
+        assert raymi_source("one", built_as, {**state, key: changed}).digest != source.digest
     full = architecture("small-cnn", num_classes=10, image_size=8, depth=4)
-    assert raymi_subject("one", full, state).digest != subject.digest
+    assert raymi_source("one", full, state).digest != source.digest
 
 
 def test_a_familys_own_width_and_depth_are_the_same_network_as_when_they_are_given():
@@ -207,8 +207,8 @@ def test_a_run_of_the_users_own_network_is_found(tmp_path, name):
     settings = {"model.name": function, "model.width": None, "model.depth": None}
     folder = train(tmp_path / "own", settings)
     found = find(folder.path, "last")
-    assert same(found.subject.load(), original(folder, "last"))
-    assert found.subject.digest == find(folder.weights("last")).subject.digest
+    assert same(found.source.load(), original(folder, "last"))
+    assert found.source.digest == find(folder.weights("last")).source.digest
 
 
 def test_parametrized_networks_are_found(user_nets, tmp_path):
@@ -220,7 +220,7 @@ def test_parametrized_networks_are_found(user_nets, tmp_path):
     config = Config.model_validate({"model": {"name": function}})
     assert needs_data(str(path), config)
     found = find(path, config=config, **SIZES)
-    assert same(found.subject.load(), model.eval())
+    assert same(found.source.load(), model.eval())
     assert (found.config, found.folder) == (None, None)
     with pytest.raises(ValueError, match="give num_classes"):
         find(path, config=config)
@@ -233,12 +233,12 @@ def test_files_of_others_are_built_from_the_settings(trained, tmp_path, suffix):
     wrapped = {f"module.{k}": v for k, v in state.items()}
     save_file(state, path) if suffix == ".safetensors" else torch.save(wrapped, path)
     (tmp_path / "config.json").write_text("{}")  # of something else than raymi
-    found = find(path, **SIZES).subject
+    found = find(path, **SIZES).source
     assert found.name == "copy"
-    assert found.digest == find(trained.path, "best").subject.digest
+    assert found.digest == find(trained.path, "best").source.digest
     other = tiny_runs.tiny_config({"model.depth": 7})
     with pytest.raises(UserError, match=r"are not those of name=small-cnn.*model\.depth"):
-        find(path, config=other, **SIZES).subject.load()
+        find(path, config=other, **SIZES).source.load()
     with pytest.raises(UserError, match="one model: leave out last"):
         find(path, "last", **SIZES)
 
@@ -279,11 +279,11 @@ def test_functions_get_what_they_take_and_random_state_is_left_alone(user_nets):
     for function in ("plain", "sized", "spectral"):
         name = f"{user_nets.stem}:{function}"
         assert needs_data(name, tiny_runs.tiny_config())
-        subject = find(name, **SIZES).subject
-        assert subject.name == f"{user_nets.stem}-{function}"
-        assert same(subject.load(), subject.load())
-        assert subject == find(name, **SIZES).subject
-        check_classifier(name, subject.load(), **SIZES)
+        source = find(name, **SIZES).source
+        assert source.name == f"{user_nets.stem}-{function}"
+        assert same(source.load(), source.load())
+        assert source == find(name, **SIZES).source
+        check_classifier(name, source.load(), **SIZES)
     assert torch.equal(state[0], torch.get_rng_state())
     assert random.getstate() == state[1]
     assert np.random.get_state()[1].tolist() == state[2]  # noqa: NPY002
@@ -291,7 +291,7 @@ def test_functions_get_what_they_take_and_random_state_is_left_alone(user_nets):
 
 def test_functions_get_raw_images(user_nets):
     name = f"{user_nets.stem}:plain"
-    model = function_subject(name, **SIZES).load()
+    model = function_source(name, **SIZES).load()
     assert same(model, nn.Sequential(nn.Flatten(), model[1]))
 
 
@@ -307,29 +307,29 @@ def test_functions_get_raw_images(user_nets):
 )
 def test_what_functions_do_wrong_is_said_in_one_line(user_nets, function, message):
     with pytest.raises(UserError, match=message) as refusal:
-        find(f"{user_nets.stem}:{function}", **SIZES).subject.load()
+        find(f"{user_nets.stem}:{function}", **SIZES).source.load()
     assert "\n" not in str(refusal.value)
 
 
 def test_a_function_that_changed_is_refused(user_nets):
-    subject = function_subject(f"{user_nets.stem}:plain", **SIZES)
+    source = function_source(f"{user_nets.stem}:plain", **SIZES)
     user_nets.write_text(USER_NETS + "\n# another line\n")
     with pytest.raises(UserError, match="is not the classifier that was found"):
-        subject.load()
+        source.load()
 
 
 def test_changed_weights_are_refused(trained):
-    subject, other = (find(trained.path, which).subject for which in ("best", "best-averaged"))
-    assert subject.digest != other.digest
+    source, other = (find(trained.path, which).source for which in ("best", "best-averaged"))
+    assert source.digest != other.digest
     with pytest.raises(UserError, match="is not the classifier that was found"):
-        dataclasses.replace(subject, weights=other.weights).load()
+        dataclasses.replace(source, weights=other.weights).load()
 
 
 def test_outputs_are_checked_for_two_images_and_for_one(user_nets, trained):
-    model = find(trained.path).subject.load()
+    model = find(trained.path).source.load()
     with pytest.raises(UserError, match=r"logits \(2, 100\), got \(2, 10\)"):
         check_classifier("mine", model, 100, 8)
-    squeezing = function_subject(f"{user_nets.stem}:one_by_one", **SIZES).load()
+    squeezing = function_source(f"{user_nets.stem}:one_by_one", **SIZES).load()
     with pytest.raises(UserError, match=r"logits \(1, 10\), got \(10,\)"):
         check_classifier("mine", squeezing, 10, 8)
     frozen = load_program(exported(original(trained, "best"), dynamic=False), "frozen")
@@ -359,25 +359,25 @@ torch.save([subject.load()(x).detach() for subject in subjects], sys.argv[2])
 
 
 def test_subjects_travel_to_other_processes(trained, user_nets, tmp_path):
-    program = program_subject("program", exported(original(trained, "best")))
-    function = function_subject(f"{user_nets.stem}:sized", **SIZES)
-    subjects = [find(trained.path, "best").subject, function, program]
+    program = program_source("program", exported(original(trained, "best")))
+    function = function_source(f"{user_nets.stem}:sized", **SIZES)
+    sources = [find(trained.path, "best").source, function, program]
     file, out = tmp_path / "subjects.pickle", tmp_path / "logits.pt"
-    file.write_bytes(pickle.dumps(subjects))
+    file.write_bytes(pickle.dumps(sources))
     paths = os.pathsep.join([str(Path(tiny_runs.__file__).parents[1]), str(tmp_path)])
     subprocess.run(
         [sys.executable, "-c", FRESH, str(file), str(out)], check=True, timeout=300,
         env={**os.environ, "PYTHONPATH": paths},
     )  # fmt: skip
-    for subject, logits in zip(subjects, torch.load(out), strict=True):
-        assert torch.equal(logits, subject.load()(images()).detach())
+    for source, logits in zip(sources, torch.load(out), strict=True):
+        assert torch.equal(logits, source.load()(images()).detach())
 
 
 def test_a_program_is_a_network_like_any_other(trained, tmp_path):
     path = tmp_path / "net.pt2"
     path.write_bytes(exported(original(trained, "best")))
     assert not needs_data(str(path), tiny_runs.tiny_config())
-    program, model = find(path).subject.load(), original(trained, "best")
+    program, model = find(path).source.load(), original(trained, "best")
     assert isinstance(program, Program)
     for num in (1, 2, 7):
         x, same_x = images(num).requires_grad_(), images(num).requires_grad_()
@@ -397,7 +397,7 @@ def test_a_program_is_a_network_like_any_other(trained, tmp_path):
 @pytest.mark.parametrize("attack", ["pgd-3", "apgd-ce"])
 def test_programs_are_attacked_as_the_network_itself_and_left_as_they_were(trained, attack):
     model = original(trained, "best")
-    program = program_subject("program", exported(model)).load()
+    program = program_source("program", exported(model)).load()
     before = {k: v.clone() for k, v in program.state_dict().items()}
     flags = [module.training for module in program.modules()]
     x = images(4)
@@ -463,4 +463,4 @@ def test_names_are_plain():
     assert plain_name("../my nets/θ:net") == "my-nets-net"
     assert plain_name("@") == "model"
     assert len(plain_name("x" * 300)) == 80
-    assert Subject("a", {"kind": "program"}, b"secret", "0").__repr__().find("secret") == -1
+    assert ModelSource("a", {"kind": "program"}, b"secret", "0").__repr__().find("secret") == -1

@@ -18,7 +18,7 @@ from raymi.evaluation.protocol import (
     block_size,
     code_digest,
     name_of,
-    question_of,
+    protocol_of,
     settings_of,
 )
 
@@ -32,8 +32,8 @@ def images(seed=0):
     return ImageSet(pixels, torch.arange(4), tuple("abcd"))
 
 
-def question(model="abc", seed_of_images=0, threat=Threat("linf", 0.1), **changed):  # noqa: B008
-    return question_of(model, images(seed_of_images), threat, **(GIVEN | changed))
+def protocol(model="abc", seed_of_images=0, threat=Threat("linf", 0.1), **changed):  # noqa: B008
+    return protocol_of(model, images(seed_of_images), threat, **(GIVEN | changed))
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def question(model="abc", seed_of_images=0, threat=Threat("linf", 0.1), **change
     ids=str,
 )
 def test_whatever_changes_an_outcome_changes_the_name(other):
-    assert name_of(question()) == name_of(json.loads(json.dumps(question())))
-    assert name_of(question(**other)) != name_of(question())
+    assert name_of(protocol()) == name_of(json.loads(json.dumps(protocol())))
+    assert name_of(protocol(**other)) != name_of(protocol())
 
 
 def copy_of_the_code(folder):
@@ -61,7 +61,7 @@ def copy_of_the_code(folder):
 
 def test_the_code_of_attacks_is_part_of_the_question(tmp_path):
     assert (
-        question()["code"] == code_digest(PACKAGE) == code_digest(copy_of_the_code(tmp_path / "a"))
+        protocol()["code"] == code_digest(PACKAGE) == code_digest(copy_of_the_code(tmp_path / "a"))
     )
 
 

@@ -16,8 +16,8 @@ from raymi.data import ImageSet
 from raymi.errors import StorageError, UserError
 from raymi.evaluation.attack_task import make
 from raymi.evaluation.blocks import CLEAN, BlockAttacker, Outcome, Schedule, Step, block_seed
-from raymi.evaluation.outcome_store import Ledger
-from raymi.evaluation.scheduler import InThisProcess, run
+from raymi.evaluation.outcome_store import OutcomeStore
+from raymi.evaluation.scheduler import LocalPool, run
 
 THREAT = Threat("linf", 0.1)
 ENSEMBLES = (
@@ -54,11 +54,11 @@ def num_steps(schedule):
     return sum(schedule.steps_by_attack().values())
 
 
-class Counting(InThisProcess):
+class Counting(LocalPool):
     """Ends the evaluation, as a kill does, before the step of a number."""
 
     def __init__(self, attacker, die_at=None):
-        super().__init__(lambda subject: attacker)
+        super().__init__(lambda source: attacker)
         self.made, self.die_at = 0, die_at
 
     def next(self):
@@ -71,7 +71,9 @@ class Counting(InThisProcess):
 def evaluate(attacker, folder, die_at=None):
     """All outcomes by step, and how many steps were made."""
     pool = Counting(attacker, die_at)
-    found = {step: outcome for step, outcome, _ in run(schedule(), Ledger(folder, QUESTION), pool)}
+    found = {
+        step: outcome for step, outcome, _ in run(schedule(), OutcomeStore(folder, QUESTION), pool)
+    }
     return found, pool.made
 
 
@@ -137,9 +139,9 @@ def test_the_order_of_steps_does_not_matter(attacker, whole, tmp_path):
             self.waiting.append(task)
 
         def next(self):
-            return make(self.waiting.pop(), lambda subject: attacker)
+            return make(self.waiting.pop(), lambda source: attacker)
 
-    found = run(schedule(), Ledger(tmp_path / "ledger", QUESTION), LastFirst())
+    found = run(schedule(), OutcomeStore(tmp_path / "ledger", QUESTION), LastFirst())
     expect_equal({step: outcome for step, outcome, _ in found}, whole)
 
 
@@ -159,51 +161,51 @@ def test_a_damaged_record_is_made_again(attacker, whole, tmp_path):
 
 def test_a_record_of_other_samples_is_not_used(attacker, whole, tmp_path):
     """As after a damaged record before it, when another machine rounds otherwise."""
-    ledger = Ledger(tmp_path / "ledger", QUESTION)
+    store = OutcomeStore(tmp_path / "ledger", QUESTION)
     step = Step("pgd-3", 0, "pgd-3", 1)
-    ledger.record(step, attacker.perform(step, torch.tensor([10, 11]))[0])
+    store.record(step, attacker.perform(step, torch.tensor([10, 11]))[0])
     expect_equal(evaluate(attacker, tmp_path / "ledger")[0], whole)
 
 
 def test_two_questions_never_share_a_ledger(tmp_path):
-    Ledger(tmp_path / "ledger", QUESTION)
-    Ledger(tmp_path / "ledger", json.loads(json.dumps(QUESTION)))
+    OutcomeStore(tmp_path / "ledger", QUESTION)
+    OutcomeStore(tmp_path / "ledger", json.loads(json.dumps(QUESTION)))
     other = {"model": "abd", "threat": {"norm": "linf", "eps": 0.1}}
     with pytest.raises(UserError, match=r'model: there "abc", now "abd"'):
-        Ledger(tmp_path / "ledger", other)
+        OutcomeStore(tmp_path / "ledger", other)
     with pytest.raises(UserError, match=r"threat.eps: there 0.1, now nothing"):
-        Ledger(tmp_path / "ledger", {"model": "abc", "threat": {"norm": "linf"}})
+        OutcomeStore(tmp_path / "ledger", {"model": "abc", "threat": {"norm": "linf"}})
     for more in ({"extra": None}, {"extra": {}}):
         with pytest.raises(UserError, match=r"extra: there nothing, now (null|\{\})"):
-            Ledger(tmp_path / "ledger", QUESTION | more)
+            OutcomeStore(tmp_path / "ledger", QUESTION | more)
     (tmp_path / "holiday.jpg").touch()
     with pytest.raises(UserError, match="is no ledger"):
-        Ledger(tmp_path, QUESTION)
+        OutcomeStore(tmp_path, QUESTION)
 
 
 def test_attacks_may_be_added_to_a_ledger_and_never_changed(tmp_path):
-    Ledger(tmp_path, QUESTION, {"pgd-3": {"steps": 3}})
-    Ledger(tmp_path, QUESTION, {"fgsm": {"steps": 1}})
-    Ledger(tmp_path, QUESTION, {"fgsm": {"steps": 1}, "pgd-3": {"steps": 3}})
+    OutcomeStore(tmp_path, QUESTION, {"pgd-3": {"steps": 3}})
+    OutcomeStore(tmp_path, QUESTION, {"fgsm": {"steps": 1}})
+    OutcomeStore(tmp_path, QUESTION, {"fgsm": {"steps": 1}, "pgd-3": {"steps": 3}})
     with pytest.raises(UserError, match=r"pgd-3.steps: there 3, now 4"):
-        Ledger(tmp_path, QUESTION, {"pgd-3": {"steps": 4}})
+        OutcomeStore(tmp_path, QUESTION, {"pgd-3": {"steps": 4}})
 
 
 def test_adversarial_samples_are_kept_where_they_are_asked_for(attacker, whole, tmp_path):
     def made(keep):
-        pool, ledger = Counting(attacker), Ledger(tmp_path / "ledger", QUESTION)
-        list(run(schedule(), ledger, pool, keep=keep))
-        return ledger, pool.made
+        pool, store = Counting(attacker), OutcomeStore(tmp_path / "ledger", QUESTION)
+        list(run(schedule(), store, pool, keep=keep))
+        return store, pool.made
 
     made(lambda step: False)
-    ledger, again = made(lambda step: step.attack == "pgd-3")
+    store, again = made(lambda step: step.attack == "pgd-3")
     assert again == 3, "what was not kept is made again"
-    samples, x_adv = ledger.adversarial(Step("pgd-3", 0, "pgd-3", 1))
+    samples, x_adv = store.adversarial(Step("pgd-3", 0, "pgd-3", 1))
     outcome = whole[Step("pgd-3", 0, "pgd-3", 1)]
     assert torch.equal(samples, outcome.samples)
     x = attacker.images.images[samples] / 255
     torch.testing.assert_close((x_adv - x).abs().amax((1, 2, 3)), outcome.linf)
-    assert ledger.adversarial(Step("ti-dim", 0, "ti-dim", 1)) is None
+    assert store.adversarial(Step("ti-dim", 0, "ti-dim", 1)) is None
     assert made(lambda step: step.attack == "pgd-3")[1] == 0
 
 
@@ -230,18 +232,18 @@ def test_samples_made_on_another_classifier_are_only_judged(attacker, images):
 
 def test_a_ledger_that_was_killed_at_its_first_write_is_begun(tmp_path):
     (tmp_path / ".question.json.4711.tmp").write_text("{")
-    Ledger(tmp_path, QUESTION)
+    OutcomeStore(tmp_path, QUESTION)
     (tmp_path / "question.json").write_text('{"model": ')
     with pytest.raises(UserError, match="is damaged, so nobody knows"):
-        Ledger(tmp_path, QUESTION)
+        OutcomeStore(tmp_path, QUESTION)
 
 
 def test_one_process_at_a_time_has_a_ledger(tmp_path):
-    with Ledger(tmp_path, QUESTION).alone():
+    with OutcomeStore(tmp_path, QUESTION).lock():
         with pytest.raises(UserError, match="is going on in another process"):
-            with Ledger(tmp_path, QUESTION).alone():
+            with OutcomeStore(tmp_path, QUESTION).lock():
                 pass
-    with Ledger(tmp_path, QUESTION).alone():
+    with OutcomeStore(tmp_path, QUESTION).lock():
         pass
 
 
@@ -265,19 +267,19 @@ def test_a_network_that_draws_random_numbers_has_results_of_its_own_too(attacker
 
 
 def test_storage_that_refuses_is_one_error(attacker, tmp_path):
-    ledger = Ledger(tmp_path / "ledger", QUESTION)
+    store = OutcomeStore(tmp_path / "ledger", QUESTION)
     (tmp_path / "ledger" / CLEAN).write_text("in the way")
     step = Step(CLEAN, 0, CLEAN, 0)
     outcome, _ = attacker.perform(step, torch.arange(10))
     with pytest.raises(StorageError, match="what was recorded is kept"):
-        ledger.record(step, outcome)
+        store.record(step, outcome)
 
 
 def test_the_export_has_a_row_for_each_sample_of_each_step(whole, tmp_path):
-    ledger = Ledger(tmp_path / "ledger", QUESTION)
+    store = OutcomeStore(tmp_path / "ledger", QUESTION)
     for step, outcome in whole.items():
-        ledger.record(step, outcome)
-    ledger.export(tmp_path / "all.parquet")
+        store.record(step, outcome)
+    store.export(tmp_path / "all.parquet")
     table = pq.read_table(tmp_path / "all.parquet")
     assert table.num_rows == sum(len(outcome.samples) for outcome in whole.values())
     rows = table.to_pylist()

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from raymi.commands.find_model import find_subject, needs_data
+from raymi.commands.find_model import find_model_source, needs_data
 from raymi.errors import UserError
 from raymi.evaluation.weight_files import read_weights
 from raymi.models import build_model
@@ -31,7 +31,7 @@ def model() -> nn.Module:
 
 def found(path, which=None, **settings) -> dict[str, Tensor]:
     config = tiny_runs.tiny_config(settings)
-    return find_subject(str(path), config, which=which, **SIZES).subject.load().state_dict()
+    return find_model_source(str(path), config, which=which, **SIZES).source.load().state_dict()
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -132,9 +132,9 @@ def test_usual_suffixes_are_accepted_in_any_case(name, model, tmp_path):
     path, state = tmp_path / name, model.state_dict()
     save_file(state, path) if "SAFE" in name else torch.save({"state_dict": state}, path)
     assert needs_data(str(path), tiny_runs.tiny_config())
-    subject = find_subject(str(path), tiny_runs.tiny_config(), **SIZES).subject
-    assert subject.name == "w"
-    assert same(subject.load().state_dict(), state)
+    source = find_model_source(str(path), tiny_runs.tiny_config(), **SIZES).source
+    assert source.name == "w"
+    assert same(source.load().state_dict(), state)
 
 
 def test_a_file_is_read_by_its_content(model, tmp_path):

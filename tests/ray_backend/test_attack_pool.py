@@ -36,10 +36,10 @@ from raymi_command import environment, wait_for
 
 from raymi.config import ScalingConfig
 from raymi.errors import UserError
-from raymi.evaluation.attack_task import StepFailed, Task
+from raymi.evaluation.attack_task import AttackTask, StepFailed
 from raymi.evaluation.blocks import CLEAN, Step
-from raymi.evaluation.scheduler import InThisProcess, Pool
-from raymi.evaluation.worker_job import Attackers, Work
+from raymi.evaluation.scheduler import LocalPool, Pool
+from raymi.evaluation.worker_job import Attackers, WorkerJob
 from raymi.ray_backend.session import ray_session
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -73,7 +73,9 @@ def start(connected: None, folder: Path) -> Iterator[Callable[..., Any]]:
 
     pools = []
 
-    def start(work: Work, *, workers: int = 2, max_failures: int = 2, tell: Any = print) -> Pool:
+    def start(
+        work: WorkerJob, *, workers: int = 2, max_failures: int = 2, tell: Any = print
+    ) -> Pool:
         scaling = ScalingConfig(workers=workers, max_failures=max_failures)
         pools.append(AttackPool(work, scaling, use_gpu=False, import_path=str(folder), tell=tell))
         return pools[-1]
@@ -124,10 +126,10 @@ def test_the_step_of_a_killed_worker_is_made_again(
 def test_a_slow_worker_does_not_delay_other_steps(start: Any, mine: Any, tmp_path: Path) -> None:
     slow = mine.With(mine.WaitsFor(tmp_path))
     pool = start(work(slow=slow, net=mine.Plain()))
-    pool.submit(FIRST._replace(subject="slow"))
+    pool.submit(FIRST._replace(source="slow"))
     for block in range(1, 4):
         samples = torch.arange(10 * block, 10 * block + 5)
-        pool.submit(Task("net", Step(CLEAN, 0, CLEAN, block), samples))
+        pool.submit(AttackTask("net", Step(CLEAN, 0, CLEAN, block), samples))
     assert [pool.next().step.block for _ in range(3)] == [1, 2, 3], "in order of submission"
     (tmp_path / "go").touch()
     assert pool.next().step.block == 0
@@ -158,17 +160,17 @@ def test_faults_are_one_message_each_and_leave_the_worker_usable(start: Any, min
     """One pool: an error, a lack of memory, a classifier that cannot be loaded, warnings."""
     messages: list[str] = []
     no_memory = mine.Fails("CUDA error: out of memory\nCompile with ...")
-    subjects = {
+    sources = {
         "faulty": mine.With(mine.Fails("shapes do not fit")),
         "large": mine.With(no_memory),
         "missing": mine.CannotBeLoaded(),
         "warns": mine.With(mine.Warns()),
         "net": mine.Plain(),
     }
-    pool = start(work(**subjects), workers=1, tell=messages.append)
+    pool = start(work(**sources), workers=1, tell=messages.append)
 
-    def message_of(pool: Pool, subject: str, kind: type[Exception]) -> str:
-        pool.submit(FIRST._replace(subject=subject))
+    def message_of(pool: Pool, source: str, kind: type[Exception]) -> str:
+        pool.submit(FIRST._replace(source=source))
         with pytest.raises(kind) as error:
             pool.next()
         return str(error.value)
@@ -178,20 +180,20 @@ def test_faults_are_one_message_each_and_leave_the_worker_usable(start: Any, min
     assert message == (
         f"clean on block 0 of faulty: RuntimeError: shapes do not fit ({mine.__file__}:{line})"
     )
-    here = InThisProcess(Attackers(work(faulty=subjects["faulty"])))
+    here = LocalPool(Attackers(work(faulty=sources["faulty"])))
     assert message_of(here, "faulty", StepFailed) == message
     message = message_of(pool, "large", UserError)
     assert re.search(r"block 0 of large: 10 images .* smaller evaluation.block", message)
     message = message_of(pool, "missing", StepFailed)
     assert re.search(r"block 0 of missing: FileNotFoundError: .*nowhere.pt", message)
     for _ in range(2):
-        pool.submit(FIRST._replace(subject="warns"))
+        pool.submit(FIRST._replace(source="warns"))
         pool.next()
     assert messages == ["odd pixels"], "raymi's own warning, once"
 
     step, x_adv = Step("pgd-3", 0, "pgd-3", 0), torch.rand(SIZE, 3, 12, 12)
     for keep in (True, False):
-        pool.submit(Task("net", step, torch.arange(SIZE), x_adv, keep))
+        pool.submit(AttackTask("net", step, torch.arange(SIZE), x_adv, keep))
     assert torch.equal(pool.next().x_adv, x_adv), "samples come back if they are asked for"
     assert pool.next().x_adv is None
 

@@ -39,7 +39,7 @@ def test_a_wait_for_other_jobs_is_said_with_what_is_asked_there_and_free(
 ) -> None:
     cluster({"CPU": 4}, {"CPU": 4}, free={"CPU": 1.0})
     said: list[str] = []
-    free_slots.say_what_is_awaited(ScalingConfig(workers=3), {"CPU": 1}, said.append)
+    free_slots.print_missing_slots(ScalingConfig(workers=3), {"CPU": 1}, said.append)
     assert said == [
         "waiting for places: asked for scaling.workers=3 with 1 CPU each, the nodes have places "
         "for 8, 1 of them free; the run begins when other jobs end"
@@ -49,7 +49,7 @@ def test_a_wait_for_other_jobs_is_said_with_what_is_asked_there_and_free(
 def test_free_places_are_not_awaited(cluster: Callable[..., None]) -> None:
     cluster({"CPU": 4}, free={"CPU": 2.0})
     said: list[str] = []
-    free_slots.say_what_is_awaited(ScalingConfig(workers="2..4"), {"CPU": 1}, said.append)
+    free_slots.print_missing_slots(ScalingConfig(workers="2..4"), {"CPU": 1}, said.append)
     assert said == []
 
 
@@ -59,7 +59,7 @@ def test_a_wait_for_nodes_is_said_and_ends_with_what_is_missing(
     cluster({"CPU": 4}, free={"CPU": 4.0})
     scaling, said = ScalingConfig(workers=2, wait_minutes=1e-3), list[str]()
     with pytest.raises(UserError, match="have places for 0"):
-        free_slots.wait_for_places(scaling, {"CPU": 1, "GPU": 1}, said.append, nothing)
+        free_slots.wait_for_slots(scaling, {"CPU": 1, "GPU": 1}, said.append, nothing)
     (line,) = said
     assert "asked for scaling.workers=2 with 1 CPU and 1 GPU each" in line
     assert "places for 0, 0 of them free; waiting for nodes, at most 0 minutes more" in line

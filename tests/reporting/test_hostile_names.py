@@ -23,7 +23,7 @@ from raymi.reporting.numbers import Entry
 from raymi.reporting.outcomes import attacked
 from raymi.reporting.page import Contents, Trials
 from raymi.reporting.table import comparison_tables
-from raymi.selection.candidate import CLEAN, Question, with_interval
+from raymi.selection.candidate import CLEAN, Protocol, with_interval
 
 NAME = "[/][red]\x1b[31m\x1b]8;;http://x\x07|\n\r\u202e--\\end{x}<b>"
 SEEN = "[/][red]\\x1b[31m\\x1b]8;;http://x\\x07|\\n\\r\\u202e--\\end{x}<b>"
@@ -42,10 +42,10 @@ def report(histories: list[History], tmp_path_factory: pytest.TempPathFactory) -
     measured = Measured(
         NAME, images.digest, len(images), names, Threat("linf", eps), 1, {eps: outcomes}
     )
-    question = Question(NAME, "0" * 8, 100, "linf_8_255", of_training=False)
+    protocol = Protocol(NAME, "0" * 8, 100, "linf_8_255", of_training=False)
     numbers = {CLEAN: with_interval(0.8, 100), NAME: with_interval(0.5, 100)}
     history = replace(plain, name=NAME, about={"command": NAME, "recipe": NAME}, warnings=(NAME,))
-    runs = [Reported(history, [Entry(question, numbers, NAME)], measured, (NAME,))]
+    runs = [Reported(history, [Entry(protocol, numbers, NAME)], measured, (NAME,))]
     contents = Contents(
         title=NAME,
         command=NAME,

@@ -18,15 +18,15 @@ from raymi.reporting.table import (
     attack_text,
     comparison_tables,
 )
-from raymi.selection.candidate import CLEAN, Number, Question, with_interval
+from raymi.selection.candidate import CLEAN, Number, Protocol, with_interval
 
-TEST = Question("cifar10-test", "a" * 32, 1000, "linf_8_255", of_training=False)
+TEST = Protocol("cifar10-test", "a" * 32, 1000, "linf_8_255", of_training=False)
 DIGEST = "f" * 64
 
 
-def entry(question=TEST, doubts="", **accuracies):
+def entry(protocol=TEST, doubts="", **accuracies):
     numbers = {name.replace("_", "-"): with_interval(a, 1000) for name, a in accuracies.items()}
-    return Entry(question, {CLEAN: with_interval(0.8, 1000), **numbers}, doubts)
+    return Entry(protocol, {CLEAN: with_interval(0.8, 1000), **numbers}, doubts)
 
 
 def run(name, *entries):
@@ -64,7 +64,7 @@ def test_numbers_of_two_questions_never_share_a_table(changed):
     other = TEST._replace(**changed)
     tables = comparison_tables([run("a", entry(pgd_40=0.5)), run("b", entry(other, pgd_40=0.4))])
     assert [[row.run for row in table.rows] for table in tables] == [["a"], ["b"]]
-    assert {table.question for table in tables} == {TEST, other}
+    assert {table.protocol for table in tables} == {TEST, other}
     assert len({table.caption for table in tables}) == 2, "and the captions say so"
 
 
@@ -99,9 +99,9 @@ def test_numbers_of_a_run_are_those_of_its_chosen_model(namid, plain):
         assert event["chosen"]
         assert found.numbers[CLEAN].accuracy == event["clean"]
         assert found.numbers["pgd-2-of-training"].accuracy == event["robust"]
-        assert found.question.of_training
-        assert found.question.num == 40
-        assert history.start["data"]["digests"]["test"].startswith(found.question.digest)
+        assert found.protocol.of_training
+        assert found.protocol.num == 40
+        assert history.start["data"]["digests"]["test"].startswith(found.protocol.digest)
 
 
 def test_ledgers_of_the_same_weights_are_read_and_no_others(tmp_path):
@@ -111,11 +111,11 @@ def test_ledgers_of_the_same_weights_are_read_and_no_others(tmp_path):
     (tmp_path / "b" / "damaged").mkdir()
     (tmp_path / "b" / "damaged" / "report.json").write_text("{")
     found = of_evaluations([tmp_path / "a", tmp_path / "b", tmp_path / "none"], DIGEST)
-    assert {one.question.num: set(one.numbers) for one in found} == {
+    assert {one.protocol.num: set(one.numbers) for one in found} == {
         1000: {CLEAN, "autoattack"},
         40: {CLEAN, "pgd-20_2eps"},
     }
-    assert found[0].question == TEST._replace(num=found[0].question.num)
+    assert found[0].protocol == TEST._replace(num=found[0].protocol.num)
     assert found[0].doubts == "vanishing"
 
 

@@ -24,8 +24,8 @@ from raymi.commands.compare.run import ArmRun
 from raymi.commands.evaluate.plan import planned as planned_evaluation
 from raymi.commands.report.options import requested
 from raymi.commands.report.run import planned as planned_report
-from raymi.evaluation.model_evaluation import Assessment
-from raymi.evaluation.outcome_store import Ledger
+from raymi.evaluation.model_evaluation import ModelEvaluation
+from raymi.evaluation.outcome_store import OutcomeStore
 from raymi.ray_backend.train_driver import RunFailed
 from raymi.runs.records import Delivered
 from raymi.runs.run_folder import RunFolder
@@ -138,30 +138,28 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             '{"kind": "machine", "time": 1.0, "metrics": {"x": 1.0}}\n'
         )
         folder.warnings.write_text("MI dominates\n")
-        (assessment,) = assessments(EVALUATE)
-        (assessment.ledger.folder / "report.json").write_text(
-            json.dumps(a_report(assessment.ledger))
-        )
+        (evaluation,) = assessments(EVALUATE)
+        (evaluation.store.folder / "report.json").write_text(json.dumps(a_report(evaluation.store)))
         sweep = begin(home / "sweeps" / "search")
         study = sweep.study()
         trained(sweep, values=study.ask().values)
         yield home
 
 
-def a_report(ledger: Ledger) -> dict[str, Any]:
+def a_report(store: OutcomeStore) -> dict[str, Any]:
     """What an evaluation writes at its end."""
     one = {"name": "pgd-1", "accuracy": 0.5, "low95": 0.2, "high95": 0.8}
     return {
-        "question": dict(ledger.question), "data": "digits-test-8", "num": 8, "results": [one],
+        "question": dict(store.protocol), "data": "digits-test-8", "num": 8, "results": [one],
         "false_robustness": [],
     }  # fmt: skip
 
 
-def assessments(words: list[str]) -> list[Assessment]:
+def assessments(words: list[str]) -> list[ModelEvaluation]:
     """The evaluations of a command line, with their ledgers open."""
     _, targets = planned_evaluation(words, lambda _: None).assessments("cpu")
     for target in targets:
-        assert target.ledger.identity
+        assert target.store.identity
     return targets
 
 

@@ -33,10 +33,10 @@ def test_a_configuration_of_another_version_is_refused(tmp_path):
 
 def test_only_one_command_at_a_time_may_work_in_a_run(tmp_path):
     folder = RunFolder(tmp_path)
-    with folder.alone(), pytest.raises(UserError, match="is going on in another process"):
-        with RunFolder(tmp_path).alone():
+    with folder.lock(), pytest.raises(UserError, match="is going on in another process"):
+        with RunFolder(tmp_path).lock():
             pass
-    with folder.alone():
+    with folder.lock():
         pass
 
 
@@ -45,7 +45,7 @@ def test_a_worker_waits_until_one_that_lost_its_driver_is_gone(tmp_path):
     held = threading.Event()
 
     def orphan():
-        with folder.alone("lock", wait=0):
+        with folder.lock("lock", wait=0):
             held.set()
             time.sleep(0.3)
             order.append("orphan")
@@ -53,7 +53,7 @@ def test_a_worker_waits_until_one_that_lost_its_driver_is_gone(tmp_path):
     thread = threading.Thread(target=orphan)
     thread.start()
     held.wait()
-    with RunFolder(tmp_path).alone("lock", wait=300):
+    with RunFolder(tmp_path).lock("lock", wait=300):
         order.append("follower")
     thread.join()
     assert order == ["orphan", "follower"]

@@ -8,19 +8,19 @@ import pytest
 
 from raymi.commands.select.options import requested
 from raymi.errors import UserError
-from raymi.selection.candidate import Candidate, Question, with_interval
+from raymi.selection.candidate import Candidate, Protocol, with_interval
 from raymi.selection.constraints import Constraint, split_constraints
-from raymi.selection.protocols import check_names, in_one_question, strongest
+from raymi.selection.protocols import by_protocol, check_names, strongest
 from raymi.selection.ranking import rank
 from raymi.statistics import PairedComparison
 
-DIGITS = Question("digits-test", "d" * 32, 1000, "linf_8_255", False)
+DIGITS = Protocol("digits-test", "d" * 32, 1000, "linf_8_255", False)
 
 
-def model(name: str, question: Question = DIGITS, doubts: str = "", **values: float) -> Candidate:
+def model(name: str, protocol: Protocol = DIGITS, doubts: str = "", **values: float) -> Candidate:
     """A candidate; `pgd_40=0.5` is its accuracy under `pgd-40`."""
-    numbers = {k.replace("_", "-"): with_interval(v, question.num) for k, v in values.items()}
-    return Candidate(name, f"m-{name}", f"run-{name}", question, numbers, doubts)
+    numbers = {k.replace("_", "-"): with_interval(v, protocol.num) for k, v in values.items()}
+    return Candidate(name, f"m-{name}", f"run-{name}", protocol, numbers, doubts)
 
 
 A = model("a", clean=0.90, pgd_40=0.50)
@@ -119,27 +119,27 @@ TRAINED = DIGITS._replace(of_training=True)
 def test_numbers_of_other_images_or_threats_are_refused_with_the_words_that_choose(other) -> None:
     foreign = model("f", other, clean=0.9, pgd_40=0.5)
     with pytest.raises(UserError) as raised:
-        in_one_question([A, B, foreign], None, None, None)
+        by_protocol([A, B, foreign], None, None, None)
     first, *lines = str(raised.value).splitlines()
     assert "cannot be compared" in first
     assert sorted("(2 models," in line for line in lines) == [False, True]
     for line in lines:
         words = dict(word.split("=") for word in line.split()[:2])
-        (num,) = {len(in_one_question([A, B, foreign], None, words["data"], words["threat"]))}
+        (num,) = {len(by_protocol([A, B, foreign], None, words["data"], words["threat"]))}
         assert num == (2 if "(2 models," in line else 1)
 
 
 def test_a_metric_or_a_threat_may_decide_the_question() -> None:
     foreign = model("f", L2, clean=0.9, square=0.5)
-    assert in_one_question([A, foreign], "square", None, None) == [foreign]
-    assert in_one_question([A, foreign], None, None, "linf_8_255") == [A]
+    assert by_protocol([A, foreign], "square", None, None) == [foreign]
+    assert by_protocol([A, foreign], None, None, "linf_8_255") == [A]
 
 
 def test_evaluations_go_before_the_numbers_of_trainings() -> None:
     trained = model("t", TRAINED, clean=0.9, pgd_40_of_training=0.5)
-    assert in_one_question([A, trained], None, None, None) == [A]
-    assert in_one_question([trained], None, None, None) == [trained]
-    assert in_one_question([A, trained], "pgd-40-of-training", None, None) == [trained]
+    assert by_protocol([A, trained], None, None, None) == [A]
+    assert by_protocol([trained], None, None, None) == [trained]
+    assert by_protocol([A, trained], "pgd-40-of-training", None, None) == [trained]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_evaluations_go_before_the_numbers_of_trainings() -> None:
 )
 def test_what_was_not_measured_is_refused_with_what_there_is(words, said) -> None:
     with pytest.raises(UserError, match=said):
-        in_one_question([A, B], *words)
+        by_protocol([A, B], *words)
 
 
 def test_a_constraint_on_what_nobody_measured_is_refused() -> None:

@@ -11,7 +11,7 @@ from tiny_runs import TINY
 
 from raymi.errors import UserError
 from raymi.tuning.space import Space
-from raymi.tuning.sweep_folder import Measured
+from raymi.tuning.sweep_folder import Measurement
 from studies.search import measure as study
 from studies.search.curves import Comparison, Found, best_so_far, compare, median_share
 from studies.search.measure import measure
@@ -90,9 +90,9 @@ def test_a_search_ends_with_its_budget_and_failures_cost_an_epoch(
     assert searched(RANDOM, 4, (0.01, 0.1)) == [("finished", 3), ("cut", 1)]
     assert searched(RANDOM, 1, (1e29, 1e30)) == [("failed", 1)]
     falling = iter((0.3, 0.3, 0.3, 0.2, 0.1))
-    measured = Measured.of_epoch
+    measured = Measurement.of_epoch
     monkeypatch.setattr(
-        Measured, "of_epoch", lambda *of: measured(*of)._replace(robust=next(falling))
+        Measurement, "of_epoch", lambda *of: measured(*of)._replace(robust=next(falling))
     )
     assert searched(TPE, 5, (0.01, 0.1)) == [("finished", 3), ("stopped", 1), ("stopped", 1)]
 

@@ -14,12 +14,12 @@ import raymi
 from raymi.commands.compare.results import markdown
 from raymi.evaluation.report import Difference
 from raymi.recipes import build_config
-from raymi.selection.candidate import Candidate, Number, Question
+from raymi.selection.candidate import Candidate, Number, Protocol
 from raymi.selection.ranking import rank
 from raymi.statistics import PairedComparison
 from raymi.terminal.console import Table, Terminal, progress_bar
 from raymi.terminal.evaluation import print_differences
-from raymi.terminal.print_line import say, say_lines, show_table
+from raymi.terminal.print_line import print_line, print_lines, show_table
 from raymi.terminal.progress import ProgressDisplay
 from raymi.terminal.selection import print_ranking
 
@@ -53,7 +53,7 @@ def text_of(console: Console) -> str:
 @pytest.mark.parametrize(("name", "seen"), list(zip(NAMES, [*SHOWN, ":+1:"], strict=True)))
 def test_names_are_literal_in_lines_and_tables(name: str, seen: str, real: bool) -> None:
     console = terminal(real=real)
-    say(console, f"run {name}", "bold")
+    print_line(console, f"run {name}", "bold")
     console.print(name)
     table = Table(title=name)
     table.add_column(name)
@@ -79,13 +79,13 @@ def test_names_are_literal_beside_bars(real: bool) -> None:
 
 
 def test_names_are_literal_in_rankings_and_comparisons() -> None:
-    question = Question("digits-test", "0" * 8, 100, "linf_8_255", of_training=False)
+    protocol = Protocol("digits-test", "0" * 8, 100, "linf_8_255", of_training=False)
     candidates = [
         Candidate(
             name,
             f"m-{k}",
             None,
-            question,
+            protocol,
             {"clean": Number(0.9, 0.8, 0.95), "pgd-40": Number(0.1 * k, 0.0, 1.0)},
             doubts=name,
         )
@@ -101,7 +101,7 @@ def test_names_are_literal_in_rankings_and_comparisons() -> None:
 
 def test_lines_that_are_meant_are_lines() -> None:
     console = terminal(real=False)
-    say_lines(console, markdown([("name", "a|b"), ("x", "y")]))
+    print_lines(console, markdown([("name", "a|b"), ("x", "y")]))
     assert text_of(console).splitlines()[:2] == ["| name | a\\|b |", "|---|---|"]
 
 

@@ -12,7 +12,7 @@ from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import ensembles_of
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.terminal.evaluation import EvaluationDisplay
-from raymi.terminal.print_line import say
+from raymi.terminal.print_line import print_line
 
 MAIN = ensembles_of(["pgd-3"], Threat("linf", 0.1), 5)
 
@@ -29,7 +29,7 @@ def console():
 
 def test_a_line_is_one_line_whatever_is_in_it(console):
     text = "a [bold]path[/] that is longer than the terminal is wide/file.json"
-    say(console, text, "bold")
+    print_line(console, text, "bold")
     assert console.file.getvalue() == text + "\n"
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from raymi.terminal.print_line import say, show_table
+from raymi.terminal.print_line import print_line, show_table
 
 LONG = "a-run-with-a-long-name-" * 5
 
@@ -16,7 +16,7 @@ LONG = "a-run-with-a-long-name-" * 5
 @pytest.mark.parametrize("terminal", [True, False])
 def test_a_line_is_never_broken_and_nothing_in_it_is_markup(terminal):
     console = Console(file=StringIO(), force_terminal=terminal, width=40, color_system=None)
-    say(console, f"[bold]{LONG}")
+    print_line(console, f"[bold]{LONG}")
     assert console.file.getvalue() == f"[bold]{LONG}\n"
 
 

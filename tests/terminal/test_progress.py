@@ -162,7 +162,7 @@ def test_events_that_nobody_knows_are_passed_over() -> None:
 def test_text_in_brackets_is_text() -> None:
     file = io.StringIO()
     display = ProgressDisplay(Console(file=file), build_config("quickstart"))
-    display.say("run in /data/[old]/[/x]")
+    display.print_line("run in /data/[old]/[/x]")
     assert file.getvalue() == "run in /data/[old]/[/x]\n"
 
 

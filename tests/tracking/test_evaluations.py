@@ -24,7 +24,7 @@ from raymi import evaluate
 from raymi.attacks.catalogue import ATTACKS, Threat
 from raymi.attacks.suites import SUITES
 from raymi.commands.evaluate.plan import EvaluationPlan
-from raymi.commands.find_model import Found, find_subject
+from raymi.commands.find_model import Found, find_model_source
 from raymi.evaluation.finding import Finding
 from raymi.evaluation.report import Report
 from raymi.evaluation.summary import Robustness
@@ -68,7 +68,7 @@ def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 @pytest.fixture
 def mine(finished: Path, home: Path) -> Found:
     """The chosen classifier of the run."""
-    return find_subject("mine", tiny_runs.tiny_config({"out": str(finished / "runs")}))
+    return find_model_source("mine", tiny_runs.tiny_config({"out": str(finished / "runs")}))
 
 
 def place_of(found: Found, home: Path) -> Place:
@@ -91,7 +91,7 @@ def report_of(
         name="mine-best",
         data="digits-test",
         num=NUM,
-        question={
+        protocol={
             "model": model, "images": IMAGES, "seed": seed,
             "threat": {"norm": threat.norm, "eps": threat.eps},
         },
@@ -334,8 +334,8 @@ def test_another_question_is_another_evaluation(mine, home):
 
 
 def test_a_model_that_was_not_chosen_has_metrics_of_its_own(mine, home, finished):
-    other = "last" if mine.subject.name.endswith("best") else "best"
-    found = find_subject(
+    other = "last" if mine.source.name.endswith("best") else "best"
+    found = find_model_source(
         "mine", tiny_runs.tiny_config({"out": str(finished / "runs")}), which=other
     )
     assert (mine.variant, found.variant) == (None, other)
@@ -391,7 +391,7 @@ def test_a_logged_model_without_a_run_is_told_too(home):
             net, name="theirs", input_example=example, pip_requirements=["torch"],
             serialization_format="pt2",
         )  # fmt: skip
-    found = find_subject(f"models:/{info.model_id}", tiny_runs.tiny_config())
+    found = find_model_source(f"models:/{info.model_id}", tiny_runs.tiny_config())
     assert found.run_id is None
     log(report_of(home), place_of(found, home), home)
     (model,) = models("metrics.`eval/digits-test/linf_8_255/theirs/pgd-40_acc` = 0.5")
@@ -440,7 +440,7 @@ def test_a_store_that_does_not_answer_costs_one_line(home, capsys, monkeypatch, 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(Exception):  # noqa: B017 whatever MLflow raises
         log(report_of(home), Place(uri), home)
-    said = tracked(home, Found(subject=None))
+    said = tracked(home, Found(source=None))
     (line,) = said.splitlines()
     assert "did not take the evaluation of mine-best: " in line
     assert line.endswith("nothing is lost, deliver it with: python -m raymi.evaluate model=mine")

@@ -25,7 +25,7 @@ from mlflow_store import in_folder
 
 from raymi import select
 from raymi.errors import StorageError, UserError
-from raymi.files import alone
+from raymi.files import file_lock
 from raymi.tracking import database, store
 from raymi.tracking.database import sqlite_uri
 from raymi.tracking.faults import answering
@@ -221,7 +221,10 @@ def test_a_folder_that_cannot_be_written_is_named(protected: Callable[[], Path])
 
 def test_a_lock_that_cannot_be_written_is_named(protected: Callable[[], Path]) -> None:
     lock = protected() / ".lock"
-    with pytest.raises((UserError, StorageError), match=f"{lock}") as refused, alone(lock, "held"):
+    with (
+        pytest.raises((UserError, StorageError), match=f"{lock}") as refused,
+        file_lock(lock, "held"),
+    ):
         pass
     assert "read-only" in str(refused.value)
 
@@ -235,7 +238,7 @@ def test_a_lock_of_another_user_is_named_with_its_owner(tmp_path: Path) -> None:
         path.chmod(0o711)
     os.seteuid(65534)
     try:
-        with pytest.raises(UserError) as refused, alone(lock, "held"):
+        with pytest.raises(UserError) as refused, file_lock(lock, "held"):
             pass
     finally:
         os.seteuid(0)

@@ -14,7 +14,7 @@ import torch
 from mlflow_store import client
 from torch import nn
 
-from raymi.commands.find_model import Found, find_subject, needs_data
+from raymi.commands.find_model import Found, find_model_source, needs_data
 from raymi.errors import UserError
 from raymi.evaluation.exported_program import Program
 from raymi.tracking import store
@@ -30,7 +30,7 @@ def here(finished: Path) -> Path:
 
 
 def find(name: str, **more: Any) -> Found:
-    return find_subject(name, tiny_runs.tiny_config(), **more)
+    return find_model_source(name, tiny_runs.tiny_config(), **more)
 
 
 def images(num: int = 5) -> torch.Tensor:
@@ -59,19 +59,19 @@ def test_a_logged_model_is_the_model_of_its_run_by_whatever_address(here):
     for address in [*addresses, f"runs:/{of_run.run_id}/best"]:
         assert not needs_data(address, tiny_runs.tiny_config())
         found = find(address)
-        assert found.subject.digest == of_run.subject.digest
-        assert found.subject.build["kind"] == "raymi"
+        assert found.source.digest == of_run.source.digest
+        assert found.source.build["kind"] == "raymi"
         assert (found.uri, found.run_id, found.model_id) == (
             of_run.uri, of_run.run_id, of_run.model_id,
         )  # fmt: skip
         assert found.config == of_run.config
         assert found.folder is None
-    assert find(addresses[0]).subject.name == "tiny-champion"
-    assert torch.equal(found.subject.load()(images()), of_run.subject.load()(images()))
+    assert find(addresses[0]).source.name == "tiny-champion"
+    assert torch.equal(found.source.load()(images()), of_run.source.load()(images()))
     assert found.variant is None
     last = find("mine", which="last")
     of_last = find(f"models:/{last.model_id}")
-    assert (of_last.subject.digest, of_last.variant) == (last.subject.digest, "last")
+    assert (of_last.source.digest, of_last.variant) == (last.source.digest, "last")
     with pytest.raises(UserError, match="is one model: leave out last"):
         find("models:/tiny/1", which="last")
 
@@ -86,7 +86,7 @@ def test_models_of_others_are_their_exported_programs(here):
     model = other_net()
     info = log(model, serialization_format="pt2")
     found = find(f"models:/{info.model_id}")
-    program = found.subject.load()
+    program = found.source.load()
     assert isinstance(program, Program)
     torch.testing.assert_close(program(images()), model(images()))
     assert found.config is None
@@ -146,4 +146,4 @@ def test_a_model_outlives_the_configuration_of_its_run(here, tmp_path, monkeypat
     finally:
         shutil.move(tmp_path / "config.json", config)
     assert found.config is None
-    assert found.subject == kept.subject
+    assert found.source == kept.source

@@ -10,7 +10,7 @@ import pytest
 from mlflow_store import Outage, client, in_folder
 
 from raymi import report
-from raymi.commands.find_model import find_subject
+from raymi.commands.find_model import find_model_source
 from raymi.config import Config
 from raymi.evaluation.report import Report
 from raymi.evaluation.summary import Robustness
@@ -121,14 +121,14 @@ def test_a_store_that_is_gone_is_not_made_anew(home, tmp_path, monkeypatch, caps
 
 
 def test_accuracies_that_only_mlflow_has_are_in_the_table(home):
-    found = find_subject("mine", Config())
-    question = {
-        "model": found.subject.digest,
+    found = find_model_source("mine", Config())
+    protocol = {
+        "model": found.source.digest,
         "images": "d" * 64,
         "threat": {"norm": "linf", "eps": 0.2},
     }
     results = tuple(Robustness(name, right, 50, ()) for name, right in (("clean", 40), ("ddn", 7)))
-    told = Report("mine-best", "elsewhere", 50, question, {}, home / "none", results, (), {})
+    told = Report("mine-best", "elsewhere", 50, protocol, {}, home / "none", results, (), {})
     place = Place(found.uri or "", found.run_id, found.model_id)
     log_evaluation(told, place, command="again", experiment="raymi", home=home, files=[])
     assert report.main(["mine", "samples=0"]) == 0

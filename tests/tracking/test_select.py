@@ -16,10 +16,10 @@ from mlflow_store import Outage, client, in_folder, runs
 
 from raymi import select
 from raymi.attacks.suites import Ensemble, find_attack
-from raymi.commands.find_model import find_subject
+from raymi.commands.find_model import find_model_source
 from raymi.evaluation.blocks import CLEAN, Outcome, Step
 from raymi.evaluation.finding import Finding
-from raymi.evaluation.outcome_store import Ledger
+from raymi.evaluation.outcome_store import OutcomeStore
 from raymi.evaluation.report import Report
 from raymi.evaluation.summary import summarise, withstood
 from raymi.tracking import candidates, store
@@ -84,11 +84,11 @@ def evaluated(
     outcomes: bool = True,
 ) -> None:
     """Tells MLflow that a model is right on the `clean` images, and under an attack on `right`."""
-    question = {
+    protocol = {
         "model": model.model_id, "images": 64 * images, "places": "p" * 16, "seed": 0,
         "threat": {"norm": "linf", "eps": eps},
     }  # fmt: skip
-    ledger = Ledger(home / f"{model.model_id}-{attack}-{data}-{images}-{eps}", question, {})
+    store = OutcomeStore(home / f"{model.model_id}-{attack}-{data}-{images}-{eps}", protocol, {})
     steps = {}
     for name, withstands in ((CLEAN, clean), (attack, right)):
         given = torch.arange(NUM) if name == CLEAN else torch.tensor(clean)
@@ -99,12 +99,12 @@ def evaluated(
             given, given, labels, labels, broken, ~zeros.bool(), zeros, zeros, 0.0
         )
     for step, outcome in steps.items():
-        ledger.record(step, outcome)
+        store.record(step, outcome)
     files = [home / "outcomes.parquet"] if outcomes else []
-    ledger.export(home / "outcomes.parquet")
+    store.export(home / "outcomes.parquet")
     made = list(steps.items())
     report = Report(
-        name=model.name, data=data, num=NUM, question=question, attacks={}, folder=home,
+        name=model.name, data=data, num=NUM, protocol=protocol, attacks={}, folder=home,
         results=summarise(made, [Ensemble(attack, (find_attack(attack),))]), findings=(finding,),
         withstand={name: withstood(made, name, NUM) for name in (CLEAN, attack)},
     )  # fmt: skip
@@ -180,7 +180,7 @@ def test_the_most_robust_model_gets_a_version_the_alias_and_the_reasons(three, c
 def test_the_model_that_training_chose_stays_the_one_of_its_run(three, capsys):
     run_select(capsys)
     config = tiny_runs.tiny_config()
-    found = [find_subject(f"models:/tiny/{version}", config).variant for version in (1, 2)]
+    found = [find_model_source(f"models:/tiny/{version}", config).variant for version in (1, 2)]
     assert found == [None, "last"]
 
 

@@ -22,7 +22,7 @@ from mlflow_store import client
 from ports import free_ports
 from raymi_command import environment, events
 
-from raymi.commands.find_model import find_subject
+from raymi.commands.find_model import find_model_source
 from raymi.data.augment import to_unit
 
 pytestmark = pytest.mark.slow
@@ -82,7 +82,7 @@ def fresh(home: Path) -> dict[str, str]:
 
 def ours(images: torch.Tensor) -> np.ndarray:
     """The logits of the run's own classifier."""
-    model = find_subject("mine", tiny_runs.tiny_config()).subject.load()
+    model = find_model_source("mine", tiny_runs.tiny_config()).source.load()
     with torch.no_grad():
         return model(images).numpy()
 

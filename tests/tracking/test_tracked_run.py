@@ -14,14 +14,14 @@ from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.tracking import store
 from raymi.tracking.tracked_run import TrackedRun
-from raymi.tuning.sweep_folder import Run, Sweep
+from raymi.tuning.sweep_folder import Sweep, TrialRun
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = pytest.mark.usefixtures("own_store")
 
 ABOUT = {"id": "0-3", "recipe": "quickstart", "command": "python -m raymi.tune"}
 VALUES = {"optim.lr": 0.03}
-THIRD = Run(3, 0)
+THIRD = TrialRun(3, 0)
 
 
 @pytest.fixture

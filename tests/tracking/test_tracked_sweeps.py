@@ -24,7 +24,7 @@ from raymi.tuning.events import Kind, News
 from raymi.tuning.results_table import Found
 from raymi.tuning.space import Space
 from raymi.tuning.study import Study, Trial
-from raymi.tuning.sweep_folder import Run, Sweep, reached
+from raymi.tuning.sweep_folder import Sweep, TrialRun, reached
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_store")]
@@ -57,7 +57,7 @@ class Driver:
         self.tracker.start()
 
     def tell(self, kind: Kind, number: int) -> None:
-        self.tracker.news(News(kind, Run(number, 0), self.study[number]))
+        self.tracker.news(News(kind, TrialRun(number, 0), self.study[number]))
 
     def ask(self) -> Trial:
         trial = self.study.ask()
@@ -66,7 +66,7 @@ class Driver:
 
     def finish(self, trial: Trial | None = None) -> Trial:
         trial = trial or self.ask()
-        ended, told = trained(self.sweep, Run(trial.number, 0), trial.values)
+        ended, told = trained(self.sweep, TrialRun(trial.number, 0), trial.values)
         assert ended.how == "finished"
         self.study.finish(trial.number, [reached(told)[-1].robust])
         self.tell("finished", trial.number)
@@ -81,7 +81,7 @@ class Driver:
     def pause(self, trial: Trial) -> None:
         ended, _ = trained(
             self.sweep,
-            Run(trial.number, 0),
+            TrialRun(trial.number, 0),
             trial.values,
             lambda _: self.sweep.stop_file.touch(),
         )
@@ -94,13 +94,13 @@ class Driver:
         self.tell("failed", trial.number)
 
     def close(self, status: str = "FINISHED", winner: int | None = None) -> None:
-        found = Found(None if winner is None else Run(winner, 0))
+        found = Found(None if winner is None else TrialRun(winner, 0))
         assert self.tracker.conclude(status, WAIT, found), self.tracker.problem
 
     def evaluate(self, trial: Trial) -> dict[str, Any]:
         """The event of the model that is chosen."""
-        config = self.sweep.config_of(trial.values, Run(trial.number, 0))
-        folder = self.sweep.folder_of(Run(trial.number, 0))
+        config = self.sweep.config_of(trial.values, TrialRun(trial.number, 0))
+        folder = self.sweep.folder_of(TrialRun(trial.number, 0))
         assert train(config, LocalContext(CPU, folder.stop_file), folder).finished
         (chosen,) = [one for one in events(folder.path, "evaluation") if one["chosen"]]
         return chosen
@@ -161,7 +161,8 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(sweep):
     assert run.data.params["attack.steps"] == "2"
     assert (run.data.tags["raymi.sweep"], run.data.tags["raymi.trial"]) == ("mine", "0")
     robust = [
-        event["val"]["robust_acc"] for event in events(sweep.folder_of(Run(0, 0)).path, "epoch")
+        event["val"]["robust_acc"]
+        for event in events(sweep.folder_of(TrialRun(0, 0)).path, "epoch")
     ]
     assert values(run, "val/robust_acc") == [(1, robust[0]), (2, robust[1])]
     assert len(values(children["mine/0001"], "val/robust_acc")) == 1
@@ -189,7 +190,7 @@ def test_all_is_seen_while_the_sweep_goes_on(sweep):
     wait_until(lambda: in_mlflow()[1]["mine/0000"].info.status == "FINISHED")
     assert in_mlflow()[0].info.status == "RUNNING"
     assert values(parent, "epochs") == [(1, 2)]
-    assert values(parent, "val/best_robust_acc") == [(1, sweep.measured(Run(0, 0))[-1].robust)]
+    assert values(parent, "val/best_robust_acc") == [(1, sweep.measured(TrialRun(0, 0))[-1].robust)]
     assert [step for step, _ in values(children["mine/0000"], "val/robust_acc")] == [1, 2]
     driver.close("KILLED")
 
@@ -203,7 +204,7 @@ def test_curves_of_the_sweep_have_a_point_for_each_trial_that_ended(sweep):
     driver.finish()
     driver.close("KILLED")
     parent, _ = in_mlflow()
-    first, last = (sweep.measured(Run(number, 0))[-1].robust for number in (0, 2))
+    first, last = (sweep.measured(TrialRun(number, 0))[-1].robust for number in (0, 2))
     assert values(parent, "trials_ended") == [(1, 1), (2, 2), (3, 3)]
     assert values(parent, "epochs") == [(1, 2), (2, 2), (3, 4)]
     best = [(1, first), (2, first), (3, max(first, last))]
@@ -232,7 +233,7 @@ def test_what_a_sweep_found_is_on_its_run(sweep):
     driver.close(winner=winner.number)
     parent, children = in_mlflow()
     assert parent.info.status == "FINISHED"
-    reached = [sweep.measured(Run(number, 0))[-1] for number in range(4)]
+    reached = [sweep.measured(TrialRun(number, 0))[-1] for number in range(4)]
     table = pandas.read_csv(artifact(parent, "trials.csv"), float_precision="round_trip")
     columns = ["trial", "state", "optim.lr", "width", "epochs", "clean", "robust", "reason"]
     assert list(table.columns) == columns
@@ -393,8 +394,8 @@ def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, mon
     wait_until(lambda: len(runs()) == 2)
     driver.close("KILLED")
     trial = driver.study.ask()
-    sweep.folder_of(Run(trial.number, 0)).path.mkdir(parents=True)
-    sweep.folder_of(Run(trial.number, 0)).tracking.mkdir()  # nothing can be kept there
+    sweep.folder_of(TrialRun(trial.number, 0)).path.mkdir(parents=True)
+    sweep.folder_of(TrialRun(trial.number, 0)).tracking.mkdir()  # nothing can be kept there
     driver.study.fail(trial.number, "out of memory")
     again = Driver(sweep)
     wait_until(lambda: bool(again.told))
@@ -403,13 +404,13 @@ def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, mon
     wait_until(lambda: ended in {(run.info.run_name, run.info.status) for run in runs()})
     assert len(again.told) == 1
     closing = threading.Thread(
-        target=again.tracker.conclude, args=("FINISHED", WAIT, Found(Run(0, 0)))
+        target=again.tracker.conclude, args=("FINISHED", WAIT, Found(TrialRun(0, 0)))
     )
     closing.start()
     wait_until(lambda: in_mlflow()[0].info.status == "FINISHED")
     assert in_mlflow()[0].data.tags["raymi.winner"] == "0"
     assert closing.is_alive(), "as there is more to deliver"
-    sweep.folder_of(Run(trial.number, 0)).tracking.rmdir()
+    sweep.folder_of(TrialRun(trial.number, 0)).tracking.rmdir()
     closing.join(WAIT)
     assert {run.info.status for run in runs()} == {"FINISHED", "FAILED"}
 
@@ -486,7 +487,7 @@ def test_what_was_drawn_but_does_not_fit_is_shown_as_drawn(tmp_path):
     sweep = begin(tmp_path / "sweeps" / "mine", TUNE, space, **{"optim.epochs": 1})
     driver = Driver(sweep)
     trial = driver.ask()
-    ended, _ = trained(sweep, Run(trial.number, 0), trial.values)
+    ended, _ = trained(sweep, TrialRun(trial.number, 0), trial.values)
     assert ended.how == "failed"
     driver.fail(trial, ended.reason)
     driver.close()

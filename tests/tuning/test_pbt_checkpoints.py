@@ -26,7 +26,7 @@ from raymi.terminal.progress import ProgressDisplay
 from raymi.tracking.journal_metrics import told_by
 from raymi.tuning import pbt_checkpoints
 from raymi.tuning.pbt import first_generation, next_generation
-from raymi.tuning.pbt_checkpoints import exploit, exploitable
+from raymi.tuning.pbt_checkpoints import can_transfer, transfer_checkpoint
 from raymi.tuning.space import Space, find_space
 from raymi.tuning.space_files import known_spaces
 
@@ -69,7 +69,7 @@ def test_the_follower_goes_on_as_the_leader_would_with_its_settings(both, tmp_pa
     leader, follower = both
     twin = RunFolder(tmp_path / "twin")
     shutil.copytree(leader.path, twin.path)
-    exploit(leader, follower, 1)
+    transfer_checkpoint(leader, follower, 1)
     assert same(learnt(follower), learnt(leader))
     assert not same(learnt(follower)["model"], learnt(trained(twin, LEADER, 2))["model"])
     shutil.rmtree(twin.path)
@@ -102,7 +102,7 @@ def test_the_better_of_both_best_epochs_is_kept(own, both):
     save_checkpoint(follower.checkpoints, STEPS, content, 2)
     theirs = load_checkpoint(leader.checkpoints)["best"]
     for _ in range(2):
-        exploit(leader, follower, 1)
+        transfer_checkpoint(leader, follower, 1)
         best = load_checkpoint(follower.checkpoints)["best"]
         assert same(best[""], content["best"][""] if own > 0.5 else theirs[""])
     (event,) = events(follower.path, "exploited")
@@ -112,7 +112,7 @@ def test_the_better_of_both_best_epochs_is_kept(own, both):
 
 def test_the_journal_says_so_and_those_who_do_not_know_it_pass_over_it(both):
     leader, follower = both
-    exploit(leader, follower, 1)
+    transfer_checkpoint(leader, follower, 1)
     (event,) = events(follower.path, "exploited")
     place = {"phase": "classifier", "epoch": 1, "step": 0, "global_step": STEPS}
     assert event | place | {"from": "leader"} == event
@@ -127,14 +127,14 @@ def test_the_journal_says_so_and_those_who_do_not_know_it_pass_over_it(both):
 
 def test_what_was_done_is_not_done_again_when_the_leader_has_gone_on(both):
     leader, follower = both
-    exploit(leader, follower, 1)
+    transfer_checkpoint(leader, follower, 1)
     trained(leader, LEADER, 2)
     trained(follower, FOLLOWER, 2)
     before = newest_checkpoint(follower.checkpoints)
-    exploit(leader, follower, 1)
+    transfer_checkpoint(leader, follower, 1)
     assert newest_checkpoint(follower.checkpoints) == before
     assert len(events(follower.path, "exploited")) == 1
-    exploit(leader, follower, 2)
+    transfer_checkpoint(leader, follower, 2)
     assert same(learnt(follower), learnt(leader))
 
 
@@ -173,7 +173,7 @@ PLACES = [
 
 def expect_old_or_new(old, new, leader, follower):
     assert same(learnt(follower), old) or same(learnt(follower), new)
-    exploit(leader, follower, 1)
+    transfer_checkpoint(leader, follower, 1)
     assert same(learnt(follower), new)
     assert len(list(follower.checkpoints.iterdir())) == 1
     assert len(events(follower.path, "exploited")) == 1
@@ -186,13 +186,13 @@ def test_a_kill_leaves_the_old_state_or_the_new_one(owner, name, when, both, mon
     with monkeypatch.context() as patched:
         dying_at(patched.setattr, owner, name, when, raise_killed)
         with pytest.raises(Killed):
-            exploit(leader, follower, 1)
+            transfer_checkpoint(leader, follower, 1)
     expect_old_or_new(old, new, leader, follower)
 
 
 def exploited_by_a_process_that_is_killed(rank, world_size, leader, follower, place):
     dying_at(setattr, *PLACES[place], lambda: os.kill(os.getpid(), signal.SIGKILL))
-    exploit(RunFolder(leader), RunFolder(follower), 1)
+    transfer_checkpoint(RunFolder(leader), RunFolder(follower), 1)
 
 
 @pytest.mark.slow
@@ -229,23 +229,23 @@ def test_a_follower_that_is_killed_on_its_way_comes_to_the_same(steps, both, tmp
         (*both, True),
     ):
         settings = FOLLOWER | {"checkpoint.every_steps": 2}
-        exploit(leader, follower, 1)
+        transfer_checkpoint(leader, follower, 1)
         if dies:
             with pytest.raises(Killed):
                 trained(follower, settings, 2, DyingContext(steps))
             trained(leader, LEADER, 2)
-            exploit(leader, follower, 1)
+            transfer_checkpoint(leader, follower, 1)
         trained(follower, settings, 2)
     assert same(learnt(RunFolder(undisturbed / "follower")), learnt(both[1]))
 
 
 def test_a_follower_needs_nothing_of_its_own(both, tmp_path):
     leader, follower = both
-    exploit(leader, RunFolder(tmp_path / "new"), 1)
+    transfer_checkpoint(leader, RunFolder(tmp_path / "new"), 1)
     assert same(learnt(RunFolder(tmp_path / "new")), learnt(leader))
     damaged = newest_checkpoint(follower.checkpoints)
     damaged.write_bytes(b"")
-    exploit(leader, follower, 1)
+    transfer_checkpoint(leader, follower, 1)
     assert same(learnt(follower), learnt(leader))
 
 
@@ -253,14 +253,20 @@ def test_a_leader_that_is_elsewhere_is_not_taken_over_from(both, tmp_path):
     leader, follower = both
     before = newest_checkpoint(follower.checkpoints)
     with pytest.raises(UserError, match=r"expected a checkpoint after epoch 2 .* got one after ep"):
-        exploit(leader, follower, 2)
+        transfer_checkpoint(leader, follower, 2)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"after epoch 1 in .*empty.*, got none: members of a popu"):
-        exploit(RunFolder(tmp_path / "empty"), follower, 1)
-    with leader.alone(), pytest.raises(UserError, match="leader is going on in another process"):
-        exploit(leader, follower, 1)
-    with follower.alone(), pytest.raises(UserError, match="follower is going on in another pro"):
-        exploit(leader, follower, 1)
+        transfer_checkpoint(RunFolder(tmp_path / "empty"), follower, 1)
+    with (
+        leader.lock(),
+        pytest.raises(UserError, match="leader is going on in another process"),
+    ):
+        transfer_checkpoint(leader, follower, 1)
+    with (
+        follower.lock(),
+        pytest.raises(UserError, match="follower is going on in another pro"),
+    ):
+        transfer_checkpoint(leader, follower, 1)
     assert newest_checkpoint(follower.checkpoints) == before
     assert not events(follower.path, "exploited")
 
@@ -271,7 +277,7 @@ def test_a_full_disk_is_said_with_its_remedy(both, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "write_atomically", full)
     with pytest.raises(StorageError, match=r"cannot write .*follower .*free space there"):
-        exploit(*both, 1)
+        transfer_checkpoint(*both, 1)
 
 
 def test_a_population_is_searched_and_cut_off_anywhere_it_comes_to_the_same(tmp_path):
@@ -295,7 +301,7 @@ def test_a_population_is_searched_and_cut_off_anywhere_it_comes_to_the_same(tmp_
             for plan in plans:
                 if plan.parent is not None:
                     leader, follower = folders[plan.parent], folders[plan.member]
-                    work(exploit, leader, follower, generation - 1)
+                    work(transfer_checkpoint, leader, follower, generation - 1)
             for plan in plans:
                 settings = COMMON | {"optim.ema": 0.0} | plan.values
                 work(trained, folders[plan.member], settings, generation)
@@ -321,7 +327,7 @@ ONE = {"scaling.workers": 1}
 
 def refusal(parameters, recipe="quickstart", interval=1, **settings):
     space = Space(name="mine", description="", parameters=LR | parameters)
-    return exploitable(space, recipe, ONE | settings, interval)
+    return can_transfer(space, recipe, ONE | settings, interval)
 
 
 @pytest.mark.parametrize(
@@ -404,7 +410,9 @@ def test_so_are_runs_that_cannot_be_compared_after_a_generation():
 
 
 def test_every_space_has_an_answer():
-    answers = {name: exploitable(find_space(name), "quickstart", ONE, 1) for name in known_spaces()}
+    answers = {
+        name: can_transfer(find_space(name), "quickstart", ONE, 1) for name in known_spaces()
+    }
     assert "mi.bound cannot change" in answers["estimator_capacity"]
     assert "terms=" in answers["mi_weights"]
     assert "mi.hidden=" in answers["smoke"]
@@ -415,6 +423,6 @@ def test_a_space_that_can_be_searched_builds_checkpoints_that_fit(both):
     assert refusal({key: {"log": (0.01, 0.9)} for key in ("mi.balance", "mi.temperature")}) is None
     leader, follower = both
     wider = copy.deepcopy(FOLLOWER) | {"mi.hidden": TINY["mi.hidden"] * 2}
-    exploit(leader, follower, 1)
+    transfer_checkpoint(leader, follower, 1)
     with pytest.raises(RuntimeError, match="size mismatch"):
         trained(follower, wider, 2)

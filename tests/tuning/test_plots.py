@@ -13,11 +13,11 @@ from tiny_sweeps import begin, trained
 from raymi.tuning.plots import importance_picture, pareto_front, pareto_picture
 from raymi.tuning.results_table import Finalist, Row, as_columns, trial_rows
 from raymi.tuning.study import State
-from raymi.tuning.sweep_folder import Measured, Run, reached
+from raymi.tuning.sweep_folder import Measurement, TrialRun, reached
 
 
 def row(number: int, clean: float, robust: float, state: State = "finished") -> Row:
-    return Row(number, state, {"optim.lr": 0.05}, by_seed={0: Measured(3, clean, robust)})
+    return Row(number, state, {"optim.lr": 0.05}, by_seed={0: Measurement(3, clean, robust)})
 
 
 FAILED = Row(5, "failed", {"optim.lr": 1e30, "terms": "both"}, "expected finite losses")
@@ -106,7 +106,7 @@ def test_rows_say_what_real_trials_reached(tmp_path):
     sweep = begin(tmp_path / "sweep", **{"optim.epochs": 2})
     study = sweep.study()
     first, second = study.ask(), study.ask()
-    _, told = trained(sweep, Run(first.number, 0), first.values)
+    _, told = trained(sweep, TrialRun(first.number, 0), first.values)
     last = reached(told)[-1]
     study.finish(first.number, [last.robust])
     study.fail(second.number, "its process died again and again")
@@ -119,10 +119,10 @@ def test_rows_say_what_real_trials_reached(tmp_path):
 
 def test_a_table_of_several_seeds_has_errors_and_that_of_a_final_what_decided_it():
     def over(number: int, *robust: float, final: Finalist | None = None) -> Row:
-        by_seed = {seed: Measured(2, 0.9, value) for seed, value in enumerate(robust)}
+        by_seed = {seed: Measurement(2, 0.9, value) for seed, value in enumerate(robust)}
         return Row(number, "finished", {}, by_seed=by_seed, final=final)
 
-    first = over(0, 0.4, 0.6, final=Finalist(0, Run(0, 1), 0.5, 0.25))
+    first = over(0, 0.4, 0.6, final=Finalist(0, TrialRun(0, 1), 0.5, 0.25))
     header, (line, other) = as_columns([first, over(1, 0.5)])
     found = dict(zip(header, line, strict=True))
     assert (found["robust"], found["robust_error"], found["seeds"]) == (0.5, pytest.approx(0.1), 2)

@@ -13,7 +13,7 @@ from raymi.runs.run_folder import RunFolder
 from raymi.tuning.results_table import Finalist, trial_rows
 from raymi.tuning.run_trial import in_this_process, run_trial
 from raymi.tuning.space import Space
-from raymi.tuning.sweep_folder import Measured, Run, find_sweep, reached
+from raymi.tuning.sweep_folder import Measurement, TrialRun, find_sweep, reached
 
 
 def test_a_trial_is_a_run_that_leaves_the_test_set_alone(tmp_path):
@@ -87,7 +87,7 @@ def test_a_run_that_another_process_still_holds_is_not_given_up(tmp_path, monkey
     sweep = begin(tmp_path / "sweep")
     folder = sweep.folder_of(FIRST)
     folder.path.mkdir(parents=True)
-    with folder.alone():
+    with folder.lock():
         assert trained(sweep)[0].how == "paused"
     assert trained(sweep)[0].how == "finished"
 
@@ -117,15 +117,19 @@ def test_a_sweep_is_read_as_it_was_begun(tmp_path):
         find_sweep("sweep", tmp_path)
     study = again.study()
     assert study.most == 3
-    with again.alone(), pytest.raises(UserError, match="is going on in another process"):
-        with again.alone():
+    with again.lock(), pytest.raises(UserError, match="is going on in another process"):
+        with again.lock():
             pass
 
 
 def test_the_best_so_far_is_what_a_run_has_reached():
-    first, second, third = Measured(1, 0.9, 0.5), Measured(2, 0.8, 0.4), Measured(3, 0.7, 0.6)
-    assert reached([first, second, third]) == [first, Measured(2, 0.9, 0.5), third]
-    again = Measured(2, 0.1, 0.7)
+    first, second, third = (
+        Measurement(1, 0.9, 0.5),
+        Measurement(2, 0.8, 0.4),
+        Measurement(3, 0.7, 0.6),
+    )
+    assert reached([first, second, third]) == [first, Measurement(2, 0.9, 0.5), third]
+    again = Measurement(2, 0.1, 0.7)
     assert reached([first, second, again]) == [first, again], "an epoch that was repeated"
 
 
@@ -149,7 +153,7 @@ def test_trials_are_repeated_with_each_seed_and_compared_in_pairs(tmp_path):
     pairs = [other.by_seed[seed].robust - best.by_seed[seed].robust for seed in (3, 5)]
     assert other.difference.mean == pytest.approx(sum(pairs) / 2)
     assert other.difference.error == pytest.approx(abs(pairs[0] - pairs[1]) / 2)
-    judged = trial_rows(sweep, study, [Finalist(other.number, Run(other.number, 3), 0.1)])
+    judged = trial_rows(sweep, study, [Finalist(other.number, TrialRun(other.number, 3), 0.1)])
     assert judged[0].number == other.number, "a finalist is ahead of what was not in the final"
 
 
@@ -164,15 +168,15 @@ def test_what_trials_share_is_trained_once_and_a_waiting_one_can_be_paused(tmp_p
         return in_this_process(CPU, sweep.stop_file)(config, folder, until, until_epoch)
 
     for number, balance in enumerate((0.1, 0.9)):
-        ended = run_trial(sweep, Run(number, 0), {"mi.balance": balance}, train_run)
+        ended = run_trial(sweep, TrialRun(number, 0), {"mi.balance": balance}, train_run)
         assert ended.how == "finished"
     assert phases == ["pretraining", "estimators", "classifier", "classifier"]
     (estimators,) = sweep.shared.glob("estimators-*")
     for number in (0, 1):
-        config = sweep.folder_of(Run(number, 0)).read_config()
+        config = sweep.folder_of(TrialRun(number, 0)).read_config()
         assert (config.mi.estimators, config.mi.pretrained) == (str(estimators), None)
     (estimators / "estimators.safetensors").unlink()
-    with RunFolder(estimators).alone():
+    with RunFolder(estimators).lock():
         sweep.stop_file.touch()
-        assert run_trial(sweep, Run(2, 0), {"mi.balance": 0.5}, train_run).how == "paused"
+        assert run_trial(sweep, TrialRun(2, 0), {"mi.balance": 0.5}, train_run).how == "paused"
     assert len(phases) == 4

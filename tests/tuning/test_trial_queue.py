@@ -10,8 +10,8 @@ from tiny_sweeps import CPU, begin
 
 from raymi.tuning.run_trial import Ended, in_this_process, run_trial
 from raymi.tuning.space import Space
-from raymi.tuning.sweep_folder import Run
-from raymi.tuning.trial_queue import agenda_of
+from raymi.tuning.sweep_folder import TrialRun
+from raymi.tuning.trial_queue import trial_queue_of
 
 PBT = {"search": "pbt", "trials": 4}
 
@@ -20,18 +20,18 @@ def work(sweep, jobs=None, fails=()):
     """Brings a sweep on by so many jobs, or to its end, as one process would; what the jobs were,
     and what they were for their runs."""
     study, done = sweep.study(), []
-    agenda = agenda_of(sweep, study)
+    queue = trial_queue_of(sweep, study)
     while jobs is None or len(done) < jobs:
-        job = agenda.next()
+        job = queue.next()
         if job is None:
-            assert agenda.over
+            assert queue.over
             break
         if (job.run.number, job.until_epoch) in fails:
             ended = Ended("failed", "expected finite losses")
         else:
             train_run = in_this_process(CPU, sweep.stop_file)
             ended = run_trial(sweep, job.run, job.values, train_run, job.until_epoch)
-        done.append((job, agenda.ended(job.run, ended)))
+        done.append((job, queue.ended(job.run, ended)))
     return done, list(study)
 
 
@@ -44,18 +44,19 @@ def test_members_of_a_population_take_over_from_the_best(tmp_path):
     first = {job.run.number: job.values for job, _ in done[:4]}
     second = {job.run.number: job.values for job, _ in done[4:8]}
     (follower,) = (number for number in first if first[number] != second[number])
-    (taken, *_) = events(sweep.folder_of(Run(follower, 0)).path, "exploited")
+    (taken, *_) = events(sweep.folder_of(TrialRun(follower, 0)).path, "exploited")
     leader = int(taken["from"])
-    robust = {n: sweep.validated(Run(n, 0))[1].robust for n in range(4) if n != follower}
+    robust = {n: sweep.validated(TrialRun(n, 0))[1].robust for n in range(4) if n != follower}
     assert robust[leader] == max(robust.values())
     assert 0.01 <= second[follower]["optim.lr"] <= 0.1
     last = {job.run.number: job.values for job, _ in done[8:]}
     assert {trial.number: trial.values for trial in trials} == last, "what it goes on with"
     for trial in trials:
         assert (
-            sweep.folder_of(Run(trial.number, 0)).read_config().optim.lr == trial.values["optim.lr"]
+            sweep.folder_of(TrialRun(trial.number, 0)).read_config().optim.lr
+            == trial.values["optim.lr"]
         )
-        assert trial.objectives == (sweep.measured(Run(trial.number, 0))[-1].robust,)
+        assert trial.objectives == (sweep.measured(TrialRun(trial.number, 0))[-1].robust,)
 
 
 def test_a_population_that_is_cut_off_anywhere_ends_as_it_would_have(tmp_path):
@@ -66,10 +67,10 @@ def test_a_population_that_is_cut_off_anywhere_ends_as_it_would_have(tmp_path):
         found += work(cut, jobs)[0]
     assert [job for job, _ in found] == [job for job, _ in expected]
     assert list(cut.study()) == trials
-    for run in (Run(number, 0) for number in range(4)):
+    for run in (TrialRun(number, 0) for number in range(4)):
         one, other = (load_file(sweep.folder_of(run).weights("last")) for sweep in (whole, cut))
         assert same(one, other)
-    assert agenda_of(cut, cut.study()).over
+    assert trial_queue_of(cut, cut.study()).over
 
 
 def test_a_member_that_fails_is_replaced_and_the_last_failures_are_told(tmp_path):
@@ -77,7 +78,7 @@ def test_a_member_that_fails_is_replaced_and_the_last_failures_are_told(tmp_path
     done, trials = work(sweep, 5, fails={(2, 1)})
     assert done[2][1] == "failed"
     assert [trial.state for trial in trials] == ["running"] * 4
-    assert events(sweep.folder_of(Run(2, 0)).path, "exploited")
+    assert events(sweep.folder_of(TrialRun(2, 0)).path, "exploited")
     _, trials = work(sweep, fails={(0, None)})
     assert [trial.state for trial in trials] == ["failed", *["finished"] * 3]
     assert trials[0].reason == "failed in generation 3: expected finite losses"
@@ -97,7 +98,7 @@ def test_runs_of_several_seeds_make_a_trial(tmp_path):
     done, trials = work(sweep, 1)
     assert trials[0].state == "running"
     more, trials = work(sweep)
-    assert [job.run for job, _ in done + more] == [Run(0, 1), Run(0, 2), Run(1, 1)]
+    assert [job.run for job, _ in done + more] == [TrialRun(0, 1), TrialRun(0, 2), TrialRun(1, 1)]
     first, second = trials
     robust = [sweep.measured(run)[-1].robust for run in sweep.runs_of(0)]
     assert first.objectives == (pytest.approx(sum(robust) / 2),)
@@ -109,10 +110,10 @@ def test_what_was_validated_and_not_kept_is_done_again(tmp_path):
     """As after a kill between the journal's event and the checkpoint."""
     sweep = begin(tmp_path / "sweep", {**PBT, "trials": 2}, **{"optim.epochs": 2})
     work(sweep, 1)
-    folder = sweep.folder_of(Run(0, 0))
+    folder = sweep.folder_of(TrialRun(0, 0))
     for path in folder.checkpoints.iterdir():
         path.unlink()
-    assert sweep.validated(Run(0, 0)).keys() == {1}
+    assert sweep.validated(TrialRun(0, 0)).keys() == {1}
     done, trials = work(sweep)
     assert [job.run.number for job, _ in done] == [0, 1, 0, 1]
     assert {trial.state for trial in trials} == {"finished"}
@@ -121,7 +122,7 @@ def test_what_was_validated_and_not_kept_is_done_again(tmp_path):
 def test_the_last_generation_is_over_with_its_last_word(tmp_path):
     sweep = begin(tmp_path / "sweep", {**PBT, "trials": 2}, **{"optim.epochs": 2})
     work(sweep, 3)
-    folder = sweep.folder_of(Run(0, 0))
+    folder = sweep.folder_of(TrialRun(0, 0))
     whole = folder.journal.read_text().splitlines(keepends=True)
     folder.journal.write_text("".join(line for line in whole if '"finished"' not in line))
     done, trials = work(sweep)

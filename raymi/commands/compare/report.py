@@ -17,7 +17,7 @@ from raymi.commands.compare.results import ArmSummary, RunResult, markdown, summ
 from raymi.commands.compare.run import same_weights
 from raymi.files import write_atomically
 from raymi.terminal.console import Table
-from raymi.terminal.print_line import say, say_lines
+from raymi.terminal.print_line import print_line, print_lines
 from raymi.terminal.threat import threat_text
 
 _EQUAL = ("mi-off", "at")  # switching MI off must change nothing
@@ -35,7 +35,7 @@ class Progress:
         num = len(comparison.runs)
         there = f", {num - num_left} of them there already" if num_left < num else ""
         at_once = f", {comparison.parallel} at once" if num_left else ""
-        say(self._console, f"comparison {comparison.folder}: {num} runs{there}{at_once}")
+        print_line(self._console, f"comparison {comparison.folder}: {num} runs{there}{at_once}")
 
     def ended(self, result: RunResult) -> None:
         """Says how a run ended."""
@@ -45,7 +45,7 @@ class Progress:
         if result.status == "failed":
             folder = self._comparison.folder / f"{result.arm}-seed{result.seed}"
             text += f" (see {folder / 'output.log'})"
-        say(self._console, f"{text}; {self._left} left{self._time_left()}")
+        print_line(self._console, f"{text}; {self._left} left{self._time_left()}")
 
     def _time_left(self) -> str:
         """By the pace so far, once every place has had its first run."""
@@ -149,13 +149,13 @@ def _title(comparison: Comparison) -> str:
 
 def show(console: Console, comparison: Comparison, outcome: Outcome) -> None:
     """Prints the table, what is to be said of it, and where the files are."""
-    say(console, _title(comparison))
+    print_line(console, _title(comparison))
     if console.is_terminal:
         console.print(_rich_table(outcome.rows))
     else:  # whole lines, however long
-        say_lines(console, markdown(outcome.rows))
+        print_lines(console, markdown(outcome.rows))
     for line in (*outcome.notes, f"files: {_markdown(comparison)}, {_json(comparison)}"):
-        say(console, line)
+        print_line(console, line)
 
 
 def _rich_table(rows: Sequence[Sequence[str]]) -> Table:

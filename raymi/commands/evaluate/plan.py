@@ -17,20 +17,20 @@ from raymi.commands.evaluate.options import (
     requested,
     scaling_of,
 )
-from raymi.commands.find_model import Found, find_subject, needs_data
+from raymi.commands.find_model import Found, find_model_source, needs_data
 from raymi.config import Config, ScalingConfig
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.errors import UserError, what_happened
 from raymi.evaluation.attack_checks import check_ensembles
 from raymi.evaluation.fingerprint import NUM
-from raymi.evaluation.model_evaluation import Assessment, Settings
-from raymi.evaluation.model_source import Subject, check_classifier
+from raymi.evaluation.model_evaluation import ModelEvaluation, Settings
+from raymi.evaluation.model_source import ModelSource, check_classifier
 from raymi.evaluation.protocol import block_size
 from raymi.evaluation.scheduler import Lookup
-from raymi.evaluation.static_checks import Examination, examine_network
+from raymi.evaluation.static_checks import StaticChecks, run_static_checks
 from raymi.evaluation.transfer import crafting, lookup, transfer_name, transferred
-from raymi.evaluation.worker_job import Work
+from raymi.evaluation.worker_job import WorkerJob
 from raymi.overrides import examine, nest
 
 
@@ -41,12 +41,12 @@ class Judged:
 
     name: str
     found: Found
-    seen: Examination
+    seen: StaticChecks
 
     @property
-    def subject(self) -> Subject:
+    def source(self) -> ModelSource:
         """How it is built again."""
-        return self.found.subject
+        return self.found.source
 
 
 @dataclass(frozen=True)
@@ -71,30 +71,30 @@ class EvaluationPlan:
         """What the adversary may do."""
         return Threat(self.config.attack.norm, self.config.attack.eps)
 
-    def work(self, assessments: Iterable[Assessment]) -> Work:
+    def work(self, assessments: Iterable[ModelEvaluation]) -> WorkerJob:
         """All that a worker needs.
 
         Args: assessments, all that are to be made.
         """
         everyone = (*self.surrogates, *self.targets)
         ensembles: dict[str, tuple[Ensemble, ...]] = {}
-        for assessment in assessments:  # a surrogate may be a target, too
-            name = assessment.name
-            ensembles[name] = (*ensembles.get(name, ()), *assessment.ensembles)
-        return Work(
-            subjects={one.subject.name: one.subject for one in everyone},
+        for evaluation in assessments:  # a surrogate may be a target, too
+            name = evaluation.name
+            ensembles[name] = (*ensembles.get(name, ()), *evaluation.ensembles)
+        return WorkerJob(
+            sources={one.source.name: one.source for one in everyone},
             images=self.images,
             ensembles=ensembles,
             threat=self.threat,
             seed=self.config.seed,
-            known_by={one.subject.name: one.seen.outputs for one in everyone},
+            fingerprint={one.source.name: one.seen.outputs for one in everyone},
         )
 
-    def assessments(self, device: str) -> tuple[list[Assessment], list[Assessment]]:
+    def assessments(self, device: str) -> tuple[list[ModelEvaluation], list[ModelEvaluation]]:
         """Those in which surrogates make samples, and those of the targets, in their order.
 
         Args: device, "cpu" or "cuda".
-        Raises: UserError, StorageError, as `Ledger` does.
+        Raises: UserError, StorageError, as `OutcomeStore` does.
         """
         given = self.request.settings.get("evaluation.block")
         common = Settings(
@@ -108,50 +108,50 @@ class EvaluationPlan:
             results=self.request.results,
         )
         makers = [
-            Assessment(
+            ModelEvaluation(
                 common,
-                one.subject.name,
-                one.subject.digest,
+                one.source.name,
+                one.source.digest,
                 main=tuple(crafting(ensemble.name) for ensemble in self.main),
-                known_by=one.seen.outputs,
+                fingerprint=one.seen.outputs,
             )
             for one in self.surrogates
         ]
         targets = [
-            self._of_target(common, one, [m for m in makers if m.name != one.subject.name])
+            self._of_target(common, one, [m for m in makers if m.name != one.source.name])
             for one in self.targets
         ]
         return makers, targets
 
     def _of_target(
-        self, common: Settings, target: Judged, makers: Sequence[Assessment]
-    ) -> Assessment:
+        self, common: Settings, target: Judged, makers: Sequence[ModelEvaluation]
+    ) -> ModelEvaluation:
         """Args: makers, the surrogates that are not the target itself."""
         own = [e for e in self.main if target.seen.differentiable or not _by_gradient(e)]
         made = [
-            (transferred(e.name, maker.name, maker.ledger.identity), e.name, maker.name)
+            (transferred(e.name, maker.name, maker.store.identity), e.name, maker.name)
             for e in self.main
             for maker in makers
         ]
         itself = {ensemble.name for ensemble in own}
-        return Assessment(
+        return ModelEvaluation(
             common,
-            target.subject.name,
-            target.subject.digest,
+            target.source.name,
+            target.source.digest,
             main=(*own, *(ensemble for ensemble, _, _ in made)),
             checks=self._checks(target),
             seen=target.seen.findings,
-            known_by=target.seen.outputs,
+            fingerprint=target.seen.outputs,
             transfer={e.name: (attack, maker) for e, attack, maker in made if attack in itself},
             keep=self.request.keep,
         )
 
-    def made_before(self, makers: Sequence[Assessment]) -> Lookup:
+    def made_before(self, makers: Sequence[ModelEvaluation]) -> Lookup:
         """Finds what surrogates made, for the targets."""
         return lookup(
             {
-                transfer_name(ensemble.name, maker.name, maker.ledger.identity): (
-                    maker.ledger,
+                transfer_name(ensemble.name, maker.name, maker.store.identity): (
+                    maker.store,
                     ensemble.name,
                 )
                 for maker in makers
@@ -159,10 +159,10 @@ class EvaluationPlan:
             }
         )
 
-    def made_on(self, attack: str, makers: Sequence[Assessment]) -> dict[str, str]:
+    def made_on(self, attack: str, makers: Sequence[ModelEvaluation]) -> dict[str, str]:
         """By the name of each surrogate under which what an attack made on it is reported."""
         return {
-            maker.name: transfer_name(attack, maker.name, maker.ledger.identity) for maker in makers
+            maker.name: transfer_name(attack, maker.name, maker.store.identity) for maker in makers
         }
 
     def _checks(self, target: Judged) -> tuple[Ensemble, ...]:
@@ -185,7 +185,7 @@ def planned(words: Sequence[str], tell: Callable[[str], None] = print) -> Evalua
     given, _ = examine(nest(request.settings))  # where runs are, and how bare weights are built
     names = tuple(dict.fromkeys((*request.surrogates, *request.models)))
     found: dict[str, Found] = {
-        name: find_subject(name, given, which=request.which)
+        name: find_model_source(name, given, which=request.which)
         for name in names
         if not needs_data(name, given)
     }
@@ -196,7 +196,7 @@ def planned(words: Sequence[str], tell: Callable[[str], None] = print) -> Evalua
     main = attacks_of(request, config, num_classes)
     for name in names:
         if name not in found:
-            found[name] = find_subject(
+            found[name] = find_model_source(
                 name, given, which=request.which, num_classes=num_classes, image_size=image_size
             )
     tell(f"looking at the outputs of {', '.join(names)}")
@@ -223,11 +223,11 @@ def _judged(name: str, found: Found, images: ImageSet, device: torch.device) -> 
 
     Raises: UserError where it cannot be built, does not fit the images, or changes as it answers.
     """
-    model = found.subject.load().to(device)
+    model = found.source.load().to(device)
     check_classifier(name, model, len(images.class_names), images.images.shape[-1])
     some = images.at_most(NUM).to(device)
     try:
-        seen = examine_network(model, to_unit(some.images), some.labels)
+        seen = run_static_checks(model, to_unit(some.images), some.labels)
     except Exception as error:
         raise UserError(f"{name} cannot be attacked: {what_happened(error)}") from error
     if (refusal := seen.changes.refusal()) is not None:
@@ -264,14 +264,14 @@ def _distinct(found: Sequence[Judged]) -> tuple[Judged, ...]:
             raise UserError(
                 f"{twin.name} and {one.name} are the same network: give one of the two names"
             )
-        name, number = one.subject.name, 2
+        name, number = one.source.name, 2
         while name in kept:
-            name, number = f"{one.subject.name}-{number}", number + 1
-        subject = replace(one.subject, name=name)
-        kept[name] = replace(one, found=replace(one.found, subject=subject))
+            name, number = f"{one.source.name}-{number}", number + 1
+        source = replace(one.source, name=name)
+        kept[name] = replace(one, found=replace(one.found, source=source))
     return tuple(kept.values())
 
 
 def _are_the_same(one: Judged, other: Judged) -> bool:
-    same = one.subject.digest == other.subject.digest
+    same = one.source.digest == other.source.digest
     return same and one.seen.outputs.are_those_of(other.seen.outputs)

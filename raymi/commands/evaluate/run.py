@@ -10,11 +10,11 @@ from raymi.attacks.suites import Ensemble
 from raymi.commands.evaluate.plan import EvaluationPlan
 from raymi.evaluation.blocks import Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding
-from raymi.evaluation.model_evaluation import Assessment
+from raymi.evaluation.model_evaluation import ModelEvaluation
 from raymi.evaluation.report import Report, TransferMatrix, transfer_matrix
 from raymi.evaluation.scheduler import Lookup, Pool
-from raymi.files import keep_json
-from raymi.ray_backend.evaluation_workers import workplace
+from raymi.files import save_json
+from raymi.ray_backend.evaluation_workers import open_workspace
 from raymi.ray_backend.session import Resources
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import home_folder
@@ -23,11 +23,11 @@ from raymi.tracking.faults import problem_of
 from raymi.tracking.store import tracking_uri
 
 
-class Watcher(Protocol):
+class EvaluationCallback(Protocol):
     """Somebody who wants to know how an evaluation goes on; what is left out of a subclass is not
     looked at."""
 
-    def say(self, message: str) -> None:
+    def print_line(self, message: str) -> None:
         """A line about what happens to workers; from any thread."""
 
     def finding(self, finding: Finding) -> None:
@@ -47,12 +47,12 @@ class Watcher(Protocol):
         """All steps are made."""
 
 
-class Nobody(Watcher):
+class NoCallback(EvaluationCallback):
     """Looks at nothing."""
 
 
 def evaluate(
-    plan: EvaluationPlan, watcher: Watcher, resources: Resources | None = None
+    plan: EvaluationPlan, callback: EvaluationCallback, resources: Resources | None = None
 ) -> tuple[list[Report], list[TransferMatrix]]:
     """Makes all steps that the ledgers do not have yet, and keeps the reports beside them.
 
@@ -65,16 +65,16 @@ def evaluate(
     """
     for judged in plan.targets:
         for finding in judged.seen.findings:
-            watcher.finding(finding)
-    with workplace(plan.scaling, watcher.say, resources) as place:
+            callback.finding(finding)
+    with open_workspace(plan.scaling, callback.print_line, resources) as place:
         makers, targets = plan.assessments(place.device)
         pool = place.open_pool(plan.work([*makers, *targets]))
-        watcher.attack_with(place.workers)
+        callback.attack_with(place.workers)
         for maker in makers:
-            _make(watcher, maker, pool, plan.made_before([]))
+            _make(callback, maker, pool, plan.made_before([]))
         made_before = plan.made_before(makers)
-        reports = [_reported(_make(watcher, one, pool, made_before)) for one in targets]
-        watcher.end()
+        reports = [_reported(_make(callback, one, pool, made_before)) for one in targets]
+        callback.end()
     matrices = [
         transfer_matrix(reports, ensemble.name, plan.made_on(ensemble.name, makers))
         for ensemble in plan.main
@@ -83,28 +83,30 @@ def evaluate(
     return reports, matrices
 
 
-def _make(watcher: Watcher, assessment: Assessment, pool: Pool, made_before: Lookup) -> Assessment:
+def _make(
+    callback: EvaluationCallback, evaluation: ModelEvaluation, pool: Pool, made_before: Lookup
+) -> ModelEvaluation:
     """Makes the steps of one classifier; what its checks say is told as soon as they have it
     all."""
-    told, checks = False, {ensemble.name for ensemble in assessment.checks}
-    with assessment.ledger.alone():
-        watcher.begin(assessment.name, assessment.schedule, assessment.main)
-        for step, outcome, known in assessment.run(pool, made_before):
-            watcher.step(step, outcome, known)
+    told, checks = False, {ensemble.name for ensemble in evaluation.checks}
+    with evaluation.store.lock():
+        callback.begin(evaluation.name, evaluation.schedule, evaluation.main)
+        for step, outcome, known in evaluation.run(pool, made_before):
+            callback.step(step, outcome, known)
             if told or step.ensemble not in checks:
                 continue
-            if findings := assessment.check_findings():
+            if findings := evaluation.check_findings():
                 told = True
                 for finding in findings:
-                    watcher.finding(finding)
-    return assessment
+                    callback.finding(finding)
+    return evaluation
 
 
-def _reported(assessment: Assessment) -> Report:
+def _reported(evaluation: ModelEvaluation) -> Report:
     """What was found, also as files beside the outcomes."""
-    report = assessment.report()
-    assessment.export()
-    keep_json(report.folder / "report.json", report.as_json(), "all outcomes are kept")
+    report = evaluation.report()
+    evaluation.export()
+    save_json(report.folder / "report.json", report.as_json(), "all outcomes are kept")
     return report
 
 

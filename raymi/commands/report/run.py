@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from raymi.attacks.catalogue import Threat
-from raymi.commands.find_model import Found, find_subject, tracked
+from raymi.commands.find_model import Found, find_model_source, tracked
 from raymi.commands.report.options import Asked, Request
 from raymi.config import Config, DataConfig
 from raymi.data import ImageSet
@@ -70,7 +70,7 @@ def _planned(request: Request, asked: Asked, sets: dict[DataConfig, ImageSet]) -
         history = replace(history, about=about)
     if not asked.folder.weights(history.chosen).is_file() or not history.start:
         return Plan(asked, history, None, None, (_why_no_model(asked, history),))
-    found = find_subject(str(asked.folder.path), Config(), which=history.chosen)
+    found = find_model_source(str(asked.folder.path), Config(), which=history.chosen)
     if not request.samples:
         return Plan(asked, history, found, None, ())
     if history.config.attack.eps == 0:
@@ -82,7 +82,7 @@ def _planned(request: Request, asked: Asked, sets: dict[DataConfig, ImageSet]) -
     if not len(everything):
         return Plan(asked, history, found, None, ("its data have no test images to attack",))
     num_classes, size = len(everything.class_names), everything.images.shape[-1]
-    check_classifier(asked.name, found.subject.load(), num_classes, size)
+    check_classifier(asked.name, found.source.load(), num_classes, size)
     notes = []
     if history.start["data"]["digests"].get("test") not in (None, everything.digest):
         notes.append(
@@ -117,7 +117,7 @@ def _test_images(config: Config) -> ImageSet:
         raise UserError(f"{error}\nor give samples=0, for a report without attacks") from None
 
 
-def make_report(request: Request, plans: list[Plan], say: Say, watch: Watch) -> list[Path]:
+def make_report(request: Request, plans: list[Plan], print_line: Say, watch: Watch) -> list[Path]:
     """Measures, draws and writes.
 
     Args: say, takes a line about what is not as it should be; watch, called with a run's name,
@@ -125,14 +125,14 @@ def make_report(request: Request, plans: list[Plan], say: Say, watch: Watch) -> 
     Returns: the files, the page last.
     Raises: StorageError where a file cannot be written.
     """
-    known = _Known(request, say)
+    known = _Known(request, print_line)
     runs = []
     for plan in plans:
         entries = known.entries(plan)
-        measured = _measured(request, plan, say, watch)
+        measured = _measured(request, plan, print_line, watch)
         doubts = [] if measured is None else [f"{one}: {_REMEDY}" for one in measured.suspicions()]
         for doubt in doubts:
-            say(f"{plan.asked.name}: {doubt}")
+            print_line(f"{plan.asked.name}: {doubt}")
         runs.append(Reported(plan.history, entries, measured, (*plan.notes, *doubts)))
     contents = Contents(
         request.title,
@@ -145,17 +145,17 @@ def make_report(request: Request, plans: list[Plan], say: Say, watch: Watch) -> 
     return write_report(request.out, contents)
 
 
-def _measured(request: Request, plan: Plan, say: Say, watch: Watch) -> Measured | None:
+def _measured(request: Request, plan: Plan, print_line: Say, watch: Watch) -> Measured | None:
     if plan.images is None or plan.found is None:
         return None
-    config, subject = plan.history.config, plan.found.subject
+    config, source = plan.history.config, plan.found.source
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threat = Threat(config.attack.norm, config.attack.eps)
     most = 1.0 if threat.norm == "linf" else float("inf")  # beyond it there is nothing to reach
     radii = request.radii or tuple(m * threat.eps for m in MULTIPLES if m * threat.eps <= most)
     return measure(
-        subject.load().to(device),
-        subject.digest,
+        source.load().to(device),
+        source.digest,
         plan.images.to(device),
         f"{config.data.name}-test",
         threat,
@@ -165,15 +165,15 @@ def _measured(request: Request, plan: Plan, say: Say, watch: Watch) -> Measured 
         micro_batch=config.scaling.micro_batch,
         folder=plan.asked.folder.path / "report",
         heartbeat=lambda done, of: watch(plan.asked.name, done, of),
-        tell=say,
+        tell=print_line,
     )
 
 
 class _Known:
     """Accuracies that were measured before, on this disk and in MLflow."""
 
-    def __init__(self, request: Request, say: Say) -> None:
-        self.request, self.say = request, say
+    def __init__(self, request: Request, print_line: Say) -> None:
+        self.request, self.print_line = request, print_line
         self.away: set[str] = set()
 
     def entries(self, plan: Plan) -> list[Entry]:
@@ -184,7 +184,7 @@ class _Known:
             return of_training(plan.history)
         beside = plan.asked.folder.path.parents[1] / "evaluations"
         folders = dict.fromkeys((beside.resolve(), (home_folder() / "evaluations").resolve()))
-        here = of_evaluations(folders, found.subject.digest)
+        here = of_evaluations(folders, found.source.digest)
         return merged([*here, *of_training(plan.history), *self._in_mlflow(found)])
 
     def _in_mlflow(self, found: Found) -> list[Entry]:
@@ -196,12 +196,12 @@ class _Known:
             numbers = find_numbers(found.uri, found.model_id)
         except Exception as error:  # whatever it is, a report does without
             self.away.add(found.uri)
-            self.say(
+            self.print_line(
                 f"accuracies in MLflow at {without_password(found.uri)} are left out "
                 f"({problem_of(error, found.uri)})"
             )
             return []
-        return [Entry(one.question, one.numbers, one.doubts) for one in numbers]
+        return [Entry(one.protocol, one.numbers, one.doubts) for one in numbers]
 
 
 def is_tracked(request: Request) -> bool:

@@ -20,7 +20,7 @@ from raymi.overrides import examine, expected, flatten, leaves, nest, split_word
 from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
 from raymi.runs.run_paths import called, home_folder, with_found_runs
 from raymi.tuning.pbt import LEAST
-from raymi.tuning.pbt_checkpoints import exploitable
+from raymi.tuning.pbt_checkpoints import can_transfer
 from raymi.tuning.settings import TuneConfig
 from raymi.tuning.space import Space, find_space
 from raymi.tuning.space_files import known_spaces
@@ -101,7 +101,7 @@ def _no_population(
         problems.append("tune.search=pbt has one seed: leave out seeds, or take tune.search=tpe")
     if tune.objective != "robust":
         problems.append(f"tune.search=pbt needs tune.objective=robust, got {tune.objective}")
-    if (why := exploitable(space, recipe, settings, tune.interval)) is not None:
+    if (why := can_transfer(space, recipe, settings, tune.interval)) is not None:
         problems.append(why)
     return problems
 

@@ -19,8 +19,7 @@ from statistics import fmean
 import torch
 
 from raymi.commands.evaluate.plan import EvaluationPlan, planned
-from raymi.commands.evaluate.run import Watcher as EvaluationWatcher
-from raymi.commands.evaluate.run import evaluate
+from raymi.commands.evaluate.run import EvaluationCallback, evaluate
 from raymi.config import ScalingConfig
 from raymi.errors import StorageError, UserError, first_line
 from raymi.evaluation.attack_task import StepFailed
@@ -30,11 +29,11 @@ from raymi.ray_backend import head_watch
 from raymi.ray_backend.session import Resources, as_many_as_fit, ray_session
 from raymi.runs.run_folder import RunFolder
 from raymi.signals import Signals, Stopped, nothing
-from raymi.tuning.events import Watcher
+from raymi.tuning.events import SweepCallback
 from raymi.tuning.results_table import Finalist
 from raymi.tuning.run_trial import held, in_this_process
 from raymi.tuning.study import Study
-from raymi.tuning.sweep_folder import Run, Sweep
+from raymi.tuning.sweep_folder import Sweep, TrialRun
 from raymi.weights import read_weights_file
 
 POLL_SECONDS = 0.1
@@ -52,7 +51,7 @@ class Place:
 
 
 @contextmanager
-def sweep_place(sweep: Sweep, say: Callable[[str], None]) -> Iterator[Place]:
+def sweep_workspace(sweep: Sweep, print_line: Callable[[str], None]) -> Iterator[Place]:
     """Ray for the length of a sweep.
 
     Args:
@@ -66,7 +65,7 @@ def sweep_place(sweep: Sweep, say: Callable[[str], None]) -> Iterator[Place]:
     each, runs = scaling.most_workers, sweep.num_trials * len(sweep.seeds)
     most = runs if asked is None else min(asked, runs)
     asked_for = as_many_as_fit(scaling, each, most)
-    with ray_session(asked_for, dashboard=True, say=say) as resources:
+    with ray_session(asked_for, dashboard=True, print_line=print_line) as resources:
         concurrent = resources.places // each
         if concurrent == 0:
             raise UserError(
@@ -80,7 +79,7 @@ def train_trials(
     sweep: Sweep,
     study: Study,
     place: Place,
-    watch: Watcher,
+    watch: SweepCallback,
     on_signal: Callable[[], object] = nothing,
 ) -> None:
     """Trains all trials to their end; Ray Tune runs in a thread, so that signals are ours.
@@ -112,7 +111,9 @@ def train_trials(
         while thread.is_alive():
             thread.join(POLL_SECONDS)
             if signals.is_new():
-                watch.say(f"{signals.name}: the trials write a checkpoint and end; again: at once")
+                watch.print_line(
+                    f"{signals.name}: the trials write a checkpoint and end; again: at once"
+                )
             signals.check(work_has_begun=True)
             _check_ray(head_watch.check)
         if signals.received is not None:
@@ -136,7 +137,7 @@ def _check_ray(check: Callable[[], None]) -> None:
 
 
 def judge(
-    sweep: Sweep, study: Study, place: Place, watch: EvaluationWatcher
+    sweep: Sweep, study: Study, place: Place, watch: EvaluationCallback
 ) -> tuple[Finalist, ...]:
     """The finalists of a sweep whose trials have ended, the winner first; empty where the
     validation of training decides, or nothing came to its end.
@@ -175,7 +176,7 @@ def candidates(sweep: Sweep, study: Study) -> list[int]:
     return [trial.number for trial in ranked]
 
 
-def winner(sweep: Sweep, study: Study, finalists: Sequence[Finalist]) -> Run | None:
+def winner(sweep: Sweep, study: Study, finalists: Sequence[Finalist]) -> TrialRun | None:
     """The run that won: that of the first finalist, or without any the best one on validation
     during training; None where nothing came to its end."""
     if finalists:
@@ -184,13 +185,13 @@ def winner(sweep: Sweep, study: Study, finalists: Sequence[Finalist]) -> Run | N
     return _best_run(sweep, ranked[0]) if ranked else None
 
 
-def _best_run(sweep: Sweep, number: int) -> Run:
+def _best_run(sweep: Sweep, number: int) -> TrialRun:
     """That of a trial's seeds which is the best on validation during training."""
     measured = {run: sweep.measured(run) for run in sweep.runs_of(number)}
     return max(measured, key=lambda run: measured[run][-1].robust)
 
 
-def _mean(sweep: Sweep, accuracies: dict[Run, float], number: int) -> float:
+def _mean(sweep: Sweep, accuracies: dict[TrialRun, float], number: int) -> float:
     return fmean(accuracies[run] for run in sweep.runs_of(number))
 
 
@@ -199,8 +200,8 @@ def _accuracies(
     numbers: Sequence[int],
     attack: str,
     place: Place,
-    watch: EvaluationWatcher,
-) -> dict[Run, float]:
+    watch: EvaluationCallback,
+) -> dict[TrialRun, float]:
     """By run, the accuracy on validation images under an attack."""
     runs = [run for number in numbers for run in sweep.runs_of(number)]
     same = {run: _digest(sweep.folder_of(run)) for run in runs}  # trials may end with one network
@@ -224,7 +225,7 @@ def _accuracy(report: Report, attack: str) -> float:
     return next(result.accuracy for result in report.results if result.name == attack)
 
 
-def plan_of(sweep: Sweep, runs: Sequence[Run], place: Place, *words: str) -> EvaluationPlan:
+def plan_of(sweep: Sweep, runs: Sequence[TrialRun], place: Place, *words: str) -> EvaluationPlan:
     """A checked evaluation of runs, with as many workers as a sweep has.
 
     Args: words, of `python -m raymi.evaluate`.
@@ -244,7 +245,7 @@ def plan_of(sweep: Sweep, runs: Sequence[Run], place: Place, *words: str) -> Eva
     return planned(asked, lambda line: None)
 
 
-def complete(sweep: Sweep, run: Run, place: Place) -> None:
+def complete(sweep: Sweep, run: TrialRun, place: Place) -> None:
     """Makes a finished run of a sweep an ordinary one: its models are measured on the test set, as
     its configuration says.
 
@@ -269,7 +270,7 @@ def complete(sweep: Sweep, run: Run, place: Place) -> None:
         raise StepFailed(f"the winner could not be measured: {problem}")
 
 
-def _complete(folder: str, run: Run, device: str, import_path: str) -> str | None:
+def _complete(folder: str, run: TrialRun, device: str, import_path: str) -> str | None:
     """On a worker; returns what went wrong."""
     if import_path not in sys.path:
         sys.path.insert(0, import_path)  # the user's own models
