@@ -21,7 +21,7 @@ from raymi.attacks.catalogue import Threat
 from raymi.data import ImageSet
 from raymi.engine.pgd_evaluation import PGDAttack
 from raymi.errors import StorageError
-from raymi.evaluation.protocol import name_of, protocol_of
+from raymi.evaluation.protocol import protocol_hash, protocol_of
 from raymi.files import save
 from raymi.reporting.outcomes import Heartbeat, Outcomes, as_bytes, attacked, read_outcomes
 from raymi.statistics import wilson_interval
@@ -141,7 +141,7 @@ def measure(
     for position, eps in enumerate(everything):
         attack = PGDAttack(threat.norm, eps, eps / 4, steps)
         protocol = _question(digest, images, attack, block)
-        path = folder / f"{threat.norm}-pgd-{steps}-{name_of(protocol)}.safetensors"
+        path = folder / f"{threat.norm}-pgd-{steps}-{protocol_hash(protocol)}.safetensors"
         outcomes = read_outcomes(path, protocol)
         if outcomes is None:
             before = position * len(images)

@@ -52,7 +52,7 @@ def test_a_place_that_cannot_be_written_is_one_message(
     assert error.count("\n") <= 6
 
 
-def test_a_ledger_that_cannot_be_written_says_so() -> None:
+def test_an_outcome_store_that_cannot_be_written_is_a_storage_error() -> None:
     with pytest.raises(StorageError, match="cannot write /proc/x"):
         OutcomeStore(Path("/proc/x"), {"model": "a"})
 

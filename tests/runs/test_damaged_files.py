@@ -21,7 +21,7 @@ from tiny_sweeps import begin, trained
 from raymi import export, probe, report, standalone, train
 from raymi.commands.cli import run_command
 from raymi.commands.compare.run import ArmRun
-from raymi.commands.evaluate.plan import planned as planned_evaluation
+from raymi.commands.evaluate.plan import plan_evaluation
 from raymi.commands.report.options import requested
 from raymi.commands.report.run import planned as planned_report
 from raymi.evaluation.model_evaluation import ModelEvaluation
@@ -138,7 +138,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             '{"kind": "machine", "time": 1.0, "metrics": {"x": 1.0}}\n'
         )
         folder.warnings.write_text("MI dominates\n")
-        (evaluation,) = assessments(EVALUATE)
+        (evaluation,) = evaluations(EVALUATE)
         (evaluation.store.folder / "report.json").write_text(json.dumps(a_report(evaluation.store)))
         sweep = begin(home / "sweeps" / "search")
         study = sweep.study()
@@ -155,16 +155,16 @@ def a_report(store: OutcomeStore) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def assessments(words: list[str]) -> list[ModelEvaluation]:
-    """The evaluations of a command line, with their ledgers open."""
-    _, targets = planned_evaluation(words, lambda _: None).assessments("cpu")
+def evaluations(words: list[str]) -> list[ModelEvaluation]:
+    """The evaluations of a command line, with their outcome stores open."""
+    _, targets = plan_evaluation(words).evaluations("cpu")
     for target in targets:
         assert target.store.identity
     return targets
 
 
 def _evaluate(words: list[str]) -> int:
-    assessments(words)
+    evaluations(words)
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from raymi.attacks.catalogue import Threat
-from raymi.commands.find_model import Found, find_model_source, tracked
+from raymi.commands.find_model import LocatedModel, find_model_source, tracked
 from raymi.commands.report.options import Asked, Request
 from raymi.config import Config, DataConfig
 from raymi.data import ImageSet
@@ -47,7 +47,7 @@ class Plan:
 
     asked: Asked
     history: History
-    found: Found | None
+    found: LocatedModel | None
     images: ImageSet | None
     notes: tuple[str, ...]
 
@@ -187,7 +187,7 @@ class _Known:
         here = of_evaluations(folders, found.source.digest)
         return merged([*here, *of_training(plan.history), *self._in_mlflow(found)])
 
-    def _in_mlflow(self, found: Found) -> list[Entry]:
+    def _in_mlflow(self, found: LocatedModel) -> list[Entry]:
         if not is_tracked(self.request) or found.uri is None or found.model_id is None:
             return []
         if found.uri in self.away:
