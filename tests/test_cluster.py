@@ -163,7 +163,7 @@ def _check_tune(words: list[str]) -> None:
 CHECKS: dict[str, Callable[[list[str]], object]] = {
     "raymi.train": _check_train,
     "raymi.tune": _check_tune,
-    "raymi.evaluate": raymi.commands.evaluate.options.parse_request,
+    "raymi.evaluate": raymi.commands.evaluate.options.requested,
     "raymi.select": raymi.commands.select.options.requested,
 }
 

@@ -25,7 +25,7 @@ class CommandLine(NamedTuple):
 def split_command_line(
     words: Sequence[str],
     options: Mapping[str, Iterable[str]],
-    accepts: Callable[[str], bool],
+    takes: Callable[[str], bool],
     refusal: Callable[[str], str],
 ) -> CommandLine:
     """Splits a command line; values are not checked.
@@ -38,8 +38,8 @@ def split_command_line(
     """
     parsed = split_words(words, options)
     settings = flatten(parsed.settings)
-    refused = [refusal(key) for key in settings if not accepts(key)]
-    accepted = {key: value for key, value in settings.items() if accepts(key)}
+    refused = [refusal(key) for key in settings if not takes(key)]
+    accepted = {key: value for key, value in settings.items() if takes(key)}
     return CommandLine(parsed.own, accepted, [*parsed.problems, *refused])
 
 

@@ -1,4 +1,13 @@
-"""The command `raymi.export`: writes a classifier that runs without raymi."""
+"""Command `raymi.export`: writes a classifier that runs without raymi, in RobustBench's format.
+
+model: a run of raymi (name or folder; which=last selects another of its models than the chosen
+one), a file of weights in it, or a registered model (models:/NAME@ALIAS).
+
+Writes weights.pt, a state dict that torch.load(..., weights_only=True) reads, and architecture.py,
+which needs torch alone (and the module of a network of your own). It defines make_model() and
+load_model(), which verifies the sha256 of weights.pt and returns a torch module of raw images in
+[0, 1] to logits. folder: where to write, by default exports/NAME.
+"""
 
 from __future__ import annotations
 
@@ -37,19 +46,11 @@ def load_model(path: str = "weights.pt") -> nn.Module:
 '''
 
 
-def export_command(words: Sequence[str], doc: str | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        words: of the command line.
-        doc: help text.
-
-    Returns:
-        The exit code.
-    """
+def export_command(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
     console = Terminal()
     if wants_help(words):
-        print_help(console, USAGE, doc, {}, lambda key: False)
+        print_help(console, USAGE, __doc__, {}, lambda key: False)
         return 0
     options, settings, problems = split_command_line(
         words,

@@ -1,4 +1,12 @@
-"""The command `raymi.probe`: estimates mutual information of a run's finished classifier."""
+"""Command `raymi.probe`: estimates mutual information in a finished classifier's outputs.
+
+Trains new estimators with a fixed budget on the frozen classifier of a run, also of one that
+trained without MI, and prints natural and adversarial MI of its natural and adversarial outputs on
+the validation split: the numbers of the paper's Fig. 4.
+
+`run` is a run's name or folder, `model` one of its models (best; last; best-averaged;
+last-averaged). Other keys: those of probe, attack and validation.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +38,11 @@ USAGE = "python -m raymi.probe run=RUN [out=FOLDER] [model=best] [key=value ...]
 SECTIONS = ("probe.", "attack.", "validation.", "data.root", "data.download")
 
 
-def probe_command(words: Sequence[str], doc: str | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        words: of the command line.
-        doc: help text.
-
-    Returns:
-        The exit code.
-    """
+def probe_command(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
     console = Terminal()
     if wants_help(words):
-        print_help(console, USAGE, doc, {})
+        print_help(console, USAGE, __doc__, {}, takes)
         return 0
     config, folder, which = parse_options(words)
     with progress_bar(console) as bar:
@@ -57,6 +57,11 @@ def probe_command(words: Sequence[str], doc: str | None = None) -> int:
     return 0
 
 
+def takes(key: str) -> bool:
+    """Returns whether a probe takes a key of `Config`."""
+    return key == "out" or key.startswith(SECTIONS)
+
+
 def parse_options(words: Sequence[str]) -> tuple[Config, RunFolder, str]:
     """Parses a command line; returns the configuration, the run, and the name of its model.
 
@@ -66,7 +71,7 @@ def parse_options(words: Sequence[str]) -> tuple[Config, RunFolder, str]:
     options, settings, problems = split_command_line(
         words,
         {"run": (), "model": WHICH},
-        lambda key: key == "out" or key.startswith(SECTIONS),
+        takes,
         lambda key: (
             f"{key} belongs to the run and cannot change: give keys of {', '.join(SECTIONS)}"
         ),

@@ -20,12 +20,12 @@ from raymi.attacks.catalogue import ATTACKS, Threat
 from raymi.attacks.suites import ENSEMBLES, SUITES
 from raymi.commands.evaluate.options import (
     OPTIONS,
-    accepts,
     evaluation_config,
     load_images,
-    parse_request,
+    requested,
     resolve_scaling,
     select_attacks,
+    takes,
 )
 from raymi.config import Config
 from raymi.data import DATASETS
@@ -51,11 +51,11 @@ def problems(call: Any, *args: Any) -> list[str]:
 
 
 def config_of(words: list[str], *runs: Config | None) -> Config:
-    return evaluation_config(parse_request(["model=a", *words]), runs or (tiny_config(),))
+    return evaluation_config(requested(["model=a", *words]), runs or (tiny_config(),))
 
 
 def test_the_default_is_the_standard_suite_on_all_test_images(empty_folder):
-    request = parse_request(["model=mine"])
+    request = requested(["model=mine"])
     assert request.models == ("mine",)
     assert request.names == ("pgd-40", "autoattack")
     assert (request.which, request.split, request.samples) == (None, "test", None)
@@ -71,7 +71,7 @@ def test_all_options_are_parsed(empty_folder):
         "split=val", "samples=50", "checks=0", "keep=true", "results=~/folder", "eps=0.5",
         "norm=l2", "seed=7", "workers=2", "--json", "a b.json",
     ]  # fmt: skip
-    request = parse_request(words)
+    request = requested(words)
     assert request.models == ("runs/a", "models:/b@champion", "c.nets:net")
     assert request.names == ("fgsm", "pgd-20@2eps")
     assert (request.which, request.split, request.samples) == ("last", "val", 50)
@@ -90,14 +90,14 @@ def test_all_options_are_parsed(empty_folder):
 
 @pytest.mark.parametrize("words", [["--json", "o.json"], ["json=o.json"], ["--json=o.json"]])
 def test_the_json_file_is_one_word_or_two(empty_folder, words):
-    request = parse_request([*words, "model=a"])
+    request = requested([*words, "model=a"])
     assert (request.json, request.models) == (empty_folder / "o.json", ("a",))
 
 
 def test_surrogates_attack_with_pgd_by_default():
-    assert parse_request(["model=a", "surrogate=b,c"]).names == ("pgd-40",)
-    assert parse_request(["model=a", "surrogate=b", "suite=quick"]).names == ("pgd-20",)
-    assert parse_request(["model=a", "surrogate=b", "attacks=fgsm"]).names == ("fgsm",)
+    assert requested(["model=a", "surrogate=b,c"]).names == ("pgd-40",)
+    assert requested(["model=a", "surrogate=b", "suite=quick"]).names == ("pgd-20",)
+    assert requested(["model=a", "surrogate=b", "attacks=fgsm"]).names == ("fgsm",)
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ def test_surrogates_attack_with_pgd_by_default():
 )
 def test_each_wrong_word_is_refused_with_a_line(empty_folder, words, parts):
     (empty_folder / "file").touch()
-    lines = problems(parse_request, ["model=a", *words])
+    lines = problems(requested, ["model=a", *words])
     assert [part for part in parts if not any(part in line for line in lines)] == []
     assert len(lines) == len(parts)
 
 
 def test_all_problems_are_in_one_message():
     words = ["suite=x", "samples=0", "lr=1", "seed=x", "split=x", "ep=1", "--json", "no/x"]
-    lines = problems(parse_request, words)
+    lines = problems(requested, words)
     assert len(lines) == 8
     for part in ("model=NAME is needed", "suite", "samples", "optim.lr", "seed", "split", "no"):
         assert any(part in line for line in lines)
@@ -175,14 +175,14 @@ def test_all_problems_are_in_one_message():
 
 @pytest.mark.parametrize("words", [[], ["model="], ["model=,"]])
 def test_a_model_is_needed(words):
-    (line,) = problems(parse_request, words)
+    (line,) = problems(requested, words)
     assert line.startswith("model")
 
 
 def test_folders_without_write_permission_are_refused(empty_folder, monkeypatch):
     (empty_folder / "fixed").mkdir()  # root may write anywhere, whatever the mode
     monkeypatch.setattr(os, "access", lambda place, mode: Path(place).name != "fixed")
-    lines = problems(parse_request, ["model=a", "results=fixed/x", "json=fixed/x.json"])
+    lines = problems(requested, ["model=a", "results=fixed/x", "json=fixed/x.json"])
     assert [line.partition(" into ")[0] for line in lines] == [
         "results: no permission to write", "json: no permission to write",
     ]  # fmt: skip
@@ -260,7 +260,7 @@ def test_models_of_runs_may_differ():
 def test_samples_are_an_even_selection_and_at_most_all(words, num):
     run = tiny_config({"data.limit": 200})
     every = load_data(run).test
-    request = parse_request(["model=a", *words])
+    request = requested(["model=a", *words])
     images, name = load_images(request, evaluation_config(request, [run]))
     expected = "digits-test" if num == 200 else "digits-test-7"
     assert (len(every), len(images), name) == (200, num, expected)
@@ -270,7 +270,7 @@ def test_samples_are_an_even_selection_and_at_most_all(words, num):
 
 def test_split_selects_the_images():
     run = tiny_config()
-    request = parse_request(["model=a", "split=val"])
+    request = requested(["model=a", "split=val"])
     images, name = load_images(request, evaluation_config(request, [run]))
     assert (images.digest, name) == (load_data(run).val.digest, "digits-val")
 
@@ -280,13 +280,13 @@ def test_shared_images_of_splits_give_a_warning(empty_folder):
     for part in ("train", "test"):
         np.savez(empty_folder / f"{part}.npz", image=image, label=np.arange(40) % 2)
     data = {"data.name": "npz", "data.root": str(empty_folder), "data.limit": None}
-    request = parse_request(["model=a"])
+    request = requested(["model=a"])
     with pytest.warns(UserWarning, match="36 of 40 test images are also in train"):
         load_images(request, evaluation_config(request, [tiny_config(data)]))
 
 
 def attacks(words: list[str], num_classes: int = 10, **run: Any) -> list[str]:
-    request = parse_request(["model=a", *words])
+    request = requested(["model=a", *words])
     config = evaluation_config(request, [tiny_config({f"attack.{k}": v for k, v in run.items()})])
     return [one.name for one in select_attacks(request, config, num_classes)]
 
@@ -327,13 +327,13 @@ def test_the_default_workers_use_the_whole_machine(monkeypatch, words, cores, gp
     place = "raymi.ray_backend.session"
     monkeypatch.setattr(f"{place}.available_cores", lambda: cores)
     monkeypatch.setattr(f"{place}.available_gpus", lambda: list(range(gpus)))
-    request = parse_request(["model=a", *words])
+    request = requested(["model=a", *words])
     scaling = resolve_scaling(request, evaluation_config(request, [tiny_config()]))
     assert scaling.workers == workers
 
 
 def test_more_workers_than_cores_are_refused(monkeypatch):
-    request = parse_request(["model=a", f"workers={available_cores() + 1}"])
+    request = requested(["model=a", f"workers={available_cores() + 1}"])
     (line,) = problems(resolve_scaling, request, evaluation_config(request, [tiny_config()]))
     assert f"this machine has {available_cores()}: ask for fewer" in line
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # a cluster of unknown size
@@ -342,7 +342,7 @@ def test_more_workers_than_cores_are_refused(monkeypatch):
 
 def test_in_a_job_the_number_of_workers_is_elastic(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    request = parse_request(["model=a"])
+    request = requested(["model=a"])
     assert resolve_scaling(request, evaluation_config(request, [tiny_config()])).elastic
 
 
@@ -372,7 +372,7 @@ def test_help_in_a_pipe_lists_everything_on_whole_lines(capsys):
     for name in (*SUITES, *ENSEMBLES, *ATTACKS, *DATASETS):
         assert any(line.startswith(f"  {name} ") for line in lines), name
     for key, _ in leaves():
-        assert accepts(key) == any(line.startswith(f"  {key}=") for line in lines), key
+        assert takes(key) == any(line.startswith(f"  {key}=") for line in lines), key
     for key in OPTIONS:
         assert re.search(rf"\b{key}(=|:|\b FILE)", out), key
 

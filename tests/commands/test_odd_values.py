@@ -49,8 +49,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str], list[str]]] = {
     "train": (lambda words: train.main([*words, "--dry-run"]), ["recipe", "resume", *KEYS], []),
     "standalone": (standalone.main, ["recipe", *KEYS], ["attack.steps=-1"]),
     "evaluate": (
-        judged(evaluation_request.parse_request),
-        [*evaluation_request.OPTIONS, *filter(evaluation_request.accepts, KEYS)],
+        judged(evaluation_request.requested),
+        [*evaluation_request.OPTIONS, *filter(evaluation_request.takes, KEYS)],
         [],
     ),
     "select": (judged(selection_request.requested), list(selection_request.OWN), []),

@@ -1,4 +1,28 @@
-"""The command `raymi.evaluate`: runs an evaluation, prints its reports, logs them to MLflow."""
+"""Command `raymi.evaluate`: measures the robust accuracy of any classifier, with the attacks shared
+among all workers.
+
+model: a run of raymi (name or folder; which=last selects another of its models than the chosen
+one), a registered model (models:/NAME@ALIAS), a file of weights (.safetensors, .pt, .pth, .ckpt;
+give model.name=... if it is outside of a run, and which=ema, say, if it holds several models), or
+module:function, which returns a torch module that maps images in [0, 1] to logits. Several models
+with commas between them are compared on the same images, in pairs.
+
+suite: the attacks to report, by default standard (clean, PGD-40, AutoAttack). Or attacks: names of
+single attacks (pgd-N, pgd-NxR with R restarts, and @2eps after a name for another radius) and of
+ensembles. Data and threat are by default those of the training run; data.name=...,
+attack.norm=..., attack.eps=... change them. split=val attacks validation images, samples=N an even
+selection.
+
+surrogate: classifiers that make the adversarial images for the models (black-box transfer), with
+single attacks, by default pgd-40.
+
+Every outcome is saved immediately below results=FOLDER (./evaluations), in a folder for each
+model, data, threat, seed, block and version of the code. After an interruption the same command
+continues there and returns the same numbers, on any number of workers. keep=true saves the
+adversarial images, too. checks=N is the approximate number of images that are attacked to look for
+signs of false robustness (200; 0: only outputs and gradients are checked). --json FILE writes all
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +34,7 @@ from rich.console import Console
 from raymi.attacks.catalogue import ATTACKS
 from raymi.attacks.suites import ENSEMBLES, SUITES
 from raymi.commands.cli import EXIT_FAILED, print_help, wants_help
-from raymi.commands.evaluate.options import COMMAND, accepts
+from raymi.commands.evaluate.options import COMMAND, takes
 from raymi.commands.evaluate.plan import EvaluationPlan, plan_evaluation
 from raymi.commands.evaluate.run import evaluate, track
 from raymi.data import DATASETS
@@ -36,16 +60,8 @@ USAGE = (
 )
 
 
-def evaluate_command(words: list[str], doc: str | None = None) -> int:
-    """Runs the command.
-
-    Args:
-        words: of the command line.
-        doc: help text.
-
-    Returns:
-        The exit code.
-    """
+def evaluate_command(words: list[str]) -> int:
+    """Runs the command; returns its exit code."""
     console = Terminal()
     if wants_help(words):
         named = {
@@ -55,7 +71,7 @@ def evaluate_command(words: list[str], doc: str | None = None) -> int:
             | {"pgd-N, pgd-NxR": "PGD of N steps of eps / 4, with R restarts, in linf and l2"},
             "data sets (data.name)": DATASETS,
         }
-        print_help(console, USAGE, doc, named, accepts)
+        print_help(console, USAGE, __doc__, named, takes)
         return 0
     plan = plan_evaluation(words, lambda line: print_line(console, line))
     try:

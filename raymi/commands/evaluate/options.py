@@ -93,12 +93,12 @@ class Request:
     command: str
 
 
-def accepts(key: str) -> bool:
+def takes(key: str) -> bool:
     """Returns whether an evaluation accepts a key of `Config`."""
     return key.startswith(_ACCEPTED) and not key.startswith(_TRAINING_ONLY)
 
 
-def parse_request(words: Sequence[str]) -> Request:
+def requested(words: Sequence[str]) -> Request:
     """Parses a command line.
 
     Raises:
@@ -108,7 +108,7 @@ def parse_request(words: Sequence[str]) -> Request:
     options, settings, problems = split_command_line(
         with_json(words, joined),
         OPTIONS,
-        accepts,
+        takes,
         lambda key: (
             f"{key} decides nothing in an evaluation: "
             + _REMEDIES.get(key, "leave it out (--help lists the keys that count)")
@@ -198,7 +198,7 @@ def _of_run(config: Config, request: Request) -> dict[str, Any]:
     return {
         key: value
         for key, value in settings.items()
-        if key.startswith(_OF_RUN) and accepts(key) and not (other and key == "data.root")
+        if key.startswith(_OF_RUN) and takes(key) and not (other and key == "data.root")
     }
 
 

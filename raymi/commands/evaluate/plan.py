@@ -13,7 +13,7 @@ from raymi.commands.evaluate.options import (
     Request,
     evaluation_config,
     load_images,
-    parse_request,
+    requested,
     resolve_scaling,
     select_attacks,
 )
@@ -205,7 +205,7 @@ def plan_evaluation(
     Raises:
         UserError: with a line for each problem.
     """
-    request = parse_request(words)
+    request = requested(words)
     given, _ = examine(nest(request.settings))  # folder of runs, architecture of bare weights
     names = tuple(dict.fromkeys((*request.surrogates, *request.models)))
     models: dict[str, LocatedModel] = {
