@@ -126,7 +126,7 @@ class KeptReport(BaseModel):
     """`report.json` of an evaluation."""
 
     model_config = _STRICT
-    protocol: AskedOf
+    protocol: AskedOf = Field(alias="question")
     data: str
     num: Count
     results: list[KeptResult]
