@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -144,19 +143,15 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
                         print_line=display.print_line,
                     )
             status, code = "FINISHED", 0
-        except Stopped as stop:
-            status, code = "KILLED", 128 + stop.signum
-            display.print_line(
-                f"stopped by {signal.Signals(stop.signum).name}; to continue: {again}"
-            )
+        except (Stopped, KeyboardInterrupt) as error:
+            stop = Stopped.of(error)
+            status, code = "KILLED", stop.exit_code
+            display.print_line(f"stopped by {stop.name}; to continue: {again}")
         except TimeLimitReached:
             status, code = "KILLED", EXIT_TIME_LIMIT
             display.print_line(
                 f"stopped at its limit of {config.limit.hours:g} hours; to continue: {again}"
             )
-        except KeyboardInterrupt:  # before `launch` listened to signals, or after
-            status, code = "KILLED", 128 + signal.SIGINT
-            display.print_line(f"stopped by SIGINT; to continue: {again}")
         except (RunFailed, StorageError) as failure:
             display.print_line(f"the run failed: {failure}", style="red")
             display.print_line(f"to continue: {again}")
@@ -184,14 +179,14 @@ def _deliver(tracker: Tracker, status: str, tell: Callable[[str], None], again: 
             if not tracker.close(status, timeout, FAIL_SECONDS):
                 tell(tracker.undelivered(again))
             return 0
-    except (Stopped, KeyboardInterrupt) as stop:
-        signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+    except (Stopped, KeyboardInterrupt) as error:
+        stop = Stopped.of(error)
         tracker.break_off()
         tell(
-            f"stopped by {signal.Signals(signum).name} before MLflow had everything; nothing is "
+            f"stopped by {stop.name} before MLflow had everything; nothing is "
             f"lost, deliver it with: {again}"
         )
-        return 128 + signum
+        return stop.exit_code
 
 
 def _how_to_continue(folder: RunFolder) -> str:
