@@ -15,7 +15,8 @@ from pathlib import Path
 from raymi.commands.cli import EXIT_USER
 from raymi.commands.compare.results import RunResult, finished_result
 from raymi.config import Config
-from raymi.runs.journal import JournalReader
+from raymi.runs.events import MODELS
+from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.signals import Signals, Stopped
 from raymi.weights import read_weights_file
@@ -23,7 +24,6 @@ from raymi.weights import read_weights_file
 PROGRAM = (sys.executable, "-m", "raymi.standalone")
 PATIENCE = 60.0  # seconds in which a run may write its checkpoint before it is killed
 _DIVERGED = re.compile(r"error: expected finite .* at step (\d+) ")
-_WEIGHTS = ("best", "last", "best-averaged", "last-averaged")
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class ArmRun:
 
         Losses that are not finite are a result: running again would lead there again.
         """
-        events = JournalReader(self.folder.journal).new_events()
-        finished = finished_result(self.arm, self.seed, events)
+        finished = finished_result(self.arm, self.seed, read_record(self.folder))
         if finished is not None:
             return finished
         if match := _DIVERGED.match(_last_line(self.log)):
@@ -154,7 +153,7 @@ def _end(going: Sequence[_Going]) -> None:
 
 def same_weights(one: RunFolder, other: RunFolder) -> bool:
     """Whether two finished runs have the same best and last weights, bit for bit."""
-    return all(_same_file(one.weights(which), other.weights(which)) for which in _WEIGHTS)
+    return all(_same_file(one.weights(which), other.weights(which)) for which in MODELS)
 
 
 def _same_file(one: Path, other: Path) -> bool:
