@@ -9,15 +9,13 @@ from rich.console import Console
 
 from raymi.config import Config
 from raymi.formatting import number_text, threat_text
+from raymi.runs.events import MODELS
 from raymi.runs.run_folder import RunFolder
 from raymi.statistics import with_interval
 from raymi.terminal.console import Table
 from raymi.terminal.print_line import print_line
 
 Event = Mapping[str, Any]
-
-
-_MODELS = ("best", "best-averaged", "last", "last-averaged")
 
 
 def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
@@ -37,7 +35,7 @@ def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
             number_text(with_interval(event["clean"], event["num"])),
             number_text(with_interval(event["robust"], event["num"])),
         )
-        for which in _MODELS
+        for which in sorted(MODELS)  # averaged ones after those as trained
         if (event := evaluations.get(which))
     ]
     return rows

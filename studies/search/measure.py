@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from raymi.benchmarks.processes import ended_by_sigterm, in_processes
+from raymi.benchmarks.processes import in_processes
 from raymi.benchmarks.section import MeasurementFailed
 from raymi.commands.cli import EXIT_FAILED, run_command
 from raymi.commands.option_types import new_folder, seed_list
@@ -30,6 +30,7 @@ from raymi.files import save, save_json
 from raymi.formatting import markdown_table
 from raymi.hardware import processor_name
 from raymi.overrides import flatten, split_words
+from raymi.signals import ended_by_sigterm
 from raymi.terminal.print_line import print_line
 from studies.search.curves import Comparison, Found, compare, median_share
 from studies.search.one_search import Trained

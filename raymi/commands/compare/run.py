@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from raymi.commands.cli import EXIT_USER
 from raymi.commands.compare.results import RunResult, finished_result
 from raymi.config import Config
-from raymi.runs.journal import JournalReader
+from raymi.runs.events import MODELS
+from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
+from raymi.signals import Signals, Stopped
 from raymi.weights import read_weights_file
 
 PROGRAM = (sys.executable, "-m", "raymi.standalone")
 STOP_SECONDS = 60.0  # for a run to write its checkpoint before it is killed
 _DIVERGED = re.compile(r"error: expected finite .* at step (\d+) ")
-_WEIGHTS = ("best", "last", "best-averaged", "last-averaged")
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ class ArmRun:
 
         Losses that are not finite are a final result, as the run is deterministic.
         """
-        events = JournalReader(self.folder.journal).new_events()
-        finished = finished_result(self.arm, self.seed, events)
+        finished = finished_result(self.arm, self.seed, read_record(self.folder))
         if finished is not None:
             return finished
         if match := _DIVERGED.match(_last_line(self.log)):
@@ -109,9 +107,9 @@ def run_all(
     """
     pending, free = deque(runs), list(reversed(places))
     active: list[_Active] = []
-    with _signals() as received:
+    with Signals() as signals:
         try:
-            while (pending or active) and not received:
+            while (pending or active) and signals.received is None:
                 while pending and free:
                     active.append(_start(pending.popleft(), free.pop()))
                 for one in [a for a in active if a.process.poll() is not None]:
@@ -121,14 +119,16 @@ def run_all(
                     if one.process.returncode == EXIT_USER:  # would fail the others as well
                         pending.clear()
                 time.sleep(0.05)
-            if received:
-                _stop(active, received)
+            if signals.received is not None:
+                _stop(active)
+        except Stopped:  # a second signal
+            pass
         finally:
             for one in active:
-                if one.process.poll() is None:
-                    one.process.kill()
-                    one.process.wait()
-    return received[0] if received else None
+                one.process.kill()
+            for one in active:
+                one.process.wait()
+    return signals.received
 
 
 @dataclass(frozen=True)
@@ -153,10 +153,10 @@ def _start(run: ArmRun, slot: Slot) -> _Active:
     return _Active(run, slot, process)
 
 
-def _stop(active: Sequence[_Active], received: Sequence[int]) -> None:
-    """Touches the stop files until all runs ended: a run removes the file at its start."""
+def _stop(active: Sequence[_Active]) -> None:
+    """Touches the stop files until all runs have ended: a run removes the file at its start."""
     deadline = time.monotonic() + STOP_SECONDS
-    while time.monotonic() < deadline and len(received) < 2:
+    while time.monotonic() < deadline:
         alive = [one for one in active if one.process.poll() is None]
         if not alive:
             break
@@ -165,24 +165,9 @@ def _stop(active: Sequence[_Active], received: Sequence[int]) -> None:
         time.sleep(0.1)
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of ending by them."""
-    received: list[int] = []
-    before = {
-        number: signal.signal(number, lambda n, _: received.append(n))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def same_weights(one: RunFolder, other: RunFolder) -> bool:
     """Returns True if two finished runs have equal best and last weights, bit for bit."""
-    return all(_same_file(one.weights(which), other.weights(which)) for which in _WEIGHTS)
+    return all(_same_file(one.weights(which), other.weights(which)) for which in MODELS)
 
 
 def _same_file(one: Path, other: Path) -> bool:
