@@ -1,4 +1,4 @@
-"""A run as its own record tells it: curves by phase, what was measured at the end, and by whom."""
+"""A run in a report: its record with configuration, provenance and MI probe."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ from raymi.runs.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Probe:
-    """Fresh estimators on a finished classifier: which of the run's models; estimates in nats, by
-    the names of `MIObserver`; and everything that has to be the same where two are compared."""
+    """Estimates of fresh critics on a finished classifier.
+
+    Attributes:
+        which: model of the run.
+        estimates: in nats, by the names of `MIObserver`.
+        settings: budget, attack and images as JSON; probes with equal settings are comparable.
+    """
 
     which: str
     estimates: Mapping[str, float]
@@ -66,7 +71,7 @@ def read_history(folder: RunFolder, name: str | None = None) -> History:
 
 
 def _probes_of_training(config: Config, events: Iterable[Mapping[str, Any]]) -> list[Probe]:
-    settings = _as_text(
+    settings = _as_json(
         config.probe.model_dump(), str(config.attack), config.validation.model_dump()
     )
     return [Probe(event["which"], numbers(event["estimates"]), settings) for event in events]
@@ -74,15 +79,15 @@ def _probes_of_training(config: Config, events: Iterable[Mapping[str, Any]]) -> 
 
 def _probes_afterwards(folder: RunFolder) -> list[Probe]:
     """Reads the estimates of `raymi.probe`, which replace the estimates of the training."""
-    found = []
+    probes = []
     for path in sorted(folder.path.glob("probe-*.json")):
-        without = "it is left out, measure again with python -m raymi.probe"
-        if (kept := read_json_or_none(path, SavedProbe, without)) is not None:
-            settings = _as_text(kept.probe, kept.attack, kept.validation)
-            found.append(Probe(kept.model, numbers(kept.estimates), settings))
-    return found
+        consequence = "it is left out; measure it again with python -m raymi.probe"
+        if (saved := read_json_or_none(path, SavedProbe, consequence)) is not None:
+            settings = _as_json(saved.probe, saved.attack, saved.validation)
+            probes.append(Probe(saved.model, numbers(saved.estimates), settings))
+    return probes
 
 
-def _as_text(probe: Mapping[str, Any], attack: str, validation: Mapping[str, Any]) -> str:
+def _as_json(probe: Mapping[str, Any], attack: str, validation: Mapping[str, Any]) -> str:
     settings = {"probe": dict(probe), "attack": attack, "validation": dict(validation)}
     return json.dumps(settings, sort_keys=True)

@@ -1,4 +1,4 @@
-"""What was measured of a run's chosen model, question by question, wherever it was measured."""
+"""Saved accuracies of a run's chosen model, by evaluation protocol."""
 
 from __future__ import annotations
 
@@ -12,16 +12,22 @@ from raymi.evaluation.protocol import threat_name
 from raymi.reporting.history import History
 from raymi.runs.json_files import read_json_or_none
 from raymi.runs.json_types import SavedReport
-from raymi.selection.candidate import CLEAN, Number, Protocol, with_interval
+from raymi.selection.candidate import CLEAN, Protocol
+from raymi.statistics import Number, with_interval
 
 _DIGITS = 32
-"""Of a checksum that are kept in MLflow: so questions there and here are the same."""
+"""Digits of a checksum that MLflow keeps, by which protocols on disk and in MLflow are equal."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What one question says of a run: accuracies by the name of the attack, "clean" among them,
-    and signs of false robustness in words."""
+class ProtocolAccuracies:
+    """Accuracies of a model under one protocol.
+
+    Attributes:
+        protocol: images and threat.
+        numbers: by the name of the attack; "clean" is among them.
+        doubts: signs of false robustness.
+    """
 
     protocol: Protocol
     numbers: Mapping[str, Number]
@@ -29,7 +35,7 @@ class Entry:
 
 
 def method_name(config: Config) -> str:
-    """What a run's method is called in papers, such as `NAMID_T (bounded)`."""
+    """Returns the method of a run as papers name it, such as `NAMID_T (bounded)`."""
     mi, base = config.mi, config.loss.base
     if config.attack.steps == 0:
         return "standard" if not mi.enabled else f"standard + {mi.form}"
@@ -47,8 +53,8 @@ def method_name(config: Config) -> str:
     return f"NAMID{letter} ({', '.join(parts)})"
 
 
-def of_training(history: History) -> list[Entry]:
-    """What a run measured of its chosen model at its end."""
+def training_accuracies(history: History) -> list[ProtocolAccuracies]:
+    """Returns the test accuracies of the chosen model, measured at the end of its training."""
     event = history.evaluations.get(history.chosen)
     data = history.start.get("data", {})
     digest = data.get("digests", {}).get("test")
@@ -68,53 +74,54 @@ def of_training(history: History) -> list[Entry]:
         CLEAN: with_interval(event["clean"], event["num"]),
         name: with_interval(event["robust"], event["num"]),
     }
-    return [Entry(protocol, numbers)]
+    return [ProtocolAccuracies(protocol, numbers)]
 
 
-def of_evaluations(folders: Iterable[Path], digest: str) -> list[Entry]:
-    """What `raymi.evaluate` found of a classifier, from the reports in its ledgers.
+def evaluation_accuracies(folders: Iterable[Path], digest: str) -> list[ProtocolAccuracies]:
+    """Reads the accuracies of a classifier from reports of `raymi.evaluate`, the newest first.
 
-    Args: folders, of ledgers; digest of the classifier, see `ModelSource`.
+    Args:
+        folders: of outcome stores.
+        digest: of the classifier, see `ModelSource`.
     """
     paths = [path for folder in folders for path in folder.glob("*/report.json")]
     found = []
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
-        without = "it is left out, give the command of the evaluation again"
-        kept = read_json_or_none(path, SavedReport, without)
-        if kept is not None and kept.protocol.model == digest:
-            found.append(_of_report(kept))
-    return merged(found)
+        consequence = "it is left out; run the command of the evaluation again"
+        saved = read_json_or_none(path, SavedReport, consequence)
+        if saved is not None and saved.protocol.model == digest:
+            found.append(_of_report(saved))
+    return merge_accuracies(found)
 
 
-def merged(entries: Sequence[Entry]) -> list[Entry]:
-    """One entry for each question; of two numbers of the same attack, that of the first entry."""
-    together: dict[Protocol, Entry] = {}
-    for entry in entries:
-        before = together.get(entry.protocol)
-        if before is None:
-            together[entry.protocol] = entry
+def merge_accuracies(parts: Sequence[ProtocolAccuracies]) -> list[ProtocolAccuracies]:
+    """Merges accuracies of equal protocols; the first number of each attack counts."""
+    merged: dict[Protocol, ProtocolAccuracies] = {}
+    for part in parts:
+        first = merged.get(part.protocol)
+        if first is None:
+            merged[part.protocol] = part
             continue
-        doubts = "; ".join(dict.fromkeys(filter(None, (before.doubts, entry.doubts))))
-        numbers = {**entry.numbers, **before.numbers}
-        together[entry.protocol] = Entry(entry.protocol, numbers, doubts)
-    return list(together.values())
+        doubts = "; ".join(dict.fromkeys(filter(None, (first.doubts, part.doubts))))
+        numbers = {**part.numbers, **first.numbers}
+        merged[part.protocol] = ProtocolAccuracies(part.protocol, numbers, doubts)
+    return list(merged.values())
 
 
-def _of_report(kept: SavedReport) -> Entry:
-    asked = kept.protocol
+def _of_report(saved: SavedReport) -> ProtocolAccuracies:
     protocol = Protocol(
-        kept.data,
-        asked.images[:_DIGITS],
-        kept.num,
-        threat_name(asked.threat.norm, asked.threat.eps),
+        saved.data,
+        saved.protocol.images[:_DIGITS],
+        saved.num,
+        threat_name(saved.protocol.threat.norm, saved.protocol.threat.eps),
         of_training=False,
     )
     numbers = {
-        # As it is in the names of metrics, so that what MLflow has of it is the same attack.
+        # as in names of metrics, so that the numbers in MLflow have the same attack
         re.sub(r"[^\w.\-]", "_", one.name, flags=re.ASCII): Number(
             one.accuracy, one.low95, one.high95
         )
-        for one in kept.results
+        for one in saved.results
     }
-    doubts = [one.check for one in kept.false_robustness if one.suspicious]
-    return Entry(protocol, numbers, "; ".join(doubts))
+    doubts = [one.check for one in saved.false_robustness if one.suspicious]
+    return ProtocolAccuracies(protocol, numbers, "; ".join(doubts))
