@@ -74,7 +74,7 @@ def test_also_that_of_a_run_which_is_not_finished(home, capsys):
     finally:
         for path, content in before.items():
             path.write_bytes(content)
-    assert "mine: it is not finished" in capsys.readouterr().out
+    assert "mine: not finished" in capsys.readouterr().out
     assert PAGE in artifacts(home, "begun")
 
 
