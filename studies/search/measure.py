@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from raymi.benchmarks.processes import ended_by_sigterm, in_processes
+from raymi.benchmarks.processes import run_processes
 from raymi.benchmarks.section import MeasurementFailed
 from raymi.commands.cli import EXIT_FAILED, run_command
 from raymi.commands.compare.results import markdown
@@ -30,9 +30,11 @@ from raymi.errors import UserError
 from raymi.files import save, save_json
 from raymi.hardware import processor_name
 from raymi.overrides import flatten, split_words
+from raymi.signals import ended_by_sigterm
 from raymi.terminal.print_line import print_line
 from studies.search.curves import Comparison, Found, compare, median_share
 from studies.search.one_search import Trained
+from studies.search.process import timed_search
 from studies.search.setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting
 
 OUT = Path(__file__).with_name("results")
@@ -111,18 +113,10 @@ def measure(setting: Setting, seeds: Sequence[int], out: Path, command: str) -> 
 
 def _search(setting: Setting, seed: int) -> dict[str, Any]:
     """Runs both searches of a seed, side by side."""
-    job = {
-        "kind": "search",
-        "device": "cpu",
-        "apart": True,
-        "budget": setting.budget,
-        "training_seed": setting.training_seed,
-        "each": [
-            {"definition": setting.definition(search, seed).model_dump(mode="json")}
-            for search in SEARCHES
-        ],
-    }
-    results = in_processes(job, num=len(SEARCHES), module="studies.search.process")
+    arguments = [
+        (setting.definition(name, seed), setting.budget, setting.training_seed) for name in SEARCHES
+    ]
+    results = run_processes(timed_search, arguments, connected=False)
     return dict(zip(SEARCHES, results, strict=True))
 
 

@@ -57,8 +57,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str], list[str]]] = {
     "report": (judged(report_request.requested), [*report_request.OWN, "data.root"], ["nothing"]),
     "bench": (
         judged(bench_plan.planned),
-        ["recipe", "parts", "memory", "json", "rounds", "runs", "loop_steps", "threads", *KEYS],
-        ["parts=operations"],
+        ["recipe", "parts", "json", "rounds", "runs", "loop_steps", "threads", *KEYS],
+        ["parts=profile"],
     ),
     "tune": (
         judged(sweep_request.asked_for),

@@ -26,7 +26,7 @@ WORDS: dict[str, tuple[Main, list[str], str]] = {
     "evaluate": (evaluate.main, ["model=none"], "results"),
     "report": (report.main, ["none"], "out"),
     "export": (export.main, ["model=none"], "folder"),
-    "bench": (bench.main, ["parts=operations"], "json"),
+    "bench": (bench.main, ["parts=profile"], "json"),
     "select": (select.main, [], "json"),
 }
 
