@@ -65,7 +65,12 @@ def _exit_code(body: Callable[[list[str]], int], words: list[str]) -> int:
         return EXIT_FAILED
     except (KeyboardInterrupt, Stopped) as stop:
         Terminal(stderr=True).print("interrupted")
-        return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
+        return 128 + signal_number(stop)
+
+
+def signal_number(stop: BaseException) -> int:
+    """Returns the signal that ended a command: that of `Stopped`, SIGINT of KeyboardInterrupt."""
+    return stop.signum if isinstance(stop, Stopped) else signal.SIGINT
 
 
 def _print_error(message: str, words: Sequence[str]) -> None:

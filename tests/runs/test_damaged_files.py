@@ -225,7 +225,7 @@ def check(home: Path, file: str, damage: str, command: str, patch: pytest.Monkey
     path = copy / file
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     patch.chdir(copy)
-    patch.setattr(train, "launch", launch)
+    patch.setattr("raymi.commands.train.run.launch", launch)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
