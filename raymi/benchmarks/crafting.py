@@ -1,4 +1,4 @@
-"""PGD of raymi against that of torchattacks, with the same steps on the same network."""
+"""Speed of raymi's PGD against torchattacks, with the same steps on the same network."""
 
 from __future__ import annotations
 

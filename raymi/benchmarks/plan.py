@@ -56,7 +56,7 @@ class BenchOptions(Section):
     rounds: Count = 5
     """Rounds of measurements in turn, in one process."""
     runs: Count = 3
-    """Runs in turn of each kind that has processes of its own."""
+    """Runs in turn of each kind that needs fresh processes."""
     loop_steps: Count = 8
     """Measured steps of such a run."""
     threads: Annotated[int, Field(ge=1), at_most(4096)] | None = None
@@ -72,7 +72,7 @@ class Plan:
         parts: names of the parts.
         device: where steps are measured.
         rounds: measurements in turn, in one process.
-        runs: runs in turn of each kind that has processes of its own.
+        runs: runs in turn of each kind that needs fresh processes.
         loop_steps: measured steps of such a run.
         threads: threads of this process.
         workers: N of the parts about N workers.

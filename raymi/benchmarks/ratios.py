@@ -1,4 +1,4 @@
-"""Training steps against each other: the cost of MI, and that of the released code's schedule."""
+"""Training steps against each other: the cost of MI, and of the released code's schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One worker against N that share the same global batch, under plain torch.distributed."""
+"""Throughput of N workers against one, with the same global batch, in plain torch.distributed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def plain_run(plan: Plan, num: int, niceness: int = 0, *, apart: bool = False) -
     Args:
         plan: what is measured.
         num: number of processes.
-        niceness: niceness of the processes, if higher than that of this one.
+        niceness: lowest niceness of the processes.
         apart: whether each process trains alone, on its share of the batch.
 
     Returns:

@@ -14,7 +14,7 @@ _CLASSES = {"cifar100": 100, "tiny-imagenet": 200}
 
 
 def image_size(config: Config) -> int:
-    """Returns the side in pixels: `data.image_size`, else that of the data set, else 32."""
+    """Returns the side in pixels: `data.image_size`, else the data set's, else 32."""
     return config.data.image_size or _SIZES.get(config.data.name, 32)
 
 

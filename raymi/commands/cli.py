@@ -69,7 +69,7 @@ def _exit_code(body: Callable[[list[str]], int], words: list[str]) -> int:
 
 
 def signal_number(stop: BaseException) -> int:
-    """Returns the signal that ended a command: that of `Stopped`, SIGINT of KeyboardInterrupt."""
+    """Returns the signal of a `Stopped`; SIGINT for a KeyboardInterrupt."""
     return stop.signum if isinstance(stop, Stopped) else signal.SIGINT
 
 

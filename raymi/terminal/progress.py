@@ -212,7 +212,7 @@ class TimeLeft:
 
 
 def _mi(metrics: dict[str, float], kind: str) -> float | None:
-    """Returns an estimator's MI: of its own outputs, or if frozen, of adversarial outputs."""
+    """Returns an estimator's MI, of its own outputs or, if frozen, of adversarial outputs."""
     return metrics.get(f"mi/{kind}", metrics.get(f"mi/{kind}_of_adversarial"))
 
 

@@ -1,4 +1,4 @@
-"""How a threat model is written for people."""
+"""Text of a threat model."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ _NORMS = {"linf": "L_inf", "l2": "L2"}
 
 
 def threat_text(norm: str, eps: float) -> str:
-    """Such as `L_inf eps 8/255`; eps in [0, 1] pixel units."""
+    """Returns text such as `L_inf eps 8/255`; eps in [0, 1] pixel units."""
     return f"{_NORMS[norm]} eps {as_typed(eps)}"

@@ -96,14 +96,14 @@ def measure(setting: Setting, seeds: Sequence[int], out: Path, command: str) -> 
     }
     file, searches = out / "search.json", Searches()
     if file.exists():
-        kept = json.loads(file.read_text())
+        saved = json.loads(file.read_text())
         for key in ("setting", "versions", "machine"):
-            if kept[key] != about[key]:
+            if saved[key] != about[key]:
                 raise UserError(
                     f"{file} has searches with other values of {key}, which are not mixed: give "
                     "another folder, or remove it"
                 )
-        about["command"], searches = kept["command"], kept["searches"]
+        about["command"], searches = saved["command"], saved["searches"]
     for seed in map(str, seeds):
         if seed not in searches:
             searches[seed] = _search(setting, int(seed))
@@ -141,14 +141,14 @@ def _write(setting: Setting, searches: Searches, out: Path, about: dict[str, Any
         "searches": searches,
     }
     save_json(out / "search.json", content)
-    save(out / "search.md", _told(setting, by_seed, content).encode())
+    save(out / "search.md", _markdown(setting, by_seed, content).encode())
 
 
 def _trials(search: dict[str, Any]) -> list[Trained]:
     return [Trained(**{**one, "robust": tuple(one["robust"])}) for one in search["trials"]]
 
 
-def _told(setting: Setting, compared: dict[str, Comparison], content: dict[str, Any]) -> str:
+def _markdown(setting: Setting, compared: dict[str, Comparison], content: dict[str, Any]) -> str:
     """Returns the results in Markdown."""
     rows = [
         [
@@ -184,7 +184,7 @@ def _told(setting: Setting, compared: dict[str, Comparison], content: dict[str, 
         f"{pairs['as_aimed']} are below {AIM}.\n\n"
         f"Robust accuracy on validation; after how many of {setting.budget} trial-epochs, which "
         f"both searches have. {RANDOM.capitalize()}: {setting.trials} trials, all to their end. "
-        "A configuration is found when its trial has come to its last epoch. All trials train with "
+        "A configuration is found when its trial reaches its last epoch. All trials train with "
         f"seed {setting.training_seed}. The setting was chosen with other search seeds.\n\n"
         f"Space: {space}. recipe={setting.recipe} {settings}\n\n"
         f"`{content['command']}`: {content['seconds']:.0f} seconds, two searches at a time; "

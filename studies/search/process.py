@@ -1,4 +1,4 @@
-"""One search with its time, for a process of `run_processes`."""
+"""Timed search, called in a process of `run_processes`."""
 
 from __future__ import annotations
 

@@ -67,10 +67,10 @@ def test_parts_in_this_process_are_measured_printed_and_written(
     assert content["setting"]["threads"] == 1
     assert content["setting"]["command"].startswith("python -m raymi.bench model.name=small-cnn")
     assert content["config"]["optim"]["batch_size"] == 4
-    found = content["parts"]
-    assert list(found) == ["phases", "profile", "ratios", "crafting"]
-    assert sum(found["profile"]["microseconds"].values()) <= found["profile"]["total"]
-    ratios = found["ratios"]
+    results = content["parts"]
+    assert list(results) == ["phases", "profile", "ratios", "crafting"]
+    assert sum(results["profile"]["microseconds"].values()) <= results["profile"]["total"]
+    ratios = results["ratios"]
     seconds = ratios["seconds_per_step"]
     assert len(seconds) == 10
     assert all(len(each) == 2 and min(each) > 0 for each in seconds.values())
@@ -82,12 +82,12 @@ def test_parts_in_this_process_are_measured_printed_and_written(
     ]
     middle = ratios["ratios"]["naive / released"]["whole step"]["median"]
     assert middle == pytest.approx(sum(each) / 2)
-    phases = found["phases"]["ms_per_sample"]
+    phases = results["phases"]["ms_per_sample"]
     assert phases["AT"]["MI: estimators' update"] == 0
     assert phases["staged"]["MI: estimators' update"] == 0
     assert phases["joint"]["MI: estimators' update"] > 0
     assert phases["staged"]["MI: the classifier's term"] > 0
-    assert set(found["crafting"]["times_as_fast"]) > {"torchattacks.PGD", "raymi, plain"}
+    assert set(results["crafting"]["times_as_fast"]) > {"torchattacks.PGD", "raymi, plain"}
 
 
 def test_compared_attacks_have_the_same_network_and_images() -> None:
@@ -203,10 +203,10 @@ def test_parts_in_other_processes_are_measured(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(file.read_text())["parts"]
-    runs = {name: len(each) for name, each in found["scaling"]["seconds"].items()}
+    results = json.loads(file.read_text())["parts"]
+    runs = {name: len(each) for name, each in results["scaling"]["seconds"].items()}
     assert runs == {"1 worker": 1, "2 workers": 1, "2 workers apart": 1}
-    memory = found["memory"]["bytes"]
+    memory = results["memory"]["bytes"]
     assert all(one["fits"] and one["peak"] > one["before"] > 0 for one in memory.values())
 
 
@@ -218,10 +218,10 @@ def test_ray_train_is_compared_with_plain_processes(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(file.read_text())["parts"]["ray"]
-    assert found["workers"] == 2
-    assert found["threads"] == 1
-    assert len(found["seconds"]["ray"]) == len(found["seconds"]["plain"]) == 1
+    results = json.loads(file.read_text())["parts"]["ray"]
+    assert results["workers"] == 2
+    assert results["threads"] == 1
+    assert len(results["seconds"]["ray"]) == len(results["seconds"]["plain"]) == 1
 
 
 WAIT = 300.0  # seconds
@@ -229,12 +229,12 @@ WAIT = 300.0  # seconds
 
 def measuring(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Returns the processes that a command started for a measurement."""
-    found = []
+    children = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if any("spawn_main" in word for word in child.cmdline()):
-                found.append(child)
-    return found
+                children.append(child)
+    return children
 
 
 def _enable_ctrl_c() -> None:

@@ -45,7 +45,7 @@ def test_options_and_keys_of_a_run_combine(tmp_path: Path) -> None:
         (["rounds=0"], ["rounds: expected whole number >= 1, got '0'"]),
         (["runs=two", "threads=-1"], ["runs: expected whole number", "threads: expected whole"]),
         (["threads=5000"], ["threads: expected at most 4096, got 5000"]),
-        (["--json", "/nowhere/b.json"], ["json: there is no folder /nowhere"]),
+        (["--json", "/nowhere/b.json"], ["json: no folder /nowhere"]),
         (["phases"], ["did you mean parts=phases?"]),
         (["recipe=quikstart"], ["did you mean quickstart?"]),
         (["mi.weight=0"], ["expected a configuration with both kinds of MI"]),
@@ -105,8 +105,8 @@ def test_scaling_that_cannot_be_measured_has_a_reason(
     words: list[str], cores: int, why: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("raymi.benchmarks.plan.available_cores", lambda: cores)
-    found = no_scaling(planned([*words, "use_gpu=false"]))
-    assert found == why if why is None else why in (found or "")
+    reason = no_scaling(planned([*words, "use_gpu=false"]))
+    assert reason == why if why is None else why in (reason or "")
 
 
 def test_random_images_have_the_shape_of_the_data_set_and_depend_on_the_seed() -> None:
