@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from raymi.evaluation.model_source import plain_name
 from raymi.reporting.curves import learning_picture, together_picture
-from raymi.reporting.history import CLASSIFIER, History
+from raymi.reporting.history import History
 from raymi.reporting.information import probe_picture, training_picture
 from raymi.reporting.look import Picture, threat_text
 from raymi.reporting.measured import Measured
@@ -18,6 +18,7 @@ from raymi.reporting.numbers import Entry, method_name
 from raymi.reporting.robustness import MOST_RUNS, class_picture, radius_picture
 from raymi.reporting.samples import samples_picture
 from raymi.reporting.table import Compared
+from raymi.runs.record import CLASSIFIER
 
 _PROBE = "python -m raymi.probe run=RUN"
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raymi.reporting.history import CLASSIFIER, Epoch, History
+from raymi.reporting.history import History
 from raymi.reporting.look import (
     WIDTH,
     Picture,
@@ -20,6 +20,7 @@ from raymi.reporting.look import (
     threat_text,
     whole_numbers,
 )
+from raymi.runs.record import CLASSIFIER, EpochRecord
 from raymi.statistics import wilson_interval
 
 _TITLES = {"pretraining": "pretraining by AT", "estimators": "estimators", CLASSIFIER: "classifier"}
@@ -131,7 +132,7 @@ def overfitting_text(history: History) -> str:
     )
 
 
-def _draw_losses(axes: Axes, epochs: Sequence[Epoch]) -> None:
+def _draw_losses(axes: Axes, epochs: Sequence[EpochRecord]) -> None:
     numbers = [one.number for one in epochs]
     curves = {name: [one.train.get(name, np.nan) for one in epochs] for name in _LOSSES}
     if curves["loss_adv"] == curves["loss"]:
@@ -155,7 +156,9 @@ def _draw_losses(axes: Axes, epochs: Sequence[Epoch]) -> None:
         axes.legend()
 
 
-def _draw_accuracies(axes: Axes, history: History, phase: str, epochs: Sequence[Epoch]) -> None:
+def _draw_accuracies(
+    axes: Axes, history: History, phase: str, epochs: Sequence[EpochRecord]
+) -> None:
     validated = [one for one in epochs if one.val]
     numbers = [one.number for one in validated]
     num = _num_validated(history)
@@ -183,7 +186,7 @@ def _draw_accuracies(axes: Axes, history: History, phase: str, epochs: Sequence[
     whole_numbers(axes.xaxis)
 
 
-def _draw_estimates(axes: Axes, epochs: Sequence[Epoch]) -> None:
+def _draw_estimates(axes: Axes, epochs: Sequence[EpochRecord]) -> None:
     """What the estimators see of the pairs that they learn from."""
     for k, kind in enumerate(("natural", "adversarial")):
         name = f"mi/{kind}_of_{kind}"
@@ -202,7 +205,9 @@ def _draw_estimates(axes: Axes, epochs: Sequence[Epoch]) -> None:
     axes.legend()
 
 
-def _mark(axes: Axes, history: History, which: str, metric: str, epochs: Sequence[Epoch]) -> None:
+def _mark(
+    axes: Axes, history: History, which: str, metric: str, epochs: Sequence[EpochRecord]
+) -> None:
     """Hollow marks around the best and the last epoch on the robust curve."""
     best, last = history.best_epoch(which), epochs[-1].number
     for epoch in epochs:

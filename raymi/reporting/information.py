@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from raymi.reporting.history import CLASSIFIER, History
+from raymi.reporting.history import History
 from raymi.reporting.look import (
     WIDTH,
     Picture,
@@ -18,6 +18,7 @@ from raymi.reporting.look import (
     style_of,
     whole_numbers,
 )
+from raymi.runs.record import CLASSIFIER
 
 _KINDS = {
     "natural": "natural MI, I_N",

@@ -10,8 +10,8 @@ from pathlib import Path
 from raymi.config import Config
 from raymi.evaluation.protocol import threat_name
 from raymi.reporting.history import History
-from raymi.runs.kept_json import read_kept_or_none
-from raymi.runs.records import KeptReport
+from raymi.runs.json_files import read_json_or_none
+from raymi.runs.json_types import SavedReport
 from raymi.selection.candidate import CLEAN, Number, Protocol, with_interval
 
 _DIGITS = 32
@@ -80,7 +80,7 @@ def of_evaluations(folders: Iterable[Path], digest: str) -> list[Entry]:
     found = []
     for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
         without = "it is left out, give the command of the evaluation again"
-        kept = read_kept_or_none(path, KeptReport, without)
+        kept = read_json_or_none(path, SavedReport, without)
         if kept is not None and kept.protocol.model == digest:
             found.append(_of_report(kept))
     return merged(found)
@@ -100,7 +100,7 @@ def merged(entries: Sequence[Entry]) -> list[Entry]:
     return list(together.values())
 
 
-def _of_report(kept: KeptReport) -> Entry:
+def _of_report(kept: SavedReport) -> Entry:
     asked = kept.protocol
     protocol = Protocol(
         kept.data,

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from raymi.config import Config
+from raymi.runs.events import MODELS
 from raymi.runs.run_folder import RunFolder
 from raymi.statistics import wilson_interval
 from raymi.terminal.console import Table
@@ -15,8 +16,6 @@ from raymi.terminal.print_line import print_line
 from raymi.terminal.threat import threat_text
 
 Event = Mapping[str, Any]
-
-_MODELS = ("best", "best-averaged", "last", "last-averaged")
 
 
 def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
@@ -37,7 +36,7 @@ def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
             _with_interval(event["clean"], event["num"]),
             _with_interval(event["robust"], event["num"]),
         )
-        for which in _MODELS
+        for which in sorted(MODELS)  # averaged ones after those as trained
         if (event := evaluations.get(which))
     ]
     return rows

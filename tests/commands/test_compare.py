@@ -27,13 +27,13 @@ from raymi.commands.compare.results import (
     finished_result,
     markdown,
     mean_of,
-    minutes_in_sessions,
     summarise,
     table,
 )
 from raymi.commands.compare.run import same_weights, slots
 from raymi.hardware import available_cores
 from raymi.recipes import BASE_RECIPES, VARIANTS
+from raymi.runs.record import RunRecord
 from raymi.runs.run_folder import RunFolder
 
 
@@ -97,7 +97,8 @@ def journal(*, chosen: str = "best", finished: bool = True) -> list[dict[str, An
 
     def epoch(number: int, val: float, phase: str = "classifier") -> dict[str, Any]:
         robust = {"robust_acc": val, "averaged/robust_acc": val + 0.1}
-        return {"kind": "epoch", "phase": phase, "epoch": number, "val": robust}
+        event = {"kind": "epoch", "phase": phase, "epoch": number, "val": robust}
+        return {**event, "train": {}, "better": []}
 
     def evaluation(which: str, of_epoch: int, clean: float, robust: float) -> dict[str, Any]:
         return {
@@ -117,20 +118,20 @@ def journal(*, chosen: str = "best", finished: bool = True) -> list[dict[str, An
 
 
 def test_a_run_s_result_is_that_of_its_chosen_model() -> None:
-    assert finished_result("at", 3, journal()) == RunResult(
+    assert finished_result("at", 3, RunRecord(journal())) == RunResult(
         "at", 3, "finished", clean=0.8, robust=0.4, val=0.3, model="best", epoch=2,
         attack_steps=40, minutes=3.0,
     )  # fmt: skip
-    averaged = finished_result("at", 3, journal(chosen="best-averaged"))
+    averaged = finished_result("at", 3, RunRecord(journal(chosen="best-averaged")))
     assert averaged is not None
     assert (averaged.clean, averaged.robust, averaged.epoch) == (0.9, 0.5, 1)
     assert averaged.val == pytest.approx(0.3)
-    assert finished_result("at", 3, journal(finished=False)) is None
+    assert finished_result("at", 3, RunRecord(journal(finished=False))) is None
 
 
 def test_the_time_between_two_sessions_is_not_the_run_s() -> None:
-    assert minutes_in_sessions(journal()) == (120 + 60) / 60
-    assert minutes_in_sessions([]) == 0
+    assert RunRecord(journal()).minutes == (120 + 60) / 60
+    assert RunRecord([]).minutes == 0
 
 
 def test_weights_are_the_same_only_bit_for_bit(tmp_path: Path) -> None:
@@ -207,7 +208,8 @@ while behaviour == "wait" and not (folder / "stop").exists():
 if behaviour == "wait":
     write("stopped")
     sys.exit(1)
-write("epoch", phase="classifier", epoch=1, val={"robust_acc": 0.5})
+write("epoch", phase="classifier", epoch=1, val={"robust_acc": 0.5}, train={},
+      better=["best"])
 write("evaluation", which="best", of_epoch=1, clean=0.9, robust=0.4, chosen=True, num=9,
       attack={"steps": 40})
 write("finished")

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from raymi.reporting import look
 from raymi.reporting.curves import learning_picture, overfitting_text, together_picture
-from raymi.reporting.history import Epoch
 from raymi.reporting.information import probe_picture, training_picture
+from raymi.runs.record import EpochRecord
 
 
 def drawn(axes):
@@ -72,7 +72,7 @@ def test_before_the_first_epoch_there_is_no_picture(histories):
 
 def test_the_gap_is_that_of_the_best_and_the_last_epoch(histories):
     epochs = tuple(
-        Epoch(k, {}, {"clean_acc": 0.9, "robust_acc": acc}, ("best",) if k == 2 else ())
+        EpochRecord(k, {}, {"clean_acc": 0.9, "robust_acc": acc}, ("best",) if k == 2 else ())
         for k, acc in ((1, 0.4), (2, 0.5), (3, 0.43))
     )
     history = replace(histories[1], phases={"classifier": epochs}, evaluations={})

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Literal
 
 from raymi.formatting import table_cell
 from raymi.runs.record import RunRecord
@@ -78,46 +78,24 @@ def mean_of(values: Sequence[float]) -> Mean | None:
     return Mean(fmean(values), error, num)
 
 
-def finished_result(arm: str, seed: int, events: Sequence[Mapping[str, Any]]) -> RunResult | None:
-    """The result of a run from its journal; None where it has not finished.
-
-    An event that is there twice, as after a crash, counts once. Of averaged and plain weights it is
-    the model that the run chose, by robust validation accuracy.
-    """
-    record = RunRecord(events)
-    chosen = record.evaluations.get(record.chosen)
-    if not record.finished or chosen is None:
+def finished_result(arm: str, seed: int, record: RunRecord) -> RunResult | None:
+    """Returns the result of a run, that of its chosen model; None: the run has not finished."""
+    if not record.is_evaluated:
         return None
-    which, epoch = chosen["which"], chosen["of_epoch"]
-    key = "averaged/robust_acc" if which.endswith("-averaged") else "robust_acc"
-    validated = {
-        e["epoch"]: e["val"].get(key) for e in record.of_kind("epoch") if e["phase"] == "classifier"
-    }
+    which = record.chosen
+    chosen = record.evaluations[which]
     return RunResult(
         arm,
         seed,
         "finished",
         clean=chosen["clean"],
         robust=chosen["robust"],
-        val=validated.get(epoch),
+        val=record.validation(which, chosen["of_epoch"]).get("robust_acc"),
         model=which,
-        epoch=epoch,
+        epoch=chosen["of_epoch"],
         attack_steps=chosen["attack"]["steps"],
-        minutes=minutes_in_sessions(events),
+        minutes=record.minutes,
     )
-
-
-def minutes_in_sessions(events: Iterable[Mapping[str, Any]]) -> float:
-    """Returns the minutes that a run took, without the time between a stop and the next start.
-
-    A clock that jumps back between two events adds nothing.
-    """
-    seconds, last = 0.0, None
-    for event in events:
-        if last is not None and event["kind"] != "start":
-            seconds += max(0.0, event["time"] - last)
-        last = event["time"]
-    return seconds / 60
 
 
 def summarise(results: Sequence[RunResult], arms: Sequence[str]) -> list[ArmSummary]:

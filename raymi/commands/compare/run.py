@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from raymi.commands.cli import EXIT_USER
 from raymi.commands.compare.results import RunResult, finished_result
 from raymi.config import Config
-from raymi.runs.journal import JournalReader
+from raymi.runs.events import MODELS
+from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
+from raymi.signals import Signals, Stopped
 from raymi.weights import read_weights_file
 
 PROGRAM = (sys.executable, "-m", "raymi.standalone")
 PATIENCE = 60.0  # seconds in which a run may write its checkpoint before it is killed
 _DIVERGED = re.compile(r"error: expected finite .* at step (\d+) ")
-_WEIGHTS = ("best", "last", "best-averaged", "last-averaged")
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,7 @@ class ArmRun:
 
         Losses that are not finite are a result: running again would lead there again.
         """
-        events = JournalReader(self.folder.journal).new_events()
-        finished = finished_result(self.arm, self.seed, events)
+        finished = finished_result(self.arm, self.seed, read_record(self.folder))
         if finished is not None:
             return finished
         if match := _DIVERGED.match(_last_line(self.log)):
@@ -95,9 +93,9 @@ def run_all(
     """
     waiting, free = deque(runs), list(reversed(places))
     going: list[_Going] = []
-    with _signals() as received:
+    with Signals() as signals:
         try:
-            while (waiting or going) and not received.numbers:
+            while (waiting or going) and signals.received is None:
                 while waiting and free:
                     going.append(_start(waiting.popleft(), free.pop()))
                 for one in [g for g in going if g.process.poll() is not None]:
@@ -107,14 +105,16 @@ def run_all(
                     if one.process.returncode == EXIT_USER:  # it would stop the others as well
                         waiting.clear()
                 time.sleep(0.05)
-            if received.numbers:
-                _end(going, received)
+            if signals.received is not None:
+                _end(going)
+        except Stopped:  # a second signal
+            pass
         finally:
             for one in going:
-                if one.process.poll() is None:
-                    one.process.kill()
-                    one.process.wait()
-    return received.numbers[0] if received.numbers else None
+                one.process.kill()
+            for one in going:
+                one.process.wait()
+    return signals.received
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,6 @@ class _Going:
     run: ArmRun
     slot: Slot
     process: subprocess.Popen[bytes]
-
-
-@dataclass
-class _Received:
-    numbers: list[int] = field(default_factory=list)
 
 
 def _start(run: ArmRun, slot: Slot) -> _Going:
@@ -144,10 +139,10 @@ def _start(run: ArmRun, slot: Slot) -> _Going:
     return _Going(run, slot, process)
 
 
-def _end(going: Sequence[_Going], received: _Received) -> None:
+def _end(going: Sequence[_Going]) -> None:
     """Asks for the end until it has come: a run that is only beginning takes the file away."""
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and len(received.numbers) < 2:
+    while time.monotonic() < deadline:
         left = [one for one in going if one.process.poll() is None]
         if not left:
             break
@@ -156,24 +151,9 @@ def _end(going: Sequence[_Going], received: _Received) -> None:
         time.sleep(0.1)
 
 
-@contextmanager
-def _signals() -> Iterator[_Received]:
-    """Notes SIGINT and SIGTERM instead of ending by them."""
-    received = _Received()
-    before = {
-        number: signal.signal(number, lambda n, _: received.numbers.append(n))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def same_weights(one: RunFolder, other: RunFolder) -> bool:
     """Whether two finished runs have the same best and last weights, bit for bit."""
-    return all(_same_file(one.weights(which), other.weights(which)) for which in _WEIGHTS)
+    return all(_same_file(one.weights(which), other.weights(which)) for which in MODELS)
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from raymi.commands.cli import EXIT_FAILED, EXIT_TIME_LIMIT, signal_number
+from raymi.commands.cli import EXIT_FAILED, EXIT_TIME_LIMIT
 from raymi.commands.train.options import COMMAND, TrainRequest
 from raymi.config import Config
 from raymi.errors import StorageError
@@ -20,7 +19,7 @@ from raymi.ray_backend.train_driver import (
     TimeLimitReached,
     launch,
 )
-from raymi.runs.record import chosen_model, missing_evaluations, read_record
+from raymi.runs.record import Evaluations, chosen_model, evaluations_of, read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import called, home_folder, new_run_folder
 from raymi.signals import Stopped, ended_by_sigterm, nothing
@@ -40,8 +39,8 @@ class TrainResult:
 
     Attributes:
         folder: folder of the run.
-        exit_code: 0: finished.
-        evaluations: evaluation events by model.
+        exit_code: 0: finished, and uploaded if tracked.
+        evaluations: evaluation events by model; empty: the run has not finished.
         chosen: name of the chosen model; None: the run has not finished.
         model_uri: URI of the chosen model in MLflow; None: not there.
         mlflow_run: id of the run in MLflow; None: not there.
@@ -50,7 +49,7 @@ class TrainResult:
 
     folder: RunFolder
     exit_code: int
-    evaluations: Mapping[str, Mapping[str, Any]]
+    evaluations: Evaluations = field(default_factory=dict)
     chosen: str | None = None
     model_uri: str | None = None
     mlflow_run: str | None = None
@@ -89,19 +88,19 @@ def _run(
 ) -> TrainResult:
     folder.write_config(config)
     print_line(f"run {folder.name} in {folder.path}")
-    results, warnings = _Results(folder), _Warnings(folder, print_line)
+    warnings = _Warnings(folder, print_line)
     tracker = None
     if config.tracking.enabled:
         tracker = Tracker(config, folder, folder.read_about(), home_folder(), print_line)
     to_continue = f"to continue: {resume_command(folder)}"
     status, code = "FAILED", EXIT_FAILED
     try:
-        _train(config, folder, [*callbacks, results, warnings], tracker, print_line, results)
+        _train(config, folder, [*callbacks, warnings], tracker, print_line)
         status, code = "FINISHED", 0
-    except (Stopped, KeyboardInterrupt) as stop:
-        signum = signal_number(stop)
-        status, code = "KILLED", 128 + signum
-        print_line(f"stopped by {signal.Signals(signum).name}; {to_continue}")
+    except (Stopped, KeyboardInterrupt) as error:
+        stop = Stopped.of(error)
+        status, code = "KILLED", stop.exit_code
+        print_line(f"stopped by {stop.name}; {to_continue}")
     except TimeLimitReached:
         status, code = "KILLED", EXIT_TIME_LIMIT
         print_line(f"stopped at its limit of {config.limit.hours:g} hours; {to_continue}")
@@ -117,14 +116,13 @@ def _run(
                 callback.event({"kind": "uploading"})
             code = _upload(tracker, status, print_line, resume_command(folder)) or code
     if status != "FINISHED":
-        return TrainResult(folder, code, results.evaluations)
-    if not results.evaluations:
-        raise missing_evaluations(folder)
-    chosen = chosen_model(results.evaluations)
+        return TrainResult(folder, code)
+    evaluations = evaluations_of(folder)
+    chosen = chosen_model(evaluations)
     if tracker is None or not tracker.models:
-        return TrainResult(folder, code, results.evaluations, chosen)
+        return TrainResult(folder, code, evaluations, chosen)
     uploaded = (tracker.models.get(chosen), tracker.run_id, tracker.uri)
-    return TrainResult(folder, code, results.evaluations, chosen, *uploaded)
+    return TrainResult(folder, code, evaluations, chosen, *uploaded)
 
 
 def _train(
@@ -133,11 +131,10 @@ def _train(
     callbacks: Sequence[RunCallback],
     tracker: Tracker | None,
     print_line: PrintLine,
-    results: _Results,
 ) -> None:
     """Runs the workers to the end of the run; a finished run is only tracked."""
     on_ray = tracker.start if tracker is not None else lambda: None
-    if results.finished:
+    if read_record(folder).is_evaluated:
         on_ray()
         return
     on_signal = nothing if tracker is None else tracker.interrupt
@@ -157,33 +154,19 @@ def _upload(tracker: Tracker, status: str, print_line: PrintLine, resume: str) -
             if not tracker.close(status, timeout, FAIL_SECONDS):
                 print_line(tracker.undelivered(resume))
             return 0
-    except (Stopped, KeyboardInterrupt) as stop:
-        signum = signal_number(stop)
+    except (Stopped, KeyboardInterrupt) as error:
+        stop = Stopped.of(error)
         tracker.break_off()
         print_line(
-            f"stopped by {signal.Signals(signum).name} before MLflow had everything; nothing is "
-            f"lost, deliver it with: {resume}"
+            f"stopped by {stop.name} before MLflow had everything; nothing is lost, deliver it "
+            f"with: {resume}"
         )
-        return 128 + signum
+        return stop.exit_code
 
 
 def resume_command(folder: RunFolder) -> str:
     """Returns the command that continues a run, from the current folder."""
     return f"{COMMAND} resume={called(folder.path, home_folder() / 'runs')}"
-
-
-class _Results:
-    """Callback that collects the evaluations of a run, including those of earlier starts."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        record = read_record(folder)
-        self.evaluations: dict[str, Mapping[str, Any]] = record.evaluations
-        self.finished = record.finished and bool(self.evaluations)
-
-    def event(self, event: Mapping[str, Any]) -> None:
-        if event["kind"] == "evaluation":
-            self.evaluations[event["which"]] = event
-        self.finished = self.finished or event["kind"] == "finished"
 
 
 class _Warnings:
