@@ -126,7 +126,7 @@ class SavedReport(BaseModel):
     """`report.json` of an evaluation."""
 
     model_config = _STRICT
-    protocol: ReportProtocol
+    protocol: ReportProtocol = Field(alias="question")
     data: str
     num: Count
     results: list[ReportResult]

@@ -18,7 +18,8 @@ from raymi.reporting.table import (
     attack_text,
     comparison_tables,
 )
-from raymi.selection.candidate import CLEAN, Number, Protocol, with_interval
+from raymi.selection.candidate import CLEAN, Protocol
+from raymi.statistics import Number, with_interval
 
 TEST = Protocol("cifar10-test", "a" * 32, 1000, "linf_8_255", of_training=False)
 DIGEST = "f" * 64

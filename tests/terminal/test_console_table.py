@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 import raymi
-from raymi.commands.compare.results import markdown
 from raymi.evaluation.report import Difference
+from raymi.formatting import markdown_table
 from raymi.recipes import build_config
 from raymi.selection.candidate import Candidate, Number, Protocol
 from raymi.selection.ranking import rank
@@ -101,8 +101,8 @@ def test_names_are_literal_in_rankings_and_comparisons() -> None:
 
 def test_line_breaks_of_a_text_are_kept() -> None:
     console = terminal(real=False)
-    print_lines(console, markdown([("name", "a|b"), ("x", "y")]))
-    assert text_of(console).splitlines()[:2] == ["| name | a\\|b |", "|---|---|"]
+    print_lines(console, markdown_table([("name", "a|b"), ("x", "y")]))
+    assert text_of(console).splitlines()[:2] == ["| name | a\\|b |", "| --- | --- |"]
 
 
 def test_all_output_uses_the_literal_console() -> None:

@@ -18,8 +18,8 @@ from raymi.config import Config, ScalingConfig
 from raymi.data import DATASETS, ImageSet
 from raymi.engine.validation import load_data
 from raymi.errors import UserError, did_you_mean
-from raymi.formatting import shown
-from raymi.overrides import Words, as_typed, examine, flatten, nest, split_words
+from raymi.formatting import as_typed, shown
+from raymi.overrides import Words, examine, flatten, nest, split_words
 from raymi.ray_backend.session import as_many_as_fit, check_this_machine
 from raymi.runs.events import MODELS
 from raymi.runs.run_paths import home_folder
