@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from raymi.commands.bench import bench
+from raymi.commands.bench.command import bench
 from raymi.commands.cli import run_command
 
 

@@ -19,12 +19,13 @@ from raymi import bench
 from raymi.benchmarks.arms import AT
 from raymi.benchmarks.crafting import attack_calls
 from raymi.benchmarks.memory import peak_in_process
-from raymi.benchmarks.plan import PARTS, planned
+from raymi.benchmarks.plan import PARTS
 from raymi.benchmarks.processes import run_processes
 from raymi.benchmarks.scaling import plain_run
 from raymi.benchmarks.section import MeasurementFailed, number
 from raymi.collectives import Collectives
-from raymi.commands.bench import MEASURES
+from raymi.commands.bench.command import MEASURES
+from raymi.commands.bench.options import planned
 
 TINY = (
     "model.name=small-cnn", "model.depth=4", "mi.hidden=16", "mi.base_width=4", "image_size=16",

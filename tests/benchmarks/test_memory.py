@@ -12,7 +12,7 @@ import torch
 
 from raymi.benchmarks import memory
 from raymi.benchmarks.arms import AT, JOINT
-from raymi.benchmarks.plan import planned
+from raymi.commands.bench.options import planned
 
 
 def test_memory_shows_which_steps_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

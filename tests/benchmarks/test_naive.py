@@ -22,7 +22,7 @@ from raymi.benchmarks.arms import (
     with_settings,
 )
 from raymi.benchmarks.naive import NaiveSchedule
-from raymi.benchmarks.plan import planned
+from raymi.commands.bench.options import planned
 from raymi.models.running_statistics import running_statistics_frozen
 
 CPU = torch.device("cpu")

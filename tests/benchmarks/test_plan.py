@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from raymi.benchmarks.arms import AT, JOINT, NAIVE, RELEASED, STAGED, arm_config, naive_problem
-from raymi.benchmarks.plan import PARTS, planned
+from raymi.benchmarks.plan import PARTS
 from raymi.benchmarks.scaling import no_scaling
 from raymi.benchmarks.synthetic import random_splits
+from raymi.commands.bench.options import planned
 from raymi.errors import UserError
 
 

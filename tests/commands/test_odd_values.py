@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from raymi import export, probe, standalone, train
-from raymi.benchmarks import plan as bench_plan
+from raymi.commands.bench import options as bench_options
 from raymi.commands.cli import run_command
 from raymi.commands.compare import options as compare_plan
 from raymi.commands.evaluate import options as evaluation_request
@@ -56,7 +56,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str], list[str]]] = {
     "select": (parsing(selection_request.requested), list(selection_request.OWN), []),
     "report": (parsing(report_request.requested), [*report_request.OWN, "data.root"], ["nothing"]),
     "bench": (
-        parsing(bench_plan.planned),
+        parsing(bench_options.planned),
         ["recipe", "parts", "json", "rounds", "runs", "loop_steps", "threads", *KEYS],
         ["parts=profile"],
     ),
