@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from raymi.commands.option_types import names, new_file, new_folder, seed_list, whole, with_json
+from raymi.config import Count, Section
+from raymi.overrides import parse_options
 
 
 @pytest.mark.parametrize(
@@ -102,3 +104,27 @@ def test_json_without_a_file_is_a_line(words):
     problems: list[str] = []
     assert with_json(words, problems) == words[1:]
     assert problems == ["--json: expected a file after it: --json FILE"]
+
+
+class Options(Section):
+    """Options of a command."""
+
+    rounds: Count = 5
+    """Rounds of measurements."""
+    threads: Count | None = None
+    """Threads."""
+
+
+def test_options_are_parsed_by_their_section():
+    assert parse_options(Options, {}) == (Options(), [])
+    given = {"rounds": "2", "threads": "none"}
+    assert parse_options(Options, given) == (Options(rounds=2), [])
+
+
+def test_invalid_options_are_a_line_each_and_have_their_defaults():
+    options, problems = parse_options(Options, {"rounds": "0", "threads": "x"})
+    assert options == Options()
+    assert problems == [
+        "rounds: expected whole number >= 1, got '0'",
+        "threads: expected whole number >= 1 | none, got 'x'",
+    ]
