@@ -17,7 +17,7 @@ from pathlib import Path
 
 from raymi.commands.cli import print_help, wants_help
 from raymi.commands.command_line import split_command_line
-from raymi.commands.find_model import WHICH, find_model_source, needs_data
+from raymi.commands.find_model import find_model_source, needs_data
 from raymi.commands.option_types import new_folder
 from raymi.config import Config
 from raymi.errors import UserError
@@ -25,6 +25,7 @@ from raymi.evaluation.model_source import ModelSource
 from raymi.files import save
 from raymi.models.source import classifier_source
 from raymi.overrides import examine, nest
+from raymi.runs.events import MODELS
 from raymi.runs.run_paths import home_folder
 from raymi.terminal.console import Terminal
 from raymi.terminal.print_line import print_line
@@ -54,7 +55,7 @@ def export_command(words: Sequence[str]) -> int:
         return 0
     options, settings, problems = split_command_line(
         words,
-        {"model": (), "which": WHICH, "folder": ()},
+        {"model": (), "which": MODELS, "folder": ()},
         lambda key: key == "out",
         lambda key: f"{key} decides nothing in an export: expected model, which, folder or out",
     )

@@ -22,14 +22,12 @@ from raymi.evaluation.weight_files import SUFFIXES, read_weights, read_weights_f
 from raymi.formatting import shown
 from raymi.local_paths import address_problem
 from raymi.models import architecture
-from raymi.runs.record import data_of, read_delivered, read_record
+from raymi.runs.events import MODELS
+from raymi.runs.record import data_of, read_record, read_tracking
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import find_run, home_folder
 from raymi.tracking.logged import SCHEMES, find_logged
 from raymi.tracking.store import missing_file, tracking_uri, with_login
-
-WHICH = ("best", "last", "best-averaged", "last-averaged")
-"""Models of a run."""
 
 FORMS = (
     "the name or folder of a run; a file of weights (.safetensors, .pt, .pth, .ckpt) or an "
@@ -145,7 +143,7 @@ def tracked(folder: RunFolder) -> dict[str, Any]:
     Raises:
         UserError: the file with the location is damaged.
     """
-    delivered = read_delivered(folder)
+    delivered = read_tracking(folder)
     return {**delivered, "uri": with_login(delivered["uri"])} if delivered else {}
 
 
@@ -174,13 +172,13 @@ def _is_program(path: Path) -> bool:
 
 
 def _of_run(folder: RunFolder, which: str | None) -> LocatedModel:
-    if which is not None and which not in WHICH:
-        raise UserError(f"unknown model {shown(which)} of a run: {did_you_mean(which, WHICH)}")
+    if which is not None and which not in MODELS:
+        raise UserError(f"unknown model {shown(which)} of a run: {did_you_mean(which, MODELS)}")
     which = which or read_record(folder).chosen
     path = folder.weights(which)
     if path.is_file():
         return _in_run(folder, path, None)
-    available = [name for name in WHICH if folder.weights(name).is_file()]
+    available = [name for name in MODELS if folder.weights(name).is_file()]
     raise UserError(
         f"the run {folder.name} has no model {which}: "
         + (

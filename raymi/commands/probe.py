@@ -20,7 +20,7 @@ import torch
 from raymi.collectives import Collectives
 from raymi.commands.cli import print_help, wants_help
 from raymi.commands.command_line import split_command_line
-from raymi.commands.find_model import WHICH, find_model_source
+from raymi.commands.find_model import find_model_source
 from raymi.config import Config
 from raymi.engine.probes import Heartbeat
 from raymi.engine.validation import load_data, probe_model
@@ -29,6 +29,7 @@ from raymi.evaluation.model_source import check_classifier
 from raymi.files import save_json
 from raymi.local_paths import local_path
 from raymi.overrides import examine, nest, overlay
+from raymi.runs.events import MODELS
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import find_run
 from raymi.terminal.console import Table, Terminal, progress_bar
@@ -70,15 +71,15 @@ def parse_options(words: Sequence[str]) -> tuple[Config, RunFolder, str]:
     """
     options, settings, problems = split_command_line(
         words,
-        {"run": (), "model": WHICH},
+        {"run": (), "model": MODELS},
         takes,
         lambda key: (
             f"{key} belongs to the run and cannot change: give keys of {', '.join(SECTIONS)}"
         ),
     )
     which = options.get("model", "best")
-    if which not in WHICH:
-        problems.append(f"unknown model {which!r}: {did_you_mean(which, WHICH)}")
+    if which not in MODELS:
+        problems.append(f"unknown model {which!r}: {did_you_mean(which, MODELS)}")
     out = settings.pop("out", None)
     if "run" not in options:
         problems.append("run=RUN is needed: the name or the folder of a finished run")

@@ -15,7 +15,7 @@ from raymi.__main__ import COMMANDS
 PACKAGE = Path(raymi.__file__).parent
 MOST_LINES = 30
 
-LONG = {"train", "standalone", "tune", "select", "report", "compare", "bench"}
+LONG = {"tune", "select"}
 """Entry points that are still longer; to be emptied."""
 
 
