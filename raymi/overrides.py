@@ -10,17 +10,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from raymi.config import Accepts, Config, ModelConfig
 from raymi.errors import UserError, did_you_mean
-from raymi.formatting import LONGEST_VALUE, shortened, shown
+from raymi.formatting import LONGEST_VALUE, as_typed, shortened, shown
 from raymi.mi.forms import FORMS
 
 Tree = dict[str, Any]
+Options = TypeVar("Options", bound=BaseModel)
 
 _DEPENDENT = {
     "mi.form": {f"mi.{key}" for form in FORMS.values() for key in form if key != "hidden"},
@@ -172,6 +173,36 @@ _ATTACKS = {"attack", "loss"}
 """Sections that `Config` compares with each other."""
 
 
+def parse_options(model: type[Options], given: Mapping[str, str]) -> tuple[Options, list[str]]:
+    """Parses the options of a command, which are no settings of a run.
+
+    Args:
+        model: section that declares the options.
+        given: texts by option, from `split_words`.
+
+    Returns:
+        The options, with defaults in place of wrong values, and a line for each wrong value.
+    """
+    fields = dict(leaves(model))
+    values = {
+        key: None if fields[key].default is None and text.lower() in ("", "none", "null") else text
+        for key, text in given.items()
+    }
+    problems, wrong = [], set()
+    try:
+        return model.model_validate(values), []
+    except ValidationError as error:
+        for one in error.errors():
+            key = str(one["loc"][0])
+            wrong.add(key)
+            message = f"expected {expected(fields[key])}, got {shown(one['input'])}"
+            if one["type"] == "value_error":
+                message = one["msg"].removeprefix("Value error, ")
+            problems.append(f"{key}: {message}")
+    sound = {key: value for key, value in values.items() if key not in wrong}
+    return model.model_validate(sound), problems
+
+
 def resolved_lines(config: Config) -> list[str]:
     """The whole configuration as `key=value` words that reproduce it, whatever the recipe."""
     return [f"{key}={as_typed(value)}" for key, value in flatten(config.model_dump()).items()]
@@ -211,22 +242,6 @@ def _bounds(limits: Sequence[Any]) -> Iterator[str]:
 def default_text(field: FieldInfo) -> str:
     """A key's default as it would be typed."""
     return as_typed(field.default)
-
-
-def as_typed(value: Any) -> str:
-    """A value as it would be typed: exact, and eps as it is written in papers."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        pixels = round(value * 255)
-        if 0 < value < 1 and value == pixels / 255 and len(repr(value)) > 6:
-            return f"{pixels}/255"
-        return repr(value).removesuffix(".0")
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(as_typed, value)) or "()"
-    return str(value)
 
 
 def _unknown(key: str, matches: Sequence[str], known: Sequence[str]) -> str:

@@ -24,12 +24,13 @@ from raymi.commands.cli import print_help, run_command, wants_help
 from raymi.commands.select.options import COMMAND, Request, requested
 from raymi.errors import UserError
 from raymi.files import save_json
+from raymi.formatting import number_text
 from raymi.runs.run_paths import home_folder
 from raymi.selection.protocols import by_protocol, check_names, strongest
 from raymi.selection.ranking import Ranking, rank
 from raymi.terminal.console import Terminal
 from raymi.terminal.print_line import print_line
-from raymi.terminal.selection import number_text, print_ranking, question_text
+from raymi.terminal.selection import print_ranking, question_text
 from raymi.tracking.alias import Pointed, point_alias
 from raymi.tracking.candidates import find_candidates
 from raymi.tracking.faults import answering

@@ -19,7 +19,7 @@ from raymi.data import ImageSet
 from raymi.evaluation.attack_task import AttackTask
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.outcome_store import OutcomeStore
-from raymi.evaluation.scheduler import LocalPool, Pool, run
+from raymi.evaluation.scheduler import LocalPool, Pool, run_schedule
 from raymi.evaluation.worker_job import Attackers, WorkerJob
 
 MINE = '''
@@ -123,9 +123,9 @@ Found = Mapping[Step, tuple[Outcome, torch.Tensor | None]]
 def evaluate(pool: Pool, folder: Path, source: str = "net") -> Found:
     """All outcomes, and the adversarial samples of one attack."""
     store = OutcomeStore(folder / "ledger", {})
-    steps = run(SCHEDULE, store, pool, source, keep=lambda step: step.attack == "pgd-3")
+    steps = run_schedule(SCHEDULE, store, pool, source, keep=lambda step: step.attack == "pgd-3")
     return {
-        step: (outcome, store.adversarial(step) if step.attack == "pgd-3" else None)
+        step: (outcome, store.load_x_adv(step) if step.attack == "pgd-3" else None)
         for step, outcome, _ in steps
     }
 

@@ -1,4 +1,4 @@
-"""From `model=...` of a command to a classifier: whatever a user may name."""
+"""Finds the classifier that `model=...` of a command names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.model_source import (
     ModelSource,
-    described,
+    architecture_text,
     expected_state,
     function_source,
     program_source,
@@ -22,37 +22,35 @@ from raymi.evaluation.weight_files import SUFFIXES, read_weights, read_weights_f
 from raymi.formatting import shown
 from raymi.local_paths import address_problem
 from raymi.models import architecture
-from raymi.runs.record import data_of, read_delivered, read_record
+from raymi.runs.events import MODELS
+from raymi.runs.record import data_of, read_record, read_tracking
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import find_run, home_folder
 from raymi.tracking.logged import SCHEMES, find_logged
 from raymi.tracking.store import missing_file, tracking_uri, with_login
-
-WHICH = ("best", "last", "best-averaged", "last-averaged")
-"""The models of a run."""
 
 FORMS = (
     "the name or folder of a run; a file of weights (.safetensors, .pt, .pth, .ckpt) or an "
     "exported program (.pt2); models:/name@alias, models:/name/3 or runs:/ID/name in MLflow; or "
     "module:function, which returns a network of raw images in [0, 1]"
 )
-"""What `model=` takes."""
+"""Accepted values of `model=`, for messages."""
 
 _PROGRAM = ".pt2"
 
 
 @dataclass(frozen=True)
-class Found:
-    """A classifier, and what is known of where it comes from.
+class LocatedModel:
+    """Model source and its origin.
 
     Args:
-        subject: the classifier.
-        config: of the run of raymi that trained it; None where that is not known.
-        folder: of that run, where it is on this disk.
-        uri: address of the MLflow store that it or its run is in; it may hold a password.
-        run_id: of its run there.
-        model_id: of itself there.
-        variant: which of its run's models it is, where that is not the chosen one.
+        source: of the classifier.
+        config: of the run of raymi that trained it; None: unknown.
+        folder: of that run, if it is on this disk.
+        uri: address of the MLflow store of the model or its run; it may hold a password.
+        run_id: MLflow run that trained it.
+        model_id: logged model in MLflow.
+        variant: one of its run's models; None: the chosen one.
     """
 
     source: ModelSource
@@ -65,10 +63,10 @@ class Found:
 
 
 def needs_data(name: str, config: Config) -> bool:
-    """Returns whether `find_model_source` needs the data: for functions, and for weights outside of
-    any run.
+    """Returns whether `find_model_source` needs the data: for functions and bare weights.
 
-    Raises: UserError where there is nothing of that name.
+    Raises:
+        UserError: nothing has that name.
     """
     if name.startswith(SCHEMES):
         return False
@@ -85,28 +83,30 @@ def find_model_source(
     which: str | None = None,
     num_classes: int | None = None,
     image_size: int | None = None,
-) -> Found:
-    """Finds the classifier of a name, see `FORMS`.
+) -> LocatedModel:
+    """Finds a classifier by name, see `FORMS`.
 
-    It is searched in this order: MLflow, if it begins with models:/ or runs:/; a file; a run; a
-    function.
+    Search order: MLflow, if the name begins with models:/ or runs:/; a file; a run; a function.
 
     Args:
-        config: `out` says where runs are; `model.*` how weights that belong to no run are built.
-        which: of the models of a run or a checkpoint, or the place of one of the state dicts in a
-            file of others; None: of a run the chosen one, which has the highest robust validation
-            accuracy, or best; of a checkpoint the last.
-        num_classes, image_size: of the data; asked for where `needs_data` says so, otherwise not
-            looked at.
-    Raises: UserError where there is none, or it cannot be read; ValueError where the data are
-        needed and not given.
+        name: value of `model=`.
+        config: `out` is the folder of runs, `model.*` the architecture of bare weights.
+        which: a model of a run or a checkpoint, or the path of a state dict in another file.
+            None: of a run the chosen model (the highest robust validation accuracy, or best), of a
+            checkpoint the last.
+        num_classes: K of the data; required where `needs_data` says so, else ignored.
+        image_size: pixels of the data, likewise.
+
+    Raises:
+        UserError: no classifier has that name, or it cannot be read.
+        ValueError: the data are needed and not given.
     """
     if name.startswith(SCHEMES):
         _refuse_choice(name, which)
         uri = tracking_uri(home_folder())
         _check_store(uri)
         logged = find_logged(name, uri)
-        return Found(
+        return LocatedModel(
             logged.source,
             logged.config,
             uri=uri,
@@ -119,39 +119,45 @@ def find_model_source(
         return _of_run(place, which)
     if place is not None and _is_program(place):
         _refuse_choice(name, which)
-        return Found(program_source(place.stem, place.read_bytes()))
+        return LocatedModel(program_source(place.stem, place.read_bytes()))
     if place is not None and (folder := _run_of(place)) is not None:
         return _in_run(folder, place, which)
     if num_classes is None or image_size is None:
         raise ValueError(f"{name} is built for a data set: give num_classes and image_size")
     if place is None:
         _refuse_choice(name, which)
-        return Found(function_source(name, num_classes, image_size))
+        return LocatedModel(function_source(name, num_classes, image_size))
     built_as = _architecture(config, {"num_classes": num_classes, "image_size": image_size})
-    state = read_weights_for(place, expected_state(built_as), described(built_as), which)
+    state = read_weights_for(place, expected_state(built_as), architecture_text(built_as), which)
     stem = place.name.removesuffix(suffix_of(place) or "")
-    return Found(raymi_source(stem if which is None else f"{stem}-{which}", built_as, state))
+    return LocatedModel(raymi_source(stem if which is None else f"{stem}-{which}", built_as, state))
 
 
 def tracked(folder: RunFolder) -> dict[str, Any]:
-    """Returns where MLflow has a run: `uri` of the store, which may hold the user's password;
-    `run_id`, None before the first delivery; `model_ids` by model. Empty where it was not tracked.
+    """Returns the location of a run in MLflow; empty if it was not tracked.
 
-    Raises: UserError where the file that says it is damaged.
+    Returns:
+        `uri` of the store, which may hold the user's password; `run_id`, None before the first
+        delivery; `model_ids` by model.
+
+    Raises:
+        UserError: the file with the location is damaged.
     """
-    kept = read_delivered(folder)
-    return {**kept, "uri": with_login(kept["uri"])} if kept else {}
+    delivered = read_tracking(folder)
+    return {**delivered, "uri": with_login(delivered["uri"])} if delivered else {}
 
 
 def _locate(name: str, config: Config) -> Path | RunFolder | None:
-    """Finds the file or the run of a name; None: it is a function's."""
+    """Finds the file or the run of a name; None: the name of a function."""
     if problem := address_problem(name):
         raise UserError(f"model: {problem}")
     if os.path.isfile(name):
         path = Path(name).absolute()
         if suffix_of(path, (*SUFFIXES, _PROGRAM)) is None:
             kinds = ", ".join((*SUFFIXES, _PROGRAM))
-            raise UserError(f"{path} is no classifier: expected a file whose name ends in {kinds}")
+            raise UserError(
+                f"{path} is not a classifier: expected a file name that ends in {kinds}"
+            )
         return path
     try:
         return find_run(name, config.out)
@@ -165,35 +171,39 @@ def _is_program(path: Path) -> bool:
     return path.suffix.lower() == _PROGRAM
 
 
-def _of_run(folder: RunFolder, which: str | None) -> Found:
-    if which is not None and which not in WHICH:
-        raise UserError(f"unknown model {shown(which)} of a run: {did_you_mean(which, WHICH)}")
+def _of_run(folder: RunFolder, which: str | None) -> LocatedModel:
+    if which is not None and which not in MODELS:
+        raise UserError(f"unknown model {shown(which)} of a run: {did_you_mean(which, MODELS)}")
     which = which or read_record(folder).chosen
     path = folder.weights(which)
     if path.is_file():
         return _in_run(folder, path, None)
-    there = [name for name in WHICH if folder.weights(name).is_file()]
+    available = [name for name in MODELS if folder.weights(name).is_file()]
     raise UserError(
         f"the run {folder.name} has no model {which}: "
-        + (f"it has {', '.join(there)}" if there else "let it finish, or name a checkpoint of it")
+        + (
+            f"it has {', '.join(available)}"
+            if available
+            else "let it finish, or name a checkpoint of it"
+        )
     )
 
 
-def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
-    """A file of weights in a run's folder."""
+def _in_run(folder: RunFolder, path: Path, which: str | None) -> LocatedModel:
+    """Describes a file of weights in a run's folder."""
     config = folder.read_config()
     built_as = _architecture(config, data_of(folder))
     parts = [folder.name, path.stem, which]
     name = "-".join(part for part in parts if part is not None)
-    kept = tracked(folder)
-    own = folder.weights(path.stem) == path  # not one of a checkpoint
-    return Found(
+    location = tracked(folder)
+    own = folder.weights(path.stem) == path  # not from a checkpoint
+    return LocatedModel(
         raymi_source(name, built_as, read_weights(path, which)),
         config,
         folder,
-        uri=kept.get("uri"),
-        run_id=kept.get("run_id"),
-        model_id=kept.get("model_ids", {}).get(path.stem) if own else None,
+        uri=location.get("uri"),
+        run_id=location.get("run_id"),
+        model_id=location.get("model_ids", {}).get(path.stem) if own else None,
         variant=None
         if own and path.stem == read_record(folder).chosen
         else name.removeprefix(folder.name)[1:],
@@ -201,7 +211,7 @@ def _in_run(folder: RunFolder, path: Path, which: str | None) -> Found:
 
 
 def _run_of(path: Path) -> RunFolder | None:
-    """The run whose weights or checkpoint a file is. Others have a config.json, too."""
+    """Returns the run of a weights file or checkpoint; other projects have a config.json, too."""
     folders = [RunFolder(folder) for folder in path.parents[:2]]
     return next((one for one in folders if one.config.is_file() and one.journal.is_file()), None)
 
@@ -225,6 +235,6 @@ def _check_store(uri: str) -> None:
     """Refuses a database that is missing: MLflow would create it."""
     if (file := missing_file(uri)) is not None:
         raise UserError(
-            f"there is no MLflow store {file}: set MLFLOW_TRACKING_URI to where the model is, or "
-            "go to the folder in which it was trained"
+            f"the MLflow store {file} does not exist: set MLFLOW_TRACKING_URI to the store with "
+            "the model, or go to the folder in which it was trained"
         )

@@ -1,4 +1,4 @@
-"""What can be refused before anything expensive starts: hardware, data, model, the run's folder."""
+"""Checks of hardware, data, model and run folder before anything expensive starts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from raymi.runs.run_paths import check_new_run
 
 
 def input_problems(config: Config, *, new_run: bool) -> list[str]:
-    """One message for each thing that is not there: CPUs or GPUs, data, the model, a place for a
-    new run.
+    """Returns a message for each missing input: CPUs or GPUs, data, model, folder of a new run.
 
-    On a joined cluster the data may be on the workers' nodes only: there the workers check.
+    On a joined cluster the data may be on the workers' nodes only, so the workers check them.
+
+    Args:
+        config: of the run.
+        new_run: whether the run is new and needs a free name.
     """
     data, model = config.data, config.model
     checks: list[Callable[[], object]] = [

@@ -1,7 +1,7 @@
-"""Signs that a robust accuracy is not real, which attacks show: gradients that mislead.
+"""Attacks that look for signs of false robustness, such as gradients that mislead.
 
-Each check says what it measured, and whether that would be odd for a network that is robust. None
-of them proves anything; together they find what the literature keeps finding.
+Each check reports what it measured, and whether a robust network would rarely show it. No check is
+a proof.
 
 Source: Athalye, Carlini, Wagner, "Obfuscated gradients give a false sense of security", ICML 2018,
 Sec. 3; Carlini et al., "On evaluating adversarial robustness", 2019; the flags of AutoAttack.
@@ -19,7 +19,7 @@ from raymi.attacks.catalogue import find_attack
 from raymi.attacks.suites import Ensemble
 from raymi.evaluation.blocks import CLEAN, Outcome, Step
 from raymi.evaluation.finding import FEW, Finding
-from raymi.evaluation.summary import withstood
+from raymi.evaluation.summary import robust_samples
 from raymi.statistics import compare_paired, wilson_interval
 
 RADII = {
@@ -29,19 +29,21 @@ RADII = {
     4.0: "pgd-20@4eps",
     float("inf"): "pgd-20@any",
 }
-"""The attacks of the curve of accuracies, by what they multiply eps with."""
+"""Attacks of the accuracy curve by their multiple of eps."""
 
 SIGNIFICANT = 0.01
-"""p-value below which a difference between two attacks on the same samples is not chance."""
+"""Largest p-value of a significant difference between two attacks on the same samples."""
 
 
 def check_ensembles(
     num: int, num_classes: int, *, differentiable: bool = True
 ) -> tuple[Ensemble, ...]:
-    """The attacks by which false robustness is looked for, each by itself.
+    """Returns the attacks of the checks, each as an ensemble.
 
-    Args: num, samples to look at; num_classes, K; differentiable, False: only those that need no
-        gradient.
+    Args:
+        num: samples to attack.
+        num_classes: K.
+        differentiable: False: only attacks that need no gradient.
     """
     margin = ("apgd-dlr",) if num_classes >= find_attack("apgd-dlr").least_classes else ()
     by_gradient = ("fgsm", "apgd-ce", *margin, *RADII.values()) if differentiable else ()
@@ -50,44 +52,49 @@ def check_ensembles(
     )
 
 
-def judge_attacks(outcomes: Iterable[tuple[Step, Outcome]], num_classes: int) -> Iterator[Finding]:
-    """What the attacks of `check_ensembles` say together.
+def attack_findings(
+    outcomes: Iterable[tuple[Step, Outcome]], num_classes: int
+) -> Iterator[Finding]:
+    """Yields the findings of the attacks of `check_ensembles`.
 
-    Args: outcomes, of them and of the clean step, complete, of the blocks that they attack;
-        num_classes, K.
+    Args:
+        outcomes: of these attacks and of the clean step, on the same blocks, none missing.
+        num_classes: K.
     """
-    made = list(outcomes)
-    looked_at = torch.cat([outcome.samples for step, outcome in made if step.attack == CLEAN])
-    most = int(looked_at.max()) + 1
-    names = {step.ensemble for step, _ in made}
-    left = {name: withstood(made, name, most)[looked_at] for name in names}
-    right = left[CLEAN]
+    outcomes = list(outcomes)
+    attacked = torch.cat([outcome.samples for step, outcome in outcomes if step.attack == CLEAN])
+    num = int(attacked.max()) + 1
+    names = {step.ensemble for step, _ in outcomes}
+    robust = {name: robust_samples(outcomes, name, num)[attacked] for name in names}
+    right = robust[CLEAN]
     yield at_chance(int(right.sum()), len(right), num_classes)
-    withstand = {name: mask[right] for name, mask in left.items()}
-    square = withstand["square-1000"]
-    if "fgsm" not in withstand:  # nothing that attacks by gradients could begin with
+    robust = {name: mask[right] for name, mask in robust.items()}
+    square = robust["square-1000"]
+    if "fgsm" not in robust:  # not differentiable
         yield black_box(square, torch.ones_like(square))
         return
-    yield one_step(withstand["fgsm"], withstand["pgd-20"])
-    by_gradient = withstand["pgd-20"] & withstand["apgd-ce"]
-    yield black_box(square, by_gradient & withstand.get("apgd-dlr", by_gradient))
-    curve = {radius: withstand[name] for radius, name in RADII.items()}
+    yield one_step(robust["fgsm"], robust["pgd-20"])
+    by_gradient = robust["pgd-20"] & robust["apgd-ce"]
+    yield black_box(square, by_gradient & robust.get("apgd-dlr", by_gradient))
+    curve = {radius: robust[name] for radius, name in RADII.items()}
     yield radius_curve(curve, len(right), num_classes)
 
 
-def judge_transfer(transferred: Tensor, itself: Tensor, surrogate: str) -> Finding:
-    """Whether samples that were made on another network break what the same attack on the network
-    itself does not.
+def transfer_finding(transferred: Tensor, white_box: Tensor, surrogate: str) -> Finding:
+    """Tests whether a surrogate's samples break images that the white-box attack does not.
 
-    Args: transferred, itself (N,) bool, which samples withstand either; surrogate, its name.
+    Args:
+        transferred: (N,) bool, samples robust to the attack made on the surrogate.
+        white_box: (N,) bool, samples robust to the same attack made on the network itself.
+        surrogate: name for the message.
     """
-    found = compare_paired(itself, transferred)
-    stronger = found.only_first > found.only_second and found.p_value < SIGNIFICANT
+    pairs = compare_paired(white_box, transferred)
+    stronger = pairs.only_first > pairs.only_second and pairs.p_value < SIGNIFICANT
     return Finding(
         f"transfer from {surrogate} stronger than white box",
         stronger,
-        f"samples of {surrogate} alone break {found.only_first}, the attack on the network itself "
-        f"alone {found.only_second}",
+        f"samples of {surrogate} alone break {pairs.only_first}, the attack on the network itself "
+        f"alone {pairs.only_second}",
     )
 
 
@@ -108,26 +115,26 @@ def one_step(fgsm: Tensor, pgd: Tensor) -> Finding:
     """Tests whether FGSM breaks samples that PGD does not.
 
     Args:
-        fgsm: (N,) bool, samples that withstand FGSM.
-        pgd: (N,) bool, samples that withstand PGD.
+        fgsm: (N,) bool, samples robust to FGSM.
+        pgd: (N,) bool, samples robust to PGD.
     """
-    found = compare_paired(pgd, fgsm)  # only_first: broken by FGSM alone
-    stronger = found.only_first > found.only_second and found.p_value < SIGNIFICANT
+    pairs = compare_paired(pgd, fgsm)  # only_first: broken by FGSM alone
+    stronger = pairs.only_first > pairs.only_second and pairs.p_value < SIGNIFICANT
     return Finding(
         "one step stronger than many",
         stronger,
-        f"FGSM alone breaks {found.only_first} of {len(pgd)} images, PGD-20 alone "
-        f"{found.only_second}",
+        f"FGSM alone breaks {pairs.only_first} of {len(pgd)} images, PGD-20 alone "
+        f"{pairs.only_second}",
         conclusive=len(pgd) >= FEW,
     )
 
 
 def black_box(square: Tensor, by_gradient: Tensor) -> Finding:
-    """Tests whether Square breaks samples that no attack by gradients does.
+    """Tests whether Square breaks samples that no gradient attack does.
 
     Args:
-        square: (N,) bool, samples that withstand Square.
-        by_gradient: (N,) bool, samples that withstand all attacks by gradients.
+        square: (N,) bool, samples robust to Square.
+        by_gradient: (N,) bool, samples robust to all gradient attacks.
     """
     missed, num = int((by_gradient & ~square).sum()), len(square)
     return Finding(
@@ -142,20 +149,20 @@ def radius_curve(curve: Mapping[float, Tensor], num: int, num_classes: int) -> F
     """Tests whether accuracy rises with the radius, or stays above chance without a limit.
 
     Args:
-        curve: (N,) bool by multiple of eps, the samples that are right and withstand.
+        curve: (N,) bool by multiple of eps, the samples that are right and robust.
         num: samples in all.
         num_classes: K.
     """
     rises = [
         (small, large)
         for small, large in pairwise(curve)
-        if (found := compare_paired(curve[large], curve[small])).only_first > found.only_second
-        and found.p_value < SIGNIFICANT
+        if (pairs := compare_paired(curve[large], curve[small])).only_first > pairs.only_second
+        and pairs.p_value < SIGNIFICANT
     ]
-    at_most = {radius: int(left.sum()) for radius, left in curve.items()}
-    lowest = at_most[max(curve)]
+    counts = {radius: int(robust.sum()) for radius, robust in curve.items()}
+    lowest = counts[max(curve)]
     above_chance = wilson_interval(lowest, num)[0] > 1 / num_classes
-    text = ", ".join(f"{100 * n / num:.1f}% at {_radius(r)}" for r, n in at_most.items())
+    text = ", ".join(f"{100 * n / num:.1f}% at {_radius(r)}" for r, n in counts.items())
     if rises:
         text += "; it rises from {} to {}".format(*map(_radius, rises[0]))
     if above_chance:

@@ -1,4 +1,4 @@
-"""One step of an evaluation, wherever it is made, and what is said where it cannot be."""
+"""Attack tasks: steps of an evaluation, as they are sent to workers and run there."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from raymi.evaluation.blocks import BlockAttacker, Outcome, Step
 
 
 class AttackTask(NamedTuple):
-    """A step to make: of which classifier, by its name; the samples that are left for it, (M,)
-    int64; x_adv (M, 3, H, W) where the attack was made before, on another classifier; `keep`, its
-    adversarial samples are asked for."""
+    """A step to run on one classifier.
+
+    Args:
+        source: name of the classifier.
+        step: attack and block.
+        samples: (M,) int64, samples of the block to attack.
+        x_adv: (M, 3, H, W) made on another classifier; None: run the attack.
+        keep: return the adversarial images, too.
+    """
 
     source: str
     step: Step
@@ -30,7 +36,7 @@ class AttackTask(NamedTuple):
 
 
 class AttackResult(NamedTuple):
-    """What came of a step; x_adv (M, 3, H, W) only where it is to be kept."""
+    """Outcome of a step; x_adv (M, 3, H, W) only if the task keeps it."""
 
     step: Step
     outcome: Outcome
@@ -38,36 +44,40 @@ class AttackResult(NamedTuple):
 
 
 class StepFailed(RuntimeError):
-    """A step cannot be made, and no setting of raymi's would change that.
+    """Failure of a step that no setting can prevent.
 
-    The message says which step, what happened and where: it stands alone.
+    The message is complete: it names the step, the error and its place.
     """
 
 
-def make(task: AttackTask, attacker_of: Callable[[str], BlockAttacker]) -> AttackResult:
-    """Makes a step.
+def run_task(task: AttackTask, attacker_of: Callable[[str], BlockAttacker]) -> AttackResult:
+    """Runs a step.
 
-    Args: task; attacker_of, what attacks the classifier of a name.
-    Raises: UserError for what the user can put right, too little memory included; StepFailed where
-        anything else fails, such as the user's own network.
+    Args:
+        task: step and samples.
+        attacker_of: returns the attacker of a classifier by name.
+
+    Raises:
+        UserError: the user can fix it; out of memory, too.
+        StepFailed: any other error, such as one in the user's network.
     """
     try:
         attacker = attacker_of(task.source)
-        outcome, x_adv = attacker.perform(task.step, task.samples, task.x_adv)
+        outcome, x_adv = attacker.run(task.step, task.samples, task.x_adv)
     except UserError as error:
         raise UserError(f"{task}: {error}") from error
     except Exception as error:
-        if _is_lack_of_memory(error):
+        if _is_out_of_memory(error):
             raise UserError(
-                f"{task}: {len(task.samples)} images at once do not fit into memory, set a smaller "
-                f"evaluation.block ({type(error).__name__}: {first_line(error)})"
+                f"{task}: a batch of {len(task.samples)} images does not fit into memory, set a "
+                f"smaller evaluation.block ({type(error).__name__}: {first_line(error)})"
             ) from error
         raise StepFailed(f"{task}: {what_happened(error)}") from error
     return AttackResult(task.step, outcome, x_adv if task.keep else None)
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
-    """PyTorch has a type of its own for most cases, not for all."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Recognises out-of-memory errors, some of which have no type of their own in PyTorch."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)

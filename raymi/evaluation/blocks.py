@@ -1,7 +1,7 @@
-"""What is measured where: fixed blocks of samples, and the steps that each goes through.
+"""Blocks of samples and the steps that attack them.
 
-A block and its seed depend on nothing but their number, so that results do not depend on how many
-workers share the blocks, nor on which was interrupted.
+Blocks and their seeds depend on the block's number alone, so results do not depend on the number
+of workers or on interruptions.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 
 CLEAN = "clean"
-"""The first step of each block: natural accuracy."""
+"""First step of each block: natural accuracy."""
 
 
 @dataclass(frozen=True, order=True)
 class Step:
-    """One attack of an ensemble on one block: the attack's place in the ensemble, and its name."""
+    """Attack on a block; `position`: the attack's index in its ensemble."""
 
     ensemble: str
     position: int
@@ -36,17 +36,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step did to each sample that it was given, all on the CPU.
+    """Per-sample outcome of a step; tensors are on the CPU.
 
     Args:
-        samples: (M,) int64, which of the images that are attacked.
-        places: (M,) int64, theirs in the data set, of which those may be a selection.
+        samples: (M,) int64, indices into the attacked images.
+        places: (M,) int64, indices into the data set, from which the images may be selected.
         labels: (M,) int64.
         predictions: (M,) int64, see `predicted`.
-        broken: (M,) bool, misclassified by what counts.
-        usable: (M,) bool, the attack made an image at all.
-        linf, l2: (M,) float32, how far that is from the clean one, in pixel units.
-        seconds: of the whole step.
+        broken: (M,) bool, misclassified by an image that the threat allows.
+        usable: (M,) bool, the attack returned a valid image.
+        linf: (M,) float32, distance to the clean image in pixel units.
+        l2: (M,) float32, likewise.
+        seconds: duration of the whole step.
     """
 
     samples: Tensor
@@ -60,19 +61,19 @@ class Outcome:
     seconds: float
 
     @property
-    def left(self) -> Tensor:
-        """The samples that withstood: (L,)."""
+    def unbroken(self) -> Tensor:
+        """Samples that the attack did not break, (L,)."""
         return self.samples[~self.broken]
 
 
 class BlockAttacker:
-    """Attacks blocks on one device.
+    """Attacker of blocks on one device.
 
     Args:
         model: images in [0, 1] to logits, on the images' device.
-        images: all that are attacked.
+        images: all images of the evaluation.
         ensembles: attacks.
-        threat: of all attacks.
+        threat: norm and radius of all attacks.
         seed: of the evaluation.
         check: called after each step that has samples; its error voids the step.
     """
@@ -92,13 +93,18 @@ class BlockAttacker:
         self.seed = seed
         self._attacks = {ensemble.name: ensemble.attacks for ensemble in ensembles}
 
-    def perform(
+    def run(
         self, step: Step, samples: Tensor, x_adv: Tensor | None = None
     ) -> tuple[Outcome, Tensor]:
-        """One step on the samples of its block that are left, (M,) int64.
+        """Runs one step.
 
-        Args: x_adv (M, 3, H, W), made before on another model; None: the attack is made here.
-        Returns: the outcome, and x_adv (M, 3, H, W), on the CPU.
+        Args:
+            step: attack and block.
+            samples: (M,) int64, samples of the block to attack.
+            x_adv: (M, 3, H, W), made before on another model; None: run the attack.
+
+        Returns:
+            The outcome, and x_adv (M, 3, H, W) on the CPU.
         """
         device = self.images.labels.device
         samples = samples.to(device)
@@ -107,7 +113,7 @@ class BlockAttacker:
         batch = Batch(x, y, places, block_seed(self.seed, step.block))
         began = time.perf_counter()
         attacked = (
-            self._classified(batch)
+            self._classify(batch)
             if step.attack == CLEAN
             else run_attack(
                 self._attacks[step.ensemble][step.position],
@@ -118,7 +124,7 @@ class BlockAttacker:
             )
         )
         on_cpu = Attacked(*(tensor.cpu() for tensor in attacked))
-        found = Outcome(
+        outcome = Outcome(
             samples=samples.cpu(),
             places=places.cpu(),
             labels=y.cpu(),
@@ -127,34 +133,36 @@ class BlockAttacker:
             usable=on_cpu.usable,
             linf=on_cpu.linf,
             l2=on_cpu.l2,
-            seconds=time.perf_counter() - began,  # the device is done: its results are here
+            seconds=time.perf_counter() - began,  # the copies above waited for the device
         )
         if len(samples):
             self.check()
-        return found, on_cpu.x_adv
+        return outcome, on_cpu.x_adv
 
-    def _classified(self, batch: Batch) -> Attacked:
-        """The samples as they are."""
-        with untouched(self.model, batch.seed):  # for a network that draws random numbers
+    def _classify(self, batch: Batch) -> Attacked:
+        """Classifies the clean images."""
+        with untouched(self.model, batch.seed):  # networks may draw random numbers
             prediction = predicted(self.model, batch.x)
         broken = prediction != batch.y
-        far = torch.zeros(len(batch.x), device=batch.x.device)
-        return Attacked(broken, torch.ones_like(broken), batch.x, prediction, far, far)
+        distance = torch.zeros(len(batch.x), device=batch.x.device)
+        return Attacked(broken, torch.ones_like(broken), batch.x, prediction, distance, distance)
 
 
 def block_seed(seed: int, block: int) -> int:
-    """The seed of everything random in a block, for any attack: in [0, 2**31)."""
+    """Returns the random seed of all attacks on a block, in [0, 2**31)."""
     return random_key(seed, "block", block) % 2**31
 
 
 class Schedule:
-    """Which steps can be made, which wait for others, and which are done.
+    """Order of the steps.
 
-    A block is first classified as it is; each ensemble then has its attacks in order, on the
-    samples that withstood so far. A step to which no sample is left is made all the same, at no
-    cost: the record says so.
+    Each block is classified first. Each ensemble then runs its attacks in order, on the samples
+    that are not broken yet. A step without samples runs, too, and is recorded at no cost.
 
-    Args: num, samples; size of a block; ensembles.
+    Args:
+        num: number of samples.
+        size: samples in a block.
+        ensembles: attacks.
     """
 
     def __init__(self, num: int, size: int, ensembles: Sequence[Ensemble]) -> None:
@@ -162,15 +170,14 @@ class Schedule:
         self.num_blocks = -(-num // size)
 
     def blocks_of(self, ensemble: Ensemble) -> tuple[int, ...]:
-        """Blocks that an ensemble attacks; of some, evenly spread ones, as data may be sorted."""
+        """Returns the blocks that an ensemble attacks, evenly spread as data may be sorted."""
         num = self.num_blocks
         if ensemble.most is not None:
             num = min(num, -(-ensemble.most // self.size))
         return tuple(k * self.num_blocks // num for k in range(num))
 
     def steps_by_attack(self) -> dict[tuple[str, str], int]:
-        """How many steps each attack of each ensemble takes, by their names; first the clean
-        one."""
+        """Counts the steps of each (ensemble, attack), the clean one first."""
         return {(CLEAN, CLEAN): self.num_blocks} | {
             (ensemble.name, attack.name): len(self.blocks_of(ensemble))
             for ensemble in self.ensembles
@@ -178,22 +185,22 @@ class Schedule:
         }
 
     def first(self) -> Iterator[tuple[Step, Tensor]]:
-        """The steps with which everything begins, and their samples."""
+        """Yields the steps that depend on no other, with their samples."""
         for block in range(self.num_blocks):
             samples = torch.arange(block * self.size, min((block + 1) * self.size, self.num))
             yield Step(CLEAN, 0, CLEAN, block), samples
 
     def after(self, step: Step, outcome: Outcome) -> Iterator[tuple[Step, Tensor]]:
-        """The steps that can be made once this one is done."""
+        """Yields the steps that depend on this one, with their samples."""
         if step.attack == CLEAN:
             for ensemble in self.ensembles:
                 if step.block in self.blocks_of(ensemble):
-                    samples = outcome.samples if ensemble.everyone else outcome.left
+                    samples = outcome.samples if ensemble.everyone else outcome.unbroken
                     yield self._step(ensemble, 0, step.block), samples
             return
         ensemble = next(one for one in self.ensembles if one.name == step.ensemble)
         if step.position + 1 < len(ensemble.attacks):
-            yield self._step(ensemble, step.position + 1, step.block), outcome.left
+            yield self._step(ensemble, step.position + 1, step.block), outcome.unbroken
 
     @staticmethod
     def _step(ensemble: Ensemble, position: int, block: int) -> Step:

@@ -1,7 +1,7 @@
 """Changes that a network makes in eval mode to its input and to itself, also behind autograd.
 
-Attacks ask a network thousands of times. One that changes with each question, or changes the image
-that it is asked about, is another network each time, and what attacks find of it means nothing.
+Attacks call a network thousands of times. The accuracy of a network that changes with each call,
+or that changes the image it is given, means nothing.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 
 @dataclass(frozen=True)
 class Changes:
-    """Changes that a network made while it answered.
+    """Changes that a network made in forward passes.
 
     Args:
-        input: whether it changed the images that it was given.
+        input: the images that it was given changed.
         state: names of parameters, buffers and attributes that changed.
-        answers: whether the same images with the same random state got other logits later.
+        outputs: the same images with the same random state got other logits later.
     """
 
     input: bool
     state: tuple[str, ...]
-    answers: bool
+    outputs: bool
 
     def refusal(self) -> str | None:
-        """Explains why no accuracy can be measured, with the remedy; None where it can."""
+        """Explains why no accuracy can be measured, with the remedy; None: it can be."""
         if self.input:
             return (
                 "it changes the tensor of images that it is given (input that changes), so "
@@ -52,11 +52,10 @@ class Changes:
         if self.state:
             return (
                 f"it changes itself in eval mode (state that changes: "
-                f"{listed(self.state)}), so it is another network at each "
-                "question and no accuracy is its own: let eval mode leave parameters, buffers and "
-                "attributes alone"
+                f"{listed(self.state)}), so each forward pass is that of another network and no "
+                "accuracy is its own: let eval mode leave parameters, buffers and attributes alone"
             )
-        if self.answers:
+        if self.outputs:
             return (
                 "the same images with the same random state get other logits later (state that "
                 "changes), outside of its parameters, buffers and attributes: let it keep no state "
@@ -66,37 +65,39 @@ class Changes:
 
 
 NO_CHANGES = Changes(False, (), False)
-"""No changes: the network answers and stays as it is."""
+"""Changes of a network that stays as it is."""
 
 
 def changes_of(model: nn.Module, x: Tensor, seed: int) -> Changes:
-    """Asks a network the same and other questions in turn, and compares.
+    """Compares a network before and after forward passes of the same and of other images.
 
-    Attributes that only mirror the last question (features kept for a plot) or that are computed
+    Attributes that only mirror the last input (features saved for a plot) or that are computed
     once (a cache) are no change.
 
     Args:
         model: images in [0, 1] to logits (B, K), in eval mode.
         x: images (B, C, H, W).
-        seed: of all that is random; the same for each question.
+        seed: random seed of each forward pass.
     """
-    protocol = _Question(model, seed)
+    forward = _Forward(model, seed)
     other = x.flip(3)
     before = _tensors(model)
-    first = protocol(x)
-    protocol(x, gradient=True)
-    later, held = [], []
+    first = forward(x)
+    forward(x, gradient=True)
+    later, attributes = [], []
     for _ in range(2):
-        protocol(other, gradient=True)
-        later.append(protocol(x))
-        held.append(dict(_attributes(model)))
-    changed = differing(before, _tensors(model), _same) + differing(held[0], held[1], _same)
-    answers = any(difference(first, logits) > _ROUNDING for logits in later)
-    return Changes(protocol.changed, tuple(changed), answers)
+        forward(other, gradient=True)
+        later.append(forward(x))
+        attributes.append(dict(_attributes(model)))
+    changed = differing(before, _tensors(model), _same) + differing(
+        attributes[0], attributes[1], _same
+    )
+    outputs = any(difference(first, logits) > _ROUNDING for logits in later)
+    return Changes(forward.changed, tuple(changed), outputs)
 
 
-class _Question:
-    """Asks a network with the same random state each time; notes whether its input changes."""
+class _Forward:
+    """Forward pass with the same random state each time; records whether the input changes."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:
         self.model, self.seed, self.changed = model, seed, False
@@ -105,24 +106,26 @@ class _Question:
         devices = [x.device] if x.device.type == "cuda" else []
         given = x.clone()
         with random_state_kept(self.seed, devices), torch.set_grad_enabled(gradient):
-            # To change a leaf that requires a gradient in place would be an error: a copy is none.
-            asked = given.requires_grad_().clone() if gradient else given
-            logits = full_precision(self.model(asked))
+            # In-place changes of a leaf that requires a gradient are errors: pass a copy.
+            passed = given.requires_grad_().clone() if gradient else given
+            logits = full_precision(self.model(passed))
             if logits.requires_grad:
                 torch.autograd.grad(logits.sum(), given, allow_unused=True)
-        self.changed |= not same_values(asked.detach(), x)
+        self.changed |= not same_values(passed.detach(), x)
         return logits.detach()
 
 
 def _tensors(model: nn.Module) -> dict[str, Any]:
     named = (("parameter", model.named_parameters()), ("buffer", model.named_buffers()))
     return {
-        f"{kind} {name}": tensor.detach().clone() for kind, found in named for name, tensor in found
+        f"{kind} {name}": tensor.detach().clone()
+        for kind, tensors in named
+        for name, tensor in tensors
     }
 
 
 def _attributes(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Copies of all values that modules hold in plain attributes, by their places."""
+    """Yields copies of all values in plain attributes of modules, with their paths."""
     seen: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -148,7 +151,7 @@ def _values(place: str, value: Any, seen: set[int], deeper: int) -> Iterator[tup
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    """Parts of a container or object; none of what belongs to a library."""
+    """Yields the parts of a container or object, without objects of libraries."""
     if isinstance(value, Mapping):
         yield from ((f"[{key!r}]", inner) for key, inner in list(value.items()))
     elif isinstance(value, (list, tuple, deque)):

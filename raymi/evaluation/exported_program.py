@@ -1,4 +1,4 @@
-"""Networks exported by torch.export, which are loaded without their code, and without pickle."""
+"""Networks exported by torch.export, loaded without their code and without pickle."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from torch.export.passes import move_to_device_pass
 from raymi.errors import UserError, first_line
 
 _REFUSED = ("aotinductor/", "/custom_obj_", "/opaque_obj_")
-"""In names of an archive's records: compiled code, and objects that torch would unpickle."""
+"""Parts of record names with compiled code, or with objects that torch would unpickle."""
 
 
 class Program(nn.Module):
-    """An exported network as a module like any other.
+    """Exported network as an ordinary module.
 
-    torch's own refuses train() and eval(), as it was exported in one of the two modes: here they
-    only set the flag. Moving it to a device moves what its graph makes there as well.
+    torch's own module refuses train() and eval(), as its mode is fixed; here they only set the
+    flag. Moving it to a device also moves the tensors that its graph creates.
+
+    Args:
+        exported: program of torch.export.
     """
 
     def __init__(self, exported: torch.export.ExportedProgram) -> None:
@@ -31,16 +34,16 @@ class Program(nn.Module):
         self.graph = exported.module()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, 3, H, W) in [0, 1]. Returns: logits (B, K)."""
+        """Returns logits (B, K) of images x (B, 3, H, W) in [0, 1]."""
         return self.graph(x)
 
     def train(self, mode: bool = True) -> Program:
-        """Sets the flag of this module, and leaves the graph alone."""
+        """Sets the flag of this module; the graph does not change."""
         self.training = mode
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Program:
-        # Devices are written into the graph, too, wherever it makes a tensor: so it is made anew.
+        # Nodes that create tensors name their device, so the graph is rebuilt.
         device = fn(torch.empty(0, device=self._device())).device
         if device != self._device():
             flags = [parameter.requires_grad for parameter in self.parameters()]
@@ -56,13 +59,16 @@ class Program(nn.Module):
 
 
 def load_program(data: bytes, name: str) -> Program:
-    """The network of a `.pt2` file, on the CPU and in eval mode.
+    """Loads the network of a `.pt2` file onto the CPU, in eval mode.
 
-    A graph is a program: load only those of people whom you trust.
+    A graph is a program: load only files from people you trust.
 
-    Args: data, the file's content; name, for messages.
-    Raises: UserError where it is damaged, of another version of torch, or would need pickle or
-        compiled code.
+    Args:
+        data: content of the file.
+        name: for messages.
+
+    Raises:
+        UserError: it is damaged, of another version of torch, or needs pickle or compiled code.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -71,7 +77,7 @@ def load_program(data: bytes, name: str) -> Program:
         if damaged is not None:
             raise UserError(
                 f"{name} is damaged: {damaged} in it does not match its checksum (CRC-32). Copy it "
-                "again from an intact original, or export it anew"
+                "again from an intact original, or export it again"
             )
         if refused:
             raise UserError(
@@ -85,7 +91,7 @@ def load_program(data: bytes, name: str) -> Program:
     except Exception as error:
         raise UserError(
             f"{name}: expected a program that this version of torch ({torch.__version__}) can load "
-            f"without pickle ({type(error).__name__}: {first_line(error)}): export it anew with "
+            f"without pickle ({type(error).__name__}: {first_line(error)}): export it again with "
             "torch.export.save"
         ) from None
     return Program(exported).eval()
@@ -93,8 +99,7 @@ def load_program(data: bytes, name: str) -> Program:
 
 @contextmanager
 def _without_pickle() -> Iterator[None]:
-    """torch.export.load asks torch.load to unpickle whatever it cannot read otherwise: within, it
-    may not."""
+    """Forbids the unpickling that torch.export.load falls back to."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -1,17 +1,23 @@
-"""What a check says of a network."""
+"""Findings of the checks for false robustness."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 FEW = 20
-"""Images of which little can be said."""
+"""Images below which most checks are inconclusive."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check measured, in words, and whether it is a sign of false robustness; `conclusive`,
-    False: there was too little to look at, and nothing follows from it."""
+    """Result of one check.
+
+    Args:
+        check: name.
+        suspicious: the result is a sign of false robustness.
+        text: the measurement.
+        conclusive: False: too few images to draw a conclusion.
+    """
 
     check: str
     suspicious: bool
@@ -20,7 +26,7 @@ class Finding:
 
 
 def in_short(findings: tuple[Finding, ...]) -> str:
-    """Findings none of which is suspicious, in a few words."""
-    silent = sum(not finding.conclusive for finding in findings)
-    text = f"no sign of false robustness in {len(findings) - silent} checks"
-    return text + (f"; {silent} had too few images to tell" if silent else "")
+    """Returns a one-line summary of findings without a suspicious one."""
+    inconclusive = sum(not finding.conclusive for finding in findings)
+    text = f"no sign of false robustness in {len(findings) - inconclusive} checks"
+    return text + (f"; {inconclusive} had too few images to tell" if inconclusive else "")

@@ -1,7 +1,7 @@
-"""A network is known again by what it answers: its weights alone do not say what it computes.
+"""Fingerprints of networks: outputs and gradients on fixed images.
 
-A network may read a file, a setting or another module's constant, keep tensors where no state dict
-has them, or answer as another one does and have other gradients.
+Weights alone do not identify a network: it may read a file, a setting or another module's constant,
+hold tensors outside of its state dict, or have other gradients with the same outputs.
 """
 
 from __future__ import annotations
@@ -19,112 +19,125 @@ from raymi.data.augment import to_unit
 from raymi.errors import UserError
 from raymi.models.modes import FullPrecision
 
-NUM = 64
-"""Images, spread over those that are attacked, whose outputs stand for the network."""
+NUM_IMAGES = 64
+"""Images of a fingerprint, spread over the attacked ones."""
 
-PIECE = 8
-"""Images of these that are looked at together."""
+CHUNK = 8
+"""Images in one forward pass of a fingerprint."""
 
-_TOLERANCE = 0.03  # of the spread of an image's logits: what another device rounds otherwise
-_ALIKE = 0.9  # cosine of gradients, and share of the images whose gradients are alike
+_TOLERANCE = 0.03  # of the spread of an image's logits: rounding on another device
+_ALIKE = 0.9  # cosine of gradients, and share of the images with such gradients
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a network answers on `NUM` images: `logits` (N, K) from a seed; `slopes` (N, C*H*W), the
-    margin's gradients, zero where there are none; whether it answers otherwise each time."""
+    """Outputs of a network on `NUM_IMAGES` images.
+
+    Args:
+        logits: (N, K) from a seed.
+        gradients: (N, C*H*W) of the margin, zero where it has none.
+        random: the outputs are randomised.
+    """
 
     logits: Tensor
-    slopes: Tensor
+    gradients: Tensor
     random: bool
 
     def as_bytes(self) -> bytes:
-        """For a file."""
-        tensors = {"logits": self.logits, "slopes": self.slopes.half()}
+        """Serialises to safetensors."""
+        tensors = {"logits": self.logits, "slopes": self.gradients.half()}
         tensors["random"] = torch.tensor(self.random)
         return safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Fingerprint:
-        """What `as_bytes` made.
+        """Parses the bytes of `as_bytes`.
 
-        Raises: ValueError where it did not.
+        Raises:
+            ValueError: they are not a fingerprint.
         """
         try:
             tensors = safetensors.torch.load(data)
             random = bool(tensors["random"])
             return cls(tensors["logits"], tensors["slopes"].float(), random)
         except (safetensors.SafetensorError, KeyError) as error:
-            raise ValueError(f"expected what a network answers, got {error}") from None
+            raise ValueError(f"expected a fingerprint of a network, got {error}") from None
 
-    def are_those_of(self, other: Fingerprint) -> bool:
-        """Whether two networks are the same one, as far as can be seen."""
-        if self.random != other.random or self.slopes.shape != other.slopes.shape:
+    def matches(self, other: Fingerprint) -> bool:
+        """Returns whether two fingerprints belong to one network, up to rounding."""
+        if self.random != other.random or self.gradients.shape != other.gradients.shape:
             return False
         if difference(self.logits, other.logits) > _TOLERANCE:
             return False
-        there = [slopes.norm(dim=1) > 0 for slopes in (self.slopes, other.slopes)]
-        cosines = F.cosine_similarity(self.slopes, other.slopes, dim=1)
-        alike = torch.where(there[0] & there[1], cosines > _ALIKE, there[0] == there[1])
+        nonzero = [gradients.norm(dim=1) > 0 for gradients in (self.gradients, other.gradients)]
+        cosines = F.cosine_similarity(self.gradients, other.gradients, dim=1)
+        alike = torch.where(nonzero[0] & nonzero[1], cosines > _ALIKE, nonzero[0] == nonzero[1])
         return bool(alike.float().mean() >= _ALIKE)
 
 
 def difference(one: Tensor, other: Tensor) -> float:
-    """The largest distance between two outputs (N, K) of an image, against the spread of its
-    logits; what is not finite in both is left out, in one of them counts as infinite."""
+    """Returns the largest distance between two outputs of an image, in units of its logits' spread.
+
+    Args:
+        one: (N, K) logits.
+        other: (N, K) logits; entries that are not finite in both are left out, in one of the two
+            they count as infinite.
+    """
     finite = one.isfinite()
     if one.shape != other.shape or not torch.equal(finite, other.isfinite()):
         return float("inf")
     one, other = (logits.where(finite, 0.0) for logits in (one, other))
     spread = (one - one.mean(dim=1, keepdim=True)).norm(dim=1)
-    rounding = 1e-3 * one.abs().amax(dim=1).clamp_min(1e-12)  # where all logits are alike
+    rounding = 1e-3 * one.abs().amax(dim=1).clamp_min(1e-12)  # if all logits are alike
     return ((one - other).norm(dim=1) / torch.maximum(spread, rounding)).max().item()
 
 
 def check_outputs(
-    name: str, model: nn.Module, images: ImageSet, outputs: Fingerprint | None
+    name: str, model: nn.Module, images: ImageSet, fingerprint: Fingerprint | None
 ) -> None:
-    """Refuses a network that answers otherwise than the one that was found.
+    """Refuses a network whose outputs differ from the fingerprint of the driver's.
 
     Args:
         name: of the network.
         model: on the images' device.
-        images: all that are attacked.
-        outputs: of the network that was found; None: not known.
+        images: all images of the evaluation.
+        fingerprint: taken by the driver; None: unknown.
 
     Raises:
         UserError: logits differ.
     """
-    if not _are_still(model, images, outputs, NUM):
+    if not _has_logits(model, images, fingerprint, NUM_IMAGES):
         raise UserError(
-            f"{name} answers otherwise in a worker than where the command was given, with the same "
-            "weights: every node must see the same code, files and libraries"
+            f"{name} has other outputs in a worker than in the driver, with the same weights: "
+            "every node must see the same code, files and libraries"
         )
 
 
-def check_unchanged(model: nn.Module, images: ImageSet, outputs: Fingerprint | None) -> None:
-    """Refuses a network that answers otherwise after an attack than before.
+def check_unchanged(model: nn.Module, images: ImageSet, fingerprint: Fingerprint | None) -> None:
+    """Refuses a network whose outputs changed during an attack.
 
     Args:
         model: on the images' device.
-        images: all that are attacked.
-        outputs: of the network before any attack; None: not known.
+        images: all images of the evaluation.
+        fingerprint: taken before any attack; None: unknown.
 
     Raises:
         UserError: logits of a few images differ.
     """
-    if not _are_still(model, images, outputs, PIECE):
+    if not _has_logits(model, images, fingerprint, CHUNK):
         raise UserError(
-            "after it the network answers otherwise than before any attack (state that changes), "
-            "so no accuracy is its own: let it keep no state in eval mode"
+            "the network has other outputs after this step than before any attack (state that "
+            "changes), so no accuracy is its own: let it hold no state in eval mode"
         )
 
 
-def _are_still(model: nn.Module, images: ImageSet, outputs: Fingerprint | None, num: int) -> bool:
-    if outputs is None or outputs.random:  # of another device's random numbers
+def _has_logits(
+    model: nn.Module, images: ImageSet, fingerprint: Fingerprint | None, num: int
+) -> bool:
+    if fingerprint is None or fingerprint.random:  # other random numbers on another device
         return True
-    x = to_unit(images.at_most(NUM).images[:num])
+    x = to_unit(images.at_most(NUM_IMAGES).images[:num])
     with untouched(model, 0), torch.no_grad():
-        answers = FullPrecision(model)
-        now = torch.cat([answers(part) for part in x.split(PIECE)]).cpu()
-    return difference(outputs.logits[:num], now) <= _TOLERANCE
+        outputs = FullPrecision(model)
+        logits = torch.cat([outputs(chunk) for chunk in x.split(CHUNK)]).cpu()
+    return difference(fingerprint.logits[:num], logits) <= _TOLERANCE

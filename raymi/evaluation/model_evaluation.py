@@ -1,4 +1,4 @@
-"""The evaluation of one classifier, from its question to its report."""
+"""The evaluation of one classifier, from its protocol to its report."""
 
 from __future__ import annotations
 
@@ -10,24 +10,31 @@ from pathlib import Path
 from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import Ensemble
 from raymi.data import ImageSet
-from raymi.evaluation.attack_checks import judge_attacks, judge_transfer
+from raymi.evaluation.attack_checks import attack_findings, transfer_finding
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding
 from raymi.evaluation.fingerprint import Fingerprint
-from raymi.evaluation.outcome_store import OutcomeStore, answered_here
-from raymi.evaluation.protocol import name_of, protocol_of, settings_of
+from raymi.evaluation.outcome_store import OutcomeStore, matches_fingerprint
+from raymi.evaluation.protocol import attack_settings, protocol_hash, protocol_of
 from raymi.evaluation.report import Report
-from raymi.evaluation.scheduler import Lookup, Pool, run
-from raymi.evaluation.summary import Robustness, summarise, withstood
-from raymi.evaluation.transfer import is_crafting
+from raymi.evaluation.scheduler import Lookup, Pool, run_schedule
+from raymi.evaluation.summary import Robustness, robust_samples, summarise
+from raymi.evaluation.transfer import is_on_surrogate
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all classifiers of an evaluation have in common.
+    """Settings that all classifiers of an evaluation share.
 
-    `images` that are attacked, and `data`, their name; threat; seed; `block`, samples of a block;
-    `device`, "cpu" or "cuda"; `threads` of a worker; `results`, the folder of all ledgers.
+    Args:
+        images: images to attack.
+        data: name of the images.
+        threat: norm and radius.
+        seed: of all attacks.
+        block: samples in a block.
+        device: "cpu" or "cuda".
+        threads: CPU threads of a worker.
+        results: folder of all outcome stores.
     """
 
     images: ImageSet
@@ -42,20 +49,19 @@ class Settings:
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """One classifier's evaluation.
+    """Evaluation of one classifier.
 
     Args:
-        settings: what it has in common with other classifiers.
+        settings: shared with other classifiers.
         name: of the classifier.
-        digest: of its weights and how it is built, see `ModelSource`.
-        main: what is reported.
+        digest: of its weights and architecture, see `ModelSource`.
+        main: ensembles to report.
         checks: attacks that look for signs of false robustness.
-        seen: what was found without attacks already.
-        known_by: what it answers; None: not known.
-        transfer: of the ensembles of `main` whose samples a surrogate made, by their names, those
-            to compare with the same attack on the classifier itself: the attack's name, and the
-            surrogate's.
-        keep: whether the adversarial samples of `main` are kept.
+        static_findings: findings of the static checks.
+        fingerprint: of the classifier; None: unknown.
+        transfer: attack and surrogate of those ensembles of `main` whose samples a surrogate made,
+            by the ensemble's name; they are compared with the white-box attack.
+        keep: keep the adversarial samples of `main`.
     """
 
     settings: Settings
@@ -63,7 +69,7 @@ class ModelEvaluation:
     digest: str
     main: tuple[Ensemble, ...]
     checks: tuple[Ensemble, ...] = ()
-    seen: tuple[Finding, ...] = ()
+    static_findings: tuple[Finding, ...] = ()
     fingerprint: Fingerprint | None = None
     transfer: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     keep: bool = False
@@ -71,95 +77,96 @@ class ModelEvaluation:
 
     @property
     def ensembles(self) -> tuple[Ensemble, ...]:
-        """All that is made: checks first, so that doubts are told early; what is in both, whole."""
+        """All ensembles to run: checks first, for early findings; `main` in full."""
         by_name = {ensemble.name: ensemble for ensemble in (*self.checks, *self.main)}
         return tuple(by_name.values())
 
     @cached_property
     def schedule(self) -> Schedule:
-        """The steps of this evaluation."""
+        """Steps of this evaluation."""
         return Schedule(len(self.settings.images), self.settings.block, self.ensembles)
 
     @cached_property
     def store(self) -> OutcomeStore:
-        """Where outcomes are kept: a folder for each question.
+        """Outcome store; its folder belongs to the protocol and the fingerprint.
 
-        Raises: UserError, StorageError, as `OutcomeStore`.
+        Raises:
+            UserError: as `OutcomeStore`.
+            StorageError: as `OutcomeStore`.
         """
-        common = self.settings
+        settings = self.settings
         protocol = protocol_of(
             self.digest,
-            common.images,
-            common.threat,
-            seed=common.seed,
-            block=common.block,
-            device=common.device,
-            threads=common.threads,
+            settings.images,
+            settings.threat,
+            seed=settings.seed,
+            block=settings.block,
+            device=settings.device,
+            threads=settings.threads,
         )
-        folder = _folder(common.results, self.name, name_of(protocol), self.fingerprint)
-        return OutcomeStore(folder, protocol, settings_of(self.ensembles), self.fingerprint)
+        folder = _folder(settings.results, self.name, protocol_hash(protocol), self.fingerprint)
+        return OutcomeStore(folder, protocol, attack_settings(self.ensembles), self.fingerprint)
 
-    def run(self, pool: Pool, made_before: Lookup) -> Iterator[tuple[Step, Outcome, bool]]:
-        """Makes the steps that the ledger does not have; see `run.run`."""
-        steps = run(
-            self.schedule,
-            self.store,
-            pool,
-            self.name,
-            made_before=made_before,
-            keep=self._is_kept,
+    def run(self, pool: Pool, lookup: Lookup) -> Iterator[tuple[Step, Outcome, bool]]:
+        """Runs the steps that are not in the store; see `run_schedule`."""
+        steps = run_schedule(
+            self.schedule, self.store, pool, self.name, lookup=lookup, keep=self._keeps_x_adv
         )
-        for step, outcome, known in steps:
+        for step, outcome, cached in steps:
             self._outcomes[step] = outcome
-            yield step, outcome, known
+            yield step, outcome, cached
 
-    def _is_kept(self, step: Step) -> bool:
+    def _keeps_x_adv(self, step: Step) -> bool:
         reported = any(step.ensemble == ensemble.name for ensemble in self.main)
-        return is_crafting(step) or (self.keep and reported)
+        return is_on_surrogate(step) or (self.keep and reported)
 
     def check_findings(self) -> tuple[Finding, ...]:
-        """What the checks' attacks say; empty until all of them are done."""
+        """Returns the findings of the checks' attacks; empty until all of them have run."""
         if not self.checks:
             return ()
         names = {CLEAN, *(ensemble.name for ensemble in self.checks)}
         blocks = self.schedule.blocks_of(self.checks[0])
-        made = [
+        outcomes = [
             (step, outcome)
             for step, outcome in self._outcomes.items()
             if step.ensemble in names and step.block in blocks
         ]
-        if len(made) < len(blocks) * len(names):
+        if len(outcomes) < len(blocks) * len(names):
             return ()
-        return tuple(judge_attacks(made, len(self.settings.images.class_names)))
+        return tuple(attack_findings(outcomes, len(self.settings.images.class_names)))
 
     def report(self) -> Report:
-        """What was found, once all steps are done.
+        """Returns the report of a finished evaluation.
 
-        Raises: ValueError where some are missing.
+        Raises:
+            ValueError: steps are missing.
         """
         outcomes = sorted(self._outcomes.items())
         results, num = summarise(outcomes, self.main), len(self.settings.images)
-        withstand = {result.name: withstood(outcomes, result.name, num) for result in results}
+        robust = {result.name: robust_samples(outcomes, result.name, num) for result in results}
         transfer = [
-            judge_transfer(withstand[made], withstand[attack], surrogate)
-            for made, (attack, surrogate) in self.transfer.items()
+            transfer_finding(robust[name], robust[attack], surrogate)
+            for name, (attack, surrogate) in self.transfer.items()
         ]
         return Report(
             name=self.name,
             data=self.settings.data,
             num=num,
             protocol=self.store.protocol,
-            attacks=settings_of(self.main),
+            attacks=attack_settings(self.main),
             folder=self.store.folder,
             results=results,
-            findings=(*self.seen, *self.check_findings(), *transfer, *_unusable(results)),
-            withstand=withstand,
-        )
+            findings=(
+                *self.static_findings, *self.check_findings(), *transfer, *_unusable(results)
+            ),
+            robust=robust,
+        )  # fmt: skip
 
     def export(self) -> Path:
-        """All outcomes as one parquet file in the ledger's folder.
+        """Writes all outcomes to one parquet file in the store's folder.
 
-        Raises: StorageError where it cannot be written.
+        Raises:
+            StorageError: it cannot be written.
         """
         path = self.store.folder / "outcomes.parquet"
         self.store.export(path)
@@ -167,7 +174,7 @@ class ModelEvaluation:
 
 
 def _unusable(results: Sequence[Robustness]) -> Iterator[Finding]:
-    """Whether attacks made no image of some samples: those count as right."""
+    """Yields a finding for each ensemble that returned no valid image of some samples."""
     for result in results:
         num = sum(count.unusable for count in result.attacks)
         if num:
@@ -176,13 +183,12 @@ def _unusable(results: Sequence[Robustness]) -> Iterator[Finding]:
 
 
 def _folder(results: Path, name: str, protocol: str, fingerprint: Fingerprint | None) -> Path:
-    """Of the ledgers of a question the one of this network, which may have been called otherwise
-    before; else a new one. Other answers with the same weights are those of another network."""
+    """Returns the folder of a protocol whose network matches, under any name, or a new one."""
     wanted = results / f"{name}-{protocol}"
-    known = sorted(results.glob(f"*-{protocol}*")) if results.is_dir() else []
-    known.sort(key=lambda folder: folder != wanted)
-    for folder in known:
-        if answered_here(folder, fingerprint):
+    existing = sorted(results.glob(f"*-{protocol}*")) if results.is_dir() else []
+    existing.sort(key=lambda folder: folder != wanted)
+    for folder in existing:
+        if matches_fingerprint(folder, fingerprint):
             return folder
-    others = [results / f"{name}-{protocol}-{number}" for number in range(2, len(known) + 3)]
-    return next(folder for folder in (wanted, *others) if not folder.exists())
+    numbered = [results / f"{name}-{protocol}-{number}" for number in range(2, len(existing) + 3)]
+    return next(folder for folder in (wanted, *numbered) if not folder.exists())

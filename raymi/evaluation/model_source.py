@@ -1,4 +1,4 @@
-"""A classifier that is evaluated: what it takes to build the very same one in any process."""
+"""Model sources: descriptions from which any process builds the same classifier."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from raymi.evaluation.exported_program import load_program
 from raymi.models import build_model
 from raymi.models.user_model import build_user_classifier, check_logits, source_digest
 
-_SEED = 0  # of what a network draws when it is built, and no state dict holds
+_SEED = 0  # of random numbers that are drawn when a network is built
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A classifier as any process can build it again.
+    """Picklable description of a classifier.
 
     Args:
-        name: short and plain, for tables and files: letters, digits, `.`, `_` and `-`.
+        name: short, for tables and files: letters, digits, `.`, `_` and `-`.
         build: how to build it, in JSON's types. `kind` is "raymi" (a `Classifier`, see
             `raymi.models.architecture`), "function" (the user's, of raw images) or "program"
             (exported by torch). The first two have `source`, the sha256 of the file of the user's
             function, or None.
-        weights: its state dict as `torch.save` writes it, without code; of a program, its file.
+        weights: state dict in the format of `torch.save`, without code; of a program, its file.
         digest: SHA-256 in hexadecimal over `build` and names, types, shapes and values of all
-            tensors (or the program's file): the same network has the same one wherever it was
-            found, and whatever it is called.
+            tensors (or the program's file); independent of the name and the file's format.
     """
 
     name: str
@@ -44,11 +43,13 @@ class ModelSource:
     digest: str
 
     def load(self) -> nn.Module:
-        """The classifier on the CPU in eval mode, a new one at each call and the same in every
-        process: images (B, 3, H, W) in [0, 1] to logits (B, K). Leaves global random state alone.
+        """Builds the classifier on the CPU in eval mode; global random state does not change.
 
-        Raises: UserError where it cannot be built, or is not the one that was found: the user's
-            function or its file is another one by now.
+        Returns:
+            A new module at each call: images (B, 3, H, W) in [0, 1] to logits (B, K).
+
+        Raises:
+            UserError: it cannot be built, or the user's function or file has changed.
         """
         if self.build["kind"] == "program":
             self._check_digest(self.build, self.weights)
@@ -58,12 +59,12 @@ class ModelSource:
         if build["source"] is not None:
             build["source"] = source_digest(build["name"])
         self._check_digest(build, state)
-        model = _fresh(build)
+        model = _build(build)
         try:
             model.load_state_dict(state)
         except RuntimeError as error:
             raise UserError(
-                f"{self.name}: its weights are not those of {described(build)} "
+                f"{self.name}: its weights do not fit {architecture_text(build)} "
                 f"({_first_lines(error)}): set model.name, model.width and model.depth as they "
                 "were in training"
                 if build["kind"] == "raymi"
@@ -79,29 +80,34 @@ class ModelSource:
         if now != self.digest:
             raise UserError(
                 f"{self.name} is not the classifier that was found: expected sha256 "
-                f"{self.digest[:12]}, got {now[:12]}. Where its code ({build.get('name')}) was "
-                "changed meanwhile, begin again; every node must see the same file"
+                f"{self.digest[:12]}, got {now[:12]}. If its code ({build.get('name')}) has "
+                "changed, start again; every node must see the same file"
             )
 
 
 def raymi_source(
     name: str, architecture: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> ModelSource:
-    """Of a `Classifier`, which has its normalisation inside.
+    """Describes a `Classifier`, which includes its normalisation.
 
-    Args: name, any text; architecture, see `raymi.models.architecture`; state, its state dict.
-    Raises: UserError where the state dict has no normalisation or is of another architecture.
+    Args:
+        name: any text.
+        architecture: see `raymi.models.architecture`.
+        state: its state dict.
+
+    Raises:
+        UserError: the state dict has no normalisation, or other values than tensors.
     """
     if not {"normalize.mean", "normalize.std"} <= set(state):
         raise UserError(
-            f"{name}: its state dict has no normalize.mean and normalize.std, without which it is "
-            "not known which images it expects: write a function that returns the network with "
+            f"{name}: its state dict has no normalize.mean and normalize.std, so the range of its "
+            "images is unknown: write a function that returns the network with "
             "its weights and its normalisation inside, for raw images in [0, 1], and give "
             "model=module:function"
         )
     user = ":" in architecture["name"]
     source = source_digest(architecture["name"]) if user else None
-    return _subject(name, {"kind": "raymi", **architecture, "source": source}, state)
+    return _from_state(name, {"kind": "raymi", **architecture, "source": source}, state)
 
 
 def expected_state(architecture: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -113,22 +119,27 @@ def expected_state(architecture: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         UserError: the user's function cannot be called.
     """
-    state = _fresh({"kind": "raymi", **architecture}).state_dict()
+    state = _build({"kind": "raymi", **architecture}).state_dict()
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
-def described(build: Mapping[str, Any]) -> str:
+def architecture_text(build: Mapping[str, Any]) -> str:
     """Returns the settings of a network as text."""
     return ", ".join(f"{k}={v}" for k, v in build.items() if k not in ("kind", "source"))
 
 
 def function_source(name: str, num_classes: int, image_size: int) -> ModelSource:
-    """Of a user's function, which need not know raymi.
+    """Describes the network that a user's function returns.
 
-    Args: name, `module:function`, which is called with those of num_classes= and image_size= that
-        it takes; it returns a network of raw images (B, 3, H, W) in [0, 1] to logits (B, K): unlike
-        in training, nobody normalises for it.
-    Raises: UserError where it cannot be imported or called, or returns something else.
+    Args:
+        name: `module:function`; it gets `num_classes` and `image_size` if it has such parameters,
+            and returns a network of raw images (B, 3, H, W) in [0, 1] to logits (B, K). Unlike in
+            training, raymi does not normalise the images.
+        num_classes: K of the data set.
+        image_size: pixels of the data set.
+
+    Raises:
+        UserError: it cannot be imported or called, or returns something else.
     """
     build = {
         "kind": "function",
@@ -137,21 +148,31 @@ def function_source(name: str, num_classes: int, image_size: int) -> ModelSource
         "image_size": image_size,
         "source": source_digest(name),
     }
-    return _subject(name, build, _fresh(build).state_dict())
+    return _from_state(name, build, _build(build).state_dict())
 
 
 def program_source(name: str, data: bytes) -> ModelSource:
-    """Of an exported program: name, any text; data, the content of its `.pt2` file."""
+    """Describes an exported program.
+
+    Args:
+        name: any text.
+        data: content of its `.pt2` file.
+    """
     build = {"kind": "program"}
     return ModelSource(plain_name(name), build, data, _digest(build, data))
 
 
 def check_classifier(name: str, model: nn.Module, num_classes: int, image_size: int) -> None:
-    """Runs a classifier on two grey images, and on one, as blocks of samples are of any size.
+    """Runs a classifier on two grey images, then on one, as blocks have any size.
 
-    Args: name, for the message; model, as `ModelSource.load` returns it; num_classes, K, and
-        image_size in pixels of the data set.
-    Raises: UserError unless the logits are a tensor (2, K), then (1, K).
+    Args:
+        name: for the message.
+        model: as of `ModelSource.load`.
+        num_classes: K of the data set.
+        image_size: pixels of the data set.
+
+    Raises:
+        UserError: the logits are not tensors (2, K) and (1, K).
     """
     for num_images in (2, 1):
         with untouched(model, _SEED):
@@ -159,18 +180,18 @@ def check_classifier(name: str, model: nn.Module, num_classes: int, image_size: 
 
 
 def plain_name(text: str) -> str:
-    """Letters, digits, `.`, `_` and `-` of a text, at most 80 of them, and never none."""
+    """Returns a text as a file name: 1 to 80 letters, digits, `.`, `_` and `-`."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[-80:].strip("-._") or "model"
 
 
-def _subject(name: str, build: dict[str, Any], state: Mapping[str, Any]) -> ModelSource:
+def _from_state(name: str, build: dict[str, Any], state: Mapping[str, Any]) -> ModelSource:
     others = [f"{k} ({type(v).__name__})" for k, v in state.items() if not isinstance(v, Tensor)]
     if others:
         raise UserError(
             f"{name}: expected a state dict of tensors alone, got {', '.join(others[:3])}: make "
             "them buffers"
         )
-    # Copies: a view would take all that it is a view of into the file.
+    # Copies: the file of a view would have the whole tensor below it.
     tensors = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()
     }
@@ -179,8 +200,8 @@ def _subject(name: str, build: dict[str, Any], state: Mapping[str, Any]) -> Mode
     return ModelSource(plain_name(name), build, file.getvalue(), _digest(build, tensors))
 
 
-def _fresh(build: Mapping[str, Any]) -> nn.Module:
-    """The network without its weights, made from the same random numbers at each call."""
+def _build(build: Mapping[str, Any]) -> nn.Module:
+    """Builds the network without its weights, with the same random numbers at each call."""
     name, sizes = build["name"], {k: build[k] for k in ("num_classes", "image_size")}
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with random_state_kept(_SEED, [torch.device("cuda", index) for index in gpus]):
@@ -190,7 +211,7 @@ def _fresh(build: Mapping[str, Any]) -> nn.Module:
             name,
             width=build["width"],
             depth=build["depth"],
-            mean=(0.0,) * 3,  # mean and standard deviation come with the weights
+            mean=(0.0,) * 3,  # the weights bring mean and standard deviation
             std=(1.0,) * 3,
             **sizes,
         ).cpu()

@@ -1,8 +1,8 @@
-"""What attacks did to each sample, kept in a folder that survives whatever happens.
+"""Outcome store: per-sample attack outcomes on disk, crash-safe.
 
-Each step of each block is a file of its own, which is complete under its name or not there. The
-folder belongs to one question (model, data, threat, seed, versions): another one is refused, so
-that the numbers of two models never mix. Attacks may be added to it, never changed.
+Each step of each block is a file that is complete or missing. A store belongs to one protocol
+(model, data, threat, seed, versions) and refuses another, so numbers of two models never mix.
+Attacks can be added, but not changed.
 """
 
 from __future__ import annotations
@@ -22,18 +22,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
-from pydantic import RootModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from raymi.errors import UserError
 from raymi.evaluation.blocks import Outcome, Step
 from raymi.evaluation.fingerprint import Fingerprint
 from raymi.files import checksum, file_lock, is_whole, not_readable, not_writable, save
-from raymi.runs.kept_json import first_problem
+from raymi.runs.json_files import first_problem
 
-_LEFT = "what was recorded is kept"
-_keep = partial(save, what_is_left=_LEFT)
-_OUTPUTS = "outputs.safetensors"
+_LEFT = "recorded outcomes are safe"
+_save = partial(save, what_is_left=_LEFT)
+_PROTOCOL, _ATTACKS, _FINGERPRINT = "question.json", "attacks.json", "outputs.safetensors"
+_TREE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+_STEP = ("ensemble", "position", "attack", "block")
+_OUTCOME = {
+    "sample": "places",
+    "selected": "samples",
+    "label": "labels",
+    "prediction": "predictions",
+    "broken": "broken",
+    "usable": "usable",
+    "linf": "linf",
+    "l2": "l2",
+}
+"""Attribute of `Outcome` by column."""
 _SCHEMA = pa.schema(
     [
         ("ensemble", pa.string()),
@@ -51,22 +65,25 @@ _SCHEMA = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
-"""A row for each sample of each step; `sample`: its place in the data set, `selected`: in what was
-selected of it; `seconds`: the step's, by the number of its samples."""
+"""Columns of a row, one for each sample of each step.
 
-
-class _Tree(RootModel[dict[str, Any]]):
-    """`question.json` and `attacks.json`."""
+`sample` is the index in the data set, `selected` the index in the attacked images; `seconds` is
+the step's duration divided by its number of samples.
+"""
 
 
 class OutcomeStore:
-    """The outcomes of one evaluation.
+    """Outcomes of one evaluation.
 
-    Args: folder; question, a tree of what all outcomes depend on, in JSON's types; attacks, by
-        their names the settings of those that are made, in the same types; outputs, what the
-        network answers, None where that is not known.
-    Raises: UserError where the folder holds the outcomes of another question or another network, or
-        of other settings under the same name; StorageError where it cannot be written.
+    Args:
+        folder: where they are.
+        protocol: everything that all outcomes depend on, in JSON's types.
+        attacks: settings of the attacks by name, in JSON's types.
+        fingerprint: of the network; None: unknown.
+
+    Raises:
+        UserError: the folder has another protocol, network or settings of an attack.
+        StorageError: it cannot be written.
     """
 
     def __init__(
@@ -74,91 +91,99 @@ class OutcomeStore:
         folder: Path,
         protocol: Mapping[str, Any],
         attacks: Mapping[str, Any] | None = None,
-        outputs: Fingerprint | None = None,
+        fingerprint: Fingerprint | None = None,
     ) -> None:
         self.folder, self.protocol = folder, protocol
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self.lock():
-                self._bind(attacks or {})
-                self._know(outputs)
+                self._check_protocol(attacks or {})
+                self._check_fingerprint(fingerprint)
         except OSError as error:
             raise not_writable(folder, error, _LEFT) from None
 
     @cached_property
     def identity(self) -> str:
-        """12 digits that stand for the network and the question, as far as folders are told apart
-        by them: not for what they are called."""
-        asked = (self.folder / "question.json").read_bytes()
-        outputs = self.folder / _OUTPUTS
-        return checksum(asked + (outputs.read_bytes() if outputs.is_file() else b""))[:12]
+        """12 hexadecimal digits of the protocol and the fingerprint; independent of names."""
+        protocol = (self.folder / _PROTOCOL).read_bytes()
+        fingerprint = self.folder / _FINGERPRINT
+        content = protocol + (fingerprint.read_bytes() if fingerprint.is_file() else b"")
+        return checksum(content)[:12]
 
-    def _know(self, outputs: Fingerprint | None) -> None:
-        """Keeps what the network answers, which must be what it did before."""
-        path = self.folder / _OUTPUTS
-        if outputs is None:
+    def _check_fingerprint(self, fingerprint: Fingerprint | None) -> None:
+        """Saves the fingerprint, or compares it with the saved one."""
+        path = self.folder / _FINGERPRINT
+        if fingerprint is None:
             return
         if not path.is_file():
-            _keep(path, outputs.as_bytes())
-        elif not answered_here(self.folder, outputs):
+            _save(path, fingerprint.as_bytes())
+        elif not matches_fingerprint(self.folder, fingerprint):
             raise UserError(
-                f"{self.folder} belongs to a network that answers otherwise, or its file "
-                f"{_OUTPUTS} is damaged: give the same command again, or move the folder away"
+                f"{self.folder} belongs to a network with other outputs, or its file "
+                f"{_FINGERPRINT} is damaged: give the same command again, or move the folder away"
             )
 
-    def _bind(self, attacks: Mapping[str, Any]) -> None:
-        """Takes the folder for the question, and adds the settings of attacks."""
-        folder, protocol = self.folder, self.protocol
-        asked, settings = folder / "question.json", folder / "attacks.json"
-        if asked.is_file():
-            _compare(folder, _flat(_read(asked)), _flat(protocol))
-            known = _read(settings) if settings.is_file() else {}
-            both = [name for name in attacks if name in known]
+    def _check_protocol(self, attacks: Mapping[str, Any]) -> None:
+        """Saves the protocol, or compares it with the saved one; adds the settings of attacks."""
+        folder = self.folder
+        protocol, settings = folder / _PROTOCOL, folder / _ATTACKS
+        if protocol.is_file():
+            _compare(folder, _flat(_read(protocol)), _flat(self.protocol))
+            saved = _read(settings) if settings.is_file() else {}
+            both = [name for name in attacks if name in saved]
             _compare(
                 folder,
-                _flat({name: known[name] for name in both}),
+                _flat({name: saved[name] for name in both}),
                 _flat({name: attacks[name] for name in both}),
             )
             if len(both) < len(attacks):
-                _keep(settings, _json(known | dict(attacks)))
+                _save(settings, _json(saved | dict(attacks)))
             return
-        # What a kill leaves of the first write has a name that begins with a dot.
-        others = [path for path in _files(folder) if not path.name.startswith(".")]
+        # A first write that was killed leaves files with names that begin with a dot.
+        others = [path for path in folder.iterdir() if not path.name.startswith(".")]
         if any(path != settings for path in others):
             raise UserError(
-                f"{folder} has files and is no ledger of an evaluation: give another folder"
+                f"{folder} has files and is not an outcome store of an evaluation: give another "
+                "folder"
             )
-        _keep(settings, _json(attacks))
-        _keep(asked, _json(protocol))
+        _save(settings, _json(attacks))
+        _save(protocol, _json(self.protocol))
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keeps a second command out while one writes.
+        """Locks the store for one writing process.
 
-        Raises: UserError in the second one.
+        Raises:
+            UserError: another process holds the lock.
         """
         refusal = (
-            f"the evaluation in {self.folder} is going on in another process: wait for it, or give "
+            f"the evaluation in {self.folder} is running in another process: wait for it, or give "
             "another folder"
         )
         return file_lock(self.folder / ".lock", refusal)
 
-    def outcome(self, step: Step) -> Outcome | None:
-        """What was recorded of a step; None where nothing was, or what was is damaged."""
-        data = self._whole(step, ".parquet")
+    def load_outcome(self, step: Step) -> Outcome | None:
+        """Loads the outcome of a step; None: not recorded, or damaged."""
+        data = self._read_intact(step, ".parquet")
         return None if data is None else _outcome(pq.read_table(BytesIO(data)))
 
-    def record(self, step: Step, outcome: Outcome) -> None:
-        """Keeps the outcome of a step, in place of what was recorded of it.
+    def save_outcome(self, step: Step, outcome: Outcome) -> None:
+        """Saves the outcome of a step, in place of an earlier one.
 
-        Raises: StorageError where it cannot be written.
+        Raises:
+            StorageError: it cannot be written.
         """
         self._replace(step, ".parquet", _parquet(_table(step, outcome)))
 
-    def save(self, step: Step, outcome: Outcome, x_adv: Tensor) -> None:
-        """Keeps the adversarial samples of a step, x_adv (M, C, H, W), with their places in the
-        data set (`sample`) and in what was selected of it (`selected`), (M,) int64.
+    def save_x_adv(self, step: Step, outcome: Outcome, x_adv: Tensor) -> None:
+        """Saves the adversarial images of a step.
 
-        Raises: StorageError where they cannot be written.
+        Args:
+            step: attack and block.
+            outcome: its M samples; their indices are saved, too (`sample` and `selected`).
+            x_adv: (M, C, H, W).
+
+        Raises:
+            StorageError: they cannot be written.
         """
         tensors = {
             "sample": outcome.places,
@@ -167,31 +192,29 @@ class OutcomeStore:
         }
         self._replace(step, ".safetensors", safetensors.torch.save(tensors))
 
-    def adversarial(self, step: Step) -> tuple[Tensor, Tensor] | None:
-        """The samples (M,) of a step and their x_adv (M, C, H, W); None where they were not
-        kept, or are damaged."""
-        data = self._whole(step, ".safetensors")
+    def load_x_adv(self, step: Step) -> tuple[Tensor, Tensor] | None:
+        """Loads samples (M,) and x_adv (M, C, H, W) of a step; None: not saved, or damaged."""
+        data = self._read_intact(step, ".safetensors")
         if data is None:
             return None
         tensors = safetensors.torch.load(data)
         return tensors["selected"], tensors["x_adv"]
 
     def export(self, path: Path) -> None:
-        """Writes all that was recorded, of whatever attacks, as one parquet file: a row for each
-        sample of each step, see `_SCHEMA`.
+        """Writes the outcomes of all attacks to one parquet file; columns: `_SCHEMA`.
 
-        Raises: StorageError where it cannot be written.
+        Raises:
+            StorageError: it cannot be written.
         """
         tables = [_SCHEMA.empty_table()]
         for file in sorted(self.folder.glob("*/*/*.parquet")):
             data = file.read_bytes()
             if is_whole(file, data):
                 tables.append(pq.read_table(BytesIO(data)))
-        _keep(path, _parquet(pa.concat_tables(tables)))
+        _save(path, _parquet(pa.concat_tables(tables)))
 
-    def _whole(self, step: Step, suffix: str) -> bytes | None:
-        """The content of a step's file that is not damaged."""
-        for path in sorted(self._place(step).glob(f"{step.block:06d}-*{suffix}")):
+    def _read_intact(self, step: Step, suffix: str) -> bytes | None:
+        for path in sorted(self._folder_of(step).glob(f"{step.block:06d}-*{suffix}")):
             data = path.read_bytes()
             if is_whole(path, data):
                 return data
@@ -199,59 +222,45 @@ class OutcomeStore:
         return None
 
     def _replace(self, step: Step, suffix: str, data: bytes) -> None:
-        """Writes a step's file, and removes those that were there before it."""
+        """Writes a step's file, then removes earlier ones."""
         name = f"{step.block:06d}-{checksum(data)}{suffix}"
-        _keep(self._place(step) / name, data)
-        for other in self._place(step).glob(f"{step.block:06d}-*{suffix}"):
+        _save(self._folder_of(step) / name, data)
+        for other in self._folder_of(step).glob(f"{step.block:06d}-*{suffix}"):
             if other.name != name:
                 other.unlink()
 
-    def _place(self, step: Step) -> Path:
+    def _folder_of(self, step: Step) -> Path:
         return self.folder / step.ensemble / f"{step.position:02d}-{step.attack}"
 
 
 def read_export(path: Path) -> Iterator[tuple[Step, Outcome]]:
-    """What `OutcomeStore.export` wrote, step by step."""
+    """Yields the steps and outcomes in a file of `OutcomeStore.export`."""
     table = pq.read_table(path)
-    keys = ("ensemble", "position", "attack", "block")
-    numbered = table.select(keys).append_column("row", pa.array(range(len(table))))
     rows: dict[Step, list[int]] = defaultdict(list)
-    for row in numbered.to_pylist():
-        number = row.pop("row")
+    for number, row in enumerate(table.select(_STEP).to_pylist()):
         rows[Step(**row)].append(number)
     for step, numbers in rows.items():
         yield step, _outcome(table.take(numbers))
 
 
-def answered_here(folder: Path, outputs: Fingerprint | None) -> bool:
-    """Whether the outcomes in a ledger's folder are those of a network that answers so; True where
-    that is not known."""
-    path = folder / _OUTPUTS
-    if outputs is None or not path.is_file():
+def matches_fingerprint(folder: Path, fingerprint: Fingerprint | None) -> bool:
+    """Returns whether a store belongs to a network; True if either fingerprint is unknown."""
+    path = folder / _FINGERPRINT
+    if fingerprint is None or not path.is_file():
         return True
     try:
-        return Fingerprint.from_bytes(path.read_bytes()).are_those_of(outputs)
+        return Fingerprint.from_bytes(path.read_bytes()).matches(fingerprint)
     except (OSError, ValueError):
         return False
 
 
 def _table(step: Step, outcome: Outcome) -> pa.Table:
     num = len(outcome.samples)
-    columns = {
-        "ensemble": np.full(num, step.ensemble),
-        "position": np.full(num, step.position),
-        "attack": np.full(num, step.attack),
-        "block": np.full(num, step.block),
-        "sample": outcome.places.numpy(),
-        "selected": outcome.samples.numpy(),
-        "label": outcome.labels.numpy(),
-        "prediction": outcome.predictions.numpy(),
-        "broken": outcome.broken.numpy(),
-        "usable": outcome.usable.numpy(),
-        "linf": outcome.linf.float().numpy(),
-        "l2": outcome.l2.float().numpy(),
-        "seconds": np.full(num, outcome.seconds / max(1, num)),
-    }
+    columns = {name: np.full(num, getattr(step, name)) for name in _STEP}
+    for column, attribute in _OUTCOME.items():
+        tensor = getattr(outcome, attribute)
+        columns[column] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    columns["seconds"] = np.full(num, outcome.seconds / max(1, num))
     return pa.table(columns, schema=_SCHEMA)
 
 
@@ -262,44 +271,30 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _outcome(table: pa.Table) -> Outcome:
-    def column(name: str) -> Tensor:
-        return torch.tensor(table[name].to_numpy())
-
-    return Outcome(
-        samples=column("selected"),
-        places=column("sample"),
-        labels=column("label"),
-        predictions=column("prediction"),
-        broken=column("broken"),
-        usable=column("usable"),
-        linf=column("linf"),
-        l2=column("l2"),
-        seconds=float(np.sum(table["seconds"].to_numpy())),
-    )
+    tensors = {
+        attribute: torch.tensor(table[column].to_numpy()) for column, attribute in _OUTCOME.items()
+    }
+    return Outcome(**tensors, seconds=float(np.sum(table["seconds"].to_numpy())))
 
 
 def _json(tree: Mapping[str, Any]) -> bytes:
     return json.dumps(tree, indent=2, sort_keys=True).encode()
 
 
-def _files(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if folder.is_dir() else []
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return _Tree.model_validate_json(path.read_bytes()).root
+        return _TREE.validate_json(path.read_bytes())
     except OSError as error:
         raise not_readable(path, error) from None
     except ValidationError as error:
         raise UserError(
-            f"{path} is damaged, so nobody knows what the outcomes beside it belong to: move "
+            f"{path} is damaged, so the protocol of the outcomes beside it is unknown: move "
             f"{path.parent} away, or give another folder ({first_problem(error)})"
         ) from None
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, str]:
-    """Each leaf in JSON, by its path."""
+    """Returns each leaf, and each empty branch, as JSON by its path."""
     if not isinstance(tree, Mapping) or not tree:
         return {path.lstrip("."): json.dumps(tree)}
     flat: dict[str, str] = {}
@@ -308,15 +303,15 @@ def _flat(tree: Any, path: str = "") -> dict[str, str]:
     return flat
 
 
-def _compare(folder: Path, kept: dict[str, str], asked: dict[str, str]) -> None:
+def _compare(folder: Path, saved: dict[str, str], requested: dict[str, str]) -> None:
     differences = [
-        f"{key}: there {kept.get(key, 'nothing')}, now {asked.get(key, 'nothing')}"
-        for key in sorted({*kept, *asked})
-        if kept.get(key) != asked.get(key)
+        f"{key}: there {saved.get(key, 'nothing')}, now {requested.get(key, 'nothing')}"
+        for key in sorted({*saved, *requested})
+        if saved.get(key) != requested.get(key)
     ]
     if differences:
         raise UserError(
             f"{folder} belongs to another evaluation, and outcomes of two are never mixed:\n"
             + "\n".join(differences)
-            + "\ngive another folder, or the same question"
+            + "\ngive another folder, or the same protocol"
         )

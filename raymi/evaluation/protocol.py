@@ -1,4 +1,4 @@
-"""What the outcomes of an evaluation depend on: whatever changes here gets a ledger of its own."""
+"""Evaluation protocol: everything that outcomes depend on; its hash is the cache key."""
 
 from __future__ import annotations
 
@@ -14,22 +14,21 @@ import raymi
 from raymi.attacks.catalogue import EvaluationAttack, Threat
 from raymi.attacks.suites import Ensemble
 from raymi.data import ImageSet
-from raymi.overrides import as_typed
+from raymi.formatting import as_typed
 
 _LIBRARIES = ("torch", "numpy", "foolbox", "pyautoattack", "torchattacks")
 OUTCOME_CODE = ("attacks", "models", "counter_rng.py", "data/augment.py", "evaluation/blocks.py")
 """Files and folders of the package whose code decides the outcomes of attacks."""
 
-_FORMAT = 1  # of a ledger's files
+_FORMAT = 1  # of the files of an outcome store
 _SMALLEST, _LARGEST, _BLOCKS = 32, 256, 16
 
 
 def block_size(num: int) -> int:
-    """Samples of a block, where the user names no number: a function of how many there are, and of
-    nothing else, as results depend on it.
+    """Returns the default number of samples in a block.
 
-    Blocks fill a GPU where there are many samples, and where there are few they can still be shared
-    among workers.
+    Large sets get blocks that fill a GPU, small sets enough blocks to share among workers. Results
+    depend on the size, so it depends on the number of samples alone.
     """
     return max(_SMALLEST, min(_LARGEST, -(-num // _BLOCKS)))
 
@@ -44,11 +43,16 @@ def protocol_of(
     device: str,
     threads: int,
 ) -> dict[str, Any]:
-    """What outcomes depend on beside the attacks themselves, in JSON's types.
+    """Returns the protocol of an evaluation, without its attacks, in JSON's types.
 
-    Args: model, the digest of the classifier; images that are attacked; threat; seed of the
-        evaluation; block, its samples; device, "cpu" or "cuda", and threads of a worker: they round
-            differently.
+    Args:
+        model: digest of the classifier.
+        images: images to attack.
+        threat: norm and radius.
+        seed: of the evaluation.
+        block: samples in a block.
+        device: "cpu" or "cuda"; they round differently.
+        threads: CPU threads of a worker; they change rounding, too.
     """
     places = hashlib.sha256(images.places.cpu().numpy().tobytes()).hexdigest()
     return {
@@ -66,18 +70,18 @@ def protocol_of(
     }
 
 
-def settings_of(ensembles: Iterable[Ensemble]) -> dict[str, Any]:
-    """The settings of all attacks of some ensembles, by name, in JSON's types."""
+def attack_settings(ensembles: Iterable[Ensemble]) -> dict[str, Any]:
+    """Returns the settings of all attacks by name, in JSON's types."""
     return {a.name: _settings(a) for ensemble in ensembles for a in ensemble.attacks}
 
 
 def threat_name(norm: str, eps: float) -> str:
-    """A threat in the name of a metric, such as `linf_8_255`."""
+    """Returns a threat as a part of metric names, such as `linf_8_255`."""
     return f"{norm}_{as_typed(eps).replace('/', '_')}"
 
 
-def name_of(protocol: Mapping[str, Any]) -> str:
-    """12 digits that stand for a question, for the name of its folder."""
+def protocol_hash(protocol: Mapping[str, Any]) -> str:
+    """Returns 12 hexadecimal digits of a protocol, for the name of its folder."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:12]
 
 

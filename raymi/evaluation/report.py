@@ -1,4 +1,4 @@
-"""What an evaluation says of a classifier, and of two of them on the same samples."""
+"""Reports of classifiers, differences between them, and transfer matrices."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from raymi.statistics import PairedComparison, compare_paired
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found of one classifier.
+    """Results of one classifier.
 
     Args:
         name: of the classifier.
-        data: the name of the images that it was measured on.
-        num: how many these are, N.
-        question: what all outcomes depend on, see `protocol_of`.
-        attacks: by the names of the ensembles, the settings of their attacks.
-        folder: of the ledger.
+        data: name of the images.
+        num: number of images, N.
+        protocol: everything that outcomes depend on, see `protocol_of`.
+        attacks: settings of the reported attacks by name.
+        folder: of the outcome store.
         results: clean accuracy first.
-        findings: of each check what it found, suspicious or not.
-        withstand: for each result which samples are classified right and withstand it, (N,) bool.
+        findings: of all checks, suspicious or not.
+        robust: (N,) bool by result, the samples that are right and not broken.
     """
 
     name: str
@@ -40,15 +40,15 @@ class Report:
     folder: Path
     results: tuple[Robustness, ...]
     findings: tuple[Finding, ...]
-    withstand: Mapping[str, Tensor]
+    robust: Mapping[str, Tensor]
 
     @property
     def suspicions(self) -> tuple[Finding, ...]:
-        """What was found that is odd for a robust network."""
+        """Findings that are signs of false robustness."""
         return tuple(finding for finding in self.findings if finding.suspicious)
 
     def as_json(self) -> dict[str, Any]:
-        """The whole report in JSON's types; accuracies are fractions."""
+        """Returns the report in JSON's types; accuracies are fractions."""
         return {
             "model": self.name,
             "data": self.data,
@@ -63,42 +63,49 @@ class Report:
 
 @dataclass(frozen=True)
 class Difference:
-    """Two classifiers under the same attack on the same samples."""
+    """Comparison of two classifiers under one attack on the same samples."""
 
     attack: str
     first: str
     second: str
-    found: PairedComparison
+    pairs: PairedComparison
 
     def as_json(self) -> dict[str, Any]:
-        """In JSON's types; `difference` is the first's accuracy minus the second's."""
+        """Returns JSON's types; `difference` is the first's accuracy minus the second's."""
         return {
             "attack": self.attack,
             "first": self.first,
             "second": self.second,
-            **asdict(self.found),
+            **asdict(self.pairs),
         }
 
 
 def differences(reports: Sequence[Report]) -> Iterator[Difference]:
-    """Each pair of classifiers under each attack that both were measured with.
+    """Yields the difference of each pair of classifiers under each common attack.
 
-    Args: reports on the same samples.
+    Args:
+        reports: on the same samples.
     """
     for first, second in combinations(reports, 2):
-        for name in first.withstand:
-            if name in second.withstand:
-                found = compare_paired(first.withstand[name], second.withstand[name])
-                yield Difference(name, first.name, second.name, found)
+        for name in first.robust:
+            if name in second.robust:
+                pairs = compare_paired(first.robust[name], second.robust[name])
+                yield Difference(name, first.name, second.name, pairs)
 
 
 @dataclass(frozen=True)
 class TransferMatrix:
-    """Accuracies of targets, in columns, on images that were made on others, in rows.
+    """Accuracies of targets (columns) on samples that surrogates made (rows).
 
-    `clean`, `white_box` (by the attack on the target itself) and for each surrogate's name: one
-    result for each target. Where a surrogate is its own target, it is the white box; None, where
-    the attack cannot be made on the target.
+    A surrogate that is its own target has its white-box accuracy; None: the attack cannot run on
+    the target.
+
+    Args:
+        attack: name.
+        targets: names.
+        clean: of each target.
+        surrogates: of each target, by the surrogate's name.
+        white_box: of each target, under the attack on itself.
     """
 
     attack: str
@@ -108,7 +115,7 @@ class TransferMatrix:
     white_box: tuple[Robustness | None, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """In JSON's types; accuracies are fractions, by the names of the targets."""
+        """Returns JSON's types; accuracies are fractions by the targets' names."""
 
         def row(results: Sequence[Robustness | None]) -> dict[str, float | None]:
             pairs = zip(self.targets, results, strict=True)
@@ -125,25 +132,27 @@ class TransferMatrix:
 def transfer_matrix(
     reports: Sequence[Report], attack: str, surrogates: Mapping[str, str]
 ) -> TransferMatrix:
-    """The matrix of an attack.
+    """Returns the transfer matrix of an attack.
 
-    Args: reports of the targets; attack, its name; surrogates, by their names those under which
-        their samples are in the reports.
+    Args:
+        reports: of the targets.
+        attack: name.
+        surrogates: name of the transfer result in the reports, by the surrogate's name.
     """
-    found = [{result.name: result for result in report.results} for report in reports]
+    by_name = [{result.name: result for result in report.results} for report in reports]
 
     def row(name: str) -> tuple[Robustness | None, ...]:
-        return tuple(results.get(name) for results in found)
+        return tuple(results.get(name) for results in by_name)
 
-    def of_surrogate(surrogate: str, made: str) -> tuple[Robustness | None, ...]:
-        pairs = zip(reports, found, strict=True)
-        return tuple(r.get(attack if report.name == surrogate else made) for report, r in pairs)
+    def of_surrogate(surrogate: str, result: str) -> tuple[Robustness | None, ...]:
+        pairs = zip(reports, by_name, strict=True)
+        return tuple(r.get(attack if report.name == surrogate else result) for report, r in pairs)
 
     return TransferMatrix(
         attack,
         tuple(report.name for report in reports),
         clean=row(CLEAN),
-        surrogates={name: of_surrogate(name, made) for name, made in surrogates.items()},
+        surrogates={name: of_surrogate(name, result) for name, result in surrogates.items()},
         white_box=row(attack),
     )
 

@@ -1,4 +1,4 @@
-"""Makes the steps of an evaluation that the ledger does not have yet."""
+"""Scheduler: runs the steps of an evaluation that are not in the outcome store."""
 
 from __future__ import annotations
 
@@ -9,99 +9,109 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from raymi.evaluation.attack_task import AttackResult, AttackTask, make
+from raymi.evaluation.attack_task import AttackResult, AttackTask, run_task
 from raymi.evaluation.blocks import BlockAttacker, Outcome, Schedule, Step
 from raymi.evaluation.outcome_store import OutcomeStore
 
 
 class Pool(Protocol):
-    """Where steps are made: in this process, or on workers of a cluster."""
+    """Runs attack tasks, in this process or on workers of a cluster."""
 
     workers: int
-    """How many steps are made at the same time."""
+    """Number of tasks that run at the same time."""
 
     def submit(self, task: AttackTask) -> None:
-        """Takes a step to make; returns at once."""
+        """Queues a task; does not wait."""
 
     def next(self) -> AttackResult:
-        """Waits for one of the steps that were submitted to be done, in any order.
+        """Waits for the next result of a submitted task, in any order.
 
-        Raises: UserError or StepFailed where it cannot be made.
+        Raises:
+            UserError: the task failed and the user can fix it.
+            StepFailed: the task failed.
         """
 
 
 class LocalPool:
-    """A pool without workers: a step is made when its outcome is asked for.
+    """Pool without workers: runs each task when its result is requested.
 
-    Args: attacker_of, what attacks the classifier of a name.
+    Args:
+        attacker_of: returns the attacker of a classifier by name.
     """
 
     workers = 1
 
     def __init__(self, attacker_of: Callable[[str], BlockAttacker]) -> None:
         self._attacker_of = attacker_of
-        self._waiting: deque[AttackTask] = deque()
+        self._queue: deque[AttackTask] = deque()
 
     def submit(self, task: AttackTask) -> None:
-        self._waiting.append(task)
+        self._queue.append(task)
 
     def next(self) -> AttackResult:
-        return make(self._waiting.popleft(), self._attacker_of)
+        return run_task(self._queue.popleft(), self._attacker_of)
 
 
-_AHEAD = 4  # steps for each worker that a pool has: more would hold surrogates' samples in memory
+_AHEAD = 4  # submitted tasks by worker; more would hold surrogates' samples in memory
 
 Lookup = Callable[[Step, Tensor], Tensor | None]
-"""The x_adv (M, 3, H, W) that were made before for the samples (M,) of a step, or None."""
+"""Returns x_adv (M, 3, H, W) of a step's samples (M,) that a surrogate made, or None."""
 
 
-def run(
+def run_schedule(
     schedule: Schedule,
     store: OutcomeStore,
     pool: Pool,
     source: str = "",
     *,
-    made_before: Lookup = lambda step, samples: None,
+    lookup: Lookup = lambda step, samples: None,
     keep: Callable[[Step], bool] = lambda step: False,
 ) -> Iterator[tuple[Step, Outcome, bool]]:
-    """Brings the evaluation of a classifier to its end; each outcome is in the ledger before it is
-    yielded.
+    """Runs all steps of a classifier; saves each outcome before it is yielded.
 
-    Args: made_before, finds samples that need not be made; keep, whether the adversarial samples of
-        a step are kept in the ledger, too.
-    Yields: step, its outcome, and whether it was in the ledger already.
+    Args:
+        schedule: steps.
+        store: where outcomes are saved.
+        pool: where tasks run.
+        source: name of the classifier.
+        lookup: finds samples of surrogates.
+        keep: whether the adversarial samples of a step are saved, too.
+
+    Yields:
+        The step, its outcome, and whether it was in the store already.
     """
-    going_on = 0
+    running = 0
     waiting: deque[tuple[Step, Tensor]] = deque()
-    known: deque[tuple[Step, Outcome]] = deque()
+    cached: deque[tuple[Step, Outcome]] = deque()
 
-    def begin(tasks: Iterable[tuple[Step, Tensor]]) -> None:
-        for step, samples in tasks:
-            outcome = store.outcome(step)
-            # Other samples are left where a damaged block before this one was attacked again.
-            there = outcome is not None and torch.equal(outcome.samples, samples)
-            if there and keep(step):
-                there = store.adversarial(step) is not None
-            if there and outcome is not None:
-                known.append((step, outcome))
+    def add(steps: Iterable[tuple[Step, Tensor]]) -> None:
+        for step, samples in steps:
+            outcome = store.load_outcome(step)
+            # Samples differ if a damaged block was attacked again with other results.
+            if (
+                outcome is not None
+                and torch.equal(outcome.samples, samples)
+                and (not keep(step) or store.load_x_adv(step) is not None)
+            ):
+                cached.append((step, outcome))
             else:
                 waiting.append((step, samples))
 
-    begin(schedule.first())
-    while known or waiting or going_on:
-        if known:
-            step, outcome = known.popleft()
-            begin(schedule.after(step, outcome))
+    add(schedule.first())
+    while cached or waiting or running:
+        if cached:
+            step, outcome = cached.popleft()
+            add(schedule.after(step, outcome))
             yield step, outcome, True
             continue
-        while waiting and going_on < _AHEAD * pool.workers:
+        while waiting and running < _AHEAD * pool.workers:
             step, samples = waiting.popleft()
-            pool.submit(AttackTask(source, step, samples, made_before(step, samples), keep(step)))
-            going_on += 1
+            pool.submit(AttackTask(source, step, samples, lookup(step, samples), keep(step)))
+            running += 1
         step, outcome, x_adv = pool.next()
-        going_on -= 1
+        running -= 1
         if x_adv is not None:
-            store.save(step, outcome, x_adv)
-        store.record(step, outcome)
-        begin(schedule.after(step, outcome))
+            store.save_x_adv(step, outcome, x_adv)
+        store.save_outcome(step, outcome)
+        add(schedule.after(step, outcome))
         yield step, outcome, False

@@ -1,4 +1,4 @@
-"""State dicts of other projects: found in nested files, renamed to the keys of a network."""
+"""Searches files of other projects for state dicts, and renames their keys to a network's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COUNTERS = ("n_averaged",)
 """Keys of wrappers (`torch.optim.swa_utils.AveragedModel`) that belong to no network."""
 
 _NOT_MODELS = ("optim", "sched", "scaler", "callback", "loop")
-"""Parts of names under which training state is kept that is no model's."""
+"""Parts of names of training state without a model."""
 
 _DEEPEST = 5
 
@@ -29,7 +29,7 @@ def state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
     """Finds all state dicts in the content of a file.
 
     Returns:
-        State dicts by their places: names joined with dots, "" for the content itself.
+        State dicts by path: names joined with dots, "" for the content itself.
     """
     return dict(_state_dicts(content, (), _DEEPEST))
 
@@ -54,12 +54,11 @@ def _state_dicts(
 
 
 def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Removes what wrappers prepend to all keys, and their counters; without a network to compare
-    with."""
-    found = {key: value for key, value in state.items() if key not in _COUNTERS}
-    while found and (head := _common_head(found)) in _WRAPPERS:
-        found = _below(found, str(head))
-    return found
+    """Removes prefixes of wrappers from all keys, and their counters."""
+    inner = {key: value for key, value in state.items() if key not in _COUNTERS}
+    while inner and (head := _common_head(inner)) in _WRAPPERS:
+        inner = _below(inner, str(head))
+    return inner
 
 
 @dataclass
@@ -87,8 +86,8 @@ class Fitting:
         Returns:
             Renamed state dicts by their prefixes; "" for a single one.
         """
-        found = dict(self._fitting(self._unwrapped(state), ()))
-        return {"": next(iter(found.values()))} if len(found) == 1 else found
+        matching = dict(self._fitting(self._unwrapped(state), ()))
+        return {"": next(iter(matching.values()))} if len(matching) == 1 else matching
 
     def mismatch(self) -> str:
         """Describes how the closest state dict differs from the network's, in keys or in shapes."""
@@ -102,7 +101,7 @@ class Fitting:
         return f"keys do not match: {'; '.join(parts)}"
 
     def other_values(self, state: Mapping[str, Tensor]) -> str:
-        """Describes tensors whose shapes or kinds of numbers are not the network's; "": none.
+        """Describes tensors whose shapes or kinds of numbers differ from the network's; "": none.
 
         Args:
             state: with the network's keys.
@@ -119,14 +118,14 @@ class Fitting:
         return listed(texts, between="; ")
 
     def _unwrapped(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Without wrappers between other parts of keys; those before all of them come off later."""
+        """Removes wrappers between other parts of keys; `_fitting` removes common prefixes."""
         counters = [key for key in _COUNTERS if key not in self.wanted]
-        kept = {key: value for key, value in state.items() if key not in counters}
+        weights = {key: value for key, value in state.items() if key not in counters}
         renamed = {
             ".".join(part for part in key.split(".") if part not in self._foreign): value
-            for key, value in kept.items()
+            for key, value in weights.items()
         }
-        return renamed if len(renamed) == len(kept) else kept
+        return renamed if len(renamed) == len(weights) else weights
 
     def _fitting(
         self, state: dict[str, Tensor], prefix: tuple[str, ...]
@@ -156,29 +155,29 @@ class Fitting:
 
 def choose(
     path: str,
-    found: Mapping[str, dict[str, Tensor]],
+    states: Mapping[str, dict[str, Tensor]],
     which: str | None,
 ) -> dict[str, Tensor]:
-    """Chooses one of the state dicts in a file; several with other values are never chosen from.
+    """Chooses one of the state dicts in a file.
 
     Args:
         path: of the file, for messages.
-        found: at least one state dict, by its place in the file.
-        which: the place that the user named.
+        states: at least one state dict, by its path in the file.
+        which: the path that the user named.
 
     Raises:
-        UserError: no state dict has that name, or no name is given and several differ.
+        UserError: no state dict has that path, or none is named and several differ.
     """
-    places = [place or "the file itself" for place in found]
+    places = [place or "the file itself" for place in states]
     if which is not None:
-        if which in found:
-            return found[which]
-        if len(found) == 1:
+        if which in states:
+            return states[which]
+        if len(states) == 1:
             raise UserError(f"{path} holds one model: leave out {which}, or name a run")
         raise UserError(f"{path} has no model {which}: it has {', '.join(places)}")
-    first, *others = found.values()
+    first, *others = states.values()
     if not all(_same(first, other) for other in others):
-        last = list(found)[-1]
+        last = list(states)[-1]
         raise UserError(
             f"{path} holds several models: {', '.join(places)}. Name one of them, such as "
             f"which={last}"
@@ -193,7 +192,7 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def _common_head(state: Mapping[str, Tensor]) -> str | None:
-    """The first part of all keys; None where they differ in it, or have nothing after it."""
+    """Returns the first part of all keys; None: it differs, or is the whole key."""
     heads = {key.partition(".")[0] if "." in key else None for key in state}
     return heads.pop() if len(heads) == 1 else None
 

@@ -1,4 +1,4 @@
-"""Signs that a robust accuracy is not real which can be seen without an attack."""
+"""Static checks: signs of false robustness that need no attack."""
 
 from __future__ import annotations
 
@@ -12,70 +12,73 @@ from torch import Tensor, nn
 from raymi.attacks.untouched import untouched
 from raymi.evaluation.changes import NO_CHANGES, Changes, changes_of
 from raymi.evaluation.finding import FEW, Finding
-from raymi.evaluation.fingerprint import PIECE, Fingerprint, difference
+from raymi.evaluation.fingerprint import CHUNK, Fingerprint, difference
 from raymi.formatting import listed
 from raymi.models.modes import FullPrecision
 
-_FORWARDS = 10  # of a few images: a network that draws seldom may answer the same twice
-_ROUNDING = 1e-3  # of the logits' spread: more is no rounding of the same computation
-_COMPANY = 0.03  # ... of one in a batch of another size, in bf16, too
+_FORWARDS = 10  # of a few images: some networks draw random numbers in few passes only
+_ROUNDING = 1e-3  # of the logits' spread: more is not rounding of the same computation
+_OTHER_BATCH = 0.03  # likewise, in a batch of another size, in bf16, too
 
 
 @dataclass(frozen=True)
 class StaticChecks:
-    """Results of the checks that need no attack.
+    """Results of the static checks.
 
     Args:
         findings: of each check.
-        outputs: logits and gradients that the network is recognised by.
+        fingerprint: logits and gradients that identify the network.
         differentiable: whether autograd follows its outputs.
         changes: of its input and its own state; with any, no accuracy is meaningful.
     """
 
     findings: tuple[Finding, ...]
-    outputs: Fingerprint
+    fingerprint: Fingerprint
     differentiable: bool
     changes: Changes = NO_CHANGES
 
 
 def run_static_checks(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> StaticChecks:
-    """Looks for randomness, state, changed inputs, dependence on other images, probabilities in
-    place of logits, and gradients that vanish.
+    """Checks for randomness, state, changed inputs, dependence on other images, probabilities in
+    place of logits, and vanishing gradients.
 
-    Args: model, images in [0, 1] to logits (B, K), left as it was; x (B, C, H, W), at least one;
-        y (B,); seed.
+    Args:
+        model: images in [0, 1] to logits (B, K); unchanged afterwards.
+        x: (B, C, H, W), at least one image.
+        y: (B,) labels.
+        seed: of each forward pass.
     """
-    answers, few = FullPrecision(model), x[:PIECE]
-    with untouched(answers, seed), torch.no_grad():
-        parts = torch.cat([answers(part) for part in x.split(PIECE)])
-        once, *again = (answers(few) for _ in range(_FORWARDS))
-        whole = answers(x)
-    with untouched(answers, seed):
+    logits_of, few = FullPrecision(model), x[:CHUNK]
+    with untouched(logits_of, seed), torch.no_grad():
+        chunked = torch.cat([logits_of(chunk) for chunk in x.split(CHUNK)])
+        once, *repeated = (logits_of(few) for _ in range(_FORWARDS))
+        whole = logits_of(x)
+    with untouched(logits_of, seed):
         changes = changes_of(model, few, seed)
-    with untouched(answers, seed):
-        pieces = zip(x.split(PIECE), y.split(PIECE), strict=True)
-        slopes = [_slopes(answers, *piece) for piece in pieces]
-    margins = torch.cat([margin for margin, _, _ in slopes])
-    losses = torch.cat([loss for _, loss, _ in slopes])
-    random = _randomised(once, again)
+    with untouched(logits_of, seed):
+        chunks = zip(x.split(CHUNK), y.split(CHUNK), strict=True)
+        gradients = [_gradients_of(logits_of, *chunk) for chunk in chunks]
+    margins = torch.cat([margin for margin, _, _ in gradients])
+    losses = torch.cat([loss for _, loss, _ in gradients])
+    random = _randomised(once, repeated)
     findings = (
         random,
         _input_changed(changes),
         _stateful(changes),
-        _company(whole, parts, known=not random.suspicious),
+        _other_images(whole, chunked, deterministic=not random.suspicious),
         _finite(whole),
         probabilities(whole),
-        _gradients("margin", margins),
-        _gradients("cross-entropy", losses),
+        _vanishing("margin", margins),
+        _vanishing("cross-entropy", losses),
     )
-    outputs = Fingerprint(parts.cpu(), margins.cpu().nan_to_num(), random.suspicious)
-    followed = all(followed for _, _, followed in slopes)
-    return StaticChecks(findings, outputs, followed, changes)
+    fingerprint = Fingerprint(chunked.cpu(), margins.cpu().nan_to_num(), random.suspicious)
+    differentiable = all(followed for _, _, followed in gradients)
+    return StaticChecks(findings, fingerprint, differentiable, changes)
 
 
-def _slopes(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Gradients by each image of its margin, and of its cross-entropy, (B, C*H*W) each; zeros and
-    False where the outputs do not depend on the images as autograd sees it."""
+def _gradients_of(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Returns gradients of margin and cross-entropy, (B, C*H*W) each, and whether autograd follows
+    the outputs; zeros if not."""
     x = x.detach().requires_grad_()
     nothing = torch.zeros_like(x).flatten(1)
     with torch.enable_grad():
@@ -85,17 +88,17 @@ def _slopes(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, boo
         own = logits.gather(1, y[:, None]).squeeze(1)
         margin = own - logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
         loss = F.cross_entropy(logits, y, reduction="sum")
-    found = []
+    gradients = []
     for value in (margin.sum(), loss):
         (grad,) = torch.autograd.grad(value, x, allow_unused=True, retain_graph=True)
         if grad is None:
             return nothing, nothing, False
-        found.append(grad.flatten(1))
-    return found[0], found[1], True
+        gradients.append(grad.flatten(1))
+    return gradients[0], gradients[1], True
 
 
-def _randomised(logits: Tensor, again: Iterable[Tensor]) -> Finding:
-    largest = max(difference(logits, other) for other in again)
+def _randomised(logits: Tensor, repeated: Iterable[Tensor]) -> Finding:
+    largest = max(difference(logits, other) for other in repeated)
     return Finding(
         "randomised outputs",
         largest > _ROUNDING,
@@ -105,27 +108,27 @@ def _randomised(logits: Tensor, again: Iterable[Tensor]) -> Finding:
 
 
 def _input_changed(changes: Changes) -> Finding:
-    said = "is changed" if changes.input else "stays as it is"
-    return Finding("input that changes", changes.input, f"the tensor of images {said}")
+    text = f"the tensor of images {'is changed' if changes.input else 'stays as it is'}"
+    return Finding("input that changes", changes.input, text)
 
 
 def _stateful(changes: Changes) -> Finding:
     text = f"{len(changes.state)} parameters, buffers and attributes change in eval mode"
     if changes.state:
         text += f": {listed(changes.state)}"
-    if changes.answers:
+    if changes.outputs:
         text += "; the same images with the same random state get other logits later"
-    return Finding("state that changes", bool(changes.state) or changes.answers, text)
+    return Finding("state that changes", bool(changes.state) or changes.outputs, text)
 
 
-def _company(whole: Tensor, parts: Tensor, *, known: bool) -> Finding:
-    largest = difference(whole, parts)
+def _other_images(whole: Tensor, chunked: Tensor, *, deterministic: bool) -> Finding:
+    largest = difference(whole, chunked)
     return Finding(
         "outputs that depend on other images",
-        known and largest > _COMPANY,
-        f"logits of images in parts of {PIECE} and all at once differ by up to {largest:.1g} of "
+        deterministic and largest > _OTHER_BATCH,
+        f"logits of images in batches of {CHUNK} and in one batch differ by up to {largest:.1g} of "
         "their spread",
-        conclusive=len(whole) > PIECE,
+        conclusive=len(whole) > CHUNK,
     )
 
 
@@ -154,7 +157,7 @@ def probabilities(logits: Tensor) -> Finding:
     return Finding("probabilities as outputs", suspicious, text, conclusive=several)
 
 
-def _gradients(of: str, gradients: Tensor) -> Finding:
+def _vanishing(of: str, gradients: Tensor) -> Finding:
     largest = gradients.abs().amax(dim=1)
     num, dead = len(largest), int((~largest.isfinite() | (largest < 1e-12)).sum())
     return Finding(

@@ -1,4 +1,4 @@
-"""From the outcomes of steps to robust accuracies."""
+"""Robust accuracies from the outcomes of steps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from raymi.statistics import wilson_interval
 
 @dataclass(frozen=True)
 class AttackCount:
-    """Of an attack in its ensemble: samples that it was given, those that it broke, those of which
-    it made no image (its gradients were not finite, say), seconds of all its steps together."""
+    """Counts of one attack in its ensemble.
+
+    Args:
+        attack: name.
+        given: samples that it attacked.
+        broken: samples that it broke.
+        unusable: samples without a valid image, such as after gradients that are not finite.
+        seconds: of all its steps together.
+    """
 
     attack: str
     given: int
@@ -28,8 +35,7 @@ class AttackCount:
 
 @dataclass(frozen=True)
 class Robustness:
-    """Accuracy under an ensemble: `right` of `num` samples are classified as they should be, and
-    withstand all of its attacks."""
+    """Accuracy under an ensemble: `right` of `num` samples are right and no attack breaks them."""
 
     name: str
     right: int
@@ -38,7 +44,7 @@ class Robustness:
 
     @property
     def accuracy(self) -> float:
-        """A fraction."""
+        """Accuracy as a fraction."""
         return self.right / self.num
 
     @property
@@ -50,23 +56,25 @@ class Robustness:
 def summarise(
     outcomes: Iterable[tuple[Step, Outcome]], ensembles: Sequence[Ensemble]
 ) -> tuple[Robustness, ...]:
-    """Clean accuracy, then that of each ensemble, from all outcomes of an evaluation.
+    """Computes clean accuracy and the accuracy under each ensemble.
 
-    Raises: ValueError where outcomes are missing: the accuracy of a part would not be that of all.
+    Raises:
+        ValueError: outcomes are missing.
     """
-    made: dict[tuple[str, int], list[Outcome]] = defaultdict(list)
+    by_attack: dict[tuple[str, int], list[Outcome]] = defaultdict(list)
     for step, outcome in outcomes:
-        made[step.ensemble, step.position].append(outcome)
-    clean = made[CLEAN, 0]
-    found = []
+        by_attack[step.ensemble, step.position].append(outcome)
+    clean = by_attack[CLEAN, 0]
+    results = []
     for name, attacks in [(CLEAN, (CLEAN,)), *((e.name, _names(e)) for e in ensembles)]:
         counts = [
-            _count(attack, made[name, position], len(clean))
+            _count(attack, by_attack[name, position], len(clean))
             for position, attack in enumerate(attacks)
         ]
         right = counts[-1].given - counts[-1].broken
-        found.append(Robustness(name, right, sum(len(one.samples) for one in clean), tuple(counts)))
-    return tuple(found)
+        num = sum(len(outcome.samples) for outcome in clean)
+        results.append(Robustness(name, right, num, tuple(counts)))
+    return tuple(results)
 
 
 def _count(attack: str, outcomes: Sequence[Outcome], num_blocks: int) -> AttackCount:
@@ -81,14 +89,22 @@ def _count(attack: str, outcomes: Sequence[Outcome], num_blocks: int) -> AttackC
     )
 
 
-def withstood(outcomes: Iterable[tuple[Step, Outcome]], ensemble: str, num: int) -> Tensor:
-    """Which of the samples are classified right, and withstand all attacks of an ensemble: (num,)
-    bool; False for samples that it was not made on."""
-    right = torch.zeros(num, dtype=torch.bool)
-    for step, outcome in sorted(outcomes, key=lambda made: made[0].position):
+def robust_samples(outcomes: Iterable[tuple[Step, Outcome]], ensemble: str, num: int) -> Tensor:
+    """Returns which samples are classified right and not broken by an ensemble.
+
+    Args:
+        outcomes: of any steps.
+        ensemble: name.
+        num: number of samples.
+
+    Returns:
+        (num,) bool; False for samples that the ensemble did not attack.
+    """
+    robust = torch.zeros(num, dtype=torch.bool)
+    for step, outcome in sorted(outcomes, key=lambda pair: pair[0].position):
         if step.ensemble == ensemble:
-            right[outcome.samples] = ~outcome.broken
-    return right
+            robust[outcome.samples] = ~outcome.broken
+    return robust
 
 
 def _names(ensemble: Ensemble) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
-"""Black-box transfer: samples made on a surrogate, by which other classifiers are judged.
+"""Black-box transfer: attacks on a surrogate whose samples are tried on other classifiers.
 
-A surrogate attacks all images, also those that it misclassifies; its samples are kept. Each target
-is then judged on those of the images that it classifies right itself. As in every evaluation, what
-it gets wrong already is wrong under the attack as well.
+A surrogate attacks all images, also the misclassified ones, and its samples are saved. Each target
+is measured on the images that it classifies right itself; its clean errors count as errors, as in
+every evaluation.
 
 Source: Papernot, McDaniel, Goodfellow, "Transferability in machine learning", 2016.
 """
@@ -21,63 +21,65 @@ from raymi.evaluation.blocks import Step
 from raymi.evaluation.outcome_store import OutcomeStore
 from raymi.evaluation.scheduler import Lookup
 
-CRAFTED = "crafted-"
-"""What the name of an ensemble begins with whose samples are made for others."""
+ON_SURROGATE = "crafted-"
+"""Prefix of the names of ensembles that surrogates run."""
 
 
-def crafting(attack: str) -> Ensemble:
-    """The ensemble with which a surrogate makes samples of all images.
+def surrogate_ensemble(attack: str) -> Ensemble:
+    """Returns the ensemble that attacks all images on a surrogate.
 
-    Raises: UserError where there is no such attack.
+    Raises:
+        UserError: the attack is unknown.
     """
-    return Ensemble(f"{CRAFTED}{attack}", (find_attack(attack),), everyone=True)
+    return Ensemble(f"{ON_SURROGATE}{attack}", (find_attack(attack),), everyone=True)
 
 
-def transferred(attack: str, surrogate: str, identity: str) -> Ensemble:
-    """The ensemble by which a target is judged: the samples of a surrogate.
+def transfer_ensemble(attack: str, surrogate: str, identity: str) -> Ensemble:
+    """Returns the ensemble that tries a surrogate's samples on a target.
 
-    Args: attack, its name; surrogate, the name of the classifier that it was made on; identity of
-        the ledger that has them.
+    Args:
+        attack: name.
+        surrogate: name of the classifier that the samples were made on.
+        identity: of the surrogate's outcome store.
     """
-    made = find_attack(attack)
-    settings = {**made.settings, "attack": attack, "surrogate": identity}
+    original = find_attack(attack)
+    settings = {**original.settings, "attack": attack, "surrogate": identity}
     name = transfer_name(attack, surrogate, identity)
-    elsewhere = replace(
-        made, name=name, craft=_made_elsewhere, settings=settings, by_gradient=False
+    transferred = replace(
+        original, name=name, craft=_not_on_target, settings=settings, by_gradient=False
     )
-    return Ensemble(name, (elsewhere,))
+    return Ensemble(name, (transferred,))
 
 
 def transfer_name(attack: str, surrogate: str, identity: str) -> str:
-    """Under which the accuracy of a target is reported: others may be called as the surrogate
-    is."""
+    """Returns the name of a target's transfer accuracy, unique among surrogates of one name."""
     return f"{attack}-from-{surrogate}-{identity}"
 
 
-def lookup(kept: Mapping[str, tuple[OutcomeStore, str]]) -> Lookup:
-    """Finds the samples of surrogates.
+def transfer_lookup(stores: Mapping[str, tuple[OutcomeStore, str]]) -> Lookup:
+    """Returns a function that finds the samples of surrogates.
 
-    Args: kept, for the name of each ensemble of `transferred` the ledger of the surrogate, and the
-        attack.
+    Args:
+        stores: the surrogate's outcome store and the attack, by the name of the transfer ensemble.
     """
 
     def find(step: Step, samples: Tensor) -> Tensor | None:
-        if step.ensemble not in kept:
+        if step.ensemble not in stores:
             return None
-        store, attack = kept[step.ensemble]
-        found = store.adversarial(Step(f"{CRAFTED}{attack}", 0, attack, step.block))
-        if found is None:
+        store, attack = stores[step.ensemble]
+        saved = store.load_x_adv(Step(f"{ON_SURROGATE}{attack}", 0, attack, step.block))
+        if saved is None:
             raise LookupError(f"{store.folder} lacks the samples of block {step.block}")
-        selected, x_adv = found
+        selected, x_adv = saved
         return x_adv[torch.searchsorted(selected, samples)]
 
     return find
 
 
-def _made_elsewhere(model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
-    raise LookupError("samples of a surrogate are made on the surrogate, and given")
+def _not_on_target(model: nn.Module, batch: Batch, threat: Threat) -> Tensor:
+    raise LookupError("samples of a surrogate are made on the surrogate")
 
 
-def is_crafting(step: Step) -> bool:
-    """Whether the samples of a step are for others, and to be kept."""
-    return step.ensemble.startswith(CRAFTED)
+def is_on_surrogate(step: Step) -> bool:
+    """Returns whether a step runs on a surrogate, so that its samples are saved."""
+    return step.ensemble.startswith(ON_SURROGATE)

@@ -1,4 +1,4 @@
-"""Files with state dicts, of raymi and of others, read without executing anything."""
+"""Reads state dicts from files of raymi and of other projects without running code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raymi.runs.checkpoint import check_whole
 from raymi.weights import parse_weights
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".pt.tar", ".ckpt", ".bin")
-"""Ends of the names of files of weights, in any case."""
+"""Suffixes of files of weights, in any case."""
 
 _OWN_FUNCTION = (
     "write a function that returns the network with its weights and its normalisation inside, for "
@@ -29,30 +29,30 @@ _OWN_FUNCTION = (
 
 
 def suffix_of(path: Path, known: tuple[str, ...] = SUFFIXES) -> str | None:
-    """Returns the known suffix that a file's name ends in, as it is written there; None: none."""
+    """Returns the longest known suffix of a file's name, as it is written there; None: none."""
     name = path.name.lower()
-    fitting = [suffix for suffix in known if name.endswith(suffix)]
-    return path.name[-max(map(len, fitting)) :] if fitting else None
+    matching = [suffix for suffix in known if name.endswith(suffix)]
+    return path.name[-max(map(len, matching)) :] if matching else None
 
 
 def read_weights(path: Path, which: str | None = None) -> dict[str, Tensor]:
     """Reads the state dict in a file, onto the CPU.
 
     Args:
-        path: a safetensors file; one of torch.save with a state dict, by itself or within dicts; or
-            a checkpoint of a run.
-        which: of the classifiers of a checkpoint: best, last (at that time), best-averaged,
-            last-averaged, None: last; of several state dicts in a file the place of one.
+        path: a safetensors file; a file of torch.save with a state dict, also within dicts; or a
+            checkpoint of a run.
+        which: classifier of a checkpoint: best, last (at that time), best-averaged, last-averaged,
+            None: last; path of a state dict in a file with several.
 
     Raises:
-        UserError: it cannot be read, is damaged, holds more than tensors and plain values, or has
-            no state dict, or several to choose from.
+        UserError: the file cannot be read, is damaged, holds more than tensors and plain values,
+            or has no state dict or several.
     """
     content = _read(path)
     if _is_checkpoint(content):
         return _of_checkpoint(path, content, which or "last")
     return choose(
-        str(path), {k: without_wrappers(v) for k, v in _found(path, content).items()}, which
+        str(path), {k: without_wrappers(v) for k, v in _states(path, content).items()}, which
     )
 
 
@@ -75,17 +75,17 @@ def read_weights_for(
     """
     content = _read(path)
     if _is_checkpoint(content):
-        found = {"": _of_checkpoint(path, content, which or "last")}
+        states = {"": _of_checkpoint(path, content, which or "last")}
         which = None
     else:
-        found = _found(path, content)
-    if which in found:
-        found = {"": found[which]}
+        states = _states(path, content)
+    if which in states:
+        states = {"": states[which]}
         which = None
     fitting = Fitting(wanted)
     matching = {
         ".".join(part for part in (place, prefix) if part): state
-        for place, one in found.items()
+        for place, one in states.items()
         for prefix, state in fitting.all_in(one).items()
     }
     problem = None if matching else fitting.mismatch()
@@ -95,23 +95,23 @@ def read_weights_for(
         if not problem:
             return state
     elif which is not None:
-        choose(str(path), found, which)
+        choose(str(path), states, which)
     raise UserError(
-        f"{path}: its weights are not those of {built_as}: {problem}. Set model.name, model.width "
+        f"{path}: its weights do not fit {built_as}: {problem}. Set model.name, model.width "
         f"and model.depth as they were in training; or, as raymi must know the images that weights "
         f"expect (normalize.mean, normalize.std), {_OWN_FUNCTION}"
     )
 
 
-def _found(path: Path, content: Any) -> dict[str, dict[str, Tensor]]:
-    found = state_dicts(content)
-    if not found:
+def _states(path: Path, content: Any) -> dict[str, dict[str, Tensor]]:
+    states = state_dicts(content)
+    if not states:
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, Mapping) else ""
         raise UserError(
             f"{path}: expected a state dict, by itself or within dicts, got "
             f"{type(content).__name__} {keys}: save it with torch.save(model.state_dict(), path)"
         )
-    return found
+    return states
 
 
 def _read(path: Path) -> Any:
@@ -141,12 +141,12 @@ def _looks_like_safetensors(data: bytes) -> bool:
 
 
 def _check_archive(path: Path, data: bytes) -> None:
-    """Compares the checksums of a zip archive of torch.save, which torch itself does not."""
+    """Verifies the checksums of a zip archive of torch.save; torch itself does not."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             damaged = archive.testzip()
             names = archive.namelist()
-    except Exception as error:  # a damaged directory may say anything
+    except Exception as error:  # zipfile raises many types
         raise UserError(
             f"{path} is damaged ({type(error).__name__}: {first_line(error)}): copy it again from "
             "an intact original"
@@ -168,10 +168,10 @@ def _check_archive(path: Path, data: bytes) -> None:
 
 def _refused_pickle(path: Path, error: Exception) -> UserError:
     named = re.search(r"(?:GLOBAL|global:?) ([\w.]+) was not an allowed", str(error))
-    what = f" ({named[1]})" if named else ""
+    name = f" ({named[1]})" if named else ""
     return UserError(
-        f"{path} holds more than tensors and plain values{what}, and would run code when it is "
-        "loaded, or is damaged. Where you trust it, save its state dict alone in Python: "
+        f"{path} holds more than tensors and plain values{name}, and would run code when it is "
+        "loaded, or is damaged. If you trust it, save its state dict alone in Python: "
         f"content = torch.load({path.name!r}, weights_only=False), then "
         "torch.save(content['state_dict'], 'weights.pt') with the key that it has there; or "
         f"{_OWN_FUNCTION}"
@@ -185,9 +185,10 @@ def _is_checkpoint(content: Any) -> bool:
 def _of_checkpoint(path: Path, content: dict[str, Any], which: str) -> dict[str, Tensor]:
     check_format(content)
     average = content["average"] or {}
-    there = {"last": content["model"], "last-averaged": average.get("model")}
-    there |= {f"best{suffix}": best["weights"] for suffix, best in content["best"].items()}
-    known = [name for name, weights in there.items() if weights]
-    if which not in known:
-        raise UserError(f"the checkpoint {path} has no model {which}: it has {', '.join(known)}")
-    return there[which]
+    models = {"last": content["model"], "last-averaged": average.get("model")}
+    models |= {f"best{suffix}": best["weights"] for suffix, best in content["best"].items()}
+    available = {name: weights for name, weights in models.items() if weights}
+    if which not in available:
+        names = ", ".join(available)
+        raise UserError(f"the checkpoint {path} has no model {which}: it has {names}")
+    return available[which]

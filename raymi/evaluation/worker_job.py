@@ -1,4 +1,4 @@
-"""What a worker must have to make any step of an evaluation."""
+"""Worker job: everything that a worker needs to run any step of an evaluation."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from raymi.evaluation.fingerprint import Fingerprint, check_outputs, check_uncha
 
 
 class Loadable(Protocol):
-    """A classifier that is loaded where it is attacked; can be pickled."""
+    """Classifier that is loaded in the worker; can be pickled."""
 
     def load(self) -> nn.Module:
-        """The classifier on the CPU, images in [0, 1] to logits.
+        """Loads the classifier onto the CPU; images in [0, 1] to logits.
 
-        Raises: UserError where it cannot be loaded.
+        Raises:
+            UserError: it cannot be loaded.
         """
 
 
 @dataclass(frozen=True)
 class WorkerJob:
-    """An evaluation, as far as a step depends on it. Can be pickled.
+    """Picklable description of an evaluation.
 
     Args:
-        subjects: classifiers by their names.
-        images: all that are attacked.
-        ensembles: those that attack each classifier, by its name.
-        threat: what they may do.
-        seed: of all that is random.
-        known_by: what the classifiers answer, by their names; a worker where one answers otherwise
-            refuses it.
+        sources: classifiers by name.
+        images: all images of the evaluation.
+        ensembles: attacks on each classifier, by its name.
+        threat: norm and radius.
+        seed: of all attacks.
+        fingerprint: of the classifiers, by name; a worker refuses one with other outputs.
     """
 
     sources: Mapping[str, Loadable]
@@ -50,42 +50,44 @@ class WorkerJob:
 
 
 class Attackers:
-    """What attacks each classifier of a work on one device; it is loaded when it is first asked
-    for.
+    """Attackers of a job's classifiers on one device; each is loaded on first use.
 
-    Args: work; device.
+    Args:
+        job: classifiers, images and attacks.
+        device: where attacks run.
     """
 
-    def __init__(self, work: WorkerJob, device: torch.device | str = "cpu") -> None:
+    def __init__(self, job: WorkerJob, device: torch.device | str = "cpu") -> None:
         if torch.device(device).type == "cuda":
             _use_exact_kernels()
-        self._work, self._device = work, device
-        self._images = work.images.to(device)
+        self._job, self._device = job, device
+        self._images = job.images.to(device)
         self._loaded: dict[str, BlockAttacker] = {}
 
     def __call__(self, source: str) -> BlockAttacker:
-        """What attacks the classifier of a name.
+        """Returns the attacker of a classifier.
 
-        Raises: UserError where it cannot be loaded, or answers otherwise than it should.
+        Raises:
+            UserError: the classifier cannot be loaded, or has other outputs than its fingerprint.
         """
         if source not in self._loaded:
-            work = self._work
-            model = work.sources[source].load().to(self._device)
-            fingerprint = work.fingerprint.get(source)
+            job = self._job
+            model = job.sources[source].load().to(self._device)
+            fingerprint = job.fingerprint.get(source)
             check_outputs(source, model, self._images, fingerprint)
             self._loaded[source] = BlockAttacker(
                 model,
                 self._images,
-                work.ensembles[source],
-                work.threat,
-                seed=work.seed,
+                job.ensembles[source],
+                job.threat,
+                seed=job.seed,
                 check=partial(check_unchanged, model, self._images, fingerprint),
             )
         return self._loaded[source]
 
 
 def _use_exact_kernels() -> None:
-    """Kernels that give the same each time, in full fp32, whatever the user's module has set."""
+    """Selects deterministic kernels in full fp32; the user's module may have set others."""
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.allow_tf32 = False

@@ -13,7 +13,7 @@ import torch
 
 import raymi
 from raymi.errors import UserError, what_happened
-from raymi.evaluation.attack_task import AttackResult, AttackTask, StepFailed, make
+from raymi.evaluation.attack_task import AttackResult, AttackTask, StepFailed, run_task
 from raymi.evaluation.worker_job import Attackers, WorkerJob
 
 _PACKAGE = Path(raymi.__file__).parent
@@ -52,7 +52,7 @@ class AttackWorker:
 
     def make(self, task: AttackTask) -> Answer:
         """Makes a step."""
-        return self._answer(lambda: make(task, self._attackers))
+        return self._answer(lambda: run_task(task, self._attackers))
 
     def _begin(self, work: WorkerJob) -> None:
         self._attackers = Attackers(work, self._device)

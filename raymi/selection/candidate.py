@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from raymi.statistics import wilson_interval
+from raymi.statistics import Number
 
 CLEAN = "clean"
-
-
-class Number(NamedTuple):
-    """An accuracy with its 95% Wilson interval; all fractions."""
-
-    accuracy: float
-    low: float
-    high: float
 
 
 class Protocol(NamedTuple):
@@ -57,8 +49,3 @@ class Candidate:
     def attacks(self) -> tuple[str, ...]:
         """Names of all it was measured with, clean accuracy left out."""
         return tuple(name for name in self.numbers if name != CLEAN)
-
-
-def with_interval(accuracy: float, num: int) -> Number:
-    """An accuracy on `num` images with the interval that follows from it."""
-    return Number(accuracy, *wilson_interval(round(accuracy * num), num))

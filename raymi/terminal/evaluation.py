@@ -1,4 +1,4 @@
-"""An evaluation as people follow it, and the tables that close it."""
+"""Progress display and result tables of an evaluation."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding, in_short
 from raymi.evaluation.report import Difference, Report, TransferMatrix
 from raymi.evaluation.summary import AttackCount, Robustness
+from raymi.formatting import number_text, threat_text
+from raymi.statistics import Number
 from raymi.terminal.console import LiteralColumn, Table, progress_bar
 from raymi.terminal.print_line import print_line
-from raymi.terminal.threat import threat_text
 
 CHECKS = "signs of false robustness"
 
 
 class EvaluationDisplay:
-    """Shows each attack of a classifier, on a terminal as a bar with the time left, and as a line
-    when it is done; and at once each finding that is a reason to doubt.
+    """Callback that displays an evaluation.
 
-    Args: console.
+    Each attack has a bar with the time left, on a terminal only, and a line at its end. Suspicious
+    findings are printed immediately.
+
+    Args:
+        console: where it prints.
     """
 
     def __init__(self, console: Console) -> None:
@@ -38,7 +42,7 @@ class EvaluationDisplay:
             LiteralColumn("{task.completed}/{task.total} blocks"),
             LiteralColumn("{task.fields[detail]}"),
         )
-        """Live bars; the fields of their tasks hold what is shown."""
+        """Live bars."""
         self._attacks: dict[str, _Attack] = {}
 
     def __enter__(self) -> EvaluationDisplay:
@@ -48,23 +52,22 @@ class EvaluationDisplay:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def print_line(self, message: str, style: str = "") -> None:
+    def on_message(self, message: str) -> None:
         """Prints a line above the bars; from any thread."""
-        print_line(self.console, message, style)
+        print_line(self.console, message)
 
-    def attack_with(self, workers: int) -> None:
-        """The workers are there that share the blocks."""
-        self._workers, self._began = workers, time.monotonic()
+    def on_workers(self, num_workers: int) -> None:
+        """Starts the clock."""
+        self._workers, self._began = num_workers, time.monotonic()
 
-    def end(self) -> None:
-        """All steps are made."""
+    def on_end(self) -> None:
+        """Prints the duration."""
         took = time.monotonic() - self._began
         workers = f"{self._workers} worker{'s' if self._workers > 1 else ''}"
-        self.print_line(f"attacked for {took:.1f} s on {workers}")
+        self.on_message(f"attacked for {took:.1f} s on {workers}")
 
-    def begin(self, name: str, schedule: Schedule, main: Sequence[Ensemble]) -> None:
-        """A classifier's turn: `main` are the ensembles that it is reported with, the others of the
-        schedule belong to the checks."""
+    def on_model(self, name: str, schedule: Schedule, main: Sequence[Ensemble]) -> None:
+        """Adds the bars of a classifier; ensembles that are not in `main` share one."""
         for task in self.bar.task_ids:
             self.bar.remove_task(task)
         self._attacks = {}
@@ -77,16 +80,16 @@ class EvaluationDisplay:
             self._attacks[label].blocks += blocks
             self.bar.update(self._attacks[label].task, total=self._attacks[label].blocks)
 
-    def step(self, step: Step, outcome: Outcome, known: bool) -> None:
-        """A step is done; `known`: the ledger had it."""
+    def on_step(self, step: Step, outcome: Outcome, cached: bool) -> None:
+        """Advances the bar of a step's attack."""
         label = self._label(step.ensemble, step.attack)
         attack = self._attacks[label]
         attack.done += 1
         attack.given += len(outcome.samples)
         attack.broken += int(outcome.broken.sum())
-        attack.known += known
-        if not known:
-            attack.made += 1
+        attack.cached += cached
+        if not cached:
+            attack.run += 1
             attack.seconds += outcome.seconds
         if label == CHECKS:
             detail = ""
@@ -99,16 +102,17 @@ class EvaluationDisplay:
             attack.task, completed=attack.done, detail=" · ".join(filter(None, (detail, left)))
         )
         if attack.done == attack.blocks:
-            again = f", {attack.known} of {attack.blocks} blocks from the ledger"
-            took = f"{attack.seconds:.0f} s of work"
-            known_text = again if attack.known else ""
-            said = f": {detail}" if detail else " looked for"
-            self.print_line(f"{self._name} · {label}{said}, {took}{known_text}")
+            cached_text = f", {attack.cached} of {attack.blocks} blocks from disk"
+            text = f": {detail}" if detail else " checked"
+            self.on_message(
+                f"{self._name} · {label}{text}, {attack.seconds:.0f} s of work"
+                + (cached_text if attack.cached else "")
+            )
 
-    def finding(self, finding: Finding) -> None:
-        """A check's result, where it is a reason to doubt; the others are in the report."""
+    def on_finding(self, finding: Finding) -> None:
+        """Prints a suspicious finding; the others are in the report."""
         if finding.suspicious:
-            self.print_line(f"doubtful: {finding.check}: {finding.text}", style="yellow")
+            print_line(self.console, f"doubtful: {finding.check}: {finding.text}", "yellow")
 
     def _label(self, ensemble: str, attack: str) -> str:
         if ensemble not in self._main:
@@ -123,21 +127,21 @@ class _Attack:
     done: int = 0
     given: int = 0
     broken: int = 0
-    known: int = 0
-    made: int = 0
+    cached: int = 0
+    run: int = 0
     seconds: float = 0.0
 
     def left(self, workers: int) -> str:
-        """Time of this attack on the blocks that are left, as it was on those before."""
-        if not self.made or self.done == self.blocks:
+        """Estimates the time left from the blocks so far."""
+        if not self.run or self.done == self.blocks:
             return ""
-        seconds = int((self.blocks - self.done) * self.seconds / self.made / workers)
+        seconds = int((self.blocks - self.done) * self.seconds / self.run / workers)
         hours, rest = divmod(seconds, 3600)
         return f"{hours}:{rest // 60:02}:{rest % 60:02} left"
 
 
 def print_report(console: Console, report: Report) -> None:
-    """Accuracies with their intervals, what each attack did, and what is doubtful."""
+    """Prints accuracies with intervals, counts of each attack, and suspicious findings."""
     threat = threat_text(**report.protocol["threat"])
     print_line(console, f"{report.name}: {report.num} images of {report.data}, {threat}")
     table = Table()
@@ -146,49 +150,47 @@ def print_report(console: Console, report: Report) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for result in report.results:
         low, high = result.interval
-        (*_, last) = result.attacks
-        whole = len(result.attacks) == 1
+        single = len(result.attacks) == 1
         table.add_row(
             result.name,
             f"{100 * result.accuracy:.1f}%",
             f"{100 * low:.1f}-{100 * high:.1f}%",
             f"{result.right} of {result.num}",
-            _broken(last) if whole else "",
+            _broken(result.attacks[0]) if single else "",
             f"{sum(count.seconds for count in result.attacks):.0f} s",
         )
-        if not whole:
+        if not single:
             for count in result.attacks:
                 table.add_row(
                     f"  {count.attack}", "", "", "", _broken(count), f"{count.seconds:.0f} s"
                 )
     console.print(table)
-    doubtful = report.suspicions
-    for finding in doubtful:
+    for finding in report.suspicions:
         print_line(console, f"doubtful: {finding.check}: {finding.text}", "yellow")
-    if report.findings and not doubtful:
+    if report.findings and not report.suspicions:
         print_line(console, in_short(report.findings))
 
 
-def print_differences(console: Console, found: Sequence[Difference]) -> None:
-    """Pairs of classifiers on the same samples, with McNemar's test."""
+def print_differences(console: Console, differences: Sequence[Difference]) -> None:
+    """Prints pairs of classifiers on the same samples, with McNemar's test."""
     table = Table(title="differences on the same samples (McNemar's test, exact)")
     table.add_column("attack", no_wrap=True)
     for heading in ("first - second", "difference", "only first", "only second", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for one in found:
+    for one in differences:
         table.add_row(
             one.attack,
             f"{one.first} - {one.second}",
-            f"{100 * one.found.difference:+.1f}%",
-            str(one.found.only_first),
-            str(one.found.only_second),
-            f"{one.found.p_value:.2g}",
+            f"{100 * one.pairs.difference:+.1f}%",
+            str(one.pairs.only_first),
+            str(one.pairs.only_second),
+            f"{one.pairs.p_value:.2g}",
         )
     console.print(table)
 
 
 def print_transfer(console: Console, matrix: TransferMatrix) -> None:
-    """The transfer matrix: accuracies of targets (columns) on the samples of surrogates (rows)."""
+    """Prints accuracies of targets (columns) on the samples of surrogates (rows)."""
     table = Table(title=f"transfer of {matrix.attack}: accuracy of each target, 95% interval")
     table.add_column("images made on", no_wrap=True)
     for target in matrix.targets:
@@ -202,8 +204,7 @@ def print_transfer(console: Console, matrix: TransferMatrix) -> None:
 def _with_interval(result: Robustness | None) -> str:
     if result is None:
         return "-"
-    low, high = result.interval
-    return f"{100 * result.accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
+    return number_text(Number(result.accuracy, *result.interval))
 
 
 def _broken(count: AttackCount) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.box import SIMPLE
 from rich.console import Console
 
-from raymi.selection.candidate import CLEAN, Number, Protocol
+from raymi.formatting import number_text
+from raymi.selection.candidate import CLEAN, Protocol
 from raymi.selection.ranking import Place, Ranking
 from raymi.terminal.console import Table
 from raymi.terminal.print_line import print_line, show_table
@@ -47,12 +48,6 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
 def question_text(protocol: Protocol) -> str:
     """Which images and threat, in words."""
     return f"{protocol.data} ({protocol.num} images), {protocol.threat}"
-
-
-def number_text(number: Number) -> str:
-    """An accuracy in percent with its interval."""
-    accuracy, low, high = (f"{100 * value:.1f}" for value in number)
-    return f"{accuracy}% ({low}-{high})"
 
 
 def _remarks(place: Place) -> str:

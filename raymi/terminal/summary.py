@@ -1,4 +1,4 @@
-"""The table that closes a run: what came out, and where it is."""
+"""Final table of a run: its results and the paths of its files."""
 
 from __future__ import annotations
 
@@ -8,23 +8,22 @@ from typing import Any
 from rich.console import Console
 
 from raymi.config import Config
+from raymi.formatting import number_text, threat_text
+from raymi.runs.events import MODELS
 from raymi.runs.run_folder import RunFolder
-from raymi.statistics import wilson_interval
+from raymi.statistics import with_interval
 from raymi.terminal.console import Table
 from raymi.terminal.print_line import print_line
-from raymi.terminal.threat import threat_text
 
 Event = Mapping[str, Any]
 
 
-_MODELS = ("best", "best-averaged", "last", "last-averaged")
-
-
 def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
-    """Accuracies on the test set as rows of text, the first one the header.
+    """Returns accuracies on the test set as rows of text, the first one the header.
 
-    Args: evaluations, the journal's events, called "best" and "last", and with "-averaged" after
-        it where weights were averaged; of these four, the chosen one is marked.
+    Args:
+        evaluations: evaluation events by model: "best" and "last", and with averaged weights
+            "best-averaged" and "last-averaged"; of these four, the chosen one is marked.
     """
     attack = next(iter(evaluations.values()))["attack"]
     rows: list[tuple[str, ...]] = [
@@ -34,17 +33,17 @@ def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
         (
             f"{which} (chosen)" if len(evaluations) > 2 and event["chosen"] else which,
             str(event["of_epoch"]),
-            _with_interval(event["clean"], event["num"]),
-            _with_interval(event["robust"], event["num"]),
+            number_text(with_interval(event["clean"], event["num"])),
+            number_text(with_interval(event["robust"], event["num"])),
         )
-        for which in _MODELS
+        for which in sorted(MODELS)  # averaged ones after those as trained
         if (event := evaluations.get(which))
     ]
     return rows
 
 
 def result_title(config: Config, evaluations: Mapping[str, Event]) -> str:
-    """What was measured: data set, number of images, threat model."""
+    """Returns data set, number of images and threat model as text."""
     event = next(iter(evaluations.values()))
     threat = threat_text(event["attack"]["norm"], event["attack"]["eps"])
     return f"{config.data.name}, {event['num']} test images, {threat}"
@@ -57,10 +56,14 @@ def print_summary(
     evaluations: Mapping[str, Event],
     places: Mapping[str, str],
 ) -> None:
-    """Prints accuracies of the best and the last model on the test set, and where things are.
+    """Prints accuracies of the best and the last model on the test set, and paths.
 
-    Args: evaluations, the events called "best" and "last"; places, from a label to a path or
-        command.
+    Args:
+        console: where it is printed.
+        config: configuration of the run.
+        folder: folder of the run.
+        evaluations: evaluation events by model.
+        places: paths and commands by label.
     """
     print_line(console, f"{folder.name}: {result_title(config, evaluations)}")
     header, *rows = result_table(evaluations)
@@ -74,8 +77,3 @@ def print_summary(
     width = max(map(len, places))
     for label, place in places.items():
         print_line(console, f"{label:<{width}}  {place}")
-
-
-def _with_interval(accuracy: float, num: int) -> str:
-    low, high = wilson_interval(round(accuracy * num), num)
-    return f"{100 * accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})"

@@ -9,7 +9,8 @@ from typing import Any
 
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.protocol import threat_name
-from raymi.selection.candidate import CLEAN, Candidate, Number, Protocol, with_interval
+from raymi.selection.candidate import CLEAN, Candidate, Protocol
+from raymi.statistics import Number, with_interval
 from raymi.tracking.metric_names import QUESTION
 from raymi.tracking.store import has_model
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from raymi.config import Config
 from raymi.evaluation.finding import in_short
 from raymi.evaluation.report import Report
-from raymi.formatting import table_cell
+from raymi.formatting import interval_text, markdown_table, percent_text, threat_text
 from raymi.terminal.summary import result_table, result_title
-from raymi.terminal.threat import threat_text
 
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as the description of a run."""
@@ -28,7 +27,7 @@ def describe(
     """
     parts = []
     if evaluations:  # first, as the UI folds the rest away
-        parts = [result_title(config, evaluations), as_markdown(result_table(evaluations))]
+        parts = [result_title(config, evaluations), markdown_table(result_table(evaluations))]
     return "\n\n".join([*parts, f"```\n{about.get('command', '')}\n```"])
 
 
@@ -38,10 +37,9 @@ def describe_evaluation(report: Report, command: str) -> str:
     where = f"{report.num} images of {report.data}, {threat}"
     rows = [("attack", "accuracy", "95% interval")]
     for result in report.results:
-        low, high = result.interval
-        interval = f"{100 * low:.1f}-{100 * high:.1f}%"
-        rows.append((result.name, f"{100 * result.accuracy:.1f}%", interval))
-    parts = [f"{_SECTION}{report.name}: {where}", as_markdown(rows)]
+        interval = f"{interval_text(*result.interval)}%"
+        rows.append((result.name, percent_text(result.accuracy), interval))
+    parts = [f"{_SECTION}{report.name}: {where}", markdown_table(rows)]
     if report.findings:
         doubts = "; ".join(f"{one.check} ({one.text})" for one in report.suspicions)
         parts.append(
@@ -72,10 +70,3 @@ def _sections(text: str) -> list[str]:
 def _title_and_attacks(section: str) -> set[str]:
     title, *lines = section.splitlines()
     return {title, *(line.split("|")[1] for line in lines if line.startswith("| "))}
-
-
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A table, whose first row is the header."""
-    header, *others = rows
-    lines = [header, ["---"] * len(header), *others]
-    return "\n".join(f"| {' | '.join(map(table_cell, line))} |" for line in lines)

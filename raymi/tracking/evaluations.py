@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raymi.evaluation.finding import Finding, in_short
-from raymi.evaluation.protocol import name_of
+from raymi.evaluation.protocol import protocol_hash
 from raymi.evaluation.report import Report
 from raymi.tracking import store
 from raymi.tracking.datasets import DataSet, link_datasets
@@ -57,7 +57,7 @@ def log_evaluation(
     Raises: whatever MLflow raises where the store does not answer.
     """
     client = store.connect(place.uri)
-    key = name_of(report.protocol)
+    key = protocol_hash(report.protocol)
     run_id = place.run_id if store.has_run(client, place.run_id) else None
     model_id = place.model_id if store.has_model(client, place.model_id) else None
     own = run_id is None

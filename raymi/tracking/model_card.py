@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from raymi.config import Config
-from raymi.overrides import as_typed
+from raymi.formatting import as_typed, markdown_table, number_text, threat_text
 from raymi.selection.candidate import Candidate
-from raymi.terminal.threat import threat_text
 from raymi.tracking import store
 from raymi.tracking.candidates import of_model
-from raymi.tracking.description import as_markdown
 from raymi.tracking.logged import config_of
 from raymi.tracking.metric_names import threat_of
 from raymi.tracking.registry import versions_of
@@ -117,12 +115,9 @@ def _accuracies(measured: Sequence[Candidate]) -> Iterator[str]:
         protocol = one.protocol
         images = f"{protocol.num} of {protocol.data}"
         for name, number in one.numbers.items():
-            accuracy = f"{100 * number.accuracy:.1f}%"
-            interval = f"({100 * number.low:.1f}-{100 * number.high:.1f})"
-            rows.append(
-                (images, threat_text(*threat_of(protocol.threat)), name, f"{accuracy} {interval}")
-            )
-    yield as_markdown(rows) if len(rows) > 1 else "Nothing was measured yet."
+            threat = threat_text(*threat_of(protocol.threat))
+            rows.append((images, threat, name, number_text(number)))
+    yield markdown_table(rows) if len(rows) > 1 else "Nothing was measured yet."
 
 
 def _checks(model: Any, address: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raymi.evaluation.outcome_store import read_export
 from raymi.evaluation.protocol import threat_name
-from raymi.evaluation.summary import withstood
+from raymi.evaluation.summary import robust_samples
 from raymi.selection.candidate import Candidate
 from raymi.statistics import PairedComparison, compare_paired
 from raymi.tracking.metric_names import as_metric
@@ -84,7 +84,7 @@ class Outcomes:
             if as_metric(result["name"]) != self.metric:
                 continue
             steps = read_export(folder / "outcomes.parquet")
-            right = withstood(steps, result["name"], report["num"])
+            right = robust_samples(steps, result["name"], report["num"])
             if int(right.sum()) == round(one.numbers[self.metric].accuracy * report["num"]):
                 return _Withstood((protocol["images"], protocol["places"]), right)
         return None

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raymi.formatting import markdown_table
 from raymi.terminal.summary import result_table, result_title
-from raymi.tracking.description import as_markdown
 from raymi.tuning.results_table import Row
 from raymi.tuning.sweep_folder import Sweep, TrialRun
 
@@ -45,7 +45,7 @@ def describe_sweep(
         parts.append(f"Chosen on validation: trial {winner.number}, {settings}")
         if evaluations:
             title = result_title(sweep.config_of(values), evaluations)
-            parts += [title, as_markdown(result_table(evaluations))]
+            parts += [title, markdown_table(result_table(evaluations))]
         if model is not None:
             parts.append(f"Its model: `{model}`")
     commands = [

@@ -18,7 +18,7 @@ from raymi.errors import UserError
 from raymi.files import write_atomically
 from raymi.overrides import flatten
 from raymi.runs.journal import JournalReader
-from raymi.runs.record import data_of, read_delivered
+from raymi.runs.record import RunRecord, chosen_model, data_of, read_tracking
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import store
 from raymi.tracking.datasets import datasets_of, link_datasets
@@ -80,7 +80,7 @@ class TrackedRun:
     ) -> None:
         self.config, self.folder, self.about, self.home = config, folder, about, home
         self.tell = tell
-        kept = read_delivered(folder)
+        kept = read_tracking(folder)
         self.uri: str = uri or store.address(kept, home)
         """Address of the MLflow store."""
         self._name, self._parent, self._params = name or folder.name, parent, params or {}
@@ -187,10 +187,7 @@ class TrackedRun:
         """Whether all models of the run were evaluated, and not only the first ones by now, as far
         as is delivered: more may have been written since."""
         delivered = JournalReader(self.folder.journal, until=self._state["offset"])
-        kinds = [event["kind"] for event in delivered.new_events()]
-        if "evaluation" not in kinds:
-            return False
-        return "finished" in kinds[::-1][: kinds[::-1].index("evaluation")]
+        return RunRecord(delivered.new_events()).is_evaluated
 
     def connect(self) -> None:
         """Finds or makes our run in MLflow, the first time.
@@ -296,8 +293,6 @@ class TrackedRun:
         """Logs the evaluated models and registers the chosen one, each once, with their cards."""
         client, run_id, state = self._client, self._state["run_id"], self._state
         data = data_of(self.folder)
-        # The run shows the numbers of what was logged last: the chosen one.
-        evaluated = sorted(state["evaluations"], key=lambda k: state["evaluations"][k]["chosen"])
         tags = source_tags(self.about)
         for which, when in times_of(state["evaluations"]).items():
             if which not in state["model_ids"]:
@@ -306,7 +301,7 @@ class TrackedRun:
                 client.update_run(run_id, status=self._status)  # logging it has set another one
                 self._keep(model_ids={**state["model_ids"], which: made})
         if not state["models"]:
-            chosen, ids = evaluated[-1], state["model_ids"]
+            chosen, ids = chosen_model(state["evaluations"]), state["model_ids"]
             version = register_model(self.config, client, run_id, ids[chosen])
             for made in ids.values():
                 write_card(client, made)

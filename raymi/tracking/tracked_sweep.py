@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from raymi.errors import UserError
 from raymi.files import write_atomically
 from raymi.overrides import flatten
-from raymi.runs.kept_json import read_kept
-from raymi.runs.record import chosen_model, read_delivered, read_record
-from raymi.runs.records import DeliveredSweep
+from raymi.runs.json_files import read_json
+from raymi.runs.json_types import SweepTracking
+from raymi.runs.record import Evaluations, chosen_model, read_record, read_tracking
 from raymi.tracking import store
 from raymi.tracking.description import NOTE
 from raymi.tracking.left_running import PLACE, close_left_running, place_of
@@ -54,7 +54,7 @@ class TrackedSweep:
         kept: dict[str, Any] = {}
         if self._place.is_file():
             remedy = "remove it, the sweep is found in MLflow again"
-            kept = read_kept(self._place, DeliveredSweep, remedy).model_dump()
+            kept = read_json(self._place, SweepTracking, remedy).model_dump()
         self.uri: str = store.address(kept, home)
         """Address of the MLflow store."""
         self.run_id: str | None = None
@@ -231,7 +231,7 @@ class TrackedSweep:
             client.log_dict(run_id, dict(importance), "importance.json")
             picture = importance_picture(self.sweep.name, importance)
             client.log_figure(run_id, picture, "importance.png")
-        evaluations: dict[str, Any] = {}
+        evaluations: Evaluations = {}
         model = None
         if (winner := found.winner) is not None:
             evaluations = read_record(self.sweep.folder_of(winner)).evaluations
@@ -269,7 +269,7 @@ class TrackedSweep:
 
     def _model_of(self, run: TrialRun, evaluations: Mapping[str, Any]) -> str | None:
         """The address of a run's chosen model; None before it is logged."""
-        kept = read_delivered(self.sweep.folder_of(run))
+        kept = read_tracking(self.sweep.folder_of(run))
         return kept.get("models", {}).get(chosen_model(evaluations)) if evaluations else None
 
 

@@ -1,4 +1,4 @@
-"""`raymi.evaluate` as people use it, in one process and without Ray."""
+"""The command `raymi.evaluate` in one process, without Ray."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def home(trained, monkeypatch):
 
 
 def command(capsys, *words):
-    """Exit code, what it printed, and what it said of errors."""
+    """Runs the command; returns exit code, stdout and stderr."""
     code = evaluate.main(list(words))
     out, err = capsys.readouterr()
     return code, out, err
@@ -53,14 +53,14 @@ def numbers(path: Path):
     }
 
 
-def test_a_run_its_weights_and_a_function_of_them_have_the_same_numbers(home, tmp_path, capsys):
+def test_a_run_its_weights_and_a_function_have_the_same_numbers(home, tmp_path, capsys):
     code, out, _ = command(capsys, "model=a", *SMALL, "--json", str(tmp_path / "run.json"))
     assert code == 0
     assert "a-best: 40 images of digits-test-40, L_inf eps 0.2" in out
     assert "no sign of false robustness" in out
     code, out, _ = command(capsys, "model=runs/a/best.safetensors", *SMALL)
     assert code == 0
-    assert "3 of 3 blocks from the ledger" in out, "the same network: nothing is made again"
+    assert "3 of 3 blocks from disk" in out, "the same network: no step runs again"
     (home / "theirs.py").write_text(
         "import torch\n"
         "from raymi.evaluation.weight_files import read_weights\n"
@@ -80,26 +80,26 @@ def test_a_run_its_weights_and_a_function_of_them_have_the_same_numbers(home, tm
     assert {num for _, num in own.values()} == {40}
 
 
-def test_two_models_a_surrogate_and_all_numbers_as_json(home, tmp_path, capsys):
+def test_json_has_all_numbers_of_models_and_surrogates(home, tmp_path, capsys):
     place = tmp_path / "all.json"
     words = ("model=a,runs/b/last.safetensors", "surrogate=a", *SMALL[:-1], "attacks=pgd-3")
     code, out, err = command(capsys, *words, f"results={tmp_path}", f"json={place}")
     assert code == 0, err
     assert "transfer of pgd-3" in out
     assert "McNemar" in out
-    told = json.loads(place.read_text())
-    assert [model["model"] for model in told["models"]] == ["a-best", "b-last"]
-    assert {pair["attack"] for pair in told["differences"]} == {"clean", "pgd-3"}
-    (matrix,) = told["transfer"]
+    numbers = json.loads(place.read_text())
+    assert [model["model"] for model in numbers["models"]] == ["a-best", "b-last"]
+    assert {pair["attack"] for pair in numbers["differences"]} == {"clean", "pgd-3"}
+    (matrix,) = numbers["transfer"]
     assert matrix["surrogates"]["a-best"]["a-best"] == matrix["white_box"]["a-best"]
     assert matrix["clean"].keys() == matrix["white_box"].keys() == {"a-best", "b-last"}
-    for model in told["models"]:
+    for model in numbers["models"]:
         assert (Path(model["folder"]) / "outcomes.parquet").is_file()
         assert json.loads((Path(model["folder"]) / "report.json").read_text()) == model
 
 
 class Quantised(nn.Module):
-    """Robust at first sight: gradients see nothing."""
+    """Network without gradients, so attacks by gradients fail."""
 
     def __init__(self):
         super().__init__()
@@ -136,15 +136,15 @@ FOREIGN = ("data.name=digits", "eps=0.1")
         ("probabilities", "doubtful: probabilities as outputs"),
     ],
 )
-def test_doubts_are_told(name, sign, home, tmp_path, capsys):
+def test_suspicious_findings_are_printed_twice(name, sign, home, tmp_path, capsys):
     words = (f"model=test_evaluate:{name}", *FOREIGN, *SMALL, f"results={tmp_path}")
     code, out, err = command(capsys, *words)
     assert code == 0, err
     assert sign in out
-    assert out.count(sign) == 2, "at once, and with the table"
+    assert out.count(sign) == 2, "during the evaluation, and with the table"
 
 
-def test_what_autograd_cannot_follow_is_attacked_by_queries_alone(home, tmp_path, capsys):
+def test_outputs_outside_of_autograd_are_attacked_by_queries_alone(home, tmp_path, capsys):
     words = ("model=test_evaluate:detached", *FOREIGN, *ALONE, "samples=20", f"results={tmp_path}")
     code, _, err = command(capsys, *words, "attacks=pgd-3")
     assert code == 2
@@ -154,13 +154,13 @@ def test_what_autograd_cannot_follow_is_attacked_by_queries_alone(home, tmp_path
     assert "doubtful: gradients of the margin that vanish" in out
 
 
-def test_a_network_is_compared_with_others_not_with_itself(home, capsys):
+def test_a_network_is_not_compared_with_itself(home, capsys):
     code, _, err = command(capsys, "model=a,runs/a/best.safetensors", *SMALL)
     assert code == 2
     assert "a and runs/a/best.safetensors are the same network" in err
 
 
-def test_after_ctrl_c_the_same_command_ends_with_the_same_numbers(
+def test_after_ctrl_c_the_same_command_returns_the_same_numbers(
     home, tmp_path, capsys, monkeypatch
 ):
     whole = tmp_path / "whole.json"
@@ -168,20 +168,20 @@ def test_after_ctrl_c_the_same_command_ends_with_the_same_numbers(
     command(capsys, *words, f"results={tmp_path / 'whole'}", f"json={whole}")
     steps = []
 
-    def interrupt(self, step, outcome, known):
-        steps.append(known)
+    def interrupt(self, step, outcome, cached):
+        steps.append(cached)
         if len(steps) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(EvaluationDisplay, "step", interrupt)
+    monkeypatch.setattr(EvaluationDisplay, "on_step", interrupt)
     cut = (*words, f"results={tmp_path / 'cut'}", f"json={tmp_path / 'cut.json'}")
     code, out, _ = command(capsys, *cut)
     assert code == 130
-    assert "stopped by SIGINT; what was computed is kept in" in out
+    assert "stopped by SIGINT; recorded outcomes are in" in out
     assert f"to continue: python -m raymi.evaluate model=a {SMALL[0]}" in out
     steps.clear()
     monkeypatch.setattr(
-        EvaluationDisplay, "step", lambda self, step, out, known: steps.append(known)
+        EvaluationDisplay, "on_step", lambda self, step, out, cached: steps.append(cached)
     )
     assert command(capsys, *cut)[0] == 0
     assert sum(steps) == 5
@@ -189,7 +189,7 @@ def test_after_ctrl_c_the_same_command_ends_with_the_same_numbers(
     assert numbers(tmp_path / "cut.json") == numbers(whole)
 
 
-def test_a_network_that_fails_ends_with_one_message(home, tmp_path, capsys):
+def test_an_error_of_the_network_is_one_message(home, tmp_path, capsys):
     (home / "failing.py").write_text(
         "import torch\n"
         "class Net(torch.nn.Module):\n"
@@ -208,7 +208,7 @@ def test_a_network_that_fails_ends_with_one_message(home, tmp_path, capsys):
     assert "Traceback" not in out + err
 
 
-def test_help_names_attacks_suites_and_only_keys_that_it_takes(capsys):
+def test_help_lists_attacks_suites_and_accepted_keys(capsys):
     code, out, _ = command(capsys, "--help")
     assert code == 0
     for word in ("autoattack", "pgd-NxR", "ti-dim", "paper-linf", "evaluation.block", "surrogate"):

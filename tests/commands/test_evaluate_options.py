@@ -1,4 +1,4 @@
-"""What `python -m raymi.evaluate` is asked for, and what it refuses."""
+"""Options of `python -m raymi.evaluate` and their refusals."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from raymi import evaluate
 from raymi.attacks.catalogue import ATTACKS, Threat
 from raymi.attacks.suites import ENSEMBLES, SUITES
 from raymi.commands.evaluate.options import (
-    OWN,
-    attacks_of,
-    configured,
-    images_of,
+    OPTIONS,
+    evaluation_config,
+    load_images,
     requested,
-    scaling_of,
+    resolve_scaling,
+    select_attacks,
     takes,
 )
 from raymi.config import Config
@@ -43,18 +43,18 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(call: Any, *args: Any) -> list[str]:
-    """The lines of the error that a call ends with."""
+def problems(call: Any, *args: Any) -> list[str]:
+    """Returns the lines of the error that a call raises."""
     with pytest.raises(UserError) as raised:
         call(*args)
     return str(raised.value).splitlines()
 
 
 def config_of(words: list[str], *runs: Config | None) -> Config:
-    return configured(requested(["model=a", *words]), runs or (tiny_config(),))
+    return evaluation_config(requested(["model=a", *words]), runs or (tiny_config(),))
 
 
-def test_by_default_it_is_the_standard_suite_on_all_test_images(empty_folder):
+def test_the_default_is_the_standard_suite_on_all_test_images(empty_folder):
     request = requested(["model=mine"])
     assert request.models == ("mine",)
     assert request.names == ("pgd-40", "autoattack")
@@ -65,10 +65,10 @@ def test_by_default_it_is_the_standard_suite_on_all_test_images(empty_folder):
     assert request.command == "python -m raymi.evaluate model=mine"
 
 
-def test_all_words_are_understood(empty_folder):
+def test_all_options_are_parsed(empty_folder):
     words = [
         "model=runs/a,models:/b@champion, c.nets:net", "which=last", "attacks=fgsm,pgd-20@2eps",
-        "split=val", "samples=50", "checks=0", "keep=true", "results=~/there", "eps=0.5",
+        "split=val", "samples=50", "checks=0", "keep=true", "results=~/folder", "eps=0.5",
         "norm=l2", "seed=7", "workers=2", "--json", "a b.json",
     ]  # fmt: skip
     request = requested(words)
@@ -76,25 +76,25 @@ def test_all_words_are_understood(empty_folder):
     assert request.names == ("fgsm", "pgd-20@2eps")
     assert (request.which, request.split, request.samples) == ("last", "val", 50)
     assert (request.checks, request.keep) == (0, True)
-    assert request.results == Path.home() / "there"
+    assert request.results == Path.home() / "folder"
     assert request.json == empty_folder / "a b.json"
     assert request.settings == {
         "attack.eps": "0.5", "attack.norm": "l2", "seed": "7", "scaling.workers": "2",
     }  # fmt: skip
     assert request.command.endswith("--json 'a b.json'")
-    again = subprocess.check_output(
+    split = subprocess.check_output(
         ["bash", "-c", f"printf '%s\\n' {request.command.partition('evaluate ')[2]}"], text=True
     )
-    assert again.splitlines() == words
+    assert split.splitlines() == words
 
 
 @pytest.mark.parametrize("words", [["--json", "o.json"], ["json=o.json"], ["--json=o.json"]])
-def test_the_file_of_all_numbers_is_named_in_one_word_or_two(empty_folder, words):
+def test_the_json_file_is_one_word_or_two(empty_folder, words):
     request = requested([*words, "model=a"])
     assert (request.json, request.models) == (empty_folder / "o.json", ("a",))
 
 
-def test_surrogates_attack_with_pgd_if_nothing_else_is_said():
+def test_surrogates_attack_with_pgd_by_default():
     assert requested(["model=a", "surrogate=b,c"]).names == ("pgd-40",)
     assert requested(["model=a", "surrogate=b", "suite=quick"]).names == ("pgd-20",)
     assert requested(["model=a", "surrogate=b", "attacks=fgsm"]).names == ("fgsm",)
@@ -158,16 +158,16 @@ def test_surrogates_attack_with_pgd_if_nothing_else_is_said():
         (["evaluation.block=0"], ["evaluation.block: expected whole number >= 1, got '0'"]),
     ],
 )
-def test_bad_words_are_refused_each_with_a_line(empty_folder, words, parts):
+def test_each_wrong_word_is_refused_with_a_line(empty_folder, words, parts):
     (empty_folder / "file").touch()
-    lines = told(requested, ["model=a", *words])
+    lines = problems(requested, ["model=a", *words])
     assert [part for part in parts if not any(part in line for line in lines)] == []
     assert len(lines) == len(parts)
 
 
-def test_everything_that_is_wrong_is_said_at_once():
+def test_all_problems_are_in_one_message():
     words = ["suite=x", "samples=0", "lr=1", "seed=x", "split=x", "ep=1", "--json", "no/x"]
-    lines = told(requested, words)
+    lines = problems(requested, words)
     assert len(lines) == 8
     for part in ("model=NAME is needed", "suite", "samples", "optim.lr", "seed", "split", "no"):
         assert any(part in line for line in lines)
@@ -175,140 +175,140 @@ def test_everything_that_is_wrong_is_said_at_once():
 
 @pytest.mark.parametrize("words", [[], ["model="], ["model=,"]])
 def test_a_model_is_needed(words):
-    (line,) = told(requested, words)
+    (line,) = problems(requested, words)
     assert line.startswith("model")
 
 
-def test_places_that_cannot_be_written_are_refused(empty_folder, monkeypatch):
-    (empty_folder / "fixed").mkdir()  # root may write anywhere, so that its mode says nothing
+def test_folders_without_write_permission_are_refused(empty_folder, monkeypatch):
+    (empty_folder / "fixed").mkdir()  # root may write anywhere, whatever the mode
     monkeypatch.setattr(os, "access", lambda place, mode: Path(place).name != "fixed")
-    lines = told(requested, ["model=a", "results=fixed/x", "json=fixed/x.json"])
+    lines = problems(requested, ["model=a", "results=fixed/x", "json=fixed/x.json"])
     assert [line.partition(" into ")[0] for line in lines] == [
         "results: no permission to write", "json: no permission to write",
     ]  # fmt: skip
 
 
-def test_data_and_threat_are_those_of_the_run():
+def test_the_run_supplies_data_and_threat():
     run = tiny_config({"attack.norm": "l2", "attack.eps": 2.0, "data.generated": "gone.npz"})
     config = config_of([], run)
     assert (config.attack.norm, config.attack.eps) == ("l2", 2.0)
     assert (config.data.name, config.data.limit) == ("digits", 200)
-    assert config.data.generated is None, "not needed, and perhaps not there any more"
+    assert config.data.generated is None, "not needed, and perhaps deleted"
     assert config_of(["eps=3"], run).attack.eps == 3.0
     assert config_of(["data.limit=50"], run).data.limit == 50
     assert config.model == Config.model_validate({}).model
 
 
-def test_another_data_set_is_not_looked_for_where_the_first_one_was():
+def test_another_data_set_does_not_inherit_the_root():
     run = tiny_config({"data.root": "/of/digits", "data.image_size": 8})
     assert config_of([], run).data.root is not None
     other = config_of(["data.name=mnist"], run).data
     assert (other.name, other.root, other.image_size) == ("mnist", None, 8)
 
 
-def test_without_a_run_data_are_needed_and_the_threat_has_a_default():
-    (line,) = told(config_of, [], None)
+def test_without_a_run_data_are_required_and_the_threat_has_a_default():
+    (line,) = problems(config_of, [], None)
     assert line.startswith("data.name=NAME is needed")
     assert line.endswith(", ".join(DATASETS))
     config = config_of(["data.name=digits"], None)
     assert (config.attack.norm, config.attack.eps) == ("linf", 8 / 255)
-    assert told(config_of, ["data.name=digits", "eps=8"], None) == [
+    assert problems(config_of, ["data.name=digits", "eps=8"], None) == [
         "attack: eps must be at most 1 for linf, got 8: images are in [0, 1], did you mean "
         "eps=8/255?"
     ]
 
 
 @pytest.mark.parametrize("run", [None, tiny_config({"attack.eps": 8 / 255})])
-def test_a_radius_in_one_norm_is_none_in_another(run):
-    assert told(config_of, ["norm=l2", "data.name=digits"], run) == [
+def test_another_norm_needs_a_radius(run):
+    assert problems(config_of, ["norm=l2", "data.name=digits"], run) == [
         "attack.norm=l2 needs a radius: give attack.eps=..., as 8/255 is meant for linf"
     ]
     assert config_of(["norm=l2", "eps=0.5", "data.name=digits"], run).attack.norm == "l2"
     assert config_of(["norm=linf", "data.name=digits"], run).attack.eps == 8 / 255
 
 
-def test_runs_that_differ_are_asked_about_line_by_line():
+def test_settings_that_differ_between_runs_are_listed():
     first = tiny_config({"attack.eps": 8 / 255})
     second = tiny_config(
         {"attack.norm": "l2", "attack.eps": 4 / 255, "data.limit": 100, "data.flip": True}
     )
-    assert told(config_of, [], first, None, second) == [
+    assert problems(config_of, [], first, None, second) == [
         "the models' runs differ in data.limit (200, 100): say which, data.limit=...",
         "the models' runs differ in attack.norm (linf, l2): say which, attack.norm=...",
         "the models' runs differ in attack.eps (8/255, 4/255): say which, attack.eps=...",
     ]
-    assert len(told(config_of, ["eps=0.5"], first, second)) == 2
-    said = config_of(["eps=0.5", "norm=l2", "data.limit=60"], first, second)
-    assert (said.attack.norm, said.attack.eps, said.data.limit) == ("l2", 0.5, 60)
+    assert len(problems(config_of, ["eps=0.5"], first, second)) == 2
+    given = config_of(["eps=0.5", "norm=l2", "data.limit=60"], first, second)
+    assert (given.attack.norm, given.attack.eps, given.data.limit) == ("l2", 0.5, 60)
 
 
-def test_validation_images_must_be_the_same_where_they_are_attacked():
+def test_runs_must_share_validation_images_that_are_attacked():
     runs = tiny_config(), tiny_config({"data.split_seed": 1, "data.val_fraction": 0.2})
     assert config_of([], *runs)
-    lines = told(config_of, ["split=val"], *runs)
+    lines = problems(config_of, ["split=val"], *runs)
     assert [line.partition("differ in ")[2].partition(" ")[0] for line in lines] == [
         "data.val_fraction", "data.split_seed",
     ]  # fmt: skip
 
 
-def test_a_run_whose_model_has_settings_of_its_own_does_not_bind_others():
+def test_models_of_runs_may_differ():
     wide = tiny_config({"model.name": "wrn-28-10", "model.depth": None, "model.width": None})
     assert config_of(["model.name=small-cnn", "model.depth=4"], wide, tiny_config())
 
 
-@pytest.mark.parametrize(("asked", "num"), [([], 200), (["samples=7"], 7), (["samples=9999"], 200)])
-def test_samples_are_an_even_selection_and_at_most_all(asked, num):
+@pytest.mark.parametrize(("words", "num"), [([], 200), (["samples=7"], 7), (["samples=9999"], 200)])
+def test_samples_are_an_even_selection_and_at_most_all(words, num):
     run = tiny_config({"data.limit": 200})
     every = load_data(run).test
-    request = requested(["model=a", *asked])
-    images, name = images_of(request, configured(request, [run]))
-    called = "digits-test" if num == 200 else "digits-test-7"
-    assert (len(every), len(images), name) == (200, num, called)
+    request = requested(["model=a", *words])
+    images, name = load_images(request, evaluation_config(request, [run]))
+    expected = "digits-test" if num == 200 else "digits-test-7"
+    assert (len(every), len(images), name) == (200, num, expected)
     assert images.places.tolist() == [every.places[k * 200 // num] for k in range(num)]
     assert images.labels.tolist() == [every.labels[k * 200 // num] for k in range(num)]
 
 
-def test_images_are_those_of_the_split():
+def test_split_selects_the_images():
     run = tiny_config()
     request = requested(["model=a", "split=val"])
-    images, name = images_of(request, configured(request, [run]))
+    images, name = load_images(request, evaluation_config(request, [run]))
     assert (images.digest, name) == (load_data(run).val.digest, "digits-val")
 
 
-def test_images_that_splits_share_are_warned_of(empty_folder):
+def test_shared_images_of_splits_give_a_warning(empty_folder):
     image = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
     for part in ("train", "test"):
         np.savez(empty_folder / f"{part}.npz", image=image, label=np.arange(40) % 2)
     data = {"data.name": "npz", "data.root": str(empty_folder), "data.limit": None}
     request = requested(["model=a"])
     with pytest.warns(UserWarning, match="36 of 40 test images are also in train"):
-        images_of(request, configured(request, [tiny_config(data)]))
+        load_images(request, evaluation_config(request, [tiny_config(data)]))
 
 
 def attacks(words: list[str], num_classes: int = 10, **run: Any) -> list[str]:
     request = requested(["model=a", *words])
-    config = configured(request, [tiny_config({f"attack.{k}": v for k, v in run.items()})])
-    return [one.name for one in attacks_of(request, config, num_classes)]
+    config = evaluation_config(request, [tiny_config({f"attack.{k}": v for k, v in run.items()})])
+    return [one.name for one in select_attacks(request, config, num_classes)]
 
 
-def test_attacks_must_suit_the_threat_and_the_data():
+def test_attacks_must_support_the_threat_and_the_data():
     assert attacks(["suite=paper-linf"]) == list(SUITES["paper-linf"])
     assert attacks(["suite=paper-l2"], norm="l2", eps=0.5) == list(SUITES["paper-l2"])
     remedy = "choose others (suite=NAME or attacks=A,B), or another threat (attack.norm)"
-    assert told(attacks, ["suite=paper-l2"]) == [
+    assert problems(attacks, ["suite=paper-l2"]) == [
         "cw is an attack in l2, not in linf", "ddn is an attack in l2, not in linf", remedy,
     ]  # fmt: skip
-    assert told(attacks, ["attacks=ti-dim", "norm=l2", "eps=0.5"]) == [
+    assert problems(attacks, ["attacks=ti-dim", "norm=l2", "eps=0.5"]) == [
         "ti-dim is an attack in linf, not in l2", remedy,
     ]  # fmt: skip
-    assert told(attacks, ["suite=autoattack"], 3) == [
+    assert problems(attacks, ["suite=autoattack"], 3) == [
         "apgd-t needs at least 4 classes, got 3", remedy,
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("threat", "usual"), [(("linf", 0.0), "8/255"), (("l2", 0.0), "0.5")])
-def test_without_a_radius_there_is_nothing_to_attack_with(threat, usual):
-    (line,) = told(attacks, [f"norm={threat[0]}", "eps=0"])
+def test_a_radius_of_zero_is_refused(threat, usual):
+    (line,) = problems(attacks, [f"norm={threat[0]}", "eps=0"])
     assert line.endswith(f"give eps={usual}, say")
     assert Threat(*threat).eps == 0
 
@@ -323,27 +323,27 @@ def test_without_a_radius_there_is_nothing_to_attack_with(threat, usual):
         (["workers=3"], 6, 2, 3),
     ],
 )
-def test_all_of_a_machine_is_used_unless_told_otherwise(monkeypatch, words, cores, gpus, workers):
+def test_the_default_workers_use_the_whole_machine(monkeypatch, words, cores, gpus, workers):
     place = "raymi.ray_backend.session"
     monkeypatch.setattr(f"{place}.available_cores", lambda: cores)
     monkeypatch.setattr(f"{place}.available_gpus", lambda: list(range(gpus)))
     request = requested(["model=a", *words])
-    scaling = scaling_of(request, configured(request, [tiny_config()]))
+    scaling = resolve_scaling(request, evaluation_config(request, [tiny_config()]))
     assert scaling.workers == workers
 
 
 def test_more_workers_than_cores_are_refused(monkeypatch):
     request = requested(["model=a", f"workers={available_cores() + 1}"])
-    (line,) = told(scaling_of, request, configured(request, [tiny_config()]))
+    (line,) = problems(resolve_scaling, request, evaluation_config(request, [tiny_config()]))
     assert f"this machine has {available_cores()}: ask for fewer" in line
-    monkeypatch.setenv("RAY_ADDRESS", "auto")  # a cluster, whose size only Ray knows
-    assert scaling_of(request, configured(request, [tiny_config()]))
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # a cluster of unknown size
+    assert resolve_scaling(request, evaluation_config(request, [tiny_config()]))
 
 
-def test_in_a_job_the_cluster_says_how_many_there_are(monkeypatch):
+def test_in_a_job_the_number_of_workers_is_elastic(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     request = requested(["model=a"])
-    assert scaling_of(request, configured(request, [tiny_config()])).elastic
+    assert resolve_scaling(request, evaluation_config(request, [tiny_config()])).elastic
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_in_a_job_the_cluster_says_how_many_there_are(monkeypatch):
         (["model=mine", "lr=1", "suite=x"], "unknown suite 'x'"),
     ],
 )
-def test_a_mistake_ends_with_exit_code_2_and_leaves_nothing(empty_folder, capsys, words, part):
+def test_wrong_words_exit_with_2_and_write_nothing(empty_folder, capsys, words, part):
     assert evaluate.main(words) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -363,7 +363,7 @@ def test_a_mistake_ends_with_exit_code_2_and_leaves_nothing(empty_folder, capsys
     assert list(empty_folder.iterdir()) == []
 
 
-def test_help_in_a_pipe_has_whole_lines_for_everything(capsys):
+def test_help_in_a_pipe_lists_everything_on_whole_lines(capsys):
     assert evaluate.main(["--help"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -373,7 +373,7 @@ def test_help_in_a_pipe_has_whole_lines_for_everything(capsys):
         assert any(line.startswith(f"  {name} ") for line in lines), name
     for key, _ in leaves():
         assert takes(key) == any(line.startswith(f"  {key}=") for line in lines), key
-    for key in OWN:
+    for key in OPTIONS:
         assert re.search(rf"\b{key}(=|:|\b FILE)", out), key
 
 

@@ -1,4 +1,4 @@
-"""An evaluation asked for by a program: watched or not, and within a Ray that is there already."""
+"""Evaluations from Python, with and without a callback, and in an open Ray session."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raymi.commands.evaluate.plan import planned
+from raymi.commands.evaluate.plan import plan_evaluation
 from raymi.commands.evaluate.run import NoCallback, evaluate
 from raymi.config import ScalingConfig
 from raymi.evaluation.report import Report
@@ -38,13 +38,13 @@ def other(num_classes, image_size):
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
     """The working directory, with the networks of a user."""
-    (tmp_path / "watched_nets.py").write_text(NETS)
+    (tmp_path / "callback_nets.py").write_text(NETS)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
 
 def plan(results: Path, *words: str):
-    return planned(["model=watched_nets:linear", *WORDS, f"results={results}", *words])
+    return plan_evaluation(["model=callback_nets:linear", *WORDS, f"results={results}", *words])
 
 
 def numbers(reports: list[Report]):
@@ -53,61 +53,59 @@ def numbers(reports: list[Report]):
 
 class Counting(NoCallback):
     def __init__(self):
-        self.calls, self.known = Counter(), 0
+        self.calls, self.cached = Counter(), 0
 
-    def finding(self, finding):
+    def on_finding(self, finding):
         self.calls["finding"] += 1
 
-    def attack_with(self, workers):
-        self.calls["attack_with"] += 1
+    def on_workers(self, num_workers):
+        self.calls["workers"] += 1
 
-    def begin(self, name, schedule, main):
-        self.calls["begin"] += 1
+    def on_model(self, name, schedule, main):
+        self.calls["model"] += 1
         self.total = sum(schedule.steps_by_attack().values())
 
-    def step(self, step, outcome, known):
+    def on_step(self, step, outcome, cached):
         self.calls["step"] += 1
-        self.known += known
+        self.cached += cached
 
-    def end(self):
+    def on_end(self):
         self.calls["end"] += 1
 
 
-def test_a_watcher_hears_of_each_step_finding_and_turn_once(tmp_path):
+def test_a_callback_receives_each_event_once(tmp_path):
     callback = Counting()
     (report,), matrices = evaluate(plan(tmp_path, "workers=1"), callback)
     assert matrices == []
     assert callback.calls["step"] == callback.total
     assert callback.calls["finding"] == len(report.findings)
-    assert [callback.calls[name] for name in ("attack_with", "begin", "end")] == [1, 1, 1]
+    assert [callback.calls[name] for name in ("workers", "model", "end")] == [1, 1, 1]
     assert (report.folder / "report.json").is_file()
-    again = Counting()
-    evaluate(plan(tmp_path, "workers=1"), again)
-    assert again.known == again.calls["step"] == callback.calls["step"]
+    second = Counting()
+    evaluate(plan(tmp_path, "workers=1"), second)
+    assert second.cached == second.calls["step"] == callback.calls["step"]
 
 
-def test_nobody_needs_to_watch(tmp_path):
-    words = ("surrogate=watched_nets:other", "workers=1")
+def test_a_callback_may_ignore_all_events(tmp_path):
+    words = ("surrogate=callback_nets:other", "workers=1")
     reports, (matrix,) = evaluate(plan(tmp_path, *words), NoCallback())
     assert matrix.targets == tuple(report.name for report in reports)
-    assert matrix.surrogates.keys() == {"watched_nets-other"}
+    assert matrix.surrogates.keys() == {"callback_nets-other"}
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_an_evaluation_within_a_session_leaves_it_open_and_has_the_same_numbers(
-    tmp_path, ray_head, monkeypatch
-):
+def test_an_evaluation_in_an_open_session_has_the_same_numbers(tmp_path, ray_head, monkeypatch):
     import ray
 
     alone, _ = evaluate(plan(tmp_path / "alone", "workers=1"), NoCallback())
     ray_head.join(monkeypatch)
-    asked = plan(tmp_path / "shared", "workers=1..2", "use_gpu=false")
+    shared = plan(tmp_path / "shared", "workers=1..2", "use_gpu=false")
     with ray_session(ScalingConfig(workers=2, use_gpu="false")) as resources:
         node = ray.get_runtime_context().get_node_id()
         callback = Counting()
-        within, _ = evaluate(asked, callback, resources)
+        within, _ = evaluate(shared, callback, resources)
         assert ray.get_runtime_context().get_node_id() == node
         ray_head.wait_until_idle()
-    assert callback.known == 0
+    assert callback.cached == 0
     assert numbers(within) == numbers(alone)

@@ -1,4 +1,4 @@
-"""A classifier exported for those who have no raymi."""
+"""Exported classifiers run without raymi."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raymi.runs.run_folder import RunFolder
 
 USES_IT = """
 import sys
-sys.modules["raymi"] = None  # as if it were not installed
+sys.modules["raymi"] = None  # not importable
 import torch
 from architecture import load_model
 x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -42,7 +42,7 @@ def in_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
-def test_it_gives_the_same_logits_where_there_is_no_raymi(home, capsys, which):
+def test_an_exported_classifier_has_the_same_logits_without_raymi(home, capsys, which):
     assert export.main(["model=mine", f"which={which}"]) == 0
     folder = home / "exports" / f"mine-{which}"
     assert str(folder) in capsys.readouterr().out
@@ -53,7 +53,7 @@ def test_it_gives_the_same_logits_where_there_is_no_raymi(home, capsys, which):
     torch.testing.assert_close(theirs, ours.detach())
 
 
-def test_given_again_it_writes_the_same(home):
+def test_a_second_export_writes_the_same_files(home):
     def content() -> dict[str, bytes]:
         return {p.name: p.read_bytes() for p in (home / "again").iterdir()}
 
@@ -65,7 +65,7 @@ def test_given_again_it_writes_the_same(home):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "model is needed"),
         (["model=mime"], "no run 'mime'"),
@@ -75,12 +75,12 @@ def test_given_again_it_writes_the_same(home):
         (["model=mine", "folder=runs/mine/config.json"], "is not a folder"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_message(home, capsys, words, said):
+def test_wrong_words_are_refused_with_one_message(home, capsys, words, message):
     assert export.main(words) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (home / "exports" / "tiny_runs").exists()
 
 
-def test_help_says_what_it_writes(capsys):
+def test_help_names_the_written_files(capsys):
     assert export.main(["--help"]) == 0
     assert "architecture.py" in capsys.readouterr().out

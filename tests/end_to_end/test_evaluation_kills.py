@@ -1,4 +1,4 @@
-"""Interrupted and killed evaluations: the same command ends with the same numbers."""
+"""Interrupted and killed evaluations: the same command returns the same numbers."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ WORDS = (
     "model=a", "eps=0.1", "attacks=pgd-8,pgd-4", "samples=72", "evaluation.block=12", "checks=0",
     "tracking.enabled=false",
 )  # fmt: skip
-"""Six blocks of three steps, of 108 forward passes: three workers halt before they made them."""
+"""Six blocks of three steps, of 108 forward passes: three workers halt before their end."""
 
 Home = tuple[Path, Path, list[dict]]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A folder with the finished run "a" of a slow model, the file that ends its slowness, and all
-    outcomes as one process finds them."""
+    """A folder with the finished run "a" of a slow model, the file that releases the model, and the
+    outcomes of one process."""
     folder = tmp_path_factory.mktemp("home")
-    release = write_slow_model(folder, halt_after=32)  # never done before the test allows it
+    release = write_slow_model(folder, halt_after=32)  # halts until the test releases it
     release.touch()
     run = RunFolder(folder / "runs" / "a")
     run.path.mkdir(parents=True)
@@ -66,7 +66,7 @@ def start(home: Path, results: Path, *words: str, **env: str) -> subprocess.Pope
 
 
 def outcomes(results: Path) -> list[dict]:
-    """Returns all outcomes without the time that they took."""
+    """Returns all outcomes without their duration."""
     (table,) = results.glob("*/outcomes.parquet")
     found = pq.read_table(table).drop_columns(["seconds"]).to_pylist()
     assert {row["attack"] for row in found} == {"clean", "pgd-8", "pgd-4"}
@@ -74,7 +74,7 @@ def outcomes(results: Path) -> list[dict]:
 
 
 def recorded(results: Path) -> dict[Path, int]:
-    """Returns when each outcome was written."""
+    """Returns the modification time of each outcome."""
     return {path: path.stat().st_mtime_ns for path in results.rglob("*-*.parquet")}
 
 
@@ -91,7 +91,7 @@ def wait_for_workers(ray: subprocess.Popen, process: subprocess.Popen) -> list[p
 def end_by_signal(process: subprocess.Popen, signum: signal.Signals, results: Path) -> None:
     process.send_signal(signum)
     output = finish(process, 128 + signum)
-    assert f"stopped by {signum.name}; what was computed is kept in {results}" in output
+    assert f"stopped by {signum.name}; recorded outcomes are in {results}" in output
     assert "to continue: python -m raymi.evaluate model=a" in output
 
 
@@ -111,18 +111,18 @@ def test_an_evaluation_survives_a_killed_worker_and_an_interrupt(
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.chdir(folder)
     assert evaluate.main([*WORDS, f"results={tmp_path}", "workers=1"]) == 2
-    assert "is going on in another process" in capsys.readouterr().err
+    assert "is running in another process" in capsys.readouterr().err
     wait_for_workers(joined_ray.process, process)
     end_by_signal(process, signal.SIGINT, tmp_path)
-    kept = recorded(tmp_path)
-    assert 2 <= len(kept) < 18
+    saved = recorded(tmp_path)
+    assert 2 <= len(saved) < 18
 
     release.touch()
     output = finish(start(folder, tmp_path, **joined_ray.env))
-    assert "from the ledger" in output
+    assert "from disk" in output
     assert "on 2 workers" in output, "as many as the cluster has room for"
     now = recorded(tmp_path)
-    assert {path: now.get(path) for path in kept} == kept, "recorded outcomes are not made again"
+    assert {path: now.get(path) for path in saved} == saved, "recorded steps do not run again"
     assert outcomes(tmp_path) == expected
 
 

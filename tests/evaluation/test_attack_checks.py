@@ -1,4 +1,4 @@
-"""A network that only seems robust is found out; one that is, is left in peace."""
+"""Checks detect false robustness and pass an adversarially trained network."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from raymi.data import load_splits
 from raymi.data.augment import to_unit
 from raymi.evaluation.attack_checks import (
     at_chance,
+    attack_findings,
     black_box,
     check_ensembles,
-    judge_attacks,
     one_step,
     radius_curve,
 )
@@ -71,15 +71,14 @@ class Wrapped(nn.Module):
 
 
 class Quantised(nn.Module):
-    """Pixels to so many steps: nearly the same image, and no gradient."""
+    """Rounds pixels to 1/16: nearly the same image, no gradient."""
 
     def forward(self, x):
         return (x * 16).round() / 16
 
 
 class Steep(nn.Module):
-    """The same steps by sigmoids so steep that their gradient is numerically nothing in most
-    places, and huge in some."""
+    """Rounds pixels by steep sigmoids: gradients are zero in most places and huge in some."""
 
     def forward(self, x):
         edges = (torch.arange(16, device=x.device) + 0.5) / 16
@@ -106,21 +105,21 @@ class Half(nn.Module):
 
 
 def findings(model, images, num=60):
-    """All checks, on all but one of some blocks of 20."""
+    """Returns findings of all checks, on all blocks of 20 but one."""
     x, y = to_unit(images.images[:num]), images.labels[:num]
-    seen = run_static_checks(model, x, y)
-    ensembles = check_ensembles(num, 10, differentiable=seen.differentiable)
+    checks = run_static_checks(model, x, y)
+    ensembles = check_ensembles(num, 10, differentiable=checks.differentiable)
     attacker = BlockAttacker(model, images, ensembles, THREAT, seed=0)
     plan = Schedule(num + 20, 20, ensembles)
     waiting, outcomes = list(plan.first()), []
     while waiting:
         step, samples = waiting.pop()
-        outcome, _ = attacker.perform(step, samples)
+        outcome, _ = attacker.run(step, samples)
         outcomes.append((step, outcome))
         waiting += plan.after(step, outcome)
     blocks = plan.blocks_of(ensembles[0])
-    made = [(step, outcome) for step, outcome in outcomes if step.block in blocks]
-    return [*seen.findings, *judge_attacks(made, 10)]
+    attacked = [(step, outcome) for step, outcome in outcomes if step.block in blocks]
+    return [*checks.findings, *attack_findings(attacked, 10)]
 
 
 def suspicions(model, images):
@@ -128,7 +127,7 @@ def suspicions(model, images):
 
 
 @pytest.mark.slow
-def test_an_honest_network_is_not_accused(honest, images):
+def test_a_robust_network_passes_all_checks(honest, images):
     found = findings(honest, images)
     assert [f.text for f in found if f.suspicious] == []
     assert len({f.check for f in found}) == len(found) == 12
@@ -151,7 +150,7 @@ def test_an_honest_network_is_not_accused(honest, images):
     ],
     ids=["quantised", "steep", "noisy"],
 )
-def test_a_masked_network_is_found_out(before, expected, honest, images):
+def test_masked_gradients_are_detected(before, expected, honest, images):
     assert suspicions(Wrapped(honest, before=before), images) >= expected
 
 
@@ -163,7 +162,7 @@ class Detached(nn.Module):
 
 
 @pytest.mark.slow
-def test_outputs_that_autograd_does_not_follow_are_found(honest, images):
+def test_outputs_outside_of_autograd_are_detected(honest, images):
     found = suspicions(Wrapped(honest, before=Detached()), images)
     assert found == {*BOTH_GRADIENTS, "black box stronger than gradients"}
 
@@ -171,11 +170,11 @@ def test_outputs_that_autograd_does_not_follow_are_found(honest, images):
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()
-        self.register_buffer("asked", torch.zeros(()))
+        self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x):
-        self.asked += 0.01
-        return x + self.asked
+        self.calls += 0.01
+        return x + self.calls
 
 
 class Company(nn.Module):
@@ -204,22 +203,22 @@ class Seldom(nn.Module):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_outputs_alone_show(after, sign, honest, images):
+def test_static_checks_detect_signs_of_false_robustness(after, sign, honest, images):
     x, y = to_unit(images.images[:60]), images.labels[:60]
-    seen = run_static_checks(Wrapped(honest, after=after), x, y)
-    assert sign in {finding.check for finding in seen.findings if finding.suspicious}
+    checks = run_static_checks(Wrapped(honest, after=after), x, y)
+    assert sign in {finding.check for finding in checks.findings if finding.suspicious}
 
 
-def test_an_honest_network_in_half_precision_is_not_accused(honest, images):
+def test_a_robust_network_in_half_precision_passes(honest, images):
     half = Wrapped(copy.deepcopy(honest).bfloat16(), before=Half())
     x, y = to_unit(images.images[:60]), images.labels[:60]
-    seen = run_static_checks(half, x, y)
-    assert not any(finding.suspicious for finding in seen.findings)
+    checks = run_static_checks(half, x, y)
+    assert not any(finding.suspicious for finding in checks.findings)
     softmax = run_static_checks(Wrapped(half, after=nn.Softmax(dim=1)), x, y)
     assert "probabilities as outputs" in {f.check for f in softmax.findings if f.suspicious}
 
 
-def test_nothing_is_said_where_nothing_was_measured():
+def test_checks_without_images_are_inconclusive():
     nothing = torch.zeros(0, dtype=torch.bool)
     for finding in (one_step(nothing, nothing), black_box(nothing, nothing)):
         assert not finding.suspicious
@@ -238,15 +237,13 @@ def test_nothing_is_said_where_nothing_was_measured():
         (15, 20, 100, False, True),
     ],
 )
-def test_accuracy_at_chance_is_told_where_it_can_be(
-    right, num, num_classes, suspicious, conclusive
-):
+def test_accuracy_at_chance_needs_enough_images(right, num, num_classes, suspicious, conclusive):
     finding = at_chance(right, num, num_classes)
     assert (finding.suspicious, finding.conclusive) == (suspicious, conclusive)
 
 
 @pytest.mark.parametrize(
-    ("logits", "accused"),
+    ("logits", "suspicious"),
     [
         (torch.softmax(5 * torch.randn(30, 10), dim=1), True),
         (10 * torch.softmax(5 * torch.randn(30, 10), dim=1), True),
@@ -257,11 +254,11 @@ def test_accuracy_at_chance_is_told_where_it_can_be(
         (torch.randn(30, 10), False),
     ],
 )
-def test_probabilities_are_told_from_logits(logits, accused):
-    assert probabilities(logits).suspicious == accused
+def test_probabilities_are_distinguished_from_logits(logits, suspicious):
+    assert probabilities(logits).suspicious == suspicious
 
 
-def test_where_all_logits_are_alike_rounding_is_no_difference():
+def test_rounding_of_equal_logits_is_not_a_difference():
     flat = torch.full((5, 10), 0.1)
     assert difference(flat, flat + 1e-8) < 1e-3
     common = 100 + torch.randn(5, 10)
@@ -279,10 +276,10 @@ class Buffers(nn.Module):
         return x - self.mean
 
 
-def test_buffers_of_all_kinds_are_no_trouble(honest, images):
+def test_static_checks_accept_buffers_of_all_kinds(honest, images):
     x, y = to_unit(images.images[:30]), images.labels[:30]
-    seen = run_static_checks(Wrapped(honest, before=Buffers()), x, y)
-    assert not any(finding.suspicious for finding in seen.findings)
+    checks = run_static_checks(Wrapped(honest, before=Buffers()), x, y)
+    assert not any(finding.suspicious for finding in checks.findings)
     simple = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 256, 10)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would have us use torch.compile
@@ -298,35 +295,35 @@ def test_logits_that_are_not_numbers_are_suspicious(honest, images):
     assert "outputs that are not finite" in suspicions(Wrapped(honest, after=Undefined()), images)
 
 
-def left(*indices, num=100):
-    """Which of some images withstand."""
-    withstand = torch.zeros(num, dtype=torch.bool)
-    withstand[list(indices)] = True
-    return withstand
+def robust(*indices, num=100):
+    """Returns a mask of the robust images."""
+    mask = torch.zeros(num, dtype=torch.bool)
+    mask[list(indices)] = True
+    return mask
 
 
-def test_one_step_is_suspicious_where_it_breaks_more():
-    assert one_step(left(*range(40)), left(*range(60))).suspicious
-    assert not one_step(left(*range(60)), left(*range(40))).suspicious
-    assert not one_step(left(*range(59)), left(*range(60))).suspicious, "chance"
+def test_one_step_is_suspicious_if_it_breaks_more():
+    assert one_step(robust(*range(40)), robust(*range(60))).suspicious
+    assert not one_step(robust(*range(60)), robust(*range(40))).suspicious
+    assert not one_step(robust(*range(59)), robust(*range(60))).suspicious, "chance"
 
 
-def test_the_black_box_is_suspicious_where_it_breaks_what_gradients_do_not():
-    assert black_box(left(*range(10, 60)), left(*range(60))).suspicious
-    assert not black_box(left(*range(90)), left(*range(60))).suspicious
-    assert not black_box(left(*range(1, 60)), left(*range(60))).suspicious
+def test_the_black_box_is_suspicious_if_it_breaks_images_that_gradients_do_not():
+    assert black_box(robust(*range(10, 60)), robust(*range(60))).suspicious
+    assert not black_box(robust(*range(90)), robust(*range(60))).suspicious
+    assert not black_box(robust(*range(1, 60)), robust(*range(60))).suspicious
 
 
-def test_a_curve_is_suspicious_where_it_rises_or_stays_up():
+def test_a_curve_is_suspicious_if_it_rises_or_stays_above_chance():
     everything = float("inf")
-    falls = {1.0: left(*range(60)), 2.0: left(*range(30)), everything: left()}
+    falls = {1.0: robust(*range(60)), 2.0: robust(*range(30)), everything: robust()}
     assert not radius_curve(falls, 100, 10).suspicious
-    assert radius_curve(falls | {2.0: left(*range(90))}, 100, 10).suspicious
-    assert radius_curve(falls | {everything: left(*range(30))}, 100, 10).suspicious
-    assert not radius_curve(falls | {everything: left(*range(12))}, 100, 10).suspicious, "chance"
+    assert radius_curve(falls | {2.0: robust(*range(90))}, 100, 10).suspicious
+    assert radius_curve(falls | {everything: robust(*range(30))}, 100, 10).suspicious
+    assert not radius_curve(falls | {everything: robust(*range(12))}, 100, 10).suspicious, "chance"
 
 
-def test_the_network_and_random_state_stay_as_they_are(honest, images):
+def test_checks_do_not_change_the_network_or_random_state(honest, images):
     honest.train()
     torch.manual_seed(4)
     state, before = torch.get_rng_state(), [v.clone() for v in honest.state_dict().values()]
@@ -337,7 +334,7 @@ def test_the_network_and_random_state_stay_as_they_are(honest, images):
     honest.eval()
 
 
-def test_a_network_that_is_always_wrong_has_nothing_to_be_attacked(honest, images):
+def test_a_network_that_is_always_wrong_is_suspicious(honest, images):
     class Wrong(nn.Module):
         def forward(self, x):
             return torch.zeros(len(x), 11).index_fill(1, torch.tensor([10]), 1.0) + 0 * honest(

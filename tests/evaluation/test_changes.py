@@ -1,4 +1,4 @@
-"""A classifier that changes its input or itself is named, and gets no accuracy."""
+"""Classifiers that change their input or themselves are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORDS = (*ALONE, "data.name=digits", "eps=0.1", "samples=20", "checks=0", "attac
 
 
 class Base(nn.Module):
-    """A linear network with a seam for what a subclass does before."""
+    """Linear network; subclasses change it in `before`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,10 +98,10 @@ class ReplacedBuffer(Base):
 
 class Counter(Base):
     def setup(self):
-        self.asked = 0
+        self.calls = 0
 
     def before(self, x):
-        self.asked += 1
+        self.calls += 1
         return x
 
 
@@ -125,7 +125,7 @@ class Log(Base):
 
 class Holder:
     def __init__(self):
-        self.asked = 0
+        self.calls = 0
 
 
 class InAnObject(Base):
@@ -133,7 +133,7 @@ class InAnObject(Base):
         self.holder = Holder()
 
     def before(self, x):
-        self.holder.asked += 1
+        self.holder.calls += 1
         return x
 
 
@@ -148,24 +148,24 @@ class Unregistered(Base):
 
 STATES = {
     Buffer: "buffer shift", BufferByData: "buffer shift", ReplacedBuffer: "buffer shift",
-    ParameterByData: "parameter fc.weight", Counter: "attribute asked",
+    ParameterByData: "parameter fc.weight", Counter: "attribute calls",
     Tensors: r"attribute memory\['mean'\]\[0\]", Log: "attribute log",
-    InAnObject: "attribute holder.asked", Unregistered: r"attribute layers\[0\].weight",
+    InAnObject: "attribute holder.calls", Unregistered: r"attribute layers\[0\].weight",
 }  # fmt: skip
 
-ASKED = [0]
+CALLS = [0]
 
 
 class Outside(Base):
-    """Its state is in a global of its module."""
+    """Has its state in a global of its module."""
 
     def before(self, x):
-        ASKED[0] += 1
-        return x + 0.01 * ASKED[0]
+        CALLS[0] += 1
+        return x + 0.01 * CALLS[0]
 
 
 class Cached(Base):
-    """Computes a constant once, and keeps features for a plot."""
+    """Computes a constant once and saves features for a plot."""
 
     def setup(self):
         self.constant, self.features = None, None
@@ -183,36 +183,36 @@ def images() -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", INPUTS, ids=lambda kind: kind.__name__)
 def test_a_changed_input_is_named(kind):
-    seen = run_static_checks(kind().eval(), images(), torch.arange(8))
-    assert "input that changes" in {f.check for f in seen.findings if f.suspicious}
-    assert "input that changes" in seen.changes.refusal()
+    checks = run_static_checks(kind().eval(), images(), torch.arange(8))
+    assert "input that changes" in {f.check for f in checks.findings if f.suspicious}
+    assert "input that changes" in checks.changes.refusal()
 
 
 @pytest.mark.parametrize(("kind", "name"), STATES.items(), ids=lambda one: str(one))
 def test_changed_state_is_named(kind, name):
-    seen = run_static_checks(kind().eval(), images(), torch.arange(8))
-    (finding,) = (f for f in seen.findings if f.check == "state that changes")
+    checks = run_static_checks(kind().eval(), images(), torch.arange(8))
+    (finding,) = (f for f in checks.findings if f.check == "state that changes")
     assert finding.suspicious
-    for text in (finding.text, seen.changes.refusal()):
+    for text in (finding.text, checks.changes.refusal()):
         assert name.replace("\\", "") in text
 
 
-def test_state_outside_of_the_network_is_found_by_its_answers():
-    assert changes_of(Outside().eval(), images(), 0).answers
+def test_state_outside_of_the_network_is_detected_by_its_outputs():
+    assert changes_of(Outside().eval(), images(), 0).outputs
     assert "global generator" in changes_of(Outside().eval(), images(), 0).refusal()
 
 
 @pytest.mark.parametrize("kind", [Base, Cached])
-def test_a_network_that_stays_as_it_is_is_not_accused(kind):
+def test_a_network_without_changes_passes(kind):
     model = kind().eval()
     changes = changes_of(model, images(), 0)
     assert not changes.input
     assert changes.state == ()
-    assert not changes.answers
+    assert not changes.outputs
     assert changes.refusal() is None
 
 
-def test_a_network_that_draws_from_the_global_generator_has_no_state_of_its_own():
+def test_the_global_generator_is_not_state_of_the_network():
     class Noisy(Base):
         def before(self, x):
             return x + 0.1 * torch.randn_like(x)
@@ -221,7 +221,7 @@ def test_a_network_that_draws_from_the_global_generator_has_no_state_of_its_own(
 
 
 @pytest.mark.parametrize("kind", INPUTS, ids=lambda kind: kind.__name__)
-def test_attacks_keep_their_images_whatever_the_network_does_with_them(kind):
+def test_attacks_protect_their_images_from_the_network(kind):
     x, model = images(), kind().eval()
     y = torch.arange(8)
     before = x.clone()
@@ -246,39 +246,39 @@ def counter():
 LATE = """
 import torch
 from torch import nn
-asked = 0
+calls = 0
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.fc = nn.Linear(192, 10)
     def forward(self, x):
-        global asked
-        asked += 1
+        global calls
+        calls += 1
         logits = self.fc(x.flatten(1))
-        return logits if asked < 60 else logits.flip(1)
+        return logits if calls < 60 else logits.flip(1)
 def net():
     return Net()
 """
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("in_place", "input that changes"),
         ("behind_autograd", "input that changes"),
-        ("counter", "state that changes: attribute asked"),
+        ("counter", "state that changes: attribute calls"),
     ],
 )
-def test_no_accuracy_is_told_of_a_network_that_changes(name, said, tmp_path, capsys):
+def test_a_network_that_changes_is_refused(name, message, tmp_path, capsys):
     code = evaluate.main([f"model=test_changes:{name}", *WORDS, f"results={tmp_path / 'r'}"])
     out, err = capsys.readouterr()
     assert code == 2
-    assert said in err
+    assert message in err
     assert "accuracy" not in out
     assert not (tmp_path / "r").exists()
 
 
-def test_a_network_that_changes_during_attacks_ends_the_evaluation(
+def test_a_network_that_changes_during_attacks_fails_the_evaluation(
     tmp_path: Path, monkeypatch, capsys
 ):
     (tmp_path / "late_net.py").write_text(LATE)
@@ -287,5 +287,7 @@ def test_a_network_that_changes_during_attacks_ends_the_evaluation(
     words = ("attacks=pgd-40", *WORDS[:-1], "json=numbers.json", f"results={tmp_path / 'r'}")
     assert evaluate.main(["model=late_net:net", *words]) == 2
     out, err = capsys.readouterr()
-    assert "answers otherwise than before any attack (state that changes)" in out + err
+    assert (
+        "has other outputs after this step than before any attack (state that changes)" in out + err
+    )
     assert not (tmp_path / "numbers.json").exists()

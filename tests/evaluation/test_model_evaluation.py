@@ -1,4 +1,4 @@
-"""From a classifier to its report: what is counted, compared, transferred and used again."""
+"""Evaluations of classifiers: counts, comparisons, transfer, and reuse of saved outcomes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,12 @@ from raymi.evaluation.model_evaluation import ModelEvaluation, Settings
 from raymi.evaluation.report import differences, transfer_matrix
 from raymi.evaluation.scheduler import LocalPool
 from raymi.evaluation.static_checks import run_static_checks
-from raymi.evaluation.transfer import crafting, lookup, transfer_name, transferred
+from raymi.evaluation.transfer import (
+    surrogate_ensemble,
+    transfer_ensemble,
+    transfer_lookup,
+    transfer_name,
+)
 from raymi.evaluation.worker_job import Attackers, WorkerJob
 
 THREAT = Threat("linf", 0.06)
@@ -39,7 +44,7 @@ NUM = 50
 
 
 class Net:
-    """What a `ModelSource` is to a worker: loads a network."""
+    """Stand-in for a `ModelSource`."""
 
     def __init__(self, seed, images):
         torch.manual_seed(seed)
@@ -76,30 +81,30 @@ def settings(images, folder, block=20):
     return Settings(images, "spots-test", THREAT, 5, block, "cpu", 1, folder)
 
 
-def pool_of(nets, *assessments):
-    common = assessments[0].settings
-    ensembles = {one.name: () for one in assessments}
-    for one in assessments:
+def pool_of(nets, *evaluations):
+    common = evaluations[0].settings
+    ensembles = {one.name: () for one in evaluations}
+    for one in evaluations:
         ensembles[one.name] += one.ensembles
-    work = WorkerJob(nets, common.images, ensembles, THREAT, common.seed)
-    return LocalPool(Attackers(work))
+    job = WorkerJob(nets, common.images, ensembles, THREAT, common.seed)
+    return LocalPool(Attackers(job))
 
 
-def made(nets, evaluation, *others, made_before=None):
-    """The report of an assessment, and how many steps had to be made."""
+def run(nets, evaluation, *others, lookup=None):
+    """Returns the report of an evaluation and the number of steps that ran."""
     pool = pool_of(nets, evaluation, *others)
-    steps = list(evaluation.run(pool, made_before or lookup({})))
-    return evaluation.report(), sum(not known for _, _, known in steps)
+    steps = list(evaluation.run(pool, lookup or transfer_lookup({})))
+    return evaluation.report(), sum(not cached for _, _, cached in steps)
 
 
 def main_of(*names):
     return ensembles_of(names, THREAT, 4)
 
 
-def test_a_report_counts_what_the_attacks_did(images, nets, tmp_path):
+def test_a_report_counts_the_outcomes_of_the_attacks(images, nets, tmp_path):
     checks = check_ensembles(30, 4)
     one = ModelEvaluation(settings(images, tmp_path), "a", "digest-a", main_of("pgd-5"), checks)
-    report, _ = made(nets, one)
+    report, _ = run(nets, one)
     clean, pgd = report.results
     model, x = nets["a"].load(), to_unit(images.images)
     right = predicted(model, x) == images.labels
@@ -110,16 +115,16 @@ def test_a_report_counts_what_the_attacks_did(images, nets, tmp_path):
         batch = Batch(x[index], images.labels[index], index, block_seed(5, block))
         found = run_attack(find_attack("pgd-5"), model, batch, THREAT)
         expected[index] = ~found.broken
-    assert torch.equal(report.withstand["pgd-5"], expected)
-    assert 0 < pgd.right == int(expected.sum()) < clean.right, "or this shows little"
-    assert len(report.findings) == 4, "outputs were not examined here"
+    assert torch.equal(report.robust["pgd-5"], expected)
+    assert 0 < pgd.right == int(expected.sum()) < clean.right, "otherwise the test shows little"
+    assert len(report.findings) == 4, "no static checks here"
     content = json.loads(json.dumps(report.as_json()))
     assert content["results"][1]["accuracy"] == pgd.right / NUM
     rows = pq.read_table(one.export()).to_pylist()
     assert sum(row["attack"] == "clean" for row in rows) == NUM
 
 
-def test_checks_are_judged_once_they_are_complete(images, nets, tmp_path):
+def test_findings_come_once_all_steps_of_the_checks_have_run(images, nets, tmp_path):
     checks = check_ensembles(30, 4)
     outputs = run_static_checks(nets["a"].load(), to_unit(images.images), images.labels).findings
     one = ModelEvaluation(
@@ -127,7 +132,7 @@ def test_checks_are_judged_once_they_are_complete(images, nets, tmp_path):
     )
     assert one.check_findings() == ()
     first, steps = None, []
-    for step, _, _ in one.run(pool_of(nets, one), lookup({})):
+    for step, _, _ in one.run(pool_of(nets, one), transfer_lookup({})):
         steps.append(step)
         if first is None and one.check_findings():
             first = step
@@ -136,56 +141,58 @@ def test_checks_are_judged_once_they_are_complete(images, nets, tmp_path):
     assert report.findings == (*outputs, *one.check_findings())
     assert {step.block for step in steps if step.attack == "square-1000"} == {0, 1}
     assert {step.block for step in steps if step.attack == "pgd-20"} == {0, 1, 2}, (
-        "what is reported is made on all blocks, though a check needs fewer"
+        "a reported attack runs on all blocks, though its check needs fewer"
     )
 
 
-def test_a_suite_that_grows_goes_on_with_what_is_there(images, nets, tmp_path):
+def test_a_larger_suite_reuses_saved_outcomes(images, nets, tmp_path):
     common = settings(images, tmp_path)
-    _, first = made(nets, ModelEvaluation(common, "a", "digest-a", main_of("pgd-2")))
+    _, first = run(nets, ModelEvaluation(common, "a", "digest-a", main_of("pgd-2")))
     larger = ModelEvaluation(common, "a", "digest-a", main_of("pgd-2", "fgsm"))
-    report, more = made(nets, larger)
+    report, more = run(nets, larger)
     assert (first, more) == (6, 3)
     renamed = ModelEvaluation(common, "other", "digest-a", main_of("pgd-2", "fgsm"))
-    again, none = made(nets, renamed)
+    again, none = run(nets, renamed)
     assert none == 0, "the same network under another name"
     assert again.folder == report.folder
     assert [r.right for r in again.results] == [r.right for r in report.results]
-    _, all_of_them = made(nets, ModelEvaluation(common, "b", "digest-b", main_of("pgd-2")))
-    assert all_of_them == 6, "another network"
+    _, steps = run(nets, ModelEvaluation(common, "b", "digest-b", main_of("pgd-2")))
+    assert steps == 6, "another network"
     two = replace(common, seed=6)
-    assert made(nets, ModelEvaluation(two, "a", "digest-a", main_of("pgd-2")))[1] == 6
+    assert run(nets, ModelEvaluation(two, "a", "digest-a", main_of("pgd-2")))[1] == 6
 
 
 def test_two_networks_are_compared_on_the_same_samples(images, nets, tmp_path):
     common = settings(images, tmp_path)
     reports = [
-        made(nets, ModelEvaluation(common, name, f"digest-{name}", main_of("pgd-5")))[0]
+        run(nets, ModelEvaluation(common, name, f"digest-{name}", main_of("pgd-5")))[0]
         for name in ("a", "b")
     ]
     clean, pgd = differences(reports)
     assert (clean.attack, pgd.attack) == ("clean", "pgd-5")
-    first, second = (report.withstand["pgd-5"] for report in reports)
+    first, second = (report.robust["pgd-5"] for report in reports)
     assert pgd.found.only_first == int((first & ~second).sum())
     assert pgd.as_json()["difference"] == pytest.approx(
         reports[0].results[1].accuracy - reports[1].results[1].accuracy
     )
 
 
-def test_targets_are_judged_by_the_samples_of_a_surrogate(images, nets, tmp_path):
+def test_targets_are_attacked_with_the_samples_of_a_surrogate(images, nets, tmp_path):
     common = settings(images, tmp_path)
-    maker = ModelEvaluation(common, "a", "digest-a", (crafting("pgd-5"),))
+    surrogate = ModelEvaluation(common, "a", "digest-a", (surrogate_ensemble("pgd-5"),))
     target = ModelEvaluation(
         common,
         "b",
         "digest-b",
-        (*main_of("pgd-5"), transferred("pgd-5", "a", maker.store.identity)),
-        transfer={transfer_name("pgd-5", "a", maker.store.identity): ("pgd-5", "a")},
+        (*main_of("pgd-5"), transfer_ensemble("pgd-5", "a", surrogate.store.identity)),
+        transfer={transfer_name("pgd-5", "a", surrogate.store.identity): ("pgd-5", "a")},
     )
     itself = ModelEvaluation(common, "a", "digest-a", main_of("pgd-5"))
-    list(maker.run(pool_of(nets, maker, target), lookup({})))
-    found = lookup({transfer_name("pgd-5", "a", maker.store.identity): (maker.store, "pgd-5")})
-    report, _ = made(nets, target, made_before=found)
+    list(surrogate.run(pool_of(nets, surrogate, target), transfer_lookup({})))
+    found = transfer_lookup(
+        {transfer_name("pgd-5", "a", surrogate.store.identity): (surrogate.store, "pgd-5")}
+    )
+    report, _ = run(nets, target, lookup=found)
     source, model, x = nets["a"].load(), nets["b"].load(), to_unit(images.images)
     right = predicted(model, x) == images.labels
     for block, first in enumerate(range(0, NUM, 20)):
@@ -193,49 +200,49 @@ def test_targets_are_judged_by_the_samples_of_a_surrogate(images, nets, tmp_path
         batch = Batch(x[index], images.labels[index], index, block_seed(5, block))
         x_adv = run_attack(find_attack("pgd-5"), source, batch, THREAT).x_adv
         right[index] &= predicted(model, x_adv) == images.labels[index]
-    name = transfer_name("pgd-5", "a", maker.store.identity)
-    assert torch.equal(report.withstand[name], right)
+    name = transfer_name("pgd-5", "a", surrogate.store.identity)
+    assert torch.equal(report.robust[name], right)
     clean, white, black = report.results
-    assert white.right < black.right < clean.right, "or this shows little"
+    assert white.right < black.right < clean.right, "otherwise the test shows little"
     assert "transfer from a stronger than white box" in {
         finding.check for finding in report.findings
     }
     assert not report.suspicions
-    own, _ = made(nets, itself)
+    own, _ = run(nets, itself)
     matrix = transfer_matrix([own, report], "pgd-5", {"a": name})
     assert matrix.clean == (own.results[0], clean)
     assert matrix.surrogates == {"a": (own.results[1], black)}
     assert matrix.white_box == (own.results[1], white)
 
 
-def test_the_same_weights_with_other_answers_are_another_network(images, nets, tmp_path):
-    """As where it reads a file, or a constant of another module, that has changed."""
+def test_the_same_weights_with_other_outputs_are_another_network(images, nets, tmp_path):
+    """Such as after a change of a file or a constant that the network reads."""
     common = settings(images, tmp_path)
     x, y = to_unit(images.images), images.labels
-    known = run_static_checks(nets["a"].load(), x, y).outputs
+    known = run_static_checks(nets["a"].load(), x, y).fingerprint
     first = ModelEvaluation(common, "a", "digest-a", main_of("fgsm"), fingerprint=known)
-    assert made(nets, first)[1] == 6
+    assert run(nets, first)[1] == 6
     others = [
         replace(known, logits=-known.logits),
-        replace(known, slopes=torch.zeros_like(known.slopes)),
+        replace(known, gradients=torch.zeros_like(known.gradients)),
         replace(known, random=True),
     ]
     folders = {first.store.folder}
     for other in others:
         changed = replace(first, fingerprint=other)
-        assert made(nets, changed)[1] == 6, "not a single outcome of another one"
+        assert run(nets, changed)[1] == 6, "no outcome of the other network is reused"
         folders.add(changed.store.folder)
-        assert made(nets, replace(first, fingerprint=other))[1] == 0
+        assert run(nets, replace(first, fingerprint=other))[1] == 0
     assert len(folders) == 4
-    rounded = replace(known, logits=known.logits + 1e-5, slopes=1.01 * known.slopes)
-    assert made(nets, replace(first, fingerprint=rounded))[1] == 0
+    rounded = replace(known, logits=known.logits + 1e-5, gradients=1.01 * known.gradients)
+    assert run(nets, replace(first, fingerprint=rounded))[1] == 0
     assert len({replace(first, fingerprint=o).store.identity for o in (known, *others)}) == 4
-    work = WorkerJob(nets, images, {"a": main_of("fgsm")}, THREAT, 5, fingerprint={"a": others[0]})
-    with pytest.raises(UserError, match="a answers otherwise in a worker"):
-        Attackers(work)("a")
+    job = WorkerJob(nets, images, {"a": main_of("fgsm")}, THREAT, 5, fingerprint={"a": others[0]})
+    with pytest.raises(UserError, match="a has other outputs in a worker"):
+        Attackers(job)("a")
 
 
-def test_a_network_in_half_precision_is_attacked_by_all(images, nets, tmp_path):
+def test_all_attacks_support_half_precision(images, nets, tmp_path):
     class Half(Net):
         def load(self):
             model = copy.deepcopy(self.model).bfloat16()
@@ -244,7 +251,7 @@ def test_a_network_in_half_precision_is_attacked_by_all(images, nets, tmp_path):
     half = {"a": Half(1, images)}
     common = settings(images.at_most(10), tmp_path)
     one = ModelEvaluation(common, "a", "digest", main_of("apgd-ce", "square-1000", "fab-t"))
-    report, _ = made(half, one)
+    report, _ = run(half, one)
     assert len(report.results) == 4
 
 
@@ -253,10 +260,10 @@ class ToHalf(nn.Module):
         return x.bfloat16()
 
 
-def test_exported_samples_have_their_places_in_the_data_set(images, nets, tmp_path):
+def test_exported_samples_have_their_index_in_the_data_set(images, nets, tmp_path):
     some = images.at_most(20)
     one = ModelEvaluation(settings(some, tmp_path), "a", "digest-a", main_of("pgd-2"), keep=True)
-    made(nets, one)
+    run(nets, one)
     rows = pq.read_table(one.export()).to_pylist()
     places = {row["selected"]: row["sample"] for row in rows if row["attack"] == "clean"}
     assert places == {k: k * NUM // 20 for k in range(20)}
@@ -267,8 +274,8 @@ def test_exported_samples_have_their_places_in_the_data_set(images, nets, tmp_pa
     assert float((tensors["x_adv"] - x).abs().max()) <= THREAT.eps + 1e-6
 
 
-def test_samples_that_are_selected_otherwise_have_the_same_starts(images, nets, tmp_path):
-    """PGD's depends on the image's place in the data set."""
+def test_random_starts_do_not_depend_on_the_selection(images, nets, tmp_path):
+    """They depend on the index in the data set."""
     some = images.at_most(20)
     found = []
     for chosen in (some, some.subset([3, 7])):
@@ -282,34 +289,36 @@ def test_samples_that_are_selected_otherwise_have_the_same_starts(images, nets, 
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_the_export_has_what_earlier_commands_made(images, nets, tmp_path):
+def test_the_export_includes_outcomes_of_earlier_commands(images, nets, tmp_path):
     common = settings(images, tmp_path)
     for name in ("pgd-2", "fgsm"):
         one = ModelEvaluation(common, "a", "digest-a", main_of(name))
-        made(nets, one)
+        run(nets, one)
     attacks = {row["attack"] for row in pq.read_table(one.export()).to_pylist()}
     assert attacks == {"clean", "pgd-2", "fgsm"}
 
 
-def test_an_attack_that_makes_no_image_is_doubtful(images, nets, tmp_path):
+def test_an_attack_without_valid_images_is_suspicious(images, nets, tmp_path):
     broken = EvaluationAttack("broken", lambda model, batch, threat: batch.x * float("nan"))
     one = ModelEvaluation(
         settings(images, tmp_path), "a", "digest", (Ensemble("broken", (broken,)),)
     )
-    report, _ = made(nets, one)
+    report, _ = run(nets, one)
     assert [finding.check for finding in report.suspicions] == ["no images of broken"]
 
 
-def test_surrogates_of_one_name_are_told_apart():
-    names = {transferred("pgd-5", "net", digest * 10).name for digest in ("a", "b")}
+def test_surrogates_with_the_same_name_are_distinguished():
+    names = {transfer_ensemble("pgd-5", "net", digest * 10).name for digest in ("a", "b")}
     assert len(names) == 2
 
 
-def test_all_adversarial_samples_can_be_kept(images, nets, tmp_path):
+def test_all_adversarial_samples_can_be_saved(images, nets, tmp_path):
     one = ModelEvaluation(settings(images, tmp_path), "a", "digest-a", main_of("pgd-2"), keep=True)
-    steps = list(one.run(pool_of(nets, one), lookup({})))
-    kept = [one.store.adversarial(step) for step, _, _ in steps if step.attack == "pgd-2"]
+    steps = list(one.run(pool_of(nets, one), transfer_lookup({})))
+    kept = [one.store.load_x_adv(step) for step, _, _ in steps if step.attack == "pgd-2"]
     assert all(x_adv.shape == (len(samples), 3, 8, 8) for samples, x_adv in kept)
-    assert [known for _, _, known in steps] == [False] * 6
-    assert not list(tmp_path.glob("*/clean/**/*.safetensors")), "those of the attacks alone"
-    assert made(nets, replace(one, keep=True))[1] == 0
+    assert [cached for _, _, cached in steps] == [False] * 6
+    assert not list(tmp_path.glob("*/clean/**/*.safetensors")), (
+        "only attacks have adversarial samples"
+    )
+    assert run(nets, replace(one, keep=True))[1] == 0

@@ -1,4 +1,4 @@
-"""A classifier found anywhere is the same classifier, in any process."""
+"""Model sources give the same classifier in any process, wherever it was found."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 @pytest.fixture
 def user_nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module of the user in the current folder, of which no other test knows."""
+    """Writes a user's module, unique to the test, into the current folder."""
     name = f"nets_{tmp_path.name.replace('-', '_')}"
     path = tmp_path / f"{name}.py"
     path.write_text(USER_NETS)
@@ -145,7 +145,7 @@ def same(model: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("which", ["best", "last", "best-averaged", "last-averaged"])
-def test_a_run_and_its_files_give_the_same_subject(trained, which):
+def test_a_run_and_its_files_give_the_same_source(trained, which):
     by_run, by_file = find(trained.path, which), find(trained.weights(which))
     assert same(by_run.source.load(), original(trained, which))
     assert by_run.source == by_file.source
@@ -165,7 +165,7 @@ def test_a_run_by_its_name_gives_the_chosen_model(trained):
     assert f'"which": "{name.removeprefix("tiny-")}"' in chosen[0]
 
 
-def test_a_run_that_has_not_ended_offers_its_checkpoints(trained, tmp_path):
+def test_an_unfinished_run_has_checkpoints(trained, tmp_path):
     folder = RunFolder(shutil.copytree(trained.path, tmp_path / "cut"))
     for path in folder.path.glob("*.safetensors"):
         path.unlink()
@@ -180,7 +180,7 @@ def test_a_run_that_has_not_ended_offers_its_checkpoints(trained, tmp_path):
     assert find(newest).source.name.startswith("cut-step-000000")
 
 
-def test_the_digest_is_of_the_network_and_not_of_its_name_or_file(trained):
+def test_the_digest_depends_on_the_network_alone(trained):
     state, built_as = load_file(trained.weights("best")), architecture(
         "small-cnn", num_classes=10, image_size=8, width=0.5, depth=4
     )  # fmt: skip
@@ -196,7 +196,7 @@ def test_the_digest_is_of_the_network_and_not_of_its_name_or_file(trained):
     assert raymi_source("one", full, state).digest != source.digest
 
 
-def test_a_familys_own_width_and_depth_are_the_same_network_as_when_they_are_given():
+def test_default_width_and_depth_equal_explicit_ones():
     plain = architecture("resnet18", num_classes=10, image_size=32)
     assert plain == architecture("resnet18", num_classes=10, image_size=32, width=1, depth=18)
 
@@ -237,13 +237,13 @@ def test_files_of_others_are_built_from_the_settings(trained, tmp_path, suffix):
     assert found.name == "copy"
     assert found.digest == find(trained.path, "best").source.digest
     other = tiny_runs.tiny_config({"model.depth": 7})
-    with pytest.raises(UserError, match=r"are not those of name=small-cnn.*model\.depth"):
+    with pytest.raises(UserError, match=r"do not fit name=small-cnn.*model\.depth"):
         find(path, config=other, **SIZES).source.load()
     with pytest.raises(UserError, match="one model: leave out last"):
         find(path, "last", **SIZES)
 
 
-def test_weights_without_their_normalisation_are_refused(tmp_path):
+def test_weights_without_normalisation_are_refused(tmp_path):
     path = tmp_path / "foreign.pt"
     torch.save(nn.Linear(3, 2).state_dict(), path)
     with pytest.raises(UserError, match=r"normalize.mean.*model=module:function"):
@@ -258,7 +258,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_files_that_are_no_state_dict_are_refused_with_what_they_are(tmp_path):
+def test_refusals_of_files_name_their_content(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"epoch": 1, "lr": 0.1}, path)
     with pytest.raises(UserError, match=r"expected a state dict.*got dict epoch, lr"):
@@ -270,11 +270,11 @@ def test_files_that_are_no_state_dict_are_refused_with_what_they_are(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_weights(tmp_path / "x.safetensors")
     (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(UserError, match=r"name ends in \.safetensors, \.pt"):
+    with pytest.raises(UserError, match=r"name that ends in \.safetensors, \.pt"):
         find(tmp_path / "x.csv")
 
 
-def test_functions_get_what_they_take_and_random_state_is_left_alone(user_nets):
+def test_functions_get_their_parameters_and_random_state_does_not_change(user_nets):
     state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     for function in ("plain", "sized", "spectral"):
         name = f"{user_nets.stem}:{function}"
@@ -305,7 +305,7 @@ def test_functions_get_raw_images(user_nets):
         ("wider_each_time", "makes another network at each call"),
     ],
 )
-def test_what_functions_do_wrong_is_said_in_one_line(user_nets, function, message):
+def test_errors_of_functions_are_one_line(user_nets, function, message):
     with pytest.raises(UserError, match=message) as refusal:
         find(f"{user_nets.stem}:{function}", **SIZES).source.load()
     assert "\n" not in str(refusal.value)
@@ -325,7 +325,7 @@ def test_changed_weights_are_refused(trained):
         dataclasses.replace(source, weights=other.weights).load()
 
 
-def test_outputs_are_checked_for_two_images_and_for_one(user_nets, trained):
+def test_outputs_are_checked_on_two_images_and_on_one(user_nets, trained):
     model = find(trained.path).source.load()
     with pytest.raises(UserError, match=r"logits \(2, 100\), got \(2, 10\)"):
         check_classifier("mine", model, 100, 8)
@@ -337,7 +337,7 @@ def test_outputs_are_checked_for_two_images_and_for_one(user_nets, trained):
         check_classifier("frozen", frozen, 10, 8)
 
 
-def test_what_is_nowhere_is_refused_with_what_there_is(trained):
+def test_an_unknown_name_is_refused_with_suggestions(trained):
     config = tiny_runs.tiny_config({"out": str(trained.path.parent)})
     with pytest.raises(UserError) as refusal:
         find("tinny", config=config)
@@ -352,17 +352,17 @@ def test_what_is_nowhere_is_refused_with_what_there_is(trained):
 
 FRESH = """
 import pickle, sys, torch
-subjects = pickle.load(open(sys.argv[1], "rb"))
+sources = pickle.load(open(sys.argv[1], "rb"))
 x = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-torch.save([subject.load()(x).detach() for subject in subjects], sys.argv[2])
+torch.save([source.load()(x).detach() for source in sources], sys.argv[2])
 """
 
 
-def test_subjects_travel_to_other_processes(trained, user_nets, tmp_path):
+def test_sources_can_be_sent_to_other_processes(trained, user_nets, tmp_path):
     program = program_source("program", exported(original(trained, "best")))
     function = function_source(f"{user_nets.stem}:sized", **SIZES)
     sources = [find(trained.path, "best").source, function, program]
-    file, out = tmp_path / "subjects.pickle", tmp_path / "logits.pt"
+    file, out = tmp_path / "sources.pickle", tmp_path / "logits.pt"
     file.write_bytes(pickle.dumps(sources))
     paths = os.pathsep.join([str(Path(tiny_runs.__file__).parents[1]), str(tmp_path)])
     subprocess.run(
@@ -373,7 +373,7 @@ def test_subjects_travel_to_other_processes(trained, user_nets, tmp_path):
         assert torch.equal(logits, source.load()(images()).detach())
 
 
-def test_a_program_is_a_network_like_any_other(trained, tmp_path):
+def test_a_program_behaves_as_its_network(trained, tmp_path):
     path = tmp_path / "net.pt2"
     path.write_bytes(exported(original(trained, "best")))
     assert not needs_data(str(path), tiny_runs.tiny_config())
@@ -395,7 +395,7 @@ def test_a_program_is_a_network_like_any_other(trained, tmp_path):
 
 
 @pytest.mark.parametrize("attack", ["pgd-3", "apgd-ce"])
-def test_programs_are_attacked_as_the_network_itself_and_left_as_they_were(trained, attack):
+def test_attacks_on_programs_equal_attacks_on_the_network(trained, attack):
     model = original(trained, "best")
     program = program_source("program", exported(model)).load()
     before = {k: v.clone() for k, v in program.state_dict().items()}
@@ -413,7 +413,7 @@ def test_programs_are_attacked_as_the_network_itself_and_left_as_they_were(train
 
 
 class MakesTensors(nn.Module):
-    """Its graph has a device written into it."""
+    """Network whose exported graph names a device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -423,7 +423,7 @@ class MakesTensors(nn.Module):
         return x.flatten(1) @ self.weight.T + torch.arange(10, device=x.device)
 
 
-def test_a_program_moves_to_another_device_with_what_its_graph_makes():
+def test_a_program_moves_with_the_tensors_that_its_graph_creates():
     program = load_program(exported(MakesTensors()), "moving")
     program.requires_grad_(False)
     moved = program.to("meta")
@@ -458,7 +458,7 @@ def test_programs_that_would_run_code_are_refused(trained, tmp_path):
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 
-def test_names_are_plain():
+def test_plain_names_are_safe_for_files():
     assert plain_name("raymi-digits@champion") == "raymi-digits-champion"
     assert plain_name("../my nets/θ:net") == "my-nets-net"
     assert plain_name("@") == "model"

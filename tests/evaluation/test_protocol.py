@@ -1,4 +1,4 @@
-"""What a ledger is bound to: everything that an outcome depends on."""
+"""Protocols: everything that an outcome depends on."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from raymi.attacks.suites import ensembles_of
 from raymi.data import ImageSet
 from raymi.evaluation.protocol import (
     OUTCOME_CODE,
+    attack_settings,
     block_size,
     code_digest,
-    name_of,
+    protocol_hash,
     protocol_of,
-    settings_of,
 )
 
 PACKAGE = Path(raymi.__file__).parent
@@ -50,16 +50,16 @@ def protocol(model="abc", seed_of_images=0, threat=Threat("linf", 0.1), **change
     ],
     ids=str,
 )
-def test_whatever_changes_an_outcome_changes_the_name(other):
-    assert name_of(protocol()) == name_of(json.loads(json.dumps(protocol())))
-    assert name_of(protocol(**other)) != name_of(protocol())
+def test_each_part_of_the_protocol_changes_its_hash(other):
+    assert protocol_hash(protocol()) == protocol_hash(json.loads(json.dumps(protocol())))
+    assert protocol_hash(protocol(**other)) != protocol_hash(protocol())
 
 
 def copy_of_the_code(folder):
     return Path(shutil.copytree(PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__")))
 
 
-def test_the_code_of_attacks_is_part_of_the_question(tmp_path):
+def test_the_code_of_attacks_is_part_of_the_protocol(tmp_path):
     assert (
         protocol()["code"] == code_digest(PACKAGE) == code_digest(copy_of_the_code(tmp_path / "a"))
     )
@@ -73,9 +73,9 @@ def test_a_change_of_any_code_that_decides_outcomes_changes_its_digest(place, tm
     assert code_digest(changed) != code_digest(PACKAGE)
 
 
-def test_settings_are_plain_and_tell_attacks_apart():
+def test_settings_are_json_and_distinguish_attacks():
     names = ["pgd-20", "pgd-20@2eps", "pgd-20@any", "autoattack", "ti-dim"]
-    settings = settings_of(ensembles_of(names, Threat("linf", 0.1), 10))
+    settings = attack_settings(ensembles_of(names, Threat("linf", 0.1), 10))
     assert json.loads(json.dumps(settings)) == settings
     assert settings["pgd-20@2eps"] != settings["pgd-20"] != settings["pgd-20@any"]
     assert {"apgd-ce", "apgd-t", "fab-t", "square"} <= set(settings)

@@ -1,4 +1,4 @@
-"""An evaluation can be cut off anywhere, goes on where it was, and ends with the same numbers."""
+"""An interrupted evaluation continues and returns the same numbers; laws of the outcome store."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import Ensemble, ensembles_of, find_attack
 from raymi.data import ImageSet
 from raymi.errors import StorageError, UserError
-from raymi.evaluation.attack_task import make
+from raymi.evaluation.attack_task import run_task
 from raymi.evaluation.blocks import CLEAN, BlockAttacker, Outcome, Schedule, Step, block_seed
 from raymi.evaluation.outcome_store import OutcomeStore
-from raymi.evaluation.scheduler import LocalPool, run
+from raymi.evaluation.scheduler import LocalPool, run_schedule
 
 THREAT = Threat("linf", 0.1)
 ENSEMBLES = (
     *ensembles_of(["pgd-3", "ti-dim"], THREAT, 5),
     Ensemble("pair", (find_attack("fgsm"), find_attack("pgd-2x2"))),
 )
-QUESTION = {"model": "abc", "threat": {"norm": "linf", "eps": 0.1}}
+PROTOCOL = {"model": "abc", "threat": {"norm": "linf", "eps": 0.1}}
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +55,27 @@ def num_steps(schedule):
 
 
 class Counting(LocalPool):
-    """Ends the evaluation, as a kill does, before the step of a number."""
+    """Counts steps; stops the evaluation before step `die_at`."""
 
     def __init__(self, attacker, die_at=None):
         super().__init__(lambda source: attacker)
-        self.made, self.die_at = 0, die_at
+        self.num_steps, self.die_at = 0, die_at
 
     def next(self):
-        if self.made == self.die_at:
+        if self.num_steps == self.die_at:
             raise KeyboardInterrupt
-        self.made += 1
+        self.num_steps += 1
         return super().next()
 
 
 def evaluate(attacker, folder, die_at=None):
-    """All outcomes by step, and how many steps were made."""
+    """Returns outcomes by step, and the number of steps that ran."""
     pool = Counting(attacker, die_at)
     found = {
-        step: outcome for step, outcome, _ in run(schedule(), OutcomeStore(folder, QUESTION), pool)
+        step: outcome
+        for step, outcome, _ in run_schedule(schedule(), OutcomeStore(folder, PROTOCOL), pool)
     }
-    return found, pool.made
+    return found, pool.num_steps
 
 
 def expect_equal(one: dict[Step, Outcome], other: dict[Step, Outcome]):
@@ -95,40 +96,40 @@ def expect_equal(one: dict[Step, Outcome], other: dict[Step, Outcome]):
 
 @pytest.fixture(scope="module")
 def whole(attacker, tmp_path_factory):
-    return evaluate(attacker, tmp_path_factory.mktemp("whole") / "ledger")[0]
+    return evaluate(attacker, tmp_path_factory.mktemp("whole") / "store")[0]
 
 
-def test_each_attack_gets_those_that_withstood_the_ones_before(whole):
+def test_each_attack_gets_the_samples_that_earlier_attacks_did_not_break(whole):
     assert len(whole) == num_steps(schedule()) == 3 * (1 + 1 + 2 + 1)
     for step, outcome in whole.items():
         if step.attack == CLEAN:
             expected = torch.arange(10 * step.block, min(23, 10 * step.block + 10))
         elif step.position == 0:
-            expected = whole[Step(CLEAN, 0, CLEAN, step.block)].left
+            expected = whole[Step(CLEAN, 0, CLEAN, step.block)].unbroken
         else:
             before = Step(step.ensemble, 0, "fgsm", step.block)
-            expected = whole[before].left
+            expected = whole[before].unbroken
         assert torch.equal(outcome.samples, expected)
     broken = {step.attack: int(outcome.broken.sum()) for step, outcome in whole.items()}
     assert max(broken.values()) > 0
 
 
 @pytest.mark.parametrize("die_at", [0, 1, 4, 9, 14])
-def test_cut_off_anywhere_it_goes_on_with_what_is_missing(die_at, attacker, whole, tmp_path):
-    folder = tmp_path / "ledger"
+def test_an_interrupted_evaluation_runs_only_missing_steps(die_at, attacker, whole, tmp_path):
+    folder = tmp_path / "store"
     with pytest.raises(KeyboardInterrupt):
         evaluate(attacker, folder, die_at)
     found, made = evaluate(attacker, folder)
-    assert made == len(whole) - die_at, "what was recorded is not made again"
+    assert made == len(whole) - die_at, "recorded steps do not run again"
     expect_equal(found, whole)
     again, made = evaluate(attacker, folder)
     assert made == 0
     expect_equal(again, whole)
 
 
-def test_the_order_of_steps_does_not_matter(attacker, whole, tmp_path):
+def test_outcomes_do_not_depend_on_the_order_of_steps(attacker, whole, tmp_path):
     class LastFirst:
-        """A pool that makes the step that was submitted last."""
+        """Pool that runs the latest task first."""
 
         workers = 1
 
@@ -139,14 +140,14 @@ def test_the_order_of_steps_does_not_matter(attacker, whole, tmp_path):
             self.waiting.append(task)
 
         def next(self):
-            return make(self.waiting.pop(), lambda source: attacker)
+            return run_task(self.waiting.pop(), lambda source: attacker)
 
-    found = run(schedule(), OutcomeStore(tmp_path / "ledger", QUESTION), LastFirst())
+    found = run_schedule(schedule(), OutcomeStore(tmp_path / "store", PROTOCOL), LastFirst())
     expect_equal({step: outcome for step, outcome, _ in found}, whole)
 
 
-def test_a_damaged_record_is_made_again(attacker, whole, tmp_path):
-    folder = tmp_path / "ledger"
+def test_a_step_with_a_damaged_file_runs_again(attacker, whole, tmp_path):
+    folder = tmp_path / "store"
     evaluate(attacker, folder)
     flipped, cut = sorted(folder.rglob("*.parquet"))[3:5]
     content = bytearray(flipped.read_bytes())
@@ -159,91 +160,91 @@ def test_a_damaged_record_is_made_again(attacker, whole, tmp_path):
     expect_equal(found, whole)
 
 
-def test_a_record_of_other_samples_is_not_used(attacker, whole, tmp_path):
-    """As after a damaged record before it, when another machine rounds otherwise."""
-    store = OutcomeStore(tmp_path / "ledger", QUESTION)
+def test_an_outcome_of_other_samples_is_not_used(attacker, whole, tmp_path):
+    """Such as after an earlier step ran again on a machine that rounds otherwise."""
+    store = OutcomeStore(tmp_path / "store", PROTOCOL)
     step = Step("pgd-3", 0, "pgd-3", 1)
-    store.record(step, attacker.perform(step, torch.tensor([10, 11]))[0])
-    expect_equal(evaluate(attacker, tmp_path / "ledger")[0], whole)
+    store.save_outcome(step, attacker.run(step, torch.tensor([10, 11]))[0])
+    expect_equal(evaluate(attacker, tmp_path / "store")[0], whole)
 
 
-def test_two_questions_never_share_a_ledger(tmp_path):
-    OutcomeStore(tmp_path / "ledger", QUESTION)
-    OutcomeStore(tmp_path / "ledger", json.loads(json.dumps(QUESTION)))
+def test_two_protocols_never_share_a_store(tmp_path):
+    OutcomeStore(tmp_path / "store", PROTOCOL)
+    OutcomeStore(tmp_path / "store", json.loads(json.dumps(PROTOCOL)))
     other = {"model": "abd", "threat": {"norm": "linf", "eps": 0.1}}
     with pytest.raises(UserError, match=r'model: there "abc", now "abd"'):
-        OutcomeStore(tmp_path / "ledger", other)
+        OutcomeStore(tmp_path / "store", other)
     with pytest.raises(UserError, match=r"threat.eps: there 0.1, now nothing"):
-        OutcomeStore(tmp_path / "ledger", {"model": "abc", "threat": {"norm": "linf"}})
+        OutcomeStore(tmp_path / "store", {"model": "abc", "threat": {"norm": "linf"}})
     for more in ({"extra": None}, {"extra": {}}):
         with pytest.raises(UserError, match=r"extra: there nothing, now (null|\{\})"):
-            OutcomeStore(tmp_path / "ledger", QUESTION | more)
+            OutcomeStore(tmp_path / "store", PROTOCOL | more)
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(UserError, match="is no ledger"):
-        OutcomeStore(tmp_path, QUESTION)
+    with pytest.raises(UserError, match="is not an outcome store"):
+        OutcomeStore(tmp_path, PROTOCOL)
 
 
-def test_attacks_may_be_added_to_a_ledger_and_never_changed(tmp_path):
-    OutcomeStore(tmp_path, QUESTION, {"pgd-3": {"steps": 3}})
-    OutcomeStore(tmp_path, QUESTION, {"fgsm": {"steps": 1}})
-    OutcomeStore(tmp_path, QUESTION, {"fgsm": {"steps": 1}, "pgd-3": {"steps": 3}})
+def test_attacks_can_be_added_to_a_store_but_not_changed(tmp_path):
+    OutcomeStore(tmp_path, PROTOCOL, {"pgd-3": {"steps": 3}})
+    OutcomeStore(tmp_path, PROTOCOL, {"fgsm": {"steps": 1}})
+    OutcomeStore(tmp_path, PROTOCOL, {"fgsm": {"steps": 1}, "pgd-3": {"steps": 3}})
     with pytest.raises(UserError, match=r"pgd-3.steps: there 3, now 4"):
-        OutcomeStore(tmp_path, QUESTION, {"pgd-3": {"steps": 4}})
+        OutcomeStore(tmp_path, PROTOCOL, {"pgd-3": {"steps": 4}})
 
 
-def test_adversarial_samples_are_kept_where_they_are_asked_for(attacker, whole, tmp_path):
+def test_requested_adversarial_samples_are_saved(attacker, whole, tmp_path):
     def made(keep):
-        pool, store = Counting(attacker), OutcomeStore(tmp_path / "ledger", QUESTION)
-        list(run(schedule(), store, pool, keep=keep))
-        return store, pool.made
+        pool, store = Counting(attacker), OutcomeStore(tmp_path / "store", PROTOCOL)
+        list(run_schedule(schedule(), store, pool, keep=keep))
+        return store, pool.num_steps
 
     made(lambda step: False)
     store, again = made(lambda step: step.attack == "pgd-3")
-    assert again == 3, "what was not kept is made again"
-    samples, x_adv = store.adversarial(Step("pgd-3", 0, "pgd-3", 1))
+    assert again == 3, "steps without saved samples run again"
+    samples, x_adv = store.load_x_adv(Step("pgd-3", 0, "pgd-3", 1))
     outcome = whole[Step("pgd-3", 0, "pgd-3", 1)]
     assert torch.equal(samples, outcome.samples)
     x = attacker.images.images[samples] / 255
     torch.testing.assert_close((x_adv - x).abs().amax((1, 2, 3)), outcome.linf)
-    assert store.adversarial(Step("ti-dim", 0, "ti-dim", 1)) is None
+    assert store.load_x_adv(Step("ti-dim", 0, "ti-dim", 1)) is None
     assert made(lambda step: step.attack == "pgd-3")[1] == 0
 
 
-def test_an_ensemble_can_take_everyone_and_few_blocks(attacker):
+def test_an_ensemble_can_attack_all_samples_of_few_blocks(attacker):
     (ensemble,) = ensembles_of(["pgd-3"], THREAT, 5)
     plan = Schedule(23, 10, [replace(ensemble, everyone=True, most=11)])
     assert num_steps(plan) == 3 + 2
     for step, samples in plan.first():
-        outcome, _ = attacker.perform(step, samples)
+        outcome, _ = attacker.run(step, samples)
         after = list(plan.after(step, outcome))
         assert len(after) == (step.block in (0, 1))
         assert all(torch.equal(samples, given) for _, given in after)
 
 
-def test_samples_made_on_another_classifier_are_only_judged(attacker, images):
+def test_samples_of_another_classifier_are_only_classified(attacker, images):
     step, samples = Step("pgd-3", 0, "pgd-3", 0), torch.arange(10)
-    own, x_adv = attacker.perform(step, samples)
-    given, same = attacker.perform(step, samples, x_adv)
+    own, x_adv = attacker.run(step, samples)
+    given, same = attacker.run(step, samples, x_adv)
     assert torch.equal(same, x_adv)
     assert torch.equal(own.predictions, given.predictions)
-    far, _ = attacker.perform(step, samples, 1 - images.images[:10] / 255)
-    assert not far.broken.any(), "what is outside of the threat does not count"
+    far, _ = attacker.run(step, samples, 1 - images.images[:10] / 255)
+    assert not far.broken.any(), "images outside of the threat do not count"
 
 
-def test_a_ledger_that_was_killed_at_its_first_write_is_begun(tmp_path):
+def test_a_store_killed_at_its_first_write_starts_again(tmp_path):
     (tmp_path / ".question.json.4711.tmp").write_text("{")
-    OutcomeStore(tmp_path, QUESTION)
+    OutcomeStore(tmp_path, PROTOCOL)
     (tmp_path / "question.json").write_text('{"model": ')
-    with pytest.raises(UserError, match="is damaged, so nobody knows"):
-        OutcomeStore(tmp_path, QUESTION)
+    with pytest.raises(UserError, match=r"is damaged, so the protocol .* is unknown"):
+        OutcomeStore(tmp_path, PROTOCOL)
 
 
-def test_one_process_at_a_time_has_a_ledger(tmp_path):
-    with OutcomeStore(tmp_path, QUESTION).lock():
-        with pytest.raises(UserError, match="is going on in another process"):
-            with OutcomeStore(tmp_path, QUESTION).lock():
+def test_a_second_process_cannot_lock_a_store(tmp_path):
+    with OutcomeStore(tmp_path, PROTOCOL).lock():
+        with pytest.raises(UserError, match="is running in another process"):
+            with OutcomeStore(tmp_path, PROTOCOL).lock():
                 pass
-    with OutcomeStore(tmp_path, QUESTION).lock():
+    with OutcomeStore(tmp_path, PROTOCOL).lock():
         pass
 
 
@@ -256,29 +257,29 @@ class Noisy(nn.Module):
         return self.model(x + 0.5 * torch.randn_like(x))
 
 
-def test_a_network_that_draws_random_numbers_has_results_of_its_own_too(attacker, images):
+def test_random_networks_have_reproducible_outcomes(attacker, images):
     noisy = BlockAttacker(Noisy(attacker.model), images, ENSEMBLES, THREAT, seed=3)
     for step in (Step(CLEAN, 0, CLEAN, 1), Step("pgd-3", 0, "pgd-3", 1)):
         found = []
         for seed in (1, 2):
             torch.manual_seed(seed)
-            found.append(noisy.perform(step, torch.arange(10, 20))[0].predictions)
+            found.append(noisy.run(step, torch.arange(10, 20))[0].predictions)
         assert torch.equal(*found)
 
 
-def test_storage_that_refuses_is_one_error(attacker, tmp_path):
-    store = OutcomeStore(tmp_path / "ledger", QUESTION)
-    (tmp_path / "ledger" / CLEAN).write_text("in the way")
+def test_a_file_that_cannot_be_written_is_a_storage_error(attacker, tmp_path):
+    store = OutcomeStore(tmp_path / "store", PROTOCOL)
+    (tmp_path / "store" / CLEAN).write_text("in the way")
     step = Step(CLEAN, 0, CLEAN, 0)
-    outcome, _ = attacker.perform(step, torch.arange(10))
-    with pytest.raises(StorageError, match="what was recorded is kept"):
-        store.record(step, outcome)
+    outcome, _ = attacker.run(step, torch.arange(10))
+    with pytest.raises(StorageError, match="recorded outcomes are safe"):
+        store.save_outcome(step, outcome)
 
 
 def test_the_export_has_a_row_for_each_sample_of_each_step(whole, tmp_path):
-    store = OutcomeStore(tmp_path / "ledger", QUESTION)
+    store = OutcomeStore(tmp_path / "store", PROTOCOL)
     for step, outcome in whole.items():
-        store.record(step, outcome)
+        store.save_outcome(step, outcome)
     store.export(tmp_path / "all.parquet")
     table = pq.read_table(tmp_path / "all.parquet")
     assert table.num_rows == sum(len(outcome.samples) for outcome in whole.values())
@@ -288,7 +289,7 @@ def test_the_export_has_a_row_for_each_sample_of_each_step(whole, tmp_path):
     assert all(row["broken"] == (row["prediction"] != row["label"]) for row in rows)
 
 
-def test_seeds_of_blocks_are_their_own():
+def test_each_block_has_its_own_seed():
     seeds = [block_seed(seed, block) for seed in (0, 1) for block in range(100)]
     assert len(set(seeds)) == 200
     assert all(0 <= seed < 2**31 for seed in seeds)

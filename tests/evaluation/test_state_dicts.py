@@ -1,4 +1,4 @@
-"""State dicts of other projects are read whatever wraps them, and never silently chosen from."""
+"""State dicts of other projects are read below any wrapper; ambiguous files are refused."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ KEYS = ["state_dict", "model_state_dict", "model_state", "model", "net", "params
         "ema_state_dict", "network", "weights", "anything"]  # fmt: skip
 
 
-def test_prefixes_in_every_order_come_off(model, tmp_path):
+def test_prefixes_in_any_order_are_removed(model, tmp_path):
     state, path = model.state_dict(), tmp_path / "w.pt"
     for prefix in PREFIXES:
         torch.save(prefixed(state, prefix), path)
         assert same(found(path), state), prefix
 
 
-def test_wrappers_between_parts_of_keys_come_off(model, tmp_path):
+def test_wrappers_between_parts_of_keys_are_removed(model, tmp_path):
     state, path = model.state_dict(), tmp_path / "w.pt"
     for wrapper in ("net.module.", "net._orig_mod.", "net.module._orig_mod."):
         inner = {key.replace("net.", wrapper, 1): value for key, value in state.items()}
@@ -82,7 +82,7 @@ def test_state_dicts_are_found_under_any_name_and_in_two_levels(model, tmp_path)
             assert same(found(path), state), (outer, inner)
 
 
-def test_averages_are_read_as_torch_writes_them(model, tmp_path):
+def test_averaged_models_of_torch_are_read(model, tmp_path):
     path = tmp_path / "swa.pt"
     averaged = torch.optim.swa_utils.AveragedModel(model)
     torch.save(averaged.state_dict(), path)
@@ -98,7 +98,7 @@ def other_values(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
 
 
-def test_of_several_models_in_a_file_the_user_names_one(model, tmp_path):
+def test_the_user_selects_one_of_several_models(model, tmp_path):
     state, path = model.state_dict(), tmp_path / "both.pt"
     average = other_values(state)
     for content, names in (
@@ -143,10 +143,10 @@ def test_a_file_is_read_by_its_content(model, tmp_path):
     assert same(found(tmp_path / "w.pt"), state)
 
 
-def test_a_mismatch_says_which_keys_or_shapes(model, tmp_path):
+def test_a_mismatch_names_keys_or_shapes(model, tmp_path):
     state, path = model.state_dict(), tmp_path / "w.pt"
     key = next(key for key in state if key.endswith("weight"))
-    for content, said in (
+    for content, message in (
         ({k: v for k, v in state.items() if k != key}, f"keys do not match: missing {key}"),
         ({**state, "net.more": torch.ones(1)}, "keys do not match: unexpected net.more"),
         ({**state, key: torch.ones(2, 5)}, rf"{key} has shape \(2, 5\), expected \("),
@@ -157,12 +157,12 @@ def test_a_mismatch_says_which_keys_or_shapes(model, tmp_path):
         ),
     ):
         torch.save({"state_dict": content}, path)
-        with pytest.raises(UserError, match=said) as refusal:
+        with pytest.raises(UserError, match=message) as refusal:
             found(path)
         assert "not trained by raymi" not in str(refusal.value)
         assert "\n" not in str(refusal.value)
     torch.save({"state_dict": state}, path)
-    with pytest.raises(UserError, match=r"not those of name=small-cnn.*keys do not match: missing"):
+    with pytest.raises(UserError, match=r"do not fit name=small-cnn.*keys do not match: missing"):
         found(path, **{"model.depth": 7})
 
 
@@ -179,14 +179,14 @@ def test_other_precisions_are_read(model, tmp_path):
 @pytest.mark.parametrize(
     ("value", "named"), [(argparse.Namespace(lr=1), "argparse.Namespace"), (np.float64(1), "numpy")]
 )
-def test_a_file_with_objects_says_which_and_what_to_save(value: Any, named, model, tmp_path):
+def test_a_refusal_of_objects_names_them_and_the_remedy(value: Any, named, model, tmp_path):
     path = tmp_path / "w.ckpt"
     torch.save({"state_dict": model.state_dict(), "args": value}, path)
     with pytest.raises(UserError, match=rf"{named}.*weights_only=False.*\['state_dict'\]"):
         found(path)
 
 
-def test_programs_under_the_name_of_weights_are_called_programs(tmp_path):
+def test_programs_with_the_suffix_of_weights_are_refused(tmp_path):
     path = tmp_path / "w.pt"
     torch.jit.script(nn.Linear(3, 2)).save(path)
     with pytest.raises(UserError, match="program of TorchScript, expected a state dict"):

@@ -21,13 +21,13 @@ from tiny_sweeps import begin, trained
 from raymi import export, probe, report, standalone, train
 from raymi.commands.cli import run_command
 from raymi.commands.compare.run import ArmRun
-from raymi.commands.evaluate.plan import planned as planned_evaluation
-from raymi.commands.report.options import requested
-from raymi.commands.report.run import planned as planned_report
+from raymi.commands.evaluate.plan import plan_evaluation
+from raymi.commands.report.options import plan_report
+from raymi.commands.report.run import read_inputs
 from raymi.evaluation.model_evaluation import ModelEvaluation
 from raymi.evaluation.outcome_store import OutcomeStore
 from raymi.ray_backend.train_driver import RunFailed
-from raymi.runs.records import Delivered
+from raymi.runs.json_types import TrackingState
 from raymi.runs.run_folder import RunFolder
 from raymi.terminal.sweep import print_sweep
 from raymi.tuning.results_table import trial_rows
@@ -132,13 +132,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert probe.main(["run=mine", "probe.steps=1"]) == 0
         folder = RunFolder(home / "runs" / "mine")
         folder.write_about({"id": "0", "recipe": "quickstart", "command": "python -m raymi.train"})
-        delivered = Delivered(uri=f"sqlite:///{home}/mlflow.db", run_id="1", offset=1)
+        delivered = TrackingState(uri=f"sqlite:///{home}/mlflow.db", run_id="1", offset=1)
         folder.tracking.write_text(delivered.model_dump_json())
         folder.machine_log(0).write_text(
             '{"kind": "machine", "time": 1.0, "metrics": {"x": 1.0}}\n'
         )
         folder.warnings.write_text("MI dominates\n")
-        (evaluation,) = assessments(EVALUATE)
+        (evaluation,) = evaluations(EVALUATE)
         (evaluation.store.folder / "report.json").write_text(json.dumps(a_report(evaluation.store)))
         sweep = begin(home / "sweeps" / "search")
         study = sweep.study()
@@ -155,21 +155,21 @@ def a_report(store: OutcomeStore) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def assessments(words: list[str]) -> list[ModelEvaluation]:
+def evaluations(words: list[str]) -> list[ModelEvaluation]:
     """The evaluations of a command line, with their ledgers open."""
-    _, targets = planned_evaluation(words, lambda _: None).assessments("cpu")
+    _, targets = plan_evaluation(words).evaluations("cpu")
     for target in targets:
         assert target.store.identity
     return targets
 
 
 def _evaluate(words: list[str]) -> int:
-    assessments(words)
+    evaluations(words)
     return 0
 
 
 def _report(words: list[str]) -> int:
-    planned_report(requested(words))
+    read_inputs(plan_report(words))
     return 0
 
 
@@ -225,7 +225,7 @@ def check(home: Path, file: str, damage: str, command: str, patch: pytest.Monkey
     path = copy / file
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     patch.chdir(copy)
-    patch.setattr(train, "launch", launch)
+    patch.setattr("raymi.commands.train.run.launch", launch)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -8,11 +8,11 @@ import pytest
 
 from raymi.commands.select.options import requested
 from raymi.errors import UserError
-from raymi.selection.candidate import Candidate, Protocol, with_interval
+from raymi.selection.candidate import Candidate, Protocol
 from raymi.selection.constraints import Constraint, split_constraints
 from raymi.selection.protocols import by_protocol, check_names, strongest
 from raymi.selection.ranking import rank
-from raymi.statistics import PairedComparison
+from raymi.statistics import PairedComparison, with_interval
 
 DIGITS = Protocol("digits-test", "d" * 32, 1000, "linf_8_255", False)
 

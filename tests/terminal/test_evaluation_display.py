@@ -1,4 +1,4 @@
-"""What is shown while attacks are made: how far each is, how long it takes, what it broke."""
+"""Display of running attacks: progress, time left, broken images."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def console():
     return Console(file=StringIO(), width=30, highlight=False)
 
 
-def test_a_line_is_one_line_whatever_is_in_it(console):
+def test_markup_and_long_paths_print_as_one_line(console):
     text = "a [bold]path[/] that is longer than the terminal is wide/file.json"
     print_line(console, text, "bold")
     assert console.file.getvalue() == text + "\n"
 
 
-def test_an_attack_ends_with_a_line_and_before_says_how_long_it_takes(console):
+def test_an_attack_shows_the_time_left_and_ends_with_a_line(console):
     with EvaluationDisplay(console) as display:
-        display.attack_with(2)
-        display.begin("net", Schedule(40, 10, MAIN), MAIN)
+        display.on_workers(2)
+        display.on_model("net", Schedule(40, 10, MAIN), MAIN)
         clean, pgd = display.bar.tasks
-        display.step(Step(CLEAN, 0, CLEAN, 0), outcome(10, 1, 0.0), known=True)
-        assert clean.fields["detail"] == "1 of 10 misclassified", "the ledger's took no time"
+        display.on_step(Step(CLEAN, 0, CLEAN, 0), outcome(10, 1, 0.0), cached=True)
+        assert clean.fields["detail"] == "1 of 10 misclassified", "cached steps take no time"
         for block, seconds in enumerate((100.0, 300.0)):
-            display.step(Step("pgd-3", 0, "pgd-3", block), outcome(10, 4, seconds), known=False)
+            display.on_step(Step("pgd-3", 0, "pgd-3", block), outcome(10, 4, seconds), cached=False)
         assert pgd.fields["detail"] == "8 of 20 broken · 0:03:20 left", "2 blocks of 200 s by 2"
-        display.step(Step("pgd-3", 0, "pgd-3", 2), outcome(10, 0, 900.0), known=True)
+        display.on_step(Step("pgd-3", 0, "pgd-3", 2), outcome(10, 0, 900.0), cached=True)
         assert pgd.fields["detail"] == "8 of 30 broken · 0:01:40 left"
-        display.step(Step("pgd-3", 0, "pgd-3", 3), outcome(10, 2, 50.0), known=False)
+        display.on_step(Step("pgd-3", 0, "pgd-3", 3), outcome(10, 2, 50.0), cached=False)
     (line,) = console.file.getvalue().splitlines()
-    assert line == ("net · pgd-3: 10 of 40 broken, 450 s of work, 1 of 4 blocks from the ledger")
+    assert line == ("net · pgd-3: 10 of 40 broken, 450 s of work, 1 of 4 blocks from disk")

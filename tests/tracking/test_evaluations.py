@@ -23,8 +23,9 @@ from rich.console import Console
 from raymi import evaluate
 from raymi.attacks.catalogue import ATTACKS, Threat
 from raymi.attacks.suites import SUITES
+from raymi.commands.evaluate.command import send_to_mlflow
 from raymi.commands.evaluate.plan import EvaluationPlan
-from raymi.commands.find_model import Found, find_model_source
+from raymi.commands.find_model import LocatedModel, find_model_source
 from raymi.evaluation.finding import Finding
 from raymi.evaluation.report import Report
 from raymi.evaluation.summary import Robustness
@@ -66,12 +67,12 @@ def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
-def mine(finished: Path, home: Path) -> Found:
+def mine(finished: Path, home: Path) -> LocatedModel:
     """The chosen classifier of the run."""
     return find_model_source("mine", tiny_runs.tiny_config({"out": str(finished / "runs")}))
 
 
-def place_of(found: Found, home: Path) -> Place:
+def place_of(found: LocatedModel, home: Path) -> Place:
     return Place(store.tracking_uri(home), found.run_id, found.model_id, found.variant)
 
 
@@ -99,7 +100,7 @@ def report_of(
         folder=folder,
         results=results,
         findings=findings,
-        withstand={},
+        robust={},
     )  # fmt: skip
 
 
@@ -440,26 +441,26 @@ def test_a_store_that_does_not_answer_costs_one_line(home, capsys, monkeypatch, 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(Exception):  # noqa: B017 whatever MLflow raises
         log(report_of(home), Place(uri), home)
-    said = tracked(home, Found(source=None))
+    said = tracked(home, LocatedModel(source=None))
     (line,) = said.splitlines()
     assert "did not take the evaluation of mine-best: " in line
     assert line.endswith("nothing is lost, deliver it with: python -m raymi.evaluate model=mine")
     assert SECRET not in said + "".join(capsys.readouterr())
 
 
-def tracked(home: Path, *found: Found) -> str:
+def tracked(home: Path, *found: LocatedModel) -> str:
     """What `raymi.evaluate` says of MLflow."""
     (home / "outcomes.parquet").write_bytes(b"outcomes")
     reports = [report_of(home, model=str(k) * 64) for k, _ in enumerate(found)]
     plan = SimpleNamespace(
-        targets=[SimpleNamespace(found=one) for one in found],
+        targets=[SimpleNamespace(model=one) for one in found],
         request=SimpleNamespace(command="python -m raymi.evaluate model=mine"),
         config=tiny_runs.tiny_config(),
         data="digits-test",
     )
     console = Console(highlight=False, width=80)
     with console.capture() as shown:
-        evaluate.send_to_mlflow(console, _as_plan(plan), reports)
+        send_to_mlflow(console, _as_plan(plan), reports)
     return shown.get()
 
 

@@ -21,7 +21,7 @@ from raymi.evaluation.blocks import CLEAN, Outcome, Step
 from raymi.evaluation.finding import Finding
 from raymi.evaluation.outcome_store import OutcomeStore
 from raymi.evaluation.report import Report
-from raymi.evaluation.summary import summarise, withstood
+from raymi.evaluation.summary import robust_samples, summarise
 from raymi.tracking import candidates, store
 from raymi.tracking.evaluations import Place, log_evaluation
 
@@ -99,14 +99,14 @@ def evaluated(
             given, given, labels, labels, broken, ~zeros.bool(), zeros, zeros, 0.0
         )
     for step, outcome in steps.items():
-        store.record(step, outcome)
+        store.save_outcome(step, outcome)
     files = [home / "outcomes.parquet"] if outcomes else []
     store.export(home / "outcomes.parquet")
     made = list(steps.items())
     report = Report(
         name=model.name, data=data, num=NUM, protocol=protocol, attacks={}, folder=home,
         results=summarise(made, [Ensemble(attack, (find_attack(attack),))]), findings=(finding,),
-        withstand={name: withstood(made, name, NUM) for name in (CLEAN, attack)},
+        robust={name: robust_samples(made, name, NUM) for name in (CLEAN, attack)},
     )  # fmt: skip
     variant = None if registered().get(model.name) else model.name
     place = Place(store.tracking_uri(home), model.source_run_id, model.model_id, variant)

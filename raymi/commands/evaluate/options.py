@@ -1,5 +1,4 @@
-"""What an evaluation consists of: from the words of its command to checked classifiers, images and
-attacks."""
+"""Options of `raymi.evaluate`, and the settings, images and attacks that they select."""
 
 from __future__ import annotations
 
@@ -13,22 +12,24 @@ from typing import Any
 
 from raymi.attacks.catalogue import ATTACKS, Threat, find_attack
 from raymi.attacks.suites import ENSEMBLES, SUITES, Ensemble, ensembles_of, suite
-from raymi.commands.find_model import WHICH
+from raymi.commands.command_line import split_command_line, value_problems
 from raymi.commands.option_types import names, new_file, new_folder, whole, with_json
 from raymi.config import Config, ScalingConfig
 from raymi.data import DATASETS, ImageSet
 from raymi.engine.validation import load_data
 from raymi.errors import UserError, did_you_mean
-from raymi.formatting import shown
-from raymi.overrides import Words, as_typed, examine, flatten, nest, split_words
+from raymi.formatting import as_typed, shown
+from raymi.overrides import examine, flatten, nest
 from raymi.ray_backend.session import as_many_as_fit, check_this_machine
+from raymi.runs.events import MODELS
 from raymi.runs.run_paths import home_folder
 
+COMMAND = "python -m raymi.evaluate"
 SPLITS = ("test", "val")
-OWN: dict[str, Iterable[str]] = {
+OPTIONS: dict[str, Iterable[str]] = {
     "model": (),
     "surrogate": (),
-    "which": WHICH,
+    "which": MODELS,
     "suite": SUITES,
     "attacks": (*ENSEMBLES, *ATTACKS),
     "split": SPLITS,
@@ -38,34 +39,44 @@ OWN: dict[str, Iterable[str]] = {
     "results": (),
     "json": (),
 }
-_TAKEN = (
+"""Options of the command with their known values."""
+_ACCEPTED = (
     "data.", "model.", "attack.norm", "attack.eps", "evaluation.block", "scaling.workers",
     "scaling.use_gpu", "scaling.cpus_per_worker", "scaling.wait_minutes", "scaling.max_failures",
     "tracking.enabled", "tracking.experiment", "seed", "out",
 )  # fmt: skip
 _TRAINING_ONLY = ("data.flip", "data.crop_padding", "data.generated")
 _OF_RUN = ("data.", "attack.norm", "attack.eps")
-"""Keys that a run brings along."""
+"""Settings that a run supplies."""
 _OF_VALIDATION = ("data.val_fraction", "data.split_seed")
-_INSTEAD = {
+_REMEDIES = {
     "attack.steps": "name the attack, such as attacks=pgd-40",
     "evaluation.steps": "name the attack, such as attacks=pgd-40",
     "evaluation.max_samples": "give samples=N",
     "tracking.registered_name": "name the model, such as model=models:/NAME@ALIAS",
 }
-"""Remedies for keys of a training that mean something here, too."""
+"""Remedies for settings of training that have a counterpart here."""
 
 _CHECKS = 200
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a command line asks for, as far as it can be judged without a classifier.
+    """Parsed command line.
 
-    `models`, `surrogates`, names as they were given; `which` of a run's models, None: the chosen
-    one; `names` of what is reported; `samples`, None: all; `checks`, samples that are looked at for
-    signs of false robustness; `settings`, given keys of `Config`; `results`, folder of all ledgers;
-    `command` that continues it.
+    Args:
+        models: names of the classifiers to evaluate, as the user gave them.
+        surrogates: names of the classifiers that make samples for them.
+        which: one of a run's models; None: the chosen one.
+        names: attacks and ensembles to report.
+        split: "test" or "val".
+        samples: number of images; None: all.
+        checks: number of images that are attacked for signs of false robustness.
+        keep: keep adversarial images.
+        results: folder of all outcome stores.
+        json: file for all numbers.
+        settings: given settings of `Config`, by key.
+        command: the command that continues the evaluation.
     """
 
     models: tuple[str, ...]
@@ -83,62 +94,71 @@ class Request:
 
 
 def takes(key: str) -> bool:
-    """Whether an evaluation takes a key of `Config`."""
-    return key.startswith(_TAKEN) and not key.startswith(_TRAINING_ONLY)
+    """Returns whether an evaluation accepts a key of `Config`."""
+    return key.startswith(_ACCEPTED) and not key.startswith(_TRAINING_ONLY)
 
 
 def requested(words: Sequence[str]) -> Request:
-    """The words of a command line, judged.
+    """Parses a command line.
 
-    Raises: UserError with a line for each thing that is wrong.
+    Raises:
+        UserError: with a line for each problem.
     """
-    problems: list[str] = []
-    parsed = split_words(with_json(words, problems), OWN)
-    own = parsed.own
-    problems += parsed.problems
-    problems += [
-        f"{key} decides nothing in an evaluation: "
-        + _INSTEAD.get(key, "leave it out (--help lists the keys that count)")
-        for key in flatten(parsed.settings)
-        if not takes(key)
-    ]
-    models, surrogates = (names(key, own.get(key), problems) for key in ("model", "surrogate"))
-    if not models and "model" not in own:
+    joined: list[str] = []
+    options, settings, problems = split_command_line(
+        with_json(words, joined),
+        OPTIONS,
+        takes,
+        lambda key: (
+            f"{key} decides nothing in an evaluation: "
+            + _REMEDIES.get(key, "leave it out (--help lists the keys that count)")
+        ),
+    )
+    problems[:0] = joined
+    models, surrogates = (names(key, options.get(key), problems) for key in ("model", "surrogate"))
+    if not models and "model" not in options:
         problems.append(
             "model=NAME is needed: a run, a registered model (models:/NAME@ALIAS), a file of "
             "weights, or module:function; several with commas between them"
         )
-    reported = _reported(own, surrogates, problems)
+    reported = _reported(options, surrogates, problems)
     files = any(map(os.path.isfile, (*models, *surrogates)))  # may hold models of any name
     for key in ("split", "keep") if files else ("which", "split", "keep"):
-        if key in own and own[key] not in OWN[key]:
-            problems.append(f"{key}: expected {' | '.join(OWN[key])}, got {shown(own[key])}")
+        if key in options and options[key] not in OPTIONS[key]:
+            expected = " | ".join(OPTIONS[key])
+            problems.append(f"{key}: expected {expected}, got {shown(options[key])}")
+    results = home_folder() / "evaluations"
     request = Request(
         models=models,
         surrogates=surrogates,
-        which=own.get("which"),
+        which=options.get("which"),
         names=reported,
-        split=own.get("split", "test"),
-        samples=whole("samples", own.get("samples"), None, problems),
-        checks=whole("checks", own.get("checks"), _CHECKS, problems, least=0),
-        keep=own.get("keep") == "true",
-        results=new_folder("results", own.get("results"), home_folder() / "evaluations", problems),
-        json=new_file("json", own.get("json"), problems),
-        settings=flatten(parsed.settings),
-        command=f"python -m raymi.evaluate {shlex.join(words)}".strip(),
+        split=options.get("split", "test"),
+        samples=whole("samples", options.get("samples"), None, problems),
+        checks=whole("checks", options.get("checks"), _CHECKS, problems, least=0),
+        keep=options.get("keep") == "true",
+        results=new_folder("results", options.get("results"), results, problems),
+        json=new_file("json", options.get("json"), problems),
+        settings=settings,
+        command=f"{COMMAND} {shlex.join(words)}".strip(),
     )
-    problems += _wrong_values(parsed)
+    problems += value_problems(settings)
     if problems:
         raise UserError("\n".join(problems))
     return request
 
 
-def configured(request: Request, trained: Sequence[Config | None]) -> Config:
-    """The configuration of an evaluation: that of the runs which trained its classifiers, as far as
-    it concerns images and threat, with the given settings laid over it.
+def evaluation_config(request: Request, trained: Sequence[Config | None]) -> Config:
+    """Returns the configuration of an evaluation.
 
-    Args: trained, for each classifier the configuration of its run, where that is known.
-    Raises: UserError where runs differ in what is not given, or where nothing names the data.
+    The training runs supply images and threat; settings of the request take precedence.
+
+    Args:
+        request: parsed command line.
+        trained: configuration of each classifier's training run; None: unknown.
+
+    Raises:
+        UserError: runs differ in settings that are not given, or the data are unknown.
     """
     known = [_of_run(one, request) for one in trained if one is not None]
     problems = []
@@ -165,28 +185,28 @@ def configured(request: Request, trained: Sequence[Config | None]) -> Config:
             f"attack.norm={norm} needs a radius: give attack.eps=..., as "
             f"{as_typed(threat['attack.eps'])} is meant for {threat['attack.norm']}"
         )
-    config, wrong = examine(nest({**base, **request.settings}))
-    if problems or wrong:
-        raise UserError("\n".join([*problems, *wrong]))
+    config, wrong_values = examine(nest({**base, **request.settings}))
+    if problems or wrong_values:
+        raise UserError("\n".join([*problems, *wrong_values]))
     return config
 
 
 def _of_run(config: Config, request: Request) -> dict[str, Any]:
-    """What a run says of images and threat; where its images were, if they are still those."""
-    said = flatten(config.model_dump())
+    """Returns a run's settings of images and threat; its data.root only for the same data set."""
+    settings = flatten(config.model_dump())
     other = request.settings.get("data.name", config.data.name) != config.data.name
     return {
         key: value
-        for key, value in said.items()
+        for key, value in settings.items()
         if key.startswith(_OF_RUN) and takes(key) and not (other and key == "data.root")
     }
 
 
-def scaling_of(request: Request, config: Config) -> ScalingConfig:
-    """As many workers as were asked for, or as this machine has GPUs or cores for, or the cluster
-    has room for.
+def resolve_scaling(request: Request, config: Config) -> ScalingConfig:
+    """Returns the requested workers, or as many as fit on this machine or the cluster.
 
-    Raises: UserError where it has not enough.
+    Raises:
+        UserError: this machine has too few cores or GPUs.
     """
     scaling = config.scaling
     if "scaling.workers" not in request.settings:
@@ -195,15 +215,15 @@ def scaling_of(request: Request, config: Config) -> ScalingConfig:
     return scaling
 
 
-def images_of(
+def load_images(
     request: Request, config: Config, warn: Callable[[str], None] = warnings.warn
 ) -> tuple[ImageSet, str]:
-    """Loads the images that are attacked.
+    """Loads the images to attack.
 
     Args:
-        request: what the command line asks for.
-        config: of the run, with the request's settings.
-        warn: takes a warning about images that splits share.
+        request: parsed command line.
+        config: of the evaluation.
+        warn: receives a warning about images that splits share.
 
     Returns:
         The images, and the name of the set.
@@ -214,18 +234,19 @@ def images_of(
     splits = load_data(config)
     if splits.warning:
         warn(splits.warning)
-    whole = splits.test if request.split == "test" else splits.val
-    if not len(whole):
+    split = splits.test if request.split == "test" else splits.val
+    if not len(split):
         raise UserError(f"{config.data.name} has no {request.split} images: give another split")
-    images, name = whole.at_most(request.samples), f"{config.data.name}-{request.split}"
-    # Numbers of a selection never stand under the name of all.
-    return images, name if len(images) == len(whole) else f"{name}-{len(images)}"
+    images, name = split.at_most(request.samples), f"{config.data.name}-{request.split}"
+    # A selection has a name of its own, so that its numbers never stand for all images.
+    return images, name if len(images) == len(split) else f"{name}-{len(images)}"
 
 
-def attacks_of(request: Request, config: Config, num_classes: int) -> tuple[Ensemble, ...]:
-    """What is reported of each classifier, beside clean accuracy.
+def select_attacks(request: Request, config: Config, num_classes: int) -> tuple[Ensemble, ...]:
+    """Returns the ensembles to report, without clean accuracy.
 
-    Raises: UserError with a line for each attack that cannot be used on this threat and data.
+    Raises:
+        UserError: with a line for each attack that does not support the threat or the data.
     """
     threat = Threat(config.attack.norm, config.attack.eps)
     if threat.eps == 0:
@@ -239,32 +260,32 @@ def attacks_of(request: Request, config: Config, num_classes: int) -> tuple[Ense
 
 
 def _reported(
-    own: dict[str, str], surrogates: Sequence[str], problems: list[str]
+    options: dict[str, str], surrogates: Sequence[str], problems: list[str]
 ) -> tuple[str, ...]:
-    """What is reported: a suite's, or the attacks that are named."""
-    if "attacks" in own and "suite" in own:
+    """Returns the names of a suite, or the given attacks."""
+    if "attacks" in options and "suite" in options:
         problems.append("suite and attacks are both given: keep one")
     reported: tuple[str, ...] = ("pgd-40",) if surrogates else suite("standard")
-    if "suite" in own:
+    if "suite" in options:
         try:
-            reported = suite(own["suite"])
+            reported = suite(options["suite"])
         except UserError as error:
             problems.append(str(error))
-    if "attacks" in own:
-        reported = names("attacks", own["attacks"], problems)
+    if "attacks" in options:
+        reported = names("attacks", options["attacks"], problems)
     for name in reported:
         if name in ENSEMBLES and surrogates:
             problems.append(
                 f"{name} is an ensemble, and surrogates make samples with single attacks: give "
                 "attacks=pgd-40, say"
             )
-        elif name not in ENSEMBLES and (problem := _wrong_attack(name)) is not None:
+        elif name not in ENSEMBLES and (problem := _attack_problem(name)) is not None:
             problems.append(problem)
     return reported
 
 
-def _wrong_attack(name: str) -> str | None:
-    """Why there is no such attack; None where there is."""
+def _attack_problem(name: str) -> str | None:
+    """Returns why a name is not an attack; None: it is one."""
     try:
         find_attack(name)
     except UserError as error:
@@ -279,10 +300,3 @@ def _wrong_attack(name: str) -> str | None:
             return f"unknown attack {shown(name)}: {did_you_mean(plain, known)}"
         return str(error)
     return None
-
-
-def _wrong_values(parsed: Words) -> list[str]:
-    """What is wrong with given settings, whatever the classifier's run says beside them."""
-    taken = {key: value for key, value in flatten(parsed.settings).items() if takes(key)}
-    # Without a norm it is the run's; of the two, l2 takes the larger radii.
-    return examine(nest({"data.name": "digits", "attack.norm": "l2", **taken}))[1]

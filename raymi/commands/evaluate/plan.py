@@ -1,4 +1,4 @@
-"""Everything that an evaluation needs, found, loaded and checked before any attack begins."""
+"""Plan of an evaluation: classifiers, images and attacks, loaded and checked before any attack."""
 
 from __future__ import annotations
 
@@ -11,50 +11,67 @@ from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import Ensemble
 from raymi.commands.evaluate.options import (
     Request,
-    attacks_of,
-    configured,
-    images_of,
+    evaluation_config,
+    load_images,
     requested,
-    scaling_of,
+    resolve_scaling,
+    select_attacks,
 )
-from raymi.commands.find_model import Found, find_model_source, needs_data
+from raymi.commands.find_model import LocatedModel, find_model_source, needs_data
 from raymi.config import Config, ScalingConfig
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.errors import UserError, what_happened
 from raymi.evaluation.attack_checks import check_ensembles
-from raymi.evaluation.fingerprint import NUM
+from raymi.evaluation.fingerprint import NUM_IMAGES
 from raymi.evaluation.model_evaluation import ModelEvaluation, Settings
 from raymi.evaluation.model_source import ModelSource, check_classifier
 from raymi.evaluation.protocol import block_size
 from raymi.evaluation.scheduler import Lookup
 from raymi.evaluation.static_checks import StaticChecks, run_static_checks
-from raymi.evaluation.transfer import crafting, lookup, transfer_name, transferred
+from raymi.evaluation.transfer import (
+    surrogate_ensemble,
+    transfer_ensemble,
+    transfer_lookup,
+    transfer_name,
+)
 from raymi.evaluation.worker_job import WorkerJob
 from raymi.overrides import examine, nest
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A classifier that is attacked: as it was named, what was found under that name, and what was
-    seen of it without an attack."""
+class CheckedModel:
+    """Classifier with its static checks.
+
+    Args:
+        name: as the user gave it.
+        model: model source and origin.
+        checks: results of the static checks.
+    """
 
     name: str
-    found: Found
-    seen: StaticChecks
+    model: LocatedModel
+    checks: StaticChecks
 
     @property
     def source(self) -> ModelSource:
-        """How it is built again."""
-        return self.found.source
+        """Description from which a worker builds the classifier."""
+        return self.model.source
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """A checked evaluation.
+    """Checked evaluation.
 
-    `main`, what is reported of each target; `targets` and `surrogates`, classifiers in the order in
-    which they were named.
+    Args:
+        request: parsed command line.
+        config: data, threat and seed.
+        scaling: workers.
+        images: images to attack.
+        data: name of the images.
+        main: ensembles to report.
+        targets: classifiers to evaluate, in the order of the request.
+        surrogates: classifiers that make samples for the targets, likewise.
     """
 
     request: Request
@@ -63,147 +80,154 @@ class EvaluationPlan:
     images: ImageSet
     data: str
     main: tuple[Ensemble, ...]
-    targets: tuple[Judged, ...]
-    surrogates: tuple[Judged, ...]
+    targets: tuple[CheckedModel, ...]
+    surrogates: tuple[CheckedModel, ...]
 
     @property
     def threat(self) -> Threat:
-        """What the adversary may do."""
+        """Norm and radius of all attacks."""
         return Threat(self.config.attack.norm, self.config.attack.eps)
 
-    def work(self, assessments: Iterable[ModelEvaluation]) -> WorkerJob:
-        """All that a worker needs.
+    def worker_job(self, evaluations: Iterable[ModelEvaluation]) -> WorkerJob:
+        """Returns the job that is sent to workers.
 
-        Args: assessments, all that are to be made.
+        Args:
+            evaluations: all evaluations to run.
         """
-        everyone = (*self.surrogates, *self.targets)
+        models = (*self.surrogates, *self.targets)
         ensembles: dict[str, tuple[Ensemble, ...]] = {}
-        for evaluation in assessments:  # a surrogate may be a target, too
+        for evaluation in evaluations:  # a surrogate may be a target, too
             name = evaluation.name
             ensembles[name] = (*ensembles.get(name, ()), *evaluation.ensembles)
         return WorkerJob(
-            sources={one.source.name: one.source for one in everyone},
+            sources={one.source.name: one.source for one in models},
             images=self.images,
             ensembles=ensembles,
             threat=self.threat,
             seed=self.config.seed,
-            fingerprint={one.source.name: one.seen.outputs for one in everyone},
+            fingerprint={one.source.name: one.checks.fingerprint for one in models},
         )
 
-    def assessments(self, device: str) -> tuple[list[ModelEvaluation], list[ModelEvaluation]]:
-        """Those in which surrogates make samples, and those of the targets, in their order.
+    def evaluations(self, device: str) -> tuple[list[ModelEvaluation], list[ModelEvaluation]]:
+        """Returns the evaluations of surrogates and of targets, in the order of the request.
 
-        Args: device, "cpu" or "cuda".
-        Raises: UserError, StorageError, as `OutcomeStore` does.
+        Args:
+            device: "cpu" or "cuda".
+
+        Raises:
+            UserError: as `OutcomeStore`.
+            StorageError: as `OutcomeStore`.
         """
-        given = self.request.settings.get("evaluation.block")
-        common = Settings(
+        block = self.request.settings.get("evaluation.block")
+        settings = Settings(
             self.images,
             self.data,
             self.threat,
             seed=self.config.seed,
-            block=block_size(len(self.images)) if given is None else self.config.evaluation.block,
+            block=block_size(len(self.images)) if block is None else self.config.evaluation.block,
             device=device,
             threads=self.scaling.cpus_per_worker,
             results=self.request.results,
         )
-        makers = [
+        surrogates = [
             ModelEvaluation(
-                common,
+                settings,
                 one.source.name,
                 one.source.digest,
-                main=tuple(crafting(ensemble.name) for ensemble in self.main),
-                fingerprint=one.seen.outputs,
+                main=tuple(surrogate_ensemble(ensemble.name) for ensemble in self.main),
+                fingerprint=one.checks.fingerprint,
             )
             for one in self.surrogates
         ]
         targets = [
-            self._of_target(common, one, [m for m in makers if m.name != one.source.name])
+            self._of_target(settings, one, [s for s in surrogates if s.name != one.source.name])
             for one in self.targets
         ]
-        return makers, targets
+        return surrogates, targets
 
     def _of_target(
-        self, common: Settings, target: Judged, makers: Sequence[ModelEvaluation]
+        self, settings: Settings, target: CheckedModel, surrogates: Sequence[ModelEvaluation]
     ) -> ModelEvaluation:
-        """Args: makers, the surrogates that are not the target itself."""
-        own = [e for e in self.main if target.seen.differentiable or not _by_gradient(e)]
-        made = [
-            (transferred(e.name, maker.name, maker.store.identity), e.name, maker.name)
+        """Returns the evaluation of a target on itself and on the samples of other surrogates."""
+        white_box = [e for e in self.main if target.checks.differentiable or not _needs_gradient(e)]
+        transferred = [
+            (transfer_ensemble(e.name, one.name, one.store.identity), e.name, one.name)
             for e in self.main
-            for maker in makers
+            for one in surrogates
         ]
-        itself = {ensemble.name for ensemble in own}
+        names = {ensemble.name for ensemble in white_box}
         return ModelEvaluation(
-            common,
+            settings,
             target.source.name,
             target.source.digest,
-            main=(*own, *(ensemble for ensemble, _, _ in made)),
+            main=(*white_box, *(ensemble for ensemble, _, _ in transferred)),
             checks=self._checks(target),
-            seen=target.seen.findings,
-            fingerprint=target.seen.outputs,
-            transfer={e.name: (attack, maker) for e, attack, maker in made if attack in itself},
+            static_findings=target.checks.findings,
+            fingerprint=target.checks.fingerprint,
+            transfer={e.name: (attack, one) for e, attack, one in transferred if attack in names},
             keep=self.request.keep,
         )
 
-    def made_before(self, makers: Sequence[ModelEvaluation]) -> Lookup:
-        """Finds what surrogates made, for the targets."""
-        return lookup(
+    def lookup(self, surrogates: Sequence[ModelEvaluation]) -> Lookup:
+        """Returns a function that finds the surrogates' samples for the targets."""
+        return transfer_lookup(
             {
-                transfer_name(ensemble.name, maker.name, maker.store.identity): (
-                    maker.store,
-                    ensemble.name,
-                )
-                for maker in makers
+                name: (one.store, ensemble.name)
                 for ensemble in self.main
+                for one in surrogates
+                for name in self.transfer_names(ensemble.name, [one]).values()
             }
         )
 
-    def made_on(self, attack: str, makers: Sequence[ModelEvaluation]) -> dict[str, str]:
-        """By the name of each surrogate under which what an attack made on it is reported."""
-        return {
-            maker.name: transfer_name(attack, maker.name, maker.store.identity) for maker in makers
-        }
+    def transfer_names(self, attack: str, surrogates: Sequence[ModelEvaluation]) -> dict[str, str]:
+        """Returns the name of the transfer accuracy under an attack, by surrogate."""
+        return {one.name: transfer_name(attack, one.name, one.store.identity) for one in surrogates}
 
-    def _checks(self, target: Judged) -> tuple[Ensemble, ...]:
+    def _checks(self, target: CheckedModel) -> tuple[Ensemble, ...]:
         if not self.request.checks:
             return ()
         return check_ensembles(
             self.request.checks,
             len(self.images.class_names),
-            differentiable=target.seen.differentiable,
+            differentiable=target.checks.differentiable,
         )
 
 
-def planned(words: Sequence[str], tell: Callable[[str], None] = print) -> EvaluationPlan:
-    """The evaluation that a command line asks for, with everything checked that can be.
+def plan_evaluation(
+    words: Sequence[str], log: Callable[[str], None] = lambda line: None
+) -> EvaluationPlan:
+    """Plans and checks the evaluation of a command line.
 
-    Args: words; tell, takes a line about what takes a while.
-    Raises: UserError with a line for each thing that is wrong.
+    Args:
+        words: of the command line.
+        log: receives lines about slow parts, and warnings.
+
+    Raises:
+        UserError: with a line for each problem.
     """
     request = requested(words)
-    given, _ = examine(nest(request.settings))  # where runs are, and how bare weights are built
+    given, _ = examine(nest(request.settings))  # folder of runs, architecture of bare weights
     names = tuple(dict.fromkeys((*request.surrogates, *request.models)))
-    found: dict[str, Found] = {
+    models: dict[str, LocatedModel] = {
         name: find_model_source(name, given, which=request.which)
         for name in names
         if not needs_data(name, given)
     }
-    config = configured(request, [one.config for one in found.values()])
-    scaling = scaling_of(request, config)
-    images, data = images_of(request, config, lambda text: tell(f"warning: {text}"))
+    config = evaluation_config(request, [one.config for one in models.values()])
+    scaling = resolve_scaling(request, config)
+    images, data = load_images(request, config, lambda text: log(f"warning: {text}"))
     num_classes, image_size = len(images.class_names), images.images.shape[-1]
-    main = attacks_of(request, config, num_classes)
+    main = select_attacks(request, config, num_classes)
     for name in names:
-        if name not in found:
-            found[name] = find_model_source(
+        if name not in models:
+            models[name] = find_model_source(
                 name, given, which=request.which, num_classes=num_classes, image_size=image_size
             )
-    tell(f"looking at the outputs of {', '.join(names)}")
+    log(f"checking the outputs of {', '.join(names)}")
     cuda = config.scaling.use_gpu != "false" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    judged = _distinct([_judged(name, found[name], images, device) for name in names])
-    by_name = dict(zip(names, judged, strict=True))
+    checked = _distinct([_check_model(name, models[name], images, device) for name in names])
+    by_name = dict(zip(names, checked, strict=True))
     plan = EvaluationPlan(
         request,
         config,
@@ -214,31 +238,34 @@ def planned(words: Sequence[str], tell: Callable[[str], None] = print) -> Evalua
         targets=tuple(by_name[name] for name in request.models),
         surrogates=tuple(by_name[name] for name in request.surrogates),
     )
-    _refuse_gradients(plan)
+    _refuse_without_gradients(plan)
     return plan
 
 
-def _judged(name: str, found: Found, images: ImageSet, device: torch.device) -> Judged:
-    """Loads a classifier and looks at its outputs, on a device.
+def _check_model(
+    name: str, located: LocatedModel, images: ImageSet, device: torch.device
+) -> CheckedModel:
+    """Loads a classifier and runs the static checks.
 
-    Raises: UserError where it cannot be built, does not fit the images, or changes as it answers.
+    Raises:
+        UserError: it cannot be built, does not fit the images, or changes in forward passes.
     """
-    model = found.source.load().to(device)
+    model = located.source.load().to(device)
     check_classifier(name, model, len(images.class_names), images.images.shape[-1])
-    some = images.at_most(NUM).to(device)
+    some = images.at_most(NUM_IMAGES).to(device)
     try:
-        seen = run_static_checks(model, to_unit(some.images), some.labels)
+        checks = run_static_checks(model, to_unit(some.images), some.labels)
     except Exception as error:
         raise UserError(f"{name} cannot be attacked: {what_happened(error)}") from error
-    if (refusal := seen.changes.refusal()) is not None:
+    if (refusal := checks.changes.refusal()) is not None:
         raise UserError(f"{name} cannot be evaluated: {refusal}")
-    return Judged(name, found, seen)
+    return CheckedModel(name, located, checks)
 
 
-def _refuse_gradients(plan: EvaluationPlan) -> None:
-    """Raises: UserError where an attack by gradients could not begin."""
-    attacked = plan.surrogates or plan.targets  # of a target a surrogate's samples may be all
-    blind = [one.name for one in attacked if not one.seen.differentiable]
+def _refuse_without_gradients(plan: EvaluationPlan) -> None:
+    """Raises: UserError: an attack needs gradients that a network does not have."""
+    attacked = plan.surrogates or plan.targets  # surrogates' samples may be all that targets get
+    blind = [one.name for one in attacked if not one.checks.differentiable]
     attacks = {a.name for ensemble in plan.main for a in ensemble.attacks if a.by_gradient}
     if blind and attacks:
         raise UserError(
@@ -248,30 +275,31 @@ def _refuse_gradients(plan: EvaluationPlan) -> None:
         )
 
 
-def _by_gradient(ensemble: Ensemble) -> bool:
+def _needs_gradient(ensemble: Ensemble) -> bool:
     return any(attack.by_gradient for attack in ensemble.attacks)
 
 
-def _distinct(found: Sequence[Judged]) -> tuple[Judged, ...]:
-    """With names of their own: of two that are called alike the second gets a number.
+def _distinct(models: Sequence[CheckedModel]) -> tuple[CheckedModel, ...]:
+    """Numbers classifiers that have the same name.
 
-    Raises: UserError where two are the same network.
+    Raises:
+        UserError: two are the same network.
     """
-    kept: dict[str, Judged] = {}
-    for one in found:
-        twin = next((o for o in kept.values() if _are_the_same(o, one)), None)
+    distinct: dict[str, CheckedModel] = {}
+    for one in models:
+        twin = next((other for other in distinct.values() if _is_same(other, one)), None)
         if twin is not None:
             raise UserError(
                 f"{twin.name} and {one.name} are the same network: give one of the two names"
             )
         name, number = one.source.name, 2
-        while name in kept:
+        while name in distinct:
             name, number = f"{one.source.name}-{number}", number + 1
         source = replace(one.source, name=name)
-        kept[name] = replace(one, found=replace(one.found, source=source))
-    return tuple(kept.values())
+        distinct[name] = replace(one, model=replace(one.model, source=source))
+    return tuple(distinct.values())
 
 
-def _are_the_same(one: Judged, other: Judged) -> bool:
-    same = one.source.digest == other.source.digest
-    return same and one.seen.outputs.are_those_of(other.seen.outputs)
+def _is_same(one: CheckedModel, other: CheckedModel) -> bool:
+    same_weights = one.source.digest == other.source.digest
+    return same_weights and one.checks.fingerprint.matches(other.checks.fingerprint)

@@ -1,4 +1,4 @@
-"""An evaluation from its plan to its reports, for whoever watches it."""
+"""Runs a planned evaluation, reports its events to a callback, and logs it to MLflow."""
 
 from __future__ import annotations
 
@@ -24,103 +24,113 @@ from raymi.tracking.store import tracking_uri
 
 
 class EvaluationCallback(Protocol):
-    """Somebody who wants to know how an evaluation goes on; what is left out of a subclass is not
-    looked at."""
+    """Callback for events of an evaluation; by default, methods do nothing."""
 
-    def print_line(self, message: str) -> None:
-        """A line about what happens to workers; from any thread."""
+    def on_message(self, message: str) -> None:
+        """Receives a line about workers; from any thread."""
 
-    def finding(self, finding: Finding) -> None:
-        """A check's result, as soon as it is there."""
+    def on_workers(self, num_workers: int) -> None:
+        """Called when the workers are ready."""
 
-    def attack_with(self, workers: int) -> None:
-        """The workers are there that share the blocks."""
+    def on_model(self, name: str, schedule: Schedule, main: Sequence[Ensemble]) -> None:
+        """Called before the steps of a classifier.
 
-    def begin(self, name: str, schedule: Schedule, main: Sequence[Ensemble]) -> None:
-        """A classifier's turn: `main` are the ensembles that it is reported with, the others of the
-        schedule belong to the checks."""
+        Args:
+            name: of the classifier.
+            schedule: its steps.
+            main: ensembles to report; the other ensembles of the schedule belong to the checks.
+        """
 
-    def step(self, step: Step, outcome: Outcome, known: bool) -> None:
-        """A step is done; `known`: the ledger had it."""
+    def on_step(self, step: Step, outcome: Outcome, cached: bool) -> None:
+        """Called after each step; `cached`: the outcome was in the store."""
 
-    def end(self) -> None:
-        """All steps are made."""
+    def on_finding(self, finding: Finding) -> None:
+        """Called for the result of each check."""
+
+    def on_end(self) -> None:
+        """Called after the last step."""
 
 
 class NoCallback(EvaluationCallback):
-    """Looks at nothing."""
+    """Callback that ignores all events."""
 
 
 def evaluate(
     plan: EvaluationPlan, callback: EvaluationCallback, resources: Resources | None = None
 ) -> tuple[list[Report], list[TransferMatrix]]:
-    """Makes all steps that the ledgers do not have yet, and keeps the reports beside them.
+    """Runs all steps that are not in the outcome stores, and writes reports beside the outcomes.
 
-    Args: plan; watcher; resources, of the `ray_session` that this is within; None: one is opened
-        where there are several workers.
-    Returns: the reports of the targets in the order in which they were named, and a matrix for each
-        attack that surrogates made.
-    Raises: UserError for what the user can put right; StepFailed where a step cannot be made;
-        StorageError where a ledger cannot be written; Stopped on SIGTERM.
+    Args:
+        plan: checked evaluation.
+        callback: receives events.
+        resources: of an open `ray_session`; None: one is opened if there are several workers.
+
+    Returns:
+        The reports of the targets in the order of the plan, and a transfer matrix for each attack
+        of the surrogates.
+
+    Raises:
+        UserError: the user can fix it.
+        StepFailed: a step failed.
+        StorageError: a store cannot be written.
+        Stopped: on SIGTERM.
     """
-    for judged in plan.targets:
-        for finding in judged.seen.findings:
-            callback.finding(finding)
-    with open_workspace(plan.scaling, callback.print_line, resources) as place:
-        makers, targets = plan.assessments(place.device)
-        pool = place.open_pool(plan.work([*makers, *targets]))
-        callback.attack_with(place.workers)
-        for maker in makers:
-            _make(callback, maker, pool, plan.made_before([]))
-        made_before = plan.made_before(makers)
-        reports = [_reported(_make(callback, one, pool, made_before)) for one in targets]
-        callback.end()
+    for target in plan.targets:
+        for finding in target.checks.findings:
+            callback.on_finding(finding)
+    with open_workspace(plan.scaling, callback.on_message, resources) as workspace:
+        surrogates, targets = plan.evaluations(workspace.device)
+        pool = workspace.open_pool(plan.worker_job([*surrogates, *targets]))
+        callback.on_workers(workspace.workers)
+        for surrogate in surrogates:
+            _run(callback, surrogate, pool, plan.lookup([]))
+        lookup = plan.lookup(surrogates)
+        reports = [_write_report(_run(callback, one, pool, lookup)) for one in targets]
+        callback.on_end()
     matrices = [
-        transfer_matrix(reports, ensemble.name, plan.made_on(ensemble.name, makers))
+        transfer_matrix(reports, ensemble.name, plan.transfer_names(ensemble.name, surrogates))
         for ensemble in plan.main
-        if makers
+        if surrogates
     ]
     return reports, matrices
 
 
-def _make(
-    callback: EvaluationCallback, evaluation: ModelEvaluation, pool: Pool, made_before: Lookup
+def _run(
+    callback: EvaluationCallback, evaluation: ModelEvaluation, pool: Pool, lookup: Lookup
 ) -> ModelEvaluation:
-    """Makes the steps of one classifier; what its checks say is told as soon as they have it
-    all."""
-    told, checks = False, {ensemble.name for ensemble in evaluation.checks}
+    """Runs the steps of one classifier; reports findings once the checks' attacks have run."""
+    checks = {ensemble.name for ensemble in evaluation.checks}
+    findings: tuple[Finding, ...] = ()
     with evaluation.store.lock():
-        callback.begin(evaluation.name, evaluation.schedule, evaluation.main)
-        for step, outcome, known in evaluation.run(pool, made_before):
-            callback.step(step, outcome, known)
-            if told or step.ensemble not in checks:
-                continue
-            if findings := evaluation.check_findings():
-                told = True
+        callback.on_model(evaluation.name, evaluation.schedule, evaluation.main)
+        for step, outcome, cached in evaluation.run(pool, lookup):
+            callback.on_step(step, outcome, cached)
+            if not findings and step.ensemble in checks:
+                findings = evaluation.check_findings()
                 for finding in findings:
-                    callback.finding(finding)
+                    callback.on_finding(finding)
     return evaluation
 
 
-def _reported(evaluation: ModelEvaluation) -> Report:
-    """What was found, also as files beside the outcomes."""
+def _write_report(evaluation: ModelEvaluation) -> Report:
+    """Writes the report and the exported outcomes."""
     report = evaluation.report()
     evaluation.export()
-    save_json(report.folder / "report.json", report.as_json(), "all outcomes are kept")
+    save_json(report.folder / "report.json", report.as_json(), "all outcomes are saved")
     return report
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """An evaluation that was logged to MLflow, or was refused there.
+    """Result of logging an evaluation to MLflow.
 
     Args:
         name: of the classifier.
         uri: address of the store; it may hold a password.
-        run_id: of the run that has it; None where the store refused it.
-        problem: why it refused it, in one line with the remedy.
-        untracked: the run of raymi that trained the classifier, where MLflow does not have it and
-            the evaluation got a run of its own.
+        run_id: of the MLflow run; None: the store refused the evaluation.
+        problem: reason of the refusal in one line, with the remedy.
+        untracked: training run of the classifier, if MLflow does not have it and the evaluation has
+            a separate run.
     """
 
     name: str
@@ -131,15 +141,19 @@ class Tracked:
 
 
 def track(plan: EvaluationPlan, reports: Sequence[Report]) -> Iterator[Tracked]:
-    """Tells MLflow; where it does not answer, the same evaluation tells it later.
+    """Logs reports to MLflow; if a store does not answer, the same command delivers them later.
 
-    Args: reports of the plan's targets.
-    Yields: what came of each, once it is told.
+    Args:
+        plan: of the evaluation.
+        reports: of the plan's targets.
+
+    Yields:
+        The result for each report.
     """
     home = home_folder()
-    for judged, report in zip(plan.targets, reports, strict=True):
-        found = judged.found
-        place = Place(found.uri or tracking_uri(home), found.run_id, found.model_id, found.variant)
+    for target, report in zip(plan.targets, reports, strict=True):
+        model = target.model
+        place = Place(model.uri or tracking_uri(home), model.run_id, model.model_id, model.variant)
         try:
             run_id = log_evaluation(
                 report,
@@ -149,8 +163,8 @@ def track(plan: EvaluationPlan, reports: Sequence[Report]) -> Iterator[Tracked]:
                 home=home,
                 files=[report.folder / "outcomes.parquet"],
             )
-        except Exception as error:  # whatever the server or the network does, the numbers are here
+        except Exception as error:  # any error of the server or network: the results are on disk
             yield Tracked(report.name, place.uri, problem=problem_of(error, place.uri))
         else:
-            untracked = found.folder if found.run_id is None else None
+            untracked = model.folder if model.run_id is None else None
             yield Tracked(report.name, place.uri, run_id, untracked=untracked)

@@ -18,7 +18,7 @@ from statistics import fmean
 
 import torch
 
-from raymi.commands.evaluate.plan import EvaluationPlan, planned
+from raymi.commands.evaluate.plan import EvaluationPlan, plan_evaluation
 from raymi.commands.evaluate.run import EvaluationCallback, evaluate
 from raymi.config import ScalingConfig
 from raymi.errors import StorageError, UserError, first_line
@@ -242,7 +242,7 @@ def plan_of(sweep: Sweep, runs: Sequence[TrialRun], place: Place, *words: str) -
     ]
     if samples is not None:
         asked.append(f"samples={samples}")
-    return planned(asked, lambda line: None)
+    return plan_evaluation(asked)
 
 
 def complete(sweep: Sweep, run: TrialRun, place: Place) -> None:

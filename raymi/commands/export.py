@@ -1,0 +1,108 @@
+"""Command `raymi.export`: writes a classifier that runs without raymi, in RobustBench's format.
+
+model: a run of raymi (name or folder; which=last selects another of its models than the chosen
+one), a file of weights in it, or a registered model (models:/NAME@ALIAS).
+
+Writes weights.pt, a state dict that torch.load(..., weights_only=True) reads, and architecture.py,
+which needs torch alone (and the module of a network of your own). It defines make_model() and
+load_model(), which verifies the sha256 of weights.pt and returns a torch module of raw images in
+[0, 1] to logits. folder: where to write, by default exports/NAME.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from raymi.commands.cli import print_help, wants_help
+from raymi.commands.command_line import split_command_line
+from raymi.commands.find_model import find_model_source, needs_data
+from raymi.commands.option_types import new_folder
+from raymi.config import Config
+from raymi.errors import UserError
+from raymi.evaluation.model_source import ModelSource
+from raymi.files import save
+from raymi.models.source import classifier_source
+from raymi.overrides import examine, nest
+from raymi.runs.events import MODELS
+from raymi.runs.run_paths import home_folder
+from raymi.terminal.console import Terminal
+from raymi.terminal.print_line import print_line
+
+USAGE = "python -m raymi.export model=RUN [which=NAME] [folder=FOLDER] [out=RUNS] [--help]"
+
+_LOAD_MODEL = '''WEIGHTS_SHA256 = "{sha256}"
+
+
+def load_model(path: str = "weights.pt") -> nn.Module:
+    """Returns the classifier with its weights, in eval mode; refuses a damaged file."""
+    data = pathlib.Path(path).read_bytes()
+    if hashlib.sha256(data).hexdigest() != WEIGHTS_SHA256:
+        raise ValueError(f"{{path}} is damaged, or not the file that was exported with this module")
+    model = make_model()
+    weights = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    model.load_state_dict(weights)
+    return model.eval()
+'''
+
+
+def export_command(words: Sequence[str]) -> int:
+    """Runs the command; returns its exit code."""
+    console = Terminal()
+    if wants_help(words):
+        print_help(console, USAGE, __doc__, {}, lambda key: False)
+        return 0
+    options, settings, problems = split_command_line(
+        words,
+        {"model": (), "which": MODELS, "folder": ()},
+        lambda key: key == "out",
+        lambda key: f"{key} decides nothing in an export: expected model, which, folder or out",
+    )
+    if not options.get("model"):
+        problems.append("model is needed: a run, or models:/NAME@ALIAS")
+    config, wrong_values = examine(nest(settings))
+    if problems or wrong_values:
+        raise UserError("\n".join([*problems, *wrong_values]))
+    source = exportable(options["model"], config, options.get("which"))
+    default = home_folder() / "exports" / source.name
+    folder = new_folder("folder", options.get("folder"), default, problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    export(source, folder)
+    print_line(console, f"{source.name} is in {folder}: weights.pt, architecture.py")
+    return 0
+
+
+def exportable(name: str, config: Config, which: str | None) -> ModelSource:
+    """Finds a classifier whose architecture raymi knows.
+
+    Args:
+        name: as of `model=`.
+        config: `out` is the folder of runs.
+        which: one of a run's models; None: the chosen one.
+
+    Raises:
+        UserError: there is none, or it is a function or an exported program.
+    """
+    expected = "expected a run of raymi, or a model that raymi logged in MLflow"
+    if needs_data(name, config):
+        raise UserError(f"model={name}: {expected}")
+    source = find_model_source(name, config, which=which).source
+    if source.build["kind"] != "raymi":
+        raise UserError(f"model={name}: {expected}, got an exported program, which has no source")
+    return source
+
+
+def export(source: ModelSource, folder: Path) -> None:
+    """Writes `weights.pt` and `architecture.py`.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    build = dict(source.build)
+    title = f"{source.name}: {build['name']} of {build['num_classes']} classes, exported by raymi."
+    load_model = _LOAD_MODEL.format(sha256=hashlib.sha256(source.weights).hexdigest())
+    code = classifier_source(build, ("import hashlib", "import io", "import pathlib"))
+    save(folder / "weights.pt", source.weights)
+    save(folder / "architecture.py", f'"""{title}"""\n\n{code}\n\n\n{load_model}'.encode())
