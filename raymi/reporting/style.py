@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from raymi.formatting import printable, truncate_middle
 
 WIDTH = 7.2
-"""Width of a picture in inches, that of a printed page."""
+"""Width of a picture in inches, as wide as a printed page."""
 
 FORMATS = {"png": 200, "pdf": 200}
 """File formats of a picture, with dots per inch (in a PDF, of the images in it)."""

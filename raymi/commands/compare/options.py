@@ -134,7 +134,7 @@ def _runs(
     """Returns all runs, seed by seed, so that early results are paired.
 
     Raises:
-        UserError: settings are wrong, or differ from those of runs that were started before.
+        UserError: settings are wrong, or differ from the settings of earlier sessions.
     """
     runs: list[ArmRun] = []
     problems: list[str] = []

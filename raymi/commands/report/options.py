@@ -96,7 +96,7 @@ class ReportPlan:
 
     @property
     def is_tracked(self) -> bool:
-        """Whether accuracies are read from MLflow, and the report is logged there."""
+        """True if MLflow is used: for known accuracies and to log the report."""
         return validate(nest(self.settings)).tracking.enabled
 
 
