@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def plan_comparison(words: Sequence[str]) -> Comparison:
     Raises:
         UserError: words are wrong; one line for each problem.
     """
-    known = dict.fromkeys(CompareOptions.model_fields, ())
+    known: dict[str, Iterable[str]] = dict.fromkeys(CompareOptions.model_fields, ())
     parsed = split_words(words, {**known, "recipe": BASE_RECIPES, "arms": VARIANTS})
     options, wrong = parse_options(CompareOptions, parsed.own)
     problems = [*parsed.problems, *wrong]
@@ -134,7 +134,7 @@ def _runs(
     """Returns all runs, seed by seed, so that early results are paired.
 
     Raises:
-        UserError: settings are wrong, or differ from those of runs that were started before.
+        UserError: settings are wrong, or differ from the settings of earlier sessions.
     """
     runs: list[ArmRun] = []
     problems: list[str] = []

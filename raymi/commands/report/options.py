@@ -15,11 +15,10 @@ from pydantic import TypeAdapter, ValidationError
 from raymi.commands.option_types import names, new_folder
 from raymi.config import Count, Positive, Section, Whole
 from raymi.errors import UserError, did_you_mean
-from raymi.evaluation.model_source import plain_name
-from raymi.formatting import shown
+from raymi.formatting import plain_name, shown
 from raymi.local_paths import local_path
 from raymi.overrides import examine, flatten, nest, parse_options, split_words, validate
-from raymi.reporting.files import check_folder
+from raymi.reporting.folder import check_folder
 from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import home_folder
@@ -96,7 +95,7 @@ class ReportPlan:
 
     @property
     def is_tracked(self) -> bool:
-        """Whether accuracies are read from MLflow, and the report is logged there."""
+        """True if MLflow is used: for known accuracies and to log the report."""
         return validate(nest(self.settings)).tracking.enabled
 
 
