@@ -51,6 +51,18 @@ def table_cell(text: str) -> str:
     return printable(text).replace("|", "\\|")
 
 
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of text as a Markdown table; the first row is the header."""
+    header, *others = rows
+    lines = [header, ["---"] * len(header), *others]
+    return "\n".join(f"| {' | '.join(map(table_cell, line))} |" for line in lines)
+
+
+def accuracy_text(accuracy: float, low: float, high: float) -> str:
+    """Returns an accuracy and its interval, fractions, as text: `71.3% (66.4-75.8)`."""
+    return f"{100 * accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
+
+
 def listed(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
     """Returns the first names of a list for a message, and the number of the others.
 

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Accuracy(NamedTuple):
+    """Accuracy with its 95% Wilson interval, as fractions."""
+
+    accuracy: float
+    low: float
+    high: float
+
+
+def with_interval(accuracy: float, num: int) -> Accuracy:
+    """Returns an accuracy on `num` samples with its 95% Wilson interval."""
+    return Accuracy(accuracy, *wilson_interval(round(accuracy * num), num))
 
 
 def wilson_interval(right: int, num: int) -> tuple[float, float]:

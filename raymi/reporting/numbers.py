@@ -12,7 +12,8 @@ from raymi.evaluation.protocol import threat_name
 from raymi.reporting.history import History
 from raymi.runs.kept_json import read_kept_or_none
 from raymi.runs.records import KeptReport
-from raymi.selection.candidate import CLEAN, Number, Protocol, with_interval
+from raymi.selection.candidate import CLEAN, Protocol
+from raymi.statistics import Accuracy, with_interval
 
 _DIGITS = 32
 """Of a checksum that are kept in MLflow: so questions there and here are the same."""
@@ -24,7 +25,7 @@ class Entry:
     and signs of false robustness in words."""
 
     protocol: Protocol
-    numbers: Mapping[str, Number]
+    numbers: Mapping[str, Accuracy]
     doubts: str = ""
 
 
@@ -111,7 +112,7 @@ def _of_report(kept: KeptReport) -> Entry:
     )
     numbers = {
         # As it is in the names of metrics, so that what MLflow has of it is the same attack.
-        re.sub(r"[^\w.\-]", "_", one.name, flags=re.ASCII): Number(
+        re.sub(r"[^\w.\-]", "_", one.name, flags=re.ASCII): Accuracy(
             one.accuracy, one.low95, one.high95
         )
         for one in kept.results

@@ -11,7 +11,8 @@ from raymi.commands.compare.results import markdown
 from raymi.formatting import printable
 from raymi.reporting.look import threat_text
 from raymi.reporting.numbers import Entry
-from raymi.selection.candidate import CLEAN, Number, Protocol
+from raymi.selection.candidate import CLEAN, Protocol
+from raymi.statistics import Accuracy
 
 READING = (
     "Only numbers of the same images, threat and attack share a column. Bold: the highest of its "
@@ -47,7 +48,7 @@ class Cell(NamedTuple):
     """An accuracy in a table; `best`: it is the highest of its column by more than noise, as its
     95% interval lies above that of the second."""
 
-    number: Number
+    number: Accuracy
     best: bool
 
 
@@ -128,7 +129,7 @@ def attack_text(name: str) -> str:
     return f"{text} (alpha {alpha})" if alpha else text
 
 
-def number_text(number: Number) -> str:
+def number_text(number: Accuracy) -> str:
     """An accuracy with its interval, in percent, such as `71.3 (66.4-75.8)`."""
     return f"{100 * number.accuracy:.1f} ({100 * number.low:.1f}-{100 * number.high:.1f})"
 
@@ -186,7 +187,7 @@ def _table(protocol: Protocol, found: Sequence[tuple[Compared, Entry]]) -> Compa
     return ComparisonTable(protocol, attacks, tuple(rows))
 
 
-def _best(name: str, rows: Sequence[Mapping[str, Number]]) -> Number | None:
+def _best(name: str, rows: Sequence[Mapping[str, Accuracy]]) -> Accuracy | None:
     """The highest number of a column, if it is so by more than noise."""
     numbers = sorted((row[name] for row in rows if name in row), key=lambda one: -one.accuracy)
     clear = len(numbers) > 1 and numbers[0].low > numbers[1].high

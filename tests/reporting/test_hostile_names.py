@@ -23,7 +23,8 @@ from raymi.reporting.numbers import Entry
 from raymi.reporting.outcomes import attacked
 from raymi.reporting.page import Contents, Trials
 from raymi.reporting.table import comparison_tables
-from raymi.selection.candidate import CLEAN, Protocol, with_interval
+from raymi.selection.candidate import CLEAN, Protocol
+from raymi.statistics import with_interval
 
 NAME = "[/][red]\x1b[31m\x1b]8;;http://x\x07|\n\r\u202e--\\end{x}<b>"
 SEEN = "[/][red]\\x1b[31m\\x1b]8;;http://x\\x07|\\n\\r\\u202e--\\end{x}<b>"

@@ -18,7 +18,8 @@ from raymi.reporting.table import (
     attack_text,
     comparison_tables,
 )
-from raymi.selection.candidate import CLEAN, Number, Protocol, with_interval
+from raymi.selection.candidate import CLEAN, Protocol
+from raymi.statistics import with_interval
 
 TEST = Protocol("cifar10-test", "a" * 32, 1000, "linf_8_255", of_training=False)
 DIGEST = "f" * 64
@@ -196,5 +197,5 @@ def test_markdown_has_as_many_cells_in_each_row():
 def test_json_has_fractions():
     (table,) = comparison_tables([run("a", entry(pgd_40=0.5))])
     told = json.loads(json.dumps(table.as_json()))
-    assert told["rows"][0]["accuracies"]["pgd-40"] == Number(*with_interval(0.5, 1000))._asdict()
+    assert told["rows"][0]["accuracies"]["pgd-40"] == with_interval(0.5, 1000)._asdict()
     assert told["num"] == 1000

@@ -8,11 +8,11 @@ import pytest
 
 from raymi.commands.select.options import requested
 from raymi.errors import UserError
-from raymi.selection.candidate import Candidate, Protocol, with_interval
+from raymi.selection.candidate import Candidate, Protocol
 from raymi.selection.constraints import Constraint, split_constraints
 from raymi.selection.protocols import by_protocol, check_names, strongest
 from raymi.selection.ranking import rank
-from raymi.statistics import PairedComparison
+from raymi.statistics import PairedComparison, with_interval
 
 DIGITS = Protocol("digits-test", "d" * 32, 1000, "linf_8_255", False)
 
@@ -30,7 +30,7 @@ D = model("d", clean=0.85, pgd_40=0.60)
 
 
 def order(ranking: Any) -> list[str]:
-    return [place.candidate.name for place in ranking.places]
+    return [place.candidate.name for place in ranking.ranked]
 
 
 def test_the_most_robust_is_first_and_ties_go_by_clean_accuracy_then_by_name() -> None:
@@ -41,32 +41,32 @@ def test_the_most_robust_is_first_and_ties_go_by_clean_accuracy_then_by_name() -
 
 def test_the_pareto_front_is_those_that_no_other_beats() -> None:
     ranking = rank([A, B, C, D], "pgd-40")
-    assert [p.candidate.name for p in ranking.places if p.on_front] == ["d", "a"]
+    assert [p.candidate.name for p in ranking.ranked if p.on_front] == ["d", "a"]
     twins = [model(name, clean=0.5, pgd_40=0.5) for name in "xy"]
-    assert all(place.on_front for place in rank(twins, "pgd-40").places)
+    assert all(place.on_front for place in rank(twins, "pgd-40").ranked)
 
 
 def test_who_breaks_a_constraint_is_last_with_the_reason_and_not_on_the_front() -> None:
     ranking = rank([A, B, C, D], "pgd-40", [Constraint("clean", ">=", 0.86)])
     assert ranking.chosen is A
     assert order(ranking) == ["a", "d", "b", "c"]
-    assert ranking.places[1].excluded == "not clean>=0.86"
-    assert [place.on_front for place in ranking.places] == [True, False, False, False]
+    assert ranking.ranked[1].excluded == "not clean>=0.86"
+    assert [place.on_front for place in ranking.ranked] == [True, False, False, False]
 
 
 def test_a_constraint_holds_at_its_bound_and_not_for_what_was_not_measured() -> None:
     numbers = model("x", clean=1 - 0.2, pgd_40=0.1 + 0.2).numbers
-    assert Constraint("clean", ">=", 0.8).broken_by(numbers) == ""
-    assert Constraint("pgd-40", "<=", 0.3).broken_by(numbers) == ""
-    assert Constraint("clean", ">", 0.8).broken_by(numbers) == "not clean>0.8"
-    assert Constraint("pgd-40", "<", 0.25).broken_by(numbers) == "not pgd-40<0.25"
-    assert Constraint("square", ">=", 0.0).broken_by(numbers) == "no square"
+    assert Constraint("clean", ">=", 0.8).violation(numbers) == ""
+    assert Constraint("pgd-40", "<=", 0.3).violation(numbers) == ""
+    assert Constraint("clean", ">", 0.8).violation(numbers) == "not clean>0.8"
+    assert Constraint("pgd-40", "<", 0.25).violation(numbers) == "not pgd-40<0.25"
+    assert Constraint("square", ">=", 0.0).violation(numbers) == "no square"
 
 
 def test_doubtful_models_are_not_chosen_unless_allowed() -> None:
     masked = model("m", doubts="steps", clean=0.9, pgd_40=0.9)
     assert rank([A, masked], "pgd-40").chosen is A
-    assert rank([A, masked], "pgd-40").places[1].excluded == "doubtful"
+    assert rank([A, masked], "pgd-40").ranked[1].excluded == "doubtful"
     assert rank([A, masked], "pgd-40", allow_doubtful=True).chosen is masked
     with pytest.raises(UserError, match="doubtful=allow"):
         _ = rank([masked], "pgd-40").chosen
@@ -82,7 +82,7 @@ def test_where_none_satisfies_the_error_says_the_best_values_there_are() -> None
 
 def test_overlapping_intervals_are_noise_unless_pairs_say_otherwise() -> None:
     near = model("near", clean=0.9, pgd_40=0.58)
-    of = {p.candidate.name: p.difference for p in rank([B, near, C], "pgd-40").places}
+    of = {p.candidate.name: p.difference for p in rank([B, near, C], "pgd-40").ranked}
     assert of["b"] is None
     assert of["near"] is not None
     assert of["c"] is not None
@@ -95,7 +95,7 @@ def test_overlapping_intervals_are_noise_unless_pairs_say_otherwise() -> None:
         asked.append((one.name, other.name))
         return PairedComparison(1, 21, -0.02, 0.001)
 
-    (_, second, third) = rank([B, near, C], "pgd-40", paired=paired).places
+    (_, second, third) = rank([B, near, C], "pgd-40", paired=paired).ranked
     assert second.difference is not None
     assert third.difference is not None
     assert (second.difference.within_noise, second.difference.p_value) == (False, 0.001)
@@ -105,7 +105,7 @@ def test_overlapping_intervals_are_noise_unless_pairs_say_otherwise() -> None:
 
 def test_differences_are_to_the_best_that_may_be_chosen() -> None:
     ranking = rank([A, B], "pgd-40", [Constraint("clean", ">=", 0.85)])
-    assert [p.difference and round(p.difference.value, 6) for p in ranking.places] == [None, 0.1]
+    assert [p.difference and round(p.difference.value, 6) for p in ranking.ranked] == [None, 0.1]
 
 
 VAL = DIGITS._replace(data="digits-val", digest="v" * 32)

@@ -14,9 +14,9 @@ import raymi
 from raymi.commands.compare.results import markdown
 from raymi.evaluation.report import Difference
 from raymi.recipes import build_config
-from raymi.selection.candidate import Candidate, Number, Protocol
+from raymi.selection.candidate import Candidate, Protocol
 from raymi.selection.ranking import rank
-from raymi.statistics import PairedComparison
+from raymi.statistics import Accuracy, PairedComparison
 from raymi.terminal.console import Table, Terminal, progress_bar
 from raymi.terminal.evaluation import print_differences
 from raymi.terminal.print_line import print_line, print_lines, show_table
@@ -86,7 +86,7 @@ def test_names_are_literal_in_rankings_and_comparisons() -> None:
             f"m-{k}",
             None,
             protocol,
-            {"clean": Number(0.9, 0.8, 0.95), "pgd-40": Number(0.1 * k, 0.0, 1.0)},
+            {"clean": Accuracy(0.9, 0.8, 0.95), "pgd-40": Accuracy(0.1 * k, 0.0, 1.0)},
             doubts=name,
         )
         for k, name in enumerate(NAMES)

@@ -36,7 +36,7 @@ from raymi.tracking.description import (
     evaluations_in,
     with_evaluation,
 )
-from raymi.tracking.evaluations import Place, log_evaluation
+from raymi.tracking.evaluations import LoggedModelRef, log_evaluation
 from raymi.tracking.metric_names import metric_prefix
 from raymi.tracking.model_card import CARD
 
@@ -71,8 +71,8 @@ def mine(finished: Path, home: Path) -> Found:
     return find_model_source("mine", tiny_runs.tiny_config({"out": str(finished / "runs")}))
 
 
-def place_of(found: Found, home: Path) -> Place:
-    return Place(store.tracking_uri(home), found.run_id, found.model_id, found.variant)
+def place_of(found: Found, home: Path) -> LoggedModelRef:
+    return LoggedModelRef(store.tracking_uri(home), found.run_id, found.model_id, found.variant)
 
 
 def report_of(
@@ -103,7 +103,7 @@ def report_of(
     )  # fmt: skip
 
 
-def log(report: Report, place: Place, home: Path) -> str:
+def log(report: Report, place: LoggedModelRef, home: Path) -> str:
     table = home / "outcomes.parquet"
     pq.write_table(pa.table({"sample": np.arange(NUM)}), table)
     return log_evaluation(
@@ -348,7 +348,7 @@ def test_a_model_that_was_not_chosen_has_metrics_of_its_own(mine, home, finished
 
 
 def test_a_classifier_that_mlflow_does_not_know_gets_one_run_of_its_own(home):
-    place = Place(store.tracking_uri(home))
+    place = LoggedModelRef(store.tracking_uri(home))
     before = {run.info.run_id for run in runs()}
     first = log(report_of(home), place, home)
     assert first not in before
@@ -368,7 +368,7 @@ def test_its_own_run_is_never_that_of_a_training(mine, home):
     """A copy of a run's weights has the same digest, and so the same question."""
     client().update_run(mine.run_id, status="RUNNING")
     log(report_of(home), place_of(mine, home), home)
-    own = log(report_of(home), Place(store.tracking_uri(home)), home)
+    own = log(report_of(home), LoggedModelRef(store.tracking_uri(home)), home)
     assert own != mine.run_id
     assert client().get_run(mine.run_id).info.status == "RUNNING"
 
@@ -379,14 +379,14 @@ def test_a_run_that_somebody_deleted_is_as_none(mine, home):
     own = log(report_of(home), place_of(mine, home), home)
     assert own != mine.run_id
     assert client().get_run(own).info.status == "FINISHED"
-    gone = Place(store.tracking_uri(home), "0" * 32, "m-" + "0" * 32)
+    gone = LoggedModelRef(store.tracking_uri(home), "0" * 32, "m-" + "0" * 32)
     assert log(report_of(home), gone, home) == own
 
 
 def test_a_logged_model_without_a_run_is_told_too(home):
     example = np.full((2, 3, 8, 8), 0.5, dtype=np.float32)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)).eval()
-    with store.current(store.tracking_uri(home)):
+    with store.use_store(store.tracking_uri(home)):
         info = mlflow.pytorch.log_model(
             net, name="theirs", input_example=example, pip_requirements=["torch"],
             serialization_format="pt2",
@@ -439,7 +439,7 @@ def test_long_texts_are_cut_for_tags(mine, home):
 def test_a_store_that_does_not_answer_costs_one_line(home, capsys, monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(Exception):  # noqa: B017 whatever MLflow raises
-        log(report_of(home), Place(uri), home)
+        log(report_of(home), LoggedModelRef(uri), home)
     said = tracked(home, Found(source=None))
     (line,) = said.splitlines()
     assert "did not take the evaluation of mine-best: " in line

@@ -28,7 +28,7 @@ from raymi.errors import StorageError, UserError
 from raymi.files import file_lock
 from raymi.tracking import database, store
 from raymi.tracking.database import sqlite_uri
-from raymi.tracking.faults import answering
+from raymi.tracking.faults import store_errors_as_user_errors
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def use(uri: str) -> None:
 
 def refusal(uri: str) -> str:
     """Returns the one line that a fault of a store becomes."""
-    with pytest.raises(UserError) as refused, answering(uri):
+    with pytest.raises(UserError) as refused, store_errors_as_user_errors(uri):
         use(uri)
     text = str(refused.value)
     assert "\n" not in text
@@ -125,7 +125,7 @@ def test_a_schema_that_only_a_server_knows_has_the_same_remedies() -> None:
     text = "Detected out-of-date database schema (found version {}, but expected {})"
     uri = "postgresql://me:pass@host/db"
     for revision, remedy in ((known[1], "mlflow db upgrade URI"), ("ffff00000000", "--upgrade")):
-        with pytest.raises(UserError, match=remedy) as refused, answering(uri):
+        with pytest.raises(UserError, match=remedy) as refused, store_errors_as_user_errors(uri):
             raise MlflowException(text.format(revision, known[0]))
         assert "pass@" not in str(refused.value)
 
@@ -134,10 +134,10 @@ def test_the_command_for_an_address_with_a_password_takes_it_from_the_environmen
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uri = "postgresql://me:pass@host/db"
-    assert store.for_command(uri) == "URI"
+    assert store.shell_word(uri) == "URI"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert store.for_command(uri) == '"$MLFLOW_TRACKING_URI"'
-    assert store.for_command("sqlite:////a b/m.db") == "'sqlite:////a b/m.db'"
+    assert store.shell_word(uri) == '"$MLFLOW_TRACKING_URI"'
+    assert store.shell_word("sqlite:////a b/m.db") == "'sqlite:////a b/m.db'"
 
 
 def test_a_locked_database_names_who_may_hold_it(file: Path) -> None:
@@ -263,7 +263,10 @@ def test_a_full_disk_under_a_database_asks_for_space(file: Path) -> None:
 
 
 def test_a_full_disk_under_artifacts_asks_for_space(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="free space there"), answering("http://host:5000"):
+    with (
+        pytest.raises(UserError, match="free space there"),
+        store_errors_as_user_errors("http://host:5000"),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
 
 

@@ -23,7 +23,7 @@ from raymi.config import Config
 from raymi.runs.journal import Journal
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import store, tracked_run
-from raymi.tracking.left_running import PLACE, close_left_running
+from raymi.tracking.stale_runs import LOCATION, close_stale_runs
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tracking.tracker import Tracker
 
@@ -77,7 +77,7 @@ def statuses() -> dict[str, str]:
 
 
 def close() -> list[str]:
-    return close_left_running(client(), runs()[0].info.experiment_id)
+    return close_stale_runs(client(), runs()[0].info.experiment_id)
 
 
 def test_a_run_whose_process_was_killed_is_closed_by_the_next_run(config: Config) -> None:
@@ -113,9 +113,9 @@ def test_runs_of_other_machines_and_programs_are_left_alone(
     kill(hold(folder))
     (run,) = runs()
     if place is None:
-        client().delete_tag(run.info.run_id, PLACE)
+        client().delete_tag(run.info.run_id, LOCATION)
     else:
-        client().set_tag(run.info.run_id, PLACE, f"{place}{folder.path}")
+        client().set_tag(run.info.run_id, LOCATION, f"{place}{folder.path}")
     assert close() == []
     assert statuses() == {"other": "RUNNING"}
 
@@ -233,5 +233,5 @@ def test_an_interruption_is_marked_from_the_handler_of_a_signal(config: Config) 
 def test_the_folder_keeps_where_the_run_is_and_not_its_machine(config: Config) -> None:
     folder = begin(config, "mine")
     (run,) = runs()
-    assert run.data.tags[PLACE].endswith(f":{folder.path}")
-    assert PLACE not in json.loads(folder.tracking.read_text())
+    assert run.data.tags[LOCATION].endswith(f":{folder.path}")
+    assert LOCATION not in json.loads(folder.tracking.read_text())

@@ -40,7 +40,7 @@ def images(num: int = 5) -> torch.Tensor:
 def log(model: nn.Module, **how: Any) -> Any:
     """A model that somebody else logged."""
     example = np.full((2, 3, 8, 8), 0.5, dtype=np.float32)
-    with store.current(store.tracking_uri(Path.cwd())):
+    with store.use_store(store.tracking_uri(Path.cwd())):
         return mlflow.pytorch.log_model(
             model.eval(), name="theirs", input_example=example, pip_requirements=["torch"], **how
         )

@@ -16,7 +16,7 @@ from raymi.evaluation.report import Report
 from raymi.evaluation.summary import Robustness
 from raymi.reporting.files import PAGE
 from raymi.runs.run_folder import RunFolder
-from raymi.tracking.evaluations import Place, log_evaluation
+from raymi.tracking.evaluations import LoggedModelRef, log_evaluation
 from raymi.tracking.reports import find_numbers, log_report
 
 pytest.importorskip("mlflow")
@@ -129,7 +129,7 @@ def test_accuracies_that_only_mlflow_has_are_in_the_table(home):
     }
     results = tuple(Robustness(name, right, 50, ()) for name, right in (("clean", 40), ("ddn", 7)))
     told = Report("mine-best", "elsewhere", 50, protocol, {}, home / "none", results, (), {})
-    place = Place(found.uri or "", found.run_id, found.model_id)
+    place = LoggedModelRef(found.uri or "", found.run_id, found.model_id)
     log_evaluation(told, place, command="again", experiment="raymi", home=home, files=[])
     assert report.main(["mine", "samples=0"]) == 0
     tables = json.loads((home / "reports" / "mine" / "report.json").read_text())["tables"]

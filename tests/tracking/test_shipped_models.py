@@ -144,7 +144,7 @@ def test_its_card_says_what_it_is_how_to_use_it_and_what_is_doubtful(finished):
     assert "L_inf eps 0.2" in card
     assert f"| {best['num']} of digits-test | L_inf eps 0.2 | clean | {best['clean']:.1%} (" in card
     assert f"| pgd-2-of-training | {best['robust']:.1%} (" in card
-    assert "Not looked for yet: `python -m raymi.evaluate model=models:/m-" in card
+    assert "Not checked yet: run `python -m raymi.evaluate model=models:/m-" in card
     model = version.source.removeprefix("models:/")
     names = [file.path for file in client().list_logged_model_artifacts(model)]
     assert {"MODEL_CARD.md", "MLmodel", "requirements.txt"} <= set(names)

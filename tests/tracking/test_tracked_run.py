@@ -29,12 +29,12 @@ def sweep(tmp_path: Path) -> Sweep:
     return begin(tmp_path / "sweeps" / "mine", **{"optim.epochs": 1})
 
 
-def child(sweep: Sweep, parent: str, tell=lambda _: None) -> TrackedRun:
+def child(sweep: Sweep, parent: str, log=lambda _: None) -> TrackedRun:
     config, folder = sweep.config_of(VALUES, THIRD), sweep.folder_of(THIRD)
     folder.path.mkdir(parents=True, exist_ok=True)
     params = {"swept.optim.lr": 0.03}
     return TrackedRun(
-        config, folder, ABOUT, Path.cwd(), name="mine/0003", parent=parent, params=params, tell=tell
+        config, folder, ABOUT, Path.cwd(), name="mine/0003", parent=parent, params=params, log=log
     )
 
 

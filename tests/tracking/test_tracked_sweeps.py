@@ -17,8 +17,8 @@ from tiny_sweeps import CPU, begin, trained
 from raymi import select
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.tracking import store, sweeps
-from raymi.tracking.sweeps import SweepTracker
+from raymi.tracking import store, sweep_tracker
+from raymi.tracking.sweep_tracker import SweepTracker
 from raymi.tracking.tracked_sweep import TrackedSweep
 from raymi.tuning.events import Kind, News
 from raymi.tuning.results_table import Found
@@ -57,7 +57,7 @@ class Driver:
         self.tracker.start()
 
     def tell(self, kind: Kind, number: int) -> None:
-        self.tracker.news(News(kind, TrialRun(number, 0), self.study[number]))
+        self.tracker.on_trial_event(News(kind, TrialRun(number, 0), self.study[number]))
 
     def ask(self) -> Trial:
         trial = self.study.ask()
@@ -183,7 +183,7 @@ def test_all_is_seen_while_the_sweep_goes_on(sweep):
     driver.tell("began", trial.number)
     wait_until(lambda: in_mlflow()[1]["mine/0000"].info.status == "RUNNING")
     for _ in range(3):
-        assert driver.tracker.settle(WAIT)
+        assert driver.tracker.flush(WAIT)
     assert in_mlflow()[1]["mine/0000"].info.status == "RUNNING", "after some more looks at it"
     driver.finish(trial)
     wait_until(lambda: values(parent, "trials_ended") == [(1, 1)])
@@ -198,9 +198,9 @@ def test_all_is_seen_while_the_sweep_goes_on(sweep):
 def test_curves_of_the_sweep_have_a_point_for_each_trial_that_ended(sweep):
     driver = Driver(sweep)
     driver.finish()
-    assert driver.tracker.settle(WAIT)  # points of trials that end between two looks may be swapped
+    assert driver.tracker.flush(WAIT)  # points of trials that end between two looks may be swapped
     driver.fail(driver.ask(), "out of memory")
-    assert driver.tracker.settle(WAIT)
+    assert driver.tracker.flush(WAIT)
     driver.finish()
     driver.close("KILLED")
     parent, _ = in_mlflow()
@@ -241,7 +241,7 @@ def test_what_a_sweep_found_is_on_its_run(sweep):
     by_number = table.sort_values("trial")
     assert by_number["robust"].tolist() == [one.robust for one in reached]
     assert by_number["optim.lr"].tolist() == [trial.values["optim.lr"] for trial in driver.study]
-    with store.current(client().tracking_uri):
+    with store.use_store(client().tracking_uri):
         experiment = parent.info.experiment_id
         shown = client().load_table(experiment, "trials.json", run_ids=[parent.info.run_id])
     assert shown["robust"].tolist() == pytest.approx(table["robust"].tolist())
@@ -343,7 +343,7 @@ def test_a_store_that_is_away_costs_one_line_and_is_told_later(sweep, monkeypatc
     assert driver.tracker.close("KILLED", timeout=0.3) is False
     driver.tracker.join(WAIT)
     (line,) = driver.told
-    assert "does not take what it is sent: ConnectionError: " in line
+    assert "rejects data: ConnectionError: " in line
     assert line.endswith("the sweep goes on, and all of it is kept and sent again")
     outage.over = True
     Driver(sweep).close()
@@ -388,7 +388,7 @@ def test_nobody_waits_for_a_server_that_is_slow(sweep, monkeypatch):
 
 
 def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, monkeypatch):
-    monkeypatch.setattr(sweeps, "FAIL_SECONDS", WAIT)  # on a busy machine all takes longer
+    monkeypatch.setattr(sweep_tracker, "FAIL_SECONDS", WAIT)  # on a busy machine all takes longer
     driver = Driver(sweep)
     driver.finish()
     wait_until(lambda: len(runs()) == 2)
@@ -418,7 +418,7 @@ def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, mon
 def test_a_run_that_somebody_deletes_while_the_sweep_goes_on_is_made_anew(sweep):
     driver = Driver(sweep)
     driver.finish()
-    assert driver.tracker.settle(WAIT)
+    assert driver.tracker.flush(WAIT)
     under_way = driver.ask()
     wait_until(lambda: len(runs()) == 3)
     client().delete_run(deleted := driver.tracker.run_id)
@@ -431,7 +431,7 @@ def test_a_run_that_somebody_deletes_while_the_sweep_goes_on_is_made_anew(sweep)
     assert [step for step, _ in values(parent, "trials_ended")] == [1, 2, 3]
     assert {run.info.status for run in children.values()} == {"FINISHED"}
     assert set(children) == {"mine/0000", "mine/0001", "mine/0002"}
-    assert len(driver.told) == 2, "that it does not take what it is sent, and that it does again"
+    assert len(driver.told) == 2, "that the store rejects data, and that it answers again"
 
 
 def test_a_run_that_somebody_deleted_is_made_anew_with_its_children(sweep):
@@ -501,9 +501,9 @@ def test_a_look_at_what_is_delivered_does_not_keep_it_busy(sweep, monkeypatch):
     monkeypatch.setattr("raymi.tracking.delivery.POLL_SECONDS", 0.5)
     driver = Driver(sweep)
     driver.finish()
-    assert driver.tracker.settle(WAIT)
-    looks, send = [], driver.tracker.tracked.send_progress
-    driver.tracker.tracked.send_progress = lambda trials: (looks.append(1), send(trials))
+    assert driver.tracker.flush(WAIT)
+    looks, send = [], driver.tracker.tracked.log_progress
+    driver.tracker.tracked.log_progress = lambda trials: (looks.append(1), send(trials))
     since = time.monotonic()
     wait_until(lambda: len(looks) >= 3)
     assert time.monotonic() - since >= 2 * 0.5, "between three looks"

@@ -26,8 +26,8 @@ from raymi.recipes import build_config
 from raymi.runs.journal import Journal, JournalReader
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import delivery, store, tracked_run
-from raymi.tracking.description import describe
-from raymi.tracking.models import times_of
+from raymi.tracking.description import describe_run
+from raymi.tracking.models import metric_times
 from raymi.tracking.registry import register_model
 from raymi.tracking.tracker import Tracker
 
@@ -307,7 +307,7 @@ def test_what_a_store_refuses_for_a_while_is_delivered_later_and_once(
     assert followed.close("KILLED", WAIT)
     assert followed.problem is None
     assert len(told) == 2
-    assert "does not take what it is sent: ConnectionError: " in told[0]
+    assert "rejects data: ConnectionError: " in told[0]
     assert told[1] == "MLflow answers again"
     (run,) = runs()
     assert len(run.data.params) > 60
@@ -426,7 +426,7 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
     }
     assert results.items() <= run.data.metrics.items()
     note = run.data.tags["mlflow.note.content"]
-    assert note == describe(config, ABOUT, kept(folder)["evaluations"])
+    assert note == describe_run(config, ABOUT, kept(folder)["evaluations"])
     assert "| best | 1 | 95.0% (88.8-97.8) | 60.0% (50.2-69.1) |" in note
 
     assert followed.models["best"] == "models:/raymi-digits/1"
@@ -486,7 +486,7 @@ def assert_models_give_the_logits_of_their_weights(
     torch.manual_seed(9)
     x = torch.rand(5, 3, SIZE, SIZE)
     seen = []
-    with store.current(client().tracking_uri), torch.no_grad():
+    with store.use_store(client().tracking_uri), torch.no_grad():
         for which, uri in models.items():
             local = mlflow.artifacts.download_artifacts(uri)
             assert not [p for p in Path(local).rglob("*") if p.suffix in (".pkl", ".pth")]
@@ -696,12 +696,12 @@ def test_a_folder_with_any_name_has_its_own_store(name: str, tmp_path: Path) -> 
 def test_passwords_in_an_address_are_not_shown(uri: str, shown: str) -> None:
     assert store.without_password(uri) == shown
     assert "pass@" not in store.how_to_open(uri)
-    error = store.in_one_line(ValueError(f"cannot reach {uri} by http://me:pass@proxy"), uri)
+    error = store.error_line(ValueError(f"cannot reach {uri} by http://me:pass@proxy"), uri)
     assert not {"pass", "p@ss", "token", "12"} & set(re.findall(r"[\w@]+", error))
 
 
 def test_an_address_that_its_password_breaks_is_told_with_the_remedy() -> None:
-    error = store.in_one_line(ValueError("no port 'a'"), "http://ann:a/b@host:5000")
+    error = store.error_line(ValueError("no port 'a'"), "http://ann:a/b@host:5000")
     assert "%2F for /" in error
     assert "'a'" not in error, "parts of the password are taken for something else"
 
@@ -764,7 +764,7 @@ def test_the_chosen_model_is_logged_at_the_latest_time() -> None:
         ("last-averaged", 9, 3.0),
         ("best-averaged", 9, 4.0),
     ]
-    times = times_of({name: evaluated(name, *rest) for name, *rest in events})
+    times = metric_times({name: evaluated(name, *rest) for name, *rest in events})
     assert list(times)[-1] == "best"
     assert times["best"] > max(times["last"], times["last-averaged"])
     assert times["last-averaged"] == times["best-averaged"], "one model twice"

@@ -25,7 +25,7 @@ from raymi.reporting.numbers import Entry, merged, of_evaluations, of_training
 from raymi.reporting.page import Contents, Trials
 from raymi.reporting.table import comparison_tables
 from raymi.runs.run_paths import home_folder
-from raymi.tracking.faults import problem_of
+from raymi.tracking.faults import error_with_remedy
 from raymi.tracking.reports import find_numbers, log_report
 from raymi.tracking.store import without_password
 from raymi.tuning.results_table import as_columns, trial_rows
@@ -198,7 +198,7 @@ class _Known:
             self.away.add(found.uri)
             self.print_line(
                 f"accuracies in MLflow at {without_password(found.uri)} are left out "
-                f"({problem_of(error, found.uri)})"
+                f"({error_with_remedy(error, found.uri)})"
             )
             return []
         return [Entry(one.protocol, one.numbers, one.doubts) for one in numbers]
@@ -240,7 +240,7 @@ def _told(uri: str, runs: Mapping[str, str], name: str, files: list[Path]) -> Tr
             if log_report(uri, run_id, name, files):
                 told.append(run)
     except Exception as error:  # whatever the server or the network does, the report is here
-        return Tracked(tuple(runs), uri, problem_of(error, uri))
+        return Tracked(tuple(runs), uri, error_with_remedy(error, uri))
     return Tracked(tuple(told), uri)
 
 
