@@ -1,4 +1,4 @@
-"""Runs left RUNNING in MLflow by a process that is gone, and runs that a signal interrupts."""
+"""Stale runs that MLflow shows as RUNNING, and runs that a signal interrupts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def config() -> Config:
 
 
 def begin(config: Config, name: str) -> RunFolder:
-    """Begins a run in MLflow as its driver does, and leaves it there."""
+    """Starts a run in MLflow as its driver does, without ending it."""
     folder = RunFolder(Path.cwd() / "runs" / name)
     folder.write_config(config)
     TrackedRun(config, folder, {"id": name, "command": "train"}, Path.cwd()).deliver(None)
@@ -106,7 +106,7 @@ def test_a_closed_run_ends_when_its_folder_was_last_written(config: Config) -> N
 
 
 @pytest.mark.parametrize("place", ["elsewhere:", None])
-def test_runs_of_other_machines_and_programs_are_left_alone(
+def test_runs_of_other_machines_and_programs_stay_running(
     config: Config, place: str | None
 ) -> None:
     folder = begin(config, "other")
@@ -120,7 +120,7 @@ def test_runs_of_other_machines_and_programs_are_left_alone(
     assert statuses() == {"other": "RUNNING"}
 
 
-def test_nothing_follows_from_a_folder_without_a_lock_or_without_itself(config: Config) -> None:
+def test_a_run_without_folder_or_lock_stays_running(config: Config) -> None:
     first, second = begin(config, "first"), begin(config, "second")
     os.rename(second.path, second.path.with_name("away"))
     assert not (first.path / ".lock").exists()
@@ -143,7 +143,7 @@ def test_a_trial_lives_as_long_as_its_sweep(config: Config) -> None:
     assert statuses() == {"0": "KILLED"}
 
 
-def test_a_continued_run_is_running_again(config: Config) -> None:
+def test_a_resumed_run_is_running(config: Config) -> None:
     folder = begin(config, "mine")
     kill(hold(folder))
     assert len(close()) == 1
@@ -159,7 +159,7 @@ def follow(config: Config, name: str) -> Tracker:
     return followed
 
 
-def test_an_interrupted_run_is_marked_before_its_models_are_there(
+def test_an_interrupted_run_is_marked_before_its_models_are_logged(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploading, released = threading.Event(), threading.Event()
@@ -192,7 +192,7 @@ def test_an_interrupted_run_is_marked_before_its_models_are_there(
     assert statuses() == {"mine": "KILLED"}
 
 
-def test_a_run_that_is_interrupted_before_mlflow_knows_it_is_never_running(
+def test_a_run_interrupted_before_it_is_created_is_never_running(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allowed, real = threading.Event(), store.connect
@@ -210,7 +210,7 @@ def test_a_run_that_is_interrupted_before_mlflow_knows_it_is_never_running(
     assert followed.close("KILLED", WAIT)
 
 
-def test_an_interrupted_run_that_still_comes_to_its_end_is_finished(config: Config) -> None:
+def test_an_interrupted_run_that_completes_is_finished(config: Config) -> None:
     followed = follow(config, "mine")
     wait_until(lambda: statuses() == {"mine": "RUNNING"})
     assert followed.interrupt().wait(WAIT)
@@ -219,7 +219,7 @@ def test_an_interrupted_run_that_still_comes_to_its_end_is_finished(config: Conf
     assert statuses() == {"mine": "FINISHED"}
 
 
-def test_an_interruption_is_marked_from_the_handler_of_a_signal(config: Config) -> None:
+def test_a_signal_handler_marks_an_interruption(config: Config) -> None:
     followed = follow(config, "mine")
     wait_until(lambda: statuses() == {"mine": "RUNNING"})
     before = signal.signal(signal.SIGTERM, lambda *_: followed.interrupt())
@@ -230,7 +230,7 @@ def test_an_interruption_is_marked_from_the_handler_of_a_signal(config: Config) 
         signal.signal(signal.SIGTERM, before)
 
 
-def test_the_folder_keeps_where_the_run_is_and_not_its_machine(config: Config) -> None:
+def test_the_run_folder_does_not_store_its_machine(config: Config) -> None:
     folder = begin(config, "mine")
     (run,) = runs()
     assert run.data.tags[LOCATION].endswith(f":{folder.path}")
