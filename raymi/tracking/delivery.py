@@ -129,7 +129,6 @@ class Delivery(threading.Thread, ABC):
         while not self._give_up.is_set():
             closing = self._closing
             try:
-                self._connect()
                 self._deliver(closing)
             except Exception as error:  # of the server or the network; training continues
                 self._log_problem(error)
@@ -156,12 +155,8 @@ class Delivery(threading.Thread, ABC):
             done.set()
 
     @abstractmethod
-    def _connect(self) -> None:
-        """Finds or creates the run in MLflow; called before each delivery."""
-
-    @abstractmethod
     def _deliver(self, closing: str | None) -> None:
-        """Delivers new data, and the status if `closing` is one."""
+        """Finds or creates the run in MLflow, and delivers new data and the status `closing`."""
 
     @abstractmethod
     def _mark(self, status: str) -> None:

@@ -108,6 +108,7 @@ class SweepTracker(Delivery):
                 tracked.interrupt(status)
 
     def _deliver(self, closing: str | None) -> None:
+        self._connect()
         try:
             self._deliver_all(closing)
         except Exception:

@@ -44,9 +44,6 @@ class Tracker(Delivery):
         """URIs of the logged models by name; of the chosen one, its registered version."""
         return self.tracked.models
 
-    def _connect(self) -> None:
-        self.tracked.connect()
-
     def _deliver(self, closing: str | None) -> None:
         self.tracked.deliver(closing)
 
