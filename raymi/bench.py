@@ -29,7 +29,6 @@ from raymi.benchmarks.memory import measure_memory
 from raymi.benchmarks.operations import measure_operations
 from raymi.benchmarks.phases import measure_phases
 from raymi.benchmarks.plan import PARTS, Plan, planned
-from raymi.benchmarks.processes import ended_by_sigterm
 from raymi.benchmarks.profile import measure_profile
 from raymi.benchmarks.ratios import measure_ratios
 from raymi.benchmarks.report import progress, setting, show, show_setting, write_json
@@ -39,6 +38,7 @@ from raymi.benchmarks.section import MeasurementFailed, Section, failed
 from raymi.commands.cli import EXIT_FAILED, print_help, run_command, wants_help
 from raymi.ray_backend.bench_train import measure_ray
 from raymi.recipes import RECIPES
+from raymi.signals import ended_by_sigterm
 from raymi.terminal.console import Terminal
 
 USAGE = (

@@ -25,7 +25,6 @@ numbers.
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -73,9 +72,9 @@ def _evaluate(words: list[str]) -> int:
     try:
         with EvaluationDisplay(console) as display:
             reports, matrices = evaluate(plan, display)
-    except (Stopped, KeyboardInterrupt) as stop:
-        signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
-        return _ended(console, plan, f"stopped by {signal.Signals(signum).name}", 128 + signum)
+    except (Stopped, KeyboardInterrupt) as error:
+        stop = Stopped.of(error)
+        return _ended(console, plan, f"stopped by {stop.name}", stop.exit_code)
     except StepFailed as failure:
         return _ended(console, plan, f"the evaluation failed: {failure}", EXIT_FAILED)
     _show(console, plan, reports, matrices)

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from raymi.commands.cli import print_help, run_command, wants_help
-from raymi.commands.find_model import WHICH, find_model_source, needs_data
+from raymi.commands.find_model import find_model_source, needs_data
 from raymi.commands.option_types import new_folder
 from raymi.config import Config
 from raymi.errors import UserError
@@ -25,6 +25,7 @@ from raymi.evaluation.model_source import ModelSource
 from raymi.files import save
 from raymi.models.source import classifier_source
 from raymi.overrides import examine, flatten, split_words
+from raymi.runs.events import MODELS
 from raymi.runs.run_paths import home_folder
 from raymi.terminal.console import Terminal
 from raymi.terminal.print_line import print_line
@@ -56,7 +57,7 @@ def _export(words: list[str]) -> int:
     if wants_help(words):
         print_help(console, USAGE, __doc__, {}, lambda key: False)
         return 0
-    parsed = split_words(words, {"model": (), "which": WHICH, "folder": ()})
+    parsed = split_words(words, {"model": (), "which": MODELS, "folder": ()})
     problems = list(parsed.problems)
     problems += [
         f"{key} decides nothing in an export: expected model, which, folder or out"

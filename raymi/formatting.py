@@ -1,10 +1,13 @@
-"""Text for people: control characters escaped, long values shortened."""
+"""Text for people: values, numbers, threats and tables; control characters are escaped."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from raymi.statistics import Mean, Number
 
 _CONTROL = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0 and C1: ESC begins colours, links and titles of terminals
@@ -46,21 +49,91 @@ def _escape(letter: str) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def table_cell(text: str) -> str:
-    """Returns a text as the cell of a Markdown table."""
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows of text as a Markdown table, without a line end after it.
+
+    Args:
+        rows: cells of each row; the first row is the header.
+    """
+    header, *body = rows
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join(f"| {' | '.join(map(_table_cell, line))} |" for line in lines)
+
+
+def _table_cell(text: str) -> str:
     return printable(text).replace("|", "\\|")
 
 
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows of text as a Markdown table; the first row is the header."""
-    header, *others = rows
-    lines = [header, ["---"] * len(header), *others]
-    return "\n".join(f"| {' | '.join(map(table_cell, line))} |" for line in lines)
+def as_typed(value: Any) -> str:
+    """Returns a setting as a user would type it: exact, and eps as papers write it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        pixels = round(value * 255)
+        if 0 < value < 1 and value == pixels / 255 and len(repr(value)) > 6:
+            return f"{pixels}/255"
+        return repr(value).removesuffix(".0")
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(as_typed, value)) or "()"
+    return str(value)
 
 
-def accuracy_text(accuracy: float, low: float, high: float) -> str:
-    """Returns an accuracy and its interval, fractions, as text: `71.3% (66.4-75.8)`."""
-    return f"{100 * accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
+def norm_text(norm: str) -> str:
+    """Returns a norm as papers write it, such as `L_inf`."""
+    return {"linf": "L_inf", "l2": "L2"}.get(norm, norm)
+
+
+def threat_text(norm: str, eps: float) -> str:
+    """Returns a threat such as `L_inf eps 8/255`.
+
+    Args:
+        norm: "linf" or "l2".
+        eps: radius in [0, 1] pixel units.
+    """
+    return f"{norm_text(norm)} eps {as_typed(eps)}"
+
+
+def radius_text(eps: float) -> str:
+    """Returns a radius in pixel units for an axis: `8/255` for whole 255ths, otherwise `0.15`."""
+    pixels = round(255 * eps)
+    if abs(255 * eps - pixels) < 1e-6 and len(f"{eps:.6g}") > 6:
+        return f"{pixels}/255"
+    return f"{eps:.3g}"
+
+
+def percent_text(fraction: float) -> str:
+    """Returns a fraction in percent, such as `71.3%`."""
+    return f"{100 * fraction:.1f}%"
+
+
+def interval_text(low: float, high: float) -> str:
+    """Returns an interval of fractions in percent, without the sign, such as `66.4-75.8`."""
+    return f"{100 * low:.1f}-{100 * high:.1f}"
+
+
+def number_text(number: Number, unit: str = "%") -> str:
+    """Returns an accuracy with its interval in percent, such as `71.3% (66.4-75.8)`."""
+    return f"{100 * number.accuracy:.1f}{unit} ({interval_text(number.low, number.high)})"
+
+
+def mean_text(
+    mean: Mean | None, *, decimals: int = 1, signed: bool = False, unit: str = "%"
+) -> str:
+    """Returns a mean of fractions and its standard error in percent, such as `71.3 ± 0.4%`.
+
+    Args:
+        mean: None gives "-"; the error of a single value is left out.
+        decimals: number of digits after the point.
+        signed: write a plus before positive means.
+        unit: sign at the end.
+    """
+    if mean is None:
+        return "-"
+    percent = round(100 * mean.mean, decimals) + 0.0  # no -0.00
+    error = "" if mean.error is None else f" ± {100 * mean.error:.{decimals}f}"
+    return f"{percent:{'+' if signed else ''}.{decimals}f}{error}{unit}"
 
 
 def listed(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
@@ -73,6 +146,15 @@ def listed(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
     """
     more = f" (and {len(names) - most} more)" if len(names) > most else ""
     return between.join(names[:most]) + more
+
+
+def truncate_middle(text: str, most: int) -> str:
+    """Returns a name in at most `most` letters, with both ends, where names often differ."""
+    text = printable(text)
+    if len(text) <= most:
+        return text
+    end = most // 2
+    return f"{text[: most - end - 3]}...{text[-end:]}"
 
 
 def shortened(text: str, most: int = LONGEST_VALUE) -> str:

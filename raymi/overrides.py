@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from raymi.config import Accepts, Config, ModelConfig
 from raymi.errors import UserError, did_you_mean
-from raymi.formatting import LONGEST_VALUE, shortened, shown
+from raymi.formatting import LONGEST_VALUE, as_typed, shortened, shown
 from raymi.mi.forms import FORMS
 
 Tree = dict[str, Any]
@@ -211,22 +211,6 @@ def _bounds(limits: Sequence[Any]) -> Iterator[str]:
 def default_text(field: FieldInfo) -> str:
     """A key's default as it would be typed."""
     return as_typed(field.default)
-
-
-def as_typed(value: Any) -> str:
-    """A value as it would be typed: exact, and eps as it is written in papers."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        pixels = round(value * 255)
-        if 0 < value < 1 and value == pixels / 255 and len(repr(value)) > 6:
-            return f"{pixels}/255"
-        return repr(value).removesuffix(".0")
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(as_typed, value)) or "()"
-    return str(value)
 
 
 def _unknown(key: str, matches: Sequence[str], known: Sequence[str]) -> str:

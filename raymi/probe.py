@@ -26,6 +26,7 @@ from raymi.files import save_json
 from raymi.local_paths import local_path
 from raymi.models import build_model
 from raymi.overrides import examine, flatten, overlay, split_words
+from raymi.runs.events import MODELS
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import find_run
 from raymi.terminal.console import Table, Terminal, progress_bar
@@ -33,7 +34,6 @@ from raymi.terminal.print_line import print_line
 from raymi.weights import read_weights_file
 
 USAGE = "python -m raymi.probe run=RUN [out=FOLDER] [model=best] [key=value ...] [--help]"
-MODELS = ("best", "last", "best-averaged", "last-averaged")
 SECTIONS = ("probe.", "attack.", "validation.", "data.root", "data.download")
 
 

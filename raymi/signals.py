@@ -1,23 +1,47 @@
-"""SIGINT and SIGTERM: the first one requests a checkpoint, the second one ends immediately."""
+"""SIGINT and SIGTERM: requests to stop a command, and its end without clean-up."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-STOP_SECONDS = 30.0  # how long a requested stop may take before workers are ended
+STOP_SECONDS = 30.0
+"""Seconds that a requested stop may take before workers are ended."""
+
+_skips_cleanup = False
 
 
 class Stopped(Exception):
-    """The run ended on a signal, with everything up to its last checkpoint kept."""
+    """End of a command by a signal; everything up to its last checkpoint is saved.
+
+    Args:
+        signum: number of the signal.
+    """
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
         self.signum = signum
+        super().__init__(self.name)
+
+    @classmethod
+    def of(cls, error: Stopped | KeyboardInterrupt) -> Stopped:
+        """Returns the error itself, or the one for SIGINT in place of a KeyboardInterrupt."""
+        return error if isinstance(error, Stopped) else cls(signal.SIGINT)
+
+    @property
+    def name(self) -> str:
+        """Name of the signal, such as SIGINT."""
+        return signal.Signals(self.signum).name
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of the command: 128 + the number of the signal."""
+        return 128 + self.signum
 
 
 def nothing() -> None:
@@ -27,12 +51,16 @@ def nothing() -> None:
 class Signals:
     """Handler of SIGINT and SIGTERM: the first requests a stop, the second ends immediately.
 
+    A context manager; at its end the earlier handlers are restored.
+
     Args:
-        stop_file: made at the first signal.
+        stop_file: created at the first signal; None: no file.
         on_first: called in the handler of the first signal; must return immediately.
     """
 
-    def __init__(self, stop_file: Path, on_first: Callable[[], object] = nothing) -> None:
+    def __init__(
+        self, stop_file: Path | None = None, on_first: Callable[[], object] = nothing
+    ) -> None:
         self.stop_file, self.on_first = stop_file, on_first
         self.received: int | None = None
         self._deadline = 0.0
@@ -40,14 +68,9 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        self.listen()
-        return self
-
-    def listen(self) -> None:
-        """Takes both signals; what handled them at first is put back at the end."""
         for signum in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.signal(signum, self._on_signal)
-            self._before.setdefault(signum, handler)
+            self._before[signum] = signal.signal(signum, self._on_signal)
+        return self
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
@@ -59,36 +82,43 @@ class Signals:
         self.received = signum
         self._new = True
         self._deadline = time.monotonic() + STOP_SECONDS
-        with suppress(OSError):  # the run's folder may be gone
-            self.stop_file.touch()
+        if self.stop_file is not None:
+            with suppress(OSError):  # the run's folder may be gone
+                self.stop_file.touch()
         self.on_first()
 
     @property
     def name(self) -> str:
-        """Name of the signal that came."""
+        """Name of the first signal."""
         return signal.Signals(self.received or signal.SIGINT).name
 
     def is_new(self) -> bool:
-        """True once after a signal came."""
+        """Returns True once after the first signal."""
         was_new, self._new = self._new, False
         return was_new
 
     def check_before_work(self) -> None:
+        """Raises `Stopped` after a signal: before any work there is nothing to save."""
         if self.received is not None:
             raise Stopped(self.received)
 
     def check(self, *, work_has_begun: bool) -> None:
-        """Ends the wait for workers that have nothing to save yet, or that do not answer."""
+        """Raises `Stopped` after a signal once waiting for a checkpoint is useless.
+
+        Args:
+            work_has_begun: whether the workers have something to save; they then have
+                `STOP_SECONDS` to do so.
+        """
         if self.received is not None and (not work_has_begun or time.monotonic() > self._deadline):
             raise Stopped(self.received)
 
 
 @contextmanager
 def ended_by_sigterm(on_signal: Callable[[], object] = nothing) -> Iterator[None]:
-    """Lets SIGTERM end a block by a `Stopped`.
+    """Ends a block with `Stopped` at SIGTERM.
 
-    On its way it is a KeyboardInterrupt: while Ray waits, it lets no other exception of a signal's
-    handler through.
+    The handler raises a KeyboardInterrupt, the only exception of a handler that Ray lets through
+    while it waits.
 
     Args:
         on_signal: called in the handler of the first SIGTERM; must return immediately.
@@ -110,3 +140,17 @@ def ended_by_sigterm(on_signal: Callable[[], object] = nothing) -> Iterator[None
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def skip_cleanup() -> None:
+    """Requests that `exit_without_cleanup` ends the process: clean-up would wait for a hung Ray."""
+    global _skips_cleanup
+    _skips_cleanup = True
+
+
+def exit_without_cleanup(code: int) -> None:
+    """Ends the process with an exit code if `skip_cleanup` was called; returns otherwise."""
+    if _skips_cleanup:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -11,11 +11,10 @@ from __future__ import annotations
 import gc
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from raymi.runs.journal import JournalReader
 from raymi.runs.record import evaluations_of
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import check_place, with_found_runs
+from raymi.signals import Signals
 from raymi.terminal.console import Terminal
 from raymi.terminal.progress import ProgressDisplay
 from raymi.terminal.summary import print_summary
@@ -109,14 +109,13 @@ def _train(words: list[str]) -> int:
 def _run(config: Config, folder: RunFolder) -> int:
     """This process's part of a run; returns the exit code."""
     device = _join(config)
-    signals = _Signals(folder)
     try:
         context = PrintingContext(device, folder, config)
         if context.group.rank == 0:
             folder.stop_file.unlink(missing_ok=True)
             folder.write_config(config)
-        signals.listen()
-        outcome = train(config, context, folder)
+        with Signals(folder.stop_file) as signals:
+            outcome = train(config, context, folder)
         if context.group.rank == 0 and outcome.finished:
             context.report({})
             results = evaluations_of(folder)
@@ -133,26 +132,6 @@ def _run(config: Config, folder: RunFolder) -> int:
         if dist.is_initialized():
             gc.collect()  # DDP is in a cycle; the group's threads must end before the interpreter
             dist.destroy_process_group()
-
-
-class _Signals:
-    """The first SIGINT or SIGTERM asks the run to stop with a checkpoint; a second one ends it."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
-        self.received: int | None = None
-
-    def listen(self) -> None:
-        """From now on."""
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, self._on_signal)
-
-    def _on_signal(self, signum: int, _frame: object) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = signum
-        with suppress(OSError):  # the run's folder may be gone
-            self.folder.stop_file.touch()
 
 
 def _settled(config: Config) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -31,7 +30,7 @@ from raymi.ray_backend.train_driver import (
     launch,
 )
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
-from raymi.runs.record import chosen_model, missing_evaluations, read_record
+from raymi.runs.record import chosen_model, evaluations_of, read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import (
     called,
@@ -117,7 +116,6 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
     """Runs a run to its end while showing and tracking it; returns the exit code."""
     folder.write_config(config)
     again = _how_to_continue(folder)
-    results = _Results(folder)
     status, code = "FAILED", EXIT_FAILED
     with ProgressDisplay(console, config) as display:
         display.print_line(f"run {folder.name} in {folder.path}")
@@ -130,10 +128,10 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
         track = tracker.start if tracker is not None else lambda: None
         try:
             on_signal = nothing if tracker is None else tracker.interrupt
-            if results.finished:
+            if read_record(folder).is_evaluated:
                 track()
             else:
-                callbacks: list[RunCallback] = [display, results, warnings]
+                callbacks: list[RunCallback] = [display, warnings]
                 with ended_by_sigterm(on_signal):
                     launch(
                         config,
@@ -144,19 +142,15 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
                         print_line=display.print_line,
                     )
             status, code = "FINISHED", 0
-        except Stopped as stop:
-            status, code = "KILLED", 128 + stop.signum
-            display.print_line(
-                f"stopped by {signal.Signals(stop.signum).name}; to continue: {again}"
-            )
+        except (Stopped, KeyboardInterrupt) as error:
+            stop = Stopped.of(error)
+            status, code = "KILLED", stop.exit_code
+            display.print_line(f"stopped by {stop.name}; to continue: {again}")
         except TimeLimitReached:
             status, code = "KILLED", EXIT_TIME_LIMIT
             display.print_line(
                 f"stopped at its limit of {config.limit.hours:g} hours; to continue: {again}"
             )
-        except KeyboardInterrupt:  # before `launch` listened to signals, or after
-            status, code = "KILLED", 128 + signal.SIGINT
-            display.print_line(f"stopped by SIGINT; to continue: {again}")
         except (RunFailed, StorageError) as failure:
             display.print_line(f"the run failed: {failure}", style="red")
             display.print_line(f"to continue: {again}")
@@ -168,7 +162,7 @@ def _follow(console: Console, config: Config, folder: RunFolder) -> int:
                 display.phase("uploading run and models to MLflow")
                 code = _deliver(tracker, status, display.print_line, again) or code
     if status == "FINISHED":
-        _summarise(console, config, folder, results, tracker)
+        _summarise(console, config, folder, tracker)
     return code
 
 
@@ -184,14 +178,14 @@ def _deliver(tracker: Tracker, status: str, tell: Callable[[str], None], again: 
             if not tracker.close(status, timeout, FAIL_SECONDS):
                 tell(tracker.undelivered(again))
             return 0
-    except (Stopped, KeyboardInterrupt) as stop:
-        signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+    except (Stopped, KeyboardInterrupt) as error:
+        stop = Stopped.of(error)
         tracker.break_off()
         tell(
-            f"stopped by {signal.Signals(signum).name} before MLflow had everything; nothing is "
+            f"stopped by {stop.name} before MLflow had everything; nothing is "
             f"lost, deliver it with: {again}"
         )
-        return 128 + signum
+        return stop.exit_code
 
 
 def _how_to_continue(folder: RunFolder) -> str:
@@ -203,32 +197,16 @@ def _summarise(
     console: Console,
     config: Config,
     folder: RunFolder,
-    results: _Results,
     tracker: Tracker | None,
 ) -> None:
-    if not results.evaluations:
-        raise missing_evaluations(folder)
-    chosen = chosen_model(results.evaluations)
+    evaluations = evaluations_of(folder)
+    chosen = chosen_model(evaluations)
     places = {"run": str(folder.path), "weights": str(folder.weights(chosen))}
     if tracker is not None and tracker.models:
         places["model"] = f"{tracker.models.get(chosen)} (mlflow.pytorch.load_model)"
         places["MLflow run"] = str(tracker.run_id)
         places["MLflow UI"] = how_to_open(tracker.uri)
-    print_summary(console, config, folder, results.evaluations, places)
-
-
-class _Results:
-    """Keeps the evaluations of a run, also those from before it was continued."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        record = read_record(folder)
-        self.evaluations: dict[str, Mapping[str, Any]] = record.evaluations
-        self.finished = record.finished and bool(self.evaluations)
-
-    def event(self, event: Mapping[str, Any]) -> None:
-        if event["kind"] == "evaluation":
-            self.evaluations[event["which"]] = event
-        self.finished = self.finished or event["kind"] == "finished"
+    print_summary(console, config, folder, evaluations, places)
 
 
 class _Warnings:

@@ -15,7 +15,6 @@ checkpoints.
 
 from __future__ import annotations
 
-import signal
 import sys
 from dataclasses import replace
 
@@ -98,10 +97,10 @@ class _Search:
                 status, code = "FINISHED", 0
             else:
                 self.print_line(again if self._left else "no trial came to its end")
-        except (Stopped, KeyboardInterrupt) as stop:
-            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
-            status, code = "KILLED", 128 + signum
-            self.print_line(f"stopped by {signal.Signals(signum).name}; {again}")
+        except (Stopped, KeyboardInterrupt) as error:
+            stop = Stopped.of(error)
+            status, code = "KILLED", stop.exit_code
+            self.print_line(f"stopped by {stop.name}; {again}")
         except UserError as error:
             raise UserError(f"{error}\n{again}") from None
         except (StepFailed, StorageError) as failure:
@@ -196,14 +195,14 @@ class _Search:
                 else:
                     self.print_line(self.tracker.undelivered(again))
             return 0
-        except (Stopped, KeyboardInterrupt) as stop:
-            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+        except (Stopped, KeyboardInterrupt) as error:
+            stop = Stopped.of(error)
             self.tracker.break_off()
             self.print_line(
-                f"stopped by {signal.Signals(signum).name} before MLflow had everything; nothing "
-                f"is lost, deliver it with: {again}"
+                f"stopped by {stop.name} before MLflow had everything; nothing is lost, deliver it "
+                f"with: {again}"
             )
-            return 128 + signum
+            return stop.exit_code
 
 
 def _help(console: Console) -> int:

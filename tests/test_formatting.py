@@ -1,4 +1,4 @@
-"""Names and values are shown literally, whole where they are short, and never control anything."""
+"""Text for people: names without control characters, numbers, threats and tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ import unicodedata
 
 import pytest
 
-from raymi.formatting import message_text, printable, shortened, shown, table_cell
+from raymi.formatting import (
+    markdown_table,
+    mean_text,
+    message_text,
+    number_text,
+    printable,
+    radius_text,
+    shortened,
+    shown,
+    threat_text,
+    truncate_middle,
+)
+from raymi.statistics import Mean, Number
 
 HOSTILE = {
     "[/]": "[/]",
@@ -25,12 +37,12 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_control_characters_are_shown_as_escapes(text: str) -> None:
+def test_control_characters_become_escapes(text: str) -> None:
     assert printable(text) == HOSTILE[text]
     assert printable(printable(text)) == HOSTILE[text]
 
 
-def test_no_control_character_of_unicode_is_left() -> None:
+def test_no_control_character_of_unicode_remains() -> None:
     everything = "".join(map(chr, range(sys.maxunicode + 1)))
     left = printable(everything)
     kinds = {unicodedata.category(letter) for letter in left}
@@ -39,11 +51,11 @@ def test_no_control_character_of_unicode_is_left() -> None:
     left.encode()
 
 
-def test_line_ends_stay_where_they_are_meant() -> None:
+def test_kept_characters_stay() -> None:
     assert printable("a\n\tb\x07", keep="\n\t") == "a\n\tb\\x07"
 
 
-def test_long_values_are_shortened_and_their_length_is_told() -> None:
+def test_long_values_are_shortened_and_show_their_length() -> None:
     assert shortened("x" * 200) == "x" * 200
     assert shortened("x" * 5000).endswith("... (5000 characters)")
     assert len(shown("x" * 5000)) < 250
@@ -51,7 +63,7 @@ def test_long_values_are_shortened_and_their_length_is_told() -> None:
     assert shown([1]) == "[1]"
 
 
-def test_a_message_repeats_no_long_word_and_has_no_more_lines_than_a_screen() -> None:
+def test_messages_have_no_long_words_and_at_most_60_lines() -> None:
     word = "name=" + "x" * 5000
     message = message_text(f"no run {word[5:]!r} here, given {word}", (word,))
     assert len(message) < 500
@@ -60,5 +72,28 @@ def test_a_message_repeats_no_long_word_and_has_no_more_lines_than_a_screen() ->
     assert message_text("one\n  two") == "one\n  two"
 
 
-def test_a_cell_of_a_table_ends_where_it_should() -> None:
-    assert table_cell("a|b\nc") == "a\\|b\\nc"
+def test_long_names_keep_their_ends() -> None:
+    assert truncate_middle("abcdefghijkl", 12) == "abcdefghijkl"
+    assert truncate_middle("abcdefghijklm", 12) == "abc...hijklm"
+
+
+def test_cells_of_markdown_tables_are_escaped() -> None:
+    rows = markdown_table([("name", "n"), ("a|b\nc", "1")]).splitlines()
+    assert rows == ["| name | n |", "| --- | --- |", "| a\\|b\\nc | 1 |"]
+
+
+def test_numbers_are_in_percent() -> None:
+    assert number_text(Number(0.713, 0.664, 0.758)) == "71.3% (66.4-75.8)"
+    assert number_text(Number(0.713, 0.664, 0.758), unit="") == "71.3 (66.4-75.8)"
+    assert mean_text(Mean(0.713, 0.0042, 3)) == "71.3 ± 0.4%"
+    assert mean_text(Mean(-0.00001, 0.01, 3), decimals=2, signed=True) == "+0.00 ± 1.00%"
+    assert mean_text(Mean(0.5, None, 1)) == "50.0%"
+    assert mean_text(None) == "-"
+
+
+def test_threats_and_radii_are_written_as_in_papers() -> None:
+    assert threat_text("linf", 8 / 255) == "L_inf eps 8/255"
+    assert threat_text("l2", 0.5) == "L2 eps 0.5"
+    radii = (0.0, 2 / 255, 0.75 * 8 / 255, 0.75 * 0.1, 0.2, 0.125, 1.0)
+    texts = ["0", "2/255", "6/255", "0.075", "0.2", "0.125", "1"]
+    assert [radius_text(eps) for eps in radii] == texts

@@ -8,8 +8,8 @@ import pytest
 
 from raymi.config import Config
 from raymi.errors import UserError
+from raymi.formatting import as_typed
 from raymi.overrides import (
-    as_typed,
     default_text,
     examine,
     expected,

@@ -1,6 +1,8 @@
-"""Intervals, paired tests, and accuracies from outcomes."""
+"""Intervals, means, paired tests, and accuracies from outcomes."""
 
 from __future__ import annotations
+
+from math import sqrt
 
 import pytest
 import torch
@@ -9,14 +11,14 @@ from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import ensembles_of
 from raymi.evaluation.blocks import CLEAN, Outcome, Step
 from raymi.evaluation.summary import summarise
-from raymi.statistics import compare_paired, wilson_interval
+from raymi.statistics import Mean, compare_paired, mean_of, wilson_interval
 
 
 @pytest.mark.parametrize(
     ("right", "num", "low", "high"),
     [(50, 100, 0.4038, 0.5962), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0)],
 )
-def test_wilson_intervals_are_the_known_ones(right, num, low, high):
+def test_wilson_intervals_equal_known_values(right, num, low, high):
     assert wilson_interval(right, num) == pytest.approx((low, high), abs=1e-4)
 
 
@@ -25,8 +27,16 @@ def test_the_interval_narrows_with_the_number_of_images():
     assert lower < low < 0.6 < high < higher
 
 
+def test_a_mean_has_the_standard_error_of_the_sample():
+    mean = mean_of([0.1, 0.2, 0.6])
+    assert mean.mean == pytest.approx(0.3)
+    assert mean.error == pytest.approx(sqrt(0.07 / 3)), "deviations -0.2, -0.1, 0.3"
+    assert mean_of([0.25]) == Mean(0.25, None, 1)
+    assert mean_of([]) is None
+
+
 def paired(both, first, second, neither):
-    """Outcomes of two models with so many samples that both, one, or none gets right."""
+    """Returns outcomes of two models; numbers of samples that both, one, or none classify."""
     counts = torch.tensor([both, first, second, neither])
     return (
         torch.tensor([True, True, False, False]).repeat_interleave(counts),
@@ -34,7 +44,7 @@ def paired(both, first, second, neither):
     )
 
 
-def test_mcnemar_looks_at_the_samples_on_which_models_differ():
+def test_mcnemar_uses_the_samples_on_which_models_differ():
     found = compare_paired(*paired(50, 15, 5, 30))
     assert (found.only_first, found.only_second) == (15, 5)
     assert found.difference == pytest.approx(0.1)

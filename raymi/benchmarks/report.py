@@ -14,8 +14,8 @@ from rich.console import Console
 import raymi
 from raymi.benchmarks.plan import PARTS, Plan
 from raymi.benchmarks.section import Section
-from raymi.commands.compare.results import markdown
 from raymi.files import save_json
+from raymi.formatting import markdown_table
 from raymi.hardware import available_cores, processor_name
 from raymi.terminal.console import Table, Terminal, literal
 from raymi.terminal.print_line import print_line, print_lines
@@ -46,7 +46,7 @@ def show(console: Console, section: Section) -> None:
             table.add_row(*row)
         console.print(table)
     elif section.rows:  # whole lines, however long
-        print_lines(console, markdown([section.columns, *section.rows]))
+        print_lines(console, markdown_table([section.columns, *section.rows]))
     for note in section.notes:
         print_line(console, note)
 

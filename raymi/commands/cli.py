@@ -21,7 +21,7 @@ from rich.text import Text
 from raymi.errors import StorageError, UserError, is_fault_of_storage, storage_remedy
 from raymi.formatting import message_text, shown
 from raymi.overrides import default_text, expected, leaves
-from raymi.process_exit import exit_if_asked
+from raymi.signals import Stopped, exit_without_cleanup
 from raymi.terminal.console import Terminal
 from raymi.terminal.print_line import print_lines
 
@@ -38,7 +38,7 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
     words = list(sys.argv[1:] if argv is None else argv)
     with _printable_streams(), _short_warnings():
         code = _exit_code(body, words)
-        exit_if_asked(code)
+        exit_without_cleanup(code)
         return code
 
 
@@ -60,6 +60,9 @@ def _exit_code(body: Callable[[list[str]], int], words: list[str]) -> int:
         verb = "write" if remedy.startswith("free space") else "read or write"
         _print_error(f"cannot {verb} {path} ({reason}): {remedy}", words)
         return EXIT_FAILED
+    except Stopped as stop:
+        Terminal(stderr=True).print(f"stopped by {stop.name}")
+        return stop.exit_code
     except KeyboardInterrupt:
         Terminal(stderr=True).print("interrupted")
         return 128 + signal.SIGINT

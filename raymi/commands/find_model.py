@@ -22,13 +22,13 @@ from raymi.evaluation.weight_files import SUFFIXES, read_weights, read_weights_f
 from raymi.formatting import shown
 from raymi.local_paths import address_problem
 from raymi.models import architecture
-from raymi.runs.record import data_of, read_delivered, read_record
+from raymi.runs.events import MODELS
+from raymi.runs.record import data_of, read_record, read_tracking
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import find_run, home_folder
 from raymi.tracking.logged import SCHEMES, find_logged
 from raymi.tracking.store import missing_file, tracking_uri, with_login
 
-WHICH = ("best", "last", "best-averaged", "last-averaged")
 """The models of a run."""
 
 FORMS = (
@@ -139,7 +139,7 @@ def tracked(folder: RunFolder) -> dict[str, Any]:
 
     Raises: UserError where the file that says it is damaged.
     """
-    kept = read_delivered(folder)
+    kept = read_tracking(folder)
     return {**kept, "uri": with_login(kept["uri"])} if kept else {}
 
 
@@ -166,13 +166,13 @@ def _is_program(path: Path) -> bool:
 
 
 def _of_run(folder: RunFolder, which: str | None) -> Found:
-    if which is not None and which not in WHICH:
-        raise UserError(f"unknown model {shown(which)} of a run: {did_you_mean(which, WHICH)}")
+    if which is not None and which not in MODELS:
+        raise UserError(f"unknown model {shown(which)} of a run: {did_you_mean(which, MODELS)}")
     which = which or read_record(folder).chosen
     path = folder.weights(which)
     if path.is_file():
         return _in_run(folder, path, None)
-    there = [name for name in WHICH if folder.weights(name).is_file()]
+    there = [name for name in MODELS if folder.weights(name).is_file()]
     raise UserError(
         f"the run {folder.name} has no model {which}: "
         + (f"it has {', '.join(there)}" if there else "let it finish, or name a checkpoint of it")

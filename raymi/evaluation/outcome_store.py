@@ -29,7 +29,7 @@ from raymi.errors import UserError
 from raymi.evaluation.blocks import Outcome, Step
 from raymi.evaluation.fingerprint import Fingerprint
 from raymi.files import checksum, file_lock, is_whole, not_readable, not_writable, save
-from raymi.runs.kept_json import first_problem
+from raymi.runs.json_files import first_problem
 
 _LEFT = "what was recorded is kept"
 _keep = partial(save, what_is_left=_LEFT)

@@ -14,7 +14,7 @@ import raymi
 from raymi.attacks.catalogue import EvaluationAttack, Threat
 from raymi.attacks.suites import Ensemble
 from raymi.data import ImageSet
-from raymi.overrides import as_typed
+from raymi.formatting import as_typed
 
 _LIBRARIES = ("torch", "numpy", "foolbox", "pyautoattack", "torchattacks")
 OUTCOME_CODE = ("attacks", "models", "counter_rng.py", "data/augment.py", "evaluation/blocks.py")

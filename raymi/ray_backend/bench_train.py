@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
 import sys
 import tempfile
 import threading
@@ -31,9 +30,7 @@ def measure_ray(plan: Plan) -> Section:
     under_ray: list[float] = []
     plain: list[float] = []
     found: dict[str, Any] = {}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     with ray_session(scaling) as resources, tempfile.TemporaryDirectory() as storage:
-        signal.signal(signal.SIGTERM, on_sigterm)  # again: ray.init takes it for itself
         for _ in range(plan.runs):
             found = _ray_run(plan, storage, use_gpu=resources.use_gpu)
             under_ray.append(found["seconds"])

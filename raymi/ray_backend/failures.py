@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from raymi.runs.kept_json import read_kept
-from raymi.runs.records import Failure
+from raymi.runs.json_files import read_json
+from raymi.runs.json_types import Failure
 from raymi.runs.run_folder import RunFolder
 
 
@@ -19,7 +19,7 @@ def left_failure(folder: RunFolder) -> str | None:
     """Returns a worker's error that the user can fix; None without one."""
     if not folder.failure.is_file():
         return None
-    return read_kept(folder.failure, Failure, "see the error logs in its folder").message
+    return read_json(folder.failure, Failure, "see the error logs in its folder").message
 
 
 def innermost(error: BaseException, folder: RunFolder) -> str:

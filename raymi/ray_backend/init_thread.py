@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from raymi import process_exit
+from raymi.signals import skip_cleanup
 
 _POLL_SECONDS = 0.1
 
@@ -68,7 +68,7 @@ class RayHost:
         finally:  # also after a second Ctrl-C
             if self._thread.is_alive():
                 atexit.unregister(ray.shutdown)  # it would wait without limit, too
-                process_exit.end_at_once()
+                skip_cleanup()
 
     def _run(self) -> None:
         import ray

@@ -1,1 +1,1 @@
-"""What runs came to, as pictures, tables and one page; without MLflow."""
+"""Reports of runs: pictures, tables, and one HTML page."""

@@ -1,4 +1,4 @@
-"""The folder of a report: the page, pictures for print, tables to paste."""
+"""Folder of a report: the page, pictures for print, and tables in Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from raymi.errors import UserError
 from raymi.files import save, save_json
-from raymi.reporting.look import FORMATS
-from raymi.reporting.page import Contents, as_html
+from raymi.reporting.page import Report, as_html
+from raymi.reporting.style import FORMATS
 from raymi.reporting.table import as_latex, as_markdown
 
 PAGE = "index.html"
@@ -17,47 +17,50 @@ _RECORD = "report.json"
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder in which there is something else than a report.
+    """Refuses a folder that contains something else than a report.
 
-    Raises: UserError.
+    Raises:
+        UserError: it has other files.
     """
     if not folder.is_dir() or (folder / _RECORD).is_file():
         return
     if any(folder.iterdir()):
         raise UserError(
-            f"{folder} has files and is no report: give out=FOLDER, a new one or that of a report, "
-            "which is replaced"
+            f"{folder} has files that are not a report: set out=FOLDER to a new folder, or to that "
+            "of a report, which is replaced"
         )
 
 
-def write_report(folder: Path, contents: Contents) -> list[Path]:
-    """Writes everything, in place of the report that the folder had.
+def write_report(folder: Path, report: Report) -> list[Path]:
+    """Writes a report in place of an earlier one in the folder.
 
-    Returns: the files, the page last.
-    Raises: StorageError where one cannot be written.
+    Returns:
+        The files, the page last.
+
+    Raises:
+        StorageError: a file cannot be written.
     """
     before = _files_of(folder)
     files: dict[str, bytes] = {
         f"{picture.name}.{kind}": picture.as_bytes(kind)
-        for picture in contents.pictures
+        for picture in report.pictures
         for kind in FORMATS
     }
-    if contents.tables:
-        files["tables.md"] = as_markdown(contents.tables).encode()
-        files["tables.tex"] = as_latex(contents.tables).encode()
-    files[PAGE] = as_html(contents).encode()
+    if report.tables:
+        files["tables.md"] = as_markdown(report.tables).encode()
+        files["tables.tex"] = as_latex(report.tables).encode()
+    files[PAGE] = as_html(report).encode()
     names = [_RECORD, *files]
     record = {
-        "title": contents.title,
-        "command": contents.command,
-        "runs": [run.history.name for run in contents.runs],
+        "title": report.title,
+        "command": report.command,
+        "runs": [run.history.name for run in report.runs],
         "files": names,
-        "tables": [table.as_json() for table in contents.tables],
-        "notes": contents.notes,
+        "tables": [table.as_json() for table in report.tables],
+        "notes": report.notes,
     }
-    save_json(
-        folder / _RECORD, {**record, "files": [*names, *before]}
-    )  # both, while it is replaced
+    # lists the files of both reports until all are written
+    save_json(folder / _RECORD, {**record, "files": [*names, *before]})
     for name, data in files.items():
         save(folder / name, data)
     for name in set(before) - set(names):
@@ -67,7 +70,7 @@ def write_report(folder: Path, contents: Contents) -> list[Path]:
 
 
 def _files_of(folder: Path) -> list[str]:
-    """Names of the files that an earlier report has made."""
+    """Returns the names of the files of an earlier report."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         named = json.loads((folder / _RECORD).read_text())["files"]
         return [name for name in named if Path(name).name == name and (folder / name).is_file()]

@@ -1,5 +1,4 @@
-"""A report as one page that needs nothing else: pictures and style inside, no script, no
-network."""
+"""HTML page of a report: pictures and style are inside, without scripts or network."""
 
 from __future__ import annotations
 
@@ -12,43 +11,48 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from raymi import __version__
-from raymi.formatting import printable
-from raymi.reporting.contents import Reported, Section
-from raymi.reporting.look import FORMATS, Picture
+from raymi.formatting import interval_text, printable
+from raymi.reporting.sections import ReportedRun, Section
+from raymi.reporting.style import FORMATS, Picture
 from raymi.reporting.table import READING, ComparisonTable
 
 
-class Trials(NamedTuple):
-    """The trials of a sweep: what they are of, the names of columns, and a line for each trial."""
+class TrialTable(NamedTuple):
+    """Table of the trials of a sweep: caption, names of columns, and a row for each trial."""
 
     caption: str
     header: Sequence[str]
-    lines: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Contents:
-    """All that a report shows.
+class Report:
+    """Content of a report.
 
-    `title`; `command` that makes it again; runs; their tables and pictures; trials, of the sweeps
-    among what was named.
+    Attributes:
+        title: of the page.
+        command: that makes the report again.
+        runs: in the report.
+        tables: of their accuracies.
+        sections: with their pictures.
+        trials: of the sweeps in the report.
     """
 
     title: str
     command: str
-    runs: Sequence[Reported]
+    runs: Sequence[ReportedRun]
     tables: Sequence[ComparisonTable]
     sections: Sequence[Section]
-    trials: Sequence[Trials] = ()
+    trials: Sequence[TrialTable] = ()
 
     @property
     def pictures(self) -> list[Picture]:
-        """All of them, in order."""
+        """All pictures, in order."""
         return [picture for section in self.sections for picture in section.pictures]
 
     @property
     def notes(self) -> list[str]:
-        """What is missing, and what the alarms of the trainings have said."""
+        """Notes of the runs and warnings of their training."""
         return [
             f"{run.history.name}: {text}"
             for run in self.runs
@@ -56,56 +60,31 @@ class Contents:
         ]
 
 
-def as_html(contents: Contents) -> str:
-    """Returns the page; names, classes and commands are escaped, control characters too."""
+def as_html(report: Report) -> str:
+    """Returns the page; all names are escaped, as are control characters."""
     environment = Environment(
         loader=PackageLoader("raymi.reporting", ""),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=_literal,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["svg_address"] = _svg_address
+    environment.filters["interval"] = lambda number: interval_text(number.low, number.high)
     return environment.get_template("page.html").render(
-        title=contents.title,
-        command=contents.command,
+        report=report,
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        notes=contents.notes,
-        tables=contents.tables,
         reading=READING,
-        trials=contents.trials,
-        runs=[
-            {
-                "name": run.history.name,
-                "facts": run.facts,
-                "command": run.history.about.get("command", ""),
-            }
-            for run in contents.runs
-        ],
-        sections=[
-            {
-                "name": section.name,
-                "heading": section.heading,
-                "introduction": section.introduction,
-                "pictures": [_of_picture(picture) for picture in section.pictures],
-            }
-            for section in contents.sections
-        ],
+        formats=tuple(FORMATS),
     )
 
 
-def _literal(value: Any) -> Any:
+def _printable(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
-def _of_picture(picture: Picture) -> dict[str, Any]:
-    data = base64.b64encode(picture.as_bytes("svg")).decode()
-    return {
-        "name": picture.name,
-        "title": picture.title,
-        "caption": picture.caption,
-        "alt": picture.alt,
-        "source": f"data:image/svg+xml;base64,{data}",
-        "files": ", ".join(f"{picture.name}.{kind}" for kind in FORMATS),
-    }
+def _svg_address(picture: Picture) -> str:
+    """Returns a picture as the address of an SVG image."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(picture.as_bytes('svg')).decode()}"

@@ -1,26 +1,26 @@
-"""Runs side by side in the paper's layout: methods in rows, attacks in columns, and a table of its
-own for each question, so that only numbers of the same images, threat and attack share a column."""
+"""Tables of runs: methods in rows, attacks in columns, and one table for each protocol."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
-from raymi.commands.compare.results import markdown
-from raymi.formatting import printable
-from raymi.reporting.look import threat_text
-from raymi.reporting.numbers import Entry
+import pandas as pd
+
+from raymi.formatting import markdown_table, number_text, printable, threat_text
+from raymi.reporting.accuracies import ProtocolAccuracies
 from raymi.selection.candidate import CLEAN, Protocol
-from raymi.statistics import Accuracy
+from raymi.statistics import Number
 
 READING = (
-    "Only numbers of the same images, threat and attack share a column. Bold: the highest of its "
-    "column by more than noise, as intervals do not overlap."
+    "Only numbers of the same images, threat and attack share a column. Bold: the highest number "
+    "of a column, if its interval overlaps with no other."
 )
 
 _ORDER = ("pgd", "autoattack", "fwa", "ti-dim", "cw", "ddn")
-"""Attacks as the paper's tables have them; others come after."""
+"""Attacks in the order of the paper's tables; others follow."""
 _NAMES = {
     CLEAN: "Clean",
     "autoattack": "AutoAttack",
@@ -28,32 +28,26 @@ _NAMES = {
     "autoattack-rand": "AutoAttack rand",
     "ti-dim": "TI-DIM",
 }
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
-    "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "[": "{[}", "]": "{]}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-}  # fmt: skip
 
 
-class Compared(NamedTuple):
-    """A run as a row of tables: its name, method and seed, and all that was measured of it."""
+class RunAccuracies(NamedTuple):
+    """A run with its accuracies under all protocols."""
 
     run: str
     method: str
     seed: int
-    entries: Sequence[Entry]
+    accuracies: Sequence[ProtocolAccuracies]
 
 
 class Cell(NamedTuple):
-    """An accuracy in a table; `best`: it is the highest of its column by more than noise, as its
-    95% interval lies above that of the second."""
+    """An accuracy, and whether it is the best one of its column beyond noise."""
 
-    number: Accuracy
+    number: Number
     best: bool
 
 
 class Row(NamedTuple):
-    """A run in a table: a cell for each column, None where it was not measured; doubts in words."""
+    """A run in a table: a cell for each column, None where nothing was measured."""
 
     run: str
     method: str
@@ -61,9 +55,14 @@ class Row(NamedTuple):
     cells: tuple[Cell | None, ...]
     doubts: str
 
+    @property
+    def names(self) -> list[str]:
+        """Cells before the accuracies."""
+        return [self.method, self.run + (" †" if self.doubts else ""), str(self.seed)]
+
 
 class ComparisonTable(NamedTuple):
-    """What runs came to on one question: attacks in columns, runs in rows."""
+    """Accuracies of runs under one protocol: attacks in columns, runs in rows."""
 
     protocol: Protocol
     attacks: tuple[str, ...]
@@ -71,23 +70,32 @@ class ComparisonTable(NamedTuple):
 
     @property
     def header(self) -> tuple[str, ...]:
-        """What the columns are called."""
+        """Names of the columns."""
         return ("method", "run", "seed", *map(attack_text, self.attacks))
 
     @property
     def caption(self) -> str:
-        """What the numbers are of, and how they are to be read."""
+        """Images, threat and unit of the numbers."""
         protocol = self.protocol
         norm, _, eps = protocol.threat.partition("_")
-        threat = threat_text(norm, _number(eps))
+        threat = threat_text(norm, float(Fraction(eps.replace("_", "/"))))
         by = "at the end of training" if protocol.of_training else "by raymi.evaluate"
         return (
             f"Accuracy in % on {protocol.num} images of {protocol.data} "
             f"({protocol.digest[:8]}), {threat}, measured {by}, with 95% Wilson intervals."
         )
 
+    @property
+    def doubts(self) -> list[str]:
+        """Lines below the table: signs of false robustness by run."""
+        return [
+            f"† {row.run}: signs of false robustness: {row.doubts}"
+            for row in self.rows
+            if row.doubts
+        ]
+
     def as_json(self) -> dict[str, Any]:
-        """In JSON's types; accuracies are fractions."""
+        """Returns the table in JSON's types; accuracies are fractions."""
         return {
             **self.protocol._asdict(),
             "rows": [
@@ -106,95 +114,95 @@ class ComparisonTable(NamedTuple):
         }
 
 
-def comparison_tables(runs: Sequence[Compared]) -> list[ComparisonTable]:
-    """A table for each question that any run has numbers of: those of `raymi.evaluate` first, and
-    of these the ones that most runs share."""
-    by_question: dict[Protocol, list[tuple[Compared, Entry]]] = {}
+def comparison_tables(runs: Sequence[RunAccuracies]) -> list[ComparisonTable]:
+    """Returns a table for each protocol: first those of `raymi.evaluate` with the most runs."""
+    by_protocol: dict[Protocol, list[tuple[RunAccuracies, ProtocolAccuracies]]] = {}
     for run in runs:
-        for entry in run.entries:
-            by_question.setdefault(entry.protocol, []).append((run, entry))
-    tables = [_table(protocol, found) for protocol, found in by_question.items()]
+        for accuracies in run.accuracies:
+            by_protocol.setdefault(accuracies.protocol, []).append((run, accuracies))
+    tables = [_table(protocol, members) for protocol, members in by_protocol.items()]
     return sorted(
         tables, key=lambda one: (one.protocol.of_training, -len(one.rows), -len(one.attacks))
     )
 
 
 def attack_text(name: str) -> str:
-    """An attack as papers write it, such as `PGD-40`."""
+    """Returns an attack as papers write it, such as `PGD-40`."""
     plain = name.partition("-of-training")[0]
     alpha = name.partition("-alpha-")[2]
     text = _NAMES.get(plain) or re.sub(
-        r"^(pgd|fwa|cw|ddn|apgd|fab|fgsm)", lambda found: found[0].upper(), plain
+        r"^(pgd|fwa|cw|ddn|apgd|fab|fgsm)", lambda match: match[0].upper(), plain
     )
     return f"{text} (alpha {alpha})" if alpha else text
 
 
-def number_text(number: Accuracy) -> str:
-    """An accuracy with its interval, in percent, such as `71.3 (66.4-75.8)`."""
-    return f"{100 * number.accuracy:.1f} ({100 * number.low:.1f}-{100 * number.high:.1f})"
-
-
 def as_markdown(tables: Sequence[ComparisonTable]) -> str:
-    """All tables as Markdown, each below its caption."""
+    """Returns all tables as Markdown, each below its caption."""
     parts = []
     for table in tables:
-        rows = [_markdown_row(row) for row in table.rows]
-        lines = markdown([table.header, *rows])
-        parts.append(f"{printable(table.caption)}\n\n{lines}{_doubts(table)}")
-    return "\n".join([*parts, READING, ""])
+        rows = [
+            [*row.names, *(_cell_text(cell, "**{}**") for cell in row.cells)] for row in table.rows
+        ]
+        parts += [printable(table.caption), markdown_table([table.header, *rows])]
+        parts += map(printable, table.doubts)
+    return "\n\n".join([*parts, READING, ""])
 
 
 def as_latex(tables: Sequence[ComparisonTable]) -> str:
-    """All tables as LaTeX, for `\\usepackage{booktabs}`."""
-    parts = []
-    for table in tables:
-        lines = [" & ".join(map(_escaped, table.header)) + r" \\"]
-        rows = [
-            " & ".join([*map(_escaped, _names(row)), *_latex_cells(row)]) + r" \\"
-            for row in table.rows
-        ]
-        columns = "llr" + "r" * len(table.attacks)
-        body = ["\\toprule", *lines, "\\midrule", *rows, "\\bottomrule"]
-        caption = _escaped(f"{table.caption} {READING}" + _doubts(table).replace("\n", " "))
-        parts.append(
-            "\n".join(
-                [
-                    "\\begin{table}",
-                    f"\\caption{{{caption}}}",
-                    f"\\begin{{tabular}}{{{columns}}}",
-                    *body,
-                    "\\end{tabular}",
-                    "\\end{table}",
-                ]
-            )
-        )
-    return "\n\n".join(parts) + "\n"
+    """Returns all tables as LaTeX, for `\\usepackage{booktabs}`."""
+    return "\n".join(map(_latex, tables))
 
 
-def _table(protocol: Protocol, found: Sequence[tuple[Compared, Entry]]) -> ComparisonTable:
-    there = {name for _, entry in found for name in entry.numbers}
-    attacks = tuple(sorted(there, key=_place))
-    best = {name: _best(name, [entry.numbers for _, entry in found]) for name in attacks}
+def _latex(table: ComparisonTable) -> str:
+    cells = [
+        [*map(printable, row.names), *(_cell_text(cell, "{}") for cell in row.cells)]
+        for row in table.rows
+    ]
+    bold = [
+        [*("",) * 3, *("textbf:--rwrap" if cell and cell.best else "" for cell in row.cells)]
+        for row in table.rows
+    ]
+    frame = pd.DataFrame(cells, columns=[printable(name) for name in table.header])
+    style = frame.style.hide(axis="index").format(escape="latex")
+    style = style.format_index(escape="latex", axis="columns")
+    style = style.apply(lambda _: pd.DataFrame(bold, columns=frame.columns), axis=None)
+    caption = " ".join([table.caption, READING, *table.doubts])
+    columns = "llr" + "r" * len(table.attacks)
+    return style.to_latex(hrules=True, column_format=columns, caption=_latex_text(caption))
+
+
+def _latex_text(text: str) -> str:
+    """Returns a text in LaTeX, escaped by pandas."""
+    cell = pd.DataFrame([[printable(text)]]).style.hide(axis="index").hide(axis="columns")
+    return cell.format(escape="latex").to_string().strip()
+
+
+def _table(
+    protocol: Protocol, members: Sequence[tuple[RunAccuracies, ProtocolAccuracies]]
+) -> ComparisonTable:
+    names = {name for _, accuracies in members for name in accuracies.numbers}
+    attacks = tuple(sorted(names, key=_sort_key))
+    all_numbers = [accuracies.numbers for _, accuracies in members]
+    best = {name: _best(name, all_numbers) for name in attacks}
     rows = []
-    for run, entry in found:
+    for run, accuracies in members:
+        numbers = accuracies.numbers
         cells = tuple(
-            Cell(entry.numbers[name], entry.numbers[name] is best[name])
-            if name in entry.numbers
-            else None
+            Cell(numbers[name], numbers[name] is best[name]) if name in numbers else None
             for name in attacks
         )
-        rows.append(Row(run.run, run.method, run.seed, cells, entry.doubts))
+        rows.append(Row(run.run, run.method, run.seed, cells, accuracies.doubts))
     return ComparisonTable(protocol, attacks, tuple(rows))
 
 
-def _best(name: str, rows: Sequence[Mapping[str, Accuracy]]) -> Accuracy | None:
-    """The highest number of a column, if it is so by more than noise."""
+def _best(name: str, rows: Sequence[Mapping[str, Number]]) -> Number | None:
+    """Returns the highest number of a column, if the intervals show that it is."""
     numbers = sorted((row[name] for row in rows if name in row), key=lambda one: -one.accuracy)
     clear = len(numbers) > 1 and numbers[0].low > numbers[1].high
     return numbers[0] if clear else None
 
 
-def _place(name: str) -> tuple[int, int, str]:
+def _sort_key(name: str) -> tuple[int, int, str]:
     if name == CLEAN:
         return (-1, 0, name)
     kinds = [k for k, kind in enumerate(_ORDER) if name.startswith(kind)]
@@ -202,41 +210,8 @@ def _place(name: str) -> tuple[int, int, str]:
     return (kinds[0] if kinds else len(_ORDER), int(steps[1]) if steps else 0, name)
 
 
-def _markdown_row(row: Row) -> list[str]:
-    cells = []
-    for cell in row.cells:
-        text = "-" if cell is None else number_text(cell.number)
-        cells.append(f"**{text}**" if cell is not None and cell.best else text)
-    return [*_names(row), *cells]
-
-
-def _names(row: Row) -> list[str]:
-    return [row.method, row.run + (" †" if row.doubts else ""), str(row.seed)]
-
-
-def _latex_cells(row: Row) -> list[str]:
-    cells = []
-    for cell in row.cells:
-        text = "--" if cell is None else number_text(cell.number).replace("-", "--")
-        cells.append(f"\\textbf{{{text}}}" if cell is not None and cell.best else text)
-    return cells
-
-
-def _doubts(table: ComparisonTable) -> str:
-    lines = [
-        printable(f"† {row.run}: signs of false robustness: {row.doubts}")
-        for row in table.rows
-        if row.doubts
-    ]
-    return "".join(f"\n{line}\n" for line in lines)
-
-
-def _escaped(text: str) -> str:
-    """A text in LaTeX, literal: without ligatures, and where `\\\\` would take [ for an option."""
-    escaped = "".join(_LATEX.get(letter, letter) for letter in printable(text))
-    return escaped.replace("†", r"\dag{}").replace("--", "-{}-")
-
-
-def _number(text: str) -> float:
-    over, _, under = text.partition("_")
-    return float(over) / float(under or 1)
+def _cell_text(cell: Cell | None, emphasis: str) -> str:
+    if cell is None:
+        return "-"
+    text = number_text(cell.number, unit="")
+    return emphasis.format(text) if cell.best else text

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from raymi.errors import UserError
-from raymi.runs.kept_json import is_valid
+from raymi.runs.json_files import type_problem
 
 _STRICT = ConfigDict(strict=True, extra="allow")
 _MOST = 2**53
@@ -36,6 +36,8 @@ Count = Annotated[int, Field(ge=1, le=_MOST)]
 Side = Annotated[int, Field(ge=1, le=2**16)]
 Phase = Literal["pretraining", "estimators", "classifier"]
 Which = Literal["best", "last", "best-averaged", "last-averaged"]
+MODELS: tuple[Which, ...] = get_args(Which)
+"""Models that a run can have; averaged ones with `optim.ema` alone."""
 Channels = Annotated[list[Finite], Field(min_length=3, max_length=3)]
 
 
@@ -219,5 +221,5 @@ def event_of(value: object, path: Path) -> tuple[Event | None, str]:
     kind = value.get("kind")
     if not isinstance(kind, str):
         return None, "expected an object with a kind"
-    problem = is_valid(_TYPES.get(kind, _ANY), value)
+    problem = type_problem(_TYPES.get(kind, _ANY), value)
     return (Event(value, path, kind), "") if problem is None else (None, f"{kind}: {problem}")

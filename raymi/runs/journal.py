@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from raymi.runs.events import Event, event_of
-from raymi.runs.kept_json import warn_of
+from raymi.runs.json_files import warn_once
 
 
 class Journal:
@@ -118,7 +118,7 @@ class JournalReader:
         if problem and not self._warned:
             self._warned = True
             text = f"{self.path} is damaged, lines that are no events are passed over: {problem}"
-            warn_of(self.path, text)
+            warn_once(self.path, text)
         return event
 
 

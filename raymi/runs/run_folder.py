@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from raymi.config import Config
 from raymi.errors import UserError
 from raymi.files import file_lock, not_readable, save, save_json
-from raymi.runs.kept_json import first_problem, missing_keys, read_kept
-from raymi.runs.records import About
+from raymi.runs.json_files import first_problem, missing_keys, read_json
+from raymi.runs.json_types import About
 
 
 class RunFolder:
@@ -116,4 +116,4 @@ class RunFolder:
         if not self.about.is_file():
             return {}
         remedy = "remove it, the run goes on without what it says of its recipe and command"
-        return read_kept(self.about, About, remedy).root
+        return read_json(self.about, About, remedy).root

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from raymi.statistics import Accuracy
+from raymi.statistics import Number
 
 CLEAN = "clean"
 
@@ -51,7 +51,7 @@ class Candidate:
     model_id: str
     run_id: str | None
     protocol: Protocol
-    numbers: Mapping[str, Accuracy]
+    numbers: Mapping[str, Number]
     doubts: str = ""
     evaluations: tuple[str, ...] = ()
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from raymi.formatting import shortened, shown
-from raymi.statistics import Accuracy
+from raymi.statistics import Number
 
 _WORD = re.compile(r"(?P<name>[^=<>]+)(?P<sign>>=|<=|>|<)(?P<bound>.*)")
 _HOLDS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -31,7 +31,7 @@ class Constraint(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}{self.sign}{self.bound:g}"
 
-    def violation(self, numbers: Mapping[str, Accuracy]) -> str:
+    def violation(self, numbers: Mapping[str, Number]) -> str:
         """Returns why a classifier violates the constraint; empty if it does not."""
         number = numbers.get(self.name)
         if number is None:

@@ -10,7 +10,7 @@ from raymi.errors import UserError
 from raymi.selection.candidate import CLEAN, Candidate, Protocol
 from raymi.selection.constraints import Constraint
 from raymi.selection.front import on_front
-from raymi.statistics import Accuracy, PairedComparison
+from raymi.statistics import Number, PairedComparison
 
 SIGNIFICANCE = 0.05
 """p-value of McNemar's test above which a difference is within noise."""
@@ -91,7 +91,7 @@ class Ranking:
         value, model = max((one.numbers[name].accuracy, one.name) for one in measured)
         return f"{name} {value:.4f} ({model})"
 
-    def number(self, candidate: Candidate) -> Accuracy:
+    def number(self, candidate: Candidate) -> Number:
         """Returns the accuracy by which a candidate is ranked."""
         return candidate.numbers[self.metric]
 

@@ -14,9 +14,10 @@ from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding, in_short
 from raymi.evaluation.report import Difference, Report, TransferMatrix
 from raymi.evaluation.summary import AttackCount, Robustness
+from raymi.formatting import number_text, threat_text
+from raymi.statistics import Number
 from raymi.terminal.console import LiteralColumn, Table, progress_bar
 from raymi.terminal.print_line import print_line
-from raymi.terminal.threat import threat_text
 
 CHECKS = "signs of false robustness"
 
@@ -202,8 +203,7 @@ def print_transfer(console: Console, matrix: TransferMatrix) -> None:
 def _with_interval(result: Robustness | None) -> str:
     if result is None:
         return "-"
-    low, high = result.interval
-    return f"{100 * result.accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
+    return number_text(Number(result.accuracy, *result.interval))
 
 
 def _broken(count: AttackCount) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE
 from rich.console import Console
 
-from raymi.formatting import accuracy_text
+from raymi.formatting import number_text
 from raymi.selection.candidate import CLEAN
 from raymi.selection.ranking import RankedCandidate, Ranking
 from raymi.terminal.console import Table
@@ -36,7 +36,7 @@ def print_ranking(console: Console, ranking: Ranking, left_out: Sequence[str] = 
     table.add_column("", overflow="fold")
     for one in ranking.ranked:
         numbers = one.candidate.numbers
-        cells = [accuracy_text(*numbers[name]) if name in numbers else "-" for name in names]
+        cells = [number_text(numbers[name]) if name in numbers else "-" for name in names]
         distance = "" if one.difference is None else f"{100 * one.difference.value:+.1f}%"
         style = "dim" if one.excluded else None
         table.add_row(one.candidate.name, *cells, distance, _remarks(one), style=style)
@@ -93,7 +93,7 @@ def _print_front(console: Console, ranking: Ranking) -> None:
     for one in ranking.eligible:
         if one.on_front:
             clean, robust = one.candidate.numbers[CLEAN], ranking.number(one.candidate)
-            text = f"{accuracy_text(*clean)}  {accuracy_text(*robust)}"
+            text = f"{number_text(clean)}  {number_text(robust)}"
             print_line(console, f"  {text}  {one.candidate.name}")
 
 

@@ -8,16 +8,14 @@ from typing import Any
 from rich.console import Console
 
 from raymi.config import Config
+from raymi.formatting import number_text, threat_text
+from raymi.runs.events import MODELS
 from raymi.runs.run_folder import RunFolder
-from raymi.statistics import wilson_interval
+from raymi.statistics import with_interval
 from raymi.terminal.console import Table
 from raymi.terminal.print_line import print_line
-from raymi.terminal.threat import threat_text
 
 Event = Mapping[str, Any]
-
-
-_MODELS = ("best", "best-averaged", "last", "last-averaged")
 
 
 def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
@@ -34,10 +32,10 @@ def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
         (
             f"{which} (chosen)" if len(evaluations) > 2 and event["chosen"] else which,
             str(event["of_epoch"]),
-            _with_interval(event["clean"], event["num"]),
-            _with_interval(event["robust"], event["num"]),
+            number_text(with_interval(event["clean"], event["num"])),
+            number_text(with_interval(event["robust"], event["num"])),
         )
-        for which in _MODELS
+        for which in sorted(MODELS)  # averaged ones after those as trained
         if (event := evaluations.get(which))
     ]
     return rows
@@ -74,8 +72,3 @@ def print_summary(
     width = max(map(len, places))
     for label, place in places.items():
         print_line(console, f"{label:<{width}}  {place}")
-
-
-def _with_interval(accuracy: float, num: int) -> str:
-    low, high = wilson_interval(round(accuracy * num), num)
-    return f"{100 * accuracy:.1f}% ({100 * low:.1f}-{100 * high:.1f})"

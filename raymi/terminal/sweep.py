@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from raymi.commands.compare.results import Mean, mean_of
+from raymi.formatting import mean_text, percent_text
+from raymi.statistics import mean_of
 from raymi.terminal.console import Table, literal
 from raymi.terminal.print_line import print_line, show_table
 from raymi.tuning.events import News
@@ -143,23 +144,23 @@ def print_sweep(console: Console, sweep: Sweep, rows: Sequence[Row]) -> None:
             str(row.number),
             _state(row, rows),
             str(row.reached.epoch) if row.reached else "-",
-            _percent(mean_of([one.robust for one in measured])),
-            _percent(mean_of([one.clean for one in measured])),
+            mean_text(mean_of([one.robust for one in measured])),
+            mean_text(mean_of([one.clean for one in measured])),
         ]
         if several:
-            cells.insert(4, _percent(row.difference, "+.1f"))
+            cells.insert(4, mean_text(row.difference, signed=True))
         if judged:
             final = row.final
-            cells.append("-" if final is None else f"{100 * final.pgd:.1f}%")
+            cells.append("-" if final is None else percent_text(final.pgd))
             best = None if final is None else final.autoattack
-            cells.append("-" if best is None else f"{100 * best:.1f}%")
+            cells.append("-" if best is None else percent_text(best))
         settings = [literal(text) for text in sweep.settings_in_words(row.values)]
         table.add_row(*cells, Text(between).join(settings))
     show_table(console, table)
     if several:
         print_line(
             console,
-            f"means over the seeds {', '.join(map(str, sweep.seeds))} +- standard errors; "
+            f"means over the seeds {', '.join(map(str, sweep.seeds))} ± standard errors; "
             "differences of robust accuracy to the first one, seed by seed",
         )
 
@@ -171,11 +172,4 @@ def _state(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _accuracies(measured: Measurement) -> str:
-    return f"robust {100 * measured.robust:.1f}%, clean {100 * measured.clean:.1f}%"
-
-
-def _percent(mean: Mean | None, form: str = ".1f") -> str:
-    if mean is None:
-        return "-"
-    error = "" if mean.error is None else f" +- {100 * mean.error:.1f}"
-    return f"{100 * mean.mean:{form}}{error}%"
+    return f"robust {percent_text(measured.robust)}, clean {percent_text(measured.clean)}"

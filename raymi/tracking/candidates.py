@@ -10,7 +10,7 @@ from typing import Any
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.protocol import threat_name
 from raymi.selection.candidate import CLEAN, Candidate, Protocol
-from raymi.statistics import Accuracy, with_interval
+from raymi.statistics import Number, with_interval
 from raymi.tracking.metric_names import PROTOCOL_TAG
 from raymi.tracking.store import all_pages
 
@@ -151,7 +151,7 @@ def _training_key(key: str, params: Mapping[str, str]) -> str:
     return f"pgd-{match[1]}-of-training{step_size}_acc"
 
 
-def _accuracies(metrics: Mapping[str, float], num: int) -> dict[str, Accuracy]:
+def _accuracies(metrics: Mapping[str, float], num: int) -> dict[str, Number]:
     """Returns the accuracies among metrics by name, "clean" first."""
     accuracies = {}
     for key, value in metrics.items():
@@ -162,5 +162,5 @@ def _accuracies(metrics: Mapping[str, float], num: int) -> dict[str, Accuracy]:
         if low is None or high is None:
             accuracies[name] = with_interval(value, num)
         else:
-            accuracies[name] = Accuracy(value, low, high)
+            accuracies[name] = Number(value, low, high)
     return dict(sorted(accuracies.items(), key=lambda item: (item[0] != CLEAN, item[0])))

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from raymi.config import Config
 from raymi.evaluation.finding import in_short
 from raymi.evaluation.report import Report
-from raymi.formatting import markdown_table
+from raymi.formatting import interval_text, markdown_table, percent_text, threat_text
 from raymi.terminal.summary import result_table, result_title
-from raymi.terminal.threat import threat_text
 
 if TYPE_CHECKING:
     from raymi.tuning.results_table import Row
@@ -88,9 +87,8 @@ def describe_evaluation(report: Report, command: str) -> str:
     threat = threat_text(**report.protocol["threat"])
     rows = [("attack", "accuracy", "95% interval")]
     for result in report.results:
-        low, high = result.interval
-        interval = f"{100 * low:.1f}-{100 * high:.1f}%"
-        rows.append((result.name, f"{100 * result.accuracy:.1f}%", interval))
+        interval = f"{interval_text(*result.interval)}%"
+        rows.append((result.name, percent_text(result.accuracy), interval))
     title = f"{_SECTION}{report.name}: {report.num} images of {report.data}, {threat}"
     parts = [title, markdown_table(rows)]
     if report.findings:

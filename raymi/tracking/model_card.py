@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raymi.config import Config
-from raymi.formatting import accuracy_text, markdown_table
-from raymi.overrides import as_typed
+from raymi.formatting import as_typed, markdown_table, number_text, threat_text
 from raymi.selection.candidate import Candidate
-from raymi.terminal.threat import threat_text
 from raymi.tracking import store
 from raymi.tracking.candidates import candidates_of_model
 from raymi.tracking.logged import read_config
@@ -121,7 +119,7 @@ def _accuracies(measured: Sequence[Candidate]) -> str:
         images = f"{one.protocol.num} of {one.protocol.data}"
         threat = threat_text(*parse_threat(one.protocol.threat))
         for name, number in one.numbers.items():
-            rows.append((images, threat, name, accuracy_text(*number)))
+            rows.append((images, threat, name, number_text(number)))
     return markdown_table(rows) if len(rows) > 1 else "Not measured yet."
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from raymi.config import Config
 from raymi.errors import first_line
+from raymi.runs.record import is_averaged
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking.datasets import dataset_splits, link_datasets
 from raymi.tracking.store import use_store
@@ -33,7 +34,7 @@ def metric_times(evaluations: Mapping[str, Event]) -> dict[str, float]:
     """
 
     def group(which: str) -> tuple[int, bool]:
-        return evaluations[which]["of_epoch"], which.endswith("-averaged")
+        return evaluations[which]["of_epoch"], is_averaged(which)
 
     order = sorted(evaluations, key=lambda which: evaluations[which]["chosen"])
     latest: dict[tuple[int, bool], float] = {}

@@ -18,8 +18,8 @@ from raymi.errors import UserError
 from raymi.files import write_atomically
 from raymi.overrides import flatten
 from raymi.runs.journal import JournalReader
-from raymi.runs.record import data_of, read_delivered
-from raymi.runs.records import Delivered
+from raymi.runs.json_types import TrackingState
+from raymi.runs.record import RunRecord, chosen_model, data_of, read_tracking
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import store
 from raymi.tracking.datasets import dataset_splits, link_datasets
@@ -63,13 +63,13 @@ class TrackedRun(MlflowRun):
         params: Mapping[str, Any] | None = None,
         log: Callable[[str], None] = lambda _: None,
     ) -> None:
-        delivered = read_delivered(folder)
+        delivered = read_tracking(folder)
         super().__init__(folder.path, home, uri or store.store_uri(delivered, home))
         self.config, self.folder, self.about, self.log = config, folder, about, log
         self.closes_stale_runs = parent is None  # otherwise the run of the sweep does
         self._name, self._parent, self._params = name or folder.name, parent, params or {}
         public_uri = store.without_password(self.uri)
-        self._state = Delivered(uri=public_uri).model_dump()
+        self._state = TrackingState(uri=public_uri).model_dump()
         # Another store gets everything from the beginning.
         if store.without_password(delivered.get("uri", "")) == public_uri:
             self._state |= {**delivered, "uri": public_uri}
@@ -158,14 +158,11 @@ class TrackedRun(MlflowRun):
     def _is_evaluated(self) -> bool:
         """Returns whether the delivered events include the evaluations of all models."""
         delivered = JournalReader(self.folder.journal, until=self._state["offset"])
-        kinds = [event["kind"] for event in delivered.new_events()]
-        if "evaluation" not in kinds:
-            return False
-        return "finished" in kinds[::-1][: kinds[::-1].index("evaluation")]
+        return RunRecord(delivered.new_events()).is_evaluated
 
     def _prepare(self) -> Any:
         if self.run_id is not None and not store.has_run(self._client, self.run_id):
-            self._save(**Delivered(uri=self._state["uri"]).model_dump())  # deleted in MLflow
+            self._save(**TrackingState(uri=self._state["uri"]).model_dump())  # deleted in MLflow
         if self.run_id is None:
             run = self._find_or_create(
                 self.config.tracking.experiment,
@@ -240,15 +237,14 @@ class TrackedRun(MlflowRun):
         client, run_id, state = self._client, self._state["run_id"], self._state
         data = data_of(self.folder)
         tags = source_tags(self.about)
-        times = metric_times(state["evaluations"])
-        for which, time in times.items():
+        for which, time in metric_times(state["evaluations"]).items():
             if which not in state["model_ids"]:
                 evaluation = {**state["evaluations"][which], "time": max(time, self._began / 1000)}
                 model = log_model(self.config, self.folder, client, run_id, data, evaluation, tags)
                 client.update_run(run_id, status=self._status)  # `log_model` changes it
                 self._save(model_ids={**state["model_ids"], which: model})
         if not state["models"]:
-            chosen, ids = list(times)[-1], state["model_ids"]
+            chosen, ids = chosen_model(state["evaluations"]), state["model_ids"]
             version = register_model(self.config, client, run_id, ids[chosen])
             for model in ids.values():
                 write_card(client, model)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from raymi.errors import UserError
 from raymi.files import write_atomically
 from raymi.overrides import flatten
-from raymi.runs.kept_json import read_kept
-from raymi.runs.record import chosen_model, read_delivered, read_record
-from raymi.runs.records import DeliveredSweep
+from raymi.runs.json_files import read_json
+from raymi.runs.json_types import SweepTracking
+from raymi.runs.record import Evaluations, chosen_model, read_record, read_tracking
 from raymi.tracking import store
 from raymi.tracking.description import NOTE, describe_sweep
 from raymi.tracking.mlflow_run import MlflowRun
@@ -59,7 +59,7 @@ class TrackedSweep(MlflowRun):
         delivered: dict[str, Any] = {}
         if self._file.is_file():
             remedy = "remove it, the sweep is found in MLflow again"
-            delivered = read_kept(self._file, DeliveredSweep, remedy).model_dump()
+            delivered = read_json(self._file, SweepTracking, remedy).model_dump()
         super().__init__(sweep.path, home, store.store_uri(delivered, home))
         self._run_id: str | None = None
         self._about: dict[str, str] = {}
@@ -217,7 +217,7 @@ class TrackedSweep(MlflowRun):
             client.log_dict(run_id, dict(importance), "importance.json")
             picture = importance_picture(self.sweep.name, importance)
             client.log_figure(run_id, picture, "importance.png")
-        evaluations: dict[str, Any] = {}
+        evaluations: Evaluations = {}
         model = None
         if (winner := result.winner) is not None:
             evaluations = read_record(self.sweep.folder_of(winner)).evaluations
@@ -229,7 +229,7 @@ class TrackedSweep(MlflowRun):
         self._end(status)
 
     def _log_winner(
-        self, row: Row, evaluations: Mapping[str, Any], model: str | None, result: Found
+        self, row: Row, evaluations: Evaluations, model: str | None, result: Found
     ) -> None:
         client, run_id = self._client, self.run_id
         if row.final is not None:
@@ -254,9 +254,9 @@ class TrackedSweep(MlflowRun):
         for key, value in numbers.items():
             client.log_metric(run_id, f"final/test_{key}", value, step=0)
 
-    def _model_uri(self, run: TrialRun, evaluations: Mapping[str, Any]) -> str | None:
+    def _model_uri(self, run: TrialRun, evaluations: Evaluations) -> str | None:
         """Returns the address of a run's chosen model; None before it is logged."""
-        delivered = read_delivered(self.sweep.folder_of(run))
+        delivered = read_tracking(self.sweep.folder_of(run))
         return delivered.get("models", {}).get(chosen_model(evaluations)) if evaluations else None
 
 

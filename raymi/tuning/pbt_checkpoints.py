@@ -17,7 +17,8 @@ from raymi.engine.phases import phases_of
 from raymi.engine.train_state import build_estimators, check_format
 from raymi.errors import UserError
 from raymi.files import not_writable
-from raymi.overrides import as_typed, examine, nest, overlay
+from raymi.formatting import as_typed
+from raymi.overrides import examine, nest, overlay
 from raymi.recipes import on_recipe
 from raymi.runs.checkpoint import load_checkpoint, replace_checkpoints
 from raymi.runs.journal import Journal, JournalReader

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from raymi.commands.compare.results import Mean, mean_of
+from raymi.statistics import Mean, mean_of
 from raymi.tuning.space import Values
 from raymi.tuning.study import State, Trial
 from raymi.tuning.sweep_folder import Measurement, Sweep, TrialRun

@@ -19,8 +19,8 @@ from raymi.formatting import shown
 from raymi.local_paths import local_path
 from raymi.overrides import flatten, leaves, nest, overlay, validate
 from raymi.recipes import RECIPES, on_recipe
-from raymi.runs.kept_json import first_problem
-from raymi.runs.record import RunRecord, read_record
+from raymi.runs.json_files import first_problem
+from raymi.runs.record import CLASSIFIER, RunRecord, read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.tuning.settings import TuneConfig
 from raymi.tuning.space import Space, Values
@@ -222,9 +222,9 @@ class Sweep:
     def validated(self, run: TrialRun) -> dict[int, Measurement]:
         """What a run's classifier came to in each epoch that was validated."""
         return {
-            event["epoch"]: Measurement.of_epoch(event["epoch"], event["val"])
-            for event in self._record(run).of_kind("epoch")
-            if event["phase"] == "classifier" and event["val"]
+            epoch.number: Measurement.of_epoch(epoch.number, epoch.val)
+            for epoch in self._record(run).phases.get(CLASSIFIER, ())
+            if epoch.val
         }
 
     def measured(self, run: TrialRun) -> list[Measurement]:

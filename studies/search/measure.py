@@ -21,15 +21,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from raymi.benchmarks.processes import ended_by_sigterm, in_processes
+from raymi.benchmarks.processes import in_processes
 from raymi.benchmarks.section import MeasurementFailed
 from raymi.commands.cli import EXIT_FAILED, run_command
-from raymi.commands.compare.results import markdown
 from raymi.commands.option_types import new_folder, seed_list
 from raymi.errors import UserError
 from raymi.files import save, save_json
+from raymi.formatting import markdown_table
 from raymi.hardware import processor_name
 from raymi.overrides import flatten, split_words
+from raymi.signals import ended_by_sigterm
 from raymi.terminal.print_line import print_line
 from studies.search.curves import Comparison, Found, compare, median_share
 from studies.search.one_search import Trained
@@ -182,7 +183,7 @@ def _told(setting: Setting, compared: dict[str, Comparison], content: dict[str, 
     settings = " ".join(f"{key}={value}" for key, value in setting.settings.items())
     versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
     return (
-        f"# {TPE} against {RANDOM} on digits\n\n{markdown(rows)}\n"
+        f"# {TPE} against {RANDOM} on digits\n\n{markdown_table(rows)}\n"
         f"Median share of the budget after which {TPE} was as good as the best of {RANDOM}: "
         f"**{_share(share)}**. That it is less than {AIM} {verdict}. As all searches draw "
         "independently, each of one kind can be compared with each of the other: of these "

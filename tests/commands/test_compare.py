@@ -1,4 +1,4 @@
-"""`python -m raymi.compare`: the arithmetic of the table, and processes that end in every way."""
+"""`python -m raymi.compare`: arithmetic of the table, and every way in which its processes end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,20 +19,18 @@ from tiny_runs import TINY
 
 from raymi import compare
 from raymi.commands.compare import run as comparison_runs
-from raymi.commands.compare.options import planned, settings_of_arm
+from raymi.commands.compare.options import plan_comparison, settings_of_arm
 from raymi.commands.compare.results import (
-    Mean,
     RunResult,
     finished_result,
-    markdown,
-    mean_of,
-    minutes_in_sessions,
     summarise,
     table,
 )
 from raymi.commands.compare.run import same_weights, slots
+from raymi.formatting import markdown_table
 from raymi.hardware import available_cores
 from raymi.recipes import BASE_RECIPES, VARIANTS
+from raymi.runs.record import RunRecord
 from raymi.runs.run_folder import RunFolder
 
 
@@ -41,17 +38,7 @@ def result(arm: str, seed: int, clean: float, robust: float, val: float | None =
     return RunResult(arm, seed, "finished", clean=clean, robust=robust, val=val)
 
 
-def test_a_mean_has_the_standard_error_of_the_sample() -> None:
-    mean = mean_of([0.1, 0.2, 0.6])
-    assert mean is not None
-    assert mean.mean == pytest.approx(0.3)
-    # deviations -0.2, -0.1, 0.3: variance 0.14 / 2
-    assert mean.error == pytest.approx(sqrt(0.07 / 3))
-    assert mean_of([0.25]) == Mean(0.25, None, 1)
-    assert mean_of([]) is None
-
-
-def test_differences_are_paired_by_seed_and_not_of_means() -> None:
+def test_differences_are_paired_by_seed() -> None:
     results = [
         result("at", 0, 0.80, 0.40), result("at", 1, 0.90, 0.50), result("at", 2, 0.10, 0.10),
         result("bounded", 1, 0.93, 0.52), result("bounded", 0, 0.81, 0.41),
@@ -65,7 +52,7 @@ def test_differences_are_paired_by_seed_and_not_of_means() -> None:
     assert (robust.mean, robust.error, robust.num) == pytest.approx((0.015, 0.005, 2))
 
 
-def test_the_table_is_in_percent_and_says_what_did_not_finish() -> None:
+def test_the_table_shows_percent_and_unfinished_runs() -> None:
     results = [
         result("at", 0, 0.80, 0.40, 0.5), result("at", 1, 0.90, 0.50, 0.5),
         result("random", 0, 0.80, 0.41, None), result("random", 1, 0.90, 0.50, None),
@@ -77,27 +64,26 @@ def test_the_table_is_in_percent_and_says_what_did_not_finish() -> None:
         ("arm", "n", "clean %", "PGD-40 %", "val robust %",
          "clean - at", "PGD-40 - at", "val robust - at"),
         ("at", "2", "85.00 ± 5.00", "45.00 ± 5.00", "50.00 ± 0.00", "-", "-", "-"),
-        ("random", "2", "85.00 ± 5.00", "45.50 ± 4.50", "n/a",
-         "+0.00 ± 0.00", "+0.50 ± 0.50", "n/a"),
-        ("paper", "1 (1 diverged)", "70.00 ± n/a", "35.00 ± n/a", "40.00 ± n/a",
-         "-10.00 ± n/a", "-5.00 ± n/a", "-10.00 ± n/a"),
-        ("wmim", "0 (2 failed)", "n/a", "n/a", "n/a", "n/a", "n/a", "n/a"),
+        ("random", "2", "85.00 ± 5.00", "45.50 ± 4.50", "-",
+         "+0.00 ± 0.00", "+0.50 ± 0.50", "-"),
+        ("paper", "1 (1 diverged)", "70.00", "35.00", "40.00", "-10.00", "-5.00", "-10.00"),
+        ("wmim", "0 (2 failed)", "-", "-", "-", "-", "-", "-"),
     ]  # fmt: skip
-    assert markdown(rows).splitlines()[:3] == [
+    assert markdown_table(rows).splitlines()[:3] == [
         "| arm | n | clean % | PGD-40 % | val robust % "
         "| clean - at | PGD-40 - at | val robust - at |",
-        "|---|---|---|---|---|---|---|---|",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| at | 2 | 85.00 ± 5.00 | 45.00 ± 5.00 | 50.00 ± 0.00 | - | - | - |",
     ]
 
 
 def journal(*, chosen: str = "best", finished: bool = True) -> list[dict[str, Any]]:
-    """A staged run of two epochs each, in two sessions; its epoch 2 was written twice, and one of
-    another phase after it."""
+    """Events of a staged run in two sessions, with epoch 2 recorded twice."""
 
     def epoch(number: int, val: float, phase: str = "classifier") -> dict[str, Any]:
         robust = {"robust_acc": val, "averaged/robust_acc": val + 0.1}
-        return {"kind": "epoch", "phase": phase, "epoch": number, "val": robust}
+        event = {"kind": "epoch", "phase": phase, "epoch": number, "val": robust}
+        return {**event, "train": {}, "better": []}
 
     def evaluation(which: str, of_epoch: int, clean: float, robust: float) -> dict[str, Any]:
         return {
@@ -117,23 +103,23 @@ def journal(*, chosen: str = "best", finished: bool = True) -> list[dict[str, An
 
 
 def test_a_run_s_result_is_that_of_its_chosen_model() -> None:
-    assert finished_result("at", 3, journal()) == RunResult(
+    assert finished_result("at", 3, RunRecord(journal())) == RunResult(
         "at", 3, "finished", clean=0.8, robust=0.4, val=0.3, model="best", epoch=2,
         attack_steps=40, minutes=3.0,
     )  # fmt: skip
-    averaged = finished_result("at", 3, journal(chosen="best-averaged"))
+    averaged = finished_result("at", 3, RunRecord(journal(chosen="best-averaged")))
     assert averaged is not None
     assert (averaged.clean, averaged.robust, averaged.epoch) == (0.9, 0.5, 1)
     assert averaged.val == pytest.approx(0.3)
-    assert finished_result("at", 3, journal(finished=False)) is None
+    assert finished_result("at", 3, RunRecord(journal(finished=False))) is None
 
 
-def test_the_time_between_two_sessions_is_not_the_run_s() -> None:
-    assert minutes_in_sessions(journal()) == (120 + 60) / 60
-    assert minutes_in_sessions([]) == 0
+def test_the_time_between_two_sessions_is_not_counted() -> None:
+    assert RunRecord(journal()).minutes == (120 + 60) / 60
+    assert RunRecord([]).minutes == 0
 
 
-def test_weights_are_the_same_only_bit_for_bit(tmp_path: Path) -> None:
+def test_weights_are_compared_bit_for_bit(tmp_path: Path) -> None:
     folders = [RunFolder(tmp_path / name) for name in "ab"]
     zeros = {"w": torch.zeros(2), "n": torch.tensor(1)}
     for folder in folders:
@@ -148,7 +134,7 @@ def test_weights_are_the_same_only_bit_for_bit(tmp_path: Path) -> None:
     assert not same_weights(*folders)
 
 
-def test_places_share_the_cores_and_take_the_gpus_in_turn() -> None:
+def test_slots_share_the_cores_and_take_the_gpus_in_turn() -> None:
     assert [dict(s.environment) for s in slots(2, 9, [])] == [
         {"OMP_NUM_THREADS": "4", "PYTHONUNBUFFERED": "1"}
     ] * 2
@@ -174,8 +160,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
     def run(*words: str) -> Ended:
         code = compare.main(list(words))
-        said = capsys.readouterr()
-        return Ended(code, said.out, said.err)
+        captured = capsys.readouterr()
+        return Ended(code, captured.out, captured.err)
 
     return run
 
@@ -207,7 +193,8 @@ while behaviour == "wait" and not (folder / "stop").exists():
 if behaviour == "wait":
     write("stopped")
     sys.exit(1)
-write("epoch", phase="classifier", epoch=1, val={"robust_acc": 0.5})
+write("epoch", phase="classifier", epoch=1, val={"robust_acc": 0.5}, train={},
+      better=["best"])
 write("evaluation", which="best", of_epoch=1, clean=0.9, robust=0.4, chosen=True, num=9,
       attack={"steps": 40})
 write("finished")
@@ -216,8 +203,7 @@ write("finished")
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A program in the place of `raymi.standalone`, that ends as FAKE_ARM says; the runs'
-    folder."""
+    """Folder of a comparison whose runs end as FAKE_ARM says, in place of `raymi.standalone`."""
     program = tmp_path / "fake.py"
     program.write_text(FAKE)
     monkeypatch.setattr(comparison_runs, "PROGRAM", (sys.executable, "-S", str(program)))
@@ -226,11 +212,11 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def began(folder: Path) -> dict[str, int]:
-    """How often each run began."""
+    """Returns the number of starts of each run."""
     return {path.parent.name: len(path.read_text().split()) for path in folder.glob("*/began")}
 
 
-def test_finished_runs_are_not_run_again(run: Run, fake: Path) -> None:
+def test_finished_runs_are_not_repeated(run: Run, fake: Path) -> None:
     words = ("arms=at,bounded", "seeds=0,1", "parallel=2")
     first = run(*words)
     assert first.code == 0, first
@@ -241,7 +227,7 @@ def test_finished_runs_are_not_run_again(run: Run, fake: Path) -> None:
     files = [(fake / name).read_text() for name in ("comparison.md", "comparison.json")]
     again = run(*words)
     assert (again.code, began(fake)) == (0, dict.fromkeys(names, 1))
-    assert "4 of them there already" in again.out
+    assert "4 already finished" in again.out
     assert [(fake / name).read_text() for name in ("comparison.md", "comparison.json")] == files
     assert run(*words[:1], "seeds=0..2", "parallel=2").code == 0
     assert began(fake) == dict.fromkeys({*names, "at-seed2", "bounded-seed2"}, 1)
@@ -250,15 +236,15 @@ def test_finished_runs_are_not_run_again(run: Run, fake: Path) -> None:
     assert numbers["summary"][1]["differences"]["clean"] == {"mean": 0.0, "error": 0.0, "num": 3}
 
 
-def test_seeds_begin_one_after_the_other_over_all_arms(run: Run, fake: Path) -> None:
+def test_all_arms_of_a_seed_run_before_the_next_seed(run: Run, fake: Path) -> None:
     ended = run("arms=at,mi-off", "seeds=3,1", "parallel=1", "name=mine")
     assert ended.code == 0
-    told = [line.partition(":")[0] for line in ended.out.splitlines() if " min" in line]
-    assert told == ["at seed 3", "mi-off seed 3", "at seed 1", "mi-off seed 1"]
+    order = [line.partition(":")[0] for line in ended.out.splitlines() if " min" in line]
+    assert order == ["at seed 3", "mi-off seed 3", "at seed 1", "mi-off seed 1"]
     assert (fake.parent / "mine" / "comparison.md").is_file()
 
 
-def test_a_run_that_fails_or_diverges_does_not_end_the_others(
+def test_failed_and_diverged_runs_do_not_stop_the_others(
     run: Run, fake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_RANDOM", "fail")
@@ -268,15 +254,15 @@ def test_a_run_that_fails_or_diverges_does_not_end_the_others(
     assert ended.code == 1
     assert "random seed 0: failed: ZeroDivisionError: ours (see " in ended.out
     assert "paper seed 0: diverged at step 12" in ended.out
-    assert "| random | 0 (1 failed) | n/a |" in ended.out
-    assert "| paper | 0 (1 diverged) | n/a |" in ended.out
-    assert "| bounded | 1 | 90.00 ± n/a | 40.00 ± n/a | 50.00 ± n/a | +0.00 ± n/a |" in ended.out
+    assert "| random | 0 (1 failed) | - |" in ended.out
+    assert "| paper | 0 (1 diverged) | - |" in ended.out
+    assert "| bounded | 1 | 90.00 | 40.00 | 50.00 | +0.00 |" in ended.out
     monkeypatch.delenv("FAKE_RANDOM")
     assert run(*words).code == 0  # a run that diverged is a result
     assert began(fake) == {"at-seed0": 1, "random-seed0": 2, "paper-seed0": 1, "bounded-seed0": 1}
 
 
-def test_what_the_user_has_to_put_right_is_not_tried_again_and_again(
+def test_invalid_input_stops_the_remaining_runs(
     run: Run, fake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_AT", "user")
@@ -286,7 +272,7 @@ def test_what_the_user_has_to_put_right_is_not_tried_again_and_again(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_asks_the_runs_to_stop_and_says_how_to_continue(
+def test_a_signal_stops_the_runs_and_prints_how_to_continue(
     run: Run, fake: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
     monkeypatch.setenv("FAKE_RANDOM", "wait")
@@ -316,7 +302,7 @@ def test_a_signal_asks_the_runs_to_stop_and_says_how_to_continue(
 def test_a_run_that_does_not_stop_in_time_is_killed(
     run: Run, fake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comparison_runs, "PATIENCE", 0.2)
+    monkeypatch.setattr(comparison_runs, "STOP_SECONDS", 0.2)
     program = tmp_path / "fake.py"
     program.write_text(FAKE.replace('not (folder / "stop").exists()', "True"))
     monkeypatch.setenv("FAKE_AT", "wait")
@@ -332,17 +318,17 @@ def test_a_run_that_does_not_stop_in_time_is_killed(
 
 def test_other_settings_under_the_same_name_are_refused(run: Run, fake: Path) -> None:
     def begin(*words: str) -> None:
-        for one in planned(["arms=at,random", "seeds=0", "lr=0.2", *words]).runs:
+        for one in plan_comparison(["arms=at,random", "seeds=0", "lr=0.2", *words]).runs:
             one.folder.path.mkdir(parents=True)
             one.folder.write_config(one.config)
 
     begin()
-    assert planned(["arms=at,random", "seeds=0", "lr=0.2"]).folder == fake
+    assert plan_comparison(["arms=at,random", "seeds=0", "lr=0.2"]).folder == fake
     ended = run("arms=at,random", "seeds=0", "lr=0.3")
     assert ended.code == 2
-    assert ended.err.count("was begun with other settings (optim.lr=0.2, now 0.3)") == 1
+    assert ended.err.count("was started with other settings (optim.lr=0.2, now 0.3)") == 1
     assert began(fake) == {}
-    assert planned(["arms=at,random", "seeds=0", "lr=0.3", "name=other"]).runs
+    assert plan_comparison(["arms=at,random", "seeds=0", "lr=0.3", "name=other"]).runs
 
 
 @pytest.mark.parametrize(
@@ -360,9 +346,9 @@ def test_other_settings_under_the_same_name_are_refused(run: Run, fake: Path) ->
         (["seeds=0..2,1"], ["seeds: a seed is given twice"]),
         (["parallel=0"], ["parallel: expected whole number >= 1, got '0'"]),
         (["parallel=two"], ["parallel: expected whole number >= 1"]),
-        (["seed=1"], ["seed cannot be set here: seeds=0..9"]),
+        (["seed=1"], ["seed cannot be set here: set seeds=0..9"]),
         (["workers=2"], ["scaling.workers cannot be set here"]),
-        (["loss.base=trades"], ["it is what makes the arms at, at-clean-forward"]),
+        (["loss.base=trades"], ["it defines the arms at, at-clean-forward"]),
         (["mi.form=paper"], ["mi.form cannot be set here"]),
         (["arms=at,no-difference"], ["quickstart-no-difference leaves nothing"]),
         (["eps=8", "lrr=1", "parallel=0"], ["did you mean eps=8/255?", "'lrr'", "parallel"]),
@@ -373,7 +359,7 @@ def test_other_settings_under_the_same_name_are_refused(run: Run, fake: Path) ->
         (["bounded"], ["did you mean arms=bounded?"]),
     ],
 )
-def test_bad_input_is_one_clear_error_before_anything_starts(
+def test_invalid_input_is_one_error_before_any_run_starts(
     run: Run, fake: Path, tmp_path: Path, words: list[str], parts: list[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -388,14 +374,14 @@ def test_bad_input_is_one_clear_error_before_anything_starts(
     ("arm", "reused"),
     [("paper", True), ("released", True), ("bounded", False), ("at", False), ("random", False)],
 )
-def test_runs_to_reuse_reach_staged_arms_only(arm: str, reused: bool) -> None:
+def test_pretrained_runs_reach_staged_arms_only(arm: str, reused: bool) -> None:
     settings = {"mi.pretrained": "a", "optim.lr": "0.1"}
     expected = settings if reused else {"optim.lr": "0.1"}
     assert settings_of_arm("quickstart", arm, settings) == expected
 
 
-def test_what_is_said_for_all_arms_leaves_each_what_it_is(run: Run, fake: Path) -> None:
-    plan = planned(["arms=at,random,bounded", "mi.balance=0.3", "epochs=2", "seeds=4"])
+def test_shared_settings_keep_what_defines_an_arm(run: Run, fake: Path) -> None:
+    plan = plan_comparison(["arms=at,random,bounded", "mi.balance=0.3", "epochs=2", "seeds=4"])
     at, random, bounded = (one.config for one in plan.runs)
     assert not at.mi.enabled
     assert (random.mi.balance, random.mi.gradient) == (0.3, "random")
@@ -405,8 +391,8 @@ def test_what_is_said_for_all_arms_leaves_each_what_it_is(run: Run, fake: Path) 
         assert one.folder.path == fake / f"{one.arm}-seed4"
 
 
-def test_by_default_all_controls_are_there_and_at_is_the_reference(run: Run, fake: Path) -> None:
-    plan = planned(["parallel=3"])
+def test_the_default_arms_are_all_controls_with_at_as_reference(run: Run, fake: Path) -> None:
+    plan = plan_comparison(["parallel=3"])
     assert plan.arms == (
         "at", "at-clean-forward", "mi-off", "random", "released", "paper", "bounded",
     )  # fmt: skip
@@ -414,7 +400,7 @@ def test_by_default_all_controls_are_there_and_at_is_the_reference(run: Run, fak
     assert [(one.arm, one.seed) for one in plan.runs[6:8]] == [("bounded", 0), ("at", 1)]
 
 
-def test_help_says_what_can_be_compared(run: Run) -> None:
+def test_help_lists_recipes_arms_and_keys(run: Run) -> None:
     ended = run("--help")
     assert ended.code == 0
     for name in (*BASE_RECIPES, *VARIANTS):
@@ -422,13 +408,13 @@ def test_help_says_what_can_be_compared(run: Run) -> None:
     assert "  attack.eps=8/255  (number >= 0)" in ended.out.splitlines()
 
 
-def test_a_comparison_that_goes_on_is_not_begun_twice(run: Run, fake: Path) -> None:
+def test_a_comparison_runs_in_one_process_at_a_time(run: Run, fake: Path) -> None:
     from filelock import FileLock
 
     fake.mkdir(parents=True)
     with FileLock(fake / ".lock"):
         ended = run("arms=at", "seeds=0")
-    assert (ended.code, "is going on in another process" in ended.err) == (2, True)
+    assert (ended.code, "another process runs the comparison" in ended.err) == (2, True)
 
 
 def words_of(settings: dict[str, Any]) -> list[str]:
@@ -436,14 +422,14 @@ def words_of(settings: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_at_without_its_mi_term_has_the_weights_of_at_in_real_runs(run: Run) -> None:
+def test_mi_off_has_the_weights_of_at_in_real_runs(run: Run) -> None:
     ended = run("arms=at,mi-off", "seeds=0", "parallel=2", *words_of(TINY))
     assert ended.code == 0, ended
     assert "mi-off has the weights of at, bit for bit, with 1 of 1 seeds" in ended.out
 
 
 @pytest.mark.exhaustive
-def test_without_mi_training_is_at_bit_for_bit_in_real_runs(run: Run, tmp_path: Path) -> None:
+def test_mi_off_equals_at_bit_for_bit_over_seeds(run: Run, tmp_path: Path) -> None:
     tiny = words_of({**TINY, "probe.steps": 0})
     words = ["arms=at,mi-off,bounded", "seeds=0,1", "parallel=2", "name=real", *tiny]
     ended = run(*words)
@@ -464,7 +450,7 @@ def test_without_mi_training_is_at_bit_for_bit_in_real_runs(run: Run, tmp_path: 
 
 
 @pytest.mark.exhaustive
-def test_losses_that_are_not_finite_are_a_result_of_a_real_run(run: Run) -> None:
+def test_losses_that_are_not_finite_are_a_result(run: Run) -> None:
     tiny = words_of({**TINY, "probe.steps": 0, "optim.lr": 1e30, "model.name": "small-cnn"})
     ended = run("arms=at", "seeds=0", *tiny)
     assert ended.code == 0, ended

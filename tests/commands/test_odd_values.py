@@ -65,7 +65,11 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str], list[str]]] = {
         ["space", "recipe", "resume", "seeds", *sweep_request.TUNE, *KEYS],
         [],
     ),
-    "compare": (judged(compare_plan.planned), ["recipe", "arms", "seeds", "parallel", *KEYS], []),
+    "compare": (
+        judged(compare_plan.plan_comparison),
+        ["recipe", "arms", "seeds", "parallel", *KEYS],
+        [],
+    ),
     "export": (export.main, ["model", "which", "folder", "out"], []),
     "probe": (probe.main, ["run", "model", "probe.steps", "attack.eps", "out"], []),
 }

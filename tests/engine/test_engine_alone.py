@@ -8,16 +8,18 @@ import sys
 from pathlib import Path
 
 SCRIPT = """
-import importlib, pkgutil, sys
+import importlib.util, pkgutil, sys
 sys.modules["ray"] = sys.modules["mlflow"] = None  # importing either raises ModuleNotFoundError
 
-packages = ["mi", "attacks", "models", "data", "engine", "evaluation", "tuning", "selection"]
-packages += ["reporting"]
-modules = ["config", "overrides", "recipes", "losses", "collectives", "counter_rng"]
-modules += ["errors", "files", "hardware"]
-for package in packages:
-    found = importlib.import_module(f"raymi.{package}")
-    modules += [package] + [f"{package}.{m.name}" for m in pkgutil.iter_modules(found.__path__)]
+from layers import WITHOUT_RAY_AND_MLFLOW
+
+modules = []
+for part in WITHOUT_RAY_AND_MLFLOW:
+    if importlib.util.find_spec(f"raymi.{part}") is None:
+        continue
+    found = importlib.import_module(f"raymi.{part}")
+    modules += [part]
+    modules += [f"{part}.{m.name}" for m in pkgutil.iter_modules(getattr(found, "__path__", ()))]
 for module in modules:
     importlib.import_module(f"raymi.{module}")
 

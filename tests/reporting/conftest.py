@@ -1,4 +1,4 @@
-"""Finished runs that take a second, and what their folders say."""
+"""Finished runs that take a second, and their histories."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raymi.runs.run_folder import RunFolder
 
 
 def trained(path: Path, settings: dict[str, Any]) -> RunFolder:
-    """A tiny run from beginning to end, in its folder."""
+    """Trains a tiny run; returns its folder."""
     folder = RunFolder(path)
     tiny_runs.tiny_run(0, 1, path, settings, [])
     folder.write_config(tiny_runs.tiny_config(settings))
@@ -23,24 +23,24 @@ def trained(path: Path, settings: dict[str, Any]) -> RunFolder:
 
 @pytest.fixture(scope="session")
 def namid(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run with MI, averaged weights and probes."""
+    """Run with MI, averaged weights and probes."""
     settings = {"optim.epochs": 4, "optim.ema": 0.8, "probe.steps": 3, "probe.batch": 32}
     return trained(tmp_path_factory.mktemp("runs") / "namid", settings)
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run without MI."""
+    """Run without MI."""
     return trained(tmp_path_factory.mktemp("runs") / "plain", {"mi.weight": 0.0, "seed": 1})
 
 
 @pytest.fixture(scope="session")
 def staged(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run of three phases."""
+    """Run with three phases."""
     return trained(tmp_path_factory.mktemp("runs") / "staged", {"mi.schedule": "staged"})
 
 
 @pytest.fixture(scope="session")
 def histories(namid: RunFolder, plain: RunFolder, staged: RunFolder) -> list[History]:
-    """Of all three."""
+    """Histories of all three runs."""
     return [read_history(folder) for folder in (namid, plain, staged)]

@@ -1,4 +1,4 @@
-"""What a run's folder says of it."""
+"""Runs as a report reads them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ def events(folder, kind):
 
 @pytest.fixture
 def own(namid, tmp_path):
-    """A copy of a run that may be changed."""
+    """Copy of a run, free to change."""
     shutil.copytree(namid.path, tmp_path / "own")
     return RunFolder(tmp_path / "own")
 
 
 def rewrite(folder, keep):
-    told = JournalReader(folder.journal).new_events()
-    kept = [json.dumps(event) for event in told if keep(event)]
-    folder.journal.write_text("".join(f"{line}\n" for line in kept))
+    lines = [
+        json.dumps(event) for event in JournalReader(folder.journal).new_events() if keep(event)
+    ]
+    folder.journal.write_text("".join(f"{line}\n" for line in lines))
 
 
 def test_epochs_are_those_of_the_journal(namid):
     history = read_history(namid)
-    told = events(namid, "epoch")
+    recorded = events(namid, "epoch")
     assert [one.number for one in history.phases["classifier"]] == [1, 2, 3, 4]
-    for one, event in zip(history.phases["classifier"], told, strict=True):
+    for one, event in zip(history.phases["classifier"], recorded, strict=True):
         assert one.val == event["val"]
         assert one.train == event["train"]
     assert history.finished
@@ -46,13 +47,13 @@ def test_epochs_are_those_of_the_journal(namid):
     [("epoch", "epoch"), ("epoch", "val"), ("evaluation", "which"), ("probe", "estimates"),
      ("warning", "message")],
 )  # fmt: skip
-def test_a_journal_that_raymi_did_not_write_is_one_clear_message(own, kind, field):
-    told = JournalReader(own.journal).new_events()
-    told.append({"kind": "warning", "message": "boo"})
-    for event in told:
+def test_a_journal_without_a_field_is_refused_in_one_message(own, kind, field):
+    recorded = JournalReader(own.journal).new_events()
+    recorded.append({"kind": "warning", "message": "boo"})
+    for event in recorded:
         if event["kind"] == kind:
             del event[field]
-    own.journal.write_text("".join(f"{json.dumps(event)}\n" for event in told))
+    own.journal.write_text("".join(f"{json.dumps(event)}\n" for event in recorded))
     with pytest.raises(UserError, match=rf"journal.jsonl has events .*KeyError: '{field}'"):
         read_history(own)
 
@@ -63,17 +64,17 @@ def test_phases_come_in_the_order_of_training(staged):
     assert [len(epochs) for epochs in history.phases.values()] == [2, 1, 2]
 
 
-def test_of_an_epoch_that_was_made_again_the_last_record_counts(own):
+def test_the_last_record_of_a_repeated_epoch_counts(own):
     (*_, last) = events(own, "epoch")
-    again = {**last, "val": {**last["val"], "robust_acc": 0.123}, "better": []}
+    repeated = {**last, "val": {**last["val"], "robust_acc": 0.123}, "better": []}
     with own.journal.open("a") as file:
-        file.write(json.dumps(again) + "\n" + '{"kind": "epoch", "half')
+        file.write(json.dumps(repeated) + "\n" + '{"kind": "epoch", "half')
     history = read_history(own)
     assert [one.number for one in history.phases["classifier"]] == [1, 2, 3, 4]
     assert history.phases["classifier"][-1].val["robust_acc"] == 0.123
 
 
-def test_the_best_epoch_is_the_one_that_was_measured_or_else_the_last_that_was_better(own):
+def test_the_best_epoch_is_the_evaluated_one_or_the_last_improvement(own):
     measured = {one["which"]: one["of_epoch"] for one in events(own, "evaluation")}
     history = read_history(own)
     assert history.best_epoch("best") == measured["best"]
@@ -88,7 +89,7 @@ def test_the_best_epoch_is_the_one_that_was_measured_or_else_the_last_that_was_b
     assert unfinished.chosen == "best"
 
 
-def test_a_run_that_has_not_begun_has_nothing_to_show(tmp_path, plain):
+def test_a_run_before_its_start_has_no_epochs(tmp_path, plain):
     folder = RunFolder(tmp_path)
     folder.write_config(plain.read_config())
     history = read_history(folder)
@@ -97,7 +98,7 @@ def test_a_run_that_has_not_begun_has_nothing_to_show(tmp_path, plain):
     assert history.probe is None
 
 
-def test_probes_made_afterwards_replace_those_of_the_training(own):
+def test_later_probes_replace_those_of_the_training(own):
     history = read_history(own)
     (event,) = events(own, "probe")
     assert history.probe.estimates == event["estimates"]
@@ -110,12 +111,14 @@ def test_probes_made_afterwards_replace_those_of_the_training(own):
         "estimates": {"mi/natural_of_natural": 1.5},
     }
     (own.path / f"probe-{history.chosen}.json").write_text(json.dumps(later))
-    again = read_history(own)
-    assert again.probe.estimates == {"mi/natural_of_natural": 1.5}
-    assert again.probe.settings == history.probe.settings, "the same budget can be compared"
+    later_history = read_history(own)
+    assert later_history.probe.estimates == {"mi/natural_of_natural": 1.5}
+    assert later_history.probe.settings == history.probe.settings
 
     (own.path / f"probe-{history.chosen}.json").write_text(json.dumps({**later, "model": "last"}))
-    assert read_history(own).probe.estimates == event["estimates"], "that of another model is not"
+    assert read_history(own).probe.estimates == event["estimates"], (
+        "a probe of another model does not count"
+    )
 
 
 def test_numbers_that_are_not_finite_are_read(own):

@@ -1,4 +1,4 @@
-"""The page needs nothing else, and says nothing that users could make it say."""
+"""The page is self-contained, and shows all names as text."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from raymi.attacks.catalogue import Threat
 from raymi.data import load_splits
 from raymi.engine.pgd_evaluation import PGDAttack
 from raymi.errors import UserError
-from raymi.reporting.contents import Reported, sections
+from raymi.reporting.accuracies import training_accuracies
 from raymi.reporting.files import check_folder, write_report
-from raymi.reporting.look import FORMATS
-from raymi.reporting.measured import Measured
-from raymi.reporting.numbers import of_training
-from raymi.reporting.outcomes import attacked
-from raymi.reporting.page import Contents, Trials, as_html
+from raymi.reporting.outcomes import attack_images
+from raymi.reporting.page import Report, TrialTable, as_html
+from raymi.reporting.robustness_curve import RobustnessCurve
+from raymi.reporting.sections import ReportedRun, sections
+from raymi.reporting.style import FORMATS
 from raymi.reporting.table import comparison_tables
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -56,27 +56,29 @@ def measured():
     images = load_splits("digits", image_size=8, limit=60).test
     images = replace(images, class_names=(EVIL, "$%_&", *images.class_names[2:]))
     eps = 0.05
-    outcomes = attacked(norm_free_net(10, 8).eval(), images, PGDAttack("linf", eps, eps / 4, 2))
+    outcomes = attack_images(
+        norm_free_net(10, 8).eval(), images, PGDAttack("linf", eps, eps / 4, 2)
+    )
     names = images.class_names
     threat = Threat("linf", eps)
-    return Measured(EVIL, images.digest, len(images), names, threat, 2, {eps: outcomes})
+    return RobustnessCurve(EVIL, images.digest, len(images), names, threat, 2, {eps: outcomes})
 
 
-def contents_of(runs, **changed):
+def report_of(runs, **changed):
     tables = comparison_tables([one.as_row for one in runs])
-    told = {"title": "mine", "command": "python -m raymi.report a", "runs": runs}
-    return Contents(**{**told, "tables": tables, "sections": sections(runs), **changed})
+    content = {"title": "mine", "command": "python -m raymi.report a", "runs": runs}
+    return Report(**{**content, "tables": tables, "sections": sections(runs), **changed})
 
 
 @pytest.fixture(scope="module")
-def contents(histories, measured):
-    runs = [Reported(one, of_training(one), measured) for one in histories]
-    return contents_of(runs)
+def report(histories, measured):
+    runs = [ReportedRun(one, training_accuracies(one), measured) for one in histories]
+    return report_of(runs)
 
 
 @pytest.fixture(scope="module")
-def page(contents):
-    return Page(as_html(contents))
+def page(report):
+    return Page(as_html(report))
 
 
 def test_every_part_is_there_in_order(page):
@@ -90,11 +92,11 @@ def test_every_part_is_there_in_order(page):
     assert places == sorted(places)
 
 
-def test_the_runs_that_fig_4_lacks_are_named(page):
-    assert "No fresh probes, which the paper's Fig. 4 needs, of plain, staged:" in page.text
+def test_runs_without_probes_are_named(page):
+    assert "Without fresh probes (Fig. 4 of the paper): plain, staged; run" in page.text
 
 
-def test_nothing_on_the_page_leads_away_from_it(page):
+def test_links_stay_on_the_page(page):
     targets = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     seen = 0
     for tag, attributes in page.elements:
@@ -128,22 +130,22 @@ def test_pictures_need_no_font_and_no_file(page):
         assert all(link.startswith(("#", "data:")) for link in links)
 
 
-def test_ids_are_there_once(page):
+def test_ids_are_unique(page):
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
 
 
-def test_whatever_users_write_is_text(histories, measured):
+def test_names_are_text(histories, measured):
     history = replace(
         histories[0],
         name=EVIL,
         about={"recipe": EVIL, "command": EVIL, "git_commit": EVIL},
         warnings=(EVIL,),
     )
-    entries = [replace(one, doubts=EVIL) for one in of_training(history)]
-    runs = [Reported(history, entries, measured, (EVIL,)), Reported(histories[1])]
-    trials = [Trials(EVIL, [EVIL], [[EVIL]])]
-    page = Page(as_html(contents_of(runs, title=EVIL, command=EVIL, trials=trials)))
+    entries = [replace(one, doubts=EVIL) for one in training_accuracies(history)]
+    runs = [ReportedRun(history, entries, measured, (EVIL,)), ReportedRun(histories[1])]
+    trials = [TrialTable(EVIL, [EVIL], [[EVIL]])]
+    page = Page(as_html(report_of(runs, title=EVIL, command=EVIL, trials=trials)))
     assert page.sound
     tags = {tag for tag, _ in page.elements}
     assert "script" not in tags
@@ -154,21 +156,21 @@ def test_whatever_users_write_is_text(histories, measured):
     assert page.text.count(EVIL) > 10
 
 
-def test_a_run_that_has_not_begun_is_shown_with_what_there_is(histories):
+def test_a_run_before_its_start_is_shown(histories):
     empty = replace(histories[0], phases={}, start={}, evaluations={}, probe=None, finished=False)
-    run = Reported(empty, notes=("it has no model yet",))
-    page = Page(as_html(contents_of([run])))
+    run = ReportedRun(empty, notes=("it has no model yet",))
+    page = Page(as_html(report_of([run])))
     assert page.sound
     assert "it has no model yet" in page.text
     assert "not finished" in page.text
     assert not [tag for tag, _ in page.elements if tag == "img"]
 
 
-def test_one_picture_never_mixes_other_images_or_threats(histories, measured):
+def test_pictures_do_not_mix_images_or_threats(histories, measured):
     others = replace(measured, digest="other")
     harder = replace(measured, threat=Threat("linf", 0.06), by_radius={0.06: measured.at_threat})
     runs = [
-        Reported(replace(histories[0], name=name), measured=one)
+        ReportedRun(replace(histories[0], name=name), curve=one)
         for name, one in (("a", measured), ("b", others), ("c", harder))
     ]
     by_name = {section.name: section for section in sections(runs)}
@@ -184,19 +186,19 @@ def test_one_picture_never_mixes_other_images_or_threats(histories, measured):
 
 def test_many_runs_share_pictures_of_classes_evenly(histories, measured):
     names = [f"run {k:02d}" for k in range(17)]
-    runs = [Reported(replace(histories[0], name=name), measured=measured) for name in names]
+    runs = [ReportedRun(replace(histories[0], name=name), curve=measured) for name in names]
     (classes,) = (section for section in sections(runs) if section.name == "classes")
     shown = [re.findall(r"run \d\d", picture.alt) for picture in classes.pictures]
     assert shown == [names[:6], names[6:12], names[12:]]
     assert len({picture.name for picture in classes.pictures}) == 3
 
 
-def test_validation_under_other_attacks_is_not_drawn_together(histories):
+def test_validation_under_other_attacks_has_separate_pictures(histories):
     easier = histories[1].config.model_copy(deep=True)
     easier = easier.model_copy(
         update={"validation": easier.validation.model_copy(update={"steps": 1})}
     )
-    runs = [Reported(one) for one in (histories[0], replace(histories[1], config=easier))]
+    runs = [ReportedRun(one) for one in (histories[0], replace(histories[1], config=easier))]
     assert not [
         picture.name
         for section in sections(runs)
@@ -205,15 +207,15 @@ def test_validation_under_other_attacks_is_not_drawn_together(histories):
     ]
 
 
-def test_all_files_are_written_and_those_of_the_report_before_are_gone(tmp_path, contents):
+def test_a_report_replaces_the_files_of_an_earlier_one(tmp_path, report):
     folder = tmp_path / "report"
     check_folder(folder)
-    contents = contents_of([replace(run, measured=None) for run in contents.runs])
-    first = write_report(folder, contents)
+    report = report_of([replace(run, curve=None) for run in report.runs])
+    first = write_report(folder, report)
     names = {path.name for path in folder.iterdir()}
     assert {path.name for path in first} == names
     assert first[-1].name == "index.html"
-    for picture in contents.pictures:
+    for picture in report.pictures:
         assert {f"{picture.name}.{kind}" for kind in FORMATS} <= names
     assert {"tables.md", "tables.tex", "report.json"} <= names
     assert json.loads((folder / "report.json").read_text())["runs"] == ["namid", "plain", "staged"]
@@ -224,7 +226,7 @@ def test_all_files_are_written_and_those_of_the_report_before_are_gone(tmp_path,
     record["files"] += ["mine", "../elsewhere.png", "not-there.png"]  # as an editor may leave it
     (folder / "report.json").write_text(json.dumps(record))
     check_folder(folder)
-    write_report(folder, contents_of(contents.runs[1:2]))
+    write_report(folder, report_of(report.runs[1:2]))
     left = {path.name for path in folder.iterdir()}
     assert "learning-namid.png" not in left
     assert {"mine", "mine.txt", "learning-plain.png", "index.html"} <= left
@@ -232,7 +234,7 @@ def test_all_files_are_written_and_those_of_the_report_before_are_gone(tmp_path,
 
 def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
-    with pytest.raises(UserError, match="is no report: give out=FOLDER"):
+    with pytest.raises(UserError, match="not a report: set out=FOLDER"):
         check_folder(tmp_path)
     (tmp_path / "empty").mkdir()
     check_folder(tmp_path / "empty")

@@ -9,17 +9,23 @@ import re
 import pytest
 
 from raymi.recipes import build_config
+from raymi.reporting.accuracies import (
+    ProtocolAccuracies,
+    evaluation_accuracies,
+    merge_accuracies,
+    method_name,
+    training_accuracies,
+)
 from raymi.reporting.history import read_history
-from raymi.reporting.numbers import Entry, merged, method_name, of_evaluations, of_training
 from raymi.reporting.table import (
-    Compared,
+    RunAccuracies,
     as_latex,
     as_markdown,
     attack_text,
     comparison_tables,
 )
 from raymi.selection.candidate import CLEAN, Protocol
-from raymi.statistics import with_interval
+from raymi.statistics import Number, with_interval
 
 TEST = Protocol("cifar10-test", "a" * 32, 1000, "linf_8_255", of_training=False)
 DIGEST = "f" * 64
@@ -27,15 +33,15 @@ DIGEST = "f" * 64
 
 def entry(protocol=TEST, doubts="", **accuracies):
     numbers = {name.replace("_", "-"): with_interval(a, 1000) for name, a in accuracies.items()}
-    return Entry(protocol, {CLEAN: with_interval(0.8, 1000), **numbers}, doubts)
+    return ProtocolAccuracies(protocol, {CLEAN: with_interval(0.8, 1000), **numbers}, doubts)
 
 
 def run(name, *entries):
-    return Compared(name, "AT", 0, entries)
+    return RunAccuracies(name, "AT", 0, entries)
 
 
-def report(folder, num=1000, digest=DIGEST, data="cifar10-test", eps=8 / 255, **accuracies):
-    """What `raymi.evaluate` keeps in a ledger, as far as it is read."""
+def write_report(folder, num=1000, digest=DIGEST, data="cifar10-test", eps=8 / 255, **accuracies):
+    """Writes the fields of a report of `raymi.evaluate` that are read."""
     folder.mkdir(parents=True)
     results = [
         {"name": name, "accuracy": a, "low95": a - 0.01, "high95": a + 0.01}
@@ -61,15 +67,15 @@ def report(folder, num=1000, digest=DIGEST, data="cifar10-test", eps=8 / 255, **
         {"of_training": True},
     ],
 )
-def test_numbers_of_two_questions_never_share_a_table(changed):
+def test_protocols_have_separate_tables(changed):
     other = TEST._replace(**changed)
     tables = comparison_tables([run("a", entry(pgd_40=0.5)), run("b", entry(other, pgd_40=0.4))])
     assert [[row.run for row in table.rows] for table in tables] == [["a"], ["b"]]
     assert {table.protocol for table in tables} == {TEST, other}
-    assert len({table.caption for table in tables}) == 2, "and the captions say so"
+    assert len({table.caption for table in tables}) == 2, "captions differ"
 
 
-def test_one_question_is_one_table_with_the_columns_of_the_paper():
+def test_columns_are_in_the_order_of_the_paper():
     runs = [
         run("a", entry(ti_dim=0.6, autoattack=0.4, pgd_40=0.5, pgd_20=0.51, fwa_40=0.2)),
         run("b", entry(square=0.6, pgd_40=0.5)),
@@ -82,7 +88,7 @@ def test_one_question_is_one_table_with_the_columns_of_the_paper():
     ]
 
 
-def test_bold_is_what_is_more_than_noise():
+def test_the_best_number_is_bold_if_it_is_best_beyond_noise():
     tables = comparison_tables([run("a", entry(pgd_40=0.50)), run("b", entry(pgd_40=0.52))])
     assert not any(cell.best for row in tables[0].rows for cell in row.cells)
     tables = comparison_tables([run("a", entry(pgd_40=0.50)), run("b", entry(pgd_40=0.60))])
@@ -95,7 +101,7 @@ def test_bold_is_what_is_more_than_noise():
 def test_numbers_of_a_run_are_those_of_its_chosen_model(namid, plain):
     for folder in (namid, plain):
         history = read_history(folder)
-        (found,) = of_training(history)
+        (found,) = training_accuracies(history)
         event = history.evaluations[history.chosen]
         assert event["chosen"]
         assert found.numbers[CLEAN].accuracy == event["clean"]
@@ -105,13 +111,13 @@ def test_numbers_of_a_run_are_those_of_its_chosen_model(namid, plain):
         assert history.start["data"]["digests"]["test"].startswith(found.protocol.digest)
 
 
-def test_ledgers_of_the_same_weights_are_read_and_no_others(tmp_path):
-    report(tmp_path / "a" / "1", autoattack=0.4)
-    report(tmp_path / "a" / "2", digest="0" * 64, ddn=0.9)
-    report(tmp_path / "b" / "3", num=40, **{"pgd-20@2eps": 0.1})
+def test_evaluations_of_the_same_weights_are_read(tmp_path):
+    write_report(tmp_path / "a" / "1", autoattack=0.4)
+    write_report(tmp_path / "a" / "2", digest="0" * 64, ddn=0.9)
+    write_report(tmp_path / "b" / "3", num=40, **{"pgd-20@2eps": 0.1})
     (tmp_path / "b" / "damaged").mkdir()
     (tmp_path / "b" / "damaged" / "report.json").write_text("{")
-    found = of_evaluations([tmp_path / "a", tmp_path / "b", tmp_path / "none"], DIGEST)
+    found = evaluation_accuracies([tmp_path / "a", tmp_path / "b", tmp_path / "none"], DIGEST)
     assert {one.protocol.num: set(one.numbers) for one in found} == {
         1000: {CLEAN, "autoattack"},
         40: {CLEAN, "pgd-20_2eps"},
@@ -120,19 +126,21 @@ def test_ledgers_of_the_same_weights_are_read_and_no_others(tmp_path):
     assert found[0].doubts == "vanishing"
 
 
-def test_of_two_ledgers_of_a_question_the_newer_one_counts(tmp_path):
+def test_the_newer_evaluation_of_a_protocol_counts(tmp_path):
     for name, accuracy, when in (("old", 0.4, 1), ("new", 0.3, 2)):
-        report(tmp_path / name, autoattack=accuracy)
+        write_report(tmp_path / name, autoattack=accuracy)
         os.utime(tmp_path / name / "report.json", (when, when))
-    report(tmp_path / "older", **{"pgd-40": 0.5})
+    write_report(tmp_path / "older", **{"pgd-40": 0.5})
     os.utime(tmp_path / "older" / "report.json", (0, 0))
-    (found,) = of_evaluations([tmp_path], DIGEST)
+    (found,) = evaluation_accuracies([tmp_path], DIGEST)
     assert found.numbers["autoattack"].accuracy == 0.3
     assert found.numbers["pgd-40"].accuracy == 0.5
 
 
-def test_what_comes_first_counts_and_doubts_add_up():
-    (found,) = merged([entry(doubts="a", pgd_40=0.5), entry(doubts="b", pgd_40=0.4, ddn=0.3)])
+def test_the_first_number_counts_and_doubts_are_joined():
+    (found,) = merge_accuracies(
+        [entry(doubts="a", pgd_40=0.5), entry(doubts="b", pgd_40=0.4, ddn=0.3)]
+    )
     assert found.numbers["pgd-40"].accuracy == 0.5
     assert found.numbers["ddn"].accuracy == 0.3
     assert found.doubts == "a; b"
@@ -156,21 +164,21 @@ def test_what_comes_first_counts_and_doubts_add_up():
         ("paper-cifar10-linf-bounded", "NAMID (bounded)"),
     ],
 )
-def test_methods_are_called_as_in_the_paper(recipe, name):
+def test_methods_are_named_as_in_the_paper(recipe, name):
     assert method_name(build_config(recipe)) == name
 
 
-def test_attacks_are_called_as_in_the_paper():
+def test_attacks_are_named_as_in_the_paper():
     names = ("pgd-40", "autoattack", "fwa-40", "ti-dim", "cw", "ddn", "pgd-2-of-training")
     texts = ["PGD-40", "AutoAttack", "FWA-40", "TI-DIM", "CW", "DDN", "PGD-2"]
     assert list(map(attack_text, names)) == texts
     assert attack_text("pgd-40-of-training-alpha-0.01") == "PGD-40 (alpha 0.01)"
 
 
-def test_latex_has_as_many_columns_everywhere_and_no_bare_letters_of_its_own():
+def test_latex_has_a_cell_for_each_column_and_escapes_names():
     runs = [
-        run("50%_of $x & y#{\\^~<>|", entry(doubts="a_b", pgd_40=0.5)),
-        run("b", entry(ddn=0.3)),
+        run("50%_of $x & y#{\\^~", entry(doubts="a_b", pgd_40=0.7)),
+        run("b", entry(pgd_40=0.5, ddn=0.3)),
     ]
     text = as_latex(comparison_tables(runs))
     (columns,) = re.findall(r"\\begin\{tabular\}\{(\w+)\}", text)
@@ -178,11 +186,12 @@ def test_latex_has_as_many_columns_everywhere_and_no_bare_letters_of_its_own():
     assert len(rows) == 3
     for row in rows:
         assert len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1
-    plain = re.sub(r"\\[%_$&#{}]|\\text\w+\{\}|\\dag\{\}", "", rows[1])
-    assert not set("%_$#{}^~\\<>|") & set(plain.removesuffix(r"\\"))
-    assert r"50\%\_of \$x \& y\#\{\textbackslash{}\textasciicircum{}\textasciitilde{}" in text
-    assert r"\textless{}\textgreater{}\textbar{}" in text
-    assert r"\textbf{" not in text
+    escaped = r"50\%\_of \$x \& y\#\{\textbackslash \textasciicircum \textasciitilde "
+    assert escaped in rows[1]
+    assert rf"† {escaped}: signs of false robustness: a\_b" in text
+    low, high = with_interval(0.7, 1000)[1:]
+    assert rf"\textbf{{70.0 ({100 * low:.1f}-{100 * high:.1f})}}" in rows[1]
+    assert text.count(r"\textbf{") == 1
 
 
 def test_markdown_has_as_many_cells_in_each_row():
@@ -196,6 +205,6 @@ def test_markdown_has_as_many_cells_in_each_row():
 
 def test_json_has_fractions():
     (table,) = comparison_tables([run("a", entry(pgd_40=0.5))])
-    told = json.loads(json.dumps(table.as_json()))
-    assert told["rows"][0]["accuracies"]["pgd-40"] == with_interval(0.5, 1000)._asdict()
-    assert told["num"] == 1000
+    content = json.loads(json.dumps(table.as_json()))
+    assert content["rows"][0]["accuracies"]["pgd-40"] == Number(*with_interval(0.5, 1000))._asdict()
+    assert content["num"] == 1000

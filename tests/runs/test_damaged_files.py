@@ -27,7 +27,7 @@ from raymi.commands.report.run import planned as planned_report
 from raymi.evaluation.model_evaluation import ModelEvaluation
 from raymi.evaluation.outcome_store import OutcomeStore
 from raymi.ray_backend.train_driver import RunFailed
-from raymi.runs.records import Delivered
+from raymi.runs.json_types import TrackingState
 from raymi.runs.run_folder import RunFolder
 from raymi.terminal.sweep import print_sweep
 from raymi.tuning.results_table import trial_rows
@@ -132,7 +132,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         assert probe.main(["run=mine", "probe.steps=1"]) == 0
         folder = RunFolder(home / "runs" / "mine")
         folder.write_about({"id": "0", "recipe": "quickstart", "command": "python -m raymi.train"})
-        delivered = Delivered(uri=f"sqlite:///{home}/mlflow.db", run_id="1", offset=1)
+        delivered = TrackingState(uri=f"sqlite:///{home}/mlflow.db", run_id="1", offset=1)
         folder.tracking.write_text(delivered.model_dump_json())
         folder.machine_log(0).write_text(
             '{"kind": "machine", "time": 1.0, "metrics": {"x": 1.0}}\n'

@@ -11,12 +11,12 @@ import pytest
 from rich.console import Console
 
 import raymi
-from raymi.commands.compare.results import markdown
 from raymi.evaluation.report import Difference
+from raymi.formatting import markdown_table
 from raymi.recipes import build_config
 from raymi.selection.candidate import Candidate, Protocol
 from raymi.selection.ranking import rank
-from raymi.statistics import Accuracy, PairedComparison
+from raymi.statistics import Number, PairedComparison
 from raymi.terminal.console import Table, Terminal, progress_bar
 from raymi.terminal.evaluation import print_differences
 from raymi.terminal.print_line import print_line, print_lines, show_table
@@ -86,7 +86,7 @@ def test_names_are_literal_in_rankings_and_comparisons() -> None:
             f"m-{k}",
             None,
             protocol,
-            {"clean": Accuracy(0.9, 0.8, 0.95), "pgd-40": Accuracy(0.1 * k, 0.0, 1.0)},
+            {"clean": Number(0.9, 0.8, 0.95), "pgd-40": Number(0.1 * k, 0.0, 1.0)},
             doubts=name,
         )
         for k, name in enumerate(NAMES)
@@ -101,8 +101,8 @@ def test_names_are_literal_in_rankings_and_comparisons() -> None:
 
 def test_lines_that_are_meant_are_lines() -> None:
     console = terminal(real=False)
-    print_lines(console, markdown([("name", "a|b"), ("x", "y")]))
-    assert text_of(console).splitlines()[:2] == ["| name | a\\|b |", "|---|---|"]
+    print_lines(console, markdown_table([("name", "a|b"), ("x", "y")]))
+    assert text_of(console).splitlines()[:2] == ["| name | a\\|b |", "| --- | --- |"]
 
 
 def test_everything_that_is_printed_goes_through_the_terminal() -> None:

@@ -1,4 +1,4 @@
-"""What a comparison consists of: from the words of its command to checked runs."""
+"""Options of a comparison, and its runs with all settings checked."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from raymi.commands.option_types import names, seed_list, whole
 from raymi.commands.preflight import input_problems
 from raymi.config import ScalingConfig
 from raymi.errors import UserError, did_you_mean
+from raymi.formatting import as_typed
 from raymi.hardware import available_cores, available_gpus
-from raymi.overrides import as_typed, examine, flatten, nest, split_words
+from raymi.overrides import examine, flatten, nest, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import check_new_run, home_folder, with_found_runs
@@ -24,15 +25,24 @@ SEEDS = "0..2"
 _WEIGHTS = {"mi.weight", "mi.balance"}
 _REUSED = {"mi.pretrained", "mi.estimators"}
 _NOT_SHARED = {
-    "seed": "seeds=0..9 says which seeds there are",
-    "scaling.workers": "each run has one device; parallel=N runs several at once",
+    "seed": "set seeds=0..9",
+    "scaling.workers": "each run has one device; set parallel=N for simultaneous runs",
 }
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared: its folder, the recipe, the arms (the first is the reference), seeds, runs
-    in the order in which they begin, how many go on at once, and the command that continues it."""
+    """Plan of a comparison.
+
+    Attributes:
+        folder: of the comparison.
+        recipe: name.
+        arms: variants of the recipe; the first one is the reference.
+        seeds: of each arm.
+        runs: in the order of their start.
+        parallel: number of simultaneous runs.
+        command: that continues the comparison.
+    """
 
     folder: Path
     recipe: str
@@ -43,18 +53,21 @@ class Comparison:
     command: str
 
 
-def planned(words: Sequence[str]) -> Comparison:
-    """The comparison that a command line asks for, with everything checked that can be.
+def plan_comparison(words: Sequence[str]) -> Comparison:
+    """Parses a command line and checks all of its runs.
 
-    Raises: UserError with a line for each thing that is wrong.
+    Raises:
+        UserError: words are wrong; one line for each problem.
     """
-    own_keys = {"recipe": BASE_RECIPES, "arms": VARIANTS, "seeds": (), "parallel": ()}
-    parsed = split_words(words, own_keys)
+    options = {"recipe": BASE_RECIPES, "arms": VARIANTS, "seeds": (), "parallel": ()}
+    parsed = split_words(words, options)
     problems = list(parsed.problems)
     own, settings = parsed.own, flatten(parsed.settings)
     recipe = own.get("recipe", "quickstart")
     if recipe in RECIPES and recipe not in BASE_RECIPES:
-        problems.append(f"recipe {recipe} is a variant already: give the recipe, and it as an arm")
+        problems.append(
+            f"recipe {recipe} is a variant already: give its base recipe, and the variant in arms"
+        )
     elif recipe not in BASE_RECIPES:
         problems.append(f"unknown recipe {recipe!r}: {did_you_mean(recipe, BASE_RECIPES)}")
     arms = names("arms", own.get("arms", ARMS), problems)
@@ -68,12 +81,12 @@ def planned(words: Sequence[str]) -> Comparison:
     if problems:
         tree, _ = on_recipe(recipe, nest(settings))
         raise UserError("\n".join([*problems, *examine(tree)[1]]))
-    place, wrong = examine({"name": name or f"{recipe}-comparison", "out": out})
+    location, wrong = examine({"name": name or f"{recipe}-comparison", "out": out})
     if wrong:
         raise UserError("\n".join(wrong))
-    assert place.name is not None
-    check_new_run(place.model_copy(update={"name": None}))
-    folder = (place.out or home_folder() / "runs").absolute() / place.name
+    assert location.name is not None
+    check_new_run(location.model_copy(update={"name": None}))
+    folder = (location.out or home_folder() / "runs").absolute() / location.name
     runs = _runs(folder, recipe, arms, seeds, settings)
     most = parallel or len(available_gpus()) or available_cores()
     command = f"python -m raymi.compare {shlex.join(words)}".strip()
@@ -85,7 +98,7 @@ def _set_by(arm: str) -> set[str]:
 
 
 def _shared_problems(settings: Mapping[str, Any], arms: Sequence[str]) -> list[str]:
-    """What cannot hold for all arms alike: a line each."""
+    """Returns a line for each setting that cannot apply to all arms."""
     problems = [
         f"{key} cannot be set here: {_NOT_SHARED[key]}" for key in settings if key in _NOT_SHARED
     ]
@@ -93,8 +106,8 @@ def _shared_problems(settings: Mapping[str, Any], arms: Sequence[str]) -> list[s
         setting = [arm for arm in arms if key in _set_by(arm) - _WEIGHTS]
         if setting:
             problems.append(
-                f"{key} cannot be set here: it is what makes the arms {', '.join(setting)}; leave "
-                "it out, or choose other arms"
+                f"{key} cannot be set here: it defines the arms {', '.join(setting)}; leave it "
+                "out, or choose other arms"
             )
     return problems
 
@@ -106,34 +119,36 @@ def _runs(
     seeds: Sequence[int],
     settings: Mapping[str, Any],
 ) -> tuple[ArmRun, ...]:
-    """All runs, seed by seed, so that what is there after a while is paired.
+    """Returns all runs, seed by seed, so that early results are paired.
 
-    Raises: UserError.
+    Raises:
+        UserError: settings are wrong, or differ from those of runs that were started before.
     """
     runs: list[ArmRun] = []
     problems: list[str] = []
     for seed in seeds:
         for arm in arms:
             shared = settings_of_arm(recipe, arm, settings)
-            place = {"name": f"{arm}-seed{seed}", "out": str(folder), "seed": str(seed)}
-            keys = {**shared, **place, "scaling.workers": "1"}
+            name = f"{arm}-seed{seed}"
+            location = {"name": name, "out": str(folder), "seed": str(seed)}
+            keys = {**shared, **location, "scaling.workers": "1"}
             tree, unknown = on_recipe(f"{recipe}-{arm}", nest(keys))
             config, wrong = examine(tree)
             config, missing = with_found_runs(config)
             problems += [*unknown, *wrong, *missing]
             words = (f"recipe={recipe}-{arm}", *(f"{k}={as_typed(v)}" for k, v in keys.items()))
-            run = ArmRun(arm, seed, RunFolder(folder / place["name"]), config, words)
+            run = ArmRun(arm, seed, RunFolder(folder / name), config, words)
             problems += _changed(run)
             runs.append(run)
-    one_place = runs[0].config.model_copy(update={"scaling": ScalingConfig()})
-    problems += input_problems(one_place, new_run=False)
+    one_worker = runs[0].config.model_copy(update={"scaling": ScalingConfig()})
+    problems += input_problems(one_worker, new_run=False)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return tuple(runs)
 
 
 def settings_of_arm(recipe: str, arm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that an arm takes: weights if it has MI, reused runs if it is staged."""
+    """Returns the settings that apply to an arm: MI weights with MI, pretrained runs if staged."""
     off = "mi.weight" in _set_by(arm)
     tree, _ = on_recipe(f"{recipe}-{arm}", {})
     staged = not off and tree.get("mi", {}).get("schedule") == "staged"
@@ -142,7 +157,7 @@ def settings_of_arm(recipe: str, arm: str, settings: Mapping[str, Any]) -> dict[
 
 
 def _changed(run: ArmRun) -> list[str]:
-    """A line if the run is there already, with other settings."""
+    """Returns a line if the run was started with other settings."""
     if not run.folder.config.is_file():
         return []
     try:
@@ -156,6 +171,6 @@ def _changed(run: ArmRun) -> list[str]:
     changes = [f"{k}={as_typed(before.get(k))}, now {as_typed(now[k])}" for k in keys[:4]]
     changes += [f"and {len(keys) - 4} more"] * (len(keys) > 4)
     return [
-        f"the comparison {run.folder.path.parent.name} was begun with other settings "
-        f"({'; '.join(changes)}): give the same ones to continue it, or another name"
+        f"the comparison {run.folder.path.parent.name} was started with other settings "
+        f"({'; '.join(changes)}): give those settings to continue it, or another name"
     ]

@@ -1,33 +1,41 @@
-"""The numbers of a paired comparison: results of runs, means with standard errors, the table.
+"""Results of the runs of a comparison, means and paired differences over seeds, and the table.
 
-Paired: runs of the same seed share data order, attack starts and initial weights, so the difference
-of two arms is taken seed by seed before it is averaged. Accuracies are fractions; the table shows
+Runs with the same seed share data order, attack starts and initial weights, so the difference of
+two arms is taken seed by seed before it is averaged. Accuracies are fractions; the table shows
 percent and percentage points.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Literal
 
-from raymi.formatting import table_cell
+from raymi.formatting import mean_text
 from raymi.runs.record import RunRecord
+from raymi.statistics import Mean, mean_of
 
 MEASURES = ("clean", "robust", "val")
-"""Clean and robust accuracy on the test set, robust accuracy on the validation split; all of the
-best epoch on validation."""
+"""Clean and robust accuracy on test, and robust accuracy on validation, of the chosen model."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How the run of one arm and seed ended.
+    """Result of the run of one arm and seed.
 
-    clean, robust, val: accuracies, see `MEASURES`; model, epoch: whose they are.
-    attack_steps: PGD steps of `robust`. minutes: time in all sessions.
-    step: where the losses ceased to be finite. reason: of a failure.
+    Attributes:
+        arm: variant of the recipe.
+        seed: of the run.
+        status: of the run.
+        clean: accuracy on test images, a fraction, as are `robust` and `val`.
+        robust: accuracy on test images under the attack.
+        val: robust accuracy on validation images.
+        model: name of the model that was measured.
+        epoch: of that model.
+        attack_steps: PGD steps of `robust`.
+        minutes: duration of all sessions.
+        step: first step with a loss that is not finite.
+        reason: of a failure.
     """
 
     arm: str
@@ -45,20 +53,16 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean over `num` seeds and its standard error; None where there is one seed only."""
-
-    mean: float
-    error: float | None
-    num: int
-
-
-@dataclass(frozen=True)
 class ArmSummary:
-    """One arm: means over its finished runs, and of its differences to the reference arm.
+    """Means over the finished runs of an arm, and over its differences to the reference arm.
 
-    means, differences: for each of `MEASURES`, None where no seed has it; differences are over the
-        seeds that both arms finished, and empty for the reference itself.
+    Attributes:
+        arm: variant of the recipe.
+        num: number of finished runs.
+        diverged: number of runs whose losses stopped being finite.
+        failed: number of failed runs.
+        means: of each of `MEASURES`; None without any value.
+        differences: the same, over the seeds that both arms finished; empty for the reference.
     """
 
     arm: str
@@ -69,59 +73,28 @@ class ArmSummary:
     differences: Mapping[str, Mean | None]
 
 
-def mean_of(values: Sequence[float]) -> Mean | None:
-    """Mean and standard error, the sample standard deviation over sqrt(n); None of nothing."""
-    if not values:
+def finished_result(arm: str, seed: int, record: RunRecord) -> RunResult | None:
+    """Returns the result of a run, of its chosen model; None before the run has finished."""
+    if not record.is_evaluated:
         return None
-    num = len(values)
-    error = stdev(values) / math.sqrt(num) if num > 1 else None
-    return Mean(fmean(values), error, num)
-
-
-def finished_result(arm: str, seed: int, events: Sequence[Mapping[str, Any]]) -> RunResult | None:
-    """The result of a run from its journal; None where it has not finished.
-
-    An event that is there twice, as after a crash, counts once. Of averaged and plain weights it is
-    the model that the run chose, by robust validation accuracy.
-    """
-    record = RunRecord(events)
-    chosen = record.evaluations.get(record.chosen)
-    if not record.finished or chosen is None:
-        return None
-    which, epoch = chosen["which"], chosen["of_epoch"]
-    key = "averaged/robust_acc" if which.endswith("-averaged") else "robust_acc"
-    validated = {
-        e["epoch"]: e["val"].get(key) for e in record.of_kind("epoch") if e["phase"] == "classifier"
-    }
+    which = record.chosen
+    chosen = record.evaluations[which]
     return RunResult(
         arm,
         seed,
         "finished",
         clean=chosen["clean"],
         robust=chosen["robust"],
-        val=validated.get(epoch),
+        val=record.validation(which, chosen["of_epoch"]).get("robust_acc"),
         model=which,
-        epoch=epoch,
+        epoch=chosen["of_epoch"],
         attack_steps=chosen["attack"]["steps"],
-        minutes=minutes_in_sessions(events),
+        minutes=record.minutes,
     )
 
 
-def minutes_in_sessions(events: Iterable[Mapping[str, Any]]) -> float:
-    """Returns the minutes that a run took, without the time between a stop and the next start.
-
-    A clock that jumps back between two events adds nothing.
-    """
-    seconds, last = 0.0, None
-    for event in events:
-        if last is not None and event["kind"] != "start":
-            seconds += max(0.0, event["time"] - last)
-        last = event["time"]
-    return seconds / 60
-
-
 def summarise(results: Sequence[RunResult], arms: Sequence[str]) -> list[ArmSummary]:
-    """One summary for each arm, in order; the first arm is the reference."""
+    """Returns a summary of each arm, in order; the first arm is the reference."""
     summaries = []
     reference = _finished(results, arms[0])
     for arm in arms:
@@ -152,7 +125,7 @@ def _values(results: Iterable[RunResult], measure: str) -> list[float]:
 def _paired(
     own: Mapping[int, RunResult], reference: Mapping[int, RunResult], measure: str
 ) -> Mean | None:
-    """Mean over the seeds that both have of own minus reference."""
+    """Returns the mean over common seeds of own minus reference."""
     pairs = [
         (getattr(own[seed], measure), getattr(reference[seed], measure))
         for seed in own
@@ -162,9 +135,11 @@ def _paired(
 
 
 def table(summaries: Sequence[ArmSummary], attack: str) -> list[tuple[str, ...]]:
-    """The summaries as rows of text, the first one the header.
+    """Returns the summaries as rows of text; the first row is the header.
 
-    Args: attack, the name of the final attack, such as "PGD-40".
+    Args:
+        summaries: of each arm.
+        attack: name of the final attack, such as "PGD-40".
     """
     named, reference = ("clean", attack, "val robust"), summaries[0].arm
     percent, points = (f"{name} %" for name in named), (f"{name} - {reference}" for name in named)
@@ -173,10 +148,10 @@ def table(summaries: Sequence[ArmSummary], attack: str) -> list[tuple[str, ...]]
 
 
 def _row(summary: ArmSummary) -> tuple[str, ...]:
-    means = (_text(summary.means[m]) for m in MEASURES)
-    if not summary.differences:
-        return (summary.arm, _count(summary), *means, *("-" for _ in MEASURES))
-    differences = (_text(summary.differences[m], signed=True) for m in MEASURES)
+    means = (mean_text(summary.means[m], decimals=2, unit="") for m in MEASURES)
+    differences = (
+        mean_text(summary.differences.get(m), decimals=2, signed=True, unit="") for m in MEASURES
+    )
     return (summary.arm, _count(summary), *means, *differences)
 
 
@@ -184,18 +159,3 @@ def _count(summary: ArmSummary) -> str:
     other = {"diverged": summary.diverged, "failed": summary.failed}
     notes = [f"{num} {what}" for what, num in other.items() if num]
     return f"{summary.num} ({', '.join(notes)})" if notes else str(summary.num)
-
-
-def _text(mean: Mean | None, *, signed: bool = False) -> str:
-    if mean is None:
-        return "n/a"
-    percent = round(100 * mean.mean, 2) + 0.0  # no -0.00
-    value = f"{percent:+.2f}" if signed else f"{percent:.2f}"
-    return f"{value} ± {'n/a' if mean.error is None else f'{100 * mean.error:.2f}'}"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text as a table in Markdown, the first one its header."""
-    lines = ["| " + " | ".join(map(table_cell, row)) + " |" for row in rows]
-    lines.insert(1, "|---" * len(rows[0]) + "|")
-    return "\n".join(lines) + "\n"

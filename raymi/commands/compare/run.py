@@ -1,35 +1,42 @@
-"""The runs of a comparison: one process for each, several at once, continued where they stopped."""
+"""Runs of a comparison: one process each, several at a time, resumed from their checkpoints."""
 
 from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from raymi.commands.cli import EXIT_USER
 from raymi.commands.compare.results import RunResult, finished_result
 from raymi.config import Config
-from raymi.runs.journal import JournalReader
+from raymi.runs.events import MODELS
+from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
+from raymi.signals import Signals, Stopped
 from raymi.weights import read_weights_file
 
 PROGRAM = (sys.executable, "-m", "raymi.standalone")
-PATIENCE = 60.0  # seconds in which a run may write its checkpoint before it is killed
+STOP_SECONDS = 60.0  # for a run to write its checkpoint before it is killed
 _DIVERGED = re.compile(r"error: expected finite .* at step (\d+) ")
-_WEIGHTS = ("best", "last", "best-averaged", "last-averaged")
 
 
 @dataclass(frozen=True)
 class ArmRun:
-    """One arm and seed: its folder, its settings, and the words of `raymi.standalone` for them."""
+    """Run of one arm and seed.
+
+    Attributes:
+        arm: variant of the recipe.
+        seed: of the run.
+        folder: of the run.
+        config: its settings.
+        words: the same settings as arguments of `raymi.standalone`.
+    """
 
     arm: str
     seed: int
@@ -39,16 +46,15 @@ class ArmRun:
 
     @property
     def log(self) -> Path:
-        """What the run's process printed, of the last session."""
+        """Output of the process of the last session."""
         return self.folder.path / "output.log"
 
     def result(self) -> RunResult | None:
-        """How the run ended, as a result that stays; None where it has to be run or continued.
+        """Returns the final result of the run; None if it must be started or resumed.
 
-        Losses that are not finite are a result: running again would lead there again.
+        Losses that are not finite are a final result, as the run is deterministic.
         """
-        events = JournalReader(self.folder.journal).new_events()
-        finished = finished_result(self.arm, self.seed, events)
+        finished = finished_result(self.arm, self.seed, read_record(self.folder))
         if finished is not None:
             return finished
         if match := _DIVERGED.match(_last_line(self.log)):
@@ -56,22 +62,25 @@ class ArmRun:
         return None
 
     def failure(self, code: int) -> RunResult:
-        """The result of a run whose process ended with an exit code and no result."""
+        """Returns the result of a run whose process exited with `code` and without a result."""
         reason = _last_line(self.log) or f"exit code {code}"
         return RunResult(self.arm, self.seed, "failed", reason=reason)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A share of this machine: what a process in it has in its environment."""
+    """Share of this machine, as environment variables of a process."""
 
     environment: Mapping[str, str]
 
 
 def slots(parallel: int, num_cores: int, gpus: Sequence[str]) -> list[Slot]:
-    """As many equal shares of the cores as runs go on at once, each with one of the GPUs in turn.
+    """Returns equal shares of the CPU cores, with the GPUs assigned in turn.
 
-    Args: parallel; num_cores, CPU cores to be shared; gpus, names as in CUDA_VISIBLE_DEVICES.
+    Args:
+        parallel: number of slots.
+        num_cores: CPU cores to share.
+        gpus: names as in CUDA_VISIBLE_DEVICES.
     """
     threads = {"OMP_NUM_THREADS": str(max(1, num_cores // parallel)), "PYTHONUNBUFFERED": "1"}
     if not gpus:
@@ -80,57 +89,57 @@ def slots(parallel: int, num_cores: int, gpus: Sequence[str]) -> list[Slot]:
 
 
 def run_all(
-    runs: Sequence[ArmRun], places: Sequence[Slot], ended: Callable[[RunResult], None]
+    runs: Sequence[ArmRun], places: Sequence[Slot], on_result: Callable[[RunResult], None]
 ) -> int | None:
-    """Runs everything, in order, as many at once as there are places.
+    """Starts the runs in order, one in each slot at a time.
 
-    On SIGINT or SIGTERM every run is asked to write a checkpoint and end; those that take longer
-    than `PATIENCE`, or all at a second signal, are killed.
+    SIGINT or SIGTERM lets every run write a checkpoint and end; after `STOP_SECONDS`, or at a
+    second signal, the remaining ones are killed. A failed run does not stop the others, unless the
+    cause is invalid input, such as missing data: then no other run is started.
 
-    A run that fails does not stop the others, except by what a user has to put right first, such as
-    missing data: then no further one begins.
+    Args:
+        runs: to start or resume.
+        places: slots of this machine.
+        on_result: called with the result of each run that ended by itself.
 
-    Args: ended, is told of each run that came to an end by itself.
-    Returns: the signal that ended it all, or None.
+    Returns:
+        The signal that stopped the runs; None without one.
     """
-    waiting, free = deque(runs), list(reversed(places))
-    going: list[_Going] = []
-    with _signals() as received:
+    pending, free = deque(runs), list(reversed(places))
+    active: list[_Active] = []
+    with Signals() as signals:
         try:
-            while (waiting or going) and not received.numbers:
-                while waiting and free:
-                    going.append(_start(waiting.popleft(), free.pop()))
-                for one in [g for g in going if g.process.poll() is not None]:
-                    going.remove(one)
+            while (pending or active) and signals.received is None:
+                while pending and free:
+                    active.append(_start(pending.popleft(), free.pop()))
+                for one in [a for a in active if a.process.poll() is not None]:
+                    active.remove(one)
                     free.append(one.slot)
-                    ended(one.run.result() or one.run.failure(one.process.returncode))
-                    if one.process.returncode == EXIT_USER:  # it would stop the others as well
-                        waiting.clear()
+                    on_result(one.run.result() or one.run.failure(one.process.returncode))
+                    if one.process.returncode == EXIT_USER:  # would fail the others as well
+                        pending.clear()
                 time.sleep(0.05)
-            if received.numbers:
-                _end(going, received)
+            if signals.received is not None:
+                _stop(active)
+        except Stopped:  # a second signal
+            pass
         finally:
-            for one in going:
-                if one.process.poll() is None:
-                    one.process.kill()
-                    one.process.wait()
-    return received.numbers[0] if received.numbers else None
+            for one in active:
+                one.process.kill()
+            for one in active:
+                one.process.wait()
+    return signals.received
 
 
 @dataclass(frozen=True)
-class _Going:
+class _Active:
     run: ArmRun
     slot: Slot
     process: subprocess.Popen[bytes]
 
 
-@dataclass
-class _Received:
-    numbers: list[int] = field(default_factory=list)
-
-
-def _start(run: ArmRun, slot: Slot) -> _Going:
-    """In a session of its own: Ctrl-C is for us, who then ask it to stop."""
+def _start(run: ArmRun, slot: Slot) -> _Active:
+    """Starts a process in a new session, so that Ctrl-C reaches this process alone."""
     run.folder.path.mkdir(parents=True, exist_ok=True)
     with run.log.open("wb") as log:
         process = subprocess.Popen(
@@ -141,39 +150,24 @@ def _start(run: ArmRun, slot: Slot) -> _Going:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    return _Going(run, slot, process)
+    return _Active(run, slot, process)
 
 
-def _end(going: Sequence[_Going], received: _Received) -> None:
-    """Asks for the end until it has come: a run that is only beginning takes the file away."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and len(received.numbers) < 2:
-        left = [one for one in going if one.process.poll() is None]
-        if not left:
+def _stop(active: Sequence[_Active]) -> None:
+    """Touches the stop files until all runs have ended: a run removes the file at its start."""
+    deadline = time.monotonic() + STOP_SECONDS
+    while time.monotonic() < deadline:
+        alive = [one for one in active if one.process.poll() is None]
+        if not alive:
             break
-        for one in left:
+        for one in alive:
             one.run.folder.stop_file.touch()
         time.sleep(0.1)
 
 
-@contextmanager
-def _signals() -> Iterator[_Received]:
-    """Notes SIGINT and SIGTERM instead of ending by them."""
-    received = _Received()
-    before = {
-        number: signal.signal(number, lambda n, _: received.numbers.append(n))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def same_weights(one: RunFolder, other: RunFolder) -> bool:
-    """Whether two finished runs have the same best and last weights, bit for bit."""
-    return all(_same_file(one.weights(which), other.weights(which)) for which in _WEIGHTS)
+    """Returns True if two finished runs have equal best and last weights, bit for bit."""
+    return all(_same_file(one.weights(which), other.weights(which)) for which in MODELS)
 
 
 def _same_file(one: Path, other: Path) -> bool:

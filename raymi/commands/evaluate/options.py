@@ -13,22 +13,22 @@ from typing import Any
 
 from raymi.attacks.catalogue import ATTACKS, Threat, find_attack
 from raymi.attacks.suites import ENSEMBLES, SUITES, Ensemble, ensembles_of, suite
-from raymi.commands.find_model import WHICH
 from raymi.commands.option_types import names, new_file, new_folder, whole, with_json
 from raymi.config import Config, ScalingConfig
 from raymi.data import DATASETS, ImageSet
 from raymi.engine.validation import load_data
 from raymi.errors import UserError, did_you_mean
-from raymi.formatting import shown
-from raymi.overrides import Words, as_typed, examine, flatten, nest, split_words
+from raymi.formatting import as_typed, shown
+from raymi.overrides import Words, examine, flatten, nest, split_words
 from raymi.ray_backend.session import as_many_as_fit, check_this_machine
+from raymi.runs.events import MODELS
 from raymi.runs.run_paths import home_folder
 
 SPLITS = ("test", "val")
 OWN: dict[str, Iterable[str]] = {
     "model": (),
     "surrogate": (),
-    "which": WHICH,
+    "which": MODELS,
     "suite": SUITES,
     "attacks": (*ENSEMBLES, *ATTACKS),
     "split": SPLITS,

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from raymi.commands.select.options import Request
 from raymi.files import save_json
-from raymi.formatting import accuracy_text
+from raymi.formatting import number_text
 from raymi.runs.run_paths import home_folder
 from raymi.selection.protocols import by_protocol, check_names, strongest
 from raymi.selection.ranking import Ranking, rank
@@ -77,13 +77,13 @@ def _reasons(ranking: Ranking, command: str) -> dict[str, str]:
     runner_up = "none"
     if len(ranking.eligible) > 1:
         second = ranking.eligible[1]
-        accuracy = accuracy_text(*ranking.number(second.candidate))
+        accuracy = number_text(ranking.number(second.candidate))
         runner_up = f"{second.candidate.name}: {accuracy}"
         if second.difference is not None:
             noise = "within noise" if second.difference.within_noise else "more than noise"
             runner_up += f", {100 * second.difference.value:+.1f} points, {noise}"
     return {
-        "selected_by": f"{metric} {accuracy_text(*ranking.number(chosen))} on {protocol.text()}",
+        "selected_by": f"{metric} {number_text(ranking.number(chosen))} on {protocol.text()}",
         "constraints": " ".join(map(str, ranking.constraints)) or "none",
         "candidates": f"{len(ranking.eligible)} of {len(ranking.ranked)} could be chosen",
         "runner_up": runner_up,

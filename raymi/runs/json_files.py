@@ -1,4 +1,4 @@
-"""JSON files of a known type: read whole and right, or refused in one message."""
+"""JSON files of a known type: read whole and valid, or refused in one message."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from raymi.errors import UserError
 from raymi.formatting import printable, shown
 
 _GIVEN: dict[Any, Any] = {}
-Kept = TypeVar("Kept", bound=BaseModel)
+Content = TypeVar("Content", bound=BaseModel)
 
 
-def read_kept(path: Path, model: type[Kept], remedy: str) -> Kept:
+def read_json(path: Path, model: type[Content], remedy: str) -> Content:
     """Reads a JSON file that raymi wrote.
 
     Args:
@@ -37,7 +37,7 @@ def read_kept(path: Path, model: type[Kept], remedy: str) -> Kept:
         raise UserError(f"{path} is damaged ({first_problem(error)}): {remedy}") from None
 
 
-def read_kept_or_none(path: Path, model: type[Kept], consequence: str) -> Kept | None:
+def read_json_or_none(path: Path, model: type[Content], consequence: str) -> Content | None:
     """Reads a JSON file that raymi can do without, and warns of a damaged one.
 
     Args:
@@ -49,19 +49,19 @@ def read_kept_or_none(path: Path, model: type[Kept], consequence: str) -> Kept |
         The content; None where the file is damaged.
     """
     try:
-        return read_kept(path, model, consequence)
+        return read_json(path, model, consequence)
     except UserError as error:
-        warn_of(path, str(error))
+        warn_once(path, str(error))
         return None
 
 
-def warn_of(path: Path, message: str) -> None:
-    """Warns of a file; of the same message once in a process."""
+def warn_once(path: Path, message: str) -> None:
+    """Warns about a file, once per process and message."""
     warnings.warn_explicit(message, UserWarning, str(path), 1, registry=_GIVEN)
 
 
 def first_problem(error: ValidationError) -> str:
-    """Returns in a few words what was expected at the first wrong place, and what came."""
+    """Returns what the first invalid field should be, and what it is."""
     problem = error.errors(include_url=False)[0]
     place = ".".join(map(str, problem["loc"]))
     message = problem["msg"].removeprefix("Value error, ")
@@ -74,17 +74,17 @@ def first_problem(error: ValidationError) -> str:
 
 def missing_keys(whole: BaseModel, tree: object, prefix: str = "") -> list[str]:
     """Returns the keys of a model that a tree of JSON's types lacks, such as `optim.lr`."""
-    found: list[str] = []
+    missing: list[str] = []
     for name in type(whole).model_fields:
         if not isinstance(tree, dict) or name not in tree:
-            found.append(prefix + name)
+            missing.append(prefix + name)
         elif isinstance(part := getattr(whole, name), BaseModel):
-            found += missing_keys(part, tree[name], f"{prefix}{name}.")
-    return found
+            missing += missing_keys(part, tree[name], f"{prefix}{name}.")
+    return missing
 
 
-def is_valid(adapter: TypeAdapter[object], value: object) -> str | None:
-    """Returns why a value is not of a type; None where it is."""
+def type_problem(adapter: TypeAdapter[object], value: object) -> str | None:
+    """Returns why a value is not of a type; None: it is."""
     try:
         adapter.validate_python(value)
     except ValidationError as error:

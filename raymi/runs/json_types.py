@@ -44,7 +44,7 @@ class Failure(BaseModel):
     message: str
 
 
-class Delivered(BaseModel):
+class TrackingState(BaseModel):
     """`tracking.json` of a run: where MLflow has it, and how far it is delivered.
 
     `offset` counts bytes of the journal, `machines` bytes and records of the logs of machines.
@@ -69,14 +69,14 @@ class Delivered(BaseModel):
     config_due: bool = False
 
 
-class DeliveredSweep(BaseModel):
+class SweepTracking(BaseModel):
     """`tracking.json` of a sweep: the address of its MLflow store, without a password."""
 
     model_config = _STRICT
     uri: str
 
 
-class KeptProbe(BaseModel):
+class SavedProbe(BaseModel):
     """`probe-MODEL.json`: estimates of `raymi.probe` in nats, and the settings behind them."""
 
     model_config = _STRICT
@@ -87,7 +87,7 @@ class KeptProbe(BaseModel):
     estimates: dict[str, Number]
 
 
-class AskedThreat(BaseModel):
+class ReportThreat(BaseModel):
     """Threat of an evaluation; eps in [0, 1] pixel units."""
 
     model_config = _STRICT
@@ -95,16 +95,16 @@ class AskedThreat(BaseModel):
     eps: Annotated[Finite, Field(ge=0)]
 
 
-class AskedOf(BaseModel):
+class ReportProtocol(BaseModel):
     """Question of an evaluation: sha256 of the model and of the images, and the threat."""
 
     model_config = _STRICT
     model: str
     images: str
-    threat: AskedThreat
+    threat: ReportThreat
 
 
-class KeptResult(BaseModel):
+class ReportResult(BaseModel):
     """Accuracy under one attack, a fraction with its 95% interval."""
 
     model_config = _STRICT
@@ -114,7 +114,7 @@ class KeptResult(BaseModel):
     high95: Finite
 
 
-class KeptFinding(BaseModel):
+class ReportFinding(BaseModel):
     """A check for signs of false robustness."""
 
     model_config = _STRICT
@@ -122,12 +122,12 @@ class KeptFinding(BaseModel):
     suspicious: bool
 
 
-class KeptReport(BaseModel):
+class SavedReport(BaseModel):
     """`report.json` of an evaluation."""
 
     model_config = _STRICT
-    protocol: AskedOf
+    protocol: ReportProtocol = Field(alias="question")
     data: str
     num: Count
-    results: list[KeptResult]
-    false_robustness: list[KeptFinding]
+    results: list[ReportResult]
+    false_robustness: list[ReportFinding]

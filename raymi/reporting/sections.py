@@ -1,5 +1,4 @@
-"""What a report has to show of some runs: pictures in sections, and only of one question in one
-picture."""
+"""Sections of a report; each picture has comparable runs only."""
 
 from __future__ import annotations
 
@@ -9,47 +8,54 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from raymi.evaluation.model_source import plain_name
-from raymi.reporting.curves import learning_picture, together_picture
-from raymi.reporting.history import CLASSIFIER, History
-from raymi.reporting.information import probe_picture, training_picture
-from raymi.reporting.look import Picture, threat_text
-from raymi.reporting.measured import Measured
-from raymi.reporting.numbers import Entry, method_name
-from raymi.reporting.robustness import MOST_RUNS, class_picture, radius_picture
-from raymi.reporting.samples import samples_picture
-from raymi.reporting.table import Compared
+from raymi.formatting import threat_text
+from raymi.reporting.accuracies import ProtocolAccuracies, method_name
+from raymi.reporting.history import History
+from raymi.reporting.learning_curves import learning_picture, together_picture
+from raymi.reporting.mutual_information import probe_picture, training_picture
+from raymi.reporting.robustness_curve import RobustnessCurve
+from raymi.reporting.robustness_pictures import MOST_RUNS, class_picture, radius_picture
+from raymi.reporting.sample_pictures import samples_picture
+from raymi.reporting.style import Picture
+from raymi.reporting.table import RunAccuracies
+from raymi.runs.record import CLASSIFIER
 
 _PROBE = "python -m raymi.probe run=RUN"
 
-Of = TypeVar("Of")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Reported:
-    """A run in a report: what its folder says, accuracies of its chosen model from wherever they
-    were measured, what the report measured itself (None: nothing), and lines about what is
-    missing."""
+class ReportedRun:
+    """A run in a report.
+
+    Attributes:
+        history: of the run.
+        accuracies: of its chosen model, measured before.
+        curve: measured for this report; None: nothing was attacked.
+        notes: lines about missing parts.
+    """
 
     history: History
-    entries: Sequence[Entry] = ()
-    measured: Measured | None = None
+    accuracies: Sequence[ProtocolAccuracies] = ()
+    curve: RobustnessCurve | None = None
     notes: tuple[str, ...] = ()
 
     @property
-    def as_row(self) -> Compared:
+    def as_row(self) -> RunAccuracies:
         """The run in tables."""
         config = self.history.config
         name = self.history.name
         if self.history.chosen != "best":
             name += f" ({self.history.chosen})"
-        return Compared(name, method_name(config), config.seed, self.entries)
+        return RunAccuracies(name, method_name(config), config.seed, self.accuracies)
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a reader needs to know of the run before any number, by what it is called."""
+        """Method, data and provenance by label."""
         history, config = self.history, self.history.config
         start, about = history.start, history.about
-        made = history.phases.get(CLASSIFIER, ())
+        epochs = history.phases.get(CLASSIFIER, ())
         versions = [
             f"{name} {version}"
             for name, key in (("raymi", "version"), ("torch", "torch"))
@@ -65,7 +71,7 @@ class Reported:
             "model": config.model.name,
             "threat": threat_text(config.attack.norm, config.attack.eps),
             "seed": str(config.seed),
-            "epochs": f"{made[-1].number if made else 0} of {config.optim.epochs}"
+            "epochs": f"{epochs[-1].number if epochs else 0} of {config.optim.epochs}"
             + (f", {history.chosen}: {best}" if best is not None else ""),
             "state": "finished" if history.finished else "not finished",
             "workers": f"{start.get('workers', '-')} on {start.get('device', '-')}",
@@ -75,7 +81,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: heading, what is to be known before its pictures, and these."""
+    """Section of a report."""
 
     name: str
     heading: str
@@ -83,46 +89,48 @@ class Section:
     pictures: tuple[Picture, ...]
 
 
-def sections(runs: Sequence[Reported]) -> list[Section]:
-    """All pictures of some runs, in the order in which they are read; without empty sections."""
+def sections(runs: Sequence[ReportedRun]) -> list[Section]:
+    """Draws all pictures of some runs, in reading order, without empty sections."""
     histories = [run.history for run in runs]
-    measured = [(run.as_row.run, run.measured) for run in runs if run.measured is not None]
+    curves = [(run.as_row.run, run.curve) for run in runs if run.curve is not None]
     parts = (
         Section(
             "training",
             "Learning and robustness curves",
-            "Validation images are held out from training; they alone choose the best epoch.",
-            _kept(
-                [together_picture(group) for group in _groups(histories, _validation)]
+            "Validation images are held out from training; they alone determine the best epoch.",
+            _existing(
+                [together_picture(group) for group in _groups(histories, _validation_key)]
                 + [_of_run(learning_picture, one) for one in histories]
             ),
         ),
         Section(
             "information",
             "Mutual information of natural and adversarial samples",
-            "I_N is what an output tells about the natural image, I_A what it tells about the "
-            "adversarial noise, over all validation samples." + _without_probes(histories),
-            _kept(
-                [probe_picture(group) for group in _groups(histories, _probing)]
+            "I_N is the information of an output about the natural image, I_A that about the "
+            "adversarial noise, over all validation samples." + _missing_probes(histories),
+            _existing(
+                [probe_picture(group) for group in _groups(histories, _probe_key)]
                 + [_of_run(training_picture, one) for one in histories]
             ),
         ),
         Section(
             "radius",
             "Accuracy against the radius",
-            "Measured by this report, on test images; nothing was chosen by it.",
-            _kept(
+            "Measured for this report on test images, after all models were chosen.",
+            _existing(
                 radius_picture(dict(group))
-                for group in _groups(measured, lambda one: _images(one[1]))
+                for group in _groups(curves, lambda item: _images_key(item[1]))
             ),
         ),
         Section(
             "classes",
             "Accuracy by class",
-            "Classes have few images each: mind the intervals.",
-            _kept(
+            "Each class has few images: note the intervals.",
+            _existing(
                 class_picture(dict(part))
-                for group in _groups(measured, lambda one: (*_images(one[1]), one[1].threat.eps))
+                for group in _groups(
+                    curves, lambda item: (*_images_key(item[1]), item[1].threat.eps)
+                )
                 for part in _parts(group, MOST_RUNS)
             ),
         ),
@@ -130,24 +138,22 @@ def sections(runs: Sequence[Reported]) -> list[Section]:
             "samples",
             "Natural and adversarial images",
             "",
-            _kept(
-                None if found is None else _renamed(found, f"{found.name}-{name}")
-                for name, one in measured
-                for found in [samples_picture(name, one)]
+            _existing(
+                _renamed(picture, f"{picture.name}-{name}")
+                for name, curve in curves
+                if (picture := samples_picture(name, curve)) is not None
             ),
         ),
     )
     return _uniquely_named([part for part in parts if part.pictures])
 
 
-def _without_probes(histories: Sequence[History]) -> str:
+def _missing_probes(histories: Sequence[History]) -> str:
     names = ", ".join(one.name for one in histories if one.probe is None and one.finished)
-    if not names:
-        return ""
-    return f" No fresh probes, which the paper's Fig. 4 needs, of {names}: {_PROBE} makes them."
+    return f" Without fresh probes (Fig. 4 of the paper): {names}; run {_PROBE}." if names else ""
 
 
-def _kept(pictures: Iterable[Picture | None]) -> tuple[Picture, ...]:
+def _existing(pictures: Iterable[Picture | None]) -> tuple[Picture, ...]:
     return tuple(picture for picture in pictures if picture is not None)
 
 
@@ -160,27 +166,27 @@ def _renamed(picture: Picture, name: str) -> Picture:
     return replace(picture, name=plain_name(name))
 
 
-def _groups(things: Sequence[Of], key: Callable[[Of], Hashable]) -> Iterator[list[Of]]:
-    """Those with the same key together, in the order of the first of each."""
-    groups: dict[Hashable, list[Of]] = {}
-    for thing in things:
-        groups.setdefault(key(thing), []).append(thing)
+def _groups(items: Sequence[Item], key: Callable[[Item], Hashable]) -> Iterator[list[Item]]:
+    """Yields the items of each key, in the order of their first one."""
+    groups: dict[Hashable, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     yield from groups.values()
 
 
-def _parts(things: Sequence[Of], most: int) -> Iterator[Sequence[Of]]:
-    """As few parts as there must be of at most so many things, about equally large."""
-    size = math.ceil(len(things) / math.ceil(len(things) / most))
-    for first in range(0, len(things), size):
-        yield things[first : first + size]
+def _parts(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
+    """Yields as few parts of at most `most` items as possible, of about equal size."""
+    size = math.ceil(len(items) / math.ceil(len(items) / most))
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
 
 
 def _digests(history: History) -> dict[str, Any]:
     return dict(history.start.get("data", {}).get("digests", {}))
 
 
-def _validation(history: History) -> Hashable:
-    """What runs must share for validation accuracies in one picture."""
+def _validation_key(history: History) -> Hashable:
+    """Returns the settings in which comparable validation accuracies agree."""
     attack, validation = history.config.attack, history.config.validation
     return (
         _digests(history).get("val", history.name),
@@ -191,20 +197,20 @@ def _validation(history: History) -> Hashable:
     )
 
 
-def _probing(history: History) -> Hashable:
-    """What runs must share for probes in one picture."""
+def _probe_key(history: History) -> Hashable:
+    """Returns the settings in which comparable probes agree."""
     if history.probe is None:
         return None
     digests = _digests(history)
     return (history.probe.settings, digests.get("train"), digests.get("val"))
 
 
-def _images(measured: Measured) -> tuple[Hashable, ...]:
-    return (measured.digest, measured.threat.norm, measured.steps)
+def _images_key(curve: RobustnessCurve) -> tuple[Hashable, ...]:
+    return (curve.digest, curve.threat.norm, curve.steps)
 
 
 def _uniquely_named(parts: Sequence[Section]) -> list[Section]:
-    """No two pictures share a file, nor one that some systems hold for the same."""
+    """Numbers pictures whose file names differ in case at most."""
     taken: set[str] = set()
     named = []
     for part in parts:
