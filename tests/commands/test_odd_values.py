@@ -54,7 +54,11 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str], list[str]]] = {
         [],
     ),
     "select": (judged(selection_request.requested), list(selection_request.OWN), []),
-    "report": (judged(report_request.requested), [*report_request.OWN, "data.root"], ["nothing"]),
+    "report": (
+        judged(report_request.parse_options),
+        [*report_request.OWN, "data.root"],
+        ["nothing"],
+    ),
     "bench": (
         judged(bench_plan.planned),
         ["recipe", "parts", "memory", "json", "rounds", "runs", "loop_steps", "threads", *KEYS],

@@ -1,4 +1,4 @@
-"""What `python -m raymi.report` is asked for, and what it refuses."""
+"""Options of `python -m raymi.report`, and the words that it refuses."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 from tiny_runs import tiny_config
 from tiny_sweeps import begin
 
-from raymi.commands.report.options import requested
-from raymi.commands.report.run import is_tracked, planned
+from raymi.commands.report.options import parse_options
+from raymi.commands.report.run import plan_runs
 from raymi.errors import UserError
 from raymi.runs.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with the runs `one` and `two`, which have only begun."""
+    """Current folder with the runs `one` and `two`, which have only a configuration."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     for name in ("one", "two"):
@@ -32,46 +32,46 @@ def made(path: Path) -> RunFolder:
     return folder
 
 
-def told(*words: str) -> list[str]:
-    """The lines of the error that words end with."""
+def error_lines(*words: str) -> list[str]:
+    """Returns the lines of the error for some words."""
     with pytest.raises(UserError) as raised:
-        requested(words)
+        parse_options(words)
     return str(raised.value).splitlines()
 
 
-def test_runs_are_named_or_are_folders(home):
-    request = requested(["one", "runs/two"])
-    assert [asked.name for asked in request.runs] == ["one", "two"]
-    assert [asked.folder.path for asked in request.runs] == [
+def test_runs_are_names_or_folders(home):
+    options = parse_options(["one", "runs/two"])
+    assert [run.name for run in options.runs] == ["one", "two"]
+    assert [run.folder.path for run in options.runs] == [
         home / "runs" / "one",
         home / "runs" / "two",
     ]
-    assert request.out == home / "reports" / "one-two"
-    assert (request.title, request.samples, request.steps) == ("one, two", 500, 20)
-    assert request.radii == ()
-    assert request.command == "python -m raymi.report one runs/two"
-    assert is_tracked(request)
+    assert options.out == home / "reports" / "one-two"
+    assert (options.title, options.samples, options.steps) == ("one, two", 500, 20)
+    assert options.radii == ()
+    assert options.command == "python -m raymi.report one runs/two"
+    assert options.is_tracked
 
 
 def test_a_folder_may_have_an_equals_sign(home):
     made(home / "lr=0.1")
-    (asked,) = requested(["lr=0.1"]).runs
-    assert asked.name == "lr=0.1"
+    (run,) = parse_options(["lr=0.1"]).runs
+    assert run.name == "lr=0.1"
 
 
-def test_radii_are_written_as_in_papers():
-    request = requested(["one", "eps=8/255,0,4/255,0.1", "samples=0", "tracking.enabled=false"])
-    assert request.radii == (4 / 255, 8 / 255, 0.1)
-    assert request.samples == 0
-    assert not is_tracked(request)
+def test_radii_are_parsed_as_papers_write_them():
+    options = parse_options(["one", "eps=8/255,0,4/255,0.1", "samples=0", "tracking.enabled=false"])
+    assert options.radii == (4 / 255, 8 / 255, 0.1)
+    assert options.samples == 0
+    assert not options.is_tracked
 
 
-def test_everything_that_is_wrong_is_said_at_once():
-    lines = told("on", "samples=-1", "eps=1,x,-2", "steps=0", "stesp=3", "lr=0.1", "title")
+def test_all_problems_are_in_one_message():
+    lines = error_lines("on", "samples=-1", "eps=1,x,-2", "steps=0", "stesp=3", "lr=0.1", "title")
     assert len(lines) == 8
     for expected in (
         "unknown key 'stesp': did you mean steps?",
-        "optim.lr belongs to the runs and cannot change",
+        "optim.lr is fixed by the runs",
         "no run or sweep 'on'",
         "title: write title=VALUE",
         "samples: expected whole number >= 0, got '-1'",
@@ -83,61 +83,64 @@ def test_everything_that_is_wrong_is_said_at_once():
 
 
 def test_a_misspelt_run_gets_a_suggestion():
-    assert "did you mean two or one?" in told("tow")[0] or "did you mean two?" in told("tow")[0]
-    assert "a run is needed" in told()[0]
+    assert (
+        "did you mean two or one?" in error_lines("tow")[0]
+        or "did you mean two?" in error_lines("tow")[0]
+    )
+    assert "give at least one run" in error_lines()[0]
 
 
 def test_a_run_is_given_once(home):
-    assert told("one", "runs/one") == ["runs/one: the run one is given twice: keep one"]
+    assert error_lines("one", "runs/one") == ["runs/one: the run one is given twice: keep one"]
 
 
-def test_runs_of_one_name_are_told_apart(home):
+def test_runs_with_equal_names_are_shown_with_their_folders(home):
     made(home / "elsewhere" / "one")
-    names = [asked.name for asked in requested(["one", "elsewhere/one"]).runs]
+    names = [run.name for run in parse_options(["one", "elsewhere/one"]).runs]
     assert names == [str(home / "runs" / "one"), str(home / "elsewhere" / "one")]
 
 
-def test_reports_of_many_runs_have_a_short_name_of_their_own(home):
+def test_folders_of_reports_on_many_runs_have_short_unique_names(home):
     runs = [f"run-with-a-long-name-{k}" for k in range(6)]
     for name in runs:
         made(home / "runs" / name)
-    outs = {requested(runs[:k]).out.name for k in (4, 5, 6)}
+    outs = {parse_options(runs[:k]).out.name for k in (4, 5, 6)}
     assert len(outs) == 3
     assert all(len(name) < 80 and "-more-" in name for name in outs)
 
 
-def test_a_folder_that_is_no_report_is_refused(home):
+def test_a_folder_with_other_files_is_refused(home):
     (home / "thesis").mkdir()
     (home / "thesis" / "text.tex").write_text("years")
-    assert "is no report" in told("one", "out=thesis")[0]
+    assert "not a report" in error_lines("one", "out=thesis")[0]
     (home / "thesis" / "report.json").write_text("{}")
-    assert requested(["one", "out=thesis"]).out == home / "thesis"
+    assert parse_options(["one", "out=thesis"]).out == home / "thesis"
 
 
-def test_a_sweep_stands_for_the_run_that_won(home):
+def test_a_sweep_stands_for_its_winner(home):
     sweep = begin(home / "sweeps" / "mine")
     for number in range(2):
         made(sweep.trials / f"{number:04d}")
-    assert "has no winner yet" in told("mine")[0]
+    assert "has no winner yet" in error_lines("mine")[0]
     journal = sweep.trials / "0001" / "journal.jsonl"
     journal.write_text(json.dumps({"kind": "evaluation", "which": "best", "chosen": True}) + "\n")
-    (asked,) = requested(["mine"]).runs
-    assert asked.name == "mine/0001"
-    assert asked.folder.path == sweep.trials / "0001"
-    (trial,) = requested([str(sweep.trials / "0000")]).runs
+    (run,) = parse_options(["mine"]).runs
+    assert run.name == "mine/0001"
+    assert run.folder.path == sweep.trials / "0001"
+    (trial,) = parse_options([str(sweep.trials / "0000")]).runs
     assert trial.name == "mine/0000"
     assert trial.sweep is not None
 
 
 @pytest.mark.parametrize("name", ["config.json", "run.json"])
-def test_a_damaged_file_is_named(home, name):
+def test_the_error_names_a_damaged_file(home, name):
     (home / "runs" / "one" / name).write_bytes(b'\xff{"half')
     with pytest.raises(UserError, match=f"{name} is damaged"):
-        planned(requested(["one"]))
+        plan_runs(parse_options(["one"]))
 
 
-def test_a_run_that_has_only_begun_is_not_attacked():
-    (plan,) = planned(requested(["one"]))
+def test_a_run_without_a_model_is_not_attacked():
+    (plan,) = plan_runs(parse_options(["one"]))
     assert plan.images is None
-    assert plan.found is None
-    assert "it is not finished" in plan.notes[0]
+    assert plan.model is None
+    assert "not finished" in plan.notes[0]

@@ -1,4 +1,4 @@
-"""A report from its request to its folder."""
+"""A report from its options to its folder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import tiny_runs
 from tiny_sweeps import begin
 
-from raymi.commands.report.options import requested
-from raymi.commands.report.run import MULTIPLES, make_report, planned, track
+from raymi.commands.report.options import parse_options
+from raymi.commands.report.run import MULTIPLES, make_report, plan_runs, upload_report
 from raymi.errors import UserError
 from raymi.runs.run_folder import RunFolder
 from raymi.tuning.sweep_folder import TrialRun
@@ -25,21 +25,21 @@ def trained(path: Path, **settings: object) -> RunFolder:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder."""
+    """Empty current folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     return tmp_path
 
 
 def report(*words: str) -> tuple[list[str], list[tuple[str, int, int]]]:
-    """Makes a report; lines and progress."""
+    """Makes a report; returns its warnings and progress."""
     lines: list[str] = []
     beats: list[tuple[str, int, int]] = []
-    request = requested(words)
-    plans = planned(request)
-    files = make_report(request, plans, lines.append, lambda *beat: beats.append(beat))
+    options = parse_options(words)
+    plans = plan_runs(options)
+    files = make_report(options, plans, lines.append, lambda *beat: beats.append(beat))
     assert files[-1].is_file()
-    assert list(track(request, plans, files)) == [], "these runs are in no store"
+    assert list(upload_report(options, plans, files)) == [], "the runs are not in MLflow"
     return lines, beats
 
 
@@ -54,14 +54,14 @@ def test_each_run_is_attacked_at_multiples_of_its_own_radius(home):
         assert (name, 30 * len(MULTIPLES), 30 * len(MULTIPLES)) in beats
 
 
-def test_radii_that_leave_the_space_of_images_are_left_out(home):
+def test_radii_over_1_are_left_out_in_linf(home):
     trained(home / "runs" / "a", **{"attack.eps": 0.6})
     report("a", "samples=10", "steps=1")
     kept = list((home / "runs" / "a" / "report").glob("*.safetensors"))
     assert len(kept) == sum(0.6 * multiple <= 1 for multiple in MULTIPLES) == 5
 
 
-def test_without_samples_or_weights_nothing_is_attacked_and_the_numbers_of_training_stay(home):
+def test_a_report_without_attacks_has_the_accuracies_of_the_training(home):
     folder = trained(home / "runs" / "a")
     _, beats = report("a", "samples=0")
     assert beats == []
@@ -69,8 +69,8 @@ def test_without_samples_or_weights_nothing_is_attacked_and_the_numbers_of_train
 
     known = json.loads((home / "reports" / "a" / "report.json").read_text())["tables"]
     folder.weights("best").unlink()
-    (plan,) = planned(requested(["a"]))
-    assert "best.safetensors are gone" in plan.notes[0]
+    (plan,) = plan_runs(parse_options(["a"]))
+    assert "best.safetensors are missing" in plan.notes[0]
     report("a", "samples=0")
     assert json.loads((home / "reports" / "a" / "report.json").read_text())["tables"] == known != []
 
@@ -81,7 +81,7 @@ def test_the_winner_of_a_sweep_is_shown_with_all_trials(home):
     for number in range(2):
         trial = study.ask()
         trained(sweep.folder_of(TrialRun(trial.number, 0)).path)
-        if number == 0:  # the other one was not measured on the test set
+        if number == 0:  # a trial that did not win has no test accuracy
             folder = sweep.folder_of(TrialRun(0, 0))
             lines = folder.journal.read_text().splitlines()
             kept = [line for line in lines if json.loads(line)["kind"] != "evaluation"]
@@ -96,21 +96,21 @@ def test_the_winner_of_a_sweep_is_shown_with_all_trials(home):
     assert all(f"<td>{rate}</td>" in page for rate in rates)
 
 
-def test_images_that_are_not_there_are_missed_before_anything_else(home):
+def test_missing_images_are_reported_before_any_attack(home):
     folder = trained(home / "runs" / "a")
     trained(home / "runs" / "b")
     config = tiny_runs.tiny_config({"data.name": "npz", "data.root": "gone.npz"})
     folder.write_config(config)
-    with pytest.raises(UserError, match="or give samples=0, for a report without attacks"):
-        planned(requested(["b", "a"]))
+    with pytest.raises(UserError, match="or set samples=0, for a report without attacks"):
+        plan_runs(parse_options(["b", "a"]))
     report("a", "b", "samples=0")
 
 
-def test_other_images_than_those_of_the_training_are_told(home):
+def test_changed_test_images_give_a_note(home):
     folder = trained(home / "runs" / "a")
     folder.write_config(tiny_runs.tiny_config({"data.limit": 100}))
-    (plan,) = planned(requested(["a"]))
-    assert "the test images are other ones now" in plan.notes[0]
+    (plan,) = plan_runs(parse_options(["a"]))
+    assert "the test images have changed since training" in plan.notes[0]
 
 
 def test_a_run_without_a_radius_is_not_attacked(home):
@@ -118,6 +118,6 @@ def test_a_run_without_a_radius_is_not_attacked(home):
     config = folder.read_config()
     attack = config.attack.model_copy(update={"eps": 0.0})
     folder.write_config(config.model_copy(update={"attack": attack}))
-    (plan,) = planned(requested(["a"]))
-    assert plan.notes == ("its radius is 0: nothing is attacked",)
+    (plan,) = plan_runs(parse_options(["a"]))
+    assert plan.notes == ("no attack, as its radius is 0",)
     report("a")

@@ -31,8 +31,7 @@ _OF_THE_BROWSER = "not an origin"  # initiator of what Chromium asks for by itse
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished run of an awkward name, one of three phases, one that has stopped
-    after an epoch, and a report of all three."""
+    """Folder with a run of an awkward name, a staged run, a stopped run, and their report."""
     home = tmp_path_factory.mktemp("report")
     (home / "output.txt").write_text("")
     probes = {"probe.steps": 3, "probe.batch": 32}
@@ -61,7 +60,7 @@ def made(home: Path, *words: str) -> str:
 
 
 class Visit(NamedTuple):
-    """What came of a page in a browser: its DOM, console messages, and what it asked for."""
+    """A page in a browser: its DOM, console messages, and requests."""
 
     dom: str
     console: list[str]
@@ -90,16 +89,16 @@ def visit(page: Path, folder: Path, width: int = DESK, *options: str) -> Visit:
     return Visit(done.stdout, console, requests)
 
 
-def test_the_command_says_where_the_page_is_and_what_is_missing(home):
+def test_the_command_prints_the_page_and_missing_parts(home):
     lines = (home / "output.txt").read_text().splitlines()
-    assert lines[0].startswith("stopped: it is not finished")
+    assert lines[0].startswith("stopped: not finished")
     assert lines[-1] == f"report  {home / 'all' / 'index.html'}"
-    assert len(lines) == 2, "and nothing else: these runs are not in MLflow"
+    assert len(lines) == 2, "the runs are not in MLflow"
 
 
 def test_the_report_has_the_numbers_of_the_runs(home):
-    told = json.loads((home / "all" / "report.json").read_text())
-    (table,) = told["tables"]
+    report = json.loads((home / "all" / "report.json").read_text())
+    (table,) = report["tables"]
     rows = {row["run"]: row["accuracies"] for row in table["rows"]}
     for name in (NAME, "staged"):
         events = raymi_command.events(home / "runs" / name, "evaluation")
@@ -109,7 +108,7 @@ def test_the_report_has_the_numbers_of_the_runs(home):
     assert "stopped" not in rows
 
 
-def test_given_again_it_attacks_nothing(home):
+def test_a_second_report_does_not_attack(home):
     kept = {path: path.stat().st_mtime_ns for path in home.glob("runs/*/report/*")}
     assert len(kept) == 2 * 7
     made(home, NAME, "staged", "steps=3", "out=again")
@@ -118,7 +117,7 @@ def test_given_again_it_attacks_nothing(home):
     assert first == second
 
 
-def test_mistakes_end_with_exit_code_2_and_help_says_everything(home, monkeypatch, capsys):
+def test_invalid_input_exits_with_2_and_help_lists_all_options(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     assert main(["stage", "smaples=3"]) == 2
     err = capsys.readouterr().err
@@ -131,7 +130,7 @@ def test_mistakes_end_with_exit_code_2_and_help_says_everything(home, monkeypatc
 
 
 @in_a_browser
-def test_the_browser_would_tell_of_errors_and_requests(tmp_path):
+def test_the_browser_reports_errors_and_requests(tmp_path):
     page = tmp_path / "bad.html"
     page.write_text("<img src='http://127.0.0.1:9/a.png'><script>console.error('boo')</script>")
     seen = visit(page, tmp_path)
@@ -161,7 +160,7 @@ def test_the_page_fits_its_window_and_shows_pictures(home, tmp_path, width):
     visit(home / "all" / "index.html", tmp_path, width, f"--screenshot={shot}")
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
     assert pixels.shape[1] == width
-    assert pixels[:, -8:].min() == 255, "nothing reaches over the margin"
+    assert pixels[:, -8:].min() == 255, "nothing crosses the margin"
     assert pixels[:, :8].min() == 255
     coloured = pixels.max(axis=2) - pixels.min(axis=2) > 60
     assert coloured[1000:].mean() > 0.002, "curves are drawn"

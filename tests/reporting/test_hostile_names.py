@@ -47,7 +47,9 @@ def report(histories: list[History], tmp_path_factory: pytest.TempPathFactory) -
     )
     protocol = Protocol(NAME, "0" * 8, 100, "linf_8_255", of_training=False)
     numbers = {CLEAN: with_interval(0.8, 100), NAME: with_interval(0.5, 100)}
-    history = replace(plain, name=NAME, about={"command": NAME, "recipe": NAME}, warnings=(NAME,))
+    events = [*plain.events, {"kind": "warning", "message": NAME}]
+    about = {"command": NAME, "recipe": NAME}
+    history = replace(plain, events=events, name=NAME, about=about)
     runs = [ReportedRun(history, [ProtocolAccuracies(protocol, numbers, NAME)], measured, (NAME,))]
     content = Report(
         title=NAME,

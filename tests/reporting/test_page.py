@@ -140,7 +140,7 @@ def test_names_are_text(histories, measured):
         histories[0],
         name=EVIL,
         about={"recipe": EVIL, "command": EVIL, "git_commit": EVIL},
-        warnings=(EVIL,),
+        events=[*histories[0].events, {"kind": "warning", "message": EVIL}],
     )
     entries = [replace(one, doubts=EVIL) for one in training_accuracies(history)]
     runs = [ReportedRun(history, entries, measured, (EVIL,)), ReportedRun(histories[1])]
@@ -157,7 +157,7 @@ def test_names_are_text(histories, measured):
 
 
 def test_a_run_before_its_start_is_shown(histories):
-    empty = replace(histories[0], phases={}, start={}, evaluations={}, probe=None, finished=False)
+    empty = replace(histories[0], events=[], probe=None)
     run = ReportedRun(empty, notes=("it has no model yet",))
     page = Page(as_html(report_of([run])))
     assert page.sound

@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from raymi.reporting import style
 from raymi.reporting.learning_curves import learning_picture, overfitting_text, together_picture
 from raymi.reporting.mutual_information import probe_picture, training_picture
-from raymi.runs.record import EpochRecord
 
 
 def drawn(axes):
@@ -64,7 +63,7 @@ def test_a_loss_is_not_drawn_twice(histories):
 
 
 def test_a_run_without_epochs_has_no_picture(histories):
-    empty = replace(histories[0], phases={})
+    empty = replace(histories[0], events=[])
     assert learning_picture(empty) is None
     assert training_picture(empty) is None
     assert together_picture([empty, histories[1]]) is None
@@ -72,17 +71,18 @@ def test_a_run_without_epochs_has_no_picture(histories):
 
 
 def test_the_overfitting_gap_is_between_best_and_last_epoch(histories):
-    epochs = tuple(
-        EpochRecord(k, {}, {"clean_acc": 0.9, "robust_acc": acc}, ("best",) if k == 2 else ())
-        for k, acc in ((1, 0.4), (2, 0.5), (3, 0.43))
-    )
-    history = replace(histories[1], phases={"classifier": epochs}, evaluations={})
-    assert "7.0 points between the best epoch, 2 (50.0%)" in overfitting_text(history)
-    assert "the last one, 3 (43.0%)" in overfitting_text(history)
-    assert (
-        "the last epoch, 2, is the best"
-        in overfitting_text(replace(history, phases={"classifier": epochs[:2]})).lower()
-    )
+    epochs = [
+        {
+            "kind": "epoch", "phase": "classifier", "epoch": number, "train": {},
+            "val": {"clean_acc": 0.9, "robust_acc": robust}, "better": ["best"] * (number == 2),
+        }
+        for number, robust in ((1, 0.4), (2, 0.5), (3, 0.43))
+    ]  # fmt: skip
+    text = overfitting_text(replace(histories[1], events=epochs))
+    assert "7.0 points between the best epoch, 2 (50.0%)" in text
+    assert "the last one, 3 (43.0%)" in text
+    text = overfitting_text(replace(histories[1], events=epochs[:2]))
+    assert text.startswith("The last epoch, 2, is the best one")
 
 
 def test_the_curves_of_all_runs_share_a_picture(histories):

@@ -22,8 +22,8 @@ from raymi import export, probe, report, standalone, train
 from raymi.commands.cli import run_command
 from raymi.commands.compare.run import ArmRun
 from raymi.commands.evaluate.plan import planned as planned_evaluation
-from raymi.commands.report.options import requested
-from raymi.commands.report.run import planned as planned_report
+from raymi.commands.report.options import parse_options
+from raymi.commands.report.run import plan_runs
 from raymi.evaluation.model_evaluation import ModelEvaluation
 from raymi.evaluation.outcome_store import OutcomeStore
 from raymi.ray_backend.train_driver import RunFailed
@@ -169,7 +169,7 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _report(words: list[str]) -> int:
-    planned_report(requested(words))
+    plan_runs(parse_options(words))
     return 0
 
 

@@ -74,7 +74,7 @@ def test_a_report_of_an_unfinished_run_is_logged(home, capsys):
     finally:
         for path, content in before.items():
             path.write_bytes(content)
-    assert "mine: it is not finished" in capsys.readouterr().out
+    assert "mine: not finished" in capsys.readouterr().out
     assert PAGE in artifacts(home, "begun")
 
 
@@ -84,8 +84,9 @@ def test_an_unreachable_store_prints_only_a_line(home, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert (home / "away" / PAGE).is_file()
     assert "accuracies in MLflow" in out
-    assert "did not take the report of mine: ConnectionError: " in out
-    assert "deliver it with: python -m raymi.report mine samples=0 out=away" in out
+    assert "cannot log the report of mine to MLflow at " in out
+    assert ": ConnectionError: " in out
+    assert "to try again: python -m raymi.report mine samples=0 out=away" in out
     assert len([line for line in out.splitlines() if "MLflow" in line]) == 2
     outage.over = True
     assert artifacts(home, "away") == set()

@@ -1,4 +1,4 @@
-"""What a report is asked for: from the words of its command line to runs and settings."""
+"""Options of a report: its runs, folder and attacks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.model_source import plain_name
 from raymi.formatting import shown
 from raymi.local_paths import local_path
-from raymi.overrides import examine, flatten, nest, split_words
+from raymi.overrides import examine, flatten, nest, split_words, validate
 from raymi.reporting.files import check_folder
 from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
@@ -27,17 +27,22 @@ from raymi.tuning.sweep_folder import Sweep
 
 COMMAND = "python -m raymi.report"
 OWN: dict[str, Iterable[str]] = {"out": (), "samples": (), "eps": (), "steps": (), "title": ()}
-_TAKEN = ("data.root", "data.download", "tracking.enabled")
+_SETTINGS = ("data.root", "data.download", "tracking.enabled")
 _SAMPLES, _STEPS = 500, 20
-_LONGEST = 60
+_LONGEST_NAME = 60
 _NEWEST = 5
 _RADIUS: TypeAdapter[float] = TypeAdapter(Positive)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A run that a report is about: what it is called there, its folder, and the sweep that it is a
-    trial of, None where it is of none."""
+class RunChoice:
+    """A run of a report.
+
+    Attributes:
+        name: in the report.
+        folder: of the run.
+        sweep: of which the run is a trial; None for other runs.
+    """
 
     name: str
     folder: RunFolder
@@ -45,15 +50,21 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a command line asks for.
+class ReportOptions:
+    """Options of a report.
 
-    `runs`; `out`, folder of the report; `title`; `samples`, test images that are attacked, 0: none;
-    `radii` in pixel units, empty: multiples of each run's; `steps` of PGD; `settings`, given keys
-    of `Config`; `command` that asks for the same.
+    Attributes:
+        runs: of the report.
+        out: folder of the report.
+        title: of its page.
+        samples: number of test images to attack; 0: none.
+        radii: of the attacks in [0, 1] pixel units; empty: multiples of each run's radius.
+        steps: of PGD.
+        settings: given keys of `Config`.
+        command: that makes the same report.
     """
 
-    runs: tuple[Asked, ...]
+    runs: tuple[RunChoice, ...]
     out: Path
     title: str
     samples: int
@@ -64,19 +75,25 @@ class Request:
 
     @property
     def name(self) -> str:
-        """Of the report in MLflow: that of its folder, as far as it may be a part of a path."""
+        """Name of the report in MLflow, after its folder."""
         return plain_name(self.out.name)
 
+    @property
+    def is_tracked(self) -> bool:
+        """Whether accuracies are read from MLflow, and the report is logged there."""
+        return validate(nest(self.settings)).tracking.enabled
 
-def takes(key: str) -> bool:
-    """Whether a report takes a key of `Config`."""
-    return key in _TAKEN
+
+def is_setting(key: str) -> bool:
+    """Returns whether a key of `Config` is an option of a report."""
+    return key in _SETTINGS
 
 
-def requested(words: Sequence[str]) -> Request:
-    """The words of a command line, judged: those without `=`, and folders, name runs or sweeps.
+def parse_options(words: Sequence[str]) -> ReportOptions:
+    """Parses a command line; words without `=`, and folders, name runs or sweeps.
 
-    Raises: UserError with a line for each thing that is wrong.
+    Raises:
+        UserError: words are wrong; one line for each problem.
     """
     problems: list[str] = []
     named = [word for word in words if "=" not in word or os.path.isdir(word)]
@@ -84,15 +101,15 @@ def requested(words: Sequence[str]) -> Request:
     own = parsed.own
     problems += parsed.problems
     problems += [
-        f"{key} belongs to the runs and cannot change: a report takes {', '.join((*OWN, *_TAKEN))}"
+        f"{key} is fixed by the runs: options of a report are {', '.join((*OWN, *_SETTINGS))}"
         for key in flatten(parsed.settings)
-        if not takes(key)
+        if not is_setting(key)
     ]
-    given = {key: value for key, value in flatten(parsed.settings).items() if takes(key)}
+    given = {key: value for key, value in flatten(parsed.settings).items() if is_setting(key)}
     problems += examine(nest({"data.name": "digits", **given}))[1]
     runs = _runs(named, problems)
     if not named:
-        problems.append(f"a run is needed: {COMMAND} RUN [RUN ...], its name or its folder")
+        problems.append(f"give at least one run by name or folder: {COMMAND} RUN [RUN ...]")
     title = own.get("title") or ", ".join(run.name for run in runs)
     default = home_folder() / "reports" / _folder_name([run.name for run in runs])
     out = new_folder("out", own.get("out"), default, problems)
@@ -101,7 +118,7 @@ def requested(words: Sequence[str]) -> Request:
             check_folder(out)
         except UserError as error:
             problems.append(str(error))
-    request = Request(
+    options = ReportOptions(
         runs=tuple(runs),
         out=out,
         title=title,
@@ -113,34 +130,35 @@ def requested(words: Sequence[str]) -> Request:
     )
     if problems:
         raise UserError("\n".join(problems))
-    return request
+    return options
 
 
-def _runs(words: Sequence[str], problems: list[str]) -> list[Asked]:
-    """The runs of some words, each once, all with different names."""
-    found: dict[Path, Asked] = {}
+def _runs(words: Sequence[str], problems: list[str]) -> list[RunChoice]:
+    """Returns the runs of some words, each once, with different names."""
+    by_path: dict[Path, RunChoice] = {}
     for word in words:
         try:
-            asked = _find(word)
+            run = _find(word)
         except UserError as error:
             problems.append(str(error))
             continue
-        place = asked.folder.path.resolve()
-        if place in found:
-            problems.append(f"{word}: the run {asked.name} is given twice: keep one")
-        found[place] = asked
-    everyone = list(found.values())
-    called = [asked.name for asked in everyone]
+        path = run.folder.path.resolve()
+        if path in by_path:
+            problems.append(f"{word}: the run {run.name} is given twice: keep one")
+        by_path[path] = run
+    runs = list(by_path.values())
+    names = [run.name for run in runs]
     return [
-        Asked(str(one.folder.path), one.folder, one.sweep) if called.count(one.name) > 1 else one
-        for one in everyone
+        replace(run, name=str(run.folder.path)) if names.count(run.name) > 1 else run
+        for run in runs
     ]
 
 
-def _find(word: str) -> Asked:
-    """The run of a name or a folder, or the one that won the sweep of a name or a folder.
+def _find(word: str) -> RunChoice:
+    """Finds a run, or the winner of a sweep, by name or folder.
 
-    Raises: UserError with what there is.
+    Raises:
+        UserError: neither exists; the message lists similar or recent names.
     """
     runs, sweeps = home_folder() / "runs", home_folder() / "sweeps"
     here = local_path(word, "a run or a sweep")
@@ -148,15 +166,15 @@ def _find(word: str) -> Asked:
         if os.path.isfile((folder := RunFolder(path)).config):  # false for too long a name
             if (path.parents[1] / "sweep.json").is_file():
                 return _of_sweep(Sweep(path.parents[1]), folder)
-            return Asked(path.name, folder)
+            return RunChoice(path.name, folder)
     for path in (sweeps / word, here):
         if os.path.isfile(path / "sweep.json"):
             return _winner(Sweep(path))
     if word in OWN:
         raise UserError(f"{word}: write {word}=VALUE")
-    there = [*runs.glob("*/config.json"), *sweeps.glob("*/sweep.json")]
-    there.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    known = [path.parent.name for path in there]
+    existing = [*runs.glob("*/config.json"), *sweeps.glob("*/sweep.json")]
+    existing.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    known = [path.parent.name for path in existing]
     remedy = did_you_mean(word, known) if known else "there are none"
     if remedy.startswith("there are") and len(known) > _NEWEST:
         remedy = f"the newest are {', '.join(known[:_NEWEST])}"
@@ -166,27 +184,28 @@ def _find(word: str) -> Asked:
     )
 
 
-def _winner(sweep: Sweep) -> Asked:
-    """The run of a sweep that was measured on the test set: the only one that is.
+def _winner(sweep: Sweep) -> RunChoice:
+    """Returns the winner of a sweep, its only run with a test accuracy.
 
-    Raises: UserError where there is none yet.
+    Raises:
+        UserError: the sweep has no winner yet.
     """
     for config in sorted(sweep.trials.glob("*/config.json")):
         folder = RunFolder(config.parent)
         if read_record(folder).evaluations:
             return _of_sweep(sweep, folder)
     raise UserError(
-        f"the sweep {sweep.name} has no winner yet: let it finish, or give the folders of trials, "
-        f"such as {sweep.trials / '0000'}"
+        f"the sweep {sweep.name} has no winner yet: let it finish, or give folders of trials, such "
+        f"as {sweep.trials / '0000'}"
     )
 
 
-def _of_sweep(sweep: Sweep, folder: RunFolder) -> Asked:
-    return Asked(f"{sweep.name}/{folder.name}", folder, sweep)
+def _of_sweep(sweep: Sweep, folder: RunFolder) -> RunChoice:
+    return RunChoice(f"{sweep.name}/{folder.name}", folder, sweep)
 
 
 def _radii(text: str | None, problems: list[str]) -> tuple[float, ...]:
-    """Radii above 0: what is at 0 is known without an attack."""
+    """Returns the radii above 0, as radius 0 needs no attack."""
     found = []
     for part in names("eps", text, problems):
         try:
@@ -199,10 +218,9 @@ def _radii(text: str | None, problems: list[str]) -> tuple[float, ...]:
 
 
 def _folder_name(runs: Sequence[str]) -> str:
-    """A name for the folder of a report: that of its runs, where they are few."""
-    together = plain_name("-".join(runs))
-    if len(" ".join(runs)) <= _LONGEST:
-        return together
+    """Returns the names of the runs, or, if they are long, the first one with a digest of all."""
+    if len(" ".join(runs)) <= _LONGEST_NAME:
+        return plain_name("-".join(runs))
     digits = hashlib.sha256("\n".join(runs).encode()).hexdigest()[:6]
     more = f"-and-{len(runs) - 1}-more" if len(runs) > 1 else ""
-    return f"{plain_name(runs[0])[:_LONGEST]}{more}-{digits}"
+    return f"{plain_name(runs[0])[:_LONGEST_NAME]}{more}-{digits}"

@@ -1,8 +1,8 @@
-"""A report from what it is asked for to its folder and MLflow."""
+"""Makes a report: reads the runs, measures, draws, writes, and logs to MLflow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,19 +10,24 @@ import torch
 
 from raymi.attacks.catalogue import Threat
 from raymi.commands.find_model import Found, find_model_source, tracked
-from raymi.commands.report.options import Asked, Request
+from raymi.commands.report.options import ReportOptions, RunChoice
 from raymi.config import Config, DataConfig
 from raymi.data import ImageSet
 from raymi.engine.validation import load_data
 from raymi.errors import UserError
 from raymi.evaluation.model_source import check_classifier
 from raymi.overrides import nest, overlay, validate
-from raymi.reporting.contents import Reported, sections
+from raymi.reporting.accuracies import (
+    ProtocolAccuracies,
+    evaluation_accuracies,
+    merge_accuracies,
+    training_accuracies,
+)
 from raymi.reporting.files import write_report
 from raymi.reporting.history import History, read_history
-from raymi.reporting.measured import Measured, measure
-from raymi.reporting.numbers import Entry, merged, of_evaluations, of_training
-from raymi.reporting.page import Contents, Trials
+from raymi.reporting.page import Report, TrialTable
+from raymi.reporting.robustness_curve import RobustnessCurve, measure_curve
+from raymi.reporting.sections import ReportedRun, sections
 from raymi.reporting.table import comparison_tables
 from raymi.runs.run_paths import home_folder
 from raymi.tracking.faults import error_with_remedy
@@ -32,81 +37,88 @@ from raymi.tuning.results_table import as_columns, trial_rows
 from raymi.tuning.sweep_folder import Sweep
 
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0)
-"""Radii at which a run is attacked, in units of its own."""
+"""Radii of the attacks in units of the run's radius."""
 
-_REMEDY = "a sign of false robustness, look closer with python -m raymi.evaluate"
+_REMEDY = "a sign of false robustness; check it with python -m raymi.evaluate"
 
-Say = Callable[[str], None]
-Watch = Callable[[str, int, int], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run that can be reported: what it is called, what its folder says, its chosen model (None
-    before there is one), and the images that it is attacked on (None: it is not)."""
+class RunPlan:
+    """Checked inputs of a report on one run.
 
-    asked: Asked
-    history: History
-    found: Found | None
-    images: ImageSet | None
-    notes: tuple[str, ...]
-
-
-def planned(request: Request) -> list[Plan]:
-    """Everything that a report needs, read and checked before anything takes long.
-
-    Raises: UserError for what the user can put right.
+    Attributes:
+        run: of the report.
+        history: of the run.
+        model: chosen by the run; None before it has one.
+        images: to attack; None: no attack.
+        notes: lines about missing parts.
     """
-    sets: dict[DataConfig, ImageSet] = {}
-    return [_planned(request, asked, sets) for asked in request.runs]
+
+    run: RunChoice
+    history: History
+    model: Found | None = None
+    images: ImageSet | None = None
+    notes: tuple[str, ...] = ()
 
 
-def _planned(request: Request, asked: Asked, sets: dict[DataConfig, ImageSet]) -> Plan:
-    history = read_history(asked.folder, asked.name)
-    tracked(asked.folder)  # a damaged file is told before anything takes long
-    if asked.sweep is not None and not history.about:  # a trial's folder does not say it
-        definition = asked.sweep.definition
+def plan_runs(options: ReportOptions) -> list[RunPlan]:
+    """Reads and checks all inputs of a report before any attack.
+
+    Raises:
+        UserError: a run or its data cannot be read.
+    """
+    datasets: dict[DataConfig, ImageSet] = {}
+    return [_plan(options, run, datasets) for run in options.runs]
+
+
+def _plan(options: ReportOptions, run: RunChoice, datasets: dict[DataConfig, ImageSet]) -> RunPlan:
+    history = read_history(run.folder, run.name)
+    tracked(run.folder)  # refuses a damaged file before any attack
+    if run.sweep is not None and not history.about:  # folders of trials lack it
+        definition = run.sweep.definition
         about = {"recipe": definition.recipe, "command": definition.command}
         history = replace(history, about=about)
-    if not asked.folder.weights(history.chosen).is_file() or not history.start:
-        return Plan(asked, history, None, None, (_why_no_model(asked, history),))
-    found = find_model_source(str(asked.folder.path), Config(), which=history.chosen)
-    if not request.samples:
-        return Plan(asked, history, found, None, ())
+    if not run.folder.weights(history.chosen).is_file() or not history.start:
+        return RunPlan(run, history, notes=(_missing_model(run, history),))
+    model = find_model_source(str(run.folder.path), Config(), which=history.chosen)
+    if not options.samples:
+        return RunPlan(run, history, model)
     if history.config.attack.eps == 0:
-        return Plan(asked, history, found, None, ("its radius is 0: nothing is attacked",))
-    config = _with_settings(history.config, request)
-    if config.data not in sets:
-        sets[config.data] = _test_images(config)
-    everything = sets[config.data]
-    if not len(everything):
-        return Plan(asked, history, found, None, ("its data have no test images to attack",))
-    num_classes, size = len(everything.class_names), everything.images.shape[-1]
-    check_classifier(asked.name, found.source.load(), num_classes, size)
+        return RunPlan(run, history, model, notes=("no attack, as its radius is 0",))
+    config = _with_settings(history.config, options)
+    if config.data not in datasets:
+        datasets[config.data] = _test_images(config)
+    images = datasets[config.data]
+    if not len(images):
+        return RunPlan(run, history, model, notes=("no attack, as its data have no test images",))
+    num_classes, size = len(images.class_names), images.images.shape[-1]
+    check_classifier(run.name, model.source.load(), num_classes, size)
     notes = []
-    if history.start["data"]["digests"].get("test") not in (None, everything.digest):
+    if history.start["data"]["digests"].get("test") not in (None, images.digest):
         notes.append(
-            "the test images are other ones now than when it was trained: its curves and what "
-            "was measured here are not of the same data"
+            "the test images have changed since training: accuracies of the training and of this "
+            "report are not comparable"
         )
-    return Plan(asked, history, found, everything.at_most(request.samples), tuple(notes))
+    return RunPlan(run, history, model, images.at_most(options.samples), tuple(notes))
 
 
-def _why_no_model(asked: Asked, history: History) -> str:
-    weights = asked.folder.weights(history.chosen)
+def _missing_model(run: RunChoice, history: History) -> str:
+    weights = run.folder.weights(history.chosen)
     if weights.is_file():
         return (
-            f"{asked.folder.journal} does not say what it was trained on: nothing is attacked, and "
-            "there is no more to show than the journal says"
+            f"no attack, as {run.folder.journal} lacks the data that it was trained on; shown is "
+            "the rest of the journal"
         )
     if history.evaluations or history.finished:
-        return f"its weights {weights} are gone: nothing is attacked, this is what its journal says"
-    return "it is not finished and has no model of its own yet: this is what it has so far"
+        return f"no attack, as its weights {weights} are missing; shown is its journal"
+    return "not finished, so it has no model to attack; shown are its epochs so far"
 
 
-def _with_settings(config: Config, request: Request) -> Config:
-    tree = overlay(config.model_dump(), nest(request.settings))
-    tree["data"]["generated"] = None  # not needed here
+def _with_settings(config: Config, options: ReportOptions) -> Config:
+    tree = overlay(config.model_dump(), nest(options.settings))
+    tree["data"]["generated"] = None  # training images are not needed
     return validate(tree)
 
 
@@ -114,157 +126,171 @@ def _test_images(config: Config) -> ImageSet:
     try:
         return load_data(config).test
     except UserError as error:
-        raise UserError(f"{error}\nor give samples=0, for a report without attacks") from None
+        raise UserError(f"{error}\nor set samples=0, for a report without attacks") from None
 
 
-def make_report(request: Request, plans: list[Plan], print_line: Say, watch: Watch) -> list[Path]:
-    """Measures, draws and writes.
+def make_report(
+    options: ReportOptions,
+    plans: list[RunPlan],
+    log: Log,
+    on_progress: Callable[[str, int, int], None],
+) -> list[Path]:
+    """Measures, draws and writes a report.
 
-    Args: say, takes a line about what is not as it should be; watch, called with a run's name,
-        images attacked so far, and in all.
-    Returns: the files, the page last.
-    Raises: StorageError where a file cannot be written.
+    Args:
+        options: of the report.
+        plans: of its runs.
+        log: called with warnings.
+        on_progress: called with the name of a run, and its attacked images so far and in all.
+
+    Returns:
+        The files, the page last.
+
+    Raises:
+        StorageError: a file cannot be written.
     """
-    known = _Known(request, print_line)
+    unreachable: set[str] = set()
     runs = []
     for plan in plans:
-        entries = known.entries(plan)
-        measured = _measured(request, plan, print_line, watch)
-        doubts = [] if measured is None else [f"{one}: {_REMEDY}" for one in measured.suspicions()]
-        for doubt in doubts:
-            print_line(f"{plan.asked.name}: {doubt}")
-        runs.append(Reported(plan.history, entries, measured, (*plan.notes, *doubts)))
-    contents = Contents(
-        request.title,
-        request.command,
+        accuracies = _saved_accuracies(options, plan, unreachable, log)
+        curve = _curve(options, plan, log, on_progress)
+        warnings = [] if curve is None else [f"{text}: {_REMEDY}" for text in curve.warnings()]
+        for text in warnings:
+            log(f"{plan.run.name}: {text}")
+        runs.append(ReportedRun(plan.history, accuracies, curve, (*plan.notes, *warnings)))
+    sweeps = {
+        plan.run.sweep.path.resolve(): plan.run.sweep
+        for plan in plans
+        if plan.run.sweep is not None
+    }
+    report = Report(
+        options.title,
+        options.command,
         runs,
         comparison_tables([run.as_row for run in runs]),
         sections(runs),
-        [_trials(sweep, plans) for sweep in _sweeps(plans)],
+        [_trial_table(sweep, plans) for sweep in sweeps.values()],
     )
-    return write_report(request.out, contents)
+    return write_report(options.out, report)
 
 
-def _measured(request: Request, plan: Plan, print_line: Say, watch: Watch) -> Measured | None:
-    if plan.images is None or plan.found is None:
+def _curve(
+    options: ReportOptions,
+    plan: RunPlan,
+    log: Log,
+    on_progress: Callable[[str, int, int], None],
+) -> RobustnessCurve | None:
+    if plan.images is None or plan.model is None:
         return None
-    config, source = plan.history.config, plan.found.source
+    config, source = plan.history.config, plan.model.source
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threat = Threat(config.attack.norm, config.attack.eps)
-    most = 1.0 if threat.norm == "linf" else float("inf")  # beyond it there is nothing to reach
-    radii = request.radii or tuple(m * threat.eps for m in MULTIPLES if m * threat.eps <= most)
-    return measure(
+    largest = 1.0 if threat.norm == "linf" else float("inf")  # a larger one reaches no other image
+    radii = options.radii or tuple(m * threat.eps for m in MULTIPLES if m * threat.eps <= largest)
+    return measure_curve(
         source.load().to(device),
         source.digest,
         plan.images.to(device),
         f"{config.data.name}-test",
         threat,
         radii,
-        steps=request.steps,
+        steps=options.steps,
         block=config.evaluation.block,
         micro_batch=config.scaling.micro_batch,
-        folder=plan.asked.folder.path / "report",
-        heartbeat=lambda done, of: watch(plan.asked.name, done, of),
-        tell=print_line,
+        folder=plan.run.folder.path / "report",
+        heartbeat=lambda done, total: on_progress(plan.run.name, done, total),
+        log=log,
     )
 
 
-class _Known:
-    """Accuracies that were measured before, on this disk and in MLflow."""
+def _saved_accuracies(
+    options: ReportOptions, plan: RunPlan, unreachable: set[str], log: Log
+) -> list[ProtocolAccuracies]:
+    """Returns accuracies of the chosen model from disk, then from MLflow.
 
-    def __init__(self, request: Request, print_line: Say) -> None:
-        self.request, self.print_line = request, print_line
-        self.away: set[str] = set()
-
-    def entries(self, plan: Plan) -> list[Entry]:
-        """Of a run's chosen model; what is on this disk goes first. Where its weights are gone,
-        what the training has measured."""
-        found = plan.found
-        if found is None:
-            return of_training(plan.history)
-        beside = plan.asked.folder.path.parents[1] / "evaluations"
-        folders = dict.fromkeys((beside.resolve(), (home_folder() / "evaluations").resolve()))
-        here = of_evaluations(folders, found.source.digest)
-        return merged([*here, *of_training(plan.history), *self._in_mlflow(found)])
-
-    def _in_mlflow(self, found: Found) -> list[Entry]:
-        if not is_tracked(self.request) or found.uri is None or found.model_id is None:
-            return []
-        if found.uri in self.away:
-            return []
+    Args:
+        options: of the report.
+        plan: of the run; without a model, the accuracies of its training remain.
+        unreachable: addresses of MLflow stores that did not answer; extended.
+        log: called with warnings.
+    """
+    model = plan.model
+    if model is None:
+        return training_accuracies(plan.history)
+    beside = plan.run.folder.path.parents[1] / "evaluations"
+    folders = dict.fromkeys((beside.resolve(), (home_folder() / "evaluations").resolve()))
+    saved = evaluation_accuracies(folders, model.source.digest) + training_accuracies(plan.history)
+    uri, model_id = model.uri, model.model_id
+    if options.is_tracked and uri is not None and model_id is not None and uri not in unreachable:
         try:
-            numbers = find_numbers(found.uri, found.model_id)
-        except Exception as error:  # whatever it is, a report does without
-            self.away.add(found.uri)
-            self.print_line(
-                f"accuracies in MLflow at {without_password(found.uri)} are left out "
-                f"({error_with_remedy(error, found.uri)})"
+            saved += [
+                ProtocolAccuracies(one.protocol, one.numbers, one.doubts)
+                for one in find_numbers(uri, model_id)
+            ]
+        except Exception as error:  # the report does not need MLflow
+            unreachable.add(uri)
+            log(
+                f"without the accuracies in MLflow at {without_password(uri)} "
+                f"({error_with_remedy(error, uri)})"
             )
-            return []
-        return [Entry(one.protocol, one.numbers, one.doubts) for one in numbers]
-
-
-def is_tracked(request: Request) -> bool:
-    """Whether MLflow is looked at and told."""
-    return validate(nest(request.settings)).tracking.enabled
+    return merge_accuracies(saved)
 
 
 @dataclass(frozen=True)
-class Tracked:
-    """What MLflow was told: the names of the runs; the address of their store, which may hold a
-    password; or the problem in one line."""
+class Upload:
+    """Upload of a report to an MLflow store.
 
-    names: tuple[str, ...]
+    Attributes:
+        runs: names of the runs that have the report.
+        uri: address of the store; it may hold a password.
+        problem: in one line; empty without one.
+    """
+
+    runs: tuple[str, ...]
     uri: str
     problem: str = ""
 
 
-def track(request: Request, plans: list[Plan], files: list[Path]) -> Iterator[Tracked]:
-    """Puts a report among the artifacts of its runs that are in MLflow.
+def upload_report(
+    options: ReportOptions, plans: list[RunPlan], files: list[Path]
+) -> Iterator[Upload]:
+    """Logs a report among the artifacts of its runs in MLflow, unless tracking is off.
 
-    Yields: what came of each store, once it is told.
+    Yields:
+        The result for each store.
     """
     by_store: dict[str, dict[str, str]] = {}
-    for plan in plans:
-        kept = tracked(plan.asked.folder)
-        if kept.get("uri") and kept.get("run_id"):
-            by_store.setdefault(kept["uri"], {})[plan.asked.name] = kept["run_id"]
+    for plan in plans if options.is_tracked else ():
+        place = tracked(plan.run.folder)
+        if place.get("uri") and place.get("run_id"):
+            by_store.setdefault(place["uri"], {})[plan.run.name] = place["run_id"]
     for uri, runs in by_store.items():
-        yield _told(uri, runs, request.name, files)
+        try:
+            logged = [
+                name
+                for name, run_id in runs.items()
+                if log_report(uri, run_id, options.name, files)
+            ]
+            yield Upload(tuple(logged), uri)
+        except Exception as error:  # the report is on disk in any case
+            yield Upload(tuple(runs), uri, error_with_remedy(error, uri))
 
 
-def _told(uri: str, runs: Mapping[str, str], name: str, files: list[Path]) -> Tracked:
-    told = []
-    try:
-        for run, run_id in runs.items():
-            if log_report(uri, run_id, name, files):
-                told.append(run)
-    except Exception as error:  # whatever the server or the network does, the report is here
-        return Tracked(tuple(runs), uri, error_with_remedy(error, uri))
-    return Tracked(tuple(told), uri)
-
-
-def _sweeps(plans: Sequence[Plan]) -> list[Sweep]:
-    """Those that runs are trials of, each once."""
-    sweeps = [plan.asked.sweep for plan in plans if plan.asked.sweep is not None]
-    return list({sweep.path.resolve(): sweep for sweep in sweeps}.values())
-
-
-def _trials(sweep: Sweep, plans: Sequence[Plan]) -> Trials:
-    header, lines = as_columns(trial_rows(sweep, sweep.study()))
-    judged = [  # by the test set, which only the winner is
-        f" Trial {int(plan.asked.folder.name[:4])} won."
+def _trial_table(sweep: Sweep, plans: Sequence[RunPlan]) -> TrialTable:
+    header, rows = as_columns(trial_rows(sweep, sweep.study()))
+    winners = [
+        f" Trial {int(plan.run.folder.name[:4])} won."
         for plan in plans
-        if plan.asked.sweep is not None
-        and plan.asked.sweep.path.samefile(sweep.path)
-        and plan.history.evaluations
+        if plan.run.sweep is not None
+        and plan.run.sweep.path.samefile(sweep.path)
+        and plan.history.evaluations  # on test images, which only the winner has
     ]
-    return Trials(
-        f"All trials of the sweep {sweep.name}: what each drew, and its best accuracies on "
-        "validation as fractions; most were stopped early, so they are not a fair comparison."
-        + "".join(judged[:1]),
+    return TrialTable(
+        f"All trials of the sweep {sweep.name}: parameters, and best accuracies on validation as "
+        "fractions. Most trials were stopped early, so they are not a fair comparison."
+        + "".join(winners[:1]),
         header,
-        [[_value_text(value) for value in line] for line in lines],
+        [[_value_text(value) for value in row] for row in rows],
     )
 
 
