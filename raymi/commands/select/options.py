@@ -1,19 +1,4 @@
-"""`python -m raymi.select [experiment=NAME] [metric=NAME] ['clean>=0.80'] [--dry-run]`: ranks the
-models in MLflow by robust accuracy and points an alias of the registry at the best one.
-
-Candidates are the logged models of an experiment; sweep=NAME restricts them to a sweep, run=A,B to
-single runs. Only accuracies of one protocol are compared: the same images, threat and attack.
-Accuracies of raymi.evaluate take precedence over accuracies from the end of a training. data= and
-threat= choose among several image sets or threats. metric: autoattack, or the name of another
-attack in MLflow's metrics; default: AutoAttack, or the attack with the lowest mean accuracy.
-
-Words such as 'clean>=0.80' or 'pgd-40>=0.4', in quotes, are constraints. Models with signs of false
-robustness are listed but not chosen, unless doubtful=allow.
-
-The alias (champion) is set on the registered version of the chosen model, which is registered first
-if necessary, and the reasons become tags of that version. --dry-run changes nothing; running the
-command again changes nothing either. --json FILE writes all numbers.
-"""
+"""Options of `python -m raymi.select`."""
 
 from __future__ import annotations
 
@@ -31,11 +16,6 @@ from raymi.selection.candidate import CLEAN
 from raymi.selection.constraints import Constraint, split_constraints
 
 COMMAND = "python -m raymi.select"
-USAGE = (
-    f"{COMMAND} [experiment=NAME] [sweep=NAME | run=A,B] [metric=NAME] [data=NAME] [threat=NAME] "
-    "['clean>=0.80' ...] [doubtful=allow] [alias=NAME] [registered_name=NAME] [--dry-run] "
-    "[--json FILE] [--help]"
-)
 OWN: dict[str, Iterable[str]] = {
     "experiment": (),
     "sweep": (),
@@ -52,7 +32,7 @@ _ALIAS = re.compile(r"(?!v\d+$|latest$)[A-Za-z0-9_-]+")  # MLflow refuses others
 
 
 @dataclass(frozen=True)
-class Request:
+class SelectRequest:
     """Options of the command.
 
     Attributes:
@@ -86,7 +66,7 @@ class Request:
     command: str
 
 
-def requested(words: Sequence[str]) -> Request:
+def requested(words: Sequence[str]) -> SelectRequest:
     """Parses the words of a command line.
 
     Raises:
@@ -120,7 +100,7 @@ def requested(words: Sequence[str]) -> Request:
     if name and set(name) & set("/:"):
         problems.append(f"registered_name: expected a name without / and :, got {name!r}")
     threat = own.get("threat")
-    request = Request(
+    request = SelectRequest(
         experiment=own.get("experiment", TrackingConfig().experiment),
         sweep=own.get("sweep"),
         runs=names("run", own.get("run"), problems),

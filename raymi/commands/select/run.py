@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from raymi.commands.select.options import Request
+from raymi.commands.select.options import SelectRequest
 from raymi.files import save_json
 from raymi.formatting import number_text
 from raymi.runs.run_paths import home_folder
@@ -20,7 +20,7 @@ from raymi.tracking.store import connect, require_store, tracking_uri
 
 
 def select_model(
-    request: Request, on_ranking: Callable[[Ranking, Sequence[str]], None]
+    request: SelectRequest, on_ranking: Callable[[Ranking, Sequence[str]], None]
 ) -> tuple[Ranking, AliasUpdate]:
     """Ranks logged models and points an alias at the best one.
 
