@@ -23,7 +23,7 @@ NOTE = "mlflow.note.content"
 _SECTION = "### "
 
 
-def describe_run(
+def run_description(
     config: Config, about: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """Returns the description of a run as Markdown: results, if any, and command.
@@ -39,7 +39,7 @@ def describe_run(
     return "\n\n".join([*parts, _code(about.get("command", ""))])
 
 
-def describe_sweep(
+def sweep_description(
     sweep: Sweep,
     rows: Sequence[Row] = (),
     importance: Mapping[str, float] | None = None,
@@ -82,7 +82,7 @@ def describe_sweep(
     return "\n\n".join([*parts, command, "To resume it, or to upload the rest of it:", resume])
 
 
-def describe_evaluation(report: Report, command: str) -> str:
+def evaluation_section(report: Report, command: str) -> str:
     """Returns a section of a description as Markdown: results of an evaluation, and its command."""
     threat = threat_text(**report.protocol["threat"])
     rows = [("attack", "accuracy", "95% interval")]

@@ -15,7 +15,7 @@ from raymi.evaluation.protocol import name_of
 from raymi.evaluation.report import Report
 from raymi.tracking import store
 from raymi.tracking.datasets import DataSet, link_datasets
-from raymi.tracking.description import NOTE, describe_evaluation, with_evaluation
+from raymi.tracking.description import NOTE, evaluation_section, with_evaluation
 from raymi.tracking.metric_names import PROTOCOL_TAG, as_metric, metric_prefix, short_hash
 from raymi.tracking.model_card import write_card
 from raymi.tracking.stale_runs import close_stale_runs
@@ -108,7 +108,7 @@ def log_evaluation(
     for file in files:
         client.log_artifact(run_id, str(file), folder)
     note = client.get_run(run_id).data.tags.get(NOTE, "")
-    note = with_evaluation(note, describe_evaluation(report, command))
+    note = with_evaluation(note, evaluation_section(report, command))
     client.set_tag(run_id, NOTE, store.as_tag(note))
     if model_id is not None:
         write_card(client, model_id)

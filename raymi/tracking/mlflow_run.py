@@ -13,6 +13,8 @@ from raymi.tracking.description import NOTE
 from raymi.tracking.provenance import source_tags
 from raymi.tracking.stale_runs import LOCATION, close_stale_runs, run_location
 
+_PARAMS_PER_BATCH = 100  # limit of MLflow
+
 
 class MlflowRun(ABC):
     """Run in MLflow of a training run or a sweep.
@@ -101,13 +103,25 @@ class MlflowRun(ABC):
             tags: further tags of a new run.
         """
         experiment_id = store.experiment_id(self._client, experiment, self.home)
-        run = store.find_run(self._client, experiment_id, about["id"])
-        if run is not None:
-            return run
+        own = f"tags.`raymi.id` = '{about['id']}'"
+        if runs := self._client.search_runs([experiment_id], own, max_results=1):
+            return runs[0]
         facts = {f"raymi.{key}": str(value) for key, value in about.items()}
         facts |= {NOTE: note, LOCATION: run_location(self._path)}
         facts |= source_tags(about) | dict(tags or {})
         return self._client.create_run(experiment_id, run_name=name, tags=facts)
+
+    def _log_params(self, run: Any, params: Mapping[str, Any]) -> None:
+        """Logs parameters of a run; those that it has keep their values.
+
+        MLflow refuses a batch that changes a parameter, as a resumed run may do.
+        """
+        from mlflow.entities import Param
+
+        new = [Param(k, str(value)) for k, value in params.items() if k not in run.data.params]
+        for first in range(0, len(new), _PARAMS_PER_BATCH):
+            batch = new[first : first + _PARAMS_PER_BATCH]
+            self._client.log_batch(run.info.run_id, params=batch)
 
     def _set_running(self, run: Any) -> None:
         """Sets location and status of a run."""

@@ -36,7 +36,6 @@ LONGEST_TAG = 5000
 PAGE_SIZE = 100
 """Results of a search per request."""
 
-_MOST_PARAMS = 100  # per request of MLflow
 _LOGIN = re.compile(r"(?<=://)[^\s/@]+@")  # of any address in an error, such as a proxy's
 _SECRET = re.compile("pass|pwd|secret|token|key|odbc_connect", re.IGNORECASE)
 
@@ -189,12 +188,6 @@ def experiment_id(client: Any, name: str, home: Path) -> str:
     return experiment.experiment_id
 
 
-def find_run(client: Any, experiment: str, raymi_id: str) -> Any:
-    """Returns the run of an experiment with an id of raymi; None: no such run."""
-    runs = client.search_runs([experiment], f"tags.`raymi.id` = '{raymi_id}'", max_results=1)
-    return runs[0] if runs else None
-
-
 def all_pages(search: Callable[..., Any], experiment: str, *condition: str) -> Iterator[Any]:
     """Yields all results of a search of the client.
 
@@ -224,19 +217,6 @@ def end_run(client: Any, run_id: str, status: str, when: float | None = None) ->
     began = client.get_run(run_id).info.start_time or 0
     ended = int(1000 * (time.time() if when is None else when))
     client.set_terminated(run_id, status, end_time=max(began, ended))
-
-
-def log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
-    """Logs any number of parameters of a run; those that it has keep their values.
-
-    MLflow refuses a batch that changes a parameter, as a resumed run may do.
-    """
-    from mlflow.entities import Param
-
-    logged = client.get_run(run_id).data.params
-    new = [Param(key, str(value)) for key, value in params.items() if key not in logged]
-    for first in range(0, len(new), _MOST_PARAMS):
-        client.log_batch(run_id, params=new[first : first + _MOST_PARAMS])
 
 
 def as_tag(text: str) -> str:

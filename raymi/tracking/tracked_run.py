@@ -23,7 +23,7 @@ from raymi.runs.record import RunRecord, chosen_model, data_of, read_tracking
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import store
 from raymi.tracking.datasets import dataset_splits, link_datasets
-from raymi.tracking.description import NOTE, describe_run, evaluations_in
+from raymi.tracking.description import NOTE, evaluations_in, run_description
 from raymi.tracking.journal_metrics import all_logged, event_metrics, log_machine_metrics
 from raymi.tracking.mlflow_run import MlflowRun
 from raymi.tracking.model_card import write_card
@@ -131,29 +131,33 @@ class TrackedRun(MlflowRun):
     def _deliver_end(self, status: str, tags: Mapping[str, str]) -> None:
         evaluations = self._state["evaluations"]
         note = self._client.get_run(self.run_id).data.tags.get(NOTE, "")
-        text, sections = describe_run(self.config, self.about, evaluations), evaluations_in(note)
+        text, sections = run_description(self.config, self.about, evaluations), evaluations_in(note)
         for tag, value in {**tags, NOTE: store.as_tag(text + sections)}.items():
             self._client.set_tag(self.run_id, tag, value)
         if status == "FINISHED" and self._is_evaluated():
             try:
                 self._log_models()
-            except (NotExportable, UserError) as error:  # another attempt would fail as well
-                exportable = not isinstance(error, NotExportable)
+            except NotExportable as error:
                 problem = (
-                    f"{error}. MLflow gets no further model of this run"
-                    if exportable
-                    else f"torch.export cannot trace this model ({error}): MLflow gets its weights "
-                    "as artifacts, and no model"
+                    f"torch.export cannot trace this model ({error}): MLflow gets its weights as "
+                    "artifacts, and no model"
                 )
-                self.log(problem)
-                text = store.as_tag(f"{text}\n\n{problem}.{sections}")
-                self._client.set_tag(self.run_id, NOTE, text)
-                for which in () if exportable else evaluations:
+                self._log_problem(problem, text, sections)
+                for which in evaluations:
                     self._client.log_artifact(self.run_id, str(self.folder.weights(which)))
+            except UserError as error:  # damaged weights: another attempt would fail as well
+                problem = f"{error}. MLflow gets no further model of this run"
+                self._log_problem(problem, text, sections)
         if self.folder.journal.is_file():
             self._client.log_artifact(self.run_id, str(self.folder.journal))
         self._end(status)
         self._save(ended=status)
+
+    def _log_problem(self, problem: str, text: str, sections: str) -> None:
+        """Prints why a model is not logged, and adds it to the description of the run."""
+        self.log(problem)
+        note = store.as_tag(f"{text}\n\n{problem}.{sections}")
+        self._client.set_tag(self.run_id, NOTE, note)
 
     def _is_evaluated(self) -> bool:
         """Returns whether the delivered events include the evaluations of all models."""
@@ -168,7 +172,7 @@ class TrackedRun(MlflowRun):
                 self.config.tracking.experiment,
                 self._name,
                 self.about,
-                describe_run(self.config, self.about, {}),
+                run_description(self.config, self.about, {}),
                 {} if self._parent is None else {"mlflow.parentRunId": self._parent},
             )
             self._save(run_id=run.info.run_id)
@@ -178,7 +182,7 @@ class TrackedRun(MlflowRun):
             self._save(ended=None)
         if not self._state["described"]:
             settings = flatten(json.loads(self.config.model_dump_json())) | dict(self._params)
-            store.log_params(self._client, self._state["run_id"], settings)
+            self._log_params(run, settings)
             self._save(described=True)
         if self._parent is not None:
             self._client.set_tag(self.run_id, "mlflow.parentRunId", self._parent)

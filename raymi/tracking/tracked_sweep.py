@@ -16,7 +16,7 @@ from raymi.runs.json_files import read_json
 from raymi.runs.json_types import SweepTracking
 from raymi.runs.record import Evaluations, chosen_model, read_record, read_tracking
 from raymi.tracking import store
-from raymi.tracking.description import NOTE, describe_sweep
+from raymi.tracking.description import NOTE, sweep_description
 from raymi.tracking.mlflow_run import MlflowRun
 from raymi.tracking.provenance import provenance
 from raymi.tracking.tracked_run import TrackedRun
@@ -80,7 +80,7 @@ class TrackedSweep(MlflowRun):
             self.sweep.config_of({}).tracking.experiment,
             self.sweep.name,
             {**self._about, "id": definition.id, "space": definition.space.name},
-            describe_sweep(self.sweep),
+            sweep_description(self.sweep),
         )
         delivered = {"uri": store.without_password(self.uri)}
         write_atomically(self._file, json.dumps(delivered).encode())
@@ -99,7 +99,7 @@ class TrackedSweep(MlflowRun):
         common = flatten(json.loads(self.sweep.config_of({}).model_dump_json()))
         varied = {"seed", *definition.space.keys}
         params = {k: value for k, value in common.items() if k not in varied} | params
-        store.log_params(self._client, run_id, params)
+        self._log_params(run, params)
         self._client.log_artifact(run_id, str(self.sweep.path / "sweep.json"))
         space = definition.space.model_dump(mode="json", exclude_defaults=True)
         self._client.log_dict(run_id, space, "space.json")
@@ -224,7 +224,7 @@ class TrackedSweep(MlflowRun):
             model = self._model_uri(winner, evaluations)
             (row,) = (row for row in rows if row.number == winner.number)
             self._log_winner(row, evaluations, model, result)
-        text = describe_sweep(self.sweep, rows, importance, winner, evaluations, model)
+        text = sweep_description(self.sweep, rows, importance, winner, evaluations, model)
         client.set_tag(run_id, NOTE, text)
         self._end(status)
 

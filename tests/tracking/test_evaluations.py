@@ -32,7 +32,7 @@ from raymi.evaluation.transfer import transfer_name
 from raymi.tracking import store
 from raymi.tracking.description import (
     NOTE,
-    describe_evaluation,
+    evaluation_section,
     evaluations_in,
     with_evaluation,
 )
@@ -235,7 +235,7 @@ def test_the_description_has_results_and_command(mine, home):
 
 
 def test_a_new_description_keeps_the_evaluations():
-    told = describe_evaluation(report_of(Path("ledger")), COMMAND)
+    told = evaluation_section(report_of(Path("ledger")), COMMAND)
     for before in ("", "the run\n\n| model | clean |"):
         note = with_evaluation(before, told)
         assert evaluations_in(note).strip() == told

@@ -26,7 +26,7 @@ from raymi.recipes import build_config
 from raymi.runs.journal import Journal, JournalReader
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import delivery, store, tracked_run
-from raymi.tracking.description import describe_run
+from raymi.tracking.description import run_description
 from raymi.tracking.models import metric_times
 from raymi.tracking.registry import register_model
 from raymi.tracking.tracker import Tracker
@@ -424,7 +424,7 @@ def test_a_finished_run_has_models_and_results_and_no_secrets(
     }
     assert results.items() <= run.data.metrics.items()
     note = run.data.tags["mlflow.note.content"]
-    assert note == describe_run(config, ABOUT, kept(folder)["evaluations"])
+    assert note == run_description(config, ABOUT, kept(folder)["evaluations"])
     assert "| best | 1 | 95.0% (88.8-97.8) | 60.0% (50.2-69.1) |" in note
 
     assert followed.models["best"] == "models:/raymi-digits/1"
