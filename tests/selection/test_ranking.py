@@ -100,7 +100,7 @@ def test_overlapping_intervals_are_noise_unless_a_paired_test_is_significant() -
     assert third.difference is not None
     assert (second.difference.within_noise, second.difference.p_value) == (False, 0.001)
     assert not third.difference.within_noise
-    assert asked == [("near", "b")], "nobody fetches outcomes that cannot change the answer"
+    assert asked == [("near", "b")], "outcomes that cannot matter are not fetched"
 
 
 def test_differences_are_to_the_best_eligible_model() -> None:

@@ -226,7 +226,7 @@ def test_the_description_has_results_and_command(mine, home):
     note = client().get_run(mine.run_id).data.tags[NOTE]
     assert note.startswith(before)
     title = "### mine-best: 40 images of digits-test, L_inf eps 8/255"
-    assert note.count(title) == 1, "in the place of what was told before"
+    assert note.count(title) == 1, "it replaces the earlier section"
     assert "Signs of false robustness: steps (FGSM breaks more than PGD)" in note
     assert "| fgsm | 47.5% | 32.9-62.5% |" in note
     assert f"```\n{COMMAND}\n```" in note
@@ -436,7 +436,7 @@ def test_long_texts_are_cut_for_tags(mine, home):
 )
 def test_a_store_that_does_not_answer_prints_one_line(home, capsys, monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(Exception):  # noqa: B017 whatever MLflow raises
+    with pytest.raises(Exception):  # noqa: B017 any error of MLflow
         log(report_of(home), LoggedModelRef(uri), home)
     said = tracked(home, Found(source=None))
     (line,) = said.splitlines()

@@ -185,7 +185,7 @@ def test_an_interrupted_run_is_marked_before_its_models_are_logged(
     assert uploading.wait(WAIT)
     assert statuses() == {"mine": "RUNNING"}
     assert followed.interrupt().wait(WAIT)
-    assert statuses() == {"mine": "KILLED"}, "although the upload goes on"
+    assert statuses() == {"mine": "KILLED"}, "during the upload"
     followed.break_off()
     released.set()
     closing.join(WAIT)

@@ -409,7 +409,7 @@ def test_an_undeliverable_trial_does_not_block_the_others(sweep, monkeypatch):
     closing.start()
     wait_until(lambda: in_mlflow()[0].info.status == "FINISHED")
     assert in_mlflow()[0].data.tags["raymi.winner"] == "0"
-    assert closing.is_alive(), "as there is more to deliver"
+    assert closing.is_alive(), "as data are undelivered"
     sweep.folder_of(TrialRun(trial.number, 0)).tracking.rmdir()
     closing.join(WAIT)
     assert {run.info.status for run in runs()} == {"FINISHED", "FAILED"}

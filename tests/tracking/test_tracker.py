@@ -299,7 +299,7 @@ def test_temporarily_refused_data_is_delivered_later_once(
     wait_until(lambda: outage.failures >= 3)
     assert "ConnectionError" in (followed.problem or "")
     write_epoch(folder, 2)
-    if call == "log_artifact":  # where files are kept does not hold up numbers
+    if call == "log_artifact":  # refused files do not block metrics
         wait_until(lambda: len(history(followed.run_id, "train/loss")) == 2)
     outage.over = True
     assert followed.close("KILLED", WAIT)
@@ -535,7 +535,7 @@ def test_a_run_with_refused_files_ends(
     closing.start()
     wait_until(lambda: "KILLED" in [run.info.status for run in runs()])
     assert history(followed.run_id, "train/loss") == [(1, 1.5)]
-    assert closing.is_alive(), "as there is more to deliver"
+    assert closing.is_alive(), "as data are undelivered"
     outage.over = True
     closing.join(WAIT)
     assert runs()[0].info.status == "KILLED"
@@ -631,7 +631,7 @@ def test_settings_changed_on_resume_do_not_block_the_delivery(
     config: Config, folder: RunFolder
 ) -> None:
     first = deliver(config, folder, "KILLED").run_id
-    folder.tracking.unlink()  # so that all is told again
+    folder.tracking.unlink()  # so that everything is delivered again
     changed = config.model_copy(update={"limit": config.limit.model_copy(update={"hours": 2.0})})
     assert deliver(changed, folder, "KILLED").run_id == first
 
