@@ -8,11 +8,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 
 from raymi.formatting import number_text
+from raymi.selection.alias_update import AliasUpdate
 from raymi.selection.candidate import CLEAN
 from raymi.selection.ranking import RankedCandidate, Ranking
 from raymi.terminal.console import Table
 from raymi.terminal.print_line import print_line, show_table
-from raymi.tracking.alias import AliasUpdate
 
 
 def print_ranking(console: Console, ranking: Ranking, left_out: Sequence[str] = ()) -> None:
@@ -53,28 +53,13 @@ def print_ranking(console: Console, ranking: Ranking, left_out: Sequence[str] = 
 
 def print_choice(console: Console, ranking: Ranking, update: AliasUpdate) -> None:
     """Prints the chosen model and the change of its alias."""
-    print_line(console, f"chosen: {ranking.chosen.name}  {_update_text(update)}", "bold")
+    print_line(console, f"chosen: {ranking.chosen.name}  {update.text()}", "bold")
     if ranking.protocol.data.partition("-test")[1]:
         print_line(
             console,
             "chosen on test images, so its test accuracy is biased upwards: for an unbiased one, "
             "evaluate with split=val and select with data=NAME-val",
         )
-
-
-def _update_text(update: AliasUpdate) -> str:
-    alias = f"alias '{update.alias}'"
-    if update.version is None:
-        target = f"a new version of {update.name}"
-    else:
-        target = f"{update.name} v{update.version}"
-    if not update.changed:
-        return f"{alias} already points to {target}, with the same reasons"
-    moved = update.before not in (None, update.version)
-    if not update.applied:
-        now = f" (now: v{update.before})" if moved else ""
-        return f"{alias} would point to {target}{now}; nothing was changed"
-    return f"{alias} now points to {target}" + (f" (before: v{update.before})" if moved else "")
 
 
 def _remarks(one: RankedCandidate) -> str:

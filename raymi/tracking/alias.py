@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raymi.errors import UserError
+from raymi.selection.alias_update import AliasUpdate
 from raymi.selection.candidate import Candidate
 from raymi.tracking.logged import read_config
 from raymi.tracking.model_card import write_card
@@ -19,27 +19,6 @@ from raymi.tracking.registry import (
     versions_of_model,
 )
 from raymi.tracking.store import as_tag
-
-
-@dataclass(frozen=True)
-class AliasUpdate:
-    """Change of an alias in the registry.
-
-    Attributes:
-        name: of the registered model.
-        alias: in the registry.
-        version: that the alias is for; None: not registered yet.
-        before: version that had the alias; None: none.
-        changed: whether alias or reasons differ from those in the registry.
-        applied: False: dry run.
-    """
-
-    name: str
-    alias: str
-    version: str | None
-    before: str | None
-    changed: bool
-    applied: bool
 
 
 def set_alias(

@@ -9,9 +9,10 @@ from raymi.commands.select.options import SelectRequest
 from raymi.files import save_json
 from raymi.formatting import number_text
 from raymi.runs.run_paths import home_folder
+from raymi.selection.alias_update import AliasUpdate
 from raymi.selection.protocols import by_protocol, check_names, strongest
 from raymi.selection.ranking import Ranking, rank
-from raymi.tracking.alias import AliasUpdate, set_alias
+from raymi.tracking.alias import set_alias
 from raymi.tracking.candidates import find_candidates
 from raymi.tracking.faults import store_errors_as_user_errors
 from raymi.tracking.outcomes import PairedOutcomes
