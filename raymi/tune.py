@@ -45,7 +45,7 @@ from raymi.terminal.print_line import print_lines
 from raymi.terminal.sweep import SweepDisplay, print_sweep
 from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
 from raymi.tracking.store import how_to_open
-from raymi.tracking.sweeps import SweepTracker
+from raymi.tracking.sweep_tracker import SweepTracker
 from raymi.tuning.events import News
 from raymi.tuning.results_table import Found, trial_rows
 from raymi.tuning.space import find_space
@@ -118,7 +118,7 @@ class _Search:
         if self._display is not None:
             self._display.news(news)
         if self.tracker is not None:
-            self.tracker.news(news)
+            self.tracker.on_trial_event(news)
 
     def _search(self) -> bool:
         """Trains, judges, shows; whether there is a winner."""
@@ -162,8 +162,8 @@ class _Search:
         """The only look at the test set: by the run's own attack, then by the sweep's."""
         complete(self.sweep, run, place)
         if self.tracker is not None:  # its model must be there to be told of
-            self.tracker.news(News("finished", run, self.study[run.number]))
-            self.tracker.settle(0.0 if self.tracker.fails else FINISH_SECONDS)
+            self.tracker.on_trial_event(News("finished", run, self.study[run.number]))
+            self.tracker.flush(0.0 if self.tracker.fails else FINISH_SECONDS)
         suite = self.sweep.definition.tune.test_suite
         plan = plan_of(self.sweep, [run], place, "split=test", f"suite={suite}")
         with EvaluationDisplay(self.console) as shown:

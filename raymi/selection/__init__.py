@@ -1,2 +1,1 @@
-"""Which of several measured classifiers is the one to use: questions, constraints, ranking. Without
-MLflow."""
+"""Selection of one classifier among evaluated ones: protocols, constraints, ranking."""

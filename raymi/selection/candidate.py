@@ -1,4 +1,4 @@
-"""Classifiers to choose from, and what was measured of them."""
+"""Candidates of a selection: logged classifiers with their accuracies."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ CLEAN = "clean"
 
 
 class Protocol(NamedTuple):
-    """What numbers have in common that may be compared: the name of the images, the first digits of
-    their checksum, how many they are; the threat, such as `linf_8_255`; whether they were measured
-    at the end of a training, and not by `raymi.evaluate`."""
+    """Evaluation protocol; only accuracies of one protocol are compared.
+
+    Attributes:
+        data: name of the images.
+        digest: first digits of their checksum.
+        num: number of images.
+        threat: such as `linf_8_255`.
+        of_training: True if measured at the end of a training instead of by `raymi.evaluate`.
+    """
 
     data: str
     digest: str
@@ -22,19 +28,23 @@ class Protocol(NamedTuple):
     threat: str
     of_training: bool
 
+    def text(self) -> str:
+        """Returns images and threat for messages."""
+        return f"{self.data} ({self.num} images), {self.threat}"
+
 
 @dataclass(frozen=True)
 class Candidate:
-    """What one question says of a logged model.
+    """Accuracies of a logged model under one protocol.
 
-    Args:
-        name: of its run, and its own in it.
-        model_id: in MLflow; run_id, None where no run logged it.
-        question: that all numbers answer.
-        numbers: by the names of attacks as they are in metrics, and "clean".
-        doubts: signs of false robustness that any evaluation has found, in words.
-        evaluations: keys of the questions that evaluations of it have answered, whose outcomes may
-            be kept.
+    Attributes:
+        name: of its run and of the model, joined by a slash.
+        model_id: in MLflow.
+        run_id: of the run that logged it; None: logged outside of a run.
+        protocol: of all its accuracies.
+        numbers: accuracies by attack as named in metrics, "clean" among them.
+        doubts: signs of false robustness from any evaluation; empty: none.
+        evaluations: protocol hashes of its evaluations, whose outcomes may be artifacts.
     """
 
     name: str
@@ -47,5 +57,5 @@ class Candidate:
 
     @property
     def attacks(self) -> tuple[str, ...]:
-        """Names of all it was measured with, clean accuracy left out."""
+        """Names of its attacks, without "clean"."""
         return tuple(name for name in self.numbers if name != CLEAN)

@@ -1,4 +1,4 @@
-"""What a classifier must reach to be chosen: words such as `clean>=0.80`."""
+"""Constraints on the chosen classifier, written as `clean>=0.80`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from raymi.formatting import shortened, shown
-from raymi.selection.candidate import Number
+from raymi.statistics import Number
 
 _WORD = re.compile(r"(?P<name>[^=<>]+)(?P<sign>>=|<=|>|<)(?P<bound>.*)")
 _HOLDS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -16,7 +16,13 @@ _ROUNDING = 1e-12  # 0.8 of 10 images must be at least 0.8, however it was compu
 
 
 class Constraint(NamedTuple):
-    """`name` of an accuracy, how it must compare, and with what fraction."""
+    """Bound on an accuracy.
+
+    Attributes:
+        name: of the accuracy: an attack, or "clean".
+        sign: one of >=, <=, >, <.
+        bound: fraction.
+    """
 
     name: str
     sign: str
@@ -25,8 +31,8 @@ class Constraint(NamedTuple):
     def __str__(self) -> str:
         return f"{self.name}{self.sign}{self.bound:g}"
 
-    def broken_by(self, numbers: Mapping[str, Number]) -> str:
-        """Why a classifier does not satisfy it, in words; empty where it does."""
+    def violation(self, numbers: Mapping[str, Number]) -> str:
+        """Returns why a classifier violates the constraint; empty if it does not."""
         number = numbers.get(self.name)
         if number is None:
             return f"no {self.name}"
@@ -41,8 +47,12 @@ def split_constraints(
 ) -> tuple[list[str], tuple[Constraint, ...]]:
     """Separates constraints from the other words of a command line.
 
-    Args: words; problems, gets a line for each constraint that is wrong.
-    Returns: the other words, and the constraints in their order.
+    Args:
+        words: of the command line.
+        problems: extended by a line for each invalid constraint.
+
+    Returns:
+        The other words, and the constraints in order, each once.
     """
     others, constraints = [], []
     for word in words:

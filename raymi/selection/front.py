@@ -1,4 +1,4 @@
-"""The Pareto front: what nothing else beats."""
+"""Pareto front."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 
 def on_front(points: Sequence[Sequence[float]]) -> list[bool]:
-    """Of each point, whether no other one is nowhere smaller and somewhere larger; of several that
-    are equal, all are on the front.
+    """Returns for each point whether it is Pareto-optimal; equal points share the result.
 
-    Args: points, of the same dimension; larger is better in each.
+    Args:
+        points: of one dimension; larger is better in each coordinate.
     """
-    return [not any(_beats(other, one) for other in points) for one in points]
+    return [not any(_dominates(other, point) for other in points) for point in points]
 
 
-def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
-    pairs = list(zip(one, other, strict=True))
-    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    pairs = list(zip(a, b, strict=True))
+    return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)

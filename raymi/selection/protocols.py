@@ -1,4 +1,4 @@
-"""Numbers are compared only if they answer one question, and under one attack."""
+"""Restriction of candidates to one protocol: the same images, threat and attack."""
 
 from __future__ import annotations
 
@@ -10,59 +10,65 @@ from raymi.errors import UserError, did_you_mean
 from raymi.selection.candidate import CLEAN, Candidate, Protocol
 from raymi.selection.constraints import Constraint
 
-_OTHER_RADIUS = re.compile(r"_([\d.]+eps|any)(-|$)|-from-")
-"""In the names of attacks that are no measure of robustness under the threat itself: of another
-radius, or with samples made on another model."""
+_OTHER_THREAT = re.compile(r"_([\d.]+eps|any)(-|$)|-from-")
+"""Attacks that do not measure white-box robustness at the radius of the threat: other radii, and
+transfer from another model."""
 
 
 def by_protocol(
     candidates: Sequence[Candidate], metric: str | None, data: str | None, threat: str | None
 ) -> list[Candidate]:
-    """The candidates whose numbers may be compared.
+    """Returns the candidates of the one protocol that was requested.
 
-    Numbers of `raymi.evaluate` go before those of the end of a training.
+    Accuracies of `raymi.evaluate` take precedence over accuracies from the end of a training.
 
-    Args: candidates, at least one; metric, name of an attack, data and threat as a user names them,
-        None: any.
-    Raises: UserError with what there is, where nothing fits or more than one question is left.
+    Args:
+        candidates: at least one.
+        metric: name of an attack; None: any.
+        data: name of the images; None: any.
+        threat: such as `linf_8_255`; None: any.
+
+    Raises:
+        UserError: where nothing matches or several protocols remain, with the choices.
     """
-    found = list(candidates)
-    names = _names(one.protocol for one in found)
-    known = sorted({name for one in found for name in one.attacks})
+    matching = list(candidates)
+    names = _image_set_names(one.protocol for one in matching)
+    known = sorted({name for one in matching for name in one.attacks})
     if metric == CLEAN or (metric is not None and metric not in known):
         raise UserError(
             f"metric={metric}: expected an attack that the models were measured with: "
             f"{did_you_mean(metric, known)}"
         )
     if metric is not None:
-        found = [one for one in found if metric in one.numbers]
-    for key, wanted, names_of in (
-        ("data", data, lambda q: {q.data, names[_images(q)]}),
-        ("threat", threat, lambda q: {q.threat}),
+        matching = [one for one in matching if metric in one.numbers]
+    for key, requested, names_of in (
+        ("data", data, lambda protocol: {protocol.data, names[_without_threat(protocol)]}),
+        ("threat", threat, lambda protocol: {protocol.threat}),
     ):
-        if wanted is None:
+        if requested is None:
             continue
-        there = sorted({name for one in found for name in names_of(one.protocol)})
-        if wanted not in there:
-            remedy = did_you_mean(wanted, there)
-            raise UserError(f"{key}={wanted}: no model was measured so: {remedy}")
-        found = [one for one in found if wanted in names_of(one.protocol)]
-    if metric is None and any(not one.protocol.of_training for one in found):
-        found = [one for one in found if not one.protocol.of_training]
-    protocols = list(dict.fromkeys(one.protocol for one in found))
+        available = sorted({name for one in matching for name in names_of(one.protocol)})
+        if requested not in available:
+            remedy = did_you_mean(requested, available)
+            raise UserError(f"{key}={requested}: no model was measured so: {remedy}")
+        matching = [one for one in matching if requested in names_of(one.protocol)]
+    if metric is None and any(not one.protocol.of_training for one in matching):
+        matching = [one for one in matching if not one.protocol.of_training]
+    protocols = list(dict.fromkeys(one.protocol for one in matching))
     if len(protocols) > 1:
-        lines = [_choice(one, names[_images(one)], found) for one in protocols]
+        choices = [_choice(one, names[_without_threat(one)], matching) for one in protocols]
         raise UserError(
             "accuracies on different images or under different threats cannot be compared; "
-            "say which:\n" + "\n".join(sorted(lines))
+            "choose one:\n" + "\n".join(sorted(choices))
         )
-    return found
+    return matching
 
 
 def check_names(candidates: Sequence[Candidate], constraints: Iterable[Constraint]) -> None:
-    """Refuses constraints on what was measured of none of the candidates.
+    """Checks that each constraint names an accuracy of at least one candidate.
 
-    Raises: UserError with what there is.
+    Raises:
+        UserError: with the names that candidates have.
     """
     known = sorted({name for one in candidates for name in one.numbers})
     for constraint in constraints:
@@ -74,32 +80,37 @@ def check_names(candidates: Sequence[Candidate], constraints: Iterable[Constrain
 
 
 def strongest(candidates: Sequence[Candidate]) -> str:
-    """What to rank by where nobody says: AutoAttack, or the attack that leaves least accuracy in
-    the mean.
+    """Returns the default attack: AutoAttack, or the one with the lowest mean accuracy.
 
-    Raises: UserError where there is none of the radius of the threat.
+    Raises:
+        UserError: where no attack has the radius of the threat.
     """
-    names = {name for one in candidates for name in one.attacks if not _OTHER_RADIUS.search(name)}
+    every = {name for one in candidates for name in one.attacks}
+    names = sorted(name for name in every if not _OTHER_THREAT.search(name))
     if not names:
-        there = ", ".join(sorted({name for one in candidates for name in one.attacks}))
-        raise UserError(f"metric=NAME is needed, as there is none of the threat itself: {there}")
+        raise UserError(
+            "metric=NAME is needed, as no attack has the radius of the threat: "
+            + ", ".join(sorted(every))
+        )
     if "autoattack" in names:
         return "autoattack"
 
-    def left(name: str) -> float:
+    def mean_accuracy(name: str) -> float:
         return fmean(one.numbers[name].accuracy for one in candidates if name in one.numbers)
 
-    return min(sorted(names), key=left)
+    return min(names, key=mean_accuracy)
 
 
-def _names(protocols: Iterable[Protocol]) -> dict[Protocol, str]:
-    """What each question's images are called, so that no two sets have one name: of evaluations,
-    and of trainings, which no metric shares with them."""
+def _image_set_names(protocols: Iterable[Protocol]) -> dict[Protocol, str]:
+    """Returns a unique name for the image set of each protocol.
+
+    Image sets of evaluations and of trainings may share a name: no attack is in both.
+    """
     names: dict[Protocol, str] = {}
-    everything = dict.fromkeys(map(_images, protocols))
-    for protocol in everything:
-        alike = [one for one in everything if one.of_training == protocol.of_training]
-        same_name = [one for one in alike if one.data == protocol.data]
+    distinct = dict.fromkeys(map(_without_threat, protocols))
+    for protocol in distinct:
+        same_origin = [one for one in distinct if one.of_training == protocol.of_training]
+        same_name = [one for one in same_origin if one.data == protocol.data]
         same_images = [one for one in same_name if one.digest == protocol.digest]
         name = protocol.data
         if len(same_name) > 1:
@@ -110,13 +121,13 @@ def _names(protocols: Iterable[Protocol]) -> dict[Protocol, str]:
     return names
 
 
-def _images(protocol: Protocol) -> Protocol:
-    """The question, whatever the threat."""
+def _without_threat(protocol: Protocol) -> Protocol:
     return protocol._replace(threat="")
 
 
-def _choice(protocol: Protocol, name: str, found: Sequence[Candidate]) -> str:
-    those = [one for one in found if one.protocol == protocol]
-    attacks = ", ".join(sorted({attack for one in those for attack in one.attacks}))
-    models = f"{len(those)} model{'s' if len(those) > 1 else ''}"
-    return f"  data={name} threat={protocol.threat}  ({models}, {protocol.num} images: {attacks})"
+def _choice(protocol: Protocol, name: str, candidates: Sequence[Candidate]) -> str:
+    """Returns the line of a message that describes a protocol and its models."""
+    models = [one for one in candidates if one.protocol == protocol]
+    attacks = ", ".join(sorted({attack for one in models for attack in one.attacks}))
+    count = f"{len(models)} model{'s' if len(models) > 1 else ''}"
+    return f"  data={name} threat={protocol.threat}  ({count}, {protocol.num} images: {attacks})"

@@ -1,4 +1,4 @@
-"""The order of classifiers by robust accuracy, the Pareto front, and which differences are real."""
+"""Ranking of classifiers by robust accuracy, with the Pareto front and significant differences."""
 
 from __future__ import annotations
 
@@ -7,21 +7,26 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from raymi.errors import UserError
-from raymi.selection.candidate import CLEAN, Candidate, Number, Protocol
+from raymi.selection.candidate import CLEAN, Candidate, Protocol
 from raymi.selection.constraints import Constraint
 from raymi.selection.front import on_front
-from raymi.statistics import PairedComparison
+from raymi.statistics import Number, PairedComparison
 
-LEVEL = 0.05
-"""Of McNemar's test: differences with a larger p-value are within noise."""
+SIGNIFICANCE = 0.05
+"""p-value of McNemar's test above which a difference is within noise."""
 
 Pairing = Callable[[Candidate, Candidate], PairedComparison | None]
-"""Compares two models sample by sample; None where their outcomes are not known."""
+"""Compares two models sample by sample; None if their outcomes are not available."""
 
 
 class Difference(NamedTuple):
-    """A model's accuracy minus that of the chosen one; whether that is within noise; the p-value of
-    McNemar's test on the same samples, None where only intervals could be compared."""
+    """Difference of accuracy between a model and the chosen one.
+
+    Attributes:
+        value: difference of fractions.
+        within_noise: whether the difference is not significant.
+        p_value: of McNemar's test on the same samples; None: only intervals were compared.
+    """
 
     value: float
     within_noise: bool
@@ -29,10 +34,15 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Place:
-    """A model in a ranking: why it may not be chosen, empty where it may; whether no other one that
-    may is better in clean and robust accuracy; how it differs from the chosen one, None for that
-    one itself, and where none is chosen."""
+class RankedCandidate:
+    """Candidate with its result in a ranking.
+
+    Attributes:
+        candidate: the model.
+        excluded: why it may not be chosen; empty if it may.
+        on_front: whether it is Pareto-optimal in clean and robust accuracy among eligible ones.
+        difference: to the chosen model; None for that model, and if none is chosen.
+    """
 
     candidate: Candidate
     excluded: str
@@ -42,46 +52,51 @@ class Place:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Models by their accuracy under an attack, best first, those that may not be chosen last."""
+    """Models by their accuracy under one attack, best first, excluded ones last."""
 
     protocol: Protocol
     metric: str
     constraints: tuple[Constraint, ...]
-    places: tuple[Place, ...]
+    ranked: tuple[RankedCandidate, ...]
 
     @property
-    def eligible(self) -> tuple[Place, ...]:
-        """Those that may be chosen."""
-        return tuple(place for place in self.places if not place.excluded)
+    def eligible(self) -> tuple[RankedCandidate, ...]:
+        """Models that may be chosen."""
+        return tuple(one for one in self.ranked if not one.excluded)
 
     @property
     def chosen(self) -> Candidate:
-        """The best one that may be chosen.
+        """Best eligible model.
 
-        Raises: UserError with what would have to change, where there is none.
+        Raises:
+            UserError: where no model is eligible, with the best values.
         """
         if self.eligible:
             return self.eligible[0].candidate
-        what = ", ".join(map(str, self.constraints)) or "no sign of false robustness"
-        best = ", ".join(_best(self.places, name) for name in self._asked_for)
-        doubtful = any(place.candidate.doubts for place in self.places)
-        remedy = "; doubtful=allow takes doubtful ones" if doubtful else ""
+        required = ", ".join(map(str, self.constraints)) or "no sign of false robustness"
+        names = dict.fromkeys([CLEAN, self.metric, *(one.name for one in self.constraints)])
+        best = ", ".join(self._best(name) for name in names)
+        doubtful = any(one.candidate.doubts for one in self.ranked)
+        remedy = "; doubtful=allow accepts models with such signs" if doubtful else ""
         raise UserError(
-            f"none of {len(self.places)} models satisfies {what}; the best values are {best}: "
+            f"none of {len(self.ranked)} models satisfies {required}; the best values are {best}: "
             f"relax a constraint, or train and evaluate others{remedy}"
         )
 
-    @property
-    def _asked_for(self) -> tuple[str, ...]:
-        names = [CLEAN, self.metric, *(one.name for one in self.constraints)]
-        return tuple(dict.fromkeys(names))
+    def _best(self, name: str) -> str:
+        """Returns the highest accuracy of a name, and its model."""
+        measured = [one.candidate for one in self.ranked if name in one.candidate.numbers]
+        if not measured:
+            return f"{name}: not measured"
+        value, model = max((one.numbers[name].accuracy, one.name) for one in measured)
+        return f"{name} {value:.4f} ({model})"
 
     def number(self, candidate: Candidate) -> Number:
-        """What it is ranked by."""
+        """Returns the accuracy by which a candidate is ranked."""
         return candidate.numbers[self.metric]
 
     def as_json(self) -> dict[str, Any]:
-        """In JSON's types; accuracies are fractions."""
+        """Returns the ranking in JSON types; accuracies are fractions."""
         return {
             "question": self.protocol._asdict(),
             "metric": self.metric,
@@ -89,16 +104,16 @@ class Ranking:
             "chosen": self.eligible[0].candidate.model_id if self.eligible else None,
             "models": [
                 {
-                    "name": place.candidate.name,
-                    "model_id": place.candidate.model_id,
-                    "run_id": place.candidate.run_id,
-                    "numbers": {k: v._asdict() for k, v in place.candidate.numbers.items()},
-                    "doubts": place.candidate.doubts,
-                    "excluded": place.excluded,
-                    "on_front": place.on_front,
-                    "difference": place.difference._asdict() if place.difference else None,
+                    "name": one.candidate.name,
+                    "model_id": one.candidate.model_id,
+                    "run_id": one.candidate.run_id,
+                    "numbers": {k: v._asdict() for k, v in one.candidate.numbers.items()},
+                    "doubts": one.candidate.doubts,
+                    "excluded": one.excluded,
+                    "on_front": one.on_front,
+                    "difference": one.difference._asdict() if one.difference else None,
                 }
-                for place in self.places
+                for one in self.ranked
             ],
         }
 
@@ -113,55 +128,51 @@ def rank(
 ) -> Ranking:
     """Ranks models by an attack, ties by clean accuracy, then by name.
 
-    Args: candidates of one question, all measured with the metric; constraints that the chosen one
-        satisfies; allow_doubtful, whether it may show signs of false robustness; paired.
+    Args:
+        candidates: of one protocol, all measured under the attack.
+        metric: name of the attack.
+        constraints: which the chosen model satisfies.
+        allow_doubtful: whether the chosen model may show signs of false robustness.
+        paired: comparison of two models sample by sample.
     """
     (protocol,) = {one.protocol for one in candidates}
-    judged = [(_excluded(one, constraints, allow_doubtful), one) for one in candidates]
-    judged.sort(key=lambda pair: (bool(pair[0]), *_merit(pair[1], metric)))
-    eligible = [one for reason, one in judged if not reason]
+    order = sorted(
+        ((_exclusion(one, constraints, allow_doubtful), one) for one in candidates),
+        key=lambda pair: (bool(pair[0]), *_sort_key(pair[1], metric)),
+    )
+    eligible = [one for reason, one in order if not reason]
     points = [[one.numbers[name].accuracy for name in (CLEAN, metric)] for one in eligible]
-    front = [one for one, is_on in zip(eligible, on_front(points), strict=True) if is_on]
-    places = []
-    for reason, one in judged:
+    front = [one for one, optimal in zip(eligible, on_front(points), strict=True) if optimal]
+    ranked = []
+    for reason, one in order:
         difference = None
         if eligible and one is not eligible[0]:
             difference = _difference(one, eligible[0], metric, paired)
-        places.append(Place(one, reason, one in front, difference))
-    return Ranking(protocol, metric, tuple(constraints), tuple(places))
+        ranked.append(RankedCandidate(one, reason, one in front, difference))
+    return Ranking(protocol, metric, tuple(constraints), tuple(ranked))
 
 
-def _merit(candidate: Candidate, metric: str) -> tuple[float, float, str, str]:
+def _sort_key(candidate: Candidate, metric: str) -> tuple[float, float, str, str]:
     numbers = candidate.numbers
     robust, clean = numbers[metric].accuracy, numbers[CLEAN].accuracy
     return -robust, -clean, candidate.name, candidate.model_id
 
 
-def _excluded(candidate: Candidate, constraints: Sequence[Constraint], allow_doubtful: bool) -> str:
-    reasons = [one.broken_by(candidate.numbers) for one in constraints]
+def _exclusion(
+    candidate: Candidate, constraints: Sequence[Constraint], allow_doubtful: bool
+) -> str:
+    reasons = [one.violation(candidate.numbers) for one in constraints]
     if candidate.doubts and not allow_doubtful:
         reasons.append("doubtful")
     return ", ".join(filter(None, reasons))
 
 
 def _difference(one: Candidate, best: Candidate, metric: str, paired: Pairing) -> Difference:
-    mine, its = one.numbers[metric], best.numbers[metric]
-    value = mine.accuracy - its.accuracy
-    if mine.low > its.high or its.low > mine.high:  # also paired: it can only be clearer
-        return Difference(value, False, None)
-    found = paired(one, best)
-    if found is None:
+    number, reference = one.numbers[metric], best.numbers[metric]
+    value = number.accuracy - reference.accuracy
+    if number.low > reference.high or reference.low > number.high:
+        return Difference(value, False, None)  # the paired test would agree
+    comparison = paired(one, best)
+    if comparison is None:
         return Difference(value, True, None)
-    return Difference(value, found.p_value > LEVEL, found.p_value)
-
-
-def _best(places: Sequence[Place], name: str) -> str:
-    there = [
-        (place.candidate.numbers[name].accuracy, place.candidate.name)
-        for place in places
-        if name in place.candidate.numbers
-    ]
-    if not there:
-        return f"{name}: not measured"
-    value, model = max(there)
-    return f"{name} {value:.4f} ({model})"
+    return Difference(value, comparison.p_value > SIGNIFICANCE, comparison.p_value)

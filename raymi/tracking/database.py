@@ -1,8 +1,7 @@
-"""SQLite databases of MLflow: complete under their name, or not there.
+"""Crash-safe creation of MLflow's SQLite databases.
 
-MLflow creates its tables in many steps. A process that is killed meanwhile leaves a database that
-MLflow refuses from then on. So a new one is completed under another name first, and a half-made one
-that holds nothing is replaced.
+MLflow creates its tables in many steps, and refuses a database whose creation was interrupted. So a
+new database gets its name when it is complete, and an incomplete one without data is replaced.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from raymi.errors import StorageError, UserError
 from raymi.files import file_lock, sync_folder
 
 QUIET_SECONDS = 3.0
-"""Seconds without a change after which a half-made database is one that no process completes."""
+"""Seconds without a change after which an incomplete database counts as abandoned."""
 
-_WAIT_SECONDS = 120.0  # for a process that is making the same database
-_BUSY_SECONDS = 20.0  # for a lock on the database; MLflow waits as long
+_WAIT_SECONDS = 120.0  # for another process that creates the same database
+_BUSY_SECONDS = 20.0  # for a lock on the database, as in MLflow
 _INITIAL = {"experiments", "runs", "tags", "metrics", "params"}  # MLflow creates these first
 _KEPT_IN_PATHS = "".join(chr(code) for code in range(32, 127) if chr(code) not in "%?#")
 
 
 class SchemaError(Exception):
-    """A database with data under another schema than the installed MLflow's.
+    """Error of a database with data under another schema than the installed MLflow's.
 
     Args:
         revision: of its schema; None: it has none.
@@ -43,8 +42,13 @@ class SchemaError(Exception):
 
 
 class _Content(NamedTuple):
-    """The names of the tables, the revision of the schema (None: not set), whether a table other
-    than alembic's has a row."""
+    """Content of a database.
+
+    Attributes:
+        tables: their names.
+        revision: of the schema; None: not set.
+        has_rows: whether a table other than alembic's has a row.
+    """
 
     tables: set[str]
     revision: str | None
@@ -64,13 +68,13 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 def complete_database(uri: str) -> None:
-    """Creates the database of a SQLite address if it is missing, or half-made and empty.
+    """Creates the database of a SQLite address if it is missing, or incomplete and empty.
 
     Does nothing for other addresses.
 
     Raises:
         SchemaError: where it holds data under another schema.
-        UserError: where another process makes it for too long.
+        UserError: where another process takes too long to create it.
         OSError: where it cannot be written.
         sqlite3.Error: where it cannot be read.
     """
@@ -79,27 +83,27 @@ def complete_database(uri: str) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        workshop = file.with_name(f".{file.name}.making")
-        workshop.mkdir(exist_ok=True)
-        refusal = f"another process has been making {file} for minutes: wait for it or stop it"
+        folder = file.with_name(f".{file.name}.making")
+        folder.mkdir(exist_ok=True)
+        refusal = f"another process has been creating {file} for minutes: wait for it or stop it"
         try:
-            with file_lock(workshop / "lock", refusal, _WAIT_SECONDS):
+            with file_lock(folder / "lock", refusal, _WAIT_SECONDS):
                 try:
                     _await_quiet(file)
-                    if not _is_complete(file):  # nor was it completed meanwhile
+                    if not _is_complete(file):  # by another process meanwhile
                         _remove(file)
-                        _create(file, workshop)
+                        _create(file, folder)
                 finally:
-                    shutil.rmtree(workshop, ignore_errors=True)
+                    shutil.rmtree(folder, ignore_errors=True)
         except (StorageError, UserError):
-            if workshop.is_dir():
+            if folder.is_dir():
                 raise
             continue  # another process removed the folder before this one held the lock
         return
 
 
 def is_known(revision: str) -> bool:
-    """Returns whether the installed MLflow knows a revision of the schema: others are newer."""
+    """Returns whether the installed MLflow knows a revision of the schema; others are newer."""
     from alembic.util.exc import CommandError
 
     try:
@@ -109,7 +113,7 @@ def is_known(revision: str) -> bool:
 
 
 def _is_complete(file: Path) -> bool:
-    """Returns whether a database is complete; False: missing, or half-made and empty.
+    """Returns whether a database is complete; False: missing, or incomplete and empty.
 
     Raises:
         SchemaError: where it holds data under another schema.
@@ -125,15 +129,15 @@ def _is_complete(file: Path) -> bool:
 
 
 def _read(file: Path) -> _Content | None:
-    """Returns what a database holds; None where the file is missing or empty."""
+    """Returns the content of a database; None where the file is missing or empty."""
     if not file.is_file() or file.stat().st_size == 0:
         return None
-    # Not read-only: what a killed writer left in the journal is rolled back first.
+    # Not read-only: SQLite first rolls back the journal of a killed writer.
     address = f"file:{quote(str(file.absolute()))}?mode=rw"
     with closing(
         sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)
     ) as database:
-        database.execute("BEGIN")  # all that follows sees the same state
+        database.execute("BEGIN")  # one state for all queries
         found = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         tables = {name for (name,) in found if not name.startswith("sqlite_")}
         revision = None
@@ -148,13 +152,15 @@ def _read(file: Path) -> _Content | None:
 
 
 def _await_quiet(file: Path) -> None:
-    """Waits until a half-made database has not changed for `QUIET_SECONDS`: an MLflow server that
-    starts may be completing it."""
-    seen, since = _stamp(file), time.monotonic()
-    while not _is_complete(file) and seen is not None and time.monotonic() < since + QUIET_SECONDS:
+    """Waits until an incomplete database has not changed for `QUIET_SECONDS`.
+
+    An MLflow server may be creating it.
+    """
+    stamp, since = _stamp(file), time.monotonic()
+    while not _is_complete(file) and stamp is not None and time.monotonic() < since + QUIET_SECONDS:
         time.sleep(0.1)
-        if (now := _stamp(file)) != seen:
-            seen, since = now, time.monotonic()
+        if (new := _stamp(file)) != stamp:
+            stamp, since = new, time.monotonic()
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:
@@ -165,30 +171,30 @@ def _stamp(file: Path) -> tuple[int, int] | None:
     return stat.st_mtime_ns, stat.st_size
 
 
-def _create(file: Path, workshop: Path) -> None:
-    """Makes a database in a folder beside it, and gives it its name when it is whole."""
+def _create(file: Path, folder: Path) -> None:
+    """Creates a database in a temporary folder, and gives it its name when it is complete."""
     import mlflow
 
-    # A name of its own: MLflow keeps connections to the file of an attempt that failed.
-    made, whole = workshop / f"{uuid4().hex}.db", workshop / "whole.db"
-    _remove(whole)  # of a process that was killed
-    mlflow.MlflowClient(sqlite_uri(made.absolute())).search_experiments(max_results=1)
+    # A unique name: MLflow keeps connections to the file of a failed attempt.
+    created, complete = folder / f"{uuid4().hex}.db", folder / "complete.db"
+    _remove(complete)  # of a process that was killed
+    mlflow.MlflowClient(sqlite_uri(created.absolute())).search_experiments(max_results=1)
     # A copy, as MLflow keeps the first one open.
-    with closing(sqlite3.connect(made)) as first, closing(sqlite3.connect(whole)) as copy:
-        first.backup(copy)
-    with whole.open("rb+") as written:
+    with closing(sqlite3.connect(created)) as source, closing(sqlite3.connect(complete)) as copy:
+        source.backup(copy)
+    with complete.open("rb+") as written:
         os.fsync(written)
     try:
-        os.link(whole, file)
+        os.link(complete, file)
     except FileExistsError:
-        return  # made by a process that has no lock, such as an MLflow server
+        return  # created by a process without the lock, such as an MLflow server
     except OSError:  # a file system without hard links
-        whole.replace(file)
+        complete.replace(file)
     sync_folder(file.parent)
 
 
 def _remove(file: Path) -> None:
-    """Removes a database; its journals first, which SQLite would play into the next one."""
+    """Removes a database; its journals first, which SQLite would apply to the next one."""
     for suffix in ("-journal", "-wal", "-shm", ""):
         file.with_name(file.name + suffix).unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Data sets in MLflow: inputs of the runs that used them."""
+"""Data sets in MLflow, as inputs of runs."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ from typing import Any, NamedTuple
 
 
 class DataSet(NamedTuple):
-    """A data set: its name, such as `digits-test`; a checksum of its images; what it is for, such
-    as "train"."""
+    """Data set of a run.
+
+    Attributes:
+        name: such as `digits-test`.
+        checksum: of its images.
+        context: its purpose, such as "train".
+    """
 
     name: str
     checksum: str
     context: str
 
 
-def datasets_of(data: Mapping[str, Any]) -> list[DataSet]:
-    """The splits of a run's data.
+def dataset_splits(data: Mapping[str, Any]) -> list[DataSet]:
+    """Returns the splits of a run's data.
 
-    Args: data, from the journal's "start".
+    Args:
+        data: of the journal's "start".
     """
     return [DataSet(f"{data['name']}-{split}", d, split) for split, d in data["digests"].items()]
 
 
 def link_datasets(client: Any, run_id: str, sets: Iterable[DataSet]) -> list[Any]:
-    """Makes data sets inputs of a run; those that are inputs of it already stay.
+    """Adds data sets to the inputs of a run; existing inputs are not duplicated.
 
-    Returns: MLflow's entities of them, in order.
+    Returns:
+        MLflow's entities of the data sets, in order.
     """
     from mlflow.data.http_dataset_source import HTTPDatasetSource
     from mlflow.data.meta_dataset import MetaDataset

@@ -1,4 +1,4 @@
-"""Delivery to MLflow in a thread: now if the store answers, later if not; never blocks work."""
+"""Delivery to MLflow in a thread, with retries; never blocks training."""
 
 from __future__ import annotations
 
@@ -10,51 +10,50 @@ from contextlib import suppress
 from queue import SimpleQueue
 
 from raymi.tracking import store
-from raymi.tracking.faults import problem_of
+from raymi.tracking.faults import error_with_remedy
 
 POLL_SECONDS = 0.5
-"""Seconds between two looks for something new to deliver."""
+"""Seconds between two searches for new data."""
 
 FINISH_SECONDS = 120.0
 """Seconds for the last delivery of a finished run or sweep."""
 
 FAIL_SECONDS = 15.0
-"""Seconds for the last delivery of one that ended early, or to a store that fails."""
+"""Seconds for the last delivery of an interrupted run or sweep, or to a failing store."""
 
 MARK_SECONDS = 2.0
-"""Seconds that the end of an interrupted command waits until its runs are marked in MLflow."""
+"""Seconds for marking the runs of an interrupted command in MLflow."""
 
 RETRY_SECONDS = (1.0, 30.0)
-"""Seconds until the next attempt: after the first failure, and at most."""
+"""Seconds until the next attempt: after the first failure, and longest."""
 
 
 class Delivery(threading.Thread, ABC):
-    """Brings something to MLflow until it is closed, and tries again where the store fails.
+    """Thread that delivers data to MLflow until it is closed, and retries if the store fails.
 
     Args:
         uri: address of the store.
-        what: is delivered, in a word.
-        tell: shown a line when the store stops answering, and when it answers again.
+        subject: of the delivery in messages, such as "run".
+        log: callback for a line when the store stops and resumes answering.
     """
 
-    def __init__(self, uri: str, what: str, tell: Callable[[str], None]) -> None:
-        super().__init__(daemon=True, name=f"mlflow-{what}")
-        self.uri, self.tell = uri, tell
+    def __init__(self, uri: str, subject: str, log: Callable[[str], None]) -> None:
+        super().__init__(daemon=True, name=f"mlflow-{subject}")
+        self.uri, self.log = uri, log
         self.problem: str | None = None
-        """Reason for which the store refuses data, with the remedy; None if it takes them."""
-        self._what = what
+        """Error of the last attempt, with its remedy; None: it succeeded."""
+        self._subject = subject
         self._closing: str | None = None
         self._delivered = threading.Event()
         self._wake = threading.Event()
         self._give_up = threading.Event()
-        # A SimpleQueue, as a handler of a signal puts into it.
+        # A SimpleQueue: a signal handler puts into it.
         self._marks: SimpleQueue[threading.Event] = SimpleQueue()
         self._marker = threading.Thread(target=self._mark_all, daemon=True, name="mlflow-mark")
 
     @property
     def fails(self) -> bool:
-        """Whether the store did not take the last thing that it was sent; False where nothing was
-        sent yet."""
+        """True if the last attempt failed."""
         return self.problem is not None
 
     def start(self) -> None:
@@ -63,13 +62,13 @@ class Delivery(threading.Thread, ABC):
         super().start()
 
     def interrupt(self) -> threading.Event:
-        """Marks running runs as KILLED in MLflow, beside the delivery.
+        """Marks running runs as KILLED in MLflow, in parallel with the delivery.
 
-        A process that gets SIGTERM may be killed seconds later. Returns immediately, also in the
-        handler of a signal.
+        A process may be killed seconds after SIGTERM. Returns immediately, also in a signal
+        handler.
 
         Returns:
-            An event that is set once the runs are marked, or the store refused it.
+            Event that is set once the runs are marked, or the store refused it.
         """
         done = threading.Event()
         self._marks.put(done)
@@ -81,11 +80,10 @@ class Delivery(threading.Thread, ABC):
         Args:
             status: FINISHED, KILLED or FAILED.
             timeout: seconds for the delivery.
-            failing: seconds after which a store that fails all the while is given up; None:
-                `timeout`.
+            failing: seconds for a store that fails all the time; None: `timeout`.
 
         Returns:
-            True if everything was delivered; unsent data stays on disk.
+            True if everything was delivered; unsent data stay on disk.
         """
         self._closing = status
         self._wake.set()
@@ -105,25 +103,24 @@ class Delivery(threading.Thread, ABC):
             self.join(min(POLL_SECONDS, timeout, failing))
 
     def abandon(self) -> None:
-        """Stops after the call under way, as the end of the process would; unsent data stays on
-        disk."""
+        """Stops after the current request; unsent data stay on disk."""
         self._give_up.set()
         self._wake.set()
 
     def break_off(self) -> None:
-        """Ends the delivery of an interrupted command: its runs are marked, the rest is left."""
+        """Ends the delivery of an interrupted command: only marks its runs."""
         self.abandon()
         self.interrupt().wait(MARK_SECONDS)
 
-    def undelivered(self, again: str) -> str:
-        """Returns the message of a command whose delivery is not complete.
+    def undelivered(self, command: str) -> str:
+        """Returns the message of an incomplete delivery.
 
         Args:
-            again: the command that completes it.
+            command: that completes it.
         """
         return (
-            f"MLflow at {store.without_password(self.uri)} did not take everything: "
-            f"{self.problem or 'too slow'}; nothing is lost, deliver it with: {again}"
+            f"MLflow at {store.without_password(self.uri)} did not accept all data: "
+            f"{self.problem or 'too slow'}; nothing is lost, deliver it with: {command}"
         )
 
     def run(self) -> None:
@@ -132,17 +129,16 @@ class Delivery(threading.Thread, ABC):
         while not self._give_up.is_set():
             closing = self._closing
             try:
-                self._connect()
                 self._deliver(closing)
-            except Exception as error:  # whatever the server or the network does, work goes on
-                self._say_problem(error)
-                # A close wakes us at once; from then on only its time limit counts.
+            except Exception as error:  # of the server or the network; training continues
+                self._log_problem(error)
+                # `close` interrupts the wait; from then on only its time limit counts.
                 (self._give_up if closing else self._wake).wait(wait)
                 self._wake.clear()
                 wait = shortest if closing else min(2 * wait, longest)
                 continue
             if self.problem is not None:
-                self.tell("MLflow answers again")
+                self.log("MLflow answers again")
             self.problem, wait = None, shortest
             if closing:
                 self._delivered.set()
@@ -154,27 +150,23 @@ class Delivery(threading.Thread, ABC):
         while True:
             done = self._marks.get()
             ending = self._closing if self._closing not in (None, "FINISHED") else None
-            with suppress(Exception):  # the delivery says what the store refuses
+            with suppress(Exception):  # the delivery logs errors of the store
                 self._mark(ending or "KILLED")
             done.set()
 
     @abstractmethod
-    def _connect(self) -> None:
-        """Finds or makes in MLflow what is delivered to; called again and again."""
-
-    @abstractmethod
     def _deliver(self, closing: str | None) -> None:
-        """Brings MLflow up to date, and sets the status there where it is closing."""
+        """Finds or creates the run in MLflow, and delivers new data and the status `closing`."""
 
     @abstractmethod
     def _mark(self, status: str) -> None:
-        """Sets the status of running runs; called in a separate thread."""
+        """Sets the status of running runs, in a separate thread."""
 
-    def _say_problem(self, error: Exception) -> None:
-        told = self.problem is not None
-        self.problem = problem_of(error, self.uri)
-        if not told:
-            self.tell(
-                f"MLflow at {store.without_password(self.uri)} does not take what it is sent: "
-                f"{self.problem}; the {self._what} goes on, and all of it is kept and sent again"
+    def _log_problem(self, error: Exception) -> None:
+        is_new = self.problem is None
+        self.problem = error_with_remedy(error, self.uri)
+        if is_new:
+            self.log(
+                f"MLflow at {store.without_password(self.uri)} rejects data: {self.problem}; the "
+                f"{self._subject} continues, and unsent data are queued"
             )

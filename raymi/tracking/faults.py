@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from raymi.errors import UserError, storage_remedy
 from raymi.tracking.database import SchemaError, is_known, sqlite_file
-from raymi.tracking.store import for_command, in_one_line, without_password
+from raymi.tracking.store import error_line, shell_word, without_password
 
 ELSEWHERE = "set MLFLOW_TRACKING_URI to another store"
 
@@ -23,41 +24,39 @@ _PACKAGES = {
     "google": "google-cloud-storage",
     "azure": "azure-storage-blob azure-identity",
 }
-"""Packages by the module that is missing, where their names differ."""
-
-Match = re.Match[str]
-Remedy = Callable[[str, Match], str]
+"""Package that provides a missing module, if named differently."""
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def store_errors_as_user_errors(uri: str) -> Iterator[None]:
     """Turns every error of a store, its server or the network into a UserError of one line."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        problem = problem_of(error, uri)
+        problem = error_with_remedy(error, uri)
         raise UserError(f"MLflow at {without_password(uri)} fails: {problem}") from None
 
 
-def problem_of(error: Exception, uri: str) -> str:
-    """Returns what went wrong with a store, in one line with the remedy and without password."""
-    text = in_one_line(error, uri)
+def error_with_remedy(error: Exception, uri: str) -> str:
+    """Returns an error of a store with its remedy, in one line without password."""
+    text = error_line(error, uri)
     if isinstance(error, UserError):  # its text ends with the remedy
         return text
     return f"{text}: {remedy_of(error, uri)}"
 
 
 def remedy_of(error: Exception, uri: str) -> str:
-    """Returns what the user can do about an error of a store."""
+    """Returns the remedy for an error of a store."""
     if isinstance(error, SchemaError):
-        return _of_schema(uri, error.revision)
-    text = _with_causes(error)
-    for pattern, remedy in _REMEDIES:
-        if match := re.search(pattern, text, re.IGNORECASE):
-            return remedy(uri, match)
-    cause = _os_error(error)
+        return _schema_remedy(uri, error.revision)
+    causes = list(_causes(error))
+    text = "\n".join(f"{type(one).__name__}: {one}" for one in causes)
+    for fault in _FAULTS:
+        if match := re.search(fault.pattern, text, re.IGNORECASE):
+            return fault.remedy_for(uri, match.groupdict())
+    cause = next((one for one in causes if isinstance(one, OSError)), None)
     if cause is not None and cause.filename is not None:
         if cause.errno in (errno.EACCES, errno.EPERM):
             return f"give your user access to {cause.filename}"
@@ -67,23 +66,14 @@ def remedy_of(error: Exception, uri: str) -> str:
     return ELSEWHERE
 
 
-def _with_causes(error: BaseException) -> str:
-    return "\n".join(f"{type(one).__name__}: {one}" for one in _chain(error))
-
-
-def _os_error(error: BaseException) -> OSError | None:
-    return next((one for one in _chain(error) if isinstance(one, OSError)), None)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yields an error and its causes."""
-    cause: BaseException | None = error
-    while cause is not None:
-        yield cause
-        cause = cause.__cause__ or cause.__context__
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
-def _of_schema(uri: str, revision: str | None) -> str:
+def _schema_remedy(uri: str, revision: str | None) -> str:
     installed = f"the installed MLflow {version('mlflow')}"
     if revision is None or revision == "None":
         return (
@@ -94,112 +84,107 @@ def _of_schema(uri: str, revision: str | None) -> str:
         return f"it is newer than {installed}: pip install --upgrade mlflow"
     return (
         f"it is older than {installed}: end everything that uses it, keep a copy, and run: "
-        f"mlflow db upgrade {for_command(uri)}"
+        f"mlflow db upgrade {shell_word(uri)}"
     )
 
 
-def _file(uri: str) -> str:
-    file = sqlite_file(uri)
-    return "the database" if file is None else shlex.quote(str(file))
+class _Fault(NamedTuple):
+    """Kind of error.
+
+    Attributes:
+        pattern: of its message.
+        remedy: with fields such as {database}.
+        remedy_of_server: where the store is not a local file; empty: the same.
+    """
+
+    pattern: str
+    remedy: str
+    remedy_of_server: str = ""
+
+    def remedy_for(self, uri: str, groups: dict[str, str | None]) -> str:
+        """Returns the remedy for a store.
+
+        Args:
+            uri: of the store.
+            groups: named groups of the match.
+        """
+        if "revision" in groups:
+            return _schema_remedy(uri, groups["revision"])
+        file = sqlite_file(uri)
+        module = (groups.get("module") or groups.get("dialect") or "").split(".")[0]
+        text = self.remedy if file is not None else self.remedy_of_server or self.remedy
+        return text.format(
+            database="the database" if file is None else shlex.quote(str(file)),
+            folder="" if file is None else shlex.quote(str(file.parent)),
+            host=urlsplit(without_password(uri)).netloc,
+            package=_PACKAGES.get(module, module),
+        )
 
 
-def _locked(uri: str, _: Match) -> str:
-    file = _file(uri)
-    return (
-        f"another process holds it: end that (fuser -v {file} shows it), or wait; where none does, "
-        f"its file system has no locks: {ELSEWHERE}, on a local disk"
-    )
-
-
-def _not_writable(uri: str, _: Match) -> str:
-    file = sqlite_file(uri)
-    if file is None:
-        return f"give your user write permission, or {ELSEWHERE}"
-    return f"make {_file(uri)} and its folder {shlex.quote(str(file.parent))} writable"
-
-
-def _not_opened(uri: str, _: Match) -> str:
-    return f"make {_file(uri)} readable and its folder writable, or {ELSEWHERE}"
-
-
-def _full(uri: str, _: Match) -> str:
-    return f"free space on the disk of {_file(uri)}" if sqlite_file(uri) else "free space there"
-
-
-def _damaged(uri: str, _: Match) -> str:
-    return f"move {_file(uri)} away and put a copy of it in its place, or {ELSEWHERE}"
-
-
-def _schema(uri: str, match: Match) -> str:
-    return _of_schema(uri, match["revision"])
-
-
-def _no_module(_: str, match: Match) -> str:
-    module = (match["module"] or match["dialect"] or "").split(".")[0]
-    return f"pip install {_PACKAGES.get(module, module)}"
-
-
-def _no_login(_: str, __: Match) -> str:
-    return (
-        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of the server, or put "
-        "them into ~/.mlflow/credentials"
-    )
-
-
-def _unreachable(uri: str, _: Match) -> str:
-    return f"start the server, or {ELSEWHERE}"
-
-
-def _foreign_host(uri: str, _: Match) -> str:
-    host = urlsplit(without_password(uri)).netloc
-    return f"start the server with --allowed-hosts {host}, or reach it through localhost"
-
-
-def _text(remedy: str) -> Remedy:
-    return lambda uri, match: remedy
-
-
-_REMEDIES: tuple[tuple[str, Remedy], ...] = (
-    (r"database schema \(found version (?P<revision>\w+)", _schema),
-    (r"locate revision identified by '(?P<revision>\w+)'", _schema),
-    (r"database is locked", _locked),
-    (r"readonly database", _not_writable),
-    (r"unable to open database file", _not_opened),
-    (r"database or disk is full|disk I/O error|No space left on device", _full),
-    (r"not a database|disk image is malformed|no such table|table \S+ already exists", _damaged),
-    (
+_FAULTS = (
+    _Fault(r"database schema \(found version (?P<revision>\w+)", ""),
+    _Fault(r"locate revision identified by '(?P<revision>\w+)'", ""),
+    _Fault(
+        r"database is locked",
+        "another process holds it: end that (fuser -v {database} shows it), or wait; without one, "
+        f"its file system has no locks: {ELSEWHERE}, on a local disk",
+    ),
+    _Fault(
+        r"readonly database",
+        "make {database} and its folder {folder} writable",
+        f"give your user write permission, or {ELSEWHERE}",
+    ),
+    _Fault(
+        r"unable to open database file",
+        f"make {{database}} readable and its folder writable, or {ELSEWHERE}",
+    ),
+    _Fault(
+        r"database or disk is full|disk I/O error|No space left on device",
+        "free space on the disk of {database}",
+        "free space there",
+    ),
+    _Fault(
+        r"not a database|disk image is malformed|no such table|table \S+ already exists",
+        f"move {{database}} away and put a copy of it in its place, or {ELSEWHERE}",
+    ),
+    _Fault(
         r"No module named '(?P<module>[\w.]+)'|plugin: sqlalchemy.dialects:(?P<dialect>[\w.]+)",
-        _no_module,
+        "pip install {package}",
     ),
-    (r"Invalid Host header|DNS rebinding", _foreign_host),
-    (r"error code 401|not authenticated|UNAUTHENTICATED", _no_login),
-    (
+    _Fault(
+        r"Invalid Host header|DNS rebinding",
+        "start the server with --allowed-hosts {host}, or reach it through localhost",
+    ),
+    _Fault(
+        r"error code 401|not authenticated|UNAUTHENTICATED",
+        "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of the server, or put "
+        "them into ~/.mlflow/credentials",
+    ),
+    _Fault(
         r"error code 403|Permission denied$|PERMISSION_DENIED",
-        _text("ask who runs the server for permission, or log in as another user"),
+        "ask the administrator of the server for permission, or log in as another user",
     ),
-    (
+    _Fault(
         r"error code 404|not in a valid JSON format|Expecting value",
-        _text(
-            f"no MLflow server is below this address: correct its host, port and path, or "
-            f"{ELSEWHERE}"
-        ),
+        f"no MLflow server is below this address: correct its host, port and path, or {ELSEWHERE}",
     ),
-    (
+    _Fault(
         r"Name or service not known|NameResolution|getaddrinfo|nodename nor servname",
-        _text(f"correct the name of the host, or {ELSEWHERE}"),
+        f"correct the name of the host, or {ELSEWHERE}",
     ),
-    (
+    _Fault(
         r"CERTIFICATE_VERIFY_FAILED|SSLError|SSLCertVerification",
-        _text(
-            "set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate of the server, or use "
-            "http:// where it has none"
-        ),
+        "set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate of the server, or use http:// if "
+        "it has none",
     ),
-    (
-        r"Connection refused|ConnectionRefused|NewConnectionError|Connection aborted|RemoteDisconn",
-        _unreachable,
+    _Fault(
+        r"Connection refused|ConnectionRefused|NewConnectionError|Connection aborted|RemoteDisconn"
+        r"|timed? ?out|Timeout",
+        f"start the server, or {ELSEWHERE}",
     ),
-    (r"timed? ?out|Timeout", _unreachable),
-    (r"password authentication failed|Access denied for user", _text("correct user and password")),
+    _Fault(
+        r"password authentication failed|Access denied for user",
+        "correct user and password",
+    ),
 )
-"""Patterns of errors, the first that matches counts, with the remedy for each."""
+"""Kinds of errors; the first that matches decides."""

@@ -1,22 +1,33 @@
-"""A run's journal as metrics: names, steps, and each event once."""
+"""Metrics of a run for MLflow, from its journal and from the logs of its machines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from raymi.runs.journal import JournalReader
 
 Event = Mapping[str, Any]
 
+LogPositions = dict[str, list[int]]
+"""Bytes and records that are logged, by the number of the machine."""
 
-def told_by(
+_RECORDS_PER_BATCH = 20  # MLflow takes 1000 metrics, and a record of eight GPUs has 32
+
+
+def event_metrics(
     event: Event, state: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], int, dict[str, Any]]:
-    """What an event of the journal tells in metrics.
+    """Returns the metrics of a journal event.
 
-    Args: state, of what was told before: `step`, `epoch_step`, `best_robust`, `evaluations`,
-        `probed`.
-    Returns: values by the names of metrics, none of a replayed event; their step; and what of the
-        state is another one once they are told.
+    Args:
+        event: of the journal.
+        state: of the delivery: `step`, `epoch_step`, `best_robust`, `evaluations`, `probed`.
+
+    Returns:
+        Values by metric name, empty for a replayed event; their step; changes of the state once
+        they are logged.
     """
     kind, phase, step, epoch = (event[k] for k in ("kind", "phase", "global_step", "epoch"))
     prefix = "" if phase == "classifier" else f"{phase}/"
@@ -27,14 +38,13 @@ def told_by(
         metrics = {f"train/{k}": v for k, v in event["train"].items()}
         metrics |= {f"val/{k}": v for k, v in event["val"].items()}
         metrics |= {k: event[k] for k in ("lr", "images_per_s")}
-        then = {"epoch_step": step}
+        changes = {"epoch_step": step}
         if (best := _best_robust(event, state)) is not None:
-            metrics["val/best_robust_acc"] = then["best_robust"] = best
-        return {f"{prefix}{k}": v for k, v in metrics.items()}, epoch, then
+            metrics["val/best_robust_acc"] = changes["best_robust"] = best
+        return {f"{prefix}{k}": v for k, v in metrics.items()}, epoch, changes
     if kind == "evaluation" and event["which"] not in state["evaluations"]:
         which, attack = event["which"], event["attack"]
-        name = f"pgd{attack['steps']}_acc"
-        values = {"clean_acc": event["clean"], name: event["robust"]}
+        values = {"clean_acc": event["clean"], f"pgd{attack['steps']}_acc": event["robust"]}
         metrics = {f"test/{which}/{k}": v for k, v in values.items()}
         evaluations = {**state["evaluations"], which: event}
         metrics |= _overfitting_gap(evaluations, which)
@@ -46,18 +56,73 @@ def told_by(
 
 
 def _best_robust(event: Event, state: Mapping[str, Any]) -> float | None:
-    """The highest robust validation accuracy of the classifier by now, by which models and runs are
-    chosen; None of other phases, and where nothing is validated."""
+    """Returns the highest robust validation accuracy so far, by which models are chosen.
+
+    None in other phases than the classifier's, and without validation.
+    """
     if event["phase"] != "classifier":
         return None
-    now = [float(v) for k, v in event["val"].items() if k in ("robust_acc", "averaged/robust_acc")]
-    return max((v for v in [*now, state["best_robust"]] if v is not None), default=None)
+    new = [float(v) for k, v in event["val"].items() if k in ("robust_acc", "averaged/robust_acc")]
+    return max((v for v in [*new, state["best_robust"]] if v is not None), default=None)
 
 
 def _overfitting_gap(evaluations: dict[str, Event], which: str) -> dict[str, float]:
-    """How much robust accuracy the last model has lost against the best, once both are known."""
+    """Returns the loss of robust accuracy from the best to the last model, if both are known."""
     suffix = which.removeprefix("best")
     if not which.startswith("best") or f"last{suffix}" not in evaluations:
         return {}
     gap = evaluations[which]["robust"] - evaluations[f"last{suffix}"]["robust"]
     return {f"test/robust_overfitting_gap{suffix}": gap}
+
+
+def log_machine_metrics(
+    client: Any, run_id: str, logs: Mapping[int, Path], positions: LogPositions, began: int
+) -> LogPositions:
+    """Logs new records of machines as the system metrics of MLflow's UI.
+
+    A record that is logged twice is one point in MLflow.
+
+    Args:
+        client: of the store.
+        run_id: of the run.
+        logs: see `RunFolder.machine_logs`.
+        positions: in the logs so far.
+        began: start of the run in milliseconds since the epoch. Clocks of machines differ; records
+            get no earlier time.
+
+    Returns:
+        The new positions.
+
+    Raises:
+        Exception: any error of MLflow.
+    """
+    positions = dict(positions)
+    for machine, log in logs.items():
+        offset, logged = positions.get(str(machine), [0, 0])
+        reader = JournalReader(log, offset)
+        new = list(enumerate(reader.new_events(), start=logged + 1))
+        records = [(number, one) for number, one in new if {"time", "metrics"} <= one.keys()]
+        for first in range(0, len(records), _RECORDS_PER_BATCH):
+            batch = records[first : first + _RECORDS_PER_BATCH]
+            client.log_batch(run_id, metrics=list(_machine_metrics(machine, batch, began)))
+        positions[str(machine)] = [reader.offset, logged + len(new)]
+    return positions
+
+
+def all_logged(logs: Mapping[int, Path], positions: LogPositions) -> bool:
+    """Returns whether the logs of machines have no new records."""
+    offsets = {machine: positions.get(str(machine), [0, 0])[0] for machine in logs}
+    return not any(JournalReader(log, offsets[m]).new_events() for m, log in logs.items())
+
+
+def _machine_metrics(
+    machine: int, records: Sequence[tuple[int, dict[str, Any]]], began: int
+) -> Iterator[Any]:
+    """Yields metrics under MLflow's own names; with the number of the machine from the second."""
+    from mlflow.entities import Metric
+
+    prefix = "system/" if machine == 0 else f"system/node_{machine}/"
+    for number, record in records:
+        when = max(int(1000 * record["time"]), began)
+        for name, value in record["metrics"].items():
+            yield Metric(f"{prefix}{name}", float(value), when, number)

@@ -1,4 +1,4 @@
-"""How evaluations and their numbers are called in MLflow."""
+"""Names of evaluations and their metrics in MLflow."""
 
 from __future__ import annotations
 
@@ -9,35 +9,40 @@ from fractions import Fraction
 from raymi.evaluation.protocol import threat_name
 from raymi.evaluation.report import Report
 
-QUESTION = "raymi.eval.question."
-"""Begins a tag of a run and of a model for each question that an evaluation of it has answered; its
-value is the prefix of the metrics."""
-_LONGEST_PART = 100
-"""Of a metric's name, which has at most 250 characters."""
+PROTOCOL_TAG = "raymi.eval.question."
+"""Prefix of a tag of runs and models, followed by the hash of an evaluation protocol; the value is
+the prefix of its metrics."""
+
+_LONGEST_PART = 100  # a metric's name has at most 250 characters
 
 
-def metric_prefix(report: Report, which: str | None = None) -> str:
-    """Such as `eval/cifar10-test/linf_8_255/`, and `last/` after it for a model that was not
-    chosen: numbers of other images, threats, or models of a run never share a name."""
+def metric_prefix(report: Report, variant: str | None = None) -> str:
+    """Returns the prefix of an evaluation's metrics, such as `eval/cifar10-test/linf_8_255/`.
+
+    Args:
+        report: of the evaluation.
+        variant: name of a model that was not chosen by its run, such as "last": the last part of
+            the prefix. Metrics of different images, threats or models differ in name.
+    """
     threat = report.protocol["threat"]
     parts = ["eval", as_metric(report.data), threat_name(threat["norm"], threat["eps"])]
-    if which is not None:
-        parts.append(as_metric(which))
+    if variant is not None:
+        parts.append(as_metric(variant))
     return "".join(f"{part}/" for part in parts)
 
 
-def threat_of(name: str) -> tuple[str, float]:
-    """Norm and eps of a threat in a metric's name."""
+def parse_threat(name: str) -> tuple[str, float]:
+    """Returns norm and eps of a threat from its name, such as `linf_8_255`."""
     norm, _, eps = name.partition("_")
     return norm, float(Fraction(eps.replace("_", "/")))
 
 
 def as_metric(name: str) -> str:
-    """A name as MLflow takes it in a metric's name, with a number where it had to be cut."""
+    """Returns a name with the characters and the length that MLflow accepts in metrics."""
     text = re.sub(r"[^\w.\-]", "_", name, flags=re.ASCII)
-    return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART - 9]}-{digits(name)}"
+    return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART - 9]}-{short_hash(name)}"
 
 
-def digits(text: str) -> str:
-    """Eight that tell texts apart."""
+def short_hash(text: str) -> str:
+    """Returns the first eight hexadecimal digits of a text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:8]

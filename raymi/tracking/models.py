@@ -1,4 +1,4 @@
-"""Classifiers in MLflow: those of a run that were evaluated, loadable without pickle."""
+"""Logged models: the evaluated classifiers of a run, loadable without pickle."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from raymi.config import Config
 from raymi.errors import first_line
 from raymi.runs.record import is_averaged
 from raymi.runs.run_folder import RunFolder
-from raymi.tracking.datasets import datasets_of, link_datasets
-from raymi.tracking.store import current
+from raymi.tracking.datasets import dataset_splits, link_datasets
+from raymi.tracking.store import use_store
 
 Event = Mapping[str, Any]
 
 
-def times_of(evaluations: Mapping[str, Event]) -> dict[str, float]:
-    """Returns the times at which the accuracies of models are logged, the chosen model last.
+def metric_times(evaluations: Mapping[str, Event]) -> dict[str, float]:
+    """Returns the times at which accuracies of models are logged, the chosen model last.
 
-    MLflow shows a run's newest value of a metric, and takes a point with the same time for the one
-    that it has. So the chosen model has the latest time, and models of one epoch have one time:
-    their accuracies are one point of the run.
+    MLflow shows the newest value of a run's metric, and stores a point with the same time only
+    once. So the chosen model has the latest time, and models of one epoch share a time: their
+    accuracies are one point of the run.
 
     Args:
-        evaluations: events of the journal, by the name of the model.
+        evaluations: events of the journal by model.
 
     Returns:
-        Seconds since the epoch, by the name of the model.
+        Seconds since the epoch by model.
     """
 
     def group(which: str) -> tuple[int, bool]:
@@ -56,31 +56,43 @@ def log_model(
     evaluation: Event,
     tags: Mapping[str, str],
 ) -> str:
-    """Logs an evaluated classifier of a finished run: an exported torch program, without pickle.
+    """Logs an evaluated classifier of a finished run: an exported program and its safetensors.
 
-    Its weights are beside it in safetensors. Its own accuracies are metrics, linked to the test
-    images. What an earlier attempt has left half done is completed. The status of the run may be
-    another one afterwards.
+    Its accuracies are metrics, linked to the test images. An incomplete earlier attempt is
+    completed. MLflow may change the status of the run: the caller restores it.
 
     Args:
-        data: from the journal's "start".
-        evaluation: the journal's event of this model.
-        tags: of the model, such as its user: MLflow's own are the name that logs in to the server
-            and the path of this program.
+        config: of the run.
+        folder: of the run.
+        client: of the store.
+        run_id: of the run.
+        data: of the journal's "start".
+        evaluation: event of the journal.
+        tags: of the model, such as its user: MLflow's own tags name the login of the server and
+            the path of this program.
 
     Returns:
         The model's id.
+
+    Raises:
+        NotExportable: where torch cannot export a user's network.
+        Exception: any error of MLflow where the store does not answer.
     """
+    import mlflow
+
     which = evaluation["which"]
-    model_id = _logged_before(client, run_id, which) or _log(
-        config, folder, client, run_id, data, which, tags
-    )
+    model_id = _complete_model(client, run_id, which)
+    if model_id is None:
+        with use_store(client.tracking_uri), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with mlflow.start_run(run_id=run_id):  # sets the status to running, then to finished
+                model_id = _export(config, folder, data, which, tags)
     values = {
         "test/clean_acc": evaluation["clean"],
         f"test/pgd{evaluation['attack']['steps']}_acc": evaluation["robust"],
         "test/num": float(evaluation["num"]),
     }
-    (images,) = (one for one in datasets_of(data) if one.context == "test")
+    (images,) = (one for one in dataset_splits(data) if one.context == "test")
     (dataset,) = link_datasets(client, run_id, [images])
     for name, value in values.items():
         client.log_metric(
@@ -96,41 +108,22 @@ def log_model(
     return model_id
 
 
-def _logged_before(client: Any, run_id: str, name: str) -> str | None:
-    """The id of a run's model that is there with its files; what is left of attempts that were cut
-    off goes."""
+def _complete_model(client: Any, run_id: str, name: str) -> str | None:
+    """Returns the id of a run's model that has its files; deletes incomplete ones of the name."""
     from mlflow.entities import LoggedModelStatus
 
-    place = client.get_run(run_id).info.experiment_id
-    ours = f"source_run_id = '{run_id}' AND name = '{name}'"
-    whole = None
-    for model in client.search_logged_models([place], ours):
+    experiment = client.get_run(run_id).info.experiment_id
+    condition = f"source_run_id = '{run_id}' AND name = '{name}'"
+    complete = None
+    for model in client.search_logged_models([experiment], condition):
         if model.status == LoggedModelStatus.READY:
-            whole = model.model_id
+            complete = model.model_id
         else:
             client.delete_logged_model(model.model_id)
-    return whole
+    return complete
 
 
-def _log(
-    config: Config,
-    folder: RunFolder,
-    client: Any,
-    run_id: str,
-    data: Event,
-    which: str,
-    tags: Mapping[str, str],
-) -> str:
-    import mlflow
-
-    # start_run marks the run as running, and as finished in the end: the caller corrects that.
-    with current(client.tracking_uri), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with mlflow.start_run(run_id=run_id):
-            return _log_classifier(config, folder, data, which, tags)
-
-
-def _log_classifier(
+def _export(
     config: Config, folder: RunFolder, data: Event, which: str, tags: Mapping[str, str]
 ) -> str:
     import mlflow
@@ -157,13 +150,13 @@ def _log_classifier(
         name=which,
         tags={"mlflow.user": "unknown", **tags},
         input_example=np.full((2, 3, size, size), 0.5, dtype=np.float32),
-        serialization_format="pt2",  # MLflow's own choice depends on the store, and may be pickle
+        serialization_format="pt2",  # MLflow's default may be pickle
         extra_files=[str(weights)],
         pip_requirements=[
             f"torch=={version('torch').split('+')[0]}",
             f"mlflow=={version('mlflow')}",
         ],
-        # With the safetensors beside it, all that the very same network is built from again.
+        # With the safetensors, enough to build the same network.
         metadata={
             "classes": data["class_names"],
             "threat_model": config.attack.norm,
@@ -174,8 +167,7 @@ def _log_classifier(
 
 
 class NotExportable(Exception):
-    """A user's own network that torch.export cannot trace, or of two images only: only its weights
-    go to MLflow."""
+    """Error of a user's network that torch.export cannot trace for any number of images."""
 
 
 def _check_export(model: Any, size: int) -> None:
@@ -185,11 +177,11 @@ def _check_export(model: Any, size: int) -> None:
         return torch.full((num, 3, size, size), 0.5)
 
     try:
-        with redirect_stderr(io.StringIO()):  # where it fails, it prints the graph: pages of it
+        with redirect_stderr(io.StringIO()):  # on failure torch prints pages of a graph
             traced = torch.export.export(
                 model, (images(2),), dynamic_shapes=({0: torch.export.Dim.AUTO},)
             )
-        for num in (1, 3):  # AUTO freezes a batch that the network's code counts
+        for num in (1, 3):  # AUTO fixes the batch size if the network's code depends on it
             traced.module()(images(num))
     except Exception as error:
         raise NotExportable(first_line(error) or repr(error)) from None

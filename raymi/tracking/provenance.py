@@ -1,5 +1,4 @@
-"""Where a result comes from: code, versions, machine. No environment variables: they hold
-secrets."""
+"""Provenance of a run: code, versions, machine. Environment variables may hold secrets: none."""
 
 from __future__ import annotations
 
@@ -18,15 +17,16 @@ from raymi import __version__
 from raymi.runs.run_folder import RunFolder
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray's own variable, in which a job finds what it was submitted with."""
+"""Variable in which Ray passes the configuration of a job."""
 
 
 def describe_run(folder: RunFolder, recipe: str, command: str) -> None:
-    """Keeps in a run's folder what MLflow needs to know of it, where that is not there.
+    """Saves facts about a run for MLflow in its folder, unless they are saved already.
 
     Args:
-        recipe: name of its recipe; empty: not known.
-        command: that begins or continues it.
+        folder: of the run.
+        recipe: its name; empty: not known.
+        command: that starts or resumes the run.
 
     Raises:
         UserError: where the file is damaged.
@@ -39,8 +39,11 @@ def describe_run(folder: RunFolder, recipe: str, command: str) -> None:
 
 
 def provenance(command: str) -> dict[str, str]:
-    """Returns facts that a reader needs to repeat a run, as text: git's where the code is a
-    checkout, or where the job was submitted with a commit; the job's in a job."""
+    """Returns facts that are needed to repeat a run, as text.
+
+    Facts of git are included for a checkout, or a job that was submitted with a commit; facts of
+    the job, in a job.
+    """
     facts = {
         "command": command,
         "version": __version__,
@@ -54,16 +57,17 @@ def provenance(command: str) -> dict[str, str]:
 
 
 def source_tags(about: Mapping[str, str]) -> dict[str, str]:
-    """What the columns of MLflow's UI show of where a run comes from.
+    """Returns the provenance as MLflow's own tags, which are columns of its UI.
 
-    Args: about, see `provenance`.
+    Args:
+        about: see `provenance`.
     """
     tags = {
         "mlflow.source.name": about.get("command", ""),
         "mlflow.source.type": "JOB" if JOB_CONFIG in os.environ else "LOCAL",
         "mlflow.source.git.commit": about.get("git_commit", ""),
     }
-    with suppress(KeyError, OSError):  # of a user without a name, as in some containers
+    with suppress(KeyError, OSError):  # no user name, as in some containers
         tags["mlflow.user"] = getpass.getuser()
     return {key: text for key, text in tags.items() if text}
 
@@ -78,8 +82,10 @@ def checkout(source: Path) -> dict[str, str]:
 
 
 def _job() -> dict[str, str]:
-    """The job that this is, its code's package, and the `git_commit` that it was submitted with:
-    nodes get code without its history."""
+    """Returns the id of this job, the package of its code, and the commit that was submitted.
+
+    Nodes get the code without its git history.
+    """
     try:
         config = json.loads(os.environ.get(JOB_CONFIG, "{}"))
         metadata, package = config["metadata"], config["runtime_env"].get("working_dir")

@@ -1,4 +1,4 @@
-"""Reports in MLflow: accuracies that it has of a model, and a report among a run's artifacts."""
+"""Reports among the artifacts of runs in MLflow, and accuracies for them."""
 
 from __future__ import annotations
 
@@ -7,57 +7,67 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from raymi.errors import UserError
 from raymi.selection.candidate import Candidate
 from raymi.tracking import store
-from raymi.tracking.candidates import candidates_of
-from raymi.tracking.left_running import close_left_running
+from raymi.tracking.candidates import candidates_of_model
+from raymi.tracking.stale_runs import close_stale_runs
 
 _FOLDER = "report"
+_REMEDY = "restore it there"
 
 
 def find_numbers(uri: str, model_id: str) -> list[Candidate]:
-    """What a logged model was measured with, a candidate for each question.
+    """Returns the accuracies of a logged model, one candidate for each protocol.
 
-    Raises: UserError where the store is not there; whatever MLflow raises where it does not answer.
+    Raises:
+        UserError: where the store is missing.
+        Exception: any error of MLflow where the store does not answer.
     """
-    return candidates_of(_client(uri), model_id)
+    store.require_store(uri, _REMEDY)
+    client = store.connect(uri)
+    if not store.has_model(client, model_id):
+        return []
+    model = client.get_logged_model(model_id)
+    run = client.get_run(model.source_run_id) if model.source_run_id else None
+    return list(candidates_of_model(model, run))
 
 
 def log_report(uri: str, run_id: str, name: str, files: Sequence[Path]) -> bool:
-    """Puts a report among the artifacts of a run, as `report/NAME/...`, in place of the one of that
-    name that is there.
+    """Logs a report as artifacts `report/NAME/...` of a run; replaces an earlier one of the name.
 
-    Args: files, all in one folder.
-    Returns: whether MLflow still has the run.
-    Raises: UserError where the store is not there; whatever MLflow raises where it does not answer.
+    Args:
+        uri: of the store.
+        run_id: of the run.
+        name: of the report.
+        files: of one folder.
+
+    Returns:
+        Whether MLflow has the run.
+
+    Raises:
+        UserError: where the store is missing.
+        Exception: any error of MLflow where the store does not answer.
     """
-    client = _client(uri)
+    store.require_store(uri, _REMEDY)
+    client = store.connect(uri)
     if not store.has_run(client, run_id):
         return False
-    with suppress(Exception):  # of other runs: this one gets its report all the same
-        close_left_running(client, client.get_run(run_id).info.experiment_id)
-    place = f"{_FOLDER}/{name}"
+    with suppress(Exception):  # of other runs; this one gets its report
+        close_stale_runs(client, client.get_run(run_id).info.experiment_id)
+    folder = f"{_FOLDER}/{name}"
     for file in files:
-        client.log_artifact(run_id, str(file), place)
+        client.log_artifact(run_id, str(file), folder)
     names = {file.name for file in files}
-    there = [one.path for one in client.list_artifacts(run_id, place)]
-    _remove(client, uri, run_id, [path for path in there if Path(path).name not in names])
+    paths = [one.path for one in client.list_artifacts(run_id, folder)]
+    _delete_artifacts(client, run_id, [path for path in paths if Path(path).name not in names])
     return True
 
 
-def _remove(client: Any, uri: str, run_id: str, paths: Sequence[str]) -> None:
-    """Pictures of an earlier report that this one has not."""
+def _delete_artifacts(client: Any, run_id: str, paths: Sequence[str]) -> None:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     if paths:
-        with store.current(uri):
+        with store.use_store(client.tracking_uri):
             artifacts = get_artifact_repository(client.get_run(run_id).info.artifact_uri)
             for path in paths:
                 artifacts.delete_artifacts(path)
-
-
-def _client(uri: str) -> Any:
-    if (file := store.missing_file(uri)) is not None:
-        raise UserError(f"there is no MLflow store {file}: put it back where it was")
-    return store.connect(uri)

@@ -1,7 +1,7 @@
-"""A run in MLflow, delivered from its journal in order, each event once.
+"""Training run in MLflow, delivered from its journal in order, each event once.
 
-Undelivered events stay in the journal on disk; the progress of the delivery is kept beside it, so
-that a continued run, or the next attempt, continues there.
+The progress of the delivery is saved beside the journal, so that the next attempt or a resumed run
+continues there.
 """
 
 from __future__ import annotations
@@ -18,51 +18,36 @@ from raymi.errors import UserError
 from raymi.files import write_atomically
 from raymi.overrides import flatten
 from raymi.runs.journal import JournalReader
+from raymi.runs.json_types import TrackingState
 from raymi.runs.record import RunRecord, chosen_model, data_of, read_tracking
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import store
-from raymi.tracking.datasets import datasets_of, link_datasets
-from raymi.tracking.description import NOTE, describe, evaluations_in
-from raymi.tracking.journal_metrics import told_by
-from raymi.tracking.left_running import PLACE, close_left_running, place_of
-from raymi.tracking.machines import all_told, send_records
+from raymi.tracking.datasets import dataset_splits, link_datasets
+from raymi.tracking.description import NOTE, evaluations_in, run_description
+from raymi.tracking.journal_metrics import all_logged, event_metrics, log_machine_metrics
+from raymi.tracking.mlflow_run import MlflowRun
 from raymi.tracking.model_card import write_card
-from raymi.tracking.models import NotExportable, log_model, times_of
+from raymi.tracking.models import NotExportable, log_model, metric_times
 from raymi.tracking.provenance import source_tags
 from raymi.tracking.registry import register_model
 
 Event = dict[str, Any]
-_METRICS_AT_ONCE = 1000  # that MLflow takes
-_NOTHING_DELIVERED: dict[str, Any] = {
-    "run_id": None,
-    "described": False,
-    "offset": 0,
-    "step": 0,
-    "epoch_step": 0,
-    "best_robust": None,
-    "evaluations": {},  # by name: "last", "best", with "-averaged" after it where weights were
-    "probed": False,
-    "model_ids": {},
-    "models": {},
-    "parent": None,
-    "ended": None,  # the status that it was closed with
-    "machines": {},  # how far their records are delivered
-    "latest": 0,  # time of the last metric, in milliseconds since the epoch
-    "config_due": False,  # whether it started since its configuration was sent
-}
+_METRICS_PER_BATCH = 1000  # limit of MLflow
 
 
-class TrackedRun:
-    """A run's folder and its run in MLflow.
+class TrackedRun(MlflowRun):
+    """Run folder and its run in MLflow.
 
     Args:
-        about: what is known of the run: `id` (ours, unique), `recipe`, `command`, tags.
-        home: folder of the local store where no server is named.
-        uri: of the store, None: that which the run is in, or where the user has one.
-        name: in MLflow; None: that of the folder.
-        parent: id of the MLflow run that it is part of.
-        params: more of them than the configuration, or other ones.
-        tell: shown a line where a model cannot be logged.
+        config: of the run.
+        folder: of the run.
+        about: facts about the run: `id` (unique), `recipe`, `command`, tags.
+        home: folder of the local store if no server is set.
+        uri: of the store; None: see `store_uri`.
+        name: in MLflow; None: name of the folder.
+        parent: id of the MLflow run of its sweep; None: the run is no trial.
+        params: additional parameters, which replace those of the configuration.
+        log: callback for a line where a model cannot be logged.
     """
 
     def __init__(
@@ -76,27 +61,22 @@ class TrackedRun:
         name: str | None = None,
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
-        tell: Callable[[str], None] = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.config, self.folder, self.about, self.home = config, folder, about, home
-        self.tell = tell
-        kept = read_tracking(folder)
-        self.uri: str = uri or store.address(kept, home)
-        """Address of the MLflow store."""
+        delivered = read_tracking(folder)
+        super().__init__(folder.path, home, uri or store.store_uri(delivered, home))
+        self.config, self.folder, self.about, self.log = config, folder, about, log
+        self.closes_stale_runs = parent is None  # otherwise the run of the sweep does
         self._name, self._parent, self._params = name or folder.name, parent, params or {}
-        self._client: Any = None
-        self._connected = False
-        self._status = "RUNNING"  # while it has not ended; see `interrupt`
-        self._began, self._experiment = 0, ""  # milliseconds since the epoch; its id
-        place = store.without_password(self.uri)
-        self._state = {**_NOTHING_DELIVERED, "uri": place}
+        public_uri = store.without_password(self.uri)
+        self._state = TrackingState(uri=public_uri).model_dump()
         # Another store gets everything from the beginning.
-        if store.without_password(kept.get("uri", "")) == place:
-            self._state |= {**kept, "uri": place}
+        if store.without_password(delivered.get("uri", "")) == public_uri:
+            self._state |= {**delivered, "uri": public_uri}
 
     @property
     def run_id(self) -> str | None:
-        """The run in MLflow; None until it was found or made."""
+        """Id in MLflow; None until the run was found or created."""
         return self._state["run_id"]
 
     @property
@@ -105,60 +85,54 @@ class TrackedRun:
         return self._state["models"]
 
     def is_delivered(self, status: str) -> bool:
-        """Whether all that is in the journal by now was delivered, and this status last."""
+        """Returns whether all of the journal is delivered, and the run ended with a status."""
         new = JournalReader(self.folder.journal, self._state["offset"]).new_events()
-        if new or not all_told(self.folder.machine_logs(), self._state["machines"]):
+        if new or not all_logged(self.folder.machine_logs(), self._state["machines"]):
             return False
         return (self._state["ended"], self._state["parent"]) == (status, self._parent)
 
     def deliver(self, status: str | None, tags: Mapping[str, str] | None = None) -> None:
-        """Brings MLflow up to date.
+        """Delivers new events, and the end of the run.
 
-        Args: status, FINISHED, KILLED or FAILED, where the run has ended; tags that it gets then.
-        Raises: whatever MLflow raises where the store does not answer.
+        Args:
+            status: FINISHED, KILLED or FAILED; None: the run has not ended.
+            tags: of an ended run.
+
+        Raises:
+            Exception: any error of MLflow where the store does not answer.
         """
         self.connect()
         try:
             if status is not None and status != "FINISHED":  # first: little time may be left
-                store.end_run(self._client, self._state["run_id"], status)
-            self._send_news()
+                self._end(status)
+            self._deliver_events()
             if status is not None:
-                self._end(status, tags or {})
+                self._deliver_end(status, tags or {})
         except Exception:
-            self._connected = False  # the run may be gone, too: it is looked for at the next try
+            self.disconnect()
             if status is not None:
-                shown = status if self._status == "RUNNING" else self._status
-                with suppress(Exception):  # files alone may be refused: the run has ended
-                    store.end_run(self._client, self._state["run_id"], shown)
+                with suppress(Exception):  # only artifacts may be refused: the run has ended
+                    self._end(status if self._status == "RUNNING" else self._status)
             raise
 
-    def interrupt(self, status: str) -> None:
-        """Sets the status that the run has until it has ended, such as KILLED; called from another
-        thread than the delivery's.
-
-        Raises: any error of MLflow where the store does not answer.
-        """
-        self._status = status
-        if self._client is not None and self.run_id is not None:
-            store.end_run(self._client, self._state["run_id"], self._status)
-
-    def _send_news(self) -> None:
-        """Metrics go first: where files are kept may fail alone, and for long."""
-        self._send_journal()
-        logs, told = self.folder.machine_logs(), self._state["machines"]
-        sent = send_records(self._client, self._state["run_id"], logs, told, self._began)
-        if (machines := sent) != told:
-            self._keep(machines=machines)
+    def _deliver_events(self) -> None:
+        """Delivers metrics before files: the artifact store may fail alone, and for long."""
+        self._deliver_journal()
+        logs, positions = self.folder.machine_logs(), self._state["machines"]
+        reached = log_machine_metrics(
+            self._client, self._state["run_id"], logs, positions, self._began
+        )
+        if reached != positions:
+            self._save(machines=reached)
         if self._state["config_due"]:
             self._client.log_artifact(self.run_id, str(self.folder.config))
-            self._keep(config_due=False)
+            self._save(config_due=False)
 
-    def _end(self, status: str, tags: Mapping[str, str]) -> None:
+    def _deliver_end(self, status: str, tags: Mapping[str, str]) -> None:
         evaluations = self._state["evaluations"]
         note = self._client.get_run(self.run_id).data.tags.get(NOTE, "")
-        text = describe(self.config, self.about, evaluations)
-        told_of = evaluations_in(note)
-        for tag, value in {**tags, NOTE: store.as_tag(text + told_of)}.items():
+        text, sections = run_description(self.config, self.about, evaluations), evaluations_in(note)
+        for tag, value in {**tags, NOTE: store.as_tag(text + sections)}.items():
             self._client.set_tag(self.run_id, tag, value)
         if status == "FINISHED" and self._is_evaluated():
             try:
@@ -168,117 +142,90 @@ class TrackedRun:
                     f"torch.export cannot trace this model ({error}): MLflow gets its weights as "
                     "artifacts, and no model"
                 )
-                self.tell(problem)
-                text = store.as_tag(f"{text}\n\n{problem}.{told_of}")
-                self._client.set_tag(self.run_id, NOTE, text)
+                self._log_problem(problem, text, sections)
                 for which in evaluations:
                     self._client.log_artifact(self.run_id, str(self.folder.weights(which)))
-            except UserError as error:  # damaged weights: to try again would not help
+            except UserError as error:  # damaged weights: another attempt would fail as well
                 problem = f"{error}. MLflow gets no further model of this run"
-                self.tell(problem)
-                text = store.as_tag(f"{text}\n\n{problem}.{told_of}")
-                self._client.set_tag(self.run_id, NOTE, text)
+                self._log_problem(problem, text, sections)
         if self.folder.journal.is_file():
             self._client.log_artifact(self.run_id, str(self.folder.journal))
-        store.end_run(self._client, self._state["run_id"], status)
-        self._keep(ended=status)
+        self._end(status)
+        self._save(ended=status)
+
+    def _log_problem(self, problem: str, text: str, sections: str) -> None:
+        """Prints why a model is not logged, and adds it to the description of the run."""
+        self.log(problem)
+        note = store.as_tag(f"{text}\n\n{problem}.{sections}")
+        self._client.set_tag(self.run_id, NOTE, note)
 
     def _is_evaluated(self) -> bool:
-        """Whether all models of the run were evaluated, and not only the first ones by now, as far
-        as is delivered: more may have been written since."""
+        """Returns whether the delivered events include the evaluations of all models."""
         delivered = JournalReader(self.folder.journal, until=self._state["offset"])
         return RunRecord(delivered.new_events()).is_evaluated
 
-    def connect(self) -> None:
-        """Finds or makes our run in MLflow, the first time.
-
-        Raises: whatever MLflow raises where the store does not answer.
-        """
-        if self._connected:
-            return
-        if self._client is None:
-            self._client = store.connect(self.uri)
+    def _prepare(self) -> Any:
         if self.run_id is not None and not store.has_run(self._client, self.run_id):
-            self._keep(**_NOTHING_DELIVERED)  # somebody deleted it: it is made anew
+            self._save(**TrackingState(uri=self._state["uri"]).model_dump())  # deleted in MLflow
         if self.run_id is None:
-            experiment = store.experiment_id(
-                self._client, self.config.tracking.experiment, self.home
+            run = self._find_or_create(
+                self.config.tracking.experiment,
+                self._name,
+                self.about,
+                run_description(self.config, self.about, {}),
+                {} if self._parent is None else {"mlflow.parentRunId": self._parent},
             )
-            run = store.find_run(self._client, experiment, self.about["id"])
-            self._keep(run_id=(run or self._create(experiment)).info.run_id)
-        self._set_running()
+            self._save(run_id=run.info.run_id)
+        run = self._client.get_run(self.run_id)
+        self._set_running(run)
         if self._state["ended"] is not None:
-            self._keep(ended=None)
+            self._save(ended=None)
         if not self._state["described"]:
-            self._describe()
-            self._keep(described=True)
+            settings = flatten(json.loads(self.config.model_dump_json())) | dict(self._params)
+            self._log_params(run, settings)
+            self._save(described=True)
         if self._parent is not None:
             self._client.set_tag(self.run_id, "mlflow.parentRunId", self._parent)
-            self._keep(parent=self._parent)
-        self._connected = True
-        if self._status != "RUNNING":  # interrupted since
-            store.end_run(self._client, self._state["run_id"], self._status)
-        elif self._parent is None:
-            with suppress(Exception):  # of other runs: this one is delivered all the same
-                close_left_running(self._client, self._experiment, self._state["run_id"])
+            self._save(parent=self._parent)
+        return run
 
-    def _set_running(self) -> None:
-        run = self._client.get_run(self._state["run_id"])
-        self._began, self._experiment = run.info.start_time or 0, run.info.experiment_id
-        place = place_of(self.folder.path)
-        if run.data.tags.get(PLACE) != place:  # before the status, by which others look for it
-            self._client.set_tag(self.run_id, PLACE, place)
-        self._client.update_run(self.run_id, status=self._status)
-
-    def _create(self, experiment: str) -> Any:
-        tags = {f"raymi.{k}": str(v) for k, v in self.about.items()}
-        tags[NOTE] = describe(self.config, self.about, {})
-        tags |= source_tags(self.about) | {PLACE: place_of(self.folder.path)}
-        if self._parent is not None:
-            tags["mlflow.parentRunId"] = self._parent
-        return self._client.create_run(experiment, run_name=self._name, tags=tags)
-
-    def _describe(self) -> None:
-        settings = flatten(json.loads(self.config.model_dump_json())) | dict(self._params)
-        store.log_params(self._client, self._state["run_id"], settings)
-
-    def _send_journal(self) -> None:
-        """Delivers the events since the last one that was, metrics of many of them at once."""
+    def _deliver_journal(self) -> None:
+        """Delivers new events of the journal, with the metrics of many events in one request."""
         from mlflow.entities import Metric
 
         journal = JournalReader(self.folder.journal, self._state["offset"])
-        waiting: list[Any] = []
-        reached: dict[str, Any] = {}
+        batch: list[Any] = []
+        changes: dict[str, Any] = {}
 
         def send() -> None:
-            if waiting:
-                self._client.log_batch(self.run_id, metrics=waiting)
-                waiting.clear()
-            if reached:
-                self._keep(**reached)
-                reached.clear()
+            if batch:
+                self._client.log_batch(self.run_id, metrics=batch)
+                batch.clear()
+            if changes:
+                self._save(**changes)
+                changes.clear()
 
         for event in journal.new_events():
             if event["kind"] == "start":
                 send()
-                self._send_start(event)
-                reached["config_due"] = True
+                self._deliver_start(event)
+                changes["config_due"] = True
                 continue
             try:
-                values, step, then = told_by(event, self._state | reached)
-            except UserError:  # it lacks a field: there is nothing to deliver
+                values, step, new = event_metrics(event, self._state | changes)
+            except UserError:  # it lacks a field
                 continue
-            if len(waiting) + len(values) > _METRICS_AT_ONCE:
+            if len(batch) + len(values) > _METRICS_PER_BATCH:
                 send()
-            # A clock that jumps back makes no time negative, nor the order another one.
-            when = max(int(1000 * event["time"]), self._began, (self._state | reached)["latest"])
-            waiting += [Metric(name, float(value), when, step) for name, value in values.items()]
-            reached |= {**then, "latest": when} if values else then
+            # If a clock jumps back, times stay in order and after the start of the run.
+            when = max(int(1000 * event["time"]), self._began, (self._state | changes)["latest"])
+            batch += [Metric(name, float(value), when, step) for name, value in values.items()]
+            changes |= {**new, "latest": when} if values else new
         if journal.offset != self._state["offset"]:
-            reached["offset"] = journal.offset
+            changes["offset"] = journal.offset
         send()
 
-    def _send_start(self, event: Event) -> None:
+    def _deliver_start(self, event: Event) -> None:
         keys = ("workers", "device", "torch", "version", "machine")
         facts = {k: event.get(k, "unknown") for k in keys}
         facts |= {f"parameters.{k}": v for k, v in event.get("parameters", {}).items()}
@@ -287,27 +234,27 @@ class TrackedRun:
             facts["duplicates"] = warning
         for key, value in facts.items():
             self._client.set_tag(self.run_id, f"raymi.{key}", str(value))
-        link_datasets(self._client, self._state["run_id"], datasets_of(data))
+        link_datasets(self._client, self._state["run_id"], dataset_splits(data))
 
     def _log_models(self) -> None:
         """Logs the evaluated models and registers the chosen one, each once, with their cards."""
         client, run_id, state = self._client, self._state["run_id"], self._state
         data = data_of(self.folder)
         tags = source_tags(self.about)
-        for which, when in times_of(state["evaluations"]).items():
+        for which, time in metric_times(state["evaluations"]).items():
             if which not in state["model_ids"]:
-                evaluation = {**state["evaluations"][which], "time": max(when, self._began / 1000)}
-                made = log_model(self.config, self.folder, client, run_id, data, evaluation, tags)
-                client.update_run(run_id, status=self._status)  # logging it has set another one
-                self._keep(model_ids={**state["model_ids"], which: made})
+                evaluation = {**state["evaluations"][which], "time": max(time, self._began / 1000)}
+                model = log_model(self.config, self.folder, client, run_id, data, evaluation, tags)
+                client.update_run(run_id, status=self._status)  # `log_model` changes it
+                self._save(model_ids={**state["model_ids"], which: model})
         if not state["models"]:
             chosen, ids = chosen_model(state["evaluations"]), state["model_ids"]
             version = register_model(self.config, client, run_id, ids[chosen])
-            for made in ids.values():
-                write_card(client, made)
-            uris = {which: f"models:/{made}" for which, made in ids.items()}
-            self._keep(models={**uris, chosen: version})
+            for model in ids.values():
+                write_card(client, model)
+            uris = {which: f"models:/{model}" for which, model in ids.items()}
+            self._save(models={**uris, chosen: version})
 
-    def _keep(self, **state: Any) -> None:
-        self._state |= state
+    def _save(self, **changes: Any) -> None:
+        self._state |= changes
         write_atomically(self.folder.tracking, json.dumps(self._state).encode())

@@ -1,4 +1,4 @@
-"""The run of a whole sweep in MLflow: what it searches, how far it is, and what it found."""
+"""Run of a sweep in MLflow: search space, progress and result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +16,9 @@ from raymi.runs.json_files import read_json
 from raymi.runs.json_types import SweepTracking
 from raymi.runs.record import Evaluations, chosen_model, read_record, read_tracking
 from raymi.tracking import store
-from raymi.tracking.description import NOTE
-from raymi.tracking.left_running import PLACE, close_left_running, place_of
-from raymi.tracking.provenance import provenance, source_tags
-from raymi.tracking.sweep_description import describe_sweep
+from raymi.tracking.description import NOTE, sweep_description
+from raymi.tracking.mlflow_run import MlflowRun
+from raymi.tracking.provenance import provenance
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tuning.plots import importance_picture, pareto_picture
 from raymi.tuning.results_table import Found, Row, as_columns, trial_rows
@@ -30,9 +28,15 @@ from raymi.tuning.sweep_folder import Sweep, TrialRun
 _TABLE = "trials.json"
 
 
-class _Point(NamedTuple):
-    """How far a sweep was when some trials had ended: the highest robust accuracy on validation and
-    the epochs of these trials; when that was."""
+class _Progress(NamedTuple):
+    """Progress of a sweep.
+
+    Attributes:
+        ended: number of trials.
+        best: highest robust validation accuracy of these trials; None: none is known.
+        epochs: of these trials.
+        time: in seconds since the epoch.
+    """
 
     ended: int
     best: float | None
@@ -40,111 +44,82 @@ class _Point(NamedTuple):
     time: float
 
 
-class TrackedSweep:
-    """A sweep's folder and its run in MLflow, which is the parent of those of the trials.
+class TrackedSweep(MlflowRun):
+    """Sweep folder and its run in MLflow, the parent of its trials' runs.
 
     Args:
-        home: folder of the local store where no server is named.
-        tell: shown a line where the winner's model cannot be logged.
+        sweep: of the trials.
+        home: folder of the local store if no server is set.
+        log: callback for a line where the winner's model cannot be logged.
     """
 
-    def __init__(self, sweep: Sweep, home: Path, tell: Callable[[str], None]) -> None:
-        self.sweep, self.home, self.tell = sweep, home, tell
-        self._place = sweep.path / "tracking.json"
-        kept: dict[str, Any] = {}
-        if self._place.is_file():
+    def __init__(self, sweep: Sweep, home: Path, log: Callable[[str], None]) -> None:
+        self.sweep, self.log = sweep, log
+        self._file = sweep.path / "tracking.json"
+        delivered: dict[str, Any] = {}
+        if self._file.is_file():
             remedy = "remove it, the sweep is found in MLflow again"
-            kept = read_json(self._place, SweepTracking, remedy).model_dump()
-        self.uri: str = store.address(kept, home)
-        """Address of the MLflow store."""
-        self.run_id: str | None = None
-        """The run in MLflow; None until it was found or made."""
+            delivered = read_json(self._file, SweepTracking, remedy).model_dump()
+        super().__init__(sweep.path, home, store.store_uri(delivered, home))
+        self._run_id: str | None = None
         self._about: dict[str, str] = {}
-        self._client: Any = None
-        self._connected = False
-        self._status = "RUNNING"  # while it has not ended; see `interrupt`
-        self._began = 0  # milliseconds since the epoch
-        self._ended: dict[int, _Point] = {}
-        self._points_sent = 0
+        self._progress: dict[int, _Progress] = {}
+        """Progress at the end of each trial, by its number."""
+        self._points_logged = 0
 
-    def connect(self) -> None:
-        """Finds or makes the run, the first time and after `doubt`.
+    @property
+    def run_id(self) -> str | None:
+        """Id in MLflow; None until the run was found or created."""
+        return self._run_id
 
-        Raises: whatever MLflow raises where the store does not answer.
-        """
-        if self._connected:
-            return
+    def _prepare(self) -> Any:
         definition = self.sweep.definition
         if not self._about:
             self._about = {"recipe": definition.recipe, **provenance(definition.command)}
-        if self._client is None:
-            self._client = store.connect(self.uri)
-        experiment = store.experiment_id(
-            self._client, self.sweep.config_of({}).tracking.experiment, self.home
+        run = self._find_or_create(
+            self.sweep.config_of({}).tracking.experiment,
+            self.sweep.name,
+            {**self._about, "id": definition.id, "space": definition.space.name},
+            sweep_description(self.sweep),
         )
-        run = store.find_run(self._client, experiment, definition.id)
-        if run is None:
-            about = {**self._about, "id": definition.id, "space": definition.space.name}
-            tags = {f"raymi.{key}": text for key, text in about.items()}
-            tags[NOTE] = describe_sweep(self.sweep)
-            tags |= source_tags(self._about) | {PLACE: place_of(self.sweep.path)}
-            run = self._client.create_run(experiment, run_name=self.sweep.name, tags=tags)
-        kept = {"uri": store.without_password(self.uri)}
-        write_atomically(self._place, json.dumps(kept).encode())
-        if run.info.run_id != self.run_id:
-            self._describe(run.info.run_id)
-            self._points_sent = int(run.data.metrics.get("trials_ended", 0))
-            self.run_id = run.info.run_id
-        self._began = run.info.start_time or 0
-        self._connected = True
-        if self._status != "RUNNING":  # interrupted since
-            store.end_run(self._client, run.info.run_id, self._status)
-        else:
-            with suppress(Exception):  # of other runs: this one is delivered all the same
-                close_left_running(self._client, experiment, self.run_id)
+        delivered = {"uri": store.without_password(self.uri)}
+        write_atomically(self._file, json.dumps(delivered).encode())
+        if run.info.run_id != self._run_id:
+            self._describe(run)
+            self._points_logged = int(run.data.metrics.get("trials_ended", 0))
+            self._run_id = run.info.run_id
+        return run
 
-    def interrupt(self, status: str) -> None:
-        """Sets the status that the run has until it has ended, such as KILLED; called from another
-        thread than the delivery's.
-
-        Raises: any error of MLflow where the store does not answer.
-        """
-        self._status = status
-        if self._connected and self.run_id is not None:
-            store.end_run(self._client, self.run_id, self._status)
-
-    def doubt(self) -> None:
-        """After a failure the run may be gone, too: it is looked for at the next try."""
-        self._connected = False
-
-    def _describe(self, run_id: str) -> None:
-        definition = self.sweep.definition
-        tune = definition.tune.model_dump()
-        settings = {"recipe": definition.recipe, "space": definition.space.name}
-        settings |= {f"tune.{key}": value for key, value in tune.items()}
-        settings["seeds"] = ",".join(map(str, definition.seeds))
+    def _describe(self, run: Any) -> None:
+        """Logs parameters and definition of the sweep."""
+        definition, run_id = self.sweep.definition, run.info.run_id
+        params = {**definition.settings, "recipe": definition.recipe}
+        params |= {"space": definition.space.name, "seeds": ",".join(map(str, definition.seeds))}
+        params |= {f"tune.{key}": value for key, value in definition.tune.model_dump().items()}
         common = flatten(json.loads(self.sweep.config_of({}).model_dump_json()))
         varied = {"seed", *definition.space.keys}
-        told = {**definition.settings, **settings}
-        told |= {k: value for k, value in common.items() if k not in varied and k not in told}
-        store.log_params(self._client, run_id, told)
+        params = {k: value for k, value in common.items() if k not in varied} | params
+        self._log_params(run, params)
         self._client.log_artifact(run_id, str(self.sweep.path / "sweep.json"))
         space = definition.space.model_dump(mode="json", exclude_defaults=True)
         self._client.log_dict(run_id, space, "space.json")
-        self._client.set_tag(run_id, PLACE, place_of(self.sweep.path))
-        self._client.update_run(run_id, status=self._status)
+        self._set_running(run)
 
     def check_store(self) -> None:
-        """Raises: whatever MLflow raises where the store does not answer."""
+        """Reads the run, to see whether the store answers.
+
+        Raises:
+            Exception: any error of MLflow.
+        """
         self._client.get_run(self.run_id)
 
-    def child(self, run: TrialRun, trial: Trial) -> TrackedRun:
-        """A run of a trial, whose folder is made where its process has not done so yet."""
+    def trial_run(self, run: TrialRun, trial: Trial) -> TrackedRun:
+        """Returns a run of a trial as a child; creates its folder if missing."""
         definition = self.sweep.definition
         params = {f"swept.{name}": value for name, value in trial.values.items()}
         try:
             config = self.sweep.config_of(trial.values, run)
-        except UserError:  # the trial fails by the same; it is shown with what it drew
+        except UserError:  # the trial fails by the same error
             config = self.sweep.config_of({}, run)
             params |= flatten(definition.space.settings(trial.values))
         folder = self.sweep.folder_of(run)
@@ -165,67 +140,78 @@ class TrackedSweep:
             name=f"{self.sweep.name}/{folder.name}",
             parent=self.run_id,
             params=params,
-            tell=self.tell,
+            log=self.log,
         )
 
-    def send_progress(self, trials: Iterable[Trial]) -> None:
-        """Brings the curves of the sweep up to date: a point for each trial that has ended.
+    def log_progress(self, trials: Iterable[Trial]) -> None:
+        """Logs the curves of the sweep, with a point for each trial that has ended.
 
-        Raises: whatever MLflow raises where the store does not answer.
+        Raises:
+            Exception: any error of MLflow where the store does not answer.
         """
         from mlflow.entities import Metric
 
-        new = [one for one in trials if one.state != "running" and one.number not in self._ended]
-        for trial in sorted(new, key=lambda one: self._last_seen(one.number)):
-            self._ended[trial.number] = self._next_point(trial)
-        for point in list(self._ended.values())[self._points_sent :]:
+        new = [t for t in trials if t.state != "running" and t.number not in self._progress]
+        for trial in sorted(new, key=lambda one: self._last_write(one.number)):
+            self._progress[trial.number] = self._progress_with(trial)
+        for point in list(self._progress.values())[self._points_logged :]:
             values: dict[str, float] = {"trials_ended": point.ended, "epochs": point.epochs}
             if point.best is not None:
                 values["val/best_robust_acc"] = point.best
             when = max(int(1000 * point.time), self._began)
             metrics = [Metric(key, v, when, point.ended) for key, v in values.items()]
             self._client.log_batch(self.run_id, metrics=metrics)
-            self._points_sent = point.ended
+            self._points_logged = point.ended
 
-    def _next_point(self, trial: Trial) -> _Point:
-        seen = self._last_seen(trial.number)
-        start = _Point(0, None, 0, seen)
-        before = list(self._ended.values())[-1] if self._ended else start
+    def _progress_with(self, trial: Trial) -> _Progress:
+        """Returns the progress after a further trial."""
+        time = self._last_write(trial.number)
+        before = (
+            list(self._progress.values())[-1] if self._progress else _Progress(0, None, 0, time)
+        )
         (row,) = trial_rows(self.sweep, [trial])
         best, epochs = before.best, before.epochs
         if row.by_seed:
             best = max(row.robust, best or 0.0)
             epochs += sum(one.epoch for one in row.by_seed.values())
-        return _Point(before.ended + 1, best, epochs, max(before.time, seen))
+        return _Progress(before.ended + 1, best, epochs, max(before.time, time))
 
-    def _last_seen(self, number: int) -> float:
-        """When a run of a trial last wrote; of one that never did, when the sweep began."""
+    def _last_write(self, number: int) -> float:
+        """Returns when a run of a trial last wrote; of a trial without runs, when the sweep began.
+
+        In seconds since the epoch.
+        """
         journals = [self.sweep.folder_of(run).journal for run in self.sweep.runs_of(number)]
-        there = [path for path in journals if path.is_file()] or [self.sweep.path / "sweep.json"]
-        return max(path.stat().st_mtime for path in there)
+        files = [path for path in journals if path.is_file()] or [self.sweep.path / "sweep.json"]
+        return max(path.stat().st_mtime for path in files)
 
     def conclude(
         self,
         status: str,
         rows: Sequence[Row],
         importance: Mapping[str, float],
-        found: Found,
+        result: Found,
     ) -> None:
-        """Tells what the sweep has found by now, and sets the run's status.
+        """Logs the result of the sweep and sets the status of its run.
 
-        Args: importance, fractions by the name of a parameter, empty where it is not known.
-        Raises: whatever MLflow raises where the store does not answer.
+        Args:
+            status: FINISHED, KILLED or FAILED.
+            rows: of the trials.
+            importance: fractions by parameter; empty: not known.
+            result: of the sweep so far.
+
+        Raises:
+            Exception: any error of MLflow where the store does not answer.
         """
         client, run_id = self._client, self.run_id
-        assert run_id is not None  # as it is connected
         if status != "FINISHED":  # first: little time may be left
-            store.end_run(client, run_id, status)
+            self._end(status)
         header, lines = as_columns(rows)
         client.log_text(run_id, _csv(header, lines), "trials.csv")
-        names = [name.replace(".", "/") for name in header]  # the UI leaves names with dots empty
+        names = [name.replace(".", "/") for name in header]  # the UI shows no names with dots
         client.log_text(run_id, json.dumps({"columns": names, "data": lines}), _TABLE)
         tables = json.dumps([{"path": _TABLE, "type": "table"}])
-        client.set_tag(run_id, "mlflow.loggedArtifacts", tables)  # so that its UI shows it as one
+        client.set_tag(run_id, "mlflow.loggedArtifacts", tables)  # so that the UI shows a table
         client.log_figure(run_id, pareto_picture(self.sweep.name, rows), "pareto.png")
         if importance:
             client.log_dict(run_id, dict(importance), "importance.json")
@@ -233,44 +219,45 @@ class TrackedSweep:
             client.log_figure(run_id, picture, "importance.png")
         evaluations: Evaluations = {}
         model = None
-        if (winner := found.winner) is not None:
+        if (winner := result.winner) is not None:
             evaluations = read_record(self.sweep.folder_of(winner)).evaluations
-            model = self._model_of(winner, evaluations)
+            model = self._model_uri(winner, evaluations)
             (row,) = (row for row in rows if row.number == winner.number)
-            self._tell_winner(winner, row, evaluations, model)
-            numbers = {f"{name.replace('-', '')}_acc": value for name, value in found.test.items()}
-            if numbers:  # of fewer images than those of the winner's own evaluation, perhaps
-                numbers["num"] = found.num_test
-            for key, value in numbers.items():
-                self._client.log_metric(run_id, f"final/test_{key}", value, step=0)
-        text = describe_sweep(self.sweep, rows, importance, winner, evaluations, model)
+            self._log_winner(row, evaluations, model, result)
+        text = sweep_description(self.sweep, rows, importance, winner, evaluations, model)
         client.set_tag(run_id, NOTE, text)
-        store.end_run(client, run_id, status)
+        self._end(status)
 
-    def _tell_winner(
-        self, winner: TrialRun, row: Row, evaluations: Mapping[str, Any], model: str | None
+    def _log_winner(
+        self, row: Row, evaluations: Evaluations, model: str | None, result: Found
     ) -> None:
-        tags = {"raymi.winner": str(winner.number)}
-        tags["raymi.winner_settings"] = " ".join(self.sweep.settings_in_words(row.values))
-        if model is not None:
-            tags["raymi.winner_model"] = model
+        client, run_id = self._client, self.run_id
         if row.final is not None:
             for key, value in (("pgd40", row.final.pgd), ("autoattack", row.final.autoattack)):
                 if value is not None:
-                    self._client.log_metric(self.run_id, f"final/val_{key}_acc", value, step=0)
+                    client.log_metric(run_id, f"final/val_{key}_acc", value, step=0)
         if evaluations:
             event = evaluations[chosen_model(evaluations)]
             robust = f"test/pgd{event['attack']['steps']}_acc"
             when = int(1000 * event["time"])
             for key, value in (("test/clean_acc", event["clean"]), (robust, event["robust"])):
-                self._client.log_metric(self.run_id, key, value, timestamp=when, step=0)
+                client.log_metric(run_id, key, value, timestamp=when, step=0)
+        tags = {"raymi.winner": str(row.number)}
+        tags["raymi.winner_settings"] = " ".join(self.sweep.settings_in_words(row.values))
+        if model is not None:
+            tags["raymi.winner_model"] = model
         for tag, text in tags.items():
-            self._client.set_tag(self.run_id, tag, text)
+            client.set_tag(run_id, tag, text)
+        numbers = {f"{name.replace('-', '')}_acc": value for name, value in result.test.items()}
+        if numbers:  # may be of fewer images than the winner's own evaluation
+            numbers["num"] = result.num_test
+        for key, value in numbers.items():
+            client.log_metric(run_id, f"final/test_{key}", value, step=0)
 
-    def _model_of(self, run: TrialRun, evaluations: Mapping[str, Any]) -> str | None:
-        """The address of a run's chosen model; None before it is logged."""
-        kept = read_tracking(self.sweep.folder_of(run))
-        return kept.get("models", {}).get(chosen_model(evaluations)) if evaluations else None
+    def _model_uri(self, run: TrialRun, evaluations: Evaluations) -> str | None:
+        """Returns the address of a run's chosen model; None before it is logged."""
+        delivered = read_tracking(self.sweep.folder_of(run))
+        return delivered.get("models", {}).get(chosen_model(evaluations)) if evaluations else None
 
 
 def _csv(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:

@@ -1,5 +1,4 @@
-"""The one writer to MLflow: delivers a run's journal, in order and once, and never holds up
-training."""
+"""Delivery of a training run to MLflow: in order, once, and without blocking training."""
 
 from __future__ import annotations
 
@@ -14,12 +13,14 @@ from raymi.tracking.tracked_run import TrackedRun
 
 
 class Tracker(Delivery):
-    """Follows the journal of a run and writes it to MLflow, in a thread of the driver.
+    """Delivery of a run's journal to MLflow, in a thread of the driver.
 
     Args:
-        about: what is known of the run: `id` (ours, unique), `recipe`, `command`, tags.
-        home: folder of the local store where no server is named.
-        tell: shown a line when the store stops answering, and when it answers again.
+        config: of the run.
+        folder: of the run.
+        about: facts about the run: `id` (unique), `recipe`, `command`, tags.
+        home: folder of the local store if no server is set.
+        log: callback for a line when the store stops and resumes answering.
     """
 
     def __init__(
@@ -28,23 +29,20 @@ class Tracker(Delivery):
         folder: RunFolder,
         about: dict[str, Any],
         home: Path,
-        tell: Callable[[str], None] = lambda _: None,
+        log: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.tracked = TrackedRun(config, folder, about, home, tell=tell)
-        super().__init__(self.tracked.uri, "run", tell)
+        self.tracked = TrackedRun(config, folder, about, home, log=log)
+        super().__init__(self.tracked.uri, "run", log)
 
     @property
     def run_id(self) -> str | None:
-        """The run in MLflow; None until it was found or made."""
+        """Id in MLflow; None until the run was found or created."""
         return self.tracked.run_id
 
     @property
     def models(self) -> dict[str, str]:
         """URIs of the logged models by name; of the chosen one, its registered version."""
         return self.tracked.models
-
-    def _connect(self) -> None:
-        self.tracked.connect()
 
     def _deliver(self, closing: str | None) -> None:
         self.tracked.deliver(closing)

@@ -7,14 +7,14 @@ import random
 from raymi.selection.front import on_front
 
 
-def test_a_point_is_on_the_front_unless_another_one_is_nowhere_smaller_and_somewhere_larger():
+def test_a_point_is_on_the_front_unless_dominated():
     points = [(0.9, 0.3), (0.8, 0.5), (0.8, 0.4), (0.7, 0.5), (0.6, 0.6), (0.5, 0.1)]
     assert on_front(points) == [True, True, False, False, True, False]
     assert on_front([(1.0, 1.0), (1.0, 1.0)]) == [True, True], "equal ones are both on it"
     assert on_front([]) == []
 
 
-def test_it_does_not_depend_on_the_order_and_holds_the_best_of_each_axis():
+def test_the_front_is_independent_of_order_and_has_the_best_of_each_axis():
     draw = random.Random(0)
     points = [tuple(draw.randrange(5) for _ in range(3)) for _ in range(40)]
     front = {point for point, is_on in zip(points, on_front(points), strict=True) if is_on}

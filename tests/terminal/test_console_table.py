@@ -14,9 +14,9 @@ import raymi
 from raymi.evaluation.report import Difference
 from raymi.formatting import markdown_table
 from raymi.recipes import build_config
-from raymi.selection.candidate import Candidate, Number, Protocol
+from raymi.selection.candidate import Candidate, Protocol
 from raymi.selection.ranking import rank
-from raymi.statistics import PairedComparison
+from raymi.statistics import Number, PairedComparison
 from raymi.terminal.console import Table, Terminal, progress_bar
 from raymi.terminal.evaluation import print_differences
 from raymi.terminal.print_line import print_line, print_lines, show_table

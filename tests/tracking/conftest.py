@@ -23,7 +23,7 @@ ABOUT = {"id": "89abcdef", "recipe": "tiny", "command": "python -m raymi.train"}
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with its tables: making them takes seconds."""
+    """A store with its tables; creating them takes seconds."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     store.connect(f"sqlite:///{path}").search_experiments()
     return path

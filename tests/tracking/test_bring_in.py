@@ -1,4 +1,4 @@
-"""Runs that were trained without MLflow: they come into it later, and evaluations say so."""
+"""Later upload of runs that were trained without MLflow."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ TINY = [
 
 @pytest.fixture
 def finished() -> RunFolder:
-    """A finished run of which nothing but its results is kept, as of another program's."""
+    """A finished run with only its results on disk."""
     folder = RunFolder(Path.cwd() / "runs" / "mine")
     tiny_runs.tiny_run(0, 1, folder.path, {"tracking.enabled": True}, [])
     folder.write_config(tiny_runs.tiny_config({"tracking.enabled": True}))
     return folder
 
 
-def test_a_standalone_run_comes_into_mlflow_with_its_own_recipe_and_command(
+def test_a_standalone_run_is_uploaded_with_its_recipe_and_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert standalone.main(["recipe=quickstart-at", *TINY]) == 0
@@ -51,7 +51,7 @@ def test_a_standalone_run_comes_into_mlflow_with_its_own_recipe_and_command(
     assert run.data.tags["raymi.commands.cli"] == f"python -m raymi.standalone {command}"
 
 
-def test_a_run_without_a_description_of_its_own_gets_one(finished: RunFolder) -> None:
+def test_a_run_without_run_json_gets_one(finished: RunFolder) -> None:
     assert not finished.about.exists()
     for _ in range(2):
         assert train.main(["resume=mine"]) == 0
@@ -60,7 +60,7 @@ def test_a_run_without_a_description_of_its_own_gets_one(finished: RunFolder) ->
     assert run.data.tags["raymi.commands.cli"] == "python -m raymi.train resume=mine"
 
 
-def test_a_description_that_is_damaged_may_be_removed_as_the_message_says(
+def test_a_damaged_run_json_can_be_removed(
     finished: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     finished.about.write_text("{")
@@ -74,7 +74,7 @@ def test_a_description_that_is_damaged_may_be_removed_as_the_message_says(
 
 
 @pytest.mark.parametrize("enabled", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
-def test_an_evaluation_of_a_run_without_mlflow_says_how_both_come_together(
+def test_an_evaluation_of_an_untracked_run_prints_the_upload_command(
     finished: RunFolder, capsys: pytest.CaptureFixture[str], enabled: bool
 ) -> None:
     finished.write_config(tiny_runs.tiny_config({"tracking.enabled": enabled}))
@@ -94,7 +94,7 @@ def test_an_evaluation_of_a_run_without_mlflow_says_how_both_come_together(
 @pytest.mark.parametrize(
     "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]
 )
-def test_a_signal_during_the_upload_ends_it_with_a_killed_run_and_the_command_to_repeat(
+def test_a_signal_during_the_upload_marks_the_run_killed_and_prints_the_command(
     finished: RunFolder,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -1,4 +1,4 @@
-"""MLflow's SQLite file: complete under its name, or not there, whatever kills its creation."""
+"""Crash-safe creation of MLflow's SQLite file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def start(program: str, file: Path) -> subprocess.Popen[bytes]:
 
 
 def kill_once(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
-    """Kills a process as soon as a condition holds, if it has not ended before."""
+    """Kills a process when a condition holds, unless it has ended."""
     deadline = time.monotonic() + WAIT
     while process.poll() is None and not condition():
         assert time.monotonic() < deadline
@@ -55,7 +55,7 @@ def experiments(file: Path) -> list[str]:
 
 
 def size_of_all(folder: Path) -> int:
-    """Returns bytes of the files in a folder, also of those that have no name of their own yet."""
+    """Returns bytes of the files in a folder, also of temporary ones."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):
@@ -63,7 +63,7 @@ def size_of_all(folder: Path) -> int:
     return total
 
 
-def test_a_new_database_is_whole_alone_and_the_same_for_all_who_create_it_at_once(
+def test_concurrent_creation_gives_one_complete_database(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "new folder" / "mlflow.db"
@@ -80,7 +80,7 @@ def test_a_new_database_is_whole_alone_and_the_same_for_all_who_create_it_at_onc
     assert [path.name for path in file.parent.iterdir()] == ["mlflow.db"]
 
 
-def test_a_killed_creation_leaves_no_database_under_the_name(tmp_path: Path) -> None:
+def test_a_killed_creation_leaves_no_database(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     process = start(MAKE, file)
     kill_once(process, lambda: size_of_all(tmp_path) > 50_000)
@@ -92,7 +92,7 @@ def test_a_killed_creation_leaves_no_database_under_the_name(tmp_path: Path) -> 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("num_bytes", [1, 8_000, 100_000, 200_000, 400_000, 600_000, 900_000])
-def test_a_creation_that_is_killed_anywhere_is_made_up_for(tmp_path: Path, num_bytes: int) -> None:
+def test_a_creation_killed_at_any_point_is_repeated(tmp_path: Path, num_bytes: int) -> None:
     file = tmp_path / "mlflow.db"
     kill_once(start(MAKE, file), lambda: size_of_all(tmp_path) >= num_bytes)
     assert experiments(file) == ["Default"]
@@ -100,7 +100,7 @@ def test_a_creation_that_is_killed_anywhere_is_made_up_for(tmp_path: Path, num_b
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("num_bytes", [1, 20_000, 100_000, 200_000, 300_000, 400_000])
-def test_what_a_killed_mlflow_left_half_made_is_replaced(
+def test_an_incomplete_database_of_a_killed_mlflow_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int
 ) -> None:
     file = tmp_path / "mlflow.db"
@@ -111,7 +111,7 @@ def test_what_a_killed_mlflow_left_half_made_is_replaced(
     assert experiments(file) == ["Default"]
 
 
-def test_a_half_made_empty_database_is_replaced(
+def test_an_incomplete_empty_database_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "mlflow.db"
@@ -128,7 +128,7 @@ def test_an_empty_file_becomes_a_database(tmp_path: Path, monkeypatch: pytest.Mo
     assert experiments(tmp_path / "mlflow.db") == ["Default"]
 
 
-def test_a_database_that_another_program_is_completing_is_left_to_it(
+def test_a_database_that_another_program_completes_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path
 ) -> None:
     file = tmp_path / "mlflow.db"
@@ -147,7 +147,7 @@ def test_a_database_that_another_program_is_completing_is_left_to_it(
 
 
 @pytest.mark.exhaustive
-def test_a_journal_that_is_left_of_a_removed_database_is_not_played_into_the_new_one(
+def test_a_leftover_journal_is_not_applied_to_a_new_database(
     tmp_path: Path, empty_store: Path
 ) -> None:
     file = tmp_path / "mlflow.db"
@@ -189,7 +189,7 @@ def test_a_database_of_another_program_is_never_replaced(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("uri", ["http://host:5000", "sqlite:///:memory:", "postgresql://h/d"])
-def test_other_addresses_are_left_alone(
+def test_other_addresses_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

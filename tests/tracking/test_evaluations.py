@@ -1,4 +1,4 @@
-"""Evaluations in a real MLflow store, on runs and logged models that are there."""
+"""Evaluations in a real MLflow store with runs and logged models."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from raymi.evaluation.transfer import transfer_name
 from raymi.tracking import store
 from raymi.tracking.description import (
     NOTE,
-    describe_evaluation,
+    evaluation_section,
     evaluations_in,
     with_evaluation,
 )
-from raymi.tracking.evaluations import Place, log_evaluation
+from raymi.tracking.evaluations import LoggedModelRef, log_evaluation
 from raymi.tracking.metric_names import metric_prefix
 from raymi.tracking.model_card import CARD
 
@@ -58,7 +58,7 @@ NAMES = (
 
 @pytest.fixture
 def home(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder: a store as that of `finished`, with the same run, and nothing else."""
+    """Current folder with a copy of the store of `finished`, and nothing else."""
     shutil.copy(finished / "mlflow.db", tmp_path)
     for told_before in finished.glob("mlruns/*/artifacts/evaluations"):
         shutil.rmtree(told_before)
@@ -72,8 +72,8 @@ def mine(finished: Path, home: Path) -> LocatedModel:
     return find_model_source("mine", tiny_runs.tiny_config({"out": str(finished / "runs")}))
 
 
-def place_of(found: LocatedModel, home: Path) -> Place:
-    return Place(store.tracking_uri(home), found.run_id, found.model_id, found.variant)
+def place_of(found: LocatedModel, home: Path) -> LoggedModelRef:
+    return LoggedModelRef(store.tracking_uri(home), found.run_id, found.model_id, found.variant)
 
 
 def report_of(
@@ -85,7 +85,7 @@ def report_of(
     model: str = "e" * 64,
     seed: int = 0,
 ) -> Report:
-    """What an evaluation finds: 30 of 40 right, and under the attacks 20, 19, 18..."""
+    """Report of an evaluation: 30 of 40 correct, and under the attacks 20, 19, 18..."""
     right = {"clean": 30} | {name: 20 - k % 20 for k, name in enumerate(names)}
     results = tuple(Robustness(name, num, NUM, ()) for name, num in right.items())
     return Report(
@@ -104,7 +104,7 @@ def report_of(
     )  # fmt: skip
 
 
-def log(report: Report, place: Place, home: Path) -> str:
+def log(report: Report, place: LoggedModelRef, home: Path) -> str:
     table = home / "outcomes.parquet"
     pq.write_table(pa.table({"sample": np.arange(NUM)}), table)
     return log_evaluation(
@@ -117,7 +117,7 @@ def values(run_id: str, metric: str) -> list[float]:
 
 
 def state() -> list[tuple[Any, ...]]:
-    """All that evaluations change in a store."""
+    """Everything that evaluations change in a store."""
     found: list[tuple[Any, ...]] = []
     for run in runs():
         lengths = {m: len(values(run.info.run_id, m)) for m in run.data.metrics}
@@ -138,7 +138,7 @@ def artifacts(run_id: str, path: str) -> set[str]:
     return {one.path for one in client().list_artifacts(run_id, path)}
 
 
-def test_accuracies_are_on_the_run_and_on_its_logged_model(mine, home):
+def test_accuracies_are_metrics_of_run_and_model(mine, home):
     report = report_of(home)
     run_id = log(report, place_of(mine, home), home)
     assert run_id == mine.run_id
@@ -165,7 +165,7 @@ def test_accuracies_are_on_the_run_and_on_its_logged_model(mine, home):
     assert not models("metrics.`eval/digits-test/linf_8_255/pgd-40_acc` > 0.51")
 
 
-def test_the_data_set_is_an_input_of_the_run_once(mine, home):
+def test_the_data_set_is_one_input_of_the_run(mine, home):
     place = place_of(mine, home)
     before = client().get_run(mine.run_id).inputs.dataset_inputs
     for names in (("pgd-40",), ("pgd-40", "fgsm")):
@@ -192,7 +192,7 @@ def test_signs_of_false_robustness_are_tags_of_run_and_model(mine, home):
     assert doubtful.model_id == mine.model_id
 
 
-def test_no_sign_is_said_too_but_not_where_nobody_looked(mine, home):
+def test_absent_signs_are_logged_only_if_checked(mine, home):
     place = place_of(mine, home)
     log(report_of(home, findings=()), place, home)
     assert (
@@ -219,7 +219,7 @@ def test_report_and_outcomes_are_artifacts(mine, home):
     assert json.loads(Path(path).read_text()) == json.loads(json.dumps(report.as_json()))
 
 
-def test_the_description_of_the_run_says_what_was_found_and_how_to_repeat_it(mine, home):
+def test_the_description_has_results_and_command(mine, home):
     place = place_of(mine, home)
     before = client().get_run(mine.run_id).data.tags[NOTE]
     log(report_of(home, findings=()), place, home)
@@ -227,7 +227,7 @@ def test_the_description_of_the_run_says_what_was_found_and_how_to_repeat_it(min
     note = client().get_run(mine.run_id).data.tags[NOTE]
     assert note.startswith(before)
     title = "### mine-best: 40 images of digits-test, L_inf eps 8/255"
-    assert note.count(title) == 1, "in the place of what was told before"
+    assert note.count(title) == 1, "it replaces the earlier section"
     assert "Signs of false robustness: steps (FGSM breaks more than PGD)" in note
     assert "| fgsm | 47.5% | 32.9-62.5% |" in note
     assert f"```\n{COMMAND}\n```" in note
@@ -235,8 +235,8 @@ def test_the_description_of_the_run_says_what_was_found_and_how_to_repeat_it(min
     assert client().get_run(mine.run_id).data.tags[NOTE].count(title) == 2, "of other attacks"
 
 
-def test_a_description_that_is_written_anew_keeps_the_evaluations():
-    told = describe_evaluation(report_of(Path("ledger")), COMMAND)
+def test_a_new_description_keeps_the_evaluations():
+    told = evaluation_section(report_of(Path("ledger")), COMMAND)
     for before in ("", "the run\n\n| model | clean |"):
         note = with_evaluation(before, told)
         assert evaluations_in(note).strip() == told
@@ -244,7 +244,7 @@ def test_a_description_that_is_written_anew_keeps_the_evaluations():
     assert evaluations_in("the run") == ""
 
 
-def test_the_models_card_has_its_numbers_and_what_is_doubtful(mine, home):
+def test_the_model_card_has_accuracies_and_doubts(mine, home):
     log(report_of(home, findings=(OUTPUTS, MASKED)), place_of(mine, home), home)
     place = client().get_logged_model(mine.model_id).artifact_location
     card = Path(mlflow.artifacts.download_artifacts(f"{place}/{CARD}")).read_text()
@@ -255,7 +255,7 @@ def test_the_models_card_has_its_numbers_and_what_is_doubtful(mine, home):
     assert "pgd-40 | 50.0%" in version.description
 
 
-def test_the_models_card_warns_of_images_that_splits_share(mine, home):
+def test_the_model_card_warns_of_shared_images(mine, home):
     client().set_tag(mine.run_id, "raymi.duplicates", "7 of 40 test images are also in train")
     log(report_of(home), place_of(mine, home), home)
     place = client().get_logged_model(mine.model_id).artifact_location
@@ -264,7 +264,7 @@ def test_the_models_card_warns_of_images_that_splits_share(mine, home):
     assert "**Warning:** 7 of 40 test images are also in train." in limits
 
 
-def test_told_again_nothing_is_added(mine, home):
+def test_logging_again_adds_nothing(mine, home):
     place, report = place_of(mine, home), report_of(home, findings=(OUTPUTS, MASKED))
     log(report, place, home)
     before = state()
@@ -274,9 +274,7 @@ def test_told_again_nothing_is_added(mine, home):
 
 
 @pytest.mark.parametrize("call", ["log_metric", "set_logged_model_tags", "log_text", "set_tag"])
-def test_telling_that_was_cut_off_is_finished_by_the_next_and_nothing_is_there_twice(
-    mine, home, monkeypatch, call
-):
+def test_interrupted_logging_is_completed_without_duplicates(mine, home, monkeypatch, call):
     place = place_of(mine, home)
     reports = (report_of(home), report_of(home, ("fgsm",)), report_of(home, seed=1))
     real, calls = getattr(mlflow.MlflowClient, call), itertools.count(1)
@@ -299,7 +297,7 @@ def test_telling_that_was_cut_off_is_finished_by_the_next_and_nothing_is_there_t
     assert len(values(mine.run_id, f"{prefix}fgsm_acc")) == 1
 
 
-def test_of_a_report_that_grew_only_the_new_results_are_added(mine, home):
+def test_only_new_results_of_a_report_are_added(mine, home):
     place = place_of(mine, home)
     log(report_of(home), place, home)
     log(report_of(home, ("pgd-40", "fgsm")), place, home)
@@ -312,7 +310,7 @@ def test_of_a_report_that_grew_only_the_new_results_are_added(mine, home):
     assert len(json.loads(Path(path).read_text())["results"]) == 3
 
 
-def test_a_report_of_other_attacks_leaves_the_one_before_it(mine, home):
+def test_a_report_of_other_attacks_keeps_the_earlier_one(mine, home):
     place = place_of(mine, home)
     log(report_of(home, ("pgd-40",)), place, home)
     log(report_of(home, ("fgsm",)), place, home)
@@ -323,7 +321,7 @@ def test_a_report_of_other_attacks_leaves_the_one_before_it(mine, home):
     assert state() == before
 
 
-def test_another_question_is_another_evaluation(mine, home):
+def test_another_protocol_is_another_evaluation(mine, home):
     place = place_of(mine, home)
     for seed in (0, 1):
         log(report_of(home, seed=seed), place, home)
@@ -334,7 +332,7 @@ def test_another_question_is_another_evaluation(mine, home):
     assert len(values(mine.run_id, "eval/digits-test/linf_8_255/pgd-40_acc")) == 2
 
 
-def test_a_model_that_was_not_chosen_has_metrics_of_its_own(mine, home, finished):
+def test_a_model_that_was_not_chosen_has_separate_metrics(mine, home, finished):
     other = "last" if mine.source.name.endswith("best") else "best"
     found = find_model_source(
         "mine", tiny_runs.tiny_config({"out": str(finished / "runs")}), which=other
@@ -348,8 +346,8 @@ def test_a_model_that_was_not_chosen_has_metrics_of_its_own(mine, home, finished
     assert with_it.model_id == found.model_id != mine.model_id
 
 
-def test_a_classifier_that_mlflow_does_not_know_gets_one_run_of_its_own(home):
-    place = Place(store.tracking_uri(home))
+def test_an_unknown_classifier_gets_one_evaluation_run(home):
+    place = LoggedModelRef(store.tracking_uri(home))
     before = {run.info.run_id for run in runs()}
     first = log(report_of(home), place, home)
     assert first not in before
@@ -365,29 +363,29 @@ def test_a_classifier_that_mlflow_does_not_know_gets_one_run_of_its_own(home):
     assert log(report_of(home, model="f" * 64), place, home) != first
 
 
-def test_its_own_run_is_never_that_of_a_training(mine, home):
-    """A copy of a run's weights has the same digest, and so the same question."""
+def test_an_evaluation_run_is_never_a_training_run(mine, home):
+    """A copy of a run's weights has the same digest, and so the same protocol."""
     client().update_run(mine.run_id, status="RUNNING")
     log(report_of(home), place_of(mine, home), home)
-    own = log(report_of(home), Place(store.tracking_uri(home)), home)
+    own = log(report_of(home), LoggedModelRef(store.tracking_uri(home)), home)
     assert own != mine.run_id
     assert client().get_run(mine.run_id).info.status == "RUNNING"
 
 
-def test_a_run_that_somebody_deleted_is_as_none(mine, home):
+def test_a_deleted_run_counts_as_none(mine, home):
     client().delete_run(mine.run_id)
     client().delete_logged_model(mine.model_id)
     own = log(report_of(home), place_of(mine, home), home)
     assert own != mine.run_id
     assert client().get_run(own).info.status == "FINISHED"
-    gone = Place(store.tracking_uri(home), "0" * 32, "m-" + "0" * 32)
+    gone = LoggedModelRef(store.tracking_uri(home), "0" * 32, "m-" + "0" * 32)
     assert log(report_of(home), gone, home) == own
 
 
-def test_a_logged_model_without_a_run_is_told_too(home):
+def test_a_logged_model_without_a_run_gets_metrics(home):
     example = np.full((2, 3, 8, 8), 0.5, dtype=np.float32)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)).eval()
-    with store.current(store.tracking_uri(home)):
+    with store.use_store(store.tracking_uri(home)):
         info = mlflow.pytorch.log_model(
             net, name="theirs", input_example=example, pip_requirements=["torch"],
             serialization_format="pt2",
@@ -399,7 +397,7 @@ def test_a_logged_model_without_a_run_is_told_too(home):
     assert model.model_id == info.model_id
 
 
-def test_mlflow_takes_the_names_of_all_attacks_and_no_two_are_one(mine, home):
+def test_attack_names_are_valid_and_distinct_in_mlflow(mine, home):
     reported = {name for names in SUITES.values() for name in names}
     long = tuple(transfer_name("pgd-40@2eps", 300 * "n" + end, "d" * 64) for end in "ab")
     names = tuple(dict.fromkeys([*NAMES, *long, *sorted(reported | set(ATTACKS))]))
@@ -416,7 +414,7 @@ def test_mlflow_takes_the_names_of_all_attacks_and_no_two_are_one(mine, home):
     assert state() == before
 
 
-def test_any_name_of_a_model_can_be_part_of_a_metric(home):
+def test_any_model_name_is_valid_in_a_metric(home):
     prefix = metric_prefix(report_of(home), "of others, ä & co " + 300 * "n")
     assert re.fullmatch(r"eval/digits-test/linf_8_255/of_others__[\w-]{,100}/", prefix, re.ASCII)
 
@@ -437,10 +435,10 @@ def test_long_texts_are_cut_for_tags(mine, home):
 @pytest.mark.parametrize(
     "uri", [f"http://me:{SECRET}@127.0.0.1:9", "sqlite:////proc/nobody/mlflow.db", "nonsense://x"]
 )
-def test_a_store_that_does_not_answer_costs_one_line(home, capsys, monkeypatch, uri):
+def test_a_store_that_does_not_answer_prints_one_line(home, capsys, monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(Exception):  # noqa: B017 whatever MLflow raises
-        log(report_of(home), Place(uri), home)
+    with pytest.raises(Exception):  # noqa: B017 any error of MLflow
+        log(report_of(home), LoggedModelRef(uri), home)
     said = tracked(home, LocatedModel(source=None))
     (line,) = said.splitlines()
     assert "did not take the evaluation of mine-best: " in line
@@ -449,7 +447,7 @@ def test_a_store_that_does_not_answer_costs_one_line(home, capsys, monkeypatch, 
 
 
 def tracked(home: Path, *found: LocatedModel) -> str:
-    """What `raymi.evaluate` says of MLflow."""
+    """Lines about MLflow that `raymi.evaluate` prints."""
     (home / "outcomes.parquet").write_bytes(b"outcomes")
     reports = [report_of(home, model=str(k) * 64) for k, _ in enumerate(found)]
     plan = SimpleNamespace(
@@ -468,7 +466,7 @@ def _as_plan(plan: Any) -> EvaluationPlan:
     return plan
 
 
-def test_where_one_store_is_away_the_other_models_are_told(mine, home):
+def test_an_unreachable_store_does_not_stop_the_other_models(mine, home):
     away = replace(mine, uri=f"http://me:{SECRET}@127.0.0.1:9")
     here = replace(mine, uri=store.tracking_uri(home))
     first, second = tracked(home, away, here).splitlines()
@@ -480,7 +478,7 @@ def test_where_one_store_is_away_the_other_models_are_told(mine, home):
 
 
 @pytest.mark.slow
-def test_the_command_tells_mlflow_and_ends_well_without_it(home, monkeypatch, capsys):
+def test_the_command_logs_to_mlflow_and_succeeds_without_it(home, monkeypatch, capsys):
     (home / "nets.py").write_text(
         "import torch\n"
         "def net(num_classes, image_size):\n"

@@ -1,4 +1,4 @@
-"""Faults of a store: one line with a remedy, and the remedy works."""
+"""Faults of a store are one line with a remedy that works."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from raymi.errors import StorageError, UserError
 from raymi.files import file_lock
 from raymi.tracking import database, store
 from raymi.tracking.database import sqlite_uri
-from raymi.tracking.faults import answering
+from raymi.tracking.faults import store_errors_as_user_errors
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def use(uri: str) -> None:
 
 def refusal(uri: str) -> str:
     """Returns the one line that a fault of a store becomes."""
-    with pytest.raises(UserError) as refused, answering(uri):
+    with pytest.raises(UserError) as refused, store_errors_as_user_errors(uri):
         use(uri)
     text = str(refused.value)
     assert "\n" not in text
@@ -64,7 +64,7 @@ def refusal(uri: str) -> str:
 
 
 def migrated(file: Path, back: int) -> None:
-    """Makes a database with data as MLflow had it some revisions ago."""
+    """Creates a database with the schema of an older MLflow."""
     from alembic import command
     from alembic.config import Config
 
@@ -86,7 +86,7 @@ def migrated(file: Path, back: int) -> None:
     command.upgrade(config, revisions[back].revision)
 
 
-def test_an_older_schema_is_upgraded_by_the_command_that_the_message_names(
+def test_an_older_schema_is_upgraded_by_the_printed_command(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "a b%20c" / "mlflow.db"
@@ -109,7 +109,7 @@ def test_an_older_schema_is_upgraded_by_the_command_that_the_message_names(
     assert "mine" in [one.name for one in store.connect(uri).search_experiments()]
 
 
-def test_a_newer_schema_asks_for_a_newer_mlflow(file: Path) -> None:
+def test_a_newer_schema_requires_a_newer_mlflow(file: Path) -> None:
     with closing(sqlite3.connect(file)) as newer, newer:
         newer.execute("UPDATE alembic_version SET version_num = 'ffff00000000'")
     said = refusal(sqlite_uri(file))
@@ -118,29 +118,29 @@ def test_a_newer_schema_asks_for_a_newer_mlflow(file: Path) -> None:
                          "pip install --upgrade mlflow")  # fmt: skip
 
 
-def test_a_schema_that_only_a_server_knows_has_the_same_remedies() -> None:
+def test_a_schema_error_of_a_server_has_the_same_remedies() -> None:
     from mlflow.exceptions import MlflowException
 
     known = [one.revision for one in database._migrations().walk_revisions()]
     text = "Detected out-of-date database schema (found version {}, but expected {})"
     uri = "postgresql://me:pass@host/db"
     for revision, remedy in ((known[1], "mlflow db upgrade URI"), ("ffff00000000", "--upgrade")):
-        with pytest.raises(UserError, match=remedy) as refused, answering(uri):
+        with pytest.raises(UserError, match=remedy) as refused, store_errors_as_user_errors(uri):
             raise MlflowException(text.format(revision, known[0]))
         assert "pass@" not in str(refused.value)
 
 
-def test_the_command_for_an_address_with_a_password_takes_it_from_the_environment(
+def test_a_printed_command_takes_the_password_from_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     uri = "postgresql://me:pass@host/db"
-    assert store.for_command(uri) == "URI"
+    assert store.shell_word(uri) == "URI"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert store.for_command(uri) == '"$MLFLOW_TRACKING_URI"'
-    assert store.for_command("sqlite:////a b/m.db") == "'sqlite:////a b/m.db'"
+    assert store.shell_word(uri) == '"$MLFLOW_TRACKING_URI"'
+    assert store.shell_word("sqlite:////a b/m.db") == "'sqlite:////a b/m.db'"
 
 
-def test_a_locked_database_names_who_may_hold_it(file: Path) -> None:
+def test_a_locked_database_prints_how_to_find_its_owner(file: Path) -> None:
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert f"another process holds it: end that (fuser -v {file}" in refusal(sqlite_uri(file))
@@ -148,7 +148,7 @@ def test_a_locked_database_names_who_may_hold_it(file: Path) -> None:
     use(sqlite_uri(file))
 
 
-def test_a_file_that_is_no_database_is_to_be_moved_away(file: Path) -> None:
+def test_the_remedy_for_a_file_that_is_no_database_is_to_move_it(file: Path) -> None:
     file.write_text("a note of mine\n" * 100)
     assert f"move {file} away and put a copy of it in its place" in refusal(sqlite_uri(file))
     assert file.read_text().startswith("a note")
@@ -156,7 +156,7 @@ def test_a_file_that_is_no_database_is_to_be_moved_away(file: Path) -> None:
     use(sqlite_uri(file))
 
 
-def test_a_damaged_database_is_to_be_replaced_by_a_copy(file: Path, empty_store: Path) -> None:
+def test_the_remedy_for_a_damaged_database_is_a_copy(file: Path, empty_store: Path) -> None:
     content = bytearray(file.read_bytes())
     content[100:4096] = os.urandom(3996)
     file.write_bytes(content)
@@ -174,7 +174,7 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
     use(uri)
 
 
-def test_artifacts_that_cannot_be_written_are_named(file: Path, tmp_path: Path) -> None:
+def test_an_unwritable_artifact_folder_is_named(file: Path, tmp_path: Path) -> None:
     (tmp_path / "mlruns").write_text("mine")
     said = refusal(sqlite_uri(file))
     assert f"{tmp_path}/mlruns" in said
@@ -185,7 +185,7 @@ def test_artifacts_that_cannot_be_written_are_named(file: Path, tmp_path: Path) 
 
 @pytest.fixture
 def protected(tmp_path: Path) -> Iterator[Callable[[], Path]]:
-    """A function that makes a folder of its own read-only, and returns it."""
+    """Function that creates a read-only folder and returns it."""
     folder = tmp_path / "protected"
     folder.mkdir()
     if os.geteuid() != 0:
@@ -204,7 +204,7 @@ def protected(tmp_path: Path) -> Iterator[Callable[[], Path]]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_database_in_a_folder_that_cannot_be_written_is_named_with_it(
+def test_a_database_in_a_read_only_folder_is_named_with_it(
     protected: Callable[[], Path], empty_store: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "protected" / "mlflow.db"
@@ -214,12 +214,12 @@ def test_a_database_in_a_folder_that_cannot_be_written_is_named_with_it(
     assert f"make {file} and its folder {folder} writable" in said or "folder writable" in said
 
 
-def test_a_folder_that_cannot_be_written_is_named(protected: Callable[[], Path]) -> None:
+def test_a_read_only_folder_is_named(protected: Callable[[], Path]) -> None:
     folder = protected()
     assert f"{folder}/.mlflow.db.making" in refusal(sqlite_uri(folder / "mlflow.db"))
 
 
-def test_a_lock_that_cannot_be_written_is_named(protected: Callable[[], Path]) -> None:
+def test_a_read_only_lock_is_named(protected: Callable[[], Path]) -> None:
     lock = protected() / ".lock"
     with (
         pytest.raises((UserError, StorageError), match=f"{lock}") as refused,
@@ -263,7 +263,10 @@ def test_a_full_disk_under_a_database_asks_for_space(file: Path) -> None:
 
 
 def test_a_full_disk_under_artifacts_asks_for_space(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="free space there"), answering("http://host:5000"):
+    with (
+        pytest.raises(UserError, match="free space there"),
+        store_errors_as_user_errors("http://host:5000"),
+    ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "x"))
 
 
@@ -283,22 +286,22 @@ def test_a_missing_driver_is_named_as_its_package(uri: str, module: str, package
     assert "pass" not in said.partition(" fails: ")[2]
 
 
-def test_an_address_that_nobody_listens_at_says_to_start_the_server() -> None:
+def test_a_refused_connection_says_to_start_the_server() -> None:
     assert refusal("http://127.0.0.1:9").endswith(
         "start the server, or set MLFLOW_TRACKING_URI to another store"
     )
 
 
-def test_a_host_without_an_address_is_to_be_corrected() -> None:
+def test_an_unknown_host_says_to_correct_its_name() -> None:
     assert "correct the name of the host" in refusal("http://no-such-host.invalid:5000")
 
 
-def test_an_unknown_scheme_lists_another_store() -> None:
+def test_an_unknown_scheme_suggests_another_store() -> None:
     assert "set MLFLOW_TRACKING_URI to another store" in refusal("nonsense://x")
 
 
 class _Answer(BaseHTTPRequestHandler):
-    """Another program than MLflow, or a proxy before it."""
+    """Server of another program, or a proxy."""
 
     status: ClassVar[int]
     text: ClassVar[bytes]
@@ -338,16 +341,14 @@ def answers(status: int, text: str) -> Iterator[str]:
         (502, "Bad Gateway", "look at the log of the server"),
     ],
 )
-def test_an_answer_that_is_not_the_expected_one_has_its_remedy(
-    status: int, text: str, remedy: str
-) -> None:
+def test_an_unexpected_answer_has_a_remedy(status: int, text: str, remedy: str) -> None:
     with answers(status, text) as uri:
         assert remedy in refusal(uri)
 
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_a_server_that_refuses_the_name_of_its_host_says_how_it_takes_it(
+def test_a_refused_host_name_prints_the_server_option(
     tracking_server: Server,
 ) -> None:
     host = f"[::ffff:127.0.0.1]:{tracking_server.port}"  # the loopback interface by another name
@@ -355,11 +356,11 @@ def test_a_server_that_refuses_the_name_of_its_host_says_how_it_takes_it(
 
 
 @pytest.mark.slow
-def test_a_path_below_a_server_is_to_be_corrected(tracking_server: Server) -> None:
+def test_a_wrong_path_on_a_server_says_to_correct_it(tracking_server: Server) -> None:
     assert "correct its host, port and path" in refusal(f"{tracking_server.uri}/nowhere")
 
 
-def test_a_command_ends_with_the_line_and_exit_code_2(
+def test_a_fault_ends_a_command_with_one_line_and_exit_code_2(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file.write_text("a note of mine\n" * 100)

@@ -1,4 +1,4 @@
-"""Runs left RUNNING in MLflow by a process that is gone, and runs that a signal interrupts."""
+"""Stale runs that MLflow shows as RUNNING, and runs that a signal interrupts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raymi.config import Config
 from raymi.runs.journal import Journal
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import store, tracked_run
-from raymi.tracking.left_running import PLACE, close_left_running
+from raymi.tracking.stale_runs import LOCATION, close_stale_runs
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tracking.tracker import Tracker
 
@@ -45,7 +45,7 @@ def config() -> Config:
 
 
 def begin(config: Config, name: str) -> RunFolder:
-    """Begins a run in MLflow as its driver does, and leaves it there."""
+    """Starts a run in MLflow as its driver does, without ending it."""
     folder = RunFolder(Path.cwd() / "runs" / name)
     folder.write_config(config)
     TrackedRun(config, folder, {"id": name, "command": "train"}, Path.cwd()).deliver(None)
@@ -77,7 +77,7 @@ def statuses() -> dict[str, str]:
 
 
 def close() -> list[str]:
-    return close_left_running(client(), runs()[0].info.experiment_id)
+    return close_stale_runs(client(), runs()[0].info.experiment_id)
 
 
 def test_a_run_whose_process_was_killed_is_closed_by_the_next_run(config: Config) -> None:
@@ -106,21 +106,21 @@ def test_a_closed_run_ends_when_its_folder_was_last_written(config: Config) -> N
 
 
 @pytest.mark.parametrize("place", ["elsewhere:", None])
-def test_runs_of_other_machines_and_programs_are_left_alone(
+def test_runs_of_other_machines_and_programs_stay_running(
     config: Config, place: str | None
 ) -> None:
     folder = begin(config, "other")
     kill(hold(folder))
     (run,) = runs()
     if place is None:
-        client().delete_tag(run.info.run_id, PLACE)
+        client().delete_tag(run.info.run_id, LOCATION)
     else:
-        client().set_tag(run.info.run_id, PLACE, f"{place}{folder.path}")
+        client().set_tag(run.info.run_id, LOCATION, f"{place}{folder.path}")
     assert close() == []
     assert statuses() == {"other": "RUNNING"}
 
 
-def test_nothing_follows_from_a_folder_without_a_lock_or_without_itself(config: Config) -> None:
+def test_a_run_without_folder_or_lock_stays_running(config: Config) -> None:
     first, second = begin(config, "first"), begin(config, "second")
     os.rename(second.path, second.path.with_name("away"))
     assert not (first.path / ".lock").exists()
@@ -143,7 +143,7 @@ def test_a_trial_lives_as_long_as_its_sweep(config: Config) -> None:
     assert statuses() == {"0": "KILLED"}
 
 
-def test_a_continued_run_is_running_again(config: Config) -> None:
+def test_a_resumed_run_is_running(config: Config) -> None:
     folder = begin(config, "mine")
     kill(hold(folder))
     assert len(close()) == 1
@@ -159,7 +159,7 @@ def follow(config: Config, name: str) -> Tracker:
     return followed
 
 
-def test_an_interrupted_run_is_marked_before_its_models_are_there(
+def test_an_interrupted_run_is_marked_before_its_models_are_logged(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploading, released = threading.Event(), threading.Event()
@@ -185,14 +185,14 @@ def test_an_interrupted_run_is_marked_before_its_models_are_there(
     assert uploading.wait(WAIT)
     assert statuses() == {"mine": "RUNNING"}
     assert followed.interrupt().wait(WAIT)
-    assert statuses() == {"mine": "KILLED"}, "although the upload goes on"
+    assert statuses() == {"mine": "KILLED"}, "during the upload"
     followed.break_off()
     released.set()
     closing.join(WAIT)
     assert statuses() == {"mine": "KILLED"}
 
 
-def test_a_run_that_is_interrupted_before_mlflow_knows_it_is_never_running(
+def test_a_run_interrupted_before_it_is_created_is_never_running(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allowed, real = threading.Event(), store.connect
@@ -210,7 +210,7 @@ def test_a_run_that_is_interrupted_before_mlflow_knows_it_is_never_running(
     assert followed.close("KILLED", WAIT)
 
 
-def test_an_interrupted_run_that_still_comes_to_its_end_is_finished(config: Config) -> None:
+def test_an_interrupted_run_that_completes_is_finished(config: Config) -> None:
     followed = follow(config, "mine")
     wait_until(lambda: statuses() == {"mine": "RUNNING"})
     assert followed.interrupt().wait(WAIT)
@@ -219,7 +219,7 @@ def test_an_interrupted_run_that_still_comes_to_its_end_is_finished(config: Conf
     assert statuses() == {"mine": "FINISHED"}
 
 
-def test_an_interruption_is_marked_from_the_handler_of_a_signal(config: Config) -> None:
+def test_a_signal_handler_marks_an_interruption(config: Config) -> None:
     followed = follow(config, "mine")
     wait_until(lambda: statuses() == {"mine": "RUNNING"})
     before = signal.signal(signal.SIGTERM, lambda *_: followed.interrupt())
@@ -230,8 +230,8 @@ def test_an_interruption_is_marked_from_the_handler_of_a_signal(config: Config) 
         signal.signal(signal.SIGTERM, before)
 
 
-def test_the_folder_keeps_where_the_run_is_and_not_its_machine(config: Config) -> None:
+def test_the_run_folder_does_not_store_its_machine(config: Config) -> None:
     folder = begin(config, "mine")
     (run,) = runs()
-    assert run.data.tags[PLACE].endswith(f":{folder.path}")
-    assert PLACE not in json.loads(folder.tracking.read_text())
+    assert run.data.tags[LOCATION].endswith(f":{folder.path}")
+    assert LOCATION not in json.loads(folder.tracking.read_text())

@@ -38,9 +38,9 @@ def images(num: int = 5) -> torch.Tensor:
 
 
 def log(model: nn.Module, **how: Any) -> Any:
-    """A model that somebody else logged."""
+    """Model that another program logged."""
     example = np.full((2, 3, 8, 8), 0.5, dtype=np.float32)
-    with store.current(store.tracking_uri(Path.cwd())):
+    with store.use_store(store.tracking_uri(Path.cwd())):
         return mlflow.pytorch.log_model(
             model.eval(), name="theirs", input_example=example, pip_requirements=["torch"], **how
         )
@@ -51,7 +51,7 @@ def other_net() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
 
 
-def test_a_logged_model_is_the_model_of_its_run_by_whatever_address(here):
+def test_every_address_of_a_logged_model_gives_the_model_of_its_run(here):
     of_run = find("mine", which="best")
     assert of_run.uri == store.tracking_uri(here)
     assert of_run.model_id is not None
@@ -76,13 +76,13 @@ def test_a_logged_model_is_the_model_of_its_run_by_whatever_address(here):
         find("models:/tiny/1", which="last")
 
 
-def test_finding_leaves_mlflow_as_it_was(here):
+def test_finding_does_not_change_mlflow(here):
     before = dict(os.environ), mlflow.is_tracking_uri_set()
     find("models:/tiny/1")
     assert before == (dict(os.environ), mlflow.is_tracking_uri_set())
 
 
-def test_models_of_others_are_their_exported_programs(here):
+def test_other_models_are_loaded_as_exported_programs(here):
     model = other_net()
     info = log(model, serialization_format="pt2")
     found = find(f"models:/{info.model_id}")
@@ -113,7 +113,7 @@ def test_pickled_models_are_refused(here):
         "runs:/0123",
     ],
 )
-def test_what_is_not_there_is_said_in_one_line(here, address):
+def test_a_missing_model_is_refused_in_one_line(here, address):
     with pytest.raises(UserError, match="cannot get") as refusal:
         find(address)
     assert "\n" not in str(refusal.value)
@@ -129,7 +129,7 @@ def test_a_store_that_does_not_answer_is_named_without_its_password(here, monkey
     assert "s3cret" not in str(refusal.value)
 
 
-def test_no_store_is_made_where_there_is_none(tmp_path, monkeypatch):
+def test_a_missing_store_is_not_created(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match=r"MLflow store .* does not exist"):
@@ -137,7 +137,7 @@ def test_no_store_is_made_where_there_is_none(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_outlives_the_configuration_of_its_run(here, tmp_path, monkeypatch):
+def test_a_model_is_found_without_the_configuration_of_its_run(here, tmp_path, monkeypatch):
     kept = find("models:/tiny/1")
     (config,) = (here / "mlruns").glob(f"{kept.run_id}/artifacts/config.json")
     shutil.move(config, tmp_path)

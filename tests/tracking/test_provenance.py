@@ -1,4 +1,4 @@
-"""Where a result comes from."""
+"""Provenance of runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_checkout_has_its_commit_and_whether_it_was_changed(tmp_path):
     assert checkout(tmp_path) == clean | {"git_dirty": "true"}
 
 
-def test_a_checkout_that_it_is_merely_installed_in_is_not_its_own(tmp_path):
+def test_a_checkout_around_an_installation_is_ignored(tmp_path):
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-q", "--allow-empty", "-m", "somebody else's")
     (packages := tmp_path / ".venv" / "site-packages").mkdir(parents=True)
@@ -40,7 +40,7 @@ def test_a_checkout_that_it_is_merely_installed_in_is_not_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("told", "dirty"), [(COMMIT, "false"), (f"{COMMIT}-dirty", "true"), (None, None)]
 )
-def test_a_job_has_the_commit_that_it_was_submitted_with(monkeypatch, told, dirty):
+def test_a_job_has_its_submitted_commit(monkeypatch, told, dirty):
     metadata = {"job_submission_id": "raysubmit_1", "password": "s3cr3t"}
     metadata |= {} if told is None else {"git_commit": told}
     runtime_env = {"working_dir": "gcs://_ray_pkg_1.zip", "env_vars": {"TOKEN": "s3cr3t"}}
@@ -53,7 +53,7 @@ def test_a_job_has_the_commit_that_it_was_submitted_with(monkeypatch, told, dirt
 
 
 @pytest.mark.parametrize("config", [None, "{", "[]", '{"runtime_env": {}}', '{"metadata": null}'])
-def test_outside_of_a_job_there_is_none(monkeypatch, config):
+def test_outside_a_job_no_job_facts_are_recorded(monkeypatch, config):
     if config is None:
         monkeypatch.delenv(JOB_CONFIG, raising=False)
     else:

@@ -16,7 +16,7 @@ from raymi.evaluation.report import Report
 from raymi.evaluation.summary import Robustness
 from raymi.reporting.folder import PAGE
 from raymi.runs.run_folder import RunFolder
-from raymi.tracking.evaluations import Place, log_evaluation
+from raymi.tracking.evaluations import LoggedModelRef, log_evaluation
 from raymi.tracking.reports import find_numbers, log_report
 
 pytest.importorskip("mlflow")
@@ -42,7 +42,7 @@ def artifacts(home: Path, name: str = "mine") -> set[str]:
     return {Path(one.path).name for one in found}
 
 
-def test_the_report_is_among_the_artifacts_of_its_run(home, capsys):
+def test_the_report_is_an_artifact_of_its_run(home, capsys):
     assert report.main(WORDS) == 0
     folder = home / "reports" / "mine"
     assert artifacts(home) == {path.name for path in folder.iterdir()}
@@ -53,7 +53,7 @@ def test_the_report_is_among_the_artifacts_of_its_run(home, capsys):
     assert lines[-1].startswith("MLflow  report/mine of mine  (mlflow ui ")
 
 
-def test_given_again_it_replaces_the_one_before(home):
+def test_a_repeated_report_replaces_the_earlier_one(home):
     assert report.main(WORDS) == 0
     assert "accuracy-eps.png" in artifacts(home)
     assert report.main(["mine", "samples=0"]) == 0
@@ -61,7 +61,7 @@ def test_given_again_it_replaces_the_one_before(home):
     assert "accuracy-eps.png" not in artifacts(home)
 
 
-def test_also_that_of_a_run_which_is_not_finished(home, capsys):
+def test_a_report_of_an_unfinished_run_is_logged(home, capsys):
     folder = RunFolder(home / "runs" / "mine")
     before = {path: path.read_bytes() for path in (folder.journal, *folder.path.glob("*.saf*"))}
     events = [json.loads(line) for line in folder.journal.read_text().splitlines()]
@@ -78,7 +78,7 @@ def test_also_that_of_a_run_which_is_not_finished(home, capsys):
     assert PAGE in artifacts(home, "begun")
 
 
-def test_a_store_that_is_away_costs_a_line_and_nothing_else(home, monkeypatch, capsys):
+def test_an_unreachable_store_prints_only_a_line(home, monkeypatch, capsys):
     outage = Outage(monkeypatch, "get_run", "get_logged_model")
     assert report.main(["mine", "samples=0", "out=away"]) == 0
     out = capsys.readouterr().out
@@ -94,7 +94,7 @@ def test_a_store_that_is_away_costs_a_line_and_nothing_else(home, monkeypatch, c
     assert PAGE in artifacts(home, "away")
 
 
-def test_without_tracking_mlflow_is_left_alone(home, monkeypatch, capsys):
+def test_without_tracking_mlflow_is_not_used(home, monkeypatch, capsys):
     outage = Outage(monkeypatch, "get_run", "get_logged_model", "log_artifact")
     assert report.main(["mine", "samples=0", "out=alone", "tracking.enabled=false"]) == 0
     assert outage.failures == 0
@@ -102,13 +102,13 @@ def test_without_tracking_mlflow_is_left_alone(home, monkeypatch, capsys):
     assert (home / "alone" / PAGE).is_file()
 
 
-def test_a_run_that_was_deleted_is_passed_over(home, tmp_path):
+def test_a_deleted_run_is_skipped(home, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     assert not log_report(kept(home)["uri"], "0" * 32, "mine", [tmp_path / "a.txt"])
     assert find_numbers(kept(home)["uri"], "m-" + "0" * 32) == []
 
 
-def test_a_store_that_is_gone_is_not_made_anew(home, tmp_path, monkeypatch, capsys):
+def test_a_deleted_store_is_not_created_again(home, tmp_path, monkeypatch, capsys):
     tracking = RunFolder(home / "runs" / "mine").tracking
     before = tracking.read_text()
     gone = tmp_path / "gone.db"
@@ -121,7 +121,7 @@ def test_a_store_that_is_gone_is_not_made_anew(home, tmp_path, monkeypatch, caps
     assert f"there is no MLflow store {gone}" in capsys.readouterr().out
 
 
-def test_accuracies_that_only_mlflow_has_are_in_the_table(home):
+def test_accuracies_from_mlflow_are_in_the_table(home):
     found = find_model_source("mine", Config())
     protocol = {
         "model": found.source.digest,
@@ -130,7 +130,7 @@ def test_accuracies_that_only_mlflow_has_are_in_the_table(home):
     }
     results = tuple(Robustness(name, right, 50, ()) for name, right in (("clean", 40), ("ddn", 7)))
     told = Report("mine-best", "elsewhere", 50, protocol, {}, home / "none", results, (), {})
-    place = Place(found.uri or "", found.run_id, found.model_id)
+    place = LoggedModelRef(found.uri or "", found.run_id, found.model_id)
     log_evaluation(told, place, command="again", experiment="raymi", home=home, files=[])
     assert report.main(["mine", "samples=0"]) == 0
     tables = json.loads((home / "reports" / "mine" / "report.json").read_text())["tables"]

@@ -71,7 +71,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fresh(home: Path) -> dict[str, str]:
-    """Where packages are; files that install raymi from a checkout are not read from there."""
+    """Folder of packages, from which path files of a checkout are not read."""
     return environment(
         PYTHONPATH=sysconfig.get_path("purelib"),
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -87,7 +87,7 @@ def ours(images: torch.Tensor) -> np.ndarray:
         return model(images).numpy()
 
 
-def test_it_classifies_and_is_attacked_where_nothing_of_raymi_is(finished, python, tmp_path):
+def test_a_logged_model_classifies_and_is_attacked_without_raymi(finished, python, tmp_path):
     test = tiny_runs.tiny_splits(tiny_runs.tiny_config()).test
     images = to_unit(test.images[:30])
     np.save(tmp_path / "images.npy", images.numpy())
@@ -109,7 +109,7 @@ def test_it_classifies_and_is_attacked_where_nothing_of_raymi_is(finished, pytho
 
 
 @pytest.mark.exhaustive
-def test_it_answers_over_http(finished, python, tmp_path):
+def test_a_logged_model_is_served_over_http(finished, python, tmp_path):
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/tiny/1"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
@@ -137,7 +137,7 @@ def test_it_answers_over_http(finished, python, tmp_path):
     np.testing.assert_allclose(logits, ours(images), rtol=1e-4, atol=1e-4)
 
 
-def test_its_card_says_what_it_is_how_to_use_it_and_what_is_doubtful(finished):
+def test_the_card_of_a_logged_model_has_its_usage_and_doubts(finished):
     (version,) = client().search_model_versions("name = 'tiny'")
     card = version.description
     (best,) = [e for e in events(finished / "runs" / "mine", "evaluation") if e["chosen"]]
@@ -145,7 +145,7 @@ def test_its_card_says_what_it_is_how_to_use_it_and_what_is_doubtful(finished):
     assert "L_inf eps 0.2" in card
     assert f"| {best['num']} of digits-test | L_inf eps 0.2 | clean | {best['clean']:.1%} (" in card
     assert f"| pgd-2-of-training | {best['robust']:.1%} (" in card
-    assert "Not looked for yet: `python -m raymi.evaluate model=models:/m-" in card
+    assert "Not checked yet: run `python -m raymi.evaluate model=models:/m-" in card
     model = version.source.removeprefix("models:/")
     names = [file.path for file in client().list_logged_model_artifacts(model)]
     assert {"MODEL_CARD.md", "MLmodel", "requirements.txt"} <= set(names)

@@ -1,4 +1,4 @@
-"""Runs that are a part of something greater: a child of another run, evaluated later or never."""
+"""Runs of trials: children of another run, evaluated later or never."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def sweep(tmp_path: Path) -> Sweep:
     return begin(tmp_path / "sweeps" / "mine", **{"optim.epochs": 1})
 
 
-def child(sweep: Sweep, parent: str, tell=lambda _: None) -> TrackedRun:
+def child(sweep: Sweep, parent: str, log=lambda _: None) -> TrackedRun:
     config, folder = sweep.config_of(VALUES, THIRD), sweep.folder_of(THIRD)
     folder.path.mkdir(parents=True, exist_ok=True)
     params = {"swept.optim.lr": 0.03}
     return TrackedRun(
-        config, folder, ABOUT, Path.cwd(), name="mine/0003", parent=parent, params=params, tell=tell
+        config, folder, ABOUT, Path.cwd(), name="mine/0003", parent=parent, params=params, log=log
     )
 
 
@@ -49,7 +49,7 @@ def children(parent: str) -> list[str]:
     return [run.info.run_id for run in client().search_runs([experiment], ours)]
 
 
-def test_a_run_that_is_never_evaluated_ends_well_and_has_no_model(sweep):
+def test_a_run_without_evaluation_finishes_without_a_model(sweep):
     told: list[str] = []
     parent = new_parent()
     followed = child(sweep, parent, told.append)
@@ -70,7 +70,7 @@ def test_a_run_that_is_never_evaluated_ends_well_and_has_no_model(sweep):
     assert not told
 
 
-def test_what_is_evaluated_later_is_delivered_then_with_its_model_and_once(sweep):
+def test_a_later_evaluation_is_delivered_once_with_its_model(sweep):
     parent = new_parent()
     trained(sweep, THIRD, VALUES)
     child(sweep, parent).deliver("FINISHED")
@@ -94,7 +94,7 @@ def test_what_is_evaluated_later_is_delivered_then_with_its_model_and_once(sweep
     assert len(runs()) == 2
 
 
-def test_an_evaluation_that_goes_on_during_a_delivery_is_waited_for(sweep, monkeypatch):
+def test_an_evaluation_during_a_delivery_is_awaited(sweep, monkeypatch):
     parent = new_parent()
     trained(sweep, THIRD, VALUES)
     config, folder = sweep.config_of(VALUES, THIRD), sweep.folder_of(THIRD)
@@ -121,7 +121,7 @@ def test_an_evaluation_that_goes_on_during_a_delivery_is_waited_for(sweep, monke
     assert set(later.models) == {"best", "last"}
 
 
-def test_a_run_follows_its_parent_where_that_was_made_anew(sweep):
+def test_a_run_follows_a_recreated_parent(sweep):
     trained(sweep, THIRD, VALUES)
     first, second = new_parent(), new_parent()
     child(sweep, first).deliver("FINISHED")

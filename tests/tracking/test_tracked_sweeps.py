@@ -17,8 +17,8 @@ from tiny_sweeps import CPU, begin, trained
 from raymi import select
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.tracking import store, sweeps
-from raymi.tracking.sweeps import SweepTracker
+from raymi.tracking import store, sweep_tracker
+from raymi.tracking.sweep_tracker import SweepTracker
 from raymi.tracking.tracked_sweep import TrackedSweep
 from raymi.tuning.events import Kind, News
 from raymi.tuning.results_table import Found
@@ -48,7 +48,7 @@ def sweep(tmp_path: Path) -> Sweep:
 
 
 class Driver:
-    """What the driver of a sweep does, without Ray: draws, trains and tells."""
+    """Driver of a sweep without Ray: draws and trains trials, and sends their events."""
 
     def __init__(self, sweep: Sweep, study: Study | None = None) -> None:
         self.sweep, self.study = sweep, study or sweep.study()
@@ -57,7 +57,7 @@ class Driver:
         self.tracker.start()
 
     def tell(self, kind: Kind, number: int) -> None:
-        self.tracker.news(News(kind, TrialRun(number, 0), self.study[number]))
+        self.tracker.on_trial_event(News(kind, TrialRun(number, 0), self.study[number]))
 
     def ask(self) -> Trial:
         trial = self.study.ask()
@@ -73,7 +73,7 @@ class Driver:
         return trial
 
     def stop(self, trial: Trial) -> None:
-        """As others are ahead after its first epoch."""
+        """Stops a trial after its first epoch, as others are ahead."""
         self.pause(trial)
         self.study.stop(trial.number)
         self.tell("stopped", trial.number)
@@ -98,7 +98,7 @@ class Driver:
         assert self.tracker.conclude(status, WAIT, found), self.tracker.problem
 
     def evaluate(self, trial: Trial) -> dict[str, Any]:
-        """The event of the model that is chosen."""
+        """Event of the chosen model."""
         config = self.sweep.config_of(trial.values, TrialRun(trial.number, 0))
         folder = self.sweep.folder_of(TrialRun(trial.number, 0))
         assert train(config, LocalContext(CPU, folder.stop_file), folder).finished
@@ -107,7 +107,7 @@ class Driver:
 
 
 def in_mlflow() -> tuple[Any, dict[str, Any]]:
-    """The run of the sweep, and those of its trials by name."""
+    """Run of the sweep, and runs of its trials by name."""
     (parent,) = [run for run in runs() if run.info.run_name == "mine"]
     ours = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"  # as MLflow's UI nests them
     found = client().search_runs([parent.info.experiment_id], ours)
@@ -170,7 +170,7 @@ def test_a_sweep_is_a_run_with_a_child_for_each_trial(sweep):
     assert driver.told == []
 
 
-def test_all_is_seen_while_the_sweep_goes_on(sweep):
+def test_runs_are_visible_while_the_sweep_is_running(sweep):
     driver = Driver(sweep)
     trial = driver.ask()
     wait_until(lambda: driver.tracker.run_id is not None and len(runs()) == 2)
@@ -183,7 +183,7 @@ def test_all_is_seen_while_the_sweep_goes_on(sweep):
     driver.tell("began", trial.number)
     wait_until(lambda: in_mlflow()[1]["mine/0000"].info.status == "RUNNING")
     for _ in range(3):
-        assert driver.tracker.settle(WAIT)
+        assert driver.tracker.flush(WAIT)
     assert in_mlflow()[1]["mine/0000"].info.status == "RUNNING", "after some more looks at it"
     driver.finish(trial)
     wait_until(lambda: values(parent, "trials_ended") == [(1, 1)])
@@ -195,12 +195,12 @@ def test_all_is_seen_while_the_sweep_goes_on(sweep):
     driver.close("KILLED")
 
 
-def test_curves_of_the_sweep_have_a_point_for_each_trial_that_ended(sweep):
+def test_sweep_curves_have_a_point_for_each_ended_trial(sweep):
     driver = Driver(sweep)
     driver.finish()
-    assert driver.tracker.settle(WAIT)  # points of trials that end between two looks may be swapped
+    assert driver.tracker.flush(WAIT)  # points of trials that end between two looks may be swapped
     driver.fail(driver.ask(), "out of memory")
-    assert driver.tracker.settle(WAIT)
+    assert driver.tracker.flush(WAIT)
     driver.finish()
     driver.close("KILLED")
     parent, _ = in_mlflow()
@@ -211,7 +211,7 @@ def test_curves_of_the_sweep_have_a_point_for_each_trial_that_ended(sweep):
     assert values(parent, "val/best_robust_acc") == best
 
 
-def test_a_failure_before_anything_was_reached_is_told(sweep):
+def test_a_failure_before_the_first_epoch_is_logged(sweep):
     driver = Driver(sweep)
     driver.fail(driver.ask(), "its process died again and again")
     driver.fail(driver.ask(), 10_000 * "x")
@@ -223,7 +223,7 @@ def test_a_failure_before_anything_was_reached_is_told(sweep):
     assert values(parent, "val/best_robust_acc") == []
 
 
-def test_what_a_sweep_found_is_on_its_run(sweep):
+def test_the_result_of_a_sweep_is_on_its_run(sweep):
     driver = Driver(sweep)
     for _ in range(4):
         driver.finish()
@@ -241,7 +241,7 @@ def test_what_a_sweep_found_is_on_its_run(sweep):
     by_number = table.sort_values("trial")
     assert by_number["robust"].tolist() == [one.robust for one in reached]
     assert by_number["optim.lr"].tolist() == [trial.values["optim.lr"] for trial in driver.study]
-    with store.current(client().tracking_uri):
+    with store.use_store(client().tracking_uri):
         experiment = parent.info.experiment_id
         shown = client().load_table(experiment, "trials.json", run_ids=[parent.info.run_id])
     assert shown["robust"].tolist() == pytest.approx(table["robust"].tolist())
@@ -262,7 +262,7 @@ def test_what_a_sweep_found_is_on_its_run(sweep):
     assert "digits, 40 test images" in note
 
 
-def test_a_sweep_that_is_continued_delivers_everything_once(sweep):
+def test_a_resumed_sweep_delivers_everything_once(sweep):
     driver = Driver(sweep)
     driver.finish()
     cut = driver.ask()
@@ -287,7 +287,7 @@ def test_a_sweep_that_is_continued_delivers_everything_once(sweep):
     assert parent.data.tags["raymi.winner"] == "0"
 
 
-def test_what_a_killed_process_left_is_delivered_by_the_next_one(sweep):
+def test_undelivered_data_of_a_killed_process_is_delivered_by_the_next(sweep):
     driver = Driver(sweep)
     trial = driver.ask()
     wait_until(lambda: len(runs()) == 2)
@@ -300,7 +300,7 @@ def test_what_a_killed_process_left_is_delivered_by_the_next_one(sweep):
     assert [step for step, _ in values(children["mine/0000"], "val/robust_acc")] == [1]
 
 
-def test_a_winner_that_is_evaluated_in_a_later_process_is_registered_once(sweep):
+def test_a_winner_evaluated_in_a_later_process_is_registered_once(sweep):
     driver = Driver(sweep)
     trial = driver.finish()
     driver.close("FAILED")
@@ -334,7 +334,7 @@ def test_the_model_of_a_sweep_can_be_selected(sweep, capsys):
 
 
 @pytest.mark.parametrize("call", ["search_runs", "create_run", "log_batch", "set_terminated"])
-def test_a_store_that_is_away_costs_one_line_and_is_told_later(sweep, monkeypatch, call):
+def test_an_unreachable_store_prints_one_line_and_gets_the_data_later(sweep, monkeypatch, call):
     outage = Outage(monkeypatch, call)
     driver = Driver(sweep)
     driver.finish()
@@ -343,7 +343,7 @@ def test_a_store_that_is_away_costs_one_line_and_is_told_later(sweep, monkeypatc
     assert driver.tracker.close("KILLED", timeout=0.3) is False
     driver.tracker.join(WAIT)
     (line,) = driver.told
-    assert "does not take what it is sent: ConnectionError: " in line
+    assert "rejects data: ConnectionError: " in line
     assert line.endswith("the sweep goes on, and all of it is kept and sent again")
     outage.over = True
     Driver(sweep).close()
@@ -353,7 +353,7 @@ def test_a_store_that_is_away_costs_one_line_and_is_told_later(sweep, monkeypatc
     assert [step for step, _ in values(children["mine/0000"], "val/robust_acc")] == [1, 2]
 
 
-def test_a_store_that_comes_back_gets_all_of_it(sweep, monkeypatch):
+def test_a_store_that_answers_again_gets_all_data(sweep, monkeypatch):
     outage = Outage(monkeypatch, "log_batch")
     driver = Driver(sweep)
     driver.finish()
@@ -369,7 +369,7 @@ def test_a_store_that_comes_back_gets_all_of_it(sweep, monkeypatch):
         assert [step for step, _ in values(run, "val/robust_acc")] == [1, 2]
 
 
-def test_nobody_waits_for_a_server_that_is_slow(sweep, monkeypatch):
+def test_a_slow_server_does_not_block_the_sweep(sweep, monkeypatch):
     answers, real = threading.Event(), mlflow.MlflowClient.create_run
 
     def slowly(*args: Any, **kwargs: Any) -> Any:
@@ -387,8 +387,8 @@ def test_nobody_waits_for_a_server_that_is_slow(sweep, monkeypatch):
     assert len(children) == 2
 
 
-def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, monkeypatch):
-    monkeypatch.setattr(sweeps, "FAIL_SECONDS", WAIT)  # on a busy machine all takes longer
+def test_an_undeliverable_trial_does_not_block_the_others(sweep, monkeypatch):
+    monkeypatch.setattr(sweep_tracker, "FAIL_SECONDS", WAIT)  # on a busy machine all takes longer
     driver = Driver(sweep)
     driver.finish()
     wait_until(lambda: len(runs()) == 2)
@@ -409,16 +409,16 @@ def test_a_trial_that_cannot_be_delivered_does_not_hold_up_the_others(sweep, mon
     closing.start()
     wait_until(lambda: in_mlflow()[0].info.status == "FINISHED")
     assert in_mlflow()[0].data.tags["raymi.winner"] == "0"
-    assert closing.is_alive(), "as there is more to deliver"
+    assert closing.is_alive(), "as data are undelivered"
     sweep.folder_of(TrialRun(trial.number, 0)).tracking.rmdir()
     closing.join(WAIT)
     assert {run.info.status for run in runs()} == {"FINISHED", "FAILED"}
 
 
-def test_a_run_that_somebody_deletes_while_the_sweep_goes_on_is_made_anew(sweep):
+def test_a_sweep_run_deleted_meanwhile_is_recreated(sweep):
     driver = Driver(sweep)
     driver.finish()
-    assert driver.tracker.settle(WAIT)
+    assert driver.tracker.flush(WAIT)
     under_way = driver.ask()
     wait_until(lambda: len(runs()) == 3)
     client().delete_run(deleted := driver.tracker.run_id)
@@ -431,10 +431,10 @@ def test_a_run_that_somebody_deletes_while_the_sweep_goes_on_is_made_anew(sweep)
     assert [step for step, _ in values(parent, "trials_ended")] == [1, 2, 3]
     assert {run.info.status for run in children.values()} == {"FINISHED"}
     assert set(children) == {"mine/0000", "mine/0001", "mine/0002"}
-    assert len(driver.told) == 2, "that it does not take what it is sent, and that it does again"
+    assert len(driver.told) == 2, "that the store rejects data, and that it answers again"
 
 
-def test_a_run_that_somebody_deleted_is_made_anew_with_its_children(sweep):
+def test_a_deleted_sweep_run_is_recreated_with_its_children(sweep):
     driver = Driver(sweep)
     driver.finish()
     driver.close("KILLED")
@@ -447,7 +447,7 @@ def test_a_run_that_somebody_deleted_is_made_anew_with_its_children(sweep):
     assert values(again, "trials_ended") == [(1, 1)]
 
 
-def test_a_continued_sweep_stays_in_its_store_whatever_the_folder(sweep, tmp_path, monkeypatch):
+def test_a_resumed_sweep_stays_in_its_store_from_any_folder(sweep, tmp_path, monkeypatch):
     driver = Driver(sweep)
     driver.finish()
     driver.close("KILLED")
@@ -461,7 +461,7 @@ def test_a_continued_sweep_stays_in_its_store_whatever_the_folder(sweep, tmp_pat
     assert not list(elsewhere.iterdir())
 
 
-def test_a_sweep_keeps_its_place_without_the_password(sweep, monkeypatch):
+def test_a_sweep_stores_its_address_without_the_password(sweep, monkeypatch):
     there = client()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@tracking:5000")
     monkeypatch.setattr(store, "connect", lambda uri: there)
@@ -470,7 +470,7 @@ def test_a_sweep_keeps_its_place_without_the_password(sweep, monkeypatch):
     assert json.loads(kept) == {"uri": "http://tracking:5000"}
 
 
-def test_a_server_that_is_away_is_named_without_its_password(sweep, monkeypatch):
+def test_an_unreachable_server_is_named_without_its_password(sweep, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     driver = Driver(sweep)
@@ -481,7 +481,7 @@ def test_a_server_that_is_away_is_named_without_its_password(sweep, monkeypatch)
     assert SECRET not in driver.told[0] + (driver.tracker.problem or "")
 
 
-def test_what_was_drawn_but_does_not_fit_is_shown_as_drawn(tmp_path):
+def test_invalid_drawn_values_are_logged_as_drawn(tmp_path):
     split = {"data.val_fraction": {"uniform": (2.0, 3.0)}}
     space = Space(name="split", description="", parameters=split)
     sweep = begin(tmp_path / "sweeps" / "mine", TUNE, space, **{"optim.epochs": 1})
@@ -497,13 +497,13 @@ def test_what_was_drawn_but_does_not_fit_is_shown_as_drawn(tmp_path):
     assert children["mine/0000"].data.tags["raymi.reason"] == ended.reason
 
 
-def test_a_look_at_what_is_delivered_does_not_keep_it_busy(sweep, monkeypatch):
+def test_idle_delivery_polls_rarely(sweep, monkeypatch):
     monkeypatch.setattr("raymi.tracking.delivery.POLL_SECONDS", 0.5)
     driver = Driver(sweep)
     driver.finish()
-    assert driver.tracker.settle(WAIT)
-    looks, send = [], driver.tracker.tracked.send_progress
-    driver.tracker.tracked.send_progress = lambda trials: (looks.append(1), send(trials))
+    assert driver.tracker.flush(WAIT)
+    looks, send = [], driver.tracker.tracked.log_progress
+    driver.tracker.tracked.log_progress = lambda trials: (looks.append(1), send(trials))
     since = time.monotonic()
     wait_until(lambda: len(looks) >= 3)
     assert time.monotonic() - since >= 2 * 0.5, "between three looks"

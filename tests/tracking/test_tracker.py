@@ -1,4 +1,4 @@
-"""A real MLflow store, fed by journals as a run writes them."""
+"""Delivery of journals to a real MLflow store."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from raymi.recipes import build_config
 from raymi.runs.journal import Journal, JournalReader
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import delivery, store, tracked_run
-from raymi.tracking.description import describe
-from raymi.tracking.models import times_of
+from raymi.tracking.description import run_description
+from raymi.tracking.models import metric_times
 from raymi.tracking.registry import register_model
 from raymi.tracking.tracker import Tracker
 
@@ -116,7 +116,7 @@ def follow(config: Config, folder: RunFolder, **changes: Any) -> Tracker:
 
 
 def kept(folder: RunFolder) -> dict[str, Any]:
-    """The state of delivery, as a run's folder keeps it."""
+    """State of the delivery in a run's folder."""
     return json.loads(folder.tracking.read_text())
 
 
@@ -127,7 +127,7 @@ def deliver(config: Config, folder: RunFolder, status: str) -> Tracker:
 
 
 @pytest.mark.parametrize("status", ["KILLED", "FAILED"])
-def test_a_run_is_described_and_ends_with_its_status(
+def test_a_run_has_a_description_and_ends_with_its_status(
     config: Config, folder: RunFolder, status: str
 ) -> None:
     write_start(folder)
@@ -153,7 +153,7 @@ def test_a_run_is_described_and_ends_with_its_status(
     assert [f.path for f in client().list_artifacts(run_id)] == ["config.json", "journal.jsonl"]
 
 
-def test_images_that_splits_share_are_a_tag(config: Config, folder: RunFolder) -> None:
+def test_shared_images_are_a_tag(config: Config, folder: RunFolder) -> None:
     write_start(folder)
     run_id = deliver(config, folder, "KILLED").run_id
     assert "raymi.duplicates" not in client().get_run(run_id).data.tags
@@ -174,9 +174,7 @@ def test_metrics_have_the_epoch_as_step(config: Config, folder: RunFolder) -> No
     assert history(run_id, "lr") == [(1, 0.1), (2, 0.1)]
 
 
-def test_the_accuracy_that_chooses_only_rises_also_over_a_pause(
-    config: Config, folder: RunFolder
-) -> None:
+def test_best_accuracy_only_rises_also_after_a_resume(config: Config, folder: RunFolder) -> None:
     def write_validated(epoch: int, phase: str = "classifier", **val: float) -> None:
         fields = {"train": {}, "lr": 0.1, "images_per_s": 100.0}
         write(folder, "epoch", epoch, phase=phase, val=val, **fields)
@@ -193,7 +191,7 @@ def test_the_accuracy_that_chooses_only_rises_also_over_a_pause(
     assert told == [(2, 0.5), (3, 0.5), (4, 0.5), (5, 0.6), (6, 0.6)]
 
 
-def test_earlier_phases_have_metrics_of_their_own(config: Config, folder: RunFolder) -> None:
+def test_earlier_phases_have_separate_metrics(config: Config, folder: RunFolder) -> None:
     write_start(folder)
     for phase, step in (("pretraining", 20), ("estimators", 40), ("classifier", 60)):
         write(
@@ -206,7 +204,7 @@ def test_earlier_phases_have_metrics_of_their_own(config: Config, folder: RunFol
     assert history(run_id, "train/loss") == [(1, 6.0)]
 
 
-def test_the_overfitting_gap_and_the_probes_are_metrics(config: Config, folder: RunFolder) -> None:
+def test_overfitting_gap_and_probes_are_metrics(config: Config, folder: RunFolder) -> None:
     write_start(folder)
     write_evaluations(folder, config)
     write(folder, "probe", 2, which="best", estimates={"mi/natural_of_natural": 1.5})
@@ -215,7 +213,7 @@ def test_the_overfitting_gap_and_the_probes_are_metrics(config: Config, folder: 
     assert history(run_id, "probe/mi/natural_of_natural") == [(2, 1.5)]
 
 
-def test_events_arrive_while_the_run_goes_on(config: Config, folder: RunFolder) -> None:
+def test_events_are_delivered_while_the_run_is_running(config: Config, folder: RunFolder) -> None:
     followed = follow(config, folder)
     wait_until(lambda: followed.run_id is not None)
     assert client().get_run(followed.run_id).info.status == "RUNNING"
@@ -226,7 +224,7 @@ def test_events_arrive_while_the_run_goes_on(config: Config, folder: RunFolder) 
     assert len(history(followed.run_id, "train/loss")) == 2
 
 
-def test_epochs_that_are_replayed_are_delivered_once(config: Config, folder: RunFolder) -> None:
+def test_replayed_epochs_are_delivered_once(config: Config, folder: RunFolder) -> None:
     write_start(folder)
     for epoch, loss in ((1, 3.0), (2, 2.0), (1, 30.0), (2, 20.0), (3, 1.0)):
         write_epoch(folder, epoch, loss)
@@ -236,7 +234,7 @@ def test_epochs_that_are_replayed_are_delivered_once(config: Config, folder: Run
     assert len(client().get_run(run_id).inputs.dataset_inputs) == 2
 
 
-def test_a_continued_run_goes_on_where_delivery_ended(config: Config, folder: RunFolder) -> None:
+def test_a_resumed_run_continues_its_delivery(config: Config, folder: RunFolder) -> None:
     write_epoch(folder, 1)
     first = deliver(config, folder, "KILLED").run_id
     write_epoch(folder, 1, loss=9.0)
@@ -249,9 +247,7 @@ def test_a_continued_run_goes_on_where_delivery_ended(config: Config, folder: Ru
     assert client().get_run(first).info.status == "FAILED"
 
 
-def test_a_run_is_found_again_by_our_id_where_its_number_was_lost(
-    config: Config, folder: RunFolder
-) -> None:
+def test_a_run_is_found_by_the_id_of_raymi(config: Config, folder: RunFolder) -> None:
     write_epoch(folder, 1)
     first = deliver(config, folder, "KILLED").run_id
     folder.tracking.unlink()
@@ -260,7 +256,9 @@ def test_a_run_is_found_again_by_our_id_where_its_number_was_lost(
     assert history(first, "train/loss") == [(1, 1.5)]
 
 
-def test_another_run_is_another_run(config: Config, folder: RunFolder, tmp_path: Path) -> None:
+def test_another_run_gets_another_mlflow_run(
+    config: Config, folder: RunFolder, tmp_path: Path
+) -> None:
     deliver(config, folder, "KILLED")
     other = RunFolder(tmp_path / "runs" / "other")
     other.path.mkdir()
@@ -289,7 +287,7 @@ def test_another_store_gets_everything_from_the_beginning(
 @pytest.mark.parametrize(
     "call", ["search_runs", "create_run", "log_batch", "log_artifact", "log_inputs", "set_tag"]
 )
-def test_what_a_store_refuses_for_a_while_is_delivered_later_and_once(
+def test_temporarily_refused_data_is_delivered_later_once(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     outage = Outage(monkeypatch, call)
@@ -301,13 +299,13 @@ def test_what_a_store_refuses_for_a_while_is_delivered_later_and_once(
     wait_until(lambda: outage.failures >= 3)
     assert "ConnectionError" in (followed.problem or "")
     write_epoch(folder, 2)
-    if call == "log_artifact":  # where files are kept does not hold up numbers
+    if call == "log_artifact":  # refused files do not block metrics
         wait_until(lambda: len(history(followed.run_id, "train/loss")) == 2)
     outage.over = True
     assert followed.close("KILLED", WAIT)
     assert followed.problem is None
     assert len(told) == 2
-    assert "does not take what it is sent: ConnectionError: " in told[0]
+    assert "rejects data: ConnectionError: " in told[0]
     assert told[1] == "MLflow answers again"
     (run,) = runs()
     assert len(run.data.params) > 60
@@ -320,7 +318,7 @@ def test_what_a_store_refuses_for_a_while_is_delivered_later_and_once(
     assert len(run.inputs.dataset_inputs) == 2
 
 
-def test_a_store_that_stays_away_holds_up_nobody_and_loses_nothing(
+def test_an_unreachable_store_neither_blocks_nor_loses_data(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outage = Outage(monkeypatch, "search_runs")
@@ -336,7 +334,7 @@ def test_a_store_that_stays_away_holds_up_nobody_and_loses_nothing(
     assert history(run.info.run_id, "train/loss") == [(1, 1.5)]
 
 
-def test_a_store_that_does_not_answer_is_told_without_its_password(
+def test_a_store_that_does_not_answer_is_printed_without_its_password(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{SECRET}@127.0.0.1:9")
@@ -349,7 +347,7 @@ def test_a_store_that_does_not_answer_is_told_without_its_password(
     assert SECRET not in told[0] + (followed.problem or "")
 
 
-def test_closing_does_not_wait_for_the_next_try(
+def test_closing_does_not_wait_for_the_next_attempt(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery, "RETRY_SECONDS", (2 * WAIT, 2 * WAIT))
@@ -360,7 +358,7 @@ def test_closing_does_not_wait_for_the_next_try(
     assert followed.close("KILLED", WAIT), "it would be too late after the next try"
 
 
-def test_a_close_gives_up_a_store_that_keeps_failing(
+def test_closing_gives_up_a_failing_store(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outage = Outage(monkeypatch, "search_runs")
@@ -369,7 +367,7 @@ def test_a_close_gives_up_a_store_that_keeps_failing(
     assert outage.failures
 
 
-def test_a_status_of_before_is_not_taken_for_delivery(
+def test_an_earlier_status_does_not_count_as_delivery(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deliver(config, folder, "KILLED")
@@ -377,7 +375,7 @@ def test_a_status_of_before_is_not_taken_for_delivery(
     assert follow(config, folder).close("KILLED", timeout=0.2) is False
 
 
-def test_numbers_that_are_not_finite_are_delivered(config: Config, folder: RunFolder) -> None:
+def test_non_finite_numbers_are_delivered(config: Config, folder: RunFolder) -> None:
     write_epoch(folder, 1, loss=float("inf"))
     write_epoch(folder, 2, loss=float("nan"))
     run_id = deliver(config, folder, "KILLED").run_id
@@ -400,7 +398,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("planted")
-def test_a_finished_run_has_its_models_its_results_and_no_secret(
+def test_a_finished_run_has_models_and_results_and_no_secrets(
     config: Config,
     folder: RunFolder,
     monkeypatch: pytest.MonkeyPatch,
@@ -426,7 +424,7 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
     }
     assert results.items() <= run.data.metrics.items()
     note = run.data.tags["mlflow.note.content"]
-    assert note == describe(config, ABOUT, kept(folder)["evaluations"])
+    assert note == run_description(config, ABOUT, kept(folder)["evaluations"])
     assert "| best | 1 | 95.0% (88.8-97.8) | 60.0% (50.2-69.1) |" in note
 
     assert followed.models["best"] == "models:/raymi-digits/1"
@@ -458,7 +456,7 @@ def test_a_finished_run_has_its_models_its_results_and_no_secret(
 @pytest.mark.parametrize(
     ("net", "why"), [("branching_net", "data-dependent"), ("counting_net", r"x.size\(\)\[0\] == 2")]
 )
-def test_a_network_that_cannot_be_shipped_leaves_its_weights_and_the_reason(
+def test_a_network_that_torch_cannot_export_leaves_weights_and_reason(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], net: str, why: str
 ) -> None:
     config = build_config("quickstart", {"model": {"name": f"tiny_runs:{net}"}})
@@ -486,7 +484,7 @@ def assert_models_give_the_logits_of_their_weights(
     torch.manual_seed(9)
     x = torch.rand(5, 3, SIZE, SIZE)
     seen = []
-    with store.current(client().tracking_uri), torch.no_grad():
+    with store.use_store(client().tracking_uri), torch.no_grad():
         for which, uri in models.items():
             local = mlflow.artifacts.download_artifacts(uri)
             assert not [p for p in Path(local).rglob("*") if p.suffix in (".pkl", ".pth")]
@@ -508,9 +506,7 @@ def assert_nowhere(folder: Path, secret: bytes) -> None:
         assert secret.decode() not in "\n".join(database.iterdump())
 
 
-def test_a_model_whose_logging_was_cut_off_is_there_once_in_the_end(
-    config: Config, folder: RunFolder
-) -> None:
+def test_a_model_with_interrupted_logging_is_logged_once(config: Config, folder: RunFolder) -> None:
     write_start(folder)
     write_evaluations(folder, config)
     run_id = deliver(config, folder, "KILLED").run_id
@@ -528,7 +524,7 @@ def test_a_model_whose_logging_was_cut_off_is_there_once_in_the_end(
     assert accuracies["best"]["test/pgd40_acc"] == 0.6
 
 
-def test_a_run_whose_files_are_refused_for_ever_ends_all_the_same(
+def test_a_run_with_refused_files_ends(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outage = Outage(monkeypatch, "log_artifact")
@@ -539,14 +535,14 @@ def test_a_run_whose_files_are_refused_for_ever_ends_all_the_same(
     closing.start()
     wait_until(lambda: "KILLED" in [run.info.status for run in runs()])
     assert history(followed.run_id, "train/loss") == [(1, 1.5)]
-    assert closing.is_alive(), "as there is more to deliver"
+    assert closing.is_alive(), "as data are undelivered"
     outage.over = True
     closing.join(WAIT)
     assert runs()[0].info.status == "KILLED"
     assert "journal.jsonl" in {one.path for one in client().list_artifacts(followed.run_id)}
 
 
-def test_models_are_logged_once_where_registration_fails_at_first(
+def test_models_are_logged_once_if_registration_fails_first(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -573,7 +569,7 @@ def test_models_are_logged_once_where_registration_fails_at_first(
     assert len(calls) == 5
 
 
-def test_the_store_is_the_named_one_or_a_file_at_home(
+def test_the_store_is_the_users_or_a_local_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert store.tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
@@ -603,7 +599,7 @@ def test_the_journal_is_only_read(config: Config, folder: RunFolder) -> None:
     assert len(JournalReader(folder.journal).new_events()) == 2
 
 
-def test_a_run_that_somebody_deleted_is_made_anew(config: Config, folder: RunFolder) -> None:
+def test_a_deleted_run_is_recreated(config: Config, folder: RunFolder) -> None:
     write_start(folder)
     write_epoch(folder, 1)
     first = deliver(config, folder, "KILLED").run_id
@@ -615,9 +611,7 @@ def test_a_run_that_somebody_deleted_is_made_anew(config: Config, folder: RunFol
 
 
 @pytest.mark.parametrize("what", ["run", "experiment"])
-def test_what_somebody_deletes_while_the_run_goes_on_is_there_again(
-    config: Config, folder: RunFolder, what: str
-) -> None:
+def test_a_run_deleted_meanwhile_is_recreated(config: Config, folder: RunFolder, what: str) -> None:
     write_start(folder)
     write_epoch(folder, 1)
     followed = follow(config, folder)
@@ -633,16 +627,16 @@ def test_what_somebody_deletes_while_the_run_goes_on_is_there_again(
     assert history(run.info.run_id, "train/loss") == [(1, 1.5), (2, 1.5)]
 
 
-def test_settings_that_a_continued_run_has_changed_do_not_hold_up_the_rest(
+def test_settings_changed_on_resume_do_not_block_the_delivery(
     config: Config, folder: RunFolder
 ) -> None:
     first = deliver(config, folder, "KILLED").run_id
-    folder.tracking.unlink()  # so that all is told again
+    folder.tracking.unlink()  # so that everything is delivered again
     changed = config.model_copy(update={"limit": config.limit.model_copy(update={"hours": 2.0})})
     assert deliver(changed, folder, "KILLED").run_id == first
 
 
-def test_a_continued_run_stays_in_its_store_whatever_the_folder(
+def test_a_resumed_run_stays_in_its_store_from_any_folder(
     config: Config, folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_start(folder)
@@ -657,7 +651,7 @@ def test_a_continued_run_stays_in_its_store_whatever_the_folder(
     assert not (elsewhere / "mlflow.db").exists()
 
 
-def test_steps_are_delivered_once_with_their_number(config: Config, folder: RunFolder) -> None:
+def test_steps_are_delivered_once_with_their_index(config: Config, folder: RunFolder) -> None:
     write_start(folder)
     journal = Journal(folder.journal)
     for step in (10, 20, 10, 20, 30):  # steps 10 and 20 were replayed
@@ -693,20 +687,20 @@ def test_a_folder_with_any_name_has_its_own_store(name: str, tmp_path: Path) -> 
         ("sqlite:////a:b/c@d/mlflow.db", "sqlite:////a:b/c@d/mlflow.db"),
     ],
 )
-def test_passwords_in_an_address_are_not_shown(uri: str, shown: str) -> None:
+def test_passwords_in_an_address_are_hidden(uri: str, shown: str) -> None:
     assert store.without_password(uri) == shown
     assert "pass@" not in store.how_to_open(uri)
-    error = store.in_one_line(ValueError(f"cannot reach {uri} by http://me:pass@proxy"), uri)
+    error = store.error_line(ValueError(f"cannot reach {uri} by http://me:pass@proxy"), uri)
     assert not {"pass", "p@ss", "token", "12"} & set(re.findall(r"[\w@]+", error))
 
 
-def test_an_address_that_its_password_breaks_is_told_with_the_remedy() -> None:
-    error = store.in_one_line(ValueError("no port 'a'"), "http://ann:a/b@host:5000")
+def test_an_address_with_an_unescaped_password_has_a_remedy() -> None:
+    error = store.error_line(ValueError("no port 'a'"), "http://ann:a/b@host:5000")
     assert "%2F for /" in error
     assert "'a'" not in error, "parts of the password are taken for something else"
 
 
-def test_a_run_keeps_its_place_without_the_password_and_goes_on_there_with_another(
+def test_a_run_stores_its_address_without_the_password(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = client()
@@ -730,9 +724,7 @@ def test_a_run_keeps_its_place_without_the_password_and_goes_on_there_with_anoth
     assert store.with_login(uri) == uri, "not the login of another store"
 
 
-def test_models_of_one_epoch_are_one_point_of_the_run_and_each_has_its_own_numbers(
-    config: Config, folder: RunFolder
-) -> None:
+def test_models_of_one_epoch_share_a_point_of_the_run(config: Config, folder: RunFolder) -> None:
     write_start(folder)
     attack = {"norm": "linf", "eps": 8 / 255, "alpha": 2 / 255, "steps": 40}
     for which in ("last", "best"):  # the best epoch was the last one: the same model twice
@@ -764,16 +756,14 @@ def test_the_chosen_model_is_logged_at_the_latest_time() -> None:
         ("last-averaged", 9, 3.0),
         ("best-averaged", 9, 4.0),
     ]
-    times = times_of({name: evaluated(name, *rest) for name, *rest in events})
+    times = metric_times({name: evaluated(name, *rest) for name, *rest in events})
     assert list(times)[-1] == "best"
     assert times["best"] > max(times["last"], times["last-averaged"])
     assert times["last-averaged"] == times["best-averaged"], "one model twice"
     assert times["last"] != times["last-averaged"], "averaged weights are another model"
 
 
-def test_a_clock_that_jumps_back_gives_no_time_before_the_start_or_the_point_before(
-    config: Config, folder: RunFolder
-) -> None:
+def test_times_stay_in_order_if_the_clock_jumps_back(config: Config, folder: RunFolder) -> None:
     write_start(folder)
     first = deliver(config, folder, "KILLED")
     began = client().get_run(first.run_id).info.start_time
@@ -792,7 +782,7 @@ def test_a_clock_that_jumps_back_gives_no_time_before_the_start_or_the_point_bef
     assert recorded.timestamp == began
 
 
-def test_a_run_whose_clock_was_set_back_does_not_end_before_it_began(
+def test_a_run_does_not_end_before_its_start_if_the_clock_jumps_back(
     config: Config, folder: RunFolder
 ) -> None:
     run_id = deliver(config, folder, "KILLED").run_id
@@ -802,7 +792,7 @@ def test_a_run_whose_clock_was_set_back_does_not_end_before_it_began(
     assert (run.info.status, run.info.end_time) == ("FINISHED", began)
 
 
-def test_the_name_that_logs_in_to_the_server_is_in_nothing_that_is_logged(
+def test_the_login_name_of_the_server_is_not_logged(
     config: Config, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", SECRET)
@@ -815,7 +805,7 @@ def test_the_name_that_logs_in_to_the_server_is_in_nothing_that_is_logged(
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"uri": 3}', "{"])
-def test_a_damaged_state_is_named_and_the_run_is_found_again_without_it(
+def test_a_damaged_tracking_json_is_named_and_can_be_removed(
     config: Config, folder: RunFolder, text: str
 ) -> None:
     first = deliver(config, folder, "KILLED").run_id

@@ -1,4 +1,4 @@
-"""How an experiment looks in MLflow's UI."""
+"""View of an experiment in MLflow's UI."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raymi.tracking.view import experiment_tags
 pytestmark = pytest.mark.usefixtures("own_store")
 
 
-def test_a_new_experiment_is_one_of_training_and_has_a_view_of_its_accuracies():
+def test_a_new_experiment_has_a_kind_and_a_view():
     place = store.experiment_id(client(), "mine", Path.cwd())
     tags = client().get_experiment(place).tags
     assert experiment_tags().items() <= tags.items()
@@ -28,7 +28,7 @@ def test_a_new_experiment_is_one_of_training_and_has_a_view_of_its_accuracies():
     assert [one["name"] for one in state["compareRunSections"]][:2] == ["val", "test"]
 
 
-def test_what_somebody_has_set_on_an_experiment_stays():
+def test_existing_tags_of_an_experiment_stay():
     theirs = {"mlflow.note.content": "ours", "mlflow.experimentKind": "genai_development"}
     place = client().create_experiment("mine", tags=theirs)
     assert store.experiment_id(client(), "mine", Path.cwd()) == place

@@ -23,7 +23,7 @@ from raymi.runs import checkpoint
 from raymi.runs.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from raymi.runs.run_folder import RunFolder
 from raymi.terminal.progress import ProgressDisplay
-from raymi.tracking.journal_metrics import told_by
+from raymi.tracking.journal_metrics import event_metrics
 from raymi.tuning import pbt_checkpoints
 from raymi.tuning.pbt import first_generation, next_generation
 from raymi.tuning.pbt_checkpoints import can_transfer, transfer_checkpoint
@@ -122,7 +122,7 @@ def test_the_journal_says_so_and_those_who_do_not_know_it_pass_over_it(both):
             display.event(one)
     assert "exploited" not in console.file.getvalue()
     told = {"step": 0, "epoch_step": 0, "evaluations": {}, "probed": False}
-    assert told_by(event, told) == ({}, 1, {}), "no metric, and nothing else"
+    assert event_metrics(event, told) == ({}, 1, {}), "no metric, and nothing else"
 
 
 def test_what_was_done_is_not_done_again_when_the_leader_has_gone_on(both):

@@ -18,8 +18,8 @@ from raymi.ray_backend.evaluation_workers import open_workspace
 from raymi.ray_backend.session import Resources
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import home_folder
-from raymi.tracking.evaluations import Place, log_evaluation
-from raymi.tracking.faults import problem_of
+from raymi.tracking.evaluations import LoggedModelRef, log_evaluation
+from raymi.tracking.faults import error_with_remedy
 from raymi.tracking.store import tracking_uri
 
 
@@ -152,19 +152,20 @@ def track(plan: EvaluationPlan, reports: Sequence[Report]) -> Iterator[Tracked]:
     """
     home = home_folder()
     for target, report in zip(plan.targets, reports, strict=True):
-        model = target.model
-        place = Place(model.uri or tracking_uri(home), model.run_id, model.model_id, model.variant)
+        found = target.model
+        uri = found.uri or tracking_uri(home)
+        model = LoggedModelRef(uri, found.run_id, found.model_id, found.variant)
         try:
             run_id = log_evaluation(
                 report,
-                place,
+                model,
                 command=plan.request.command,
                 experiment=plan.config.tracking.experiment,
                 home=home,
                 files=[report.folder / "outcomes.parquet"],
             )
         except Exception as error:  # any error of the server or network: the results are on disk
-            yield Tracked(report.name, place.uri, problem=problem_of(error, place.uri))
+            yield Tracked(report.name, uri, problem=error_with_remedy(error, uri))
         else:
-            untracked = model.folder if model.run_id is None else None
-            yield Tracked(report.name, place.uri, run_id, untracked=untracked)
+            untracked = found.folder if found.run_id is None else None
+            yield Tracked(report.name, uri, run_id, untracked=untracked)

@@ -30,7 +30,7 @@ from raymi.reporting.robustness_curve import RobustnessCurve, measure_curve
 from raymi.reporting.sections import ReportedRun, sections
 from raymi.reporting.table import comparison_tables
 from raymi.runs.run_paths import home_folder
-from raymi.tracking.faults import problem_of
+from raymi.tracking.faults import error_with_remedy
 from raymi.tracking.reports import find_numbers, log_report
 from raymi.tracking.store import without_password
 from raymi.tuning.results_table import as_columns, trial_rows
@@ -229,7 +229,7 @@ def _saved_accuracies(
             unreachable.add(uri)
             log(
                 f"without the accuracies in MLflow at {without_password(uri)} "
-                f"({problem_of(error, uri)})"
+                f"({error_with_remedy(error, uri)})"
             )
     return merge_accuracies(saved)
 
@@ -267,7 +267,7 @@ def upload_report(plan: ReportPlan, inputs: list[RunInputs], files: list[Path]) 
             ]
             yield Upload(tuple(logged), uri)
         except Exception as error:  # the report is on disk in any case
-            yield Upload(tuple(runs), uri, problem_of(error, uri))
+            yield Upload(tuple(runs), uri, error_with_remedy(error, uri))
 
 
 def _trial_table(sweep: Sweep, inputs: Sequence[RunInputs]) -> TrialTable:

@@ -1,1 +1,1 @@
-"""Choice of a logged model in MLflow."""
+"""Selection of a logged model in MLflow."""

@@ -1,4 +1,4 @@
-"""What `raymi.select` is asked for: from the words of its command line."""
+"""Options of `python -m raymi.select`."""
 
 from __future__ import annotations
 
@@ -28,16 +28,27 @@ OWN: dict[str, Iterable[str]] = {
     "registered_name": (),
     "json": (),
 }
-_ALIAS = re.compile(r"(?!v\d+$|latest$)[A-Za-z0-9_-]+")  # as MLflow takes it
+_ALIAS = re.compile(r"(?!v\d+$|latest$)[A-Za-z0-9_-]+")  # MLflow refuses others
 
 
 @dataclass(frozen=True)
-class Request:
-    """What a command line asks for.
+class SelectRequest:
+    """Options of the command.
 
-    `experiment` in MLflow; `sweep`, `runs`, whose models alone are candidates, None and (): all;
-    `metric`, `data`, `threat`, None: what there is; `name`, under which the model is registered,
-    None: its own; `json`, file for all numbers; `command` that asks for the same.
+    Attributes:
+        experiment: in MLflow.
+        sweep: whose models are candidates; None: all.
+        runs: whose models are candidates; empty: all.
+        metric: name of an attack; None: the default.
+        data: name of the images; None: any.
+        threat: such as `linf_8_255`; None: any.
+        constraints: on the chosen model.
+        alias: in the registry.
+        allow_doubtful: whether a model with signs of false robustness may be chosen.
+        name: under which the model is registered; None: of its run.
+        json: file for all numbers; None: none.
+        dry_run: whether MLflow stays as it is.
+        command: with the same effect, without options for output.
     """
 
     experiment: str
@@ -55,25 +66,26 @@ class Request:
     command: str
 
 
-def requested(words: Sequence[str]) -> Request:
-    """The words of a command line, judged.
+def requested(words: Sequence[str]) -> SelectRequest:
+    """Parses the words of a command line.
 
-    Raises: UserError with a line for each thing that is wrong.
+    Raises:
+        UserError: with a line for each invalid option.
     """
     problems: list[str] = []
     rest, constraints = split_constraints([w for w in words if w != "--dry-run"], problems)
-    meant = [word for word in rest if word.partition("=")[0] == CLEAN]
-    if meant:
+    unquoted = [word for word in rest if word.partition("=")[0] == CLEAN]
+    if unquoted:
         problems.append(
-            f"{meant[0]}: expected a constraint such as 'clean>=0.80', in quotes: without them the "
-            "shell takes > for the name of a file"
+            f"{unquoted[0]}: expected a constraint such as 'clean>=0.80', in quotes: without them "
+            "the shell redirects output to a file"
         )
-    others = with_json([word for word in rest if word not in meant], problems)
+    others = with_json([word for word in rest if word not in unquoted], problems)
     parsed = split_words(others, OWN)
     own = parsed.own
     problems += parsed.problems
     problems += [
-        f"{key} decides nothing in a selection: expected one of {', '.join(OWN)}"
+        f"{key} has no effect on a selection: expected one of {', '.join(OWN)}"
         for key in flatten(parsed.settings)
     ]
     problems += [f"{key}: expected a value after {key}=" for key, text in own.items() if not text]
@@ -88,7 +100,7 @@ def requested(words: Sequence[str]) -> Request:
     if name and set(name) & set("/:"):
         problems.append(f"registered_name: expected a name without / and :, got {name!r}")
     threat = own.get("threat")
-    request = Request(
+    request = SelectRequest(
         experiment=own.get("experiment", TrackingConfig().experiment),
         sweep=own.get("sweep"),
         runs=names("run", own.get("run"), problems),
@@ -101,14 +113,13 @@ def requested(words: Sequence[str]) -> Request:
         name=name,
         json=new_file("json", own.get("json"), problems),
         dry_run="--dry-run" in words,
-        command=f"{COMMAND} {shlex.join(_asking(words))}".strip(),
+        command=f"{COMMAND} {shlex.join(_without_output_options(words))}".strip(),
     )
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     return request
 
 
-def _asking(words: Sequence[str]) -> list[str]:
-    """The words without those that say only where the answer goes."""
-    found = [word for word in with_json(words, []) if word != "--dry-run"]
-    return [word for word in found if not word.startswith(("json=", "--json="))]
+def _without_output_options(words: Sequence[str]) -> list[str]:
+    selecting = [word for word in with_json(words, []) if word != "--dry-run"]
+    return [word for word in selecting if not word.startswith(("json=", "--json="))]
