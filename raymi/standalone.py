@@ -33,7 +33,7 @@ from raymi.recipes import RECIPES, on_recipe
 from raymi.runs.journal import JournalReader
 from raymi.runs.record import evaluations_of
 from raymi.runs.run_folder import RunFolder
-from raymi.runs.run_paths import check_place, with_found_runs
+from raymi.runs.run_paths import check_writable, resolve_pretrained
 from raymi.signals import Signals
 from raymi.terminal.console import Terminal
 from raymi.terminal.progress import ProgressDisplay
@@ -71,7 +71,7 @@ def _train(words: list[str]) -> int:
     parsed = split_words(words, {"recipe": RECIPES})
     tree, unknown = on_recipe(parsed.own.get("recipe", "quickstart"), parsed.settings)
     config, wrong = examine(tree)
-    config, missing = with_found_runs(config)
+    config, missing = resolve_pretrained(config)
     problems = [
         *parsed.problems,
         *unknown,
@@ -80,7 +80,7 @@ def _train(words: list[str]) -> int:
         *input_problems(_one_place(config), new_run=False),
     ]
     try:
-        check_place(config)
+        check_writable(config)
     except UserError as error:
         problems.append(str(error))
     if config.name is None:

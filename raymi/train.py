@@ -33,11 +33,11 @@ from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 from raymi.runs.record import chosen_model, evaluations_of, read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import (
-    called,
     find_run,
     home_folder,
+    name_or_path,
     new_run_folder,
-    with_found_runs,
+    resolve_pretrained,
 )
 from raymi.signals import Stopped, ended_by_sigterm, nothing
 from raymi.terminal.console import Terminal
@@ -82,7 +82,7 @@ def _train(words: list[str]) -> int:
         recipe = parsed.own.get("recipe", "quickstart")
         tree, problems = on_recipe(recipe, parsed.settings)
         config, wrong = examine(tree)
-        config, missing = with_found_runs(config)
+        config, missing = resolve_pretrained(config)
         problems = [*parsed.problems, *problems, *wrong, *missing]
     if "--dry-run" not in flags:
         problems += input_problems(config, new_run=folder is None)
@@ -190,7 +190,7 @@ def _deliver(tracker: Tracker, status: str, tell: Callable[[str], None], again: 
 
 def _how_to_continue(folder: RunFolder) -> str:
     """The command that continues a run, from the current folder."""
-    return f"{COMMAND} resume={called(folder.path, home_folder() / 'runs')}"
+    return f"{COMMAND} resume={name_or_path(folder.path, home_folder() / 'runs')}"
 
 
 def _summarise(

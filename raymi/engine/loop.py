@@ -23,7 +23,7 @@ from raymi.engine.phases import Phase, phases_until
 from raymi.engine.storage import Storage
 from raymi.engine.system_metrics import watched_machine
 from raymi.engine.train_loader import TrainLoader
-from raymi.engine.train_state import Position, TrainState, check_format
+from raymi.engine.train_state import Position, TrainState
 from raymi.engine.validation import Validation, load_data
 from raymi.errors import UserError, what_happened
 from raymi.hardware import machine_in_words, processor_name
@@ -172,7 +172,6 @@ class _Run:
                 f"{oldest} to {newest}): set out=FOLDER to storage that all nodes share"
             )
         if checkpoint is not None:
-            check_format(checkpoint)
             names = [phase.name for phase in self.phases]
             state = self._state_of(self.phases[names.index(checkpoint["position"]["phase"])])
             state.load_state_dict(checkpoint)

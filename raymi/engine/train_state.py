@@ -26,13 +26,10 @@ from raymi.engine.phases import Phase
 from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Attacker, EstimatorStep, TrainStep
 from raymi.engine.train_loader import Batch
-from raymi.errors import UserError
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.models import build_model
 from raymi.models.batchnorm import convert_batchnorm
 from raymi.models.user_model import find_function
-
-FORMAT = 2  # of checkpoints; raised when an older one can no longer be read
 
 
 @dataclass
@@ -243,7 +240,6 @@ class TrainState:
         """Everything that a continued run needs; a collective operation, the same on every
         worker."""
         return {
-            "format": FORMAT,
             "position": asdict(self.position),
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -269,15 +265,6 @@ class TrainState:
     def _learners(self) -> dict[str, Learner]:
         learners = {"classifier": self.classifier, "critics": self.critics}
         return {name: learner for name, learner in learners.items() if learner is not None}
-
-
-def check_format(content: dict[str, Any]) -> None:
-    """Refuses a checkpoint of an incompatible version with a UserError."""
-    if content.get("format") != FORMAT:
-        raise UserError(
-            f"expected a checkpoint of format {FORMAT}, got {content.get('format')}: "
-            "continue it with the version of raymi that wrote it"
-        )
 
 
 def build_estimators(mi: MIConfig, num_classes: int, image_size: int) -> MIEstimators | None:

@@ -17,7 +17,7 @@ from raymi.engine.loop import train
 from raymi.engine.phases import phases_of
 from raymi.errors import UserError
 from raymi.runs.checkpoint import load_checkpoint
-from raymi.runs.pretrained import reuse_problems
+from raymi.runs.pretrained import pretrained_problems
 from raymi.runs.run_folder import RunFolder
 
 STAGED = {"mi.schedule": "staged", "optim.epochs": 2, "mi.estimator_epochs": 2}
@@ -185,7 +185,7 @@ def test_a_plain_run_lends_its_best_classifier_and_a_joint_one_its_estimators(tm
 )
 def test_another_capacity_or_split_cannot_be_reused(staged, settings, problem):
     staged.write_config(tiny_config(STAGED))
-    problems = reuse_problems(tiny_config({"mi.estimators": str(staged.path), **settings}))
+    problems = pretrained_problems(tiny_config({"mi.estimators": str(staged.path), **settings}))
     if problem is None:
         assert problems == []
     else:
@@ -195,12 +195,15 @@ def test_another_capacity_or_split_cannot_be_reused(staged, settings, problem):
 
 def test_a_run_that_has_nothing_to_lend_is_refused(tmp_path):
     folder = RunFolder(tmp_path)
-    assert "is not a run of raymi" in reuse_problems(tiny_config({"mi.estimators": "/nowhere"}))[0]
+    assert (
+        "is not a run of raymi"
+        in pretrained_problems(tiny_config({"mi.estimators": "/nowhere"}))[0]
+    )
     folder.write_config(tiny_config({"mi.adversarial": False}))
-    text = "\n".join(reuse_problems(tiny_config({"mi.estimators": str(tmp_path)})))
+    text = "\n".join(pretrained_problems(tiny_config({"mi.estimators": str(tmp_path)})))
     assert "has no adversarial estimator: set mi.adversarial=false" in text
     assert "has no finished estimators" in text
-    text = "\n".join(reuse_problems(tiny_config({"mi.pretrained": str(tmp_path)})))
+    text = "\n".join(pretrained_problems(tiny_config({"mi.pretrained": str(tmp_path)})))
     assert "has no finished classifier" in text
 
 
