@@ -55,7 +55,7 @@ def _compare(words: list[str]) -> int:
     except OSError as error:
         raise not_writable(comparison.folder, error) from None
     refusal = (
-        f"the comparison {comparison.folder.name} is going on in another process: wait for it or "
+        f"the comparison {comparison.folder.name} is running in another process: wait for it or "
         "stop it first"
     )
     with file_lock(comparison.folder / ".lock", refusal):

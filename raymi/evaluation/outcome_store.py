@@ -32,7 +32,7 @@ from raymi.files import checksum, file_lock, is_whole, not_readable, not_writabl
 from raymi.runs.json_files import first_problem
 
 _LEFT = "what was recorded is kept"
-_keep = partial(save, what_is_left=_LEFT)
+_keep = partial(save, note=_LEFT)
 _OUTPUTS = "outputs.safetensors"
 _SCHEMA = pa.schema(
     [
@@ -137,7 +137,7 @@ class OutcomeStore:
         Raises: UserError in the second one.
         """
         refusal = (
-            f"the evaluation in {self.folder} is going on in another process: wait for it, or give "
+            f"the evaluation in {self.folder} is running in another process: wait for it, or give "
             "another folder"
         )
         return file_lock(self.folder / ".lock", refusal)

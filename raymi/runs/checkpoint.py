@@ -88,13 +88,13 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         if path != paths[0]:
             warnings.warn(
                 f"checkpoint {path} is damaged (its sha256 does not match its name): "
-                "the one before it is used",
+                "using the one before it",
                 stacklevel=2,
             )
     if paths:
         raise UserError(
             f"all {len(paths)} checkpoints in {folder} are damaged (their sha256 do not match "
-            "their names): restore one, or remove the folder to begin the run anew"
+            "their names): restore one, or remove the folder to start the run over"
         )
     return None
 

@@ -127,7 +127,7 @@ class JournalReader:
             event, problem = parse_event(value, self.path)
         if problem and not self._warned:
             self._warned = True
-            text = f"{self.path} is damaged, lines that are no events are passed over: {problem}"
+            text = f"{self.path} is damaged, skipping lines that are no events: {problem}"
             warn_once(self.path, text)
         return event
 

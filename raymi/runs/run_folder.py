@@ -69,8 +69,8 @@ class RunFolder:
             InUse: another process holds the lock; a UserError.
         """
         refusal = (
-            f"the run {self.name} is going on in another process: wait for it or stop it first "
-            f"(if it is surely gone, its node died: remove {self.path / name})"
+            f"the run {self.name} is running in another process: wait for it or stop it first "
+            f"(if its node died: remove {self.path / name})"
         )
         return file_lock(self.path / name, refusal, wait)
 

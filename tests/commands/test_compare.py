@@ -430,7 +430,7 @@ def test_a_comparison_that_goes_on_is_not_begun_twice(run: Run, fake: Path) -> N
     fake.mkdir(parents=True)
     with FileLock(fake / ".lock"):
         ended = run("arms=at", "seeds=0")
-    assert (ended.code, "is going on in another process" in ended.err) == (2, True)
+    assert (ended.code, "is running in another process" in ended.err) == (2, True)
 
 
 def words_of(settings: dict[str, Any]) -> list[str]:

@@ -111,7 +111,7 @@ def test_an_evaluation_survives_a_killed_worker_and_an_interrupt(
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.chdir(folder)
     assert evaluate.main([*WORDS, f"results={tmp_path}", "workers=1"]) == 2
-    assert "is going on in another process" in capsys.readouterr().err
+    assert "is running in another process" in capsys.readouterr().err
     wait_for_workers(joined_ray.process, process)
     end_by_signal(process, signal.SIGINT, tmp_path)
     kept = recorded(tmp_path)

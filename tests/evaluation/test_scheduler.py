@@ -240,7 +240,7 @@ def test_a_ledger_that_was_killed_at_its_first_write_is_begun(tmp_path):
 
 def test_one_process_at_a_time_has_a_ledger(tmp_path):
     with OutcomeStore(tmp_path, QUESTION).lock():
-        with pytest.raises(UserError, match="is going on in another process"):
+        with pytest.raises(UserError, match="is running in another process"):
             with OutcomeStore(tmp_path, QUESTION).lock():
                 pass
     with OutcomeStore(tmp_path, QUESTION).lock():

@@ -51,7 +51,7 @@ def test_the_newest_checkpoint_is_loaded_as_it_was(tmp_path):
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage):
     damaged = save(tmp_path, 1, 2)[-1]
     damage(damaged)
-    with pytest.warns(UserWarning, match=f"{damaged.name} is damaged .* the one before it is used"):
+    with pytest.warns(UserWarning, match=f"{damaged.name} is damaged .* using the one before it"):
         assert load_checkpoint(tmp_path)["step"] == 1
 
 

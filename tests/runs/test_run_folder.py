@@ -33,7 +33,7 @@ def test_a_configuration_of_another_version_is_refused(tmp_path):
 
 def test_only_one_command_at_a_time_may_work_in_a_run(tmp_path):
     folder = RunFolder(tmp_path)
-    with folder.lock(), pytest.raises(UserError, match="is going on in another process"):
+    with folder.lock(), pytest.raises(UserError, match="is running in another process"):
         with RunFolder(tmp_path).lock():
             pass
     with folder.lock():
