@@ -17,7 +17,7 @@ from raymi.runs.run_folder import RunFolder
 @dataclass(frozen=True)
 class Probe:
     """Fresh estimators on a finished classifier: which of the run's models; estimates in nats, by
-    the names of `MIObserver`; and everything that has to be the same where two are compared."""
+    the names of `MIEstimates`; and everything that has to be the same where two are compared."""
 
     which: str
     estimates: Mapping[str, float]

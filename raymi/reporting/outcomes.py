@@ -73,7 +73,7 @@ def attacked(
         block=block,
         micro_batch=micro_batch,
         heartbeat=heartbeat,
-        observers=[seen],
+        metrics=[seen],
     )
     return seen.outcomes()
 
@@ -86,7 +86,7 @@ class _Seen:
         self.examples: dict[bool, list[tuple[int, Tensor, Tensor]]] = {True: [], False: []}
         self.num = 0
 
-    def see(self, block: AttackedBlock) -> None:
+    def update(self, block: AttackedBlock) -> None:
         """Takes all images of a block."""
         confidence, predicted = block.logits.softmax(dim=1).max(dim=1)
         confidence_adv, predicted_adv = block.logits_adv.softmax(dim=1).max(dim=1)
@@ -102,7 +102,7 @@ class _Seen:
             ]
         self.num += len(block.y)
 
-    def results(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """Nothing to add to the accuracies."""
         return {}
 

@@ -34,8 +34,8 @@ def test_the_average_is_the_warmed_up_exponential_one():
 def test_averaging_changes_nothing_of_the_classifier_itself():
     histories = []
     for settings in ({}, AVERAGED):
-        state, feed = tiny_state(tiny_config(settings))
-        for batch in feed.epoch(0):
+        state, loader = tiny_state(tiny_config(settings))
+        for batch in loader.epoch(0):
             state.step(batch, 0)
         histories.append(dict(state.model.state_dict()))
     assert same(*histories)

@@ -163,20 +163,20 @@ def test_pieces_train_with_batchnorm_and_every_option(schedule, tmp_path):
 
 
 def one_epoch(rank, world_size, settings):
-    state, feed = tiny_state(tiny_config(settings))
-    metrics = [state.step(batch, key=0) for batch in feed.epoch(0)]
+    state, loader = tiny_state(tiny_config(settings))
+    metrics = [state.step(batch, key=0) for batch in loader.epoch(0)]
     finite = all(torch.stack(list(m.values())).isfinite().all() for m in metrics)
     return bool(finite) and not state.modules_not_finite()
 
 
 def test_a_step_with_pieces_attacks_the_same_samples():
     batch = None
-    crafted = []
+    x_adv = []
     for micro_batch in (None, 5):
-        state, feed = tiny_state(tiny_config({"scaling.micro_batch": micro_batch}))
-        batch = next(iter(feed.epoch(0)))
-        crafted.append(state.attack(batch.x, batch.y, batch.sample, 3))
-    whole, parts = crafted
+        state, loader = tiny_state(tiny_config({"scaling.micro_batch": micro_batch}))
+        batch = next(iter(loader.epoch(0)))
+        x_adv.append(state.attack(batch.x, batch.y, batch.sample, 3))
+    whole, parts = x_adv
     differ = (whole - parts).abs() > 1e-6  # rounding may turn a sign of PGD here and there
     assert differ.double().mean() < 0.01
 

@@ -298,9 +298,9 @@ def test_checkpointed_activations_are_trained_under_awp(tmp_path):
 def test_the_worst_weights_leave_running_statistics_alone_also_with_checkpointed_activations():
     found = []
     for name in ("Checkpointed", "Body"):
-        state, feed = tiny_runs.tiny_state(own_config(name, **AWP))
+        state, loader = tiny_runs.tiny_state(own_config(name, **AWP))
         step = state._step
-        x, y, index, sizes = next(iter(feed.epoch(0)))
+        x, y, index, sizes = next(iter(loader.epoch(0)))
         ended = RuntimeError("enough")
 
         def stop(*_: object, error: Exception = ended) -> None:

@@ -21,9 +21,9 @@ ATTACKS = [PGDAttack("linf", 0.1, 0.04, 5), PGDAttack("l2", 0.8, 0.3, 5, seed=3)
 def learned():
     """A classifier after two epochs in this process alone, and its test images."""
     config = tiny_config({"attack.eps": 0.05, "mi.weight": 0, "optim.batch_size": 20})
-    state, feed = tiny_state(config, Collectives())
+    state, loader = tiny_state(config, Collectives())
     for epoch in range(2):
-        for batch in feed.epoch(epoch):
+        for batch in loader.epoch(epoch):
             state.step(batch, epoch)
     return state.model, tiny_splits(config).test.subset(range(61))
 

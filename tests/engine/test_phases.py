@@ -65,10 +65,10 @@ def test_pretraining_is_plain_adversarial_training_bit_for_bit(staged, tmp_path)
 
 def test_the_estimators_learn_on_a_frozen_classifier_and_are_frozen_afterwards():
     for phase, learns in (("estimators", "estimators"), ("classifier", "model")):
-        state, feed = tiny_state(tiny_config(STAGED), phase=phase)
+        state, loader = tiny_state(tiny_config(STAGED), phase=phase)
         modules = {"model": state.model, "estimators": state.estimators}
         before = {k: {n: v.clone() for n, v in m.state_dict().items()} for k, m in modules.items()}
-        for batch in feed.epoch(0):
+        for batch in loader.epoch(0):
             metrics = state.step(batch, 0)
         changed = {k for k, m in modules.items() if not same(before[k], dict(m.state_dict()))}
         assert changed == {learns}

@@ -19,11 +19,11 @@ ATTACK = PGDAttack("linf", 0.1, 0.05, 3)
 
 
 def classifier(epochs):
-    state, feed = tiny_state(
+    state, loader = tiny_state(
         tiny_config({"mi.weight": 0, "attack.eps": 0.1, "optim.epochs": 6}), Collectives()
     )
     for epoch in range(epochs):
-        for batch in feed.epoch(epoch):
+        for batch in loader.epoch(epoch):
             state.step(batch, epoch)
     return state.model
 

@@ -120,7 +120,7 @@ def run_whose_folder_is_moved_away(rank, world_size, folder):
 def test_a_folder_that_is_gone_is_not_made_anew(whole, tmp_path):
     folder = tmp_path / "run"
     told = run_ranks(run_whose_folder_is_moved_away, 2, folder, tmp_path=tmp_path)
-    assert "the run's folder is not there any more. Bring its storage back" in told[0]
+    assert "the run's folder is missing. Restore its storage" in told[0]
     assert not folder.exists()
     os.rename(f"{folder}-away", folder)
     run_ranks(tiny_run, 2, folder, SETTINGS, [], tmp_path=tmp_path)

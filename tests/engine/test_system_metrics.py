@@ -13,7 +13,7 @@ import tiny_runs
 from raymi.engine import system_metrics
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.system_metrics import SystemMetrics, watched_machine
+from raymi.engine.system_metrics import SystemMetrics, record_system_metrics
 from raymi.runs.journal import JournalReader
 from raymi.runs.run_folder import RunFolder
 
@@ -43,20 +43,20 @@ def test_a_busy_processor_is_seen_as_busy() -> None:
 def test_records_come_at_intervals_and_once_more_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "machine-0.jsonl"
     since = time.monotonic()
-    with watched_machine(path, every=0.05):
+    with record_system_metrics(path, every=0.05):
         while len(records(path)) < 3:
             time.sleep(0.05)
     told = records(path)
     assert len(told) <= 2 + (time.monotonic() - since) / 0.05
-    assert "machine-watch" not in {thread.name for thread in threading.enumerate()}
-    with watched_machine(path, every=60.0):
+    assert "system-metrics" not in {thread.name for thread in threading.enumerate()}
+    with record_system_metrics(path, every=60.0):
         pass
     assert len(records(path)) == len(told) + 1, "those of before are kept"
 
 
 def test_a_folder_that_is_not_there_disturbs_nobody(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with watched_machine(tmp_path / "file" / "machine-0.jsonl", every=60.0):
+    with record_system_metrics(tmp_path / "file" / "machine-0.jsonl", every=60.0):
         pass  # a record is due at the end in any case
 
 

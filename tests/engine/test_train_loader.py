@@ -39,7 +39,7 @@ def mixed_in(request, generated):
 
 def assert_equal(expected, batch):
     assert all(torch.equal(a, b) for a, b in zip(expected[:3], batch[:3], strict=True))
-    assert expected.sizes == batch.sizes
+    assert expected.shard_sizes == batch.shard_sizes
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -56,7 +56,7 @@ def test_the_workers_shares_are_the_global_batches_and_these_the_epoch(
             together = torch.cat([getattr(share, name) for share in shares])
             assert torch.equal(together, getattr(one, name))
         sizes = [len(share.x) for share in shares]
-        assert all(share.sizes == sizes for share in shares)
+        assert all(share.shard_sizes == sizes for share in shares)
     samples = torch.cat([batch.sample for batch in whole])
     assert len(samples) == 180
     if mixed_in is None:

@@ -11,7 +11,8 @@ from test_loop import events
 from tiny_runs import own_group, tiny_config, tiny_run, tiny_splits, tiny_state
 
 from raymi.collectives import Collectives
-from raymi.engine.observers import MIObserver, OneStepObserver, overfits_catastrophically
+from raymi.engine.block_metrics import FGSMAccuracy, MIEstimates
+from raymi.engine.health_checks import overfits_catastrophically
 from raymi.engine.pgd_evaluation import PGDAttack, evaluate_pgd
 from raymi.mi.bounds import donsker_varadhan
 from raymi.mi.objectives import selected
@@ -29,18 +30,18 @@ class Recorder:
     def __init__(self):
         self.blocks = []
 
-    def see(self, block):
+    def update(self, block):
         self.blocks.append(block[:5])
 
-    def results(self):
+    def compute(self):
         return {}
 
 
 def trained():
-    """Classifier and critics after an epoch in this process alone."""
-    state, feed = tiny_state(tiny_config({"attack.eps": 0.1, "optim.epochs": 4}), Collectives())
+    """Classifier and estimators after an epoch in this process alone."""
+    state, loader = tiny_state(tiny_config({"attack.eps": 0.1, "optim.epochs": 4}), Collectives())
     for epoch in range(4):
-        for batch in feed.epoch(epoch):
+        for batch in loader.epoch(epoch):
             state.step(batch, epoch)
     return state
 
@@ -49,13 +50,13 @@ def observed(rank, world_size, num_images=50):
     state, recorder = trained(), Recorder()
     images = tiny_splits(state.config).train.subset(range(num_images))
     group = own_group()
-    observers = [
+    metrics = [
         recorder,
-        MIObserver(state.estimators, state.config.mi, group, BLOCK),
-        OneStepObserver(state.model, ATTACK.eps, ATTACK.norm, group, torch.device("cpu")),
+        MIEstimates(state.estimators, state.config.mi, group, BLOCK),
+        FGSMAccuracy(state.model, ATTACK.eps, ATTACK.norm, group, torch.device("cpu")),
     ]
-    evaluate_pgd(state.model, images, ATTACK, group, block=BLOCK, observers=observers)
-    return {**observers[1].results(), **observers[2].results()}, recorder.blocks
+    evaluate_pgd(state.model, images, ATTACK, group, block=BLOCK, metrics=metrics)
+    return {**metrics[1].compute(), **metrics[2].compute()}, recorder.blocks
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +75,13 @@ def expected_mi(blocks):
                 continue
             mask = selected(z, z_adv, y)
             num, num_selected = num + len(x), num_selected + int(mask.sum())
-            for kind, critic, u in (
+            for kind, estimator, u in (
                 ("natural", state.estimators.natural, x),
                 ("adversarial", state.estimators.adversarial, x_adv - x),
             ):
-                features = critic.local_features(u)
+                features = estimator.local_features(u)
                 for of, logits in (("natural", z), ("adversarial", z_adv)):
-                    outputs = critic.global_features(logits)
+                    outputs = estimator.global_features(logits)
                     scores = torch.einsum("ih,jhp->ijp", outputs, features)
                     nats = donsker_varadhan(scores)
                     sums[f"{kind}_of_{of}"] += nats.sum().item()
