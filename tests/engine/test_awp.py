@@ -81,7 +81,7 @@ def test_running_statistics_follow_the_one_forward_that_counts():
         assert set(tracked.values()) == {count}
 
 
-def test_weights_are_left_alone_during_the_warmup():
+def test_weights_stay_unchanged_during_the_warmup():
     weights = []
     for settings in ({}, {**PERTURBED, "optim.awp_warmup": 0.5}):
         state, loader = tiny_state(tiny_config(settings))
@@ -98,7 +98,7 @@ def test_weights_are_left_alone_during_the_warmup():
 
 
 @pytest.mark.parametrize("base", ["at", "trades"])
-def test_workers_perturb_alike(base, tmp_path):
+def test_workers_apply_the_same_perturbation(base, tmp_path):
     settings = {**PERTURBED, "loss.base": base}
     alone = steps_in_float64(0, 1, settings, 6)
     for history, weights in run_ranks(steps_in_float64, 2, settings, 6, tmp_path=tmp_path):

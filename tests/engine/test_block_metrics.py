@@ -1,4 +1,4 @@
-"""MI diagnostics equal a loop over the whole score matrix; the overfitting alarm rings when due."""
+"""MI estimates equal a loop over the whole score matrix; overfitting gives a warning."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_set_smaller_than_a_block_is_measured_as_it_is():
     assert len([k for k in results if k.startswith("mi/")]) in (4, 8)
 
 
-def test_workers_together_measure_what_one_does(alone, tmp_path):
+def test_workers_together_compute_the_metrics_of_one_process(alone, tmp_path):
     """Closely on natural images; rounding in a smaller share turns a sign of PGD here and there."""
     for results, _ in run_ranks(observed, 3, tmp_path=tmp_path):
         assert results == pytest.approx(alone[0], rel=0.02, abs=2e-3)
@@ -125,7 +125,7 @@ def test_fgsm_is_one_step_from_the_image(alone):
     assert results["fgsm_acc"] == right / 50
 
 
-def test_each_epoch_of_a_run_tells_the_mi_of_the_validation_split(tmp_path):
+def test_each_epoch_of_a_run_records_the_mi_of_the_validation_split(tmp_path):
     tiny_run(0, 1, tmp_path, {"optim.epochs": 1}, [])
     (epoch,) = events(tmp_path, "epoch")
     assert {f"mi/{kind}" for kind in KINDS} <= epoch["val"].keys()
@@ -134,16 +134,16 @@ def test_each_epoch_of_a_run_tells_the_mi_of_the_validation_split(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cheap", "strong", "rings"),
+    ("cheap", "strong", "expected"),
     [(0.95, 0.0, True), (0.6, 0.25, True), (0.58, 0.5, False), (0.12, 0.03, False), (0, 0, False)],
 )
-def test_the_alarm_rings_where_a_strong_attack_leaves_less_than_half(cheap, strong, rings):
-    assert overfits_catastrophically(cheap, strong) == rings
+def test_overfitting_is_a_strong_attack_that_leaves_less_than_half(cheap, strong, expected):
+    assert overfits_catastrophically(cheap, strong) == expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("steps", "epochs", "rings"), [(1, 8, True), (7, 4, False)])
-def test_training_against_one_long_step_alone_rings_it(steps, epochs, rings, tmp_path):
+@pytest.mark.parametrize(("steps", "epochs", "expected"), [(1, 8, True), (7, 4, False)])
+def test_training_against_one_long_step_overfits(steps, epochs, expected, tmp_path):
     settings = {
         "data.limit": 1000, "mi.weight": 0, "model.width": 1, "model.depth": 7,
         "attack.eps": 0.3, "attack.alpha": 0.3 if steps == 1 else 0.075, "attack.steps": steps,
@@ -151,5 +151,5 @@ def test_training_against_one_long_step_alone_rings_it(steps, epochs, rings, tmp
         "validation.steps": 10, "data.crop_padding": 0,
     }  # fmt: skip
     tiny_run(0, 1, tmp_path, settings, [])
-    told = [e["message"] for e in events(tmp_path, "warning")]
-    assert any("catastrophic overfitting" in message for message in told) == rings
+    messages = [e["message"] for e in events(tmp_path, "warning")]
+    assert any("catastrophic overfitting" in message for message in messages) == expected

@@ -136,7 +136,7 @@ IN_FLOAT32: dict[str, dict[str, Any]] = {
 def first_step(rank, world_size):
     """Loss and metrics of the first step of each method, and its gradients, in float32.
 
-    The noise is that of the random start alone. Estimators learn next to nothing before the
+    The random start is the only noise. Estimators learn next to nothing before the
     classifier's loss is formed: Adam's first move is lr times the sign of the gradient, which
     rounding turns where the gradient is next to nothing.
     """

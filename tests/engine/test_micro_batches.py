@@ -37,7 +37,7 @@ def test_without_batchnorm_pieces_change_nothing(loss):
         torch.testing.assert_close(weights[name], weight, rtol=1e-9, atol=1e-12)
 
 
-def test_so_it_is_on_several_workers_some_without_images(tmp_path):
+def test_pieces_change_nothing_on_several_workers_some_without_images(tmp_path):
     settings = NORM_FREE | {"data.limit": 202, "optim.batch_size": 60}
     whole, _ = steps_in_float64(0, 1, settings, 6)
     args = (settings | {"scaling.micro_batch": 7}, 6)
@@ -77,7 +77,7 @@ def test_batchnorm_sees_pieces_and_its_running_statistics_follow_each_once():
     assert model[1].num_batches_tracked == 3
 
 
-def test_only_the_pieces_inputs_and_the_outputs_are_held_for_backward():
+def test_only_inputs_and_outputs_of_pieces_are_saved_for_backward():
     x, model = torch.rand(12, 3, 8, 8, dtype=torch.float64), small_net()
     held = []
 
@@ -103,7 +103,7 @@ def test_dropout_is_the_same_the_second_time():
     torch.testing.assert_close(grad, expected_grad)
 
 
-def test_what_a_forward_leaves_behind_is_left_once():
+def test_attributes_that_a_forward_sets_are_set_once():
     """Spectral norm takes a step of its power iteration in every forward in train mode."""
 
     def net():

@@ -46,9 +46,9 @@ def staged(tmp_path_factory):
     return RunFolder(folder)
 
 
-def test_each_phase_is_told_and_has_its_epochs(staged):
-    told = [(e["phase"], e["epoch"], e["global_step"]) for e in events(staged.path, "epoch")]
-    assert told == [
+def test_each_phase_is_recorded_with_its_epochs(staged):
+    recorded = [(e["phase"], e["epoch"], e["global_step"]) for e in events(staged.path, "epoch")]
+    assert recorded == [
         ("pretraining", 1, 5), ("pretraining", 2, 10), ("estimators", 1, 15), ("estimators", 2, 20),
         ("classifier", 1, 25), ("classifier", 2, 30),
     ]  # fmt: skip
@@ -92,7 +92,7 @@ def test_a_run_that_is_stopped_in_every_phase_is_the_uninterrupted_one(staged, s
 
 
 @pytest.mark.parametrize("until", ["pretraining", "estimators"])
-def test_a_run_may_end_after_a_phase_and_go_on_from_there(staged, until, tmp_path):
+def test_a_run_may_end_after_a_phase_and_continue(staged, until, tmp_path):
     run, config = RunFolder(tmp_path), tiny_config(STAGED)
     for stop_at in (3, 4, None):
         run.stop_file.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def test_reusing_a_run_gives_what_training_everything_gives(staged, tmp_path):
         assert same(last, load_file(RunFolder(tmp_path / name).weights("last"))), name
 
 
-def test_so_it_is_for_a_network_that_draws_at_random(tmp_path):
+def test_pretraining_and_reuse_work_for_a_network_with_dropout(tmp_path):
     settings = {**DROPOUT, "optim.epochs": 1, "mi.schedule": "staged"}
     runs = {name: RunFolder(tmp_path / name) for name in ("whole", "pretrained", "estimators")}
     for name, run in runs.items():
@@ -162,7 +162,7 @@ def test_a_continued_run_needs_the_reused_one_no_longer(staged, tmp_path):
     assert same(load_file(staged.weights("last")), load_file(run.weights("last")))
 
 
-def test_a_plain_run_lends_its_best_classifier_and_a_joint_one_its_estimators(tmp_path):
+def test_a_plain_run_offers_its_best_classifier_and_a_joint_one_its_estimators(tmp_path):
     tiny_run(0, 1, tmp_path / "joint", {"optim.epochs": 1}, [])
     lent = {"mi.pretrained": str(tmp_path / "joint"), "optim.epochs": 1}
     assert tiny_run(0, 1, tmp_path / "one", lent, []).finished
@@ -193,7 +193,7 @@ def test_another_capacity_or_split_cannot_be_reused(staged, settings, problem):
         assert re.search(problem, text)
 
 
-def test_a_run_that_has_nothing_to_lend_is_refused(tmp_path):
+def test_a_run_without_pretrained_weights_is_refused(tmp_path):
     folder = RunFolder(tmp_path)
     assert (
         "is not a run of raymi"
@@ -207,7 +207,7 @@ def test_a_run_that_has_nothing_to_lend_is_refused(tmp_path):
     assert "has no finished classifier" in text
 
 
-def test_weights_that_learnt_from_other_images_are_refused(staged, tmp_path):
+def test_weights_of_other_training_images_are_refused(staged, tmp_path):
     """Though the settings look the same: the files behind them may have changed."""
     config = tiny_config({"mi.estimators": str(staged.path), "data.split_seed": 5})
     with pytest.raises(UserError, match=r"trained on other images .* reuse a run with the"):

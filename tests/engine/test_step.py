@@ -1,4 +1,4 @@
-"""What one training step does to the classifier and to the estimators, and in which order."""
+"""Training step: its effect on classifier and estimators, and its order."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_step_learns_the_estimators_first_and_from_the_same_two_forwards():
     state.model.register_forward_hook(lambda m, a, z: events.append("forward"))
     for estimator in (state.estimators.natural, state.estimators.adversarial):
         estimator.local.register_forward_hook(
-            lambda m, a, z: events.append("estimator learns" if m.training else "estimator judges")
+            lambda m, a, z: events.append("estimator learns" if m.training else "estimator frozen")
         )
     for name in ("classifier", "estimator_learner"):
         optimizer = getattr(state, name).optimizer
@@ -91,7 +91,7 @@ def test_the_step_learns_the_estimators_first_and_from_the_same_two_forwards():
     assert events == [
         *["forward"] * (2 + 2),  # two of the attack, then h(x) and h(x_adv)
         "estimator learns", "estimator learns", "estimators stepped",
-        "estimator judges", "estimator judges", "classifier stepped",
+        "estimator frozen", "estimator frozen", "classifier stepped",
     ]  # fmt: skip
 
 
@@ -214,7 +214,7 @@ def test_balance_gives_the_mi_gradient_its_share_of_the_adversarial_one(base):
     [({}, "ce"), ({"loss.base": "trades"}, "kl"), ({"loss.base": "mart"}, "ce"),
      ({"attack.objective": "kl"}, "kl")],
 )  # fmt: skip
-def test_the_attack_maximises_what_the_loss_says(settings, objective):
+def test_the_attack_maximises_the_objective_of_the_loss(settings, objective):
     state, _ = first_batch(settings)
     assert state.attack.objective == objective
 
@@ -283,7 +283,7 @@ def test_one_class_only_stays_finite(settings):
 
 
 def metrics_of_a_step(settings, group, sizes):
-    """One step on the first 16 images of the epoch, whoever else has the same ones."""
+    """A step on the first 16 images of the epoch, shared with other workers."""
     config = tiny_config(settings)
     _, loader = tiny_state(config, Collectives())
     state, _ = tiny_state(config, group)
@@ -331,7 +331,7 @@ def test_losses_are_of_single_precision_outputs_under_bfloat16():
 
 
 class Known(torch.nn.Module):
-    """Critic whose scores are the outputs, times a factor, whatever the patterns are."""
+    """Estimator whose scores are the outputs times a factor, for any pattern."""
 
     def __init__(self, factor):
         super().__init__()
@@ -352,7 +352,7 @@ class Known(torch.nn.Module):
         ("dv", (0.0, math.log(43)), (0.0, math.log(43))),
     ],
 )
-def test_clamps_are_at_what_the_bound_can_mean(bound, natural, adversarial, score):
+def test_clamps_are_at_the_limits_of_the_bound(bound, natural, adversarial, score):
     """Pairs score `score` by the natural estimator and -`score` by the other, all else scores 0."""
     settings = {"mi.bound": bound, "mi.samples": "all", "mi.difference": 0.5}
     state, batch = first_batch(settings)
@@ -375,7 +375,7 @@ def test_clamps_are_at_what_the_bound_can_mean(bound, natural, adversarial, scor
     torch.testing.assert_close(loss, expected)
 
 
-def test_classifier_and_estimators_have_optimisers_of_their_own():
+def test_classifier_and_estimators_have_separate_optimisers():
     state, _ = first_batch()
     groups = {
         name: {id(p) for g in learner.optimizer.param_groups for p in g["params"]}
@@ -418,7 +418,7 @@ def test_the_random_control_adds_noise_of_the_same_norm_and_nothing_else(base):
     assert not all(torch.equal(v, weights[2][k]) for k, v in weights[0].items())
 
 
-def test_samples_that_were_crafted_with_folded_batchnorm_are_the_same_to_rounding():
+def test_attacks_with_folded_batchnorm_agree_to_rounding():
     torch.set_default_dtype(torch.float64)
     try:
         crafted_samples = []

@@ -82,7 +82,7 @@ def test_each_batch_has_its_share_of_generated_images(images, generated, fractio
         assert [int((batch.sample >= 180).sum()) for batch in batches] == counts
 
 
-def test_over_the_epochs_all_images_of_a_kind_are_seen_equally_often(images, generated):
+def test_over_epochs_all_images_of_a_kind_are_used_equally_often(images, generated):
     samples = [
         b.sample for epoch in range(7) for b in loader(images, generated=generated).epoch(epoch)
     ]
@@ -100,7 +100,7 @@ def test_without_a_share_of_generated_images_the_batches_are_the_plain_ones(imag
             assert_equal(expected, batch)
 
 
-def test_the_plain_order_is_what_it_always_was(images):
+def test_the_plain_order_has_known_values(images):
     batch = next(loader(images).epoch(1))
     assert batch.sample[:8].tolist() == [79, 20, 36, 30, 130, 66, 100, 161]
 

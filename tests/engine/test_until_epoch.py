@@ -1,4 +1,4 @@
-"""A run that is trained in parts, each up to an epoch, is the run that is trained at once."""
+"""A run trained in parts, each up to an epoch, equals the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_parts_make_the_whole_bit_for_bit(settings, before, tmp_path):
     assert rates[0] == rates[1]
 
 
-def test_a_part_that_is_done_is_not_done_again(tmp_path):
+def test_a_finished_part_is_not_repeated(tmp_path):
     part(0, 1, tmp_path, THREE, 2)
     (file,) = RunFolder(tmp_path).checkpoints.iterdir()
     before = file.stat().st_mtime_ns
