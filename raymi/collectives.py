@@ -1,8 +1,8 @@
-"""The few operations across workers that the method needs, differentiable and exact.
+"""Differentiable, exact operations across workers.
 
 Convention: each rank computes a loss such that the *mean over ranks* is the loss of the global
 batch (DDP averages gradients). So a per-sample loss is `world_size * local_sum / global_batch`, and
-a loss that every rank computes whole (a cosine over the batch, say) is that loss. The backward
+a loss that every rank computes in full (such as a cosine over the batch) is that loss. The backward
 passes below make the gradients of both kinds exact.
 """
 
@@ -16,41 +16,56 @@ from torch import Tensor
 
 
 class Collectives:
-    """One process: every operation is the identity. The base of `ProcessGroup`."""
+    """Operations of a single process: the identity. The base of `ProcessGroup`."""
 
     rank: int = 0
     world_size: int = 1
 
-    def gather(self, x: Tensor, sizes: list[int]) -> Tensor:
-        """The rows of all ranks in rank order, of which rank r holds sizes[r].
+    def gather(self, x: Tensor, shard_sizes: list[int]) -> Tensor:
+        """Concatenates the rows of all ranks in rank order.
 
-        x (sizes[rank], ...) to (sum(sizes), ...); the gradient flows back to every rank's x.
+        The gradient flows back to every rank's x.
+
+        Args:
+            x: (shard_sizes[rank], ...).
+            shard_sizes: rows of each rank.
+
+        Returns:
+            (sum(shard_sizes), ...).
         """
         return x
 
     def sum(self, x: Tensor) -> Tensor:
-        """Sum over ranks, elementwise; the gradient flows back to every rank's x."""
+        """Sums elementwise over ranks; the gradient flows back to every rank's x."""
         return x
 
     def max(self, x: Tensor) -> Tensor:
-        """Maximum over ranks, elementwise, without gradient."""
+        """Computes the elementwise maximum over ranks, without gradient."""
         return x.detach()
 
-    def exchange(self, x: Tensor, sizes: list[int]) -> Tensor:
-        """What every rank has for this rank's rows, of which rank r holds sizes[r].
+    def exchange(self, x: Tensor, shard_sizes: list[int]) -> Tensor:
+        """Collects what each rank computed for this rank's rows.
 
-        x (sum(sizes), ...), a row for each sample of the global batch, to (world size, sizes[rank],
-        ...), in rank order; the gradient flows back to every rank's x. To be summed (or the like)
-        over the first axis: a rank then sends and receives no more than x has, however many there
-        are.
+        A reduction over the first axis of the result costs each rank the traffic of one x, for any
+        number of ranks. The gradient flows back to every rank's x.
+
+        Args:
+            x: (sum(shard_sizes), ...), a row for each sample of the global batch.
+            shard_sizes: rows of each rank.
+
+        Returns:
+            (world size, shard_sizes[rank], ...), in rank order.
         """
         return x[None]
 
 
 class ProcessGroup(Collectives):
-    """The operations over a torch.distributed group (gloo or nccl).
+    """Operations over a torch.distributed group (gloo or nccl).
 
-    Ranks may hold different numbers of rows, also none; all ranks call in the same order.
+    Ranks may have different numbers of rows, also none; all ranks call in the same order.
+
+    Args:
+        group: None: the default one.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -58,8 +73,8 @@ class ProcessGroup(Collectives):
         self.rank = dist.get_rank(group)
         self.world_size = dist.get_world_size(group)
 
-    def gather(self, x: Tensor, sizes: list[int]) -> Tensor:
-        return _Gather.apply(x, sizes, self)
+    def gather(self, x: Tensor, shard_sizes: list[int]) -> Tensor:
+        return _Gather.apply(x, shard_sizes, self)
 
     def sum(self, x: Tensor) -> Tensor:
         return _Sum.apply(x, self)
@@ -69,54 +84,55 @@ class ProcessGroup(Collectives):
         dist.all_reduce(x, dist.ReduceOp.MAX, group=self.group)
         return x
 
-    def exchange(self, x: Tensor, sizes: list[int]) -> Tensor:
-        return _Exchange.apply(x, sizes, self)
+    def exchange(self, x: Tensor, shard_sizes: list[int]) -> Tensor:
+        return _Exchange.apply(x, shard_sizes, self)
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all ranks, padded to equal shares on the wire; backward sums what ranks ask of a
-    row."""
+    """Rows of all ranks, padded to equal sizes for transfer; backward sums each row's gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:
-        ctx.sizes, ctx.group = sizes, group
-        padded = x.new_zeros(max(sizes), *x.shape[1:])
+    def forward(ctx: Any, x: Tensor, shard_sizes: list[int], group: ProcessGroup) -> Tensor:
+        ctx.shard_sizes, ctx.group = shard_sizes, group
+        padded = x.new_zeros(max(shard_sizes), *x.shape[1:])
         padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in sizes]
+        parts = [torch.empty_like(padded) for _ in shard_sizes]
         dist.all_gather(parts, padded, group=group.group)
-        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+        return torch.cat([part[:size] for part, size in zip(parts, shard_sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _to_owners(grads[0], ctx.sizes, ctx.group).sum(dim=0), None, None
+        return _to_owners(grads[0], ctx.shard_sizes, ctx.group).sum(dim=0), None, None
 
 
 class _Exchange(torch.autograd.Function):
-    """Rows to the ranks that hold them; backward the other way."""
+    """Rows to the ranks that own them; backward the other way."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:
-        ctx.sizes, ctx.group = sizes, group
-        return _to_owners(x, sizes, group)
+    def forward(ctx: Any, x: Tensor, shard_sizes: list[int], group: ProcessGroup) -> Tensor:
+        ctx.shard_sizes, ctx.group = shard_sizes, group
+        return _to_owners(x, shard_sizes, group)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = grads
-        sizes: list[int] = ctx.sizes
-        received = grad.new_empty(sum(sizes), *grad.shape[2:])
-        own = [sizes[ctx.group.rank]] * len(sizes)
+        shard_sizes: list[int] = ctx.shard_sizes
+        received = grad.new_empty(sum(shard_sizes), *grad.shape[2:])
+        own = [shard_sizes[ctx.group.rank]] * len(shard_sizes)
         dist.all_to_all_single(
-            received, grad.flatten(0, 1).contiguous(), sizes, own, group=ctx.group.group
+            received, grad.flatten(0, 1).contiguous(), shard_sizes, own, group=ctx.group.group
         )
         return received, None, None
 
 
-def _to_owners(x: Tensor, sizes: list[int], group: ProcessGroup) -> Tensor:
-    """(sum(sizes), ...) to (world size, sizes[rank], ...)."""
-    own = sizes[group.rank]
-    received = x.new_empty(len(sizes) * own, *x.shape[1:])
-    dist.all_to_all_single(received, x.contiguous(), [own] * len(sizes), sizes, group=group.group)
-    return received.unflatten(0, (len(sizes), own))
+def _to_owners(x: Tensor, shard_sizes: list[int], group: ProcessGroup) -> Tensor:
+    """Sends rows (sum(shard_sizes), ...) to their owners: (world size, shard_sizes[rank], ...)."""
+    own = shard_sizes[group.rank]
+    received = x.new_empty(len(shard_sizes) * own, *x.shape[1:])
+    dist.all_to_all_single(
+        received, x.contiguous(), [own] * len(shard_sizes), shard_sizes, group=group.group
+    )
+    return received.unflatten(0, (len(shard_sizes), own))
 
 
 class _Sum(torch.autograd.Function):
@@ -131,12 +147,14 @@ class _Sum(torch.autograd.Function):
 
 
 _FEW = 8192
-"""Numbers, of all ranks together, up to which they are gathered and added up: over gloo that takes
-half the time of an all_reduce (0.7 and 1.4 ms)."""
+"""Largest number of values of all ranks that are gathered and added, not all-reduced.
+
+Over gloo that takes half the time (0.7 instead of 1.4 ms).
+"""
 
 
 def sum_over_ranks(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum of a tensor over ranks, a new tensor; without gradient."""
+    """Sums a tensor over ranks into a new tensor, without gradient."""
     x, world_size = x.contiguous(), dist.get_world_size(group)
     if world_size * x.numel() > _FEW or dist.get_backend(group) != "gloo":
         x = x.clone()

@@ -1,8 +1,8 @@
-"""Random numbers as a pure function of (key, sample index, position): the same on any device,
-for any number of workers and after any resume, and without touching torch's global random state.
+"""Random numbers as a pure function of (key, sample index, position).
 
-A counter-based generator has no state that moves: the number drawn for pixel 17 of sample 4711 in
-epoch 3 is a hash of those integers. Whoever needs it computes it.
+They are the same on any device, for any number of workers and after any resume, and leave torch's
+global random state untouched. A counter-based generator has no state: the number for pixel 17 of
+sample 4711 in epoch 3 is a hash of these integers.
 
 Source: the mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable
 pseudorandom number generators", OOPSLA 2014), variant 13 of Stafford's constants.
@@ -18,48 +18,62 @@ from torch import Tensor
 
 
 def random_key(*parts: int | str) -> int:
-    """A signed 64-bit key for one purpose, such as `random_key(seed, "augment", epoch)`.
+    """Computes a signed 64-bit key, such as `random_key(seed, "augment", epoch)`.
 
-    Args: parts, integers and names; any change of value, type or order gives an unrelated key.
-    Returns: an integer in [-2**63, 2**63).
+    Args:
+        *parts: integers and names; any change of value, type or order gives an unrelated key.
+
+    Returns:
+        An integer in [-2**63, 2**63).
     """
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
 
 
 def uniform(key: int, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-    """Uniform numbers in [0, 1) on a grid of 2**-24, for each sample its own.
+    """Draws uniform numbers in [0, 1) on a grid of 2**-24 for each sample.
 
     Args:
         key: from `random_key`.
-        index: (B,) int64, the samples' positions in their data set; its device is the result's.
-        shape: what is drawn for each sample.
-    Returns: (B, *shape) float32.
+        index: (B,) int64, positions of the samples in their data set; the result is on its device.
+        shape: of the numbers for each sample.
+
+    Returns:
+        (B, *shape) float32.
     """
     return _shift_right(_bits(key, index, shape), 40).to(torch.float32) * 2.0**-24
 
 
 def normal(key: int, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-    """Standard normal numbers: (B, *shape) float32, by the inverse of the distribution function.
+    """Draws standard normal numbers, by the inverse of the distribution function.
 
-    The one function here whose last bit may differ between kinds of devices (erfinv's rounding).
+    Their last bit may differ between kinds of devices (erfinv's rounding).
 
-    Args: as in `uniform`.
+    Args:
+        key, index, shape: as in `uniform`.
+
+    Returns:
+        (B, *shape) float32.
     """
     centred = 2 * uniform(key, index, shape) - 1 + 2.0**-24  # symmetric, never +-1
     return math.sqrt(2) * torch.erfinv(centred)
 
 
 def integers(key: int, index: Tensor, high: int, shape: tuple[int, ...] = ()) -> Tensor:
-    """Integers in [0, high): (B, *shape) int64.
+    """Draws integers in [0, high).
 
-    Args: as in `uniform`; high, at most 2**24 (the bias is below high * 2**-24).
+    Args:
+        key, index, shape: as in `uniform`.
+        high: at most 2**24; the bias is below high * 2**-24.
+
+    Returns:
+        (B, *shape) int64.
     """
     return (uniform(key, index, shape).to(torch.float64) * high).to(torch.int64)
 
 
 def permutation(key: int, size: int) -> Tensor:
-    """A permutation of 0 .. size-1 that depends on the key alone: (size,) int64, on the CPU."""
+    """Draws a permutation of 0 .. size-1, a function of the key: (size,) int64 on the CPU."""
     index = torch.arange(size)
     return torch.argsort(_bits(key, index, ()), stable=True)
 
@@ -78,7 +92,7 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's `>>` on int64 copies the sign bit."""
+    """Shifts logically, while torch's `>>` on int64 copies the sign bit."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 

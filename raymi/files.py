@@ -15,14 +15,14 @@ from raymi.errors import StorageError, UserError, storage_remedy
 
 
 class InUse(UserError):
-    """Another process is at it."""
+    """Lock held by another process."""
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Writes a file that is complete under its name, or not there: also after a power cut.
+    """Writes a file that is complete or absent, also after power loss.
 
     Raises:
-        OSError: It cannot be written; an earlier one is untouched then.
+        OSError: the file cannot be written; an earlier one is untouched.
     """
     with atomic_file(path) as file:
         file.write(data)
@@ -32,11 +32,11 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Opens a file for writing that gets its name once it is complete and on disk.
 
-    Until then it is locked; unlocked ones of the same name are removed, as their writers were
-    killed.
+    Until then it is locked; unlocked temporary files of the same name are removed, as their writers
+    were killed.
 
     Raises:
-        OSError: It cannot be written; an earlier one is untouched then.
+        OSError: the file cannot be written; an earlier one is untouched.
     """
     _remove_unused(path.parent, f".{path.name}.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -45,28 +45,28 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            temporary.replace(path)  # before it is unlocked: another process would remove it
+            temporary.replace(path)  # while locked: another process would remove it
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def _new_locked_file(path: Path) -> BinaryIO:
-    """Opens a new file for writing that `_remove_unused` leaves alone until it is closed."""
+    """Opens a new file for writing that `_remove_unused` skips until it is closed."""
     while True:
         file = path.open("wb")
         try:
             if _lock(file.fileno()) and _is_at(path, file.fileno()):
                 return file
-        except OSError:  # a file system without locks, on which no file is removed either
+        except OSError:  # no locks on this file system, so no file is removed
             return file
-        file.close()  # another process removes it, which was not locked yet
+        file.close()  # another process removed it before it was locked
 
 
 def remove_half_written(folder: Path) -> None:
-    """Removes files in a folder and those below whose writers were killed while they wrote.
+    """Removes temporary files of killed writers in a folder and its subfolders.
 
-    Folders below that have a `.lock` of their own are left out.
+    Subfolders with a `.lock` are skipped.
     """
     for place, below, _ in os.walk(folder):
         _remove_unused(Path(place), ".")
@@ -74,7 +74,7 @@ def remove_half_written(folder: Path) -> None:
 
 
 def _remove_unused(folder: Path, start: str) -> None:
-    """Removes temporary files of `atomic_file` that no process writes, where permitted."""
+    """Removes temporary files of `atomic_file` that no process is writing, if permitted."""
     with suppress(OSError):
         for name in os.listdir(folder):
             if not (name.startswith(start) and name.endswith(".tmp")):
@@ -85,10 +85,10 @@ def _remove_unused(folder: Path, start: str) -> None:
 
 
 def _lock(file: int) -> bool:
-    """Locks an open file until it is closed; returns whether no other process has it locked.
+    """Locks an open file until it is closed; returns False if another process has the lock.
 
     Raises:
-        OSError: The file system has no locks.
+        OSError: the file system has no locks.
     """
     if os.name == "posix":
         import fcntl
@@ -101,7 +101,7 @@ def _lock(file: int) -> bool:
 
 
 def _is_at(path: Path, file: int) -> bool:
-    """Returns whether an open file still has its name, and no other file has it."""
+    """Returns whether an open file still has its name."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:
@@ -109,9 +109,10 @@ def _is_at(path: Path, file: int) -> bool:
 
 
 def sync_folder(path: Path) -> None:
-    """What has come into a folder, or gone from it, stays so also after a power cut.
+    """Makes files added to or removed from a folder durable.
 
-    Raises: OSError.
+    Raises:
+        OSError: the folder cannot be synced.
     """
     if os.name == "posix":
         folder = os.open(path, os.O_RDONLY)
@@ -121,33 +122,39 @@ def sync_folder(path: Path) -> None:
             os.close(folder)
 
 
-def save(path: Path, data: bytes, what_is_left: str = "") -> None:
-    """Writes a file atomically, and makes its folder where it is not there.
+def save(path: Path, data: bytes, note: str = "") -> None:
+    """Writes a file atomically; creates its folder if missing.
 
-    Args: path; data; what_is_left, to be said where it cannot be written.
-    Raises: StorageError with the remedy.
+    Args:
+        path: of the file.
+        data: its content.
+        note: end of the error message, such as what is not lost.
+
+    Raises:
+        StorageError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
     except OSError as error:
-        raise not_writable(path, error, what_is_left) from None
+        raise not_writable(path, error, note) from None
 
 
-def save_json(path: Path, tree: Any, what_is_left: str = "") -> None:
-    """Writes a tree of JSON's types, for people to read, too; see `save`.
+def save_json(path: Path, tree: Any, note: str = "") -> None:
+    """Writes a tree of JSON's types, indented; see `save`.
 
-    Raises: StorageError with the remedy.
+    Raises:
+        StorageError: the file cannot be written.
     """
-    save(path, json.dumps(tree, indent=2).encode(), what_is_left)
+    save(path, json.dumps(tree, indent=2).encode(), note)
 
 
-def not_writable(path: Path, error: OSError, what_is_left: str = "") -> StorageError:
-    """The error of a command that cannot write a path."""
-    left = f": {what_is_left}" if what_is_left else ""
+def not_writable(path: Path, error: OSError, note: str = "") -> StorageError:
+    """Returns the error of a command that cannot write a path."""
+    end = f": {note}" if note else ""
     return StorageError(
         f"cannot write {path} ({error.strerror or error}): {storage_remedy(error)}, then give the "
-        f"same command again{left}"
+        f"same command again{end}"
     )
 
 
@@ -160,34 +167,34 @@ def not_readable(path: Path, error: OSError) -> UserError:
 
 
 def checksum(data: bytes | memoryview) -> str:
-    """The first 16 digits of the sha256 of a file's content, for its name."""
+    """Computes the first 16 hexadecimal digits of a content's sha256, for file names."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 
 def is_whole(path: Path, data: bytes) -> bool:
-    """Whether the name of a file ends in the checksum of its content, before the suffix."""
+    """Returns whether a file's name ends, before the suffix, in the checksum of its content."""
     return checksum(data) == path.stem[-16:]
 
 
 @contextmanager
 def file_lock(lock: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
-    """Keeps other processes out while one is inside.
+    """Holds a lock between processes.
 
     Args:
-        lock: a file that is made, and stays.
-        refusal: message of the error in the second process.
-        wait: seconds to wait for the first process to leave.
+        lock: path of the lock file, which is created and stays.
+        refusal: message of `InUse`.
+        wait: seconds to wait for the lock.
 
     Raises:
-        InUse: in the second process.
-        UserError: where the user may not lock the file.
-        StorageError: where the disk does not take it.
+        InUse: another process holds the lock.
+        UserError: the user may not lock the file.
+        StorageError: the disk does not take the file.
     """
     from filelock import FileLock, Timeout
 
-    held = FileLock(lock, timeout=wait)
+    file = FileLock(lock, timeout=wait)
     try:
-        held.acquire()
+        file.acquire()
     except Timeout:
         raise InUse(refusal) from None
     except OSError as error:
@@ -196,11 +203,11 @@ def file_lock(lock: Path, refusal: str, wait: float = 0.0) -> Iterator[None]:
         remove_half_written(lock.parent)
         yield
     finally:
-        held.release()
+        file.release()
 
 
 def _not_locked(lock: Path, error: OSError) -> UserError | StorageError:
-    """Returns the error of a command that cannot lock a file, with the remedy."""
+    """Returns the error of a command that cannot lock a file."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
         return UserError(
@@ -217,7 +224,7 @@ def _not_locked(lock: Path, error: OSError) -> UserError | StorageError:
 
 
 def _owner(path: Path) -> str | None:
-    """Returns the name or number of another user to whom a file belongs; None: it does not."""
+    """Returns the name or number of a file's owner; None: this user or unknown."""
     try:
         number = path.stat().st_uid
     except OSError:

@@ -1,4 +1,4 @@
-"""Paths of settings. Addresses such as `s3://...` are refused: they would become local folders."""
+"""Local paths in settings; addresses such as `s3://...` are refused."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from raymi.errors import UserError
 from raymi.formatting import shown
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a `Path` has kept one slash of the two
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # `Path` drops one of the slashes
 
 
 def address_problem(path: str | Path) -> str | None:
-    """Returns what is wrong with a path that is an address, and the remedy; None for a path."""
+    """Returns the problem of an address in place of a path, and the remedy; None: a path."""
     if _ADDRESS.match(str(path)) is None:
         return None
     return (
@@ -23,15 +23,15 @@ def address_problem(path: str | Path) -> str | None:
 
 
 def local_path(path: str | Path, key: str = "") -> Path:
-    """Returns the absolute path of a name that a user gave.
+    """Returns the absolute path of a file or folder that the user named.
 
     Args:
-        path: name of a file or folder; `~` stands for the home.
-        key: setting that it was given for, named in the error; empty: none.
+        path: of the file or folder; `~` is the home folder.
+        key: name of the setting, for the error; empty: none.
 
     Raises:
-        UserError: It is an address such as `s3://bucket/folder`, no name of a file, or the home of
-            an unknown user.
+        UserError: the path is an address such as `s3://bucket/folder`, no name of a file, or in the
+            home folder of an unknown user.
     """
     text, prefix = str(path), f"{key}: " if key else ""
     if problem := address_problem(text):
@@ -42,5 +42,5 @@ def local_path(path: str | Path, key: str = "") -> Path:
         return Path(path).expanduser().absolute()
     except RuntimeError:
         raise UserError(
-            f"{prefix}{shown(text)}: there is no such user's home, write the whole path"
+            f"{prefix}{shown(text)}: no such user's home folder: write the whole path"
         ) from None

@@ -1,7 +1,7 @@
-"""Adversarial losses that NAMID builds upon: AT, TRADES, MART.
+"""Adversarial losses: AT, TRADES, MART.
 
-Each takes the worker's own b samples and returns a loss whose mean over workers is the loss of the
-global batch of `num` samples (see `raymi.collectives`): world_size * sum / num.
+Each takes a worker's b samples and returns a loss whose mean over workers is the loss of the global
+batch of `num` samples (see `raymi.collectives`): world_size * sum / num.
 """
 
 from __future__ import annotations
@@ -14,10 +14,18 @@ from torch import Tensor
 def at_loss(
     logits_adv: Tensor, y: Tensor, num: int, world_size: int = 1, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Adversarial training: cross-entropy of the adversarial output.
+    """Computes the loss of adversarial training: cross-entropy of the adversarial output.
 
-    Args: logits_adv (b, K); y (b,); num, samples in the global batch.
-    Returns: 0-d loss in nats.
+    Args:
+        logits_adv: (b, K).
+        y: (b,).
+        num: samples in the global batch.
+        world_size: number of workers.
+        label_smoothing: share of the target spread over all classes.
+
+    Returns:
+        0-d loss in nats.
+
     Source: Madry et al. 2018, Eq. 2.1.
     """
     # CE(h(x_adv), y)
@@ -28,10 +36,19 @@ def at_loss(
 def trades_loss(
     logits: Tensor, logits_adv: Tensor, y: Tensor, num: int, world_size: int = 1, beta: float = 6.0
 ) -> Tensor:
-    """TRADES: natural cross-entropy plus beta times KL(p(x) || p(x_adv)).
+    """Computes the TRADES loss: natural cross-entropy plus beta times KL(p(x) || p(x_adv)).
 
-    Args: logits, logits_adv (b, K); y (b,); num, samples in the global batch.
-    Returns: 0-d loss in nats.
+    Args:
+        logits: (b, K), of x.
+        logits_adv: (b, K), of x_adv.
+        y: (b,).
+        num: samples in the global batch.
+        world_size: number of workers.
+        beta: weight of the KL.
+
+    Returns:
+        0-d loss in nats.
+
     Source: Zhang et al. 2019, Eq. 5. With log-probabilities on both sides, its gradient is finite
         where a class has probability 0 (torch's KL on probabilities gives NaN there).
     """
@@ -45,10 +62,21 @@ def trades_loss(
 def mart_loss(
     logits: Tensor, logits_adv: Tensor, y: Tensor, num: int, world_size: int = 1, beta: float = 5.0
 ) -> Tensor:
-    """MART: boosted cross-entropy plus beta times the KL, weighted by natural misclassification.
+    """Computes the MART loss: boosted cross-entropy plus beta times a weighted KL.
 
-    Args: logits, logits_adv (b, K); y (b,); num, samples in the global batch.
-    Returns: 0-d loss in nats.
+    The KL of a sample is weighted by the natural probability of wrong classes.
+
+    Args:
+        logits: (b, K), of x.
+        logits_adv: (b, K), of x_adv.
+        y: (b,).
+        num: samples in the global batch.
+        world_size: number of workers.
+        beta: weight of the KL.
+
+    Returns:
+        0-d loss in nats.
+
     Source: Wang et al. 2020, Eq. 8-11; 1.0001 and 1.0000001 as in the authors' code. The KL is of
         log-probabilities, as in `trades_loss`, where the authors add 1e-12 to probabilities.
     """

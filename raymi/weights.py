@@ -1,7 +1,7 @@
-"""Weights in safetensors: equal content has equal bytes, and a checksum inside covers all of them.
+"""Weights in safetensors with a checksum inside; equal content has equal bytes.
 
-The header is sorted, as safetensors itself writes metadata in random order. The metadata hold the
-sha256 of the whole file, computed with zeros in its own place.
+The header is sorted, as safetensors itself writes metadata in random order. The metadata contain
+the sha256 of the whole file, computed with zeros in its own place.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from raymi.errors import UserError, first_line
 
 _LENGTH = 8  # bytes of the header's length, little-endian, with which a file begins
 _FORMAT, _SHA256 = "raymi.format", "raymi.sha256"
-"""Metadata of files that raymi wrote; either one alone requires a matching checksum."""
+"""Metadata of files that raymi wrote; with either of them the checksum must match."""
 
 _BLANK = "0" * 64
 
 
 class Weights(NamedTuple):
-    """Tensors on the CPU by name, and the metadata kept with them."""
+    """Tensors on the CPU by name, and their metadata."""
 
     tensors: dict[str, Tensor]
     about: dict[str, str]
@@ -38,10 +38,10 @@ def weights_as_bytes(state: Mapping[str, Tensor], about: Mapping[str, str] | Non
 
     Args:
         state: tensors by name; tied ones are written twice.
-        about: metadata to keep beside them.
+        about: metadata.
 
     Returns:
-        The content of a safetensors file with its checksum, a function of the arguments alone.
+        The content of a safetensors file with its checksum; a function of the arguments alone.
     """
     copies = {
         name: tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -60,10 +60,10 @@ def weights_as_bytes(state: Mapping[str, Tensor], about: Mapping[str, str] | Non
 
 
 def read_weights_file(path: Path) -> Weights:
-    """Reads a safetensors file, of raymi or of others.
+    """Reads a safetensors file, of raymi or of another program.
 
     Raises:
-        UserError: it cannot be read, or does not match the checksum inside it.
+        UserError: the file cannot be read, or does not match the checksum inside it.
     """
     try:
         data = path.read_bytes()
@@ -75,22 +75,22 @@ def read_weights_file(path: Path) -> Weights:
 def parse_weights(data: bytes, name: str) -> Weights:
     """Parses the content of a safetensors file.
 
-    Files of others, without raymi's checksum, are accepted.
+    Files of other programs, without raymi's checksum, are accepted.
 
     Args:
         data: content of the file.
         name: its path, for messages.
 
     Raises:
-        UserError: it is no such file, or does not match the checksum inside it.
+        UserError: the content is no safetensors, or does not match the checksum inside it.
     """
     try:
         end = _LENGTH + int.from_bytes(data[:_LENGTH], "little")
         about = json.loads(data[_LENGTH:end]).get("__metadata__") or {}
         if {_FORMAT, _SHA256} & set(about):
             _check(data, end, about, name)
-        found = safetensors.torch.load(data)  # in random order
-        return Weights({key: found[key] for key in sorted(found)}, dict(about))
+        tensors = safetensors.torch.load(data)  # in random order
+        return Weights(dict(sorted(tensors.items())), dict(about))
     except UserError:
         raise
     except Exception as error:  # a damaged header may hold anything
@@ -120,5 +120,5 @@ def _check(data: bytes, end: int, about: Mapping[str, Any], name: str) -> None:
 
 
 def _entry(digest: str) -> bytes:
-    """The checksum as it stands in the header; inside of strings, JSON escapes the quotes."""
+    """Returns the checksum's entry in the header; JSON escapes the quotes in other strings."""
     return f'"{_SHA256}":"{digest}"'.encode()

@@ -13,7 +13,7 @@ MANY = torch.arange(20_000)
 
 
 @pytest.mark.parametrize("draw", [uniform, normal], ids=["uniform", "normal"])
-def test_what_a_sample_gets_depends_on_its_index_and_not_on_its_company(draw):
+def test_the_numbers_of_a_sample_depend_on_its_index_and_not_on_the_batch(draw):
     key, index = random_key(1, "test"), torch.randperm(500)
     everyone = draw(key, index, (3, 5, 7))
     alone = torch.cat([draw(key, index[i : i + 1], (3, 5, 7)) for i in range(0, 500, 7)])
@@ -113,7 +113,7 @@ def test_empty_draws_have_the_right_shape():
     assert uniform(1, torch.arange(3)).shape == (3,)
 
 
-def test_the_global_random_state_is_left_alone():
+def test_the_global_random_state_stays_unchanged():
     before = torch.get_rng_state()
     normal(1, MANY[:9], (4,)), integers(1, MANY[:9], 3), permutation(1, 9)
     assert torch.equal(before, torch.get_rng_state())

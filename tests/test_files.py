@@ -42,7 +42,7 @@ def half_written(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob(".*.tmp"))
 
 
-def test_a_file_of_a_living_writer_stays_and_that_of_a_killed_one_goes(tmp_path: Path) -> None:
+def test_files_of_killed_writers_alone_are_removed(tmp_path: Path) -> None:
     writer = begin_to_write(tmp_path / "checkpoints.json")
     name = f".checkpoints.json.{writer.pid}.tmp"
     remove_half_written(tmp_path)
@@ -60,13 +60,13 @@ def leave_half_written(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["best.safetensors", "checkpoints/step-1.pt", "a/b/report.json"])
-def test_the_next_start_of_a_run_removes_them_wherever_they_are(tmp_path: Path, name: str) -> None:
+def test_the_next_start_of_a_run_removes_them_in_all_folders(tmp_path: Path, name: str) -> None:
     leave_half_written(tmp_path / name)
     with RunFolder(tmp_path).lock():
         assert half_written(tmp_path) == []
 
 
-def test_a_folder_that_another_command_may_use_is_left_to_it(tmp_path: Path) -> None:
+def test_a_folder_with_a_lock_is_skipped(tmp_path: Path) -> None:
     trial = tmp_path / "trials" / "0000"
     leave_half_written(trial / "best.safetensors")
     (trial / ".lock").touch()
@@ -76,7 +76,7 @@ def test_a_folder_that_another_command_may_use_is_left_to_it(tmp_path: Path) -> 
         assert half_written(tmp_path) == []
 
 
-def test_a_file_that_is_written_again_removes_those_of_its_name(tmp_path: Path) -> None:
+def test_writing_a_file_removes_temporary_files_of_its_name(tmp_path: Path) -> None:
     leave_half_written(tmp_path / "a[1].json")
     leave_half_written(tmp_path / "b.json")
     write_atomically(tmp_path / "a[1].json", b"{}")
@@ -95,7 +95,7 @@ def test_the_cache_of_arrays_removes_them_too(
     assert half_written(tmp_path) == []
 
 
-def test_processes_that_write_the_same_file_at_once_all_succeed(tmp_path: Path) -> None:
+def test_concurrent_writers_of_a_file_all_succeed(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from raymi.files import write_atomically\n"
         "for number in range(300): write_atomically(Path(sys.argv[1]), b'x' * 999)"
@@ -110,7 +110,7 @@ def test_processes_that_write_the_same_file_at_once_all_succeed(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_an_error_leaves_the_earlier_file_and_nothing_else(tmp_path: Path) -> None:
+def test_an_error_leaves_the_earlier_file_alone(tmp_path: Path) -> None:
     write_atomically(tmp_path / "a", b"earlier")
     with pytest.raises(TypeError), atomic_file(tmp_path / "a") as file:
         file.writelines([b"half", "no bytes"])

@@ -53,7 +53,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     )
 
 
-def test_weights_come_back_with_their_metadata_and_any_reader_of_safetensors_reads_them(tmp_path):
+def test_weights_are_read_with_metadata_by_any_reader_of_safetensors(tmp_path):
     path = tmp_path / "w.safetensors"
     path.write_bytes(weights_as_bytes(STATE, ABOUT))
     tensors, about = read_weights_file(path)
@@ -75,7 +75,7 @@ def test_equal_weights_have_equal_bytes_in_any_order():
     assert weights_as_bytes(turned_over) == weights_as_bytes({"a": turned_over["a"].contiguous()})
 
 
-def test_no_flipped_bit_of_a_file_of_weights_is_read():
+def test_a_flipped_bit_in_a_file_of_weights_is_refused():
     data = weights_as_bytes(STATE, ABOUT)
     for bit in range(8 * len(data)):
         with pytest.raises(UserError, match=r"best\.safetensors .*(damaged|another model)"):
@@ -85,14 +85,14 @@ def test_no_flipped_bit_of_a_file_of_weights_is_read():
             parse_weights(data[:cut], "best.safetensors")
 
 
-def test_files_of_others_have_no_checksum_and_are_read(tmp_path):
+def test_files_of_other_programs_have_no_checksum_and_are_read(tmp_path):
     path = tmp_path / "others.safetensors"
     save_file(STATE, path, {"format": "pt"})
     assert same(read_weights_file(path).tensors, STATE)
     assert same(read_weights(path), STATE)
 
 
-def test_two_runs_alike_have_files_of_weights_alike(home, tmp_path):
+def test_equal_runs_have_equal_files_of_weights(home, tmp_path):
     run = RunFolder(home / "runs" / "mine")
     settings = {"optim.epochs": 1, "probe.steps": 1, "validation.max_samples": 20}
     tiny_runs.tiny_run(0, 1, tmp_path / "again", settings, [])
@@ -164,7 +164,7 @@ def test_an_exported_program_with_a_flipped_bit_is_refused(tmp_path):
         load_program(flipped(data, 8 * data.index(weight) + 5), "net")
 
 
-def test_an_exported_model_refuses_damaged_weights_by_itself(home, tmp_path, monkeypatch):
+def test_an_exported_model_refuses_damaged_weights(home, tmp_path, monkeypatch):
     monkeypatch.chdir(home)
     folder = tmp_path / "exported"
     assert export.main(["model=mine", f"folder={folder}"]) == 0

@@ -12,7 +12,7 @@ from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
 from raymi.data import Splits, load_splits
 from raymi.engine.context import LocalContext
-from raymi.engine.loop import Outcome, train
+from raymi.engine.loop import TrainResult, train
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import phases_of
 from raymi.engine.train_loader import TrainLoader
@@ -85,7 +85,7 @@ def steps_in_float64(
                     history.append(means.means(state.group))
         weights = {f"model.{k}": v for k, v in state.model.state_dict().items()}
         if state.estimators is not None:
-            weights |= {f"critics.{k}": v for k, v in state.estimators.state_dict().items()}
+            weights |= {f"estimators.{k}": v for k, v in state.estimators.state_dict().items()}
         if state.average is not None:
             weights |= {f"average.{k}": v for k, v in state.average.model.state_dict().items()}
         return history, weights
@@ -97,7 +97,7 @@ class StoppingContext(LocalContext):
     """Asks for a stop, by the run's stop file, once `stop_at` steps were made."""
 
     def __init__(self, stop_file: Path, stop_at: int | None = None) -> None:
-        super().__init__("cpu", stop_file, look_every=0.0)
+        super().__init__("cpu", stop_file, poll_seconds=0.0)
         self.stop_file, self.stop_at, self.asked, self.reports = stop_file, stop_at, 0, []
 
     def stop_requested(self) -> bool:
@@ -112,7 +112,7 @@ class StoppingContext(LocalContext):
 
 def tiny_run(
     rank: int, world_size: int, folder: Path, settings: dict[str, Any], stops: list[int]
-) -> Outcome:
+) -> TrainResult:
     """A run from beginning to end, over sessions that are stopped after so many steps of each."""
     config, outcome = tiny_config(settings), None
     run = RunFolder(folder)

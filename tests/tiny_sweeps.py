@@ -54,5 +54,5 @@ def trained(
         told.append(Measurement.of_epoch(metrics["epoch"], val))
 
     # an epoch may take less time than the usual pause between two looks
-    train_run = in_this_process(CPU, sweep.stop_file, tell or note, look_every=0.0)
+    train_run = in_this_process(CPU, sweep.stop_file, tell or note, poll_seconds=0.0)
     return run_trial(sweep, run, values or {"optim.lr": 0.05}, train_run), told

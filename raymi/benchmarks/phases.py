@@ -68,17 +68,17 @@ def watched_step(config: Config, arm: str, device: torch.device) -> Callable[[],
         fold_batchnorm=attack_config.scaling.fold_batchnorm,
     )
     watch = Stopwatch()
-    learner, critics = state.classifier, state.critics
+    learner, estimators = state.classifier, state.estimator_learner
     assert learner is not None
     watch.watch(learner.task, "forward", TERM)  # contains the next two, which are not part of it
     watch.watch(learner.task, "forward_pair", CLASSIFIER)
     watch.watch(learner.task, "adversarial_loss", CLASSIFIER)
     watch.watch(learner, "backward", CLASSIFIER)
     watch.watch(learner, "update", OPTIMISER)
-    if critics is not None:
-        watch.watch(critics.task, "forward", UPDATE)
-        watch.watch(critics, "backward", UPDATE)
-        watch.watch(critics, "update", OPTIMISER)
+    if estimators is not None:
+        watch.watch(estimators.task, "forward", UPDATE)
+        watch.watch(estimators, "backward", UPDATE)
+        watch.watch(estimators, "update", OPTIMISER)
 
     def step() -> dict[str, float]:
         with watch.measure(DATA):

@@ -33,7 +33,7 @@ from raymi.recipes import RECIPES
 from raymi.runs.journal import JournalReader
 from raymi.runs.record import evaluations_of
 from raymi.runs.run_folder import RunFolder
-from raymi.runs.run_paths import check_place
+from raymi.runs.run_paths import check_writable
 from raymi.signals import Signals
 from raymi.terminal.console import Terminal
 from raymi.terminal.progress import ProgressDisplay
@@ -83,7 +83,7 @@ def requested(words: Sequence[str]) -> StandaloneRequest:
     one_worker = config.model_copy(update={"scaling": ScalingConfig()})
     problems += input_problems(one_worker, new_run=False)
     try:
-        check_place(config)
+        check_writable(config)
     except UserError as error:
         problems.append(str(error))
     if config.name is None:

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: the loss at the worst weights nearby, which flattens it."""
+"""Adversarial weight perturbation (AWP): gradients at the worst nearby weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TINY = 1e-20
 
 
 class AdversarialWeightPerturbation:
-    """Moves weights against the adversarial loss while a gradient is taken, then puts them back.
+    """Perturbation of weights that raises the adversarial loss.
 
     Each convolution and linear weight moves along its own gradient, by gamma times its norm; biases
     and BatchNorm's parameters stay.
@@ -20,7 +20,9 @@ class AdversarialWeightPerturbation:
     Source: Wu, Xia, Wang, "Adversarial Weight Perturbation Helps Robust Generalization", NeurIPS
         2020, Eq. 7-9: w + gamma |w| g / |g|.
 
-    Args: model, the classifier; gamma, relative length of the move.
+    Args:
+        model: the classifier.
+        gamma: relative length of the perturbation.
     """
 
     def __init__(self, model: nn.Module, gamma: float) -> None:
@@ -29,9 +31,10 @@ class AdversarialWeightPerturbation:
 
     @contextmanager
     def at_worst_weights(self, ascend: Callable[[], None]) -> Iterator[None]:
-        """Inside, the weights are the perturbed ones; afterwards the old ones, bit for bit.
+        """Perturbs the weights within a block, and restores them bit for bit.
 
-        Args: ascend, leaves the gradient of the adversarial loss in the parameters.
+        Args:
+            ascend: leaves the gradient of the adversarial loss in the parameters.
         """
         ascend()
         before = [weight.detach().clone() for weight in self.weights]

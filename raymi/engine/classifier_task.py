@@ -1,6 +1,6 @@
-"""The learning problem of the classifier: one module whose forward maps a batch to a loss (Eq. 9).
+"""Task of the classifier: a module whose forward maps a batch to the loss of Eq. 9.
 
-DDP wraps a task, so that there is one DDP forward for each backward, and PGD attacks the bare
+DDP wraps the task, so that each backward has one DDP forward, while PGD attacks the bare
 classifier. Losses and metrics follow the convention of `raymi.collectives`: their mean over workers
 is the value for the global batch.
 """
@@ -28,25 +28,24 @@ from raymi.models.modes import evaluation_mode, full_precision
 from raymi.models.running_statistics import running_statistics_frozen, running_statistics_of
 
 _ORDERS = {"mix": "na", "released": "ananaan"}
-"""Batches, natural and adversarial, that the running statistics follow in a step."""
+"""Order of natural and adversarial batches that update the running statistics in a step."""
 
 _FLOORS = {"infonce": 0.0, "jsd": 0.0, "hellinger": 0.0, "gan": -2 * math.log(2)}
-"""Values of independent variables, of bounds that are capped by themselves: what is minimised stops
-counting there."""
+"""Values of capped bounds for independent variables, at which a minimised term is clamped."""
 
 LearnFromOutputs = Callable[[Tensor, Tensor], None]
 
 
 class ClassifierTask(nn.Module):
-    """Trains the classifier: adversarial loss plus weighted MI loss (Eq. 9).
+    """Task of the classifier: adversarial loss plus weighted MI loss (Eq. 9).
 
     Args:
         model: the classifier, images in [0, 1] to logits.
         loss, mi: their settings; MI is off where `mi.enabled` is false.
-        estimators: the critics, frozen here: eval mode, no gradients; None where MI is off.
+        estimators: frozen here: eval mode, no gradients; None: MI is off.
         group: the workers.
-        autocast: makes the context in which the classifier runs; losses are computed outside of it.
-        micro_batch: samples of a worker that go through a network at once; None: all.
+        autocast: returns the context in which the classifier runs; losses are outside of it.
+        micro_batch: samples of a worker per pass of a network; None: all.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class ClassifierTask(nn.Module):
         self.group = group
         self.autocast = autocast
         self.micro_batch = micro_batch
-        self._frozen = (estimators,)  # in a tuple: not ours to train, so not a submodule
+        self._frozen = (estimators,)  # in a tuple: not a submodule, as it is not trained here
         self.clean_has_gradient = loss.base != "at" or (estimators is not None and mi.cosine > 0)
         self.random_gradient = mi.enabled and mi.gradient == "random"
         self.clean_is_used = (
@@ -78,26 +77,25 @@ class ClassifierTask(nn.Module):
         x: Tensor,
         x_adv: Tensor,
         y: Tensor,
-        sizes: list[int],
+        shard_sizes: list[int],
         learn: LearnFromOutputs | None = None,
         *,
         noise: Callable[[Tensor], Tensor] | None = None,
         adversarial_only: bool = False,
     ) -> tuple[Tensor, Metrics]:
-        """Loss of the global batch (Eq. 9), and metrics.
+        """Computes the loss of the global batch (Eq. 9), and metrics.
 
         Args:
-            x, x_adv: (b, 3, H, W) in [0, 1]. y: (b,). sizes: samples that each worker holds.
-            learn: given the detached outputs (h(x), h(x_adv)) before the MI loss is formed: the
-                joint schedule updates the critics there, from the same two forwards.
-            noise: Gaussian noise in the shape of the outputs it is given; what
-                mi.gradient=random needs.
-            adversarial_only: the base method's loss alone, with running statistics untouched.
+            x, x_adv: (b, 3, H, W) in [0, 1]. y: (b,). shard_sizes: samples of each worker.
+            learn: called with the detached outputs (h(x), h(x_adv)) before the MI loss: the joint
+                schedule updates the estimators there.
+            noise: returns Gaussian noise in the shape of its argument, for mi.gradient=random.
+            adversarial_only: the base method's loss alone, without updates of running statistics.
         """
-        num = sum(sizes)
+        num = sum(shard_sizes)
         if adversarial_only:
-            return self._adversarial_only(x, x_adv, y, sizes)
-        logits, logits_adv = self.forward_pair(x, x_adv, sizes)
+            return self._adversarial_only(x, x_adv, y, shard_sizes)
+        logits, logits_adv = self.forward_pair(x, x_adv, shard_sizes)
         if learn is not None and num > 1:
             learn(logits.detach(), logits_adv.detach())
         loss_adv = self.adversarial_loss(logits, logits_adv, y, num)
@@ -114,7 +112,9 @@ class ClassifierTask(nn.Module):
             products = (noise(logits_adv.detach()) * logits_adv).sum(dim=1)
             loss_mi = global_mean(products, None, num, self.group)
         elif estimators is not None and num > 1:  # one sample has no negatives
-            loss_mi, mi_metrics = self.mi_loss(estimators, x, x_adv, logits, logits_adv, y, sizes)
+            loss_mi, mi_metrics = self.mi_loss(
+                estimators, x, x_adv, logits, logits_adv, y, shard_sizes
+            )
         else:
             return loss_adv, {"loss": loss_adv.detach(), **metrics}
 
@@ -138,45 +138,47 @@ class ClassifierTask(nn.Module):
         }
 
     def _adversarial_only(
-        self, x: Tensor, x_adv: Tensor, y: Tensor, sizes: list[int]
+        self, x: Tensor, x_adv: Tensor, y: Tensor, shard_sizes: list[int]
     ) -> tuple[Tensor, Metrics]:
         with running_statistics_frozen(self.model):
-            logits_adv = self._forward(x_adv, sizes)
-            logits = logits_adv if self.loss.base == "at" else self._forward(x, sizes)
-        return self.adversarial_loss(logits, logits_adv, y, sum(sizes)), {}
+            logits_adv = self._forward(x_adv, shard_sizes)
+            logits = logits_adv if self.loss.base == "at" else self._forward(x, shard_sizes)
+        return self.adversarial_loss(logits, logits_adv, y, sum(shard_sizes)), {}
 
-    def forward_pair(self, x: Tensor, x_adv: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
-        """(h(x), h(x_adv)), (b, K) each, in two forwards in train mode.
+    def forward_pair(
+        self, x: Tensor, x_adv: Tensor, shard_sizes: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Computes (h(x), h(x_adv)), (b, K) each, in two forwards in train mode.
 
-        Running BatchNorm statistics follow the batches that `loss.batchnorm` names: by default the
-        adversarial one only, as in plain AT. h(x) carries no gradient where no loss asks for it,
-        and is empty where nothing uses it.
+        The batches that `loss.batchnorm` names update the running statistics: by default the
+        adversarial one alone, as in plain AT. h(x) has a gradient only if a loss needs it, and is
+        empty if nothing uses it.
         """
         if not self.clean_is_used:
-            return x.new_zeros(len(x), 0), self._forward(x_adv, sizes)
+            return x.new_zeros(len(x), 0), self._forward(x_adv, shard_sizes)
         if self.loss.batchnorm == "adversarial":
             with running_statistics_frozen(self.model):
-                logits = self._forward(x, sizes, gradient=self.clean_has_gradient)
-            return logits, self._forward(x_adv, sizes)
+                logits = self._forward(x, shard_sizes, gradient=self.clean_has_gradient)
+            return logits, self._forward(x_adv, shard_sizes)
         with running_statistics_of(self.model, _ORDERS[self.loss.batchnorm]) as record:
-            logits = self._forward(x, sizes, gradient=self.clean_has_gradient)
+            logits = self._forward(x, shard_sizes, gradient=self.clean_has_gradient)
             record("n")
-            logits_adv = self._forward(x_adv, sizes)
+            logits_adv = self._forward(x_adv, shard_sizes)
             record("a")
         return logits, logits_adv
 
-    def _forward(self, x: Tensor, sizes: list[int], *, gradient: bool = True) -> Tensor:
+    def _forward(self, x: Tensor, shard_sizes: list[int], *, gradient: bool = True) -> Tensor:
         def forward(piece: Tensor) -> Tensor:
-            # An autocast context for each forward: weights that one without gradient has cast stay
-            # in its cache (older torch), and the next would find them without gradient too.
+            # An autocast context per forward: older torch caches cast weights, also those that a
+            # forward without gradient has cast.
             with self.autocast():
                 return full_precision(self.model(piece))
 
         with torch.set_grad_enabled(gradient):
-            return in_pieces(forward, self.model, x, sizes, self.micro_batch)
+            return in_pieces(forward, self.model, x, shard_sizes, self.micro_batch)
 
     def adversarial_loss(self, logits: Tensor, logits_adv: Tensor, y: Tensor, num: int) -> Tensor:
-        """The base method's loss: 0-d."""
+        """Computes the base method's 0-d loss."""
         world = self.group.world_size
         if self.loss.base == "at":
             return at_loss(logits_adv, y, num, world, self.loss.label_smoothing)
@@ -191,17 +193,16 @@ class ClassifierTask(nn.Module):
         logits: Tensor,
         logits_adv: Tensor,
         y: Tensor,
-        sizes: list[int],
+        shard_sizes: list[int],
     ) -> tuple[Tensor, Metrics]:
-        """L_mi of Eq. 8 by the frozen critics: 0-d, and the batch means of the estimates in
-        nats."""
-        mi, num = self.mi, sum(sizes)
+        """Computes L_mi of Eq. 8 (0-d) by the frozen estimators, and mean estimates in nats."""
+        mi, num = self.mi, sum(shard_sizes)
         mask = None
         if mi.samples == "selected":
             mask = selected(logits, logits_adv, y)
         elif mi.samples == "selected-released":
             mask, _ = selected_over_batch(logits, logits_adv, y, self.group)
-        candidates = max(sizes) if mi.negatives == "local" else num
+        candidates = max(shard_sizes) if mi.negatives == "local" else num
         natural_range = adversarial_range = (-math.inf, math.inf)
         if mi.clamp and mi.bound in ("dv", "dv-released"):
             natural_range = adversarial_range = (0.0, math.log(max(candidates - 1, 1)))
@@ -209,9 +210,9 @@ class ClassifierTask(nn.Module):
             adversarial_range = (_FLOORS.get(mi.bound, -math.inf), math.inf)
         with evaluation_mode(estimators):
             pattern = x if mi.natural_pattern == "clean" else x_adv
-            natural = self._pair_mi(estimators.natural, pattern, logits, logits_adv, sizes)
+            natural = self._pair_mi(estimators.natural, pattern, logits, logits_adv, shard_sizes)
             adversarial = self._pair_mi(
-                estimators.adversarial, x_adv - x, logits, logits_adv, sizes
+                estimators.adversarial, x_adv - x, logits, logits_adv, shard_sizes
             )
         loss = classifier_mi_loss(
             natural,
@@ -237,19 +238,21 @@ class ClassifierTask(nn.Module):
 
     def _pair_mi(
         self,
-        critic: LocalDIM | None,
+        estimator: LocalDIM | None,
         u: Tensor,
         logits: Tensor,
         logits_adv: Tensor,
-        sizes: list[int],
+        shard_sizes: list[int],
     ) -> PairMI | None:
-        if critic is None:
+        if estimator is None:
             return None
         with torch.no_grad():
-            features = in_pieces(critic.local_features, critic, u, sizes, self.micro_batch)
+            features = in_pieces(
+                estimator.local_features, estimator, u, shard_sizes, self.micro_batch
+            )
 
         def estimate(z: Tensor) -> Tensor:
-            scores = score_outputs(critic, z, features, sizes, self.mi, self.group)
+            scores = score_outputs(estimator, z, features, shard_sizes, self.mi, self.group)
             return scores.bound(self.mi.bound)
 
         outputs = [logits_adv, logits] if self.mi.cosine > 0 else [logits_adv]

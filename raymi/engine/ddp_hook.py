@@ -1,7 +1,7 @@
-"""How gradients are averaged over workers so that a continued run has the same bits.
+"""DDP hook that averages gradients in an order that survives a resume, bit for bit.
 
-DDP lays its buckets out anew after the first step; from three ranks on, gloo's order of summation
-depends on the layout, so that a run which begins anew at step 100 would differ in the last bit.
+DDP rebuilds its buckets after the first step; from three ranks on, gloo's order of summation
+depends on them, so that a run resumed at step 100 would differ in the last bit.
 """
 
 # No `from __future__ import annotations` here: DDP compares a hook's annotations with classes.
@@ -11,10 +11,14 @@ import torch.distributed as dist
 
 
 def average_each(world_size: int, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """A communication hook of DDP that averages a bucket's gradients one by one.
+    """Averages a bucket's gradients one by one, as a communication hook of DDP.
 
-    Args: world_size, of the whole process group; bucket, its gradients are views of one buffer.
-    Returns: a future of the buffer.
+    Args:
+        world_size: of the process group.
+        bucket: its gradients are views of one buffer.
+
+    Returns:
+        A future of the buffer.
     """
     sums = [dist.all_reduce(grad, async_op=True).get_future() for grad in bucket.gradients()]
 

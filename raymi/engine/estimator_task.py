@@ -1,4 +1,4 @@
-"""The learning problem of the two critics: one module whose forward maps a batch to a loss.
+"""Task of the two estimators: a module whose forward maps a batch to a loss.
 
 Losses and metrics follow the convention of `raymi.collectives`: their mean over workers is the
 value for the global batch.
@@ -26,10 +26,13 @@ Metrics = dict[str, Tensor]
 
 
 class EstimatorTask(nn.Module):
-    """Trains both critics on outputs of the classifier (Eq. 4 or 5).
+    """Task of both estimators on outputs of the classifier (Eq. 4 or 5).
 
-    Args: estimators; mi, their settings; group, the workers; micro_batch, samples of a worker that
-        go through a local encoder at once, None: all.
+    Args:
+        estimators: of both kinds of MI; an ablated one is None.
+        mi: their settings.
+        group: the workers.
+        micro_batch: samples of a worker per pass of a local encoder; None: all.
     """
 
     def __init__(
@@ -52,12 +55,15 @@ class EstimatorTask(nn.Module):
         logits: Tensor,
         logits_adv: Tensor,
         y: Tensor,
-        sizes: list[int],
+        shard_sizes: list[int],
     ) -> tuple[Tensor, Metrics]:
-        """Loss and metrics of both critics.
+        """Computes loss and metrics of both estimators.
 
-        Args: x, x_adv (b, 3, H, W); logits, logits_adv (b, K), detached; y (b,); sizes, each
-            worker's.
+        Args:
+            x, x_adv: (b, 3, H, W).
+            logits, logits_adv: (b, K), detached.
+            y: (b,).
+            shard_sizes: samples of each worker.
         """
         natural, adversarial = self.estimators.natural, self.estimators.adversarial
         terms: list[Tensor] = []
@@ -65,32 +71,34 @@ class EstimatorTask(nn.Module):
         if natural is not None:
             whole = self.mi.natural_pattern == "adversarial"  # WMIM
             u, own, other = (x_adv, logits_adv, logits) if whole else (x, logits, logits_adv)
-            loss, estimates = self._critic_loss("natural", natural, u, own, other, y, sizes)
+            loss, estimates = self._estimator_loss(
+                "natural", natural, u, own, other, y, shard_sizes
+            )
             terms.append(loss)
             metrics |= estimates
         if adversarial is not None:
-            loss, estimates = self._critic_loss(
-                "adversarial", adversarial, x_adv - x, logits_adv, logits, y, sizes
+            loss, estimates = self._estimator_loss(
+                "adversarial", adversarial, x_adv - x, logits_adv, logits, y, shard_sizes
             )
             terms.append(loss)
             metrics |= estimates
         total = torch.stack(terms).sum()
         return total, {"loss_estimators": total.detach(), **metrics}
 
-    def _critic_loss(
+    def _estimator_loss(
         self,
         kind: str,
-        critic: LocalDIM,
+        estimator: LocalDIM,
         u: Tensor,
         own_logits: Tensor,
         other_logits: Tensor,
         y: Tensor,
-        sizes: list[int],
+        shard_sizes: list[int],
     ) -> tuple[Tensor, Metrics]:
-        """Loss of the critic of pattern u, which belongs to `own_logits`."""
-        mi, group, num = self.mi, self.group, sum(sizes)
-        features = in_pieces(critic.local_features, critic, u, sizes, self.micro_batch)
-        scores = score_outputs(critic, own_logits, features, sizes, mi, group)
+        """Computes the loss of the estimator of pattern u, which belongs to `own_logits`."""
+        mi, group, num = self.mi, self.group, sum(shard_sizes)
+        features = in_pieces(estimator.local_features, estimator, u, shard_sizes, self.micro_batch)
+        scores = score_outputs(estimator, own_logits, features, shard_sizes, mi, group)
         with torch.no_grad():
             metrics = {
                 f"mi/{kind}": global_mean(scores.infonce(), None, num, group),
@@ -100,7 +108,9 @@ class EstimatorTask(nn.Module):
         if mi.objective == "mim":
             return estimator_loss(own, None, None, num, group), metrics
 
-        other = score_outputs(critic, other_logits, features, sizes, mi, group).bound(mi.bound)
+        other = score_outputs(estimator, other_logits, features, shard_sizes, mi, group).bound(
+            mi.bound
+        )
         clean, adv = (own_logits, other_logits) if kind == "natural" else (other_logits, own_logits)
         if mi.objective == "contrast":
             chosen = selected(clean, adv, y)
@@ -109,26 +119,32 @@ class EstimatorTask(nn.Module):
         if mi.objective == "mim-released":
             mask = None if kind == "natural" else wrong
             return estimator_loss(own, None, mask, num, group), metrics
-        released = natural_estimator_loss if kind == "natural" else adversarial_estimator_loss
-        return released(own, other, wrong, right, num, group), metrics
+        reference = natural_estimator_loss if kind == "natural" else adversarial_estimator_loss
+        return reference(own, other, wrong, right, num, group), metrics
 
 
 def score_outputs(
-    critic: LocalDIM,
+    estimator: LocalDIM,
     logits: Tensor,
     features: Tensor,
-    sizes: list[int],
+    shard_sizes: list[int],
     mi: MIConfig,
     group: Collectives,
 ) -> Matching:
-    """Scores against the patterns of all workers, or of this one alone (`mi.negatives`).
+    """Scores outputs against the patterns of all workers, or of this one (`mi.negatives`).
 
-    Args: logits (b, K); features (b, H, P), of the patterns; sizes, samples of each worker.
+    Args:
+        estimator: of the scores.
+        logits: (b, K).
+        features: (b, H, P), of the patterns.
+        shard_sizes: samples of each worker.
+        mi: settings.
+        group: the workers.
     """
     if mi.negatives == "local":
-        sizes, group = [len(logits)], Collectives()
-    outputs = critic.global_features(logits)
+        shard_sizes, group = [len(logits)], Collectives()
+    outputs = estimator.global_features(logits)
     divergence = mi.bound if mi.bound in F_DIVERGENCES else None
     return match(
-        outputs, features, sizes, group, divergence=divergence, score_memory=mi.score_memory
+        outputs, features, shard_sizes, group, divergence=divergence, score_memory=mi.score_memory
     )

@@ -1,4 +1,4 @@
-"""What ends a run, and what its user should hear of at once."""
+"""Health checks of training: errors that end a run, and warnings for its user."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from raymi.engine.metrics import MetricMeans
-from raymi.engine.observers import overfits_catastrophically
 from raymi.engine.train_state import TrainState
 from raymi.runs.checkpoint import newest_checkpoint
 
 
 def finite_means(recorded: MetricMeans, state: TrainState, checkpoints: Path) -> dict[str, float]:
-    """The means of what was recorded, which must be finite; a collective operation.
+    """Returns the means of recorded metrics, which must be finite; a collective operation.
 
-    Args: checkpoints, the run's folder of them.
-    Raises: FloatingPointError that names the terms, the first step at which one of them was not
-        finite, and the checkpoint to go back to.
+    Args:
+        recorded: metrics since the last call.
+        state: of the run.
+        checkpoints: folder of the run's checkpoints.
+
+    Raises:
+        FloatingPointError: a mean is not finite; names the terms, the first step, and the
+            checkpoint to go back to.
     """
     means = recorded.means(state.group)
     if all(math.isfinite(value) for value in means.values()):
@@ -33,9 +37,10 @@ def finite_means(recorded: MetricMeans, state: TrainState, checkpoints: Path) ->
 
 
 def require_finite_weights(state: TrainState, checkpoints: Path) -> None:
-    """Weights and statistics must be finite, too: a last update can break what no loss has seen.
+    """Refuses weights and statistics that are not finite, which the next loss would show.
 
-    Raises: FloatingPointError that names the modules, the step and the checkpoint to go back to.
+    Raises:
+        FloatingPointError: names the modules, the step and the checkpoint to go back to.
     """
     if broken := state.modules_not_finite():
         raise FloatingPointError(
@@ -44,12 +49,16 @@ def require_finite_weights(state: TrainState, checkpoints: Path) -> None:
         )
 
 
-def alarms(
+def health_warnings(
     epoch: int, train: Mapping[str, float], val: Mapping[str, float], *, attacked: bool
 ) -> Iterator[str]:
-    """Warnings about an epoch, a line each.
+    """Yields warnings about an epoch, a line each.
 
-    Args: train, val: metrics of the epoch; attacked, whether training is adversarial.
+    Args:
+        epoch: its number, from 1.
+        train: means of its training metrics.
+        val: its validation metrics.
+        attacked: whether training is adversarial.
     """
     norm_mi, norm_adv = train.get("mi/grad_norm", 0.0), train.get("grad_norm_adv", math.inf)
     if norm_mi > norm_adv:
@@ -65,6 +74,22 @@ def alarms(
             f"withstand one attack step and {100 * strong:.1f}% several; raise attack.steps, or "
             "lower attack.alpha or optim.lr"
         )
+
+
+def overfits_catastrophically(cheap: float, strong: float) -> bool:
+    """Returns whether accuracies under a one-step and an iterative attack show overfitting.
+
+    A classifier that masks its gradient withstands one step but not ten; a sound one loses a few
+    points between them. True if the strong attack leaves less than half of the cheap one's
+    accuracy, and 10 points less.
+
+    Args:
+        cheap: accuracy under one step, a fraction.
+        strong: accuracy under several steps, a fraction.
+
+    Source: Wong, Rice, Kolter 2020, Sec. 5 (catastrophic overfitting).
+    """
+    return strong < 0.5 * cheap and cheap - strong > 0.1
 
 
 def _where_to_go_back(state: TrainState, checkpoints: Path) -> str:

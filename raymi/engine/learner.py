@@ -1,4 +1,4 @@
-"""A learning problem with what optimises it, over one worker or several."""
+"""Learner: a task with its optimiser and schedule, on one worker or several."""
 
 from __future__ import annotations
 
@@ -19,39 +19,38 @@ from raymi.engine.schedules import fast_forward
 
 @dataclass
 class Learner:
-    """A task (under DDP where there are several workers) with what optimises it."""
+    """Task with its optimiser and schedule; under DDP with several workers."""
 
     task: nn.Module
     optimizer: Optimizer
     schedule: LRScheduler | None = None
 
     def backward(self, loss: Tensor) -> None:
-        """The gradient of the loss, averaged over workers, in place of what was there."""
+        """Computes the gradients of the loss, averaged over workers, in place of earlier ones."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
     def update(self) -> None:
-        """One optimiser step along the gradient."""
+        """Performs an optimiser step with the present gradients."""
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()
 
     def step(self, loss: Tensor) -> None:
-        """One optimiser step along the gradient of the loss."""
+        """Performs an optimiser step with the gradients of the loss."""
         self.backward(loss)
         self.update()
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimiser's and the schedule's state."""
+        """Returns the states of optimiser and schedule."""
         schedule = None if self.schedule is None else self.schedule.state_dict()
         return {"optimizer": self.optimizer.state_dict(), "schedule": schedule}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state_dict`, in a learner that has made no step.
+        """Restores the content of `state_dict` in a learner without a step.
 
-        What the optimiser remembers (momentum, second moments) and how far the schedule is come
-        from the state; learning rates and all other settings are those that this learner was made
-        with.
+        Momentum, second moments and the position of the schedule come from the state; learning
+        rates and other settings are this learner's own.
         """
         own = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({**state["optimizer"], "param_groups": own})
@@ -64,18 +63,18 @@ def distributed(
 ) -> nn.Module:
     """Wraps a task in DDP; returns it unchanged for one worker.
 
-    Gradients are averaged in an order that does not depend on how often it was done before: a
-    resumed run adds up as the uninterrupted one did.
+    Gradients are averaged in an order that does not depend on earlier steps, so that a resumed run
+    adds up as the uninterrupted one.
 
     Args:
         task: a module whose forward returns a loss.
         group: the workers.
         device: of the task.
-        some_unused: whether a backward pass may leave out parameters.
+        some_unused: whether a backward pass may skip parameters.
     """
     if group.world_size == 1:
         return task
-    # Two forwards come before one backward, so buffers must not be broadcast in between.
+    # Two forwards precede one backward, so buffers must not be broadcast in between.
     parameters = signature(DistributedDataParallel.__init__).parameters
     new, old = "forward_sync_buffers", "broadcast_buffers"  # torch 2.12 and later, earlier
     no_sync: dict[str, Any] = {new if new in parameters else old: False}

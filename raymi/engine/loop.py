@@ -1,4 +1,4 @@
-"""The training loop, written once against a small context: epochs, validation, checkpoints."""
+"""Training loop: phases, epochs, validation and checkpoints, in any `Context`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from raymi.counter_rng import random_key
 from raymi.data import Splits
 from raymi.data.augment import to_unit
 from raymi.engine.context import Context
-from raymi.engine.health_checks import alarms, finite_means, require_finite_weights
+from raymi.engine.health_checks import finite_means, health_warnings, require_finite_weights
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import Phase, phases_until
 from raymi.engine.storage import Storage
-from raymi.engine.system_metrics import watched_machine
+from raymi.engine.system_metrics import record_system_metrics
 from raymi.engine.train_loader import TrainLoader
-from raymi.engine.train_state import Position, TrainState, check_format
+from raymi.engine.train_state import Position, TrainState
 from raymi.engine.validation import Validation, load_data
 from raymi.errors import UserError, what_happened
 from raymi.hardware import machine_in_words, processor_name
@@ -35,9 +35,14 @@ from raymi.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a run ended: `finished`; or stopped, on request or after `until_epoch`, with a checkpoint
-    at `global_step`."""
+class TrainResult:
+    """End of a call of `train`.
+
+    Attributes:
+        finished: False after a stop, on request or after `until_epoch`, with a checkpoint.
+        epoch: complete epochs of the last phase.
+        global_step: optimiser steps of all phases.
+    """
 
     finished: bool
     epoch: int
@@ -52,38 +57,46 @@ def train(
     test: bool = True,
     until: str = "classifier",
     until_epoch: int | None = None,
-) -> Outcome:
-    """Trains, evaluates and records a run in its folder; continues from its newest checkpoint.
+) -> TrainResult:
+    """Trains and evaluates a run in its folder; continues from its newest checkpoint.
 
-    Every worker calls this with the same arguments. Rank 0 alone writes. Settings are those of
-    `config`, also where the checkpoint is of a run with others.
+    Every worker calls this with the same arguments; rank 0 alone writes. Settings come from
+    `config`, also if the checkpoint was written with others.
 
-    Args: test, False leaves the test set alone: a run that is one of many that are compared. until,
-        the last phase that is trained; where it is not the classifier's, the run is there for
-        others to reuse what it has learnt so far, and is measured on validation only. until_epoch,
-        so many epochs of that phase, after which the run stops with a checkpoint; None: all of
-        them. Schedules are those of the whole run.
-    Raises: UserError for data or settings that cannot work; FloatingPointError where a loss is not
-        finite; StorageError, on every worker at the same point, where rank 0 cannot write.
+    Args:
+        config: of the run.
+        context: of this worker.
+        folder: of the run.
+        test: whether the models are evaluated on the test set.
+        until: last phase to train; before the classifier's, only other runs use the result.
+        until_epoch: epochs of that phase after which the run stops with a checkpoint; None: all.
+            Schedules do not depend on it.
+
+    Raises:
+        UserError: data or settings are invalid.
+        FloatingPointError: a loss or weight is not finite.
+        StorageError: rank 0 cannot write; raised on every worker at the same point.
     """
     phases = phases_until(config, until)
-    with watched_machine(_machine_log(config, context, folder), config.tracking.machine_every or 0):
+    with record_system_metrics(
+        _machine_log(config, context, folder), config.tracking.machine_every or 0
+    ):
         return _Run(config, context, folder, load_data(config), phases, until_epoch).train(test)
 
 
 def _machine_log(config: Config, context: Context, folder: RunFolder) -> Path | None:
-    """Where this worker records how busy its machine is; None where it is not to do so."""
+    """Returns the file of this worker's system metrics; None: it records none."""
     if not config.tracking.enabled or config.tracking.machine_every is None:
         return None
     return folder.machine_log(context.node) if context.first_on_node else None
 
 
 class _StopRequested(Exception):
-    """The run is to end here; raised at the same point on every worker."""
+    """Requested stop, raised at the same point on every worker."""
 
 
 class _Run:
-    """One worker's part of a run."""
+    """Part of a run on one worker."""
 
     def __init__(
         self,
@@ -105,12 +118,12 @@ class _Run:
             None if splits.generated is None else splits.generated.to(self.device),
         )
         self.phases = phases
-        self.state = self._begin()
+        self.state = self._initial_state()
         self._check_last_batch()
         self.storage = Storage(folder, context)
         self.journal = Journal(folder.journal, enabled=False)
         self.storage.write("the journal", folder.journal, self._open_journal)
-        self.measurements = Validation(
+        self.validation = Validation(
             config,
             splits,
             self.storage,
@@ -120,65 +133,69 @@ class _Run:
             stop_if_requested=self._stop_if_requested,
         )
         self.saved_at = time.monotonic()
-        self.epoch_began, self.epoch_images = 0.0, 0  # of this process, for the throughput
+        self.epoch_began, self.epoch_images = 0.0, 0  # in this process, for the throughput
 
-    def train(self, test: bool) -> Outcome:
-        self._announce()
+    def train(self, test: bool) -> TrainResult:
+        self._write_start()
         try:
             try:
                 self._train_phases()
             except _StopRequested:
                 self._save()
                 raise
-            if self._is_far_enough():
+            if self._reached_until_epoch():
                 raise _StopRequested
             if self.state.phase.name == "classifier":
                 self._finish(test)
             else:
-                self._hand_over()
+                self._save_phase_result()
         except _StopRequested:
             self._write("stopped")
             self._complete_journal()
-            return self._outcome(finished=False)
+            return self._result(finished=False)
         else:
             self._write("finished")
             self._complete_journal()
-            return self._outcome(finished=True)
+            return self._result(finished=True)
         finally:
             self.journal.close()
 
     def _finish(self, test: bool) -> None:
         if self.state.estimators is not None:
-            self._keep(self.folder.estimators, self.state.estimators)
+            self._save_weights(self.folder.estimators, self.state.estimators)
         if test:
-            self.measurements.evaluate(self.state)
+            self.validation.evaluate(self.state)
         else:
-            self.measurements.keep_weights(self.state)
+            self.validation.save_models(self.state)
 
-    def _outcome(self, *, finished: bool) -> Outcome:
+    def _result(self, *, finished: bool) -> TrainResult:
         position = self.state.position
-        return Outcome(finished, position.epoch, position.global_step)
+        return TrainResult(finished, position.epoch, position.global_step)
 
-    def _begin(self) -> TrainState:
-        """The state of the newest intact checkpoint, which must be the same for every worker; else
-        that of the first phase, with what earlier runs give to it."""
+    def _initial_state(self) -> TrainState:
+        """Builds the state of the newest intact checkpoint, or else of the first phase.
+
+        Raises:
+            UserError: workers see different checkpoints.
+        """
         checkpoint = load_checkpoint(self.folder.checkpoints)
         step = -1 if checkpoint is None else checkpoint["position"]["global_step"]
-        here = torch.tensor([step, -step], device=self.device)
-        newest, oldest = (self.group.max(here) * torch.tensor([1, -1], device=self.device)).tolist()
+        steps = torch.tensor([step, -step], device=self.device)
+        newest, oldest = (
+            self.group.max(steps) * torch.tensor([1, -1], device=self.device)
+        ).tolist()
         if newest != oldest:
             raise UserError(
                 f"workers see different checkpoints in {self.folder.checkpoints} (of steps "
                 f"{oldest} to {newest}): set out=FOLDER to storage that all nodes share"
             )
         if checkpoint is not None:
-            check_format(checkpoint)
             names = [phase.name for phase in self.phases]
-            state = self._state_of(self.phases[names.index(checkpoint["position"]["phase"])])
+            state = self._new_state(self.phases[names.index(checkpoint["position"]["phase"])])
             state.load_state_dict(checkpoint)
             return state
         first, mi = self.phases[0], self.config.mi
-        state = self._state_of(first)
+        state = self._new_state(first)
         if first.name == "estimators" and mi.pretrained is not None:
             path = pretrained_path(RunFolder(Path(mi.pretrained)))
             load_weights(path, state.model, self.splits.train.digest)
@@ -188,52 +205,52 @@ class _Run:
             load_weights(path, state.estimators, self.splits.train.digest)
         return state
 
-    def _state_of(self, phase: Phase) -> TrainState:
+    def _new_state(self, phase: Phase) -> TrainState:
         steps = phase.config.optim.epochs * self.loader.steps_per_epoch
         return TrainState(phase, self.splits, self.group, self.device, steps)
 
     def _train_phases(self) -> None:
-        """Trains to the end of the last phase, or to where the run was to stop in it."""
+        """Trains to the end of the last phase, or to `until_epoch`."""
         while True:
             position = self.state.position
             epochs = self.state.config.optim.epochs
-            while position.epoch < epochs and not self._is_far_enough():
+            while position.epoch < epochs and not self._reached_until_epoch():
                 self._train_epoch()
                 self._finish_epoch()
             if self.state.phase == self.phases[-1]:
                 return
             self._begin_next_phase()
 
-    def _is_far_enough(self) -> bool:
-        """Whether the run has come to where it was to stop, before its end."""
+    def _reached_until_epoch(self) -> bool:
+        """Returns whether the run reached `until_epoch` before the end of the phase."""
         epoch, epochs = self.state.position.epoch, self.state.config.optim.epochs
         if self.until_epoch is None or self.state.phase != self.phases[-1]:
             return False
         return self.until_epoch <= epoch < epochs
 
     def _begin_next_phase(self) -> None:
-        """Gives what the phase has learnt to the next one, and to other runs."""
-        done, following = self.state, self.phases[self.phases.index(self.state.phase) + 1]
-        learnt = self._hand_over().state_dict()
-        self.state = self._state_of(following)
-        self.state.position = Position(following.name, global_step=done.position.global_step)
-        learner = self.state.model if done.phase.learns_classifier else self.state.estimators
-        assert learner is not None
-        learner.load_state_dict(learnt)
+        """Starts the next phase with the weights that this one has learnt."""
+        previous, phase = self.state, self.phases[self.phases.index(self.state.phase) + 1]
+        weights = self._save_phase_result().state_dict()
+        self.state = self._new_state(phase)
+        self.state.position = Position(phase.name, global_step=previous.position.global_step)
+        learnt = previous.phase.learns_classifier
+        module = self.state.model if learnt else self.state.estimators
+        assert module is not None
+        module.load_state_dict(weights)
         self._save()
 
-    def _hand_over(self) -> torch.nn.Module:
-        """What the phase has learnt, also in a file for other runs: its best classifier, or its
-        estimators."""
+    def _save_phase_result(self) -> torch.nn.Module:
+        """Returns the phase's best classifier or its estimators, also saved for other runs."""
         if self.state.phase.learns_classifier:
             self.state.model.load_state_dict(self.state.best[""].weights)
-            self._keep(self.folder.pretrained, self.state.model)
+            self._save_weights(self.folder.pretrained, self.state.model)
             return self.state.model
         assert self.state.estimators is not None
-        self._keep(self.folder.estimators, self.state.estimators)
+        self._save_weights(self.folder.estimators, self.state.estimators)
         return self.state.estimators
 
-    def _keep(self, path: Path, module: torch.nn.Module) -> None:
+    def _save_weights(self, path: Path, module: torch.nn.Module) -> None:
         about = {"train_digest": self.splits.train.digest}
         self.storage.write("weights", path, partial(save_weights, path, module, about))
 
@@ -246,11 +263,11 @@ class _Run:
         self.epoch_began, self.epoch_images = since, 0
         for batch in self.loader.epoch(position.epoch, first_step=position.step):
             self._stop_if_requested()
-            of_phase = position.epoch * self.loader.steps_per_epoch + position.step
-            torch.manual_seed(random_key(config.seed, "step", of_phase, self.group.rank))
+            phase_step = position.epoch * self.loader.steps_per_epoch + position.step
+            torch.manual_seed(random_key(config.seed, "step", phase_step, self.group.rank))
             key = random_key(config.seed, "start", position.epoch)
             metrics = state.step(batch, key)
-            num = sum(batch.sizes)
+            num = sum(batch.shard_sizes)
             position.step += 1
             position.global_step += 1
             state.epoch_means.add(metrics, num, position.global_step)
@@ -271,10 +288,10 @@ class _Run:
                 since, images = now, 0
 
     def _finish_epoch(self) -> None:
-        """Validates, offers the model as best, records, writes the checkpoint, then reports.
+        """Validates, writes the journal, then the checkpoint, then reports.
 
-        The record comes first: after a crash in between it is there twice, and never missing. A
-        run that is stopped while it validates does so again when it is continued.
+        In this order a crash in between can repeat an event but not lose one. A run that is stopped
+        during validation repeats it.
         """
         state, position, config = self.state, self.state.position, self.config
         means = finite_means(state.epoch_means, state, self.folder.checkpoints)
@@ -285,10 +302,10 @@ class _Run:
         val: dict[str, float] = {}
         better: list[str] = []
         if last or epoch % config.validation.every == 0:
-            val, better = self.measurements.validate(state, epoch)
+            val, better = self.validation.validate(state, epoch)
         state.epoch_means.clear()
         position.epoch, position.step = epoch, 0
-        for message in alarms(epoch, means, val, attacked=config.attack.steps > 0):
+        for message in health_warnings(epoch, means, val, attacked=config.attack.steps > 0):
             self._write("warning", message=message)
         self._write(
             "epoch",
@@ -300,26 +317,30 @@ class _Run:
             train_seconds=seconds,
             images_per_s=self.epoch_images / seconds,
         )
-        if last or self._is_far_enough() or position.epoch % config.checkpoint.every == 0:
+        if last or self._reached_until_epoch() or position.epoch % config.checkpoint.every == 0:
             self._save()
-        measured = {f"val/{name}": value for name, value in val.items()}
-        self.context.report({"phase": position.phase, "epoch": position.epoch, **measured})
+        values = {f"val/{name}": value for name, value in val.items()}
+        self.context.report({"phase": position.phase, "epoch": position.epoch, **values})
 
     def _stop_if_requested(self) -> None:
         if self.context.stop_requested():
             raise _StopRequested
 
     def _check_last_batch(self) -> None:
-        """Refuses batches that are too small for BatchNorm, before they come."""
+        """Refuses batches that are too small for BatchNorm before training.
+
+        Raises:
+            UserError: the last batch of an epoch is too small.
+        """
         images, scaling = self.loader.images, self.config.scaling
-        workers = here = self.group.world_size
+        workers = world_size = self.group.world_size
         if scaling.elastic:
             workers = max(workers, scaling.most_workers)
         smallest = len(images) % self.config.optim.batch_size or self.config.optim.batch_size
         problem = None
         if smallest < workers and not scaling.sync_batchnorm:
             problem = "a worker without images has no BatchNorm statistics of its own"
-        elif smallest // here == 1 and (here == 1 or not scaling.sync_batchnorm):
+        elif smallest // world_size == 1 and (world_size == 1 or not scaling.sync_batchnorm):
             problem = self._problem_with_one_image(to_unit(images.images[:1]))
         if problem is not None:
             raise UserError(
@@ -328,7 +349,7 @@ class _Run:
             )
 
     def _problem_with_one_image(self, x: Tensor) -> str | None:
-        """Describes why the network cannot be trained on one image (1, 3, H, W); None: it can."""
+        """Returns why the network cannot be trained on one image (1, 3, H, W); None: it can."""
         self.state.train_mode()
         try:
             with torch.no_grad(), running_statistics_frozen(self.state.model):
@@ -340,7 +361,7 @@ class _Run:
         return None
 
     def _checkpoint_due(self) -> bool:
-        """Whether a checkpoint within the epoch is due; the same on every worker."""
+        """Returns whether a checkpoint within the epoch is due; the same on every worker."""
         every = self.config.checkpoint
         if self.context.checkpoint_requested():
             return True
@@ -351,7 +372,7 @@ class _Run:
         return self.context.agree(time.monotonic() - self.saved_at >= 60 * every.every_minutes)
 
     def _save(self) -> None:
-        """Writes a checkpoint, of losses that are finite; the journal is complete up to there."""
+        """Writes a checkpoint, after the journal up to it; losses and weights must be finite."""
         state, checkpoints = self.state, self.folder.checkpoints
         finite_means(state.epoch_means, state, checkpoints)
         require_finite_weights(state, checkpoints)
@@ -368,10 +389,10 @@ class _Run:
     def _complete_journal(self) -> None:
         self.storage.write("the journal", self.folder.journal, self.journal.flush)
 
-    def _announce(self) -> None:
+    def _write_start(self) -> None:
         splits, state = self.splits, self.state
         sets = splits.sets
-        writes = self.group.rank == 0  # digests and duplicates take as long as reading the images
+        writes = self.group.rank == 0  # digests and duplicates are slow
         modules = {"classifier": state.model, "estimators": state.estimators}
         self._write(
             "start",

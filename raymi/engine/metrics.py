@@ -1,4 +1,4 @@
-"""Means of step metrics, kept on the device and reduced over workers only when somebody asks."""
+"""Means of step metrics, kept on the device and reduced over workers on request."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _NEVER = 2**62  # later than any step
 class MetricMeans:
     """Sample-weighted means of metrics that follow the convention of `raymi.collectives`.
 
-    Metrics of one step are added together as one vector; a step with other names (a last batch too
-    small for MI, say) has a vector of its own.
+    The metrics of a step are added as one vector; a step with other names, such as a last batch too
+    small for MI, has a separate vector.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,13 @@ class MetricMeans:
         self._first_bad: dict[tuple[str, ...], Tensor] = {}
 
     def add(self, metrics: dict[str, Tensor], num: int, step: int = 0) -> None:
-        """Adds the metrics (0-d, detached) of a global batch of `num` samples, of this step."""
+        """Adds the metrics of a global batch.
+
+        Args:
+            metrics: 0-d, detached.
+            num: samples of the batch.
+            step: its number.
+        """
         if not metrics:
             return
         names = tuple(metrics)
@@ -40,7 +46,7 @@ class MetricMeans:
         self._weights[names] += num
 
     def means(self, group: Collectives) -> dict[str, float]:
-        """The means over all samples added so far; the same on every worker. Empty if none were."""
+        """Returns the means over all samples so far; the same on every worker."""
         if not self._sums:
             return {}
         sums = (group.sum(torch.cat(list(self._sums.values()))) / group.world_size).tolist()
@@ -52,7 +58,7 @@ class MetricMeans:
         return {name: total / weights[name] for name, total in totals.items()}
 
     def first_not_finite(self, group: Collectives) -> dict[str, int]:
-        """The first step at which each metric was not finite on some worker; empty if all were.
+        """Returns the first step at which each metric was not finite; omits finite ones.
 
         A collective operation, the same on every worker.
         """
@@ -65,13 +71,13 @@ class MetricMeans:
         return {name: step for name, step in first.items() if step < _NEVER}
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Removes all metrics."""
         self._sums.clear()
         self._weights.clear()
         self._first_bad.clear()
 
     def state(self, group: Collectives) -> list[dict[str, Any]]:
-        """Names, sums and weight of each vector, for a checkpoint; the same on every worker."""
+        """Returns names, sums and weight of each vector; the same on every worker."""
         return [
             {
                 "names": list(names),
@@ -82,7 +88,7 @@ class MetricMeans:
         ]
 
     def load_state(self, state: list[dict[str, Any]], device: torch.device) -> None:
-        """Continues from `state`."""
+        """Restores the content of `state`."""
         self.clear()
         for part in state:
             names = tuple(part["names"])

@@ -1,9 +1,9 @@
-"""A share of a batch that is too large for a worker's memory, sent through a network in pieces.
+"""Micro-batches: passes of a network over pieces of a shard that exceeds a worker's memory.
 
-The first pass keeps the outputs alone; the loss is formed of the outputs of the whole global batch;
-the backward pass goes through the network once more, piece by piece, from the gradient at the
-outputs. Only memory and time change, but for BatchNorm: its statistics in train mode are those of
-a piece (of all workers), and its running statistics follow one piece after the other.
+The first pass keeps the outputs alone; the loss is of the whole global batch; the backward
+pass repeats the forward piece by piece. Only memory and time change, except for BatchNorm: its
+statistics in train mode are a piece's (of all workers), and its running statistics follow
+one piece after the other.
 
 Source: Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup".
 """
@@ -20,16 +20,18 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from raymi.models.modes import Repetition
 
 
-def num_pieces(sizes: list[int], micro_batch: int | None) -> int:
-    """Pieces of each worker's share, the same number on all.
+def num_pieces(shard_sizes: list[int], micro_batch: int | None) -> int:
+    """Computes the number of pieces of a shard, the same on all workers.
 
-    Args: sizes, samples of each worker; micro_batch, most samples of a piece; None: no limit.
+    Args:
+        shard_sizes: samples of each worker.
+        micro_batch: maximum of samples in a piece; None: no limit.
     """
-    return 1 if micro_batch is None else max(1, -(-max(sizes) // micro_batch))
+    return 1 if micro_batch is None else max(1, -(-max(shard_sizes) // micro_batch))
 
 
 def pieces_of(micro_batch: int | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """This worker's rows of some tensors (b, ...), at most `micro_batch` at a time; None: all."""
+    """Splits tensors (b, ...) into pieces of at most `micro_batch` rows; None: one piece."""
     num = num_pieces([len(tensors[0])], micro_batch)
     return zip(*(tensor.tensor_split(num) for tensor in tensors), strict=True)
 
@@ -38,16 +40,22 @@ def in_pieces(
     forward: Callable[[Tensor], Tensor],
     module: nn.Module,
     x: Tensor,
-    sizes: list[int],
+    shard_sizes: list[int],
     micro_batch: int | None,
 ) -> Tensor:
-    """`forward(x)`, in pieces of nearly the same size; a single one is `forward(x)` itself.
+    """Computes `forward(x)` in pieces of nearly the same size.
 
-    Args: forward, calls `module` on (b, ...) and returns (b, ...); x (b, ...), the worker's share;
-        sizes, those of all workers: each has as many pieces, of which some may be empty;
-        micro_batch, most samples of a piece; None: no limit.
+    Args:
+        forward: calls `module` on (b, ...) and returns (b, ...).
+        module: the network.
+        x: (b, ...), the worker's shard.
+        shard_sizes: samples of each worker; all have as many pieces, some may be empty.
+        micro_batch: maximum of samples in a piece; None: no limit.
+
+    Returns:
+        (b, ...).
     """
-    num = num_pieces(sizes, micro_batch)
+    num = num_pieces(shard_sizes, micro_batch)
     if num == 1:
         return forward(x)
     if not torch.is_grad_enabled():
@@ -56,7 +64,7 @@ def in_pieces(
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), Repetition(module)
 
-    with set_checkpoint_early_stop(False):  # every worker takes part in all of BatchNorm's sums
+    with set_checkpoint_early_stop(False):  # every worker joins all of BatchNorm's sums
         return torch.cat(
             [
                 checkpoint(forward, piece, use_reentrant=False, context_fn=contexts)

@@ -1,7 +1,7 @@
-"""Checks of a user's own network before any long work, for training, attacks and files.
+"""Checks of a user's own network before any long work: training, attacks, files.
 
-They run on a second network that the user's function makes, so that the first one, global random
-state and so the results of a run stay as they are.
+They run on a second network of the user's function, and leave the first one and the global random
+state unchanged, and so the results of a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from raymi.weights import parse_weights, weights_as_bytes
 
 _NUM = 4  # images: BatchNorm over samples alone takes no fewer than 2
 _FORWARDS = 4  # in train mode, to find parameters that are used in some of them only
-_SAME = 1e-3  # of the largest logit: more is no rounding
+_SAME = 1e-3  # of the largest logit: more is not rounding
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ def check_network(
 
     Args:
         name: of the user's function, for messages.
-        model: the classifier to train, which is only asked in eval mode without gradients.
-        build: makes another classifier in the same way.
+        model: the classifier to train; runs in eval mode without gradients only.
+        build: builds another classifier in the same way.
         num_classes: K.
         image_size: height and width in pixels.
-        averaged: whether training averages weights, for which the network is copied.
-        frozen_gradients: whether losses need gradients through forwards that leave running
-            statistics alone.
+        averaged: whether training averages weights, which copies the network.
+        frozen_gradients: whether losses need gradients through forwards without updates of running
+            statistics.
 
     Raises:
-        UserError: a line with what was expected, what came, and the remedy.
+        UserError: a check failed; the message has the remedy.
     """
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with random_state_kept(1, [torch.device("cuda", index) for index in gpus]):
@@ -93,7 +93,7 @@ def check_network(
 
 
 class _Checks:
-    """Checks of a network of our own, one after the other."""
+    """Checks of one network, in sequence."""
 
     def __init__(self, name: str, model: nn.Module, num_classes: int, image_size: int) -> None:
         self.name, self.model, self.num_classes = name, model, num_classes
@@ -105,7 +105,7 @@ class _Checks:
         self.y = torch.arange(_NUM, device=device) % num_classes
 
     def error(self, expected: str, came: str, remedy: str) -> UserError:
-        """Makes the error of the network."""
+        """Returns the error of a failed check."""
         return UserError(f"model {self.name!r} must {expected}, got {came}: {remedy}")
 
     def parameters(self) -> None:
@@ -129,14 +129,14 @@ class _Checks:
     def state(self, model: nn.Module) -> None:
         """Refuses a state dict of other values than finite dense tensors, or that omits state.
 
-        It is written and read as a file, and loaded into the second network.
+        Serialises it, parses it again and loads it into the second network.
         """
         state = model.state_dict()
-        others = [f"{k} ({type(v).__name__})" for k, v in state.items() if not _is_tensor(v)]
-        if others:
+        no_tensors = [f"{k} ({type(v).__name__})" for k, v in state.items() if not _is_tensor(v)]
+        if no_tensors:
             raise self.error(
                 "have a state dict of tensors alone",
-                listed(others),
+                listed(no_tensors),
                 "keep such values in buffers, or let get_extra_state return a tensor",
             )
         odd = [f"{k} ({v.layout})" for k, v in state.items() if not _is_dense(v)]
@@ -144,7 +144,7 @@ class _Checks:
             raise self.error(
                 "keep dense tensors in its state dict",
                 listed(odd),
-                "register others with persistent=False, and make them anew in the network",
+                "register others with persistent=False, and compute them in the network",
             )
         broken = [key for key, value in state.items() if not bool(value.isfinite().all())]
         if broken:
@@ -154,7 +154,7 @@ class _Checks:
                 "register constants such as masks with persistent=False",
             )
         try:
-            kept = parse_weights(weights_as_bytes(state), "its state dict").tensors
+            saved = parse_weights(weights_as_bytes(state), "its state dict").tensors
         except Exception as error:
             raise self.error(
                 "have a state dict that safetensors can hold",
@@ -162,15 +162,15 @@ class _Checks:
                 "keep dense tensors of plain number types",
             ) from error
         try:
-            self.model.load_state_dict(kept)
+            self.model.load_state_dict(saved)
         except Exception as error:
             raise self.error(
                 "make networks that take each other's state dict",
                 " ".join(str(error).split())[:300],
                 "let it make the same layers at each call",
             ) from error
-        ours, theirs = (self._answers(one) for one in (model, self.model))
-        if not _close(ours, theirs):
+        outputs, others = (self._outputs(one) for one in (model, self.model))
+        if not _close(outputs, others):
             raise self.error(
                 "keep all that its outputs depend on in its state dict",
                 "two networks with the same state dict and other outputs",
@@ -189,7 +189,7 @@ class _Checks:
             ) from error
 
     def attacked(self) -> Tensor:
-        """Refuses a network without gradients by the images in eval mode, or that changes.
+        """Refuses a network that changes in eval mode, or has no gradient by the images.
 
         Returns:
             Logits in eval mode (B, K).
@@ -312,7 +312,7 @@ class _Checks:
                 "change nothing in place that autograd needs",
             ) from error
 
-    def _answers(self, model: nn.Module) -> Tensor:
+    def _outputs(self, model: nn.Module) -> Tensor:
         with random_state_kept(0), torch.no_grad(), evaluation_mode(model):
             return full_precision(model(self.x))
 

@@ -1,4 +1,4 @@
-"""Clean and robust accuracy of a classifier over a data set, shared among the workers."""
+"""Clean and robust accuracy of a classifier over a data set, sharded over workers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raymi.models.modes import evaluation_mode, full_precision
 
 @dataclass(frozen=True)
 class PGDAttack:
-    """The settings of one PGD run: radius and step in pixel units, and the seed of its start."""
+    """Settings of a PGD attack: radius and step in [0, 1] pixel units, seed of its start."""
 
     norm: str
     eps: float
@@ -42,10 +42,13 @@ class Accuracy:
 
 
 class AttackedBlock(NamedTuple):
-    """A worker's share of a block of images, natural and attacked.
+    """Shard of a block of images, natural and attacked.
 
-    x, x_adv: (b, 3, H, W) in [0, 1]. logits, logits_adv: (b, K), fp32. y: (b,).
-    sizes: samples of the block that each worker holds.
+    Attributes:
+        x, x_adv: (b, 3, H, W) in [0, 1].
+        logits, logits_adv: (b, K), fp32.
+        y: (b,).
+        shard_sizes: samples of the block on each worker.
     """
 
     x: Tensor
@@ -53,17 +56,17 @@ class AttackedBlock(NamedTuple):
     logits: Tensor
     logits_adv: Tensor
     y: Tensor
-    sizes: list[int]
+    shard_sizes: list[int]
 
 
-class Observer(Protocol):
-    """Somebody who measures more on the samples of an evaluation, while they are there."""
+class BlockMetric(Protocol):
+    """Metric that `evaluate_pgd` computes from the attacked images."""
 
-    def see(self, block: AttackedBlock) -> None:
-        """Takes a worker's share of a block."""
+    def update(self, block: AttackedBlock) -> None:
+        """Adds a worker's shard of a block."""
 
-    def results(self) -> dict[str, float]:
-        """What was measured; a collective operation, the same on every worker."""
+    def compute(self) -> dict[str, float]:
+        """Returns values by name; a collective operation, the same on every worker."""
 
 
 def evaluate_pgd(
@@ -76,26 +79,32 @@ def evaluate_pgd(
     micro_batch: int | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     heartbeat: Callable[[int, int], None] | None = None,
-    observers: Sequence[Observer] = (),
+    metrics: Sequence[BlockMetric] = (),
 ) -> Accuracy:
-    """Accuracy on natural images and under PGD with cross-entropy, in eval mode.
+    """Computes accuracy on natural images and under PGD with cross-entropy, in eval mode.
 
-    A sample counts as robust if it is classified right before and after the attack. The workers
-    share each block; the attack's start depends on the sample alone.
+    A sample counts as robust if it is classified correctly before and after the attack. The
+    attack's start depends on the sample alone.
 
     Args:
+        model: the classifier.
         images: on the model's device.
-        block: images that the workers share at a time.
-        micro_batch: images of a worker that are attacked at once; None: its share of the block.
-        heartbeat: called with (images done, images in all) after each block; what it raises ends
-            the evaluation.
-        observers: see every block.
-    Returns: the same `Accuracy` on every worker.
+        attack: its settings.
+        group: the workers.
+        block: images that are sharded over the workers at a time.
+        micro_batch: images of a worker that are attacked together; None: its shard.
+        autocast: returns the context in which the model runs.
+        heartbeat: called with (images done, total) after each block; an exception ends the
+            evaluation.
+        metrics: computed beside accuracy.
+
+    Returns:
+        The same `Accuracy` on every worker.
     """
     device = images.images.device
     order = torch.arange(len(images), device=device)
     key = random_key(attack.seed, "evaluate", attack.norm, attack.steps)
-    right = torch.zeros(2, dtype=torch.float64, device=device)
+    correct = torch.zeros(2, dtype=torch.float64, device=device)
     with evaluation_mode(model), torch.no_grad():
         for k in range(steps_per_epoch(len(images), block)):
             everyone = global_batch(order, block, k)
@@ -107,20 +116,20 @@ def evaluate_pgd(
                 attacked = [_attack(model, attack, *part) for part in parts]
             logits, x_adv, logits_adv = (torch.cat(part) for part in zip(*attacked, strict=True))
             clean = logits.argmax(dim=1) == y
-            right += torch.stack([clean.sum(), (clean & (logits_adv.argmax(dim=1) == y)).sum()])
-            sizes = share_sizes(len(everyone), group.world_size)
-            for observer in observers:
-                observer.see(AttackedBlock(x, x_adv, logits, logits_adv, y, sizes))
+            correct += torch.stack([clean.sum(), (clean & (logits_adv.argmax(dim=1) == y)).sum()])
+            shard_sizes = share_sizes(len(everyone), group.world_size)
+            for metric in metrics:
+                metric.update(AttackedBlock(x, x_adv, logits, logits_adv, y, shard_sizes))
             if heartbeat is not None:
                 heartbeat(min((k + 1) * block, len(images)), len(images))
-    clean_total, robust_total = group.sum(right).tolist()
+    clean_total, robust_total = group.sum(correct).tolist()
     return Accuracy(clean_total / len(images), robust_total / len(images), len(images))
 
 
 def _attack(
     model: nn.Module, attack: PGDAttack, x: Tensor, y: Tensor, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """h(x) (b, K), x_adv (b, 3, H, W) from its start, h(x_adv) (b, K)."""
+    """Returns h(x) (b, K), x_adv (b, 3, H, W) from its start, h(x_adv) (b, K)."""
     logits = _logits(model, x)
     x_adv = pgd(
         model,
@@ -136,8 +145,7 @@ def _attack(
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """(b, K), fp32; a worker without samples asks about a blank one: not every network takes an
-    empty batch."""
+    """Returns logits (b, K) in fp32; b may be 0, though not every network takes an empty batch."""
     if len(x) > 0:
         return full_precision(model(x))
     return full_precision(model(x.new_zeros(1, *x.shape[1:])))[:0]

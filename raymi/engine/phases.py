@@ -1,4 +1,4 @@
-"""The phases of a run: one for the joint schedule, up to three for the paper's staged one."""
+"""Phases of a run: one in the joint schedule, up to three in the paper's staged one."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from raymi.config import Config, LossConfig, MIConfig, OptimConfig
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a run with a learning problem of its own.
+    """Part of a run with its own learning problem.
 
-    name: "pretraining", "estimators" or "classifier".
-    config: what it trains with; its `optim.epochs` are the phase's. What the phases before the
-        classifier's do not read has its default there: where their configurations are equal, they
-        learn the same.
-    learns_classifier, learns_estimators: what is updated; the rest is frozen.
+    Attributes:
+        name: "pretraining", "estimators" or "classifier".
+        config: of the phase, with its `optim.epochs`. Before the classifier's phase, settings that
+            the phase does not use have their defaults: equal configurations learn the same.
+        learns_classifier: whether the classifier is updated, or frozen.
+        learns_estimators: whether the estimators are updated, or frozen.
     """
 
     name: str
@@ -25,12 +26,12 @@ class Phase:
 
 
 def phases_of(config: Config) -> tuple[Phase, ...]:
-    """The phases of a run, in order; the last one, "classifier", trains what the run is about.
+    """Returns the phases of a run, in order; "classifier" is the last one.
 
     Staged (Zhou et al. 2022, Alg. 1): a classifier is trained by AT, with this run's other
-    settings; the estimators are trained on it, frozen; then the classifier is trained from scratch,
-    from the same initial weights, with the estimators frozen. What an earlier run has done
-    (`mi.pretrained`, `mi.estimators`) is left out.
+    settings; the estimators are trained on it, frozen; then the classifier is trained from the same
+    initial weights, with the estimators frozen. Phases that an earlier run replaces
+    (`mi.pretrained`, `mi.estimators`) are omitted.
     """
     mi = config.mi
     if mi.schedule == "joint" or not mi.has_estimators:
@@ -44,17 +45,17 @@ def phases_of(config: Config) -> tuple[Phase, ...]:
 
 
 def phases_until(config: Config, last: str) -> tuple[Phase, ...]:
-    """The phases of a run up to the one of that name.
+    """Returns the phases of a run up to the named one.
 
-    Raises: ValueError where it has no such phase.
+    Raises:
+        ValueError: the run has no such phase.
     """
     phases = phases_of(config)
     return phases[: [phase.name for phase in phases].index(last) + 1]
 
 
 def _pretraining(config: Config) -> Config:
-    """Plain AT: what a run with mi.weight=0 and loss.base=at is, bit for bit; its average would
-    be used by nobody."""
+    """Returns the configuration of plain AT: mi.weight=0 and loss.base=at, without averaging."""
     epochs = config.mi.pretrain_epochs or config.optim.epochs
     return config.model_copy(
         update={
@@ -65,7 +66,7 @@ def _pretraining(config: Config) -> Config:
     )
 
 
-_OF_OTHER_PHASES = (
+_UNUSED_BY_ESTIMATORS = (
     "form",
     "pretrain_epochs",
     "estimator_epochs",
@@ -78,22 +79,23 @@ _OF_OTHER_PHASES = (
     "cosine",
     "clamp",
 )
-"""Keys of `mi` that the estimators do not read: how long phases last, and what the classifier's MI
-terms are."""
+"""Keys of `mi` that do not affect the estimators: lengths of phases, and the classifier's terms."""
 
 
 def _estimation(config: Config) -> Config:
-    """Critics on a classifier that stays as it is: of the loss they see what is attacked, of the
-    optimiser the batches."""
+    """Returns the configuration of estimators on a frozen classifier.
+
+    Of the loss they depend on the attack's objective alone, of the optimiser on the batches.
+    """
     mi, optim, attacked = config.mi, config.optim, {"objective": config.attack_objective}
     epochs = mi.estimator_epochs or -(-optim.epochs // 2)
     default = MIConfig()
-    unread = {key: getattr(default, key) for key in _OF_OTHER_PHASES}
+    unused = {key: getattr(default, key) for key in _UNUSED_BY_ESTIMATORS}
     return config.model_copy(
         update={
             "attack": config.attack.model_copy(update=attacked),
             "loss": LossConfig(),
-            "mi": mi.model_copy(update=unread),
+            "mi": mi.model_copy(update=unused),
             "optim": OptimConfig(epochs=epochs, batch_size=optim.batch_size),
         }
     )

@@ -1,9 +1,8 @@
-"""Fresh probes: what a finished classifier's outputs tell of natural and adversarial patterns.
+"""Fresh MI estimators ("probes") on a finished classifier (the paper's Fig. 4).
 
-During training, an estimate says something about a classifier relative to critics that it was
-trained against. A probe is fitted afterwards, on the frozen classifier, with a budget that is the
-same for every method: so its numbers can be compared, also with those of plain AT. They are what
-the paper's Fig. 4 shows.
+An estimate of training is relative to the estimators that the classifier was trained against. A
+probe is trained afterwards on the frozen classifier, with the same budget for every method, so its
+estimates are comparable, also with plain AT.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from raymi.counter_rng import permutation, random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
 from raymi.data.batches import global_batch, share, share_sizes
+from raymi.engine.block_metrics import MIEstimates
 from raymi.engine.estimator_task import EstimatorTask
 from raymi.engine.learner import Learner, distributed
-from raymi.engine.observers import MIObserver
 from raymi.engine.pgd_evaluation import AttackedBlock, PGDAttack, evaluate_pgd
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.models.batchnorm import convert_batchnorm
@@ -43,20 +42,26 @@ def probe_classifier(
     num_classes: int,
     heartbeat: Heartbeat | None = None,
 ) -> dict[str, float]:
-    """Trains both critics on a frozen classifier, and measures with them on images held out.
+    """Trains both estimators on a frozen classifier and evaluates them on held-out images.
 
-    Critics: cosine scores over 0.1, InfoNCE, Adam 1e-3, `probe.steps` batches of `probe.batch`
-    training images, without augmentation, attacked as in `attack`. All of it is a function of the
-    classifier, the data and the probe's settings: the run's seed and number of workers do not
-    matter.
+    Estimators: cosine scores over 0.1, InfoNCE, Adam 1e-3, `probe.steps` batches of `probe.batch`
+    training images, without augmentation, under `attack`. The result is a function of the
+    classifier, the data and the probe's settings, not of the run's seed or number of workers.
 
     Args:
-        model: the classifier, left as it was.
-        train, held_out: on the model's device.
-        heartbeat: called with (done, of) after each block that is attacked and each step; what it
-            raises ends the probe.
-    Returns: `mi/natural_of_natural`, `..._selected` and so on (see `MIObserver`), in nats, each at
-        most about log(probe.batch - 1).
+        model: the classifier, which stays unchanged.
+        train: training images, on the model's device.
+        held_out: images of the estimates, on the model's device.
+        attack: of both.
+        probe: its settings.
+        group: the workers.
+        num_classes: K.
+        heartbeat: called with (done, total) after each attacked block and each step; an exception
+            ends the probe.
+
+    Returns:
+        `mi/natural_of_natural`, `..._selected` and so on (see `MIEstimates`) in nats, each at most
+        about log(probe.batch - 1).
     """
     device = train.images.device
     size = train.images.shape[-1]
@@ -70,13 +75,13 @@ def probe_classifier(
             )
             for _ in range(2)
         )  # fmt: skip
-    critics = MIEstimators(natural, adversarial)
+    estimators = MIEstimators(natural, adversarial)
     if group.world_size > 1:
-        convert_batchnorm(critics)
-    critics.to(device)
-    adam = torch.optim.Adam(critics.parameters(), lr=_LEARNING_RATE)
-    learner = Learner(distributed(EstimatorTask(critics, mi, group), group, device), adam)
-    crafted = _Crafted(group)
+        convert_batchnorm(estimators)
+    estimators.to(device)
+    adam = torch.optim.Adam(estimators.parameters(), lr=_LEARNING_RATE)
+    learner = Learner(distributed(EstimatorTask(estimators, mi, group), group, device), adam)
+    attacked = _AttackedImages(group)
     total = len(train) + probe.steps
     report = heartbeat or (lambda done, of: None)
 
@@ -86,11 +91,11 @@ def probe_classifier(
         attack,
         group,
         block=probe.batch * group.world_size,
-        observers=[crafted],
+        metrics=[attacked],
         heartbeat=lambda done, _: report(done, total),
     )
-    x_adv, logits, logits_adv = (torch.cat(parts) for parts in crafted.parts)
-    critics.train()
+    x_adv, logits, logits_adv = (torch.cat(parts) for parts in attacked.parts)
+    estimators.train()
     batches = _batches(len(train), probe.batch, probe.steps)
     for step, everyone in enumerate(batches):
         index = share(everyone, group.rank, group.world_size).to(device)
@@ -105,30 +110,30 @@ def probe_classifier(
         learner.step(loss)
         report(len(train) + step + 1, total)
 
-    observer = MIObserver(critics, mi, group, probe.batch)
-    evaluate_pgd(model, held_out, attack, group, block=probe.batch, observers=[observer])
-    return observer.results()
+    estimates = MIEstimates(estimators, mi, group, probe.batch)
+    evaluate_pgd(model, held_out, attack, group, block=probe.batch, metrics=[estimates])
+    return estimates.compute()
 
 
-class _Crafted:
-    """Keeps adversarial samples and both outputs of all workers, in the order of the images."""
+class _AttackedImages:
+    """Adversarial images and both outputs of all workers, in the order of the images."""
 
     def __init__(self, group: Collectives) -> None:
         self.group = group
         self.parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
 
-    def see(self, block: AttackedBlock) -> None:
-        kept = (block.x_adv, block.logits, block.logits_adv)
-        for part, values in zip(self.parts, kept, strict=True):
-            part.append(self.group.gather(values.contiguous(), block.sizes))
+    def update(self, block: AttackedBlock) -> None:
+        tensors = (block.x_adv, block.logits, block.logits_adv)
+        for part, values in zip(self.parts, tensors, strict=True):
+            part.append(self.group.gather(values.contiguous(), block.shard_sizes))
 
-    def results(self) -> dict[str, float]:
-        """Nothing to measure."""
+    def compute(self) -> dict[str, float]:
+        """Returns no values."""
         return {}
 
 
 def _batches(num: int, size: int, steps: int) -> Iterator[Tensor]:
-    """`steps` full batches of min(size, num) samples, in epochs of a random order each."""
+    """Yields `steps` full batches of min(size, num) samples, each epoch in a random order."""
     size = min(size, num)
     per_epoch = num // size
     for step in range(steps):

@@ -1,4 +1,4 @@
-"""Learning rates over a run, from torch's own schedulers, stepped once for each optimiser step."""
+"""Learning rate schedules of torch, stepped once per optimiser step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raymi.config import OptimConfig
 
 
 def build_schedule(optimizer: Optimizer, optim: OptimConfig, total_steps: int) -> LRScheduler:
-    """The schedule named by `optim.schedule` over `total_steps` optimiser steps."""
+    """Builds the schedule `optim.schedule` over `total_steps` optimiser steps."""
     if optim.schedule == "multistep":
         milestones = [round(share * total_steps) for share in optim.milestones]
         return MultiStepLR(optimizer, milestones, gamma=0.1)
@@ -39,8 +39,8 @@ def build_schedule(optimizer: Optimizer, optim: OptimConfig, total_steps: int) -
 
 
 def fast_forward(schedule: LRScheduler, steps: int) -> None:
-    """Brings a new schedule to where it is after so many optimiser steps, bit for bit."""
+    """Advances a new schedule by a number of optimiser steps, bit for bit."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch misses the optimiser's own steps
+        warnings.simplefilter("ignore", UserWarning)  # torch warns that the optimiser made no step
         for _ in range(steps):
             schedule.step()

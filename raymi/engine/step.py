@@ -1,4 +1,4 @@
-"""One training step: craft adversarial samples, then learn what the phase learns from them."""
+"""Training step: attacks the batch, then updates the modules of the phase."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ from raymi.models.running_statistics import running_statistics_frozen
 
 
 class Attacker:
-    """Makes adversarial samples of the bare classifier.
+    """PGD attack of training on the bare classifier.
 
     Args:
         model: the bare classifier.
-        attack: the threat model. objective: what PGD maximises, "ce" or "kl".
-        autocast: makes the context in which the classifier runs.
-        fold_batchnorm: attack a twin in which BatchNorm is part of the convolutions.
-        micro_batch: samples that are attacked at once; None: all.
+        attack: the threat model.
+        objective: maximised by PGD: "ce" or "kl".
+        autocast: returns the context in which the classifier runs.
+        fold_batchnorm: attack a copy whose BatchNorm is folded into the convolutions.
+        micro_batch: samples that are attacked together; None: all.
     """
 
     def __init__(
@@ -53,13 +54,13 @@ class Attacker:
         self.micro_batch = micro_batch
 
     def __call__(self, x: Tensor, y: Tensor, index: Tensor, key: int) -> Tensor:
-        """Adversarial samples of the bare classifier: (b, 3, H, W) in [0, 1], within eps of x."""
+        """Returns adversarial samples (b, 3, H, W) in [0, 1], within eps of x."""
         if self.folded is not None:
             self.folded.refresh()
         parts = pieces_of(self.micro_batch, x, y, index)
-        return torch.cat([self._craft(key, *part) for part in parts])
+        return torch.cat([self._attack(key, *part) for part in parts])
 
-    def _craft(self, key: int, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    def _attack(self, key: int, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         attack = self.attack
         start = start_of(attack.start, x, attack.eps, attack.norm, key, index)
         with self.autocast(), torch.no_grad():
@@ -78,17 +79,17 @@ class Attacker:
 
 
 class TrainStep:
-    """Updates the critics on detached outputs, then the classifier, on samples just crafted.
+    """Update of the estimators on detached outputs, then of the classifier.
 
-    Both updates share the same two forwards of the classifier; while the classifier learns, the
-    critics are frozen.
+    Both share the same two forwards of the classifier; while the classifier learns, the estimators
+    are frozen.
 
     Args:
-        craft: makes the adversarial samples.
-        classifier: the learner of the `ClassifierTask`.
-        estimators: the learner of the `EstimatorTask`; None where MI is off or they stay frozen.
-        perturbation: of the weights at which the loss is taken; None: at the weights themselves.
-        average: follows the classifier; None: no averaging.
+        attack: of the classifier.
+        classifier: learner of the `ClassifierTask`.
+        estimators: learner of the `EstimatorTask`; None: MI is off, or they stay frozen.
+        perturbation: of the weights at which the loss is taken; None: no perturbation.
+        average: of the classifier's weights; None: no averaging.
     """
 
     def __init__(
@@ -108,17 +109,21 @@ class TrainStep:
     def __call__(self, batch: Batch, key: int, *, perturb: bool = True) -> Metrics:
         """Updates all parameters once.
 
-        Args: batch, the worker's share; key, of the attack's random start; perturb, whether the
-            weights are perturbed where that is on.
-        Returns: detached 0-d metrics whose mean over workers is that of the global batch.
+        Args:
+            batch: the worker's shard.
+            key: of the attack's random start.
+            perturb: whether to perturb the weights, if the step has a perturbation.
+
+        Returns:
+            Detached 0-d metrics whose mean over workers is the global batch's.
         """
-        x, y, index, sizes = batch
+        x, y, index, shard_sizes = batch
         x_adv = self.attack(x, y, index, key)
         metrics: Metrics = {}
 
         def learn_estimators(logits: Tensor, logits_adv: Tensor) -> None:
             assert self.estimators is not None
-            loss, estimates = self.estimators.task(x, x_adv, logits, logits_adv, y, sizes)
+            loss, estimates = self.estimators.task(x, x_adv, logits, logits_adv, y, shard_sizes)
             self.estimators.step(loss)
             metrics.update(estimates)
 
@@ -127,9 +132,9 @@ class TrainStep:
             return counter_rng.normal(stream, index, (logits.shape[1],)).to(logits.dtype)
 
         def ascend() -> None:
-            # Around the backward pass, too: activation checkpointing goes through BatchNorm again.
+            # Also during backward: activation checkpointing runs BatchNorm again.
             with running_statistics_frozen(self.attack.model):
-                loss, _ = self.classifier.task(x, x_adv, y, sizes, adversarial_only=True)
+                loss, _ = self.classifier.task(x, x_adv, y, shard_sizes, adversarial_only=True)
                 self.classifier.backward(loss)
 
         learn = learn_estimators if self.estimators is not None else None
@@ -137,7 +142,9 @@ class TrainStep:
         if self.perturbation is not None and perturb:
             perturbed = self.perturbation.at_worst_weights(ascend)
         with perturbed:
-            loss, classifier_metrics = self.classifier.task(x, x_adv, y, sizes, learn, noise=noise)
+            loss, classifier_metrics = self.classifier.task(
+                x, x_adv, y, shard_sizes, learn, noise=noise
+            )
             self.classifier.backward(loss)
         self.classifier.update()
         if self.average is not None:
@@ -146,9 +153,11 @@ class TrainStep:
 
 
 class EstimatorStep:
-    """Updates the critics on a classifier that stays as it is, in eval mode (staged schedule).
+    """Update of the estimators on a frozen classifier in eval mode (staged schedule).
 
-    Args: craft, makes the adversarial samples; estimators, the learner of the `EstimatorTask`.
+    Args:
+        attack: of the classifier.
+        estimators: learner of the `EstimatorTask`.
     """
 
     def __init__(self, attack: Attacker, estimators: Learner) -> None:
@@ -156,17 +165,19 @@ class EstimatorStep:
         self.estimators = estimators
 
     def __call__(self, batch: Batch, key: int, *, perturb: bool = False) -> Metrics:
-        """Updates the critics once; arguments and result as of `TrainStep`."""
-        x, y, index, sizes = batch
+        """Updates the estimators once; arguments and result as of `TrainStep`."""
+        x, y, index, shard_sizes = batch
         x_adv = self.attack(x, y, index, key)
-        if sum(sizes) < 2:  # one sample has no negatives
+        if sum(shard_sizes) < 2:  # one sample has no negatives
             return {}
         model = self.attack.model
         with evaluation_mode(model), torch.no_grad(), self.attack.autocast():
             logits, logits_adv = (
-                full_precision(in_pieces(model, model, images, sizes, self.attack.micro_batch))
+                full_precision(
+                    in_pieces(model, model, images, shard_sizes, self.attack.micro_batch)
+                )
                 for images in (x, x_adv)
             )
-        loss, metrics = self.estimators.task(x, x_adv, logits, logits_adv, y, sizes)
+        loss, metrics = self.estimators.task(x, x_adv, logits, logits_adv, y, shard_sizes)
         self.estimators.step(loss)
         return metrics

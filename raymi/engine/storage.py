@@ -1,7 +1,7 @@
-"""Writing that can fail: a full disk, or a folder that is gone, ends a run cleanly.
+"""Writes to a run's folder; a full disk or a missing folder ends all workers cleanly.
 
-Rank 0 alone writes. Where it cannot, every worker hears of it and ends at the same point with the
-same error, so that nobody waits for somebody who has left.
+Rank 0 alone writes. If it cannot, all workers end at the same point with an error, so that none
+waits for one that has ended.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from raymi.runs.run_folder import RunFolder
 
 
 class Storage:
-    """The folder of a run, as all of its workers write to it.
+    """Folder of a run to which all of its workers write together.
 
-    Args: folder; context, of this worker.
+    Args:
+        folder: of the run.
+        context: of this worker.
     """
 
     def __init__(self, folder: RunFolder, context: Context) -> None:
@@ -29,8 +31,13 @@ class Storage:
     def write(self, what: str, path: Path, action: Callable[[], object]) -> None:
         """Performs an action on rank 0; all workers call this at the same point.
 
-        Args: what is written, in words, and where; action, which may raise OSError.
-        Raises: StorageError, on every worker, where the action could not write.
+        Args:
+            what: name of the written file, for the error.
+            path: where it is written.
+            action: may raise OSError.
+
+        Raises:
+            StorageError: the action could not write; raised on every worker.
         """
         problem = None
         if self.context.group.rank == 0:
@@ -39,27 +46,27 @@ class Storage:
             except OSError as error:
                 problem = StorageError(self._explain(what, path, error))
         if self.context.agree(problem is not None):
-            raise problem or StorageError(f"rank 0 could not write {what}: it says why")
+            raise problem or StorageError(f"rank 0 could not write {what}: see its error")
 
     def _explain(self, what: str, path: Path, error: OSError) -> str:
         text = f"cannot write {what} to {path} ({error.strerror or error})"
         if isinstance(error, FileNotFoundError) or error.errno == errno.ESTALE:
             return (
-                f"{text}: the run's folder is not there any more. Bring its storage back, then "
+                f"{text}: the run's folder is missing. Restore its storage, then "
                 "continue the run from its last checkpoint"
             )
         remedy = storage_remedy(error).capitalize()
-        return f"{text}. {self._what_is_left()}. {remedy}, then continue the run"
+        return f"{text}. {self._remaining_checkpoints()}. {remedy}, then continue the run"
 
-    def _what_is_left(self) -> str:
+    def _remaining_checkpoints(self) -> str:
         try:
             newest = newest_checkpoint(self.folder.checkpoints)
         except OSError:
             return "Earlier checkpoints cannot be read at present"
         if newest is None:
-            return "There is no checkpoint yet: the run will begin anew"
+            return "Without a checkpoint so far, the run will start over"
         (step,) = re.findall(r"step-(\d+)", newest.name)
         return (
             f"Earlier checkpoints are untouched, the newest intact one is of step {int(step)}: "
-            "the work since then is lost, and will be done again"
+            "later work is lost, and will be repeated"
         )

@@ -1,8 +1,7 @@
-"""How busy the machines of a run are while it trains: processor, memory, disk, network, GPUs.
+"""System metrics of a run's machines: processor, memory, disk, network, GPUs.
 
-The first worker of each machine records this into a file of the run, in a thread of its own, under
-the names that MLflow has for such metrics. A record that cannot be made is left out: training never
-waits for it, and never fails for it.
+The first worker of each machine records them into a file of the run, in a thread, under MLflow's
+names. Failed records are skipped: training never waits for them, and never fails because of them.
 """
 
 from __future__ import annotations
@@ -25,60 +24,63 @@ except ImportError:  # without it, GPUs are not recorded
 
 _MEGABYTE = 1e6
 _FIRST_SECONDS = 2.0
-"""Before the first record, so that short runs have one."""
+"""Seconds before the first record, so that short runs have one."""
 
 
 @contextmanager
-def watched_machine(path: Path | None, every: float) -> Iterator[None]:
-    """Records the use of this machine while something else goes on in it.
+def record_system_metrics(path: Path | None, every: float) -> Iterator[None]:
+    """Records system metrics of this machine during a block.
 
-    Args: path, of the file that gets a line for each record, None: nothing is recorded; every,
-        seconds from one to the next.
+    Args:
+        path: of the file, a line per record; None: nothing is recorded.
+        every: seconds between two records.
     """
     if path is None:
         yield
         return
-    watch = _Watch(path, every)
-    watch.start()
+    recorder = _Recorder(path, every)
+    recorder.start()
     try:
         yield
     finally:
-        watch.close()
+        recorder.close()
 
 
-class _Watch(threading.Thread):
+class _Recorder(threading.Thread):
     def __init__(self, path: Path, every: float) -> None:
-        super().__init__(daemon=True, name="machine-watch")
+        super().__init__(daemon=True, name="system-metrics")
         self.path, self.every = path, every
         self._closed = threading.Event()
 
     def run(self) -> None:
-        with suppress(OSError):  # storage that is away: whoever writes checkpoints says so
-            journal, gauges = Journal(self.path), SystemMetrics()
+        with suppress(OSError):  # storage is away: the next checkpoint reports it
+            journal, metrics = Journal(self.path), SystemMetrics()
             wait = min(_FIRST_SECONDS, self.every)
             while not self._closed.wait(wait):
-                journal.write("machine", metrics=gauges.read())
+                journal.write("machine", metrics=metrics.read())
                 wait = self.every
-            journal.write("machine", metrics=gauges.read())
+            journal.write("machine", metrics=metrics.read())
             journal.close()
 
     def close(self) -> None:
-        """Makes a last record."""
+        """Writes a last record and ends the thread."""
         self._closed.set()
         self.join(timeout=5.0)
 
 
 class SystemMetrics:
-    """Reads how much of this machine is in use, by all of its processes."""
+    """System metrics of this machine, of all of its processes."""
 
     def __init__(self) -> None:
-        psutil.cpu_percent()  # each call tells of the time since the one before
+        psutil.cpu_percent()  # each call measures the time since the previous one
         self._network = self._transferred()
         self._gpus = _gpu_handles()
 
     def read(self) -> dict[str, float]:
-        """Percentages, megabytes (of the network: since these gauges were made), watts; by names
-        such as `cpu_utilization_percentage`."""
+        """Reads percentages, megabytes and watts by name, such as `cpu_utilization_percentage`.
+
+        Network traffic counts from the creation of this object.
+        """
         memory, disk = psutil.virtual_memory(), psutil.disk_usage(os.sep)
         received, sent = self._transferred()
         values = {
@@ -92,18 +94,18 @@ class SystemMetrics:
             "network_transmit_megabytes": (sent - self._network[1]) / _MEGABYTE,
         }
         for number, handle in enumerate(self._gpus):
-            told = _of_gpu(handle)
-            values |= {f"gpu_{number}_{name}": value for name, value in told.items()}
+            gpu = _gpu_metrics(handle)
+            values |= {f"gpu_{number}_{name}": value for name, value in gpu.items()}
         return {name: round(value, 1) for name, value in values.items()}
 
     def _transferred(self) -> tuple[int, int]:
-        """Bytes received and sent since the machine was started; zeros where nobody counts them."""
+        """Returns bytes received and sent since the machine's start; zeros without a counter."""
         counters = psutil.net_io_counters()
         return (0, 0) if counters is None else (counters.bytes_recv, counters.bytes_sent)
 
 
 def _gpu_handles() -> list[Any]:
-    """All GPUs of the machine, also those that this worker may not use."""
+    """Returns all GPUs of the machine, also those that this worker may not use."""
     if pynvml is None:
         return []
     try:
@@ -113,8 +115,8 @@ def _gpu_handles() -> list[Any]:
         return []
 
 
-def _of_gpu(handle: Any) -> Mapping[str, float]:
-    """What a GPU tells: not all of them tell everything."""
+def _gpu_metrics(handle: Any) -> Mapping[str, float]:
+    """Returns the metrics that a GPU reports; some GPUs lack some."""
     values: dict[str, float] = {}
     with suppress(pynvml.NVMLError):
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)

@@ -1,6 +1,6 @@
-"""Training batches: which samples, in which order, and how they are augmented, for one worker.
+"""Train loader: shards of augmented batches, a function of (seed, epoch, step).
 
-All of it is a function of (seed, epoch, step), never of the worker or of how many there are.
+The global batch does not depend on the worker or on the number of workers.
 """
 
 from __future__ import annotations
@@ -25,28 +25,34 @@ from raymi.data.batches import (
 
 
 class Batch(NamedTuple):
-    """A worker's share of a global batch.
+    """Shard of a global batch.
 
-    x: (b, 3, H, W) in [0, 1]. y: (b,). sample: (b,), positions in the training set of N; N + k for
-    the generated image k.
-    sizes: samples that each worker holds; they sum to the global batch.
+    Attributes:
+        x: (b, 3, H, W) in [0, 1].
+        y: (b,).
+        sample: (b,), positions in the training set of N images; N + k for generated image k.
+        shard_sizes: samples of each worker; they sum to the global batch.
     """
 
     x: Tensor
     y: Tensor
     sample: Tensor
-    sizes: list[int]
+    shard_sizes: list[int]
 
 
 class TrainLoader:
-    """The training set on the worker's device, served in epochs.
+    """Loader of a worker's shards of the training set.
 
     Args:
-        images: the training set, already on the device.
-        rank, world_size: whose share is served.
-        generated: images of which `config.data.generated_fraction` of each batch consists, on the
-            device too; None for none. An epoch has as many steps with them as without.
-    Raises: UserError, where data.crop_padding is too large for the images.
+        images: the training set, on the worker's device.
+        config: of the run.
+        rank: of the worker.
+        world_size: number of workers.
+        generated: images for `config.data.generated_fraction` of each batch, on the same device;
+            None: no such images. They do not change the number of steps in an epoch.
+
+    Raises:
+        UserError: data.crop_padding is too large for the images.
     """
 
     def __init__(
@@ -66,12 +72,12 @@ class TrainLoader:
         self.steps_per_epoch = steps_per_epoch(len(images), config.optim.batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `first_step` on; the last one may be smaller."""
+        """Yields the batches of an epoch from `first_step` on; the last one may be smaller."""
         config, device = self.config, self.images.images.device
         order = self._order(epoch).to(device)
         for step in range(first_step, self.steps_per_epoch):
-            everyone = global_batch(order, config.optim.batch_size, step)
-            index = share(everyone, self.rank, self.world_size)
+            batch = global_batch(order, config.optim.batch_size, step)
+            index = share(batch, self.rank, self.world_size)
             images, y = self._images_and_labels(index)
             x = augment(
                 to_unit(images),
@@ -83,10 +89,10 @@ class TrainLoader:
             )
             if config.scaling.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-            yield Batch(x, y, index, share_sizes(len(everyone), self.world_size))
+            yield Batch(x, y, index, share_sizes(len(batch), self.world_size))
 
     def _order(self, epoch: int) -> Tensor:
-        """(N,) int64, on the CPU."""
+        """Returns the order of an epoch's samples: (N,) int64 on the CPU."""
         config = self.config
         if self.generated is None:
             return epoch_order(len(self.images), config.seed, epoch)
@@ -100,16 +106,16 @@ class TrainLoader:
         )
 
     def _images_and_labels(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, 3, H, W) uint8 and (b,) int64 of the samples, without waiting for the device.
+        """Returns (b, 3, H, W) uint8 and (b,) int64 without waiting for the device.
 
-        Both sets are asked for all of the samples, which costs less than to hold them as one.
+        Indexes both sets with all samples, which is cheaper than a concatenated copy.
         """
-        real, made = self.images, self.generated
-        if made is None:
+        real, generated = self.images, self.generated
+        if generated is None:
             return real.images[index], real.labels[index]
-        at_real, at_made = index.clamp(max=len(real) - 1), (index - len(real)).clamp(min=0)
+        at_real, at_generated = index.clamp(max=len(real) - 1), (index - len(real)).clamp(min=0)
         is_real = index < len(real)
         images = torch.where(
-            is_real[:, None, None, None], real.images[at_real], made.images[at_made]
+            is_real[:, None, None, None], real.images[at_real], generated.images[at_generated]
         )
-        return images, torch.where(is_real, real.labels[at_real], made.labels[at_made])
+        return images, torch.where(is_real, real.labels[at_real], generated.labels[at_generated])

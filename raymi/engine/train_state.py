@@ -1,4 +1,4 @@
-"""Everything that training changes, built from a configuration and kept in checkpoints."""
+"""State of training: built from a configuration, saved in checkpoints."""
 
 from __future__ import annotations
 
@@ -26,19 +26,22 @@ from raymi.engine.phases import Phase
 from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Attacker, EstimatorStep, TrainStep
 from raymi.engine.train_loader import Batch
-from raymi.errors import UserError
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.models import build_model
 from raymi.models.batchnorm import convert_batchnorm
 from raymi.models.user_model import find_function
 
-FORMAT = 2  # of checkpoints; raised when an older one can no longer be read
-
 
 @dataclass
 class Position:
-    """How far a run is: `epoch` complete epochs of the phase, `step` steps into the next,
-    `global_step` steps of all phases."""
+    """Position of a run.
+
+    Attributes:
+        phase: its name.
+        epoch: complete epochs of the phase.
+        step: steps of the next epoch.
+        global_step: steps of all phases.
+    """
 
     phase: str = "classifier"
     epoch: int = 0
@@ -48,7 +51,7 @@ class Position:
 
 @dataclass
 class Best:
-    """The classifier with the highest robust validation accuracy so far (then clean accuracy)."""
+    """Classifier with the highest robust, then clean, validation accuracy so far."""
 
     epoch: int = 0
     robust_acc: float = -1.0
@@ -56,7 +59,7 @@ class Best:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def offer(self, epoch: int, robust_acc: float, clean_acc: float, model: nn.Module) -> bool:
-        """Takes the model's weights if it is better; says whether it was."""
+        """Keeps a copy of the model's weights if it is better; returns whether it is."""
         better = (robust_acc, clean_acc) > (self.robust_acc, self.clean_acc)
         if better:
             self.epoch, self.robust_acc, self.clean_acc = epoch, robust_acc, clean_acc
@@ -67,11 +70,15 @@ class Best:
 class TrainState:
     """Modules, optimisers, schedules and position of one phase of a run.
 
-    Initial weights depend on `config.seed` alone; the classifier's do not depend on whether there
-    are critics. With several workers the tasks are under DDP.
+    Initial weights depend on `config.seed` alone; the classifier's do not depend on the presence of
+    estimators. With several workers the tasks are under DDP.
 
-    Args: phase; splits, for number of classes, image size and normalisation; group; device;
-        total_steps, optimiser steps of the phase.
+    Args:
+        phase: of the run.
+        splits: give number of classes, image size and normalisation.
+        group: the workers.
+        device: of this worker.
+        total_steps: optimiser steps of the phase.
     """
 
     def __init__(
@@ -93,11 +100,11 @@ class TrainState:
             self.average = WeightEMA(self.model, config.optim.ema)
         self.best = {name: Best() for name in self.classifiers()}
 
-        self.critics: Learner | None = None
+        self.estimator_learner: Learner | None = None
         if self.estimators is not None and phase.learns_estimators:
             adam = torch.optim.Adam(self.estimators.parameters(), lr=config.mi.estimator_lr)
-            critics = EstimatorTask(self.estimators, config.mi, group, config.scaling.micro_batch)
-            self.critics = Learner(distributed(critics, group, device), adam)
+            task = EstimatorTask(self.estimators, config.mi, group, config.scaling.micro_batch)
+            self.estimator_learner = Learner(distributed(task, group, device), adam)
         self.classifier: Learner | None = None
         if phase.learns_classifier:
             self.classifier = self._classifier_learner(total_steps)
@@ -110,8 +117,8 @@ class TrainState:
             micro_batch=config.scaling.micro_batch,
         )
         if config.scaling.compile:
-            averaged = None if self.average is None else self.average.model
-            _compile([self.model, averaged, self.attack.folded])
+            average = None if self.average is None else self.average.model
+            _compile([self.model, average, self.attack.folded])
         self._step = self._build_step()
 
     def _build_modules(self, splits: Splits) -> None:
@@ -131,7 +138,7 @@ class TrainState:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(random_key(config.seed, "classifier"))
             self.model = build()
-            if ":" in config.model.name:  # the tests check raymi's own
+            if ":" in config.model.name:  # tests check the networks of raymi
                 self.facts = self._checked(build, splits)
             torch.manual_seed(random_key(config.seed, "estimators"))
             self.estimators = build_estimators(config.mi, splits.num_classes, splits.image_size)
@@ -148,7 +155,7 @@ class TrainState:
         """Checks the user's own network before any long work.
 
         Raises:
-            UserError: it cannot be trained, attacked, saved or loaded.
+            UserError: the network cannot be trained, attacked, saved or loaded.
         """
         config = self.config
         return check_network(
@@ -187,32 +194,40 @@ class TrainState:
 
     def _build_step(self) -> TrainStep | EstimatorStep:
         if self.classifier is None:
-            assert self.critics is not None
-            return EstimatorStep(self.attack, self.critics)
+            assert self.estimator_learner is not None
+            return EstimatorStep(self.attack, self.estimator_learner)
         gamma = self.config.optim.awp
         perturbation = AdversarialWeightPerturbation(self.model, gamma) if gamma > 0 else None
-        return TrainStep(self.attack, self.classifier, self.critics, perturbation, self.average)
+        return TrainStep(
+            self.attack, self.classifier, self.estimator_learner, perturbation, self.average
+        )
 
     def step(self, batch: Batch, key: int) -> Metrics:
-        """One training step: updates all that the phase learns.
+        """Performs one training step of the modules that the phase learns.
 
-        Args: batch, the worker's share; key, of the attack's random start.
-        Returns: detached 0-d metrics whose mean over workers is that of the global batch.
+        Args:
+            batch: the worker's shard.
+            key: of the attack's random start.
+
+        Returns:
+            Detached 0-d metrics whose mean over workers is the global batch's.
         """
         optim = self.config.optim
         warmed_up = self.position.epoch >= optim.awp_warmup * optim.epochs
         return self._step(batch, key, perturb=warmed_up)
 
     def classifiers(self) -> dict[str, nn.Module]:
-        """The models that are measured, by a suffix of their names: "" as trained, "-averaged"
-        where weights are averaged; none where the phase trains no classifier."""
+        """Returns the models to evaluate by suffix: "" as trained, "-averaged" if averaged.
+
+        Empty if the phase trains no classifier.
+        """
         if not self.phase.learns_classifier:
             return {}
         averaged = {} if self.average is None else {"-averaged": self.average.model}
         return {"": self.model, **averaged}
 
     def modules_not_finite(self) -> list[str]:
-        """Names of the modules that hold a number that is not finite."""
+        """Returns the names of the modules with a number that is not finite."""
         modules: dict[str, nn.Module | None] = {
             "the classifier": self.model,
             "the estimators": self.estimators,
@@ -227,7 +242,7 @@ class TrainState:
         ]
 
     def train_mode(self) -> None:
-        """What learns into train mode."""
+        """Sets the modules to train mode."""
         self.model.train()
         if self.estimators is not None:
             self.estimators.train()
@@ -235,15 +250,13 @@ class TrainState:
     @property
     def lr(self) -> float:
         """Learning rate of the classifier, or of the estimators where these learn alone."""
-        learner = self.classifier or self.critics
+        learner = self.classifier or self.estimator_learner
         assert learner is not None
         return learner.optimizer.param_groups[0]["lr"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a continued run needs; a collective operation, the same on every
-        worker."""
+        """Returns the content of a checkpoint; a collective operation, the same on every worker."""
         return {
-            "format": FORMAT,
             "position": asdict(self.position),
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -254,7 +267,7 @@ class TrainState:
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
-        """Continues from what `state_dict` returned, with any number of workers."""
+        """Restores the content of `state_dict`, with any number of workers."""
         self.position = Position(**content["position"])
         self.best = {name: Best(**best) for name, best in content["best"].items()}
         self.model.load_state_dict(content["model"])
@@ -267,28 +280,20 @@ class TrainState:
         self.epoch_means.load_state(content["epoch_means"], self.device)
 
     def _learners(self) -> dict[str, Learner]:
-        learners = {"classifier": self.classifier, "critics": self.critics}
+        learners = {"classifier": self.classifier, "critics": self.estimator_learner}
         return {name: learner for name, learner in learners.items() if learner is not None}
 
 
-def check_format(content: dict[str, Any]) -> None:
-    """Refuses a checkpoint of an incompatible version with a UserError."""
-    if content.get("format") != FORMAT:
-        raise UserError(
-            f"expected a checkpoint of format {FORMAT}, got {content.get('format')}: "
-            "continue it with the version of raymi that wrote it"
-        )
-
-
 def build_estimators(mi: MIConfig, num_classes: int, image_size: int) -> MIEstimators | None:
-    """The estimators that a configuration asks for; None where it needs none.
+    """Builds the estimators of a configuration; None if it has none.
 
-    Raises: UserError where the image is too small for them.
+    Raises:
+        UserError: the image is too small for them.
     """
     if not mi.has_estimators:
         return None
 
-    def critic() -> LocalDIM:
+    def build() -> LocalDIM:
         return LocalDIM(
             num_classes,
             image_size,
@@ -300,16 +305,16 @@ def build_estimators(mi: MIConfig, num_classes: int, image_size: int) -> MIEstim
         )
 
     return MIEstimators(
-        natural=critic() if mi.natural else None,
-        adversarial=critic() if mi.adversarial else None,
+        natural=build() if mi.natural else None,
+        adversarial=build() if mi.adversarial else None,
     )
 
 
 def _compile(models: list[nn.Module | None]) -> None:
-    """Compiles each model's forward in place, of those that there are.
+    """Compiles each model's forward in place.
 
-    There is a variant for each of train or eval mode, gradient or none, followed running statistics
-    or not, autocast or not, and batch size: more than torch allows by default.
+    Train or eval mode, gradients, running statistics, autocast and batch size each need a variant:
+    more than torch allows by default.
     """
     settings = torch._dynamo.config
     name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"

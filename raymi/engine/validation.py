@@ -1,6 +1,6 @@
-"""What a run measures of its classifiers: on validation after an epoch, on the test set at the end.
+"""Evaluation of a run's classifiers: on validation after an epoch, on the test set at the end.
 
-The validation split alone chooses; the test set is touched once, when training is over.
+The validation split alone chooses the model; the test set is used once, after training.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import nn
 from raymi.collectives import Collectives
 from raymi.config import Config
 from raymi.data import ImageSet, Splits, load_splits
-from raymi.engine.observers import MIObserver, OneStepObserver
-from raymi.engine.pgd_evaluation import Accuracy, Observer, PGDAttack, evaluate_pgd
+from raymi.engine.block_metrics import FGSMAccuracy, MIEstimates
+from raymi.engine.pgd_evaluation import Accuracy, BlockMetric, PGDAttack, evaluate_pgd
 from raymi.engine.probes import Heartbeat, probe_classifier
 from raymi.engine.storage import Storage
 from raymi.engine.train_state import TrainState
@@ -25,9 +25,10 @@ from raymi.runs.pretrained import save_weights
 
 
 def load_data(config: Config) -> Splits:
-    """The images of a run.
+    """Loads the images of a run.
 
-    Raises: UserError, with the remedy, for settings or files that cannot work.
+    Raises:
+        UserError: settings or files are invalid.
     """
     data = config.data
     return load_splits(
@@ -43,12 +44,17 @@ def load_data(config: Config) -> Splits:
 
 
 class Validation:
-    """Validates, evaluates and probes; tells what it finds.
+    """Validation, evaluation and probes of a run.
 
     Args:
-        write: puts an event into the journal: its kind, and fields.
-        stop_if_requested: called after each block on every worker; what it raises ends the
-            measurement.
+        config: of the run.
+        splits: its images.
+        storage: its folder.
+        group: the workers.
+        device: of this worker.
+        write: appends an event to the journal: its kind, and fields.
+        stop_if_requested: called after each block on every worker; an exception ends the
+            evaluation.
     """
 
     def __init__(
@@ -68,32 +74,31 @@ class Validation:
         self.write, self.stop_if_requested = write, stop_if_requested
 
     def validate(self, state: TrainState, epoch: int) -> tuple[dict[str, float], list[str]]:
-        """Measures on the validation split; offers each classifier as the best one.
+        """Validates each classifier, and keeps its weights if it is the best so far.
 
-        Returns: metrics, and the suffixes of the classifiers that are the best so far.
+        Returns:
+            Metrics, and the suffixes of the classifiers that are the best so far.
         """
         models = state.classifiers() or {"": state.model}
-        measurements = {  # all of them first: a stop in between leaves no best one behind
-            suffix: self._measure_on_validation(state, model, watch_mi=suffix == "")
+        results = {  # all before any is kept: a stop in between must not change the best ones
+            suffix: self._validate(state, model, with_mi=suffix == "")
             for suffix, model in models.items()
         }
         val: dict[str, float] = {}
         better = []
-        for suffix, measured in measurements.items():
+        for suffix, metrics in results.items():
             prefix = suffix.removeprefix("-") + "/" if suffix else ""
-            val |= {f"{prefix}{name}": value for name, value in measured.items()}
+            val |= {f"{prefix}{name}": value for name, value in metrics.items()}
             best = state.best.get(suffix)
-            robust, clean = measured["robust_acc"], measured["clean_acc"]
+            robust, clean = metrics["robust_acc"], metrics["clean_acc"]
             if best is not None and best.offer(epoch, robust, clean, models[suffix]):
                 better.append(suffix)
         return val, better
 
-    def _measure_on_validation(
-        self, state: TrainState, model: nn.Module, *, watch_mi: bool
-    ) -> dict[str, float]:
+    def _validate(self, state: TrainState, model: nn.Module, *, with_mi: bool) -> dict[str, float]:
         attack = validation_attack(self.config)
-        observers: list[Observer] = [
-            OneStepObserver(
+        metrics: list[BlockMetric] = [
+            FGSMAccuracy(
                 model,
                 attack.eps,
                 attack.norm,
@@ -104,11 +109,11 @@ class Validation:
             )
         ]
         block = None
-        if watch_mi and state.estimators is not None:
+        if with_mi and state.estimators is not None:
             block = state.config.optim.batch_size  # as many negatives as in training
             micro_batch = self.config.scaling.micro_batch
-            observers.append(
-                MIObserver(state.estimators, state.config.mi, self.group, block, micro_batch)
+            metrics.append(
+                MIEstimates(state.estimators, state.config.mi, self.group, block, micro_batch)
             )
         accuracy = self._accuracy(
             model,
@@ -117,32 +122,38 @@ class Validation:
             "validate",
             block=block,
             autocast=state.autocast,
-            observers=observers,
+            metrics=metrics,
         )
-        measured = {"clean_acc": accuracy.clean, "robust_acc": accuracy.robust}
-        for observer in observers:
-            measured |= observer.results()
-        return measured
+        values = {"clean_acc": accuracy.clean, "robust_acc": accuracy.robust}
+        for metric in metrics:
+            values |= metric.compute()
+        return values
 
-    def keep_weights(self, state: TrainState) -> None:
-        """Writes the last and the best models down, without a look at the test set."""
-        for _ in self._kept(state):
+    def save_models(self, state: TrainState) -> None:
+        """Writes the weights of the last and the best models, without the test set."""
+        for _ in self._saved_models(state):
             pass
 
-    def _kept(self, state: TrainState) -> Iterator[tuple[str, str, nn.Module, int]]:
-        """Writes down the last of each classifier, then the best: "last" or "best", the
-        classifier's suffix, the model with these weights for as long as it is its turn, epoch."""
+    def _saved_models(self, state: TrainState) -> Iterator[tuple[str, str, nn.Module, int]]:
+        """Writes weights of each classifier, the last ones, then the best ones.
+
+        Yields:
+            "last" or "best", the suffix of the classifier, the model, which has these weights until
+            the next iteration, and their epoch.
+        """
         for suffix, model in state.classifiers().items():
             best = state.best[suffix]
             for which, epoch in (("last", state.position.epoch), ("best", best.epoch)):
                 if which == "best":
                     model.load_state_dict(best.weights)
-                self._keep_weights(f"{which}{suffix}", model, epoch)
+                self._save_weights(f"{which}{suffix}", model, epoch)
                 yield which, suffix, model, epoch
 
     def evaluate(self, state: TrainState) -> None:
-        """Clean and PGD accuracy of the last and of the best models on the test set, in fp32; then
-        the probes of the chosen one, which has the highest robust validation accuracy."""
+        """Evaluates the last and the best models on the test set, then probes the chosen one.
+
+        In fp32. The chosen model has the highest robust validation accuracy.
+        """
         config = self.config
         attack = PGDAttack(
             config.attack.norm,
@@ -151,9 +162,9 @@ class Validation:
             config.evaluation.steps,
         )
         chosen = max(state.best, key=lambda s: (state.best[s].robust_acc, state.best[s].clean_acc))
-        for which, suffix, model, epoch in self._kept(state):
+        for which, suffix, model, epoch in self._saved_models(state):
             name = f"{which}{suffix}"
-            if which == "last" or epoch != state.position.epoch:  # else it is the same model
+            if which == "last" or epoch != state.position.epoch:  # otherwise the same model
                 accuracy = self._accuracy(model, self.test, attack, name)
             self.write(
                 "evaluation", which=name, of_epoch=epoch, attack=asdict(attack),
@@ -163,7 +174,7 @@ class Validation:
             self._probe(state.classifiers()[chosen], f"best{chosen}")
 
     def _probe(self, model: nn.Module, name: str) -> None:
-        """Fresh estimators on a finished classifier, measured on the validation split."""
+        """Trains fresh estimators on a classifier and records their validation estimates."""
         estimates = probe_model(
             self.config,
             self.splits,
@@ -174,7 +185,7 @@ class Validation:
         )
         self.write("probe", which=name, estimates=estimates)
 
-    def _keep_weights(self, name: str, model: nn.Module, epoch: int) -> None:
+    def _save_weights(self, name: str, model: nn.Module, epoch: int) -> None:
         about = {"epoch": str(epoch), "train_digest": self.splits.train.digest}
         path = self.storage.folder.weights(name)
         self.storage.write("weights", path, partial(save_weights, path, model, about))
@@ -188,7 +199,7 @@ class Validation:
         *,
         block: int | None = None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-        observers: Sequence[Observer] = (),
+        metrics: Sequence[BlockMetric] = (),
     ) -> Accuracy:
         return evaluate_pgd(
             model,
@@ -199,7 +210,7 @@ class Validation:
             micro_batch=self.config.scaling.micro_batch,
             autocast=autocast,
             heartbeat=self._heartbeat(what),
-            observers=observers,
+            metrics=metrics,
         )
 
     def _heartbeat(self, what: str) -> Heartbeat:
@@ -219,9 +230,10 @@ def probe_model(
     *,
     heartbeat: Heartbeat,
 ) -> dict[str, float]:
-    """Fresh estimators on a finished classifier of a run, measured on its validation split.
+    """Trains fresh estimators on a classifier of a run, and evaluates them on validation.
 
-    Returns: as `probes.probe_classifier`.
+    Returns:
+        Estimates, as `probes.probe_classifier` does.
     """
     return probe_classifier(
         model,
@@ -236,6 +248,6 @@ def probe_model(
 
 
 def validation_attack(config: Config) -> PGDAttack:
-    """The attack that robust validation accuracy is measured with; step 2.5 * eps / steps."""
+    """Returns the attack of robust validation accuracy; its step is 2.5 * eps / steps."""
     attack, steps = config.attack, config.validation.steps
     return PGDAttack(attack.norm, attack.eps, 2.5 * attack.eps / steps, steps)

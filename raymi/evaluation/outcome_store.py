@@ -32,7 +32,7 @@ from raymi.files import checksum, file_lock, is_whole, not_readable, not_writabl
 from raymi.runs.json_files import first_problem
 
 _LEFT = "recorded outcomes are safe"
-_save = partial(save, what_is_left=_LEFT)
+_save = partial(save, note=_LEFT)
 _PROTOCOL, _ATTACKS, _FINGERPRINT = "question.json", "attacks.json", "outputs.safetensors"
 _TREE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raymi.engine.train_state import check_format
 from raymi.errors import UserError, first_line
 from raymi.evaluation.state_dicts import Fitting, choose, state_dicts, without_wrappers
-from raymi.runs.checkpoint import check_whole
+from raymi.runs.checkpoint import check_format, check_whole
 from raymi.weights import parse_weights
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".pt.tar", ".ckpt", ".bin")

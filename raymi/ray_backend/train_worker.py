@@ -20,7 +20,7 @@ import torch
 import raymi
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
-from raymi.engine.context import Answers, StopRequest
+from raymi.engine.context import RankZeroFlags, StopRequest
 from raymi.engine.loop import train
 from raymi.errors import StorageError, UserError
 from raymi.files import write_atomically
@@ -47,7 +47,7 @@ class RayContext:
         place = ray.train.get_context()
         self.node, self.first_on_node = place.get_node_rank(), place.get_local_rank() == 0
         self._stop = StopRequest(folder.stop_file, folder.pause_file, stop_file, deadline=deadline)
-        self._answers = Answers()
+        self._flags = RankZeroFlags()
         self._next_look = time.monotonic() + NOTICE_SECONDS
         self._look = False  # for notices, after the step; the same on every worker
         self._leaving: set[str] = set()
@@ -59,7 +59,7 @@ class RayContext:
     def stop_requested(self) -> bool:
         """Also agrees on whether to look for notices after the step: one broadcast a step."""
         due = time.monotonic() >= self._next_look
-        stop, look = self._answers.of_rank_zero(self._stop.is_made(), due)
+        stop, look = self._flags.broadcast(self._stop.is_requested(), due)
         if look:  # until it is done: during measurements, this is asked without a step to follow
             self._look = True
             self._next_look = time.monotonic() + NOTICE_SECONDS
@@ -78,7 +78,7 @@ class RayContext:
         return True
 
     def agree(self, answer: bool) -> bool:
-        (agreed,) = self._answers.of_rank_zero(answer)
+        (agreed,) = self._flags.broadcast(answer)
         return agreed
 
 

@@ -78,7 +78,7 @@ def attack_images(
         block=block,
         micro_batch=micro_batch,
         heartbeat=heartbeat,
-        observers=[collector],
+        metrics=[collector],
     )
     return collector.outcomes()
 
@@ -91,7 +91,7 @@ class _OutcomeCollector:
         self.examples: dict[bool, list[tuple[int, Tensor, Tensor]]] = {True: [], False: []}
         self.num = 0
 
-    def see(self, block: AttackedBlock) -> None:
+    def update(self, block: AttackedBlock) -> None:
         """Adds a block of images."""
         confidence, predicted = block.logits.softmax(dim=1).max(dim=1)
         confidence_adv, predicted_adv = block.logits_adv.softmax(dim=1).max(dim=1)
@@ -107,16 +107,22 @@ class _OutcomeCollector:
             ]
         self.num += len(block.y)
 
-    def results(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:
         """Returns no metrics beside the accuracies."""
         return {}
 
     def outcomes(self) -> Outcomes:
-        columns = [torch.cat(parts) for parts in zip(*self.rows, strict=True)]
+        y, predicted, predicted_adv, confidence, confidence_adv = (
+            torch.cat(parts) for parts in zip(*self.rows, strict=True)
+        )
         examples = [*self.examples[True], *self.examples[False]]
         none = torch.zeros(0, 3, 1, 1)
         return Outcomes(
-            *columns,
+            y,
+            predicted,
+            predicted_adv,
+            confidence,
+            confidence_adv,
             examples=torch.tensor([position for position, _, _ in examples], dtype=torch.int64),
             x=torch.stack([x for _, x, _ in examples]) if examples else none,
             x_adv=torch.stack([x_adv for _, _, x_adv in examples]) if examples else none,

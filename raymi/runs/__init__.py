@@ -1,1 +1,1 @@
-"""Folders of runs: the typed files in them, and the record of a run."""
+"""Run folders: typed files, journal, checkpoints, and the record of a run."""

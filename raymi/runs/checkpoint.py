@@ -1,9 +1,8 @@
-"""Checkpoints that are whole or not there: temporary file, fsync, atomic rename, sha256 in the
-name.
+"""Checkpoints, written atomically with their sha256 in the name.
 
-A file is called `step-00001234-<first 16 digits of its sha256>.pt`; it loads with `torch.load`
-alone. One whose content does not match its name (cut short, a flipped bit) is passed over with a
-warning, and the one before it is used.
+A file is named `step-00001234-<first 16 digits of its sha256>.pt`; `torch.load` alone loads it. A
+file whose content does not match its name (truncated, a flipped bit) is skipped with a warning in
+favour of the one before it.
 """
 
 from __future__ import annotations
@@ -19,19 +18,29 @@ import torch
 from raymi.errors import UserError
 from raymi.files import checksum, is_whole, sync_folder, write_atomically
 
+FORMAT = 2
+"""Number of the content's format, in each checkpoint; other formats are refused."""
+
 _NAME = re.compile(r"step-\d{8}-[0-9a-f]{16}\.pt")
 
 
 def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int) -> Path:
     """Writes a checkpoint durably, then removes all but the newest `keep` up to this step.
 
-    Others of this step or later go too: of this step this one is newer, and training came from
-    before later ones, so they were passed over as damaged.
+    Others of this step or later are removed too: training resumed from an earlier step, so they
+    were skipped as damaged.
 
-    Args: folder, made if missing, in one that is there; step, optimiser steps done; content,
-        tensors and plain values; keep, at least 2.
-    Returns: its path.
-    Raises: OSError where the disk is full or the folder gone; older checkpoints are untouched then.
+    Args:
+        folder: created if missing; its parent must exist.
+        step: optimiser steps done.
+        content: tensors and plain values.
+        keep: number of checkpoints to keep, at least 2.
+
+    Returns:
+        The path of the checkpoint.
+
+    Raises:
+        OSError: the disk is full or the folder gone; older checkpoints are untouched.
     """
     path = _write(folder, step, content)
     others = [other for other in _checkpoints(folder) if other != path]
@@ -44,9 +53,9 @@ def save_checkpoint(folder: Path, step: int, content: dict[str, Any], keep: int)
 
 
 def replace_checkpoints(folder: Path, step: int, content: dict[str, Any]) -> Path:
-    """Writes a checkpoint durably in the place of all others, whatever their steps.
+    """Writes a checkpoint durably in place of all others, of any step.
 
-    At any moment before it returns the newest one is either this one or the one that was.
+    Before it returns, the newest checkpoint is either the previous one or this one.
 
     Args, Returns, Raises: as for `save_checkpoint`.
     """
@@ -60,39 +69,61 @@ def replace_checkpoints(folder: Path, step: int, content: dict[str, Any]) -> Pat
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The content of the newest intact checkpoint, on the CPU; None where there are none at all.
+    """Loads the newest intact checkpoint on the CPU; None if the folder has no checkpoint.
 
-    Warns about each damaged one that it passes over. Executes no pickle code (`weights_only=True`).
+    Warns about each damaged one that it skips. Executes no pickle code (`weights_only=True`).
 
-    Raises: UserError where there are some, all damaged: to begin anew is the user's decision.
+    Raises:
+        UserError: all checkpoints are damaged (starting over is the user's decision), or the
+            newest one has another format.
     """
     paths = _checkpoints(folder)
     for path in reversed(paths):
         data = path.read_bytes()
         if is_whole(path, data):
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            check_format(content)
+            del content["format"]
+            return content
         if path != paths[0]:
             warnings.warn(
                 f"checkpoint {path} is damaged (its sha256 does not match its name): "
-                "the one before it is used",
+                "using the one before it",
                 stacklevel=2,
             )
     if paths:
         raise UserError(
             f"all {len(paths)} checkpoints in {folder} are damaged (their sha256 do not match "
-            "their names): restore one, or remove the folder to begin the run anew"
+            "their names): restore one, or remove the folder to start the run over"
         )
     return None
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest intact checkpoint; None where there is none."""
+    """Returns the path of the newest intact checkpoint; None without one."""
     checkpoints = reversed(_checkpoints(folder))
     return next((path for path in checkpoints if is_whole(path, path.read_bytes())), None)
 
 
+def check_format(content: dict[str, Any]) -> None:
+    """Refuses a checkpoint of another version of raymi.
+
+    Raises:
+        UserError: its format is another one.
+    """
+    if content.get("format") != FORMAT:
+        raise UserError(
+            f"expected a checkpoint of format {FORMAT}, got {content.get('format')}: "
+            "continue it with the version of raymi that wrote it"
+        )
+
+
 def check_whole(path: Path, data: bytes) -> None:
-    """Compares a file's content with the checksum in its name, where it is named as a checkpoint.
+    """Compares the content of a checkpoint with the checksum in its name.
+
+    Args:
+        path: of any file; one that is not named as a checkpoint passes.
+        data: content of the file.
 
     Raises:
         UserError: they do not match.
@@ -107,7 +138,7 @@ def check_whole(path: Path, data: bytes) -> None:
 def _write(folder: Path, step: int, content: dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save({"format": FORMAT, **content}, buffer)
     data = buffer.getbuffer()
     path = folder / f"step-{step:08d}-{checksum(data)}.pt"
     write_atomically(path, data)
@@ -115,13 +146,13 @@ def _write(folder: Path, step: int, content: dict[str, Any]) -> Path:
 
 
 def _remove_half_written(folder: Path) -> None:
-    """What processes have left that were killed while they wrote."""
+    """Removes temporary files of processes that were killed while they wrote."""
     for half_written in folder.glob(".step-*.tmp"):
         half_written.unlink(missing_ok=True)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Oldest first."""
+    """Returns the paths of the checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))

@@ -1,7 +1,7 @@
 """Events of a run's journal, and the types of their fields.
 
-An event is a mapping, as it is one line of JSON. Its fields have the types below or the event does
-not count; a field that a command needs and that is missing ends the command with a `UserError`.
+An event is one line of JSON. An event with a field of another type is skipped; a missing field that
+a command needs ends the command with a `UserError`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from raymi.runs.json_files import type_problem
 
 _STRICT = ConfigDict(strict=True, extra="allow")
 _MOST = 2**53
-"""Largest whole number that JSON readers agree on."""
+"""Largest whole number that all JSON readers can represent."""
 
 
-def _number_in_words(value: float | str) -> float | str:
+def _number_as_text(value: float | str) -> float | str:
     if isinstance(value, str) and value not in ("nan", "inf", "-inf"):
         raise ValueError("expected a number, nan, inf or -inf")
     return value
 
 
-Number = Annotated[float | str, AfterValidator(_number_in_words)]
-"""A number; JSON lacks NaN and infinities, which are words."""
+Number = Annotated[float | str, AfterValidator(_number_as_text)]
+"""A number; NaN and infinities, which JSON lacks, are text."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Whole = Annotated[int, Field(ge=0, le=_MOST)]
@@ -54,7 +54,7 @@ class Attack(TypedDict, total=False):
 
 @with_config(_STRICT)
 class Data(TypedDict, total=False):
-    """Data set of a run: sizes in images, side in pixels, sha256 of each split."""
+    """Data set of a run: numbers of images, side in pixels, sha256 of each split."""
 
     name: str
     num_classes: Count
@@ -69,7 +69,7 @@ class Data(TypedDict, total=False):
 
 @with_config(_STRICT)
 class _Event(TypedDict, total=False):
-    """Fields that every event may have: its place in the run, seconds since 1970."""
+    """Fields of every event: position in the run, and seconds since 1970."""
 
     time: Annotated[Finite, Field(ge=0, le=1e11)]
     phase: Phase
@@ -79,7 +79,7 @@ class _Event(TypedDict, total=False):
 
 
 class Start(_Event, total=False):
-    """Beginning of a session of a run."""
+    """Start of a session of a run."""
 
     version: str
     workers: Count
@@ -93,7 +93,7 @@ class Start(_Event, total=False):
 
 
 class Step(_Event, total=False):
-    """Training metrics: means since the step before that was recorded."""
+    """Training metrics: means since the previous event of this kind."""
 
     metrics: dict[str, Number]
     lr: Finite
@@ -101,7 +101,7 @@ class Step(_Event, total=False):
 
 
 class Epoch(_Event, total=False):
-    """End of an epoch: means over its steps, and measurements on validation."""
+    """End of an epoch: means over its steps, and validation metrics."""
 
     train: dict[str, Number]
     val: dict[str, Number]
@@ -113,7 +113,7 @@ class Epoch(_Event, total=False):
 
 
 class Evaluation(_Event, total=False):
-    """Accuracies of a model of the run on the test set, as fractions of `num` images."""
+    """Accuracies of a model of the run on the test set, fractions of `num` images."""
 
     which: Which
     of_epoch: Whole
@@ -125,14 +125,14 @@ class Evaluation(_Event, total=False):
 
 
 class Probed(_Event, total=False):
-    """Estimates of fresh probes, in nats."""
+    """MI estimates of fresh probes, in nats."""
 
     which: Which
     estimates: dict[str, Number]
 
 
 class Warned(_Event, total=False):
-    """A warning of the training."""
+    """Warning of the training."""
 
     message: str
 
@@ -147,7 +147,7 @@ class Evaluating(_Event, total=False):
 
 @with_config(_STRICT)
 class BestOf(TypedDict, total=False):
-    """Origin of a best model after a checkpoint was taken over from another run."""
+    """Origin of a best model after a PBT checkpoint transfer."""
 
     run: str
     epoch: Whole
@@ -155,15 +155,15 @@ class BestOf(TypedDict, total=False):
     clean_acc: Fraction
 
 
-class Exploited(_Event, total=False):
-    """A checkpoint taken over from another member of a population."""
+class CheckpointTransfer(_Event, total=False):
+    """PBT checkpoint transfer from another trial."""
 
     best: dict[str, BestOf]
 
 
 @with_config(_STRICT)
 class Machine(TypedDict, total=False):
-    """Use of a machine."""
+    """System metrics of a machine."""
 
     time: Annotated[Finite, Field(ge=0, le=1e11)]
     metrics: dict[str, Finite]
@@ -177,18 +177,18 @@ _TYPES: dict[str, TypeAdapter[Any]] = {
     "probe": TypeAdapter(Probed),
     "warning": TypeAdapter(Warned),
     "evaluating": TypeAdapter(Evaluating),
-    "exploited": TypeAdapter(Exploited),
+    "exploited": TypeAdapter(CheckpointTransfer),
     "machine": TypeAdapter(Machine),
 }
 _ANY: TypeAdapter[Any] = TypeAdapter(_Event)
 
 
 class Event(dict[str, Any]):
-    """An event, or a mapping in it; a missing field raises a `UserError` that names the file.
+    """An event, or a mapping in it, whose missing fields raise a `UserError`.
 
     Args:
         fields: of the event.
-        path: of the journal.
+        path: of the journal, for the message.
         kind: of the event.
     """
 
@@ -209,11 +209,11 @@ class Event(dict[str, Any]):
         )
 
 
-def event_of(value: object, path: Path) -> tuple[Event | None, str]:
-    """Returns the event that a line of a journal holds, or None and the reason.
+def parse_event(value: object, path: Path) -> tuple[Event | None, str]:
+    """Parses a line of a journal; returns the event, or None and the reason.
 
     Args:
-        value: of the line, as JSON gives it.
+        value: parsed JSON of the line.
         path: of the journal.
     """
     if not isinstance(value, dict):

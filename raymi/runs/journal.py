@@ -1,8 +1,8 @@
-"""Journal of a run on disk: one line of JSON for each event, written by rank 0 alone.
+"""Journal of a run on disk: one line of JSON per event, written by rank 0 alone.
 
-Displays and trackers read the journal; training knows of neither. A line is complete once it ends;
-after a crash and a replay the same event (kind, epoch, step) can occur twice. Events that a full
-disk refuses wait in memory for the next attempt.
+Displays and trackers read the journal; training depends on neither. A line is complete once it
+ends; after a crash the same event (kind, epoch, step) can occur twice. Events that a full disk
+rejects stay in memory until the next attempt.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from raymi.runs.events import Event, event_of
+from raymi.runs.events import Event, parse_event
 from raymi.runs.json_files import warn_once
 
 
 class Journal:
     """Appends events to a file.
 
-    Args: path; enabled, false on the ranks that only listen.
-    Raises: OSError where it cannot be written.
+    Args:
+        path: of the file; its folder is created.
+        enabled: False on ranks that do not write.
+
+    Raises:
+        OSError: the file cannot be written.
     """
 
     def __init__(self, path: Path, *, enabled: bool = True) -> None:
@@ -37,8 +41,12 @@ class Journal:
             self._end_broken_line(path)
 
     def write(self, kind: str, **fields: Any) -> None:
-        """Adds one event: its kind, the time, and fields of plain values (numbers may be
-        infinite). Never fails for the disk: `flush` says whether it took everything."""
+        """Appends an event; never fails because of the disk, which `flush` checks.
+
+        Args:
+            kind: of the event.
+            **fields: plain values; numbers may be infinite.
+        """
         if self._file is not None:
             event = {"kind": kind, "time": time.time(), **fields}
             self._waiting += json.dumps(_plain(event), allow_nan=False).encode() + b"\n"
@@ -46,18 +54,20 @@ class Journal:
                 self.flush()
 
     def flush(self) -> None:
-        """Writes what the disk has not taken so far.
+        """Writes pending events.
 
-        Raises: OSError where it still does not.
+        Raises:
+            OSError: the disk rejects them.
         """
         while self._file is not None and self._waiting:
-            written = self._file.write(self._waiting)  # a disk that fills up takes a part of it
+            written = self._file.write(self._waiting)  # a disk that fills up takes a part
             del self._waiting[:written]
 
     def sync(self) -> None:
-        """Writes everything so that it is there also after a power cut.
+        """Writes pending events durably, against power loss too.
 
-        Raises: OSError where the disk does not take it.
+        Raises:
+            OSError: the disk rejects them.
         """
         self.flush()
         if self._file is not None:
@@ -69,7 +79,7 @@ class Journal:
             self._file.close()
 
     def _end_broken_line(self, path: Path) -> None:
-        """A crash may have left half a line: it is closed off, and readers pass over it."""
+        """Ends a line that a crash left incomplete; readers skip it."""
         assert self._file is not None
         if path.stat().st_size > 0:
             self._file.seek(-1, 2)
@@ -78,15 +88,15 @@ class Journal:
 
 
 class JournalReader:
-    """Reads events as they come, of the types in `raymi.runs.events`.
+    """Reads events incrementally, of the types in `raymi.runs.events`.
 
-    Lines that are no such events are passed over, with one warning for each file unless a crash
-    left half of an event.
+    Other lines are skipped, with one warning per file; an incomplete event, as a crash leaves it,
+    gets none.
 
     Args:
-        path: of the journal; it may be made later.
-        offset: bytes of the file before which it reads nothing.
-        until: bytes of the file after which it reads nothing.
+        path: of the journal; may not exist yet.
+        offset: byte of the file at which to begin.
+        until: byte of the file at which to end; None: no limit.
     """
 
     def __init__(self, path: Path, offset: int = 0, until: int | None = None) -> None:
@@ -101,34 +111,34 @@ class JournalReader:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read(-1 if self._until is None else self._until - self.offset)
-        except OSError:  # not there yet, or its storage is away
+        except OSError:  # not yet created, or storage is away
             return []
         complete = data.rfind(b"\n") + 1
         self.offset += complete
-        found = (self._event(line) for line in data[:complete].split(b"\n") if line.strip())
-        return [event for event in found if event is not None]
+        events = (self._event(line) for line in data[:complete].split(b"\n") if line.strip())
+        return [event for event in events if event is not None]
 
     def _event(self, line: bytes) -> Event | None:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            event, problem = None, "" if _is_half_an_event(line) else f"no JSON: {error}"
+            event, problem = None, "" if _is_incomplete(line) else f"no JSON: {error}"
         else:
-            event, problem = event_of(value, self.path)
+            event, problem = parse_event(value, self.path)
         if problem and not self._warned:
             self._warned = True
-            text = f"{self.path} is damaged, lines that are no events are passed over: {problem}"
+            text = f"{self.path} is damaged, skipping lines that are no events: {problem}"
             warn_once(self.path, text)
         return event
 
 
-def _is_half_an_event(line: bytes) -> bool:
-    """Returns whether a line begins as an event does and lacks its end, as a crash leaves it."""
+def _is_incomplete(line: bytes) -> bool:
+    """Returns whether a line starts as an event and lacks its end, as a crash leaves it."""
     return line.startswith(b'{"kind": ') and line.count(b"{") > line.count(b"}")
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become text that float() understands."""
+    """Replaces NaN and infinities, which JSON lacks, by text that float() parses."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Types of the JSON files that raymi keeps in the folders of runs, sweeps and evaluations."""
+"""Types of the JSON files in the folders of runs, sweeps and evaluations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, RootModel
 from raymi.runs.events import Count, Evaluation, Finite, Fraction, Number, Which, Whole
 
 _STRICT = ConfigDict(strict=True, frozen=True, extra="ignore", protected_namespaces=())
-_OF_EVALUATION = {
+_EVALUATION_FIELDS = {
     "which",
     "of_epoch",
     "attack",
@@ -20,34 +20,36 @@ _OF_EVALUATION = {
     "time",
     "epoch",
 }
-_OF_ATTACK = {"norm", "eps", "steps"}
+_ATTACK_FIELDS = {"norm", "eps", "steps"}
 
 
-def _whole(event: Evaluation) -> Evaluation:
+def _complete(event: Evaluation) -> Evaluation:
     """Refuses an evaluation that lacks a field."""
-    missing = sorted(_OF_EVALUATION - set(event)) or sorted(_OF_ATTACK - set(event["attack"]))
+    missing = sorted(_EVALUATION_FIELDS - set(event)) or sorted(
+        _ATTACK_FIELDS - set(event["attack"])
+    )
     if missing:
         raise ValueError(f"expected {', '.join(missing)} in an evaluation")
     return event
 
 
 class About(RootModel[dict[str, str | int | float | bool | None]]):
-    """`run.json`: recipe, command, versions, and the id of a run by which MLflow knows it."""
+    """`run.json`: recipe, command, versions, and the id that identifies the run in MLflow."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
 
 class Failure(BaseModel):
-    """`failure.json`: the error of a worker that the user can put right."""
+    """`failure.json`: the error of a worker that the user can fix."""
 
     model_config = _STRICT
     message: str
 
 
 class TrackingState(BaseModel):
-    """`tracking.json` of a run: where MLflow has it, and how far it is delivered.
+    """`tracking.json` of a run: its place in MLflow, and how much was delivered.
 
-    `offset` counts bytes of the journal, `machines` bytes and records of the logs of machines.
+    `offset` counts bytes of the journal; `machines` bytes and records of each machine's log.
     """
 
     model_config = _STRICT
@@ -59,7 +61,7 @@ class TrackingState(BaseModel):
     epoch_step: Whole = 0
     latest: Whole = 0
     best_robust: Finite | None = None
-    evaluations: dict[Which, Annotated[Evaluation, AfterValidator(_whole)]] = {}
+    evaluations: dict[Which, Annotated[Evaluation, AfterValidator(_complete)]] = {}
     probed: bool = False
     model_ids: dict[Which, str] = {}
     models: dict[Which, str] = {}
@@ -96,7 +98,7 @@ class ReportThreat(BaseModel):
 
 
 class ReportProtocol(BaseModel):
-    """Question of an evaluation: sha256 of the model and of the images, and the threat."""
+    """Protocol of an evaluation: sha256 of the model and of the images, and the threat."""
 
     model_config = _STRICT
     model: str
@@ -115,7 +117,7 @@ class ReportResult(BaseModel):
 
 
 class ReportFinding(BaseModel):
-    """A check for signs of false robustness."""
+    """Result of a check for signs of false robustness."""
 
     model_config = _STRICT
     check: str

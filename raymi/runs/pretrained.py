@@ -1,5 +1,4 @@
-"""What a staged run leaves for others, and takes from them: the pretrained classifier and the
-estimators."""
+"""Pretrained weights that staged runs share: a classifier and its estimators."""
 
 from __future__ import annotations
 
@@ -32,18 +31,18 @@ def load_weights(path: Path, module: nn.Module, digest: str) -> None:
     """Loads weights of an earlier run into a module.
 
     Args:
-        path: of the file.
-        module: takes the weights that it has names for.
-        digest: of the training images of this run; others would leak validation images.
+        path: of the file; weights that the module lacks are ignored.
+        module: receives the weights.
+        digest: of this run's training images; other images would leak validation images.
 
     Raises:
         UserError: the file is damaged, of other training images, or does not fit the module.
     """
     weights, about = read_weights_file(path)
-    there = about.get("train_digest")
-    if there != digest:
+    trained_on = about.get("train_digest")
+    if trained_on != digest:
         raise UserError(
-            f"{path} was trained on other images (sha256 {str(there)[:12]}) than this run is "
+            f"{path} was trained on other images (sha256 {str(trained_on)[:12]}) than this run is "
             f"({digest[:12]}): reuse a run with the same data settings"
         )
     own = module.state_dict()
@@ -58,19 +57,23 @@ def load_weights(path: Path, module: nn.Module, digest: str) -> None:
 
 
 def pretrained_path(folder: RunFolder) -> Path:
-    """The classifier that a run offers: of its pretraining, else its best one."""
-    own = folder.pretrained
-    return own if own.is_file() else folder.weights("best")
+    """Returns the path of a run's pretrained classifier, or else of its best one."""
+    pretrained = folder.pretrained
+    return pretrained if pretrained.is_file() else folder.weights("best")
 
 
-def reuse_problems(config: Config) -> list[str]:
-    """What is wrong with `mi.pretrained` and `mi.estimators`, which name folders: a line each."""
+def pretrained_problems(config: Config) -> list[str]:
+    """Checks the runs that `mi.pretrained` and `mi.estimators` name, by their folders.
+
+    Returns:
+        A line for each problem.
+    """
     problems = []
     for key in ("pretrained", "estimators"):
-        place = getattr(config.mi, key)
-        if place is None:
+        run = getattr(config.mi, key)
+        if run is None:
             continue
-        folder = RunFolder(Path(place))
+        folder = RunFolder(Path(run))
         try:
             earlier = folder.read_config()
         except UserError as error:
@@ -97,10 +100,10 @@ def _differences(config: Config, earlier: Config, key: str) -> list[str]:
     else:
         pairs += [(f"mi.{name}", config.mi, earlier.mi, name) for name in _SAME_ESTIMATORS]
     texts = [
-        f"expected {label}={getattr(there, name)} as in the run that is reused, got "
-        f"{getattr(here, name)}: set {label}={getattr(there, name)}, or name another run"
-        for label, here, there, name in pairs
-        if getattr(here, name) != getattr(there, name)
+        f"expected {label}={getattr(theirs, name)} as in the run that is reused, got "
+        f"{getattr(own, name)}: set {label}={getattr(theirs, name)}, or name another run"
+        for label, own, theirs, name in pairs
+        if getattr(own, name) != getattr(theirs, name)
     ]
     if key == "estimators":
         texts += [

@@ -175,8 +175,8 @@ def read_tracking(folder: RunFolder) -> dict[str, Any]:
     if not folder.tracking.is_file():
         return {}
     remedy = (
-        f"remove it, and the run {folder.name} is taken for one that is not in MLflow; "
-        "continued, it is found there again"
+        f"remove it, and the run {folder.name} counts as not tracked until it is continued, which "
+        "finds it in MLflow"
     )
     return read_json(folder.tracking, TrackingState, remedy).model_dump()
 

@@ -1,4 +1,4 @@
-"""Folder of a run: paths of its files, and those that are read and written here."""
+"""Folder of a run: paths of its files, and access to its configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from raymi.runs.json_types import About
 
 
 class RunFolder:
-    """The files of one run: everything that is needed to continue it, show it and track it."""
+    """Files of one run: all that it takes to continue, show and track it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -35,52 +35,58 @@ class RunFolder:
         self.estimators = path / "estimators.safetensors"
 
     def machine_log(self, node: int) -> Path:
-        """How busy a machine of the run was, a line for each record."""
+        """Returns the path of a machine's system metrics, a line for each record."""
         return self.path / f"machine-{node}.jsonl"
 
     def machine_logs(self) -> dict[int, Path]:
-        """Those that there are, by the numbers of the machines."""
+        """Returns the existing logs of machines by number."""
         logs = {
             log.stem.partition("-")[2]: log for log in sorted(self.path.glob("machine-*.jsonl"))
         }
         return {int(number): log for number, log in logs.items() if number.isdecimal()}
 
     def error_logs(self) -> list[Path]:
-        """Tracebacks of workers, one file for each rank that failed."""
+        """Returns the tracebacks of workers, a file for each failed rank."""
         return list(self.path.glob("error-*.log"))
 
     @property
     def name(self) -> str:
-        """The run's name."""
+        """Name of the run."""
         return self.path.name
 
     def weights(self, which: str) -> Path:
-        """Weights of the "best" or "last" classifier, in safetensors."""
+        """Returns the path of a model's weights in safetensors, such as of "best"."""
         return self.path / f"{which}.safetensors"
 
     def lock(self, name: str = ".lock", wait: float = 0.0) -> AbstractContextManager[None]:
-        """Keeps a second command, or a second writer, out of a run that is going on.
+        """Locks the run against a second command or writer.
 
-        Args: name of the lock; wait, seconds to wait for the other one to end.
-        Raises: InUse, a UserError, in the second one.
+        Args:
+            name: of the lock file.
+            wait: seconds to wait for the lock.
+
+        Raises:
+            InUse: another process holds the lock; a UserError.
         """
         refusal = (
-            f"the run {self.name} is going on in another process: wait for it or stop it first "
-            f"(if it is surely gone, its node died: remove {self.path / name})"
+            f"the run {self.name} is running in another process: wait for it or stop it first "
+            f"(if its node died: remove {self.path / name})"
         )
         return file_lock(self.path / name, refusal, wait)
 
     def write_config(self, config: Config) -> None:
-        """Keeps the resolved configuration.
+        """Writes the resolved configuration.
 
-        Raises: StorageError where it cannot be written.
+        Raises:
+            StorageError: it cannot be written.
         """
         save(self.config, config.model_dump_json(indent=2).encode())
 
     def read_config(self) -> Config:
         """Reads the resolved configuration.
 
-        Raises: UserError where this is no run's folder, or one that this version cannot read.
+        Raises:
+            UserError: the folder is no run's, or of another version.
         """
         if not self.config.is_file():
             raise UserError(f"{self.path} is not a run of raymi: it has no {self.config.name}")
@@ -91,7 +97,7 @@ class RunFolder:
             raise not_readable(self.config, error) from None
         except ValidationError as error:
             raise self._damaged(first_problem(error)) from None
-        if missing := missing_keys(config, json.loads(data)):  # which defaults would stand for
+        if missing := missing_keys(config, json.loads(data)):  # defaults would replace them
             raise self._damaged(f"it lacks {', '.join(missing[:3])}")
         return config
 
@@ -102,16 +108,18 @@ class RunFolder:
         )
 
     def write_about(self, about: dict[str, Any]) -> None:
-        """Keeps what is known of the run beside its configuration (recipe, command, MLflow ids).
+        """Writes facts beside the configuration: recipe, command, versions, MLflow id.
 
-        Raises: StorageError where it cannot be written.
+        Raises:
+            StorageError: they cannot be written.
         """
         save_json(self.about, about)
 
     def read_about(self) -> dict[str, Any]:
         """Reads the content of `write_about`; empty if the file is missing.
 
-        Raises: UserError where it is damaged.
+        Raises:
+            UserError: the file is damaged.
         """
         if not self.about.is_file():
             return {}

@@ -1,4 +1,4 @@
-"""Where a run lives and what it is called."""
+"""Paths and names of runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from raymi.config import Config
 from raymi.errors import UserError
 from raymi.formatting import shown
 from raymi.local_paths import local_path
-from raymi.runs.pretrained import reuse_problems
+from raymi.runs.pretrained import pretrained_problems
 from raymi.runs.run_folder import RunFolder
 
 
 def home_folder() -> Path:
-    """Where results go by default: the current folder.
+    """Returns the default folder of results: the current one, or ~/raymi in a Ray job.
 
-    A job's current folder is a copy of its working directory that Ray removes; there it is ~/raymi.
+    Ray removes the current folder of a job, a copy of its working directory.
     """
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:
         return Path.home() / "raymi"
@@ -27,42 +27,45 @@ def home_folder() -> Path:
 
 
 def runs_folder(config: Config) -> Path:
-    """The folder of all runs, absolute: `out`, or runs/ in `home_folder`."""
+    """Returns the absolute folder of all runs: `out`, or runs/ in `home_folder`."""
     return local_path(config.out or home_folder() / "runs")
 
 
 def check_new_run(config: Config) -> None:
-    """Refuses a name that is taken and a place that cannot be written, without making anything.
+    """Refuses a taken name or a folder that cannot be written; creates nothing.
 
-    Raises: UserError.
+    Raises:
+        UserError: the run cannot be created.
     """
     path = runs_folder(config) / (config.name or "")
     if config.name is not None and os.path.exists(path) and _is_taken(path):
         raise _taken(path)
-    check_place(config)
+    check_writable(config)
 
 
-def check_place(config: Config) -> None:
-    """Refuses a place for a run, new or not, that cannot be written, without making anything.
+def check_writable(config: Config) -> None:
+    """Refuses a folder of a run, new or not, that cannot be written; creates nothing.
 
-    Raises: UserError.
+    Raises:
+        UserError: the folder cannot be written.
     """
     folder = runs_folder(config)
-    place = folder if config.name is None else folder / config.name
+    path = folder if config.name is None else folder / config.name
     try:
-        there = next(path for path in (place, *place.parents) if path.exists())
+        existing = next(one for one in (path, *path.parents) if one.exists())
     except OSError as error:  # a name that is too long
         raise _not_writable(folder, error.strerror) from None
-    if not there.is_dir():
-        raise _not_writable(folder, f"{there} is not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise _not_writable(folder, f"no permission to write into {there}")
+    if not existing.is_dir():
+        raise _not_writable(folder, f"{existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _not_writable(folder, f"no permission to write into {existing}")
 
 
 def new_run_folder(config: Config, recipe: str) -> RunFolder:
-    """Makes the folder of a new run.
+    """Creates the folder of a new run.
 
-    Raises: UserError where it cannot be made or written, or where the name is taken.
+    Raises:
+        UserError: it cannot be created or written, or the name is taken.
     """
     name = config.name or f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = runs_folder(config) / name
@@ -79,12 +82,14 @@ def new_run_folder(config: Config, recipe: str) -> RunFolder:
 
 
 def _is_taken(path: Path) -> bool:
-    """Returns whether a name is taken: a folder without a configuration is not, in which a killed
-    command has left no more than locks and what it knew of its run."""
+    """Returns whether a name is taken.
+
+    A folder with nothing but locks and `run.json`, as a killed command leaves it, is free.
+    """
     if not path.is_dir():
         return path.exists()
-    left = [one.name for one in path.iterdir()]
-    return not left or any(name != "run.json" and not name.startswith(".") for name in left)
+    names = [one.name for one in path.iterdir()]
+    return not names or any(name != "run.json" and not name.startswith(".") for name in names)
 
 
 def _taken(path: Path) -> UserError:
@@ -100,34 +105,42 @@ def _not_writable(folder: Path, reason: str | None) -> UserError:
     )
 
 
-def with_found_runs(config: Config) -> tuple[Config, list[str]]:
-    """The configuration with the runs that it reuses named by their folders, which mean the same
-    on every worker; and a line for each that is not there or cannot be reused."""
-    found: dict[str, str] = {}
+def resolve_pretrained(config: Config) -> tuple[Config, list[str]]:
+    """Replaces the names of pretrained runs by their folders, which are the same on every worker.
+
+    Returns:
+        The configuration, and a line for each run that is missing or does not fit.
+    """
+    folders: dict[str, str] = {}
     problems = []
     for key in ("pretrained", "estimators"):
         run = getattr(config.mi, key)
         if run is None:
             continue
         try:
-            found[key] = str(find_run(run, config.out).path)
+            folders[key] = str(find_run(run, config.out).path)
         except UserError as error:
             problems.append(f"mi.{key}: {error}")
-    mi = config.mi.model_copy(update=found)
+    mi = config.mi.model_copy(update=folders)
     config = config.model_copy(update={"mi": mi})
-    return config, problems or reuse_problems(config)
+    return config, problems or pretrained_problems(config)
 
 
-def called(path: Path, home: Path) -> str:
-    """What a folder is called in a command that is given in the current folder: by its name where
-    it is in the home of its kind, else by its path; quoted for a shell."""
+def name_or_path(path: Path, home: Path) -> str:
+    """Returns how a command names a folder, quoted for a shell.
+
+    Args:
+        path: of the folder.
+        home: where commands look for names; folders elsewhere are given by path.
+    """
     return shlex.quote(path.name if path.parent == home else str(path))
 
 
 def find_run(run: str, out: Path | None) -> RunFolder:
-    """The folder of an earlier run, by its name or its path.
+    """Finds the folder of a run by its name or path.
 
-    Raises: UserError that lists the newest runs where there is no such one.
+    Raises:
+        UserError: no such run exists; the message lists the newest ones.
     """
     base = local_path(out or home_folder() / "runs", "out")
     for path in (base / run, local_path(run, "a run")):

@@ -14,7 +14,7 @@ import torch
 
 from raymi.config import Config
 from raymi.engine.phases import phases_of
-from raymi.engine.train_state import build_estimators, check_format
+from raymi.engine.train_state import build_estimators
 from raymi.errors import UserError
 from raymi.files import not_writable
 from raymi.formatting import as_typed
@@ -184,7 +184,6 @@ def _content(leader: RunFolder, epoch: int) -> dict[str, Any]:
     content = load_checkpoint(leader.checkpoints)
     found = "none"
     if content is not None:
-        check_format(content)
         position = content["position"]
         if (position["epoch"], position["step"]) == (epoch, 0):
             return content

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from raymi.config import Config
-from raymi.engine.context import LOOK_EVERY, LocalContext
+from raymi.engine.context import POLL_SECONDS, LocalContext
 from raymi.engine.loop import train
 from raymi.errors import StorageError, UserError, first_line, what_happened
 from raymi.files import InUse
@@ -106,9 +106,9 @@ class _TellingContext(LocalContext):
     """The engine's context in one process: tells after each epoch."""
 
     def __init__(
-        self, device: torch.device, stop_file: Path, tell: Report, look_every: float
+        self, device: torch.device, stop_file: Path, tell: Report, poll_seconds: float
     ) -> None:
-        super().__init__(device, stop_file, look_every=look_every)
+        super().__init__(device, stop_file, poll_seconds=poll_seconds)
         self._tell = tell
 
     def report(self, metrics: Mapping[str, Any]) -> None:
@@ -121,7 +121,7 @@ def in_this_process(
     tell: Report = lambda metrics: None,
     *,
     test: bool = False,
-    look_every: float = LOOK_EVERY,
+    poll_seconds: float = POLL_SECONDS,
 ) -> Train:
     """Trains in this process.
 
@@ -130,12 +130,12 @@ def in_this_process(
         stop_file: pauses a run.
         tell: takes what the engine reports after each epoch.
         test: whether the final models are evaluated on the test set.
-        look_every: seconds between two looks at the stop file.
+        poll_seconds: seconds between two looks at the stop file.
     """
 
     def train_run(config: Config, folder: RunFolder, until: str, until_epoch: int | None) -> Ended:
         torch.set_num_threads(config.scaling.cpus_per_worker)
-        context = _TellingContext(device, stop_file, tell, look_every)
+        context = _TellingContext(device, stop_file, tell, poll_seconds)
         try:
             outcome = train(
                 config, context, folder, test=test, until=until, until_epoch=until_epoch

@@ -159,7 +159,7 @@ class Sweep:
 
         Raises: UserError in the second one.
         """
-        refusal = f"the sweep {self.name} is going on in another process: wait for it, or stop it"
+        refusal = f"the sweep {self.name} is running in another process: wait for it, or stop it"
         return file_lock(self.path / ".lock", refusal)
 
     def study(self) -> Study:

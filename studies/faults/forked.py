@@ -108,7 +108,7 @@ def _in_child(folder: Path, command: str, words: Sequence[str], out: int, err: i
         import ray
 
         ray.init = lambda *args, **settings: _leave(STARTED)
-        subprocess.Popen = _NoRuns  # type: ignore[misc]
+        subprocess.Popen = _NoRuns  # type: ignore[assignment,misc]
         code = importlib.import_module(f"raymi.{command}").main(list(words))
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

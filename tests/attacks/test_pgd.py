@@ -154,7 +154,7 @@ def mixed(model):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("objective", ["ce", "kl"])
-def test_the_classifier_is_left_as_found(mixed, digits, norm, objective):
+def test_the_classifier_stays_unchanged(mixed, digits, norm, objective):
     flags = [module.training for module in mixed.modules()]
     grads = [None if p.grad is None else p.grad.clone() for p in mixed.parameters()]
     needs = [p.requires_grad for p in mixed.parameters()]

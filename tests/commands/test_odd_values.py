@@ -142,7 +142,7 @@ def test_odd_words_are_refused_in_a_message(
         ({"tracking.machine_every": "1e300"}, "expected at most 1e+06, got 1e+300"),
         ({"scaling.workers": str(10**23)}, "expected at most 10000 workers"),
         ({"name": "a\x1bb"}, "expected a name without control characters, got 'a\\x1bb'"),
-        ({"out": "~nobody-of-this-name/x"}, "there is no such user's home"),
+        ({"out": "~nobody-of-this-name/x"}, "no such user's home folder"),
         ({"loss.base": [1]}, "loss.base: expected at | trades | mart, got [1]"),
     ],
 )

@@ -86,7 +86,7 @@ def test_interrupted_run_with_a_killed_worker_ends_with_identical_weights(
     wait_for_another_epoch(run, process)
     monkeypatch.chdir(tmp_path)
     assert train.main(["resume=stopped"]) == 2
-    assert "going on in another process" in capsys.readouterr().err
+    assert "running in another process" in capsys.readouterr().err
     end_by_signal(process, signal.SIGINT, run)
     assert mlflow_status(tmp_path) == ["KILLED"]
 
@@ -152,7 +152,7 @@ def test_a_terminated_and_a_killed_driver_lose_nothing_with_a_ray_of_their_own(
     release.touch()
     output = succeed(tmp_path, "resume=killed")
     assert f"warning: checkpoint {newest} is damaged" in output
-    assert "the one before it is used" in output
+    assert "using the one before it" in output
     continued = events(run, "start")[-1]["global_step"]
     assert continued == int(newest.name.split("-")[1]) - 1
     assert_same_weights(whole, RunFolder(run), "last")

@@ -95,7 +95,7 @@ def test_a_removed_run_folder_ends_the_run_and_resume_ends_with_identical_weight
     away = tmp_path / "away"
     os.rename(folder, away)
     expect_one_clear_message(
-        process, away, reason="No such file or directory", remedy="Bring its storage back"
+        process, away, reason="No such file or directory", remedy="Restore its storage"
     )
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(away, folder)

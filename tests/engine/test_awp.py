@@ -37,14 +37,14 @@ def test_each_weight_moves_along_its_gradient_by_gamma_of_its_norm_and_comes_bac
 
 
 def test_the_step_descends_along_the_gradient_at_the_perturbed_weights():
-    state, feed = tiny_state(tiny_config({**PERTURBED, "mi.weight": 0, "optim.weight_decay": 0}))
+    state, loader = tiny_state(tiny_config({**PERTURBED, "mi.weight": 0, "optim.weight_decay": 0}))
     twin, _ = tiny_state(tiny_config({"mi.weight": 0, "optim.weight_decay": 0}))
-    batch = next(iter(feed.epoch(0)))
+    batch = next(iter(loader.epoch(0)))
     x_adv = twin.attack(batch.x, batch.y, batch.sample, 7)
     weights = [p for p in twin.model.parameters() if p.dim() > 1]
 
     def loss():
-        return at_loss(twin.model(x_adv), batch.y, sum(batch.sizes))
+        return at_loss(twin.model(x_adv), batch.y, sum(batch.shard_sizes))
 
     grads = torch.autograd.grad(loss(), weights)
     old = [p.detach().clone() for p in weights]
@@ -72,8 +72,8 @@ def test_the_step_descends_along_the_gradient_at_the_perturbed_weights():
 
 
 def test_running_statistics_follow_the_one_forward_that_counts():
-    state, feed = tiny_state(tiny_config({**PERTURBED, "mi.weight": 0}))
-    for count, batch in enumerate(feed.epoch(0), start=1):
+    state, loader = tiny_state(tiny_config({**PERTURBED, "mi.weight": 0}))
+    for count, batch in enumerate(loader.epoch(0), start=1):
         state.step(batch, 0)
         tracked = {
             k: int(v) for k, v in state.model.state_dict().items() if k.endswith("batches_tracked")
@@ -81,11 +81,11 @@ def test_running_statistics_follow_the_one_forward_that_counts():
         assert set(tracked.values()) == {count}
 
 
-def test_weights_are_left_alone_during_the_warmup():
+def test_weights_stay_unchanged_during_the_warmup():
     weights = []
     for settings in ({}, {**PERTURBED, "optim.awp_warmup": 0.5}):
-        state, feed = tiny_state(tiny_config(settings))
-        for batch in feed.epoch(0):
+        state, loader = tiny_state(tiny_config(settings))
+        for batch in loader.epoch(0):
             state.step(batch, 0)
         weights.append(dict(state.model.state_dict()))
     assert same(*weights)
@@ -93,12 +93,12 @@ def test_weights_are_left_alone_during_the_warmup():
     twin, _ = tiny_state(tiny_config({}))
     twin.load_state_dict(state.state_dict())
     for one in (state, twin):
-        one.step(next(iter(feed.epoch(1))), 1)
+        one.step(next(iter(loader.epoch(1))), 1)
     assert not same(dict(state.model.state_dict()), dict(twin.model.state_dict()))
 
 
 @pytest.mark.parametrize("base", [pytest.param("at", marks=pytest.mark.exhaustive), "trades"])
-def test_workers_perturb_alike(base, tmp_path):
+def test_workers_apply_the_same_perturbation(base, tmp_path):
     settings = {**PERTURBED, "loss.base": base}
     alone = steps_in_float64(0, 1, settings, 6)
     for history, weights in run_ranks(steps_in_float64, 2, settings, 6, tmp_path=tmp_path):

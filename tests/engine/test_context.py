@@ -1,4 +1,4 @@
-"""What workers agree on."""
+"""Decisions that workers share."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from pathlib import Path
 
 from gloo import run_ranks
 
-from raymi.engine.context import Answers
+from raymi.engine.context import RankZeroFlags
 
 
-def asked(rank: int, world_size: int) -> list[tuple[bool, ...]]:
-    """What each rank hears where its own answers are the opposite of rank 0's."""
-    answers, rank_zero = Answers(), rank == 0
+def received_flags(rank: int, world_size: int) -> list[tuple[bool, ...]]:
+    """Returns what each rank receives if its own flags are the opposite of rank 0's."""
+    flags, rank_zero = RankZeroFlags(), rank == 0
     return [
-        answers.of_rank_zero(rank_zero),
-        answers.of_rank_zero(not rank_zero, rank_zero),
-        answers.of_rank_zero(rank_zero, not rank_zero, rank_zero),
+        flags.broadcast(rank_zero),
+        flags.broadcast(not rank_zero, rank_zero),
+        flags.broadcast(rank_zero, not rank_zero, rank_zero),
     ]
 
 
-def test_all_hear_the_answers_of_rank_zero_each_in_its_place(tmp_path: Path) -> None:
-    of_rank_zero = [(True,), (False, True), (True, False, True)]
-    assert run_ranks(asked, 2, tmp_path=tmp_path) == [of_rank_zero, of_rank_zero]
-    assert asked(0, 1) == of_rank_zero, "alone, too"
+def test_all_ranks_receive_the_flags_of_rank_zero_in_order(tmp_path: Path) -> None:
+    expected = [(True,), (False, True), (True, False, True)]
+    assert run_ranks(received_flags, 2, tmp_path=tmp_path) == [expected, expected]
+    assert received_flags(0, 1) == expected, "alone, too"

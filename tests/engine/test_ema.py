@@ -31,11 +31,11 @@ def test_the_average_is_the_warmed_up_exponential_one():
         torch.testing.assert_close(averaged, expected, rtol=1e-12, atol=0)
 
 
-def test_averaging_changes_nothing_of_the_classifier_itself():
+def test_averaging_does_not_change_the_classifier():
     histories = []
     for settings in ({}, AVERAGED):
-        state, feed = tiny_state(tiny_config(settings))
-        for batch in feed.epoch(0):
+        state, loader = tiny_state(tiny_config(settings))
+        for batch in loader.epoch(0):
             state.step(batch, 0)
         histories.append(dict(state.model.state_dict()))
     assert same(*histories)
@@ -48,7 +48,7 @@ def finished(tmp_path_factory):
     return RunFolder(folder)
 
 
-def test_both_are_validated_kept_and_evaluated_and_one_is_chosen_on_validation(finished):
+def test_both_are_validated_saved_and_evaluated_and_one_is_chosen_on_validation(finished):
     names = [e["which"] for e in events(finished.path, "evaluation")]
     assert names == ["last", "best", "last-averaged", "best-averaged"]
     for which in names:

@@ -136,18 +136,18 @@ IN_FLOAT32: dict[str, dict[str, Any]] = {
 def first_step(rank, world_size):
     """Loss and metrics of the first step of each method, and its gradients, in float32.
 
-    The noise is that of the random start alone. Critics learn next to nothing before the
+    The random start is the only noise. Estimators learn next to nothing before the
     classifier's loss is formed: Adam's first move is lr times the sign of the gradient, which
     rounding turns where the gradient is next to nothing.
     """
     results = {}
     for name, settings in IN_FLOAT32.items():
         config = tiny_config({"attack.steps": 0, "mi.estimator_lr": 1e-12, **settings})
-        state, feed = tiny_state(config)
-        batch = next(feed.epoch(0))
+        state, loader = tiny_state(config)
+        batch = next(loader.epoch(0))
         metrics = state.step(batch, key=7)
         losses = {k: (state.group.sum(v) / world_size).item() for k, v in metrics.items()}
-        modules = {"model": state.model, "critics": state.estimators}
+        modules = {"model": state.model, "estimators": state.estimators}
         grads = {
             f"{module}.{k}": p.grad.clone()
             for module, owner in modules.items()
@@ -166,7 +166,7 @@ def test_first_losses_and_gradients_in_float32_are_those_of_one_process(workers,
             losses, grads = rank[method]
             assert losses == pytest.approx(expected, rel=1e-5, abs=0), method
             assert grads.keys() == expected_grads.keys()
-            assert any(name.startswith("critics") for name in grads) == ("namid" in method)
+            assert any(name.startswith("estimators") for name in grads) == ("namid" in method)
             for name, one in expected_grads.items():
                 # of a bias before a BatchNorm it is rounding alone
                 assert relative_error(grads[name], one, nothing=1e-6) <= 1e-5, (method, name)

@@ -77,7 +77,7 @@ def dying_run(rank, world_size, folder, settings, place, when):
     if rank == victim:
         setattr(owner, name, dying)
     train(tiny_config(settings), LocalContext("cpu"), RunFolder(folder))
-    return "nobody died"
+    return "no worker died"
 
 
 def die(workers, folder, settings, place, when, tmp_path):
@@ -98,16 +98,16 @@ def expect_same_bits(one, other):
     assert first.keys() == second.keys()
     for key in first:
         assert same(first[key], second[key]), key
-    # what was told before a death may be told again
+    # events before a death may be repeated
     for kind, names in (("epoch", ("val",)), ("evaluation", ("clean", "robust"))):
-        told = [
+        recorded = [
             {
                 (e["phase"], e["epoch"], e.get("which")): {name: e[name] for name in names}
                 for e in events(folder, kind)
             }
             for folder in (one, other)
         ]
-        assert told[0] == told[1]
+        assert recorded[0] == recorded[1]
     means = [{e["global_step"]: e["train"] for e in events(f, "epoch")} for f in (one, other)]
     assert means[0].keys() == means[1].keys()
     for step, expected in means[0].items():
@@ -116,7 +116,7 @@ def expect_same_bits(one, other):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """Runs that nobody kills, each made when it is first asked for."""
+    """Uninterrupted runs, each trained at its first use."""
     done = {}
 
     def run(workers, name, settings):

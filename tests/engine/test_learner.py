@@ -1,4 +1,4 @@
-"""What a learner takes over from a checkpoint, and what it does not."""
+"""Parts of a learner's state that a checkpoint restores."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_adam_keeps_its_moments_and_takes_another_rate():
     torch.testing.assert_close(10 * slow, fast, rtol=1e-3, atol=1e-7)
 
 
-def test_nobody_is_warned():
+def test_restoring_a_schedule_gives_no_warning():
     learner = begun(torch.ones(2), BEFORE)
     stepped(learner, 3)
     with warnings.catch_warnings():

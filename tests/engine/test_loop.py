@@ -118,7 +118,7 @@ def test_several_workers_that_were_stopped_and_resumed_end_with_the_same_bits(wo
 
 
 @pytest.mark.parametrize("stop_at", [5, 11, 12], ids=["validating", "last epoch", "testing"])
-def test_a_stop_is_heard_while_validating_and_while_testing(stop_at, finished, tmp_path):
+def test_a_stop_takes_effect_during_validation_and_testing(stop_at, finished, tmp_path):
     tiny_run(0, 1, tmp_path, {}, [stop_at])
     assert len(events(tmp_path, "stopped")) == 1
     expect_equal_runs(finished[0].path, tmp_path)
@@ -146,7 +146,7 @@ def test_each_epoch_is_reported_once_with_its_checkpoint_on_disk(tmp_path):
     assert seen == list(zip((1, 2), positions, strict=True))
 
 
-def test_the_journal_tells_the_whole_run(finished):
+def test_the_journal_records_the_whole_run(finished):
     folder, context = finished
     kinds = [event["kind"] for event in JournalReader(folder.journal).new_events()]
     assert kinds[0] == "start"
@@ -197,13 +197,13 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_name_and_place(tmp_path
 
 
 def test_weights_that_no_loss_has_seen_broken_end_the_run(tmp_path):
-    """One step an epoch: each loss is finite, and the statistics of BatchNorm are not."""
+    """With one step per epoch each loss is finite, but BatchNorm's statistics are not."""
     settings = {"optim.lr": 1e9, "optim.batch_size": 180, "mi.weight": 0, "optim.epochs": 3}
     with pytest.raises(FloatingPointError, match=r"(losses|weights), got .* at step [123] \(phase"):
         train(tiny_config(settings), LocalContext("cpu"), RunFolder(tmp_path))
 
 
-def test_every_module_is_looked_at():
+def test_every_module_is_checked():
     state, _ = tiny_state(tiny_config({"optim.ema": 0.9}))
     assert state.modules_not_finite() == []
     for module in (state.model, state.estimators, state.average.model):
@@ -239,7 +239,7 @@ def test_a_last_batch_of_one_image_is_refused_where_batchnorm_cannot_take_it(mod
         train(config, LocalContext(), RunFolder(tmp_path))
 
 
-def test_tied_weights_are_kept_whole(tmp_path):
+def test_tied_weights_are_saved(tmp_path):
     config = tiny_config({**DROPOUT, "model.name": "tiny_runs:tied_net", "optim.epochs": 1})
     assert train(config, LocalContext(), RunFolder(tmp_path)).finished
     weights = load_file(RunFolder(tmp_path).weights("last"))
@@ -309,7 +309,7 @@ def test_checkpoints_come_when_they_are_due(settings, expected, tmp_path, monkey
     assert steps == expected
 
 
-def test_a_checkpoint_is_written_where_the_place_asks_for_one(tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_when_the_context_requests_one(tmp_path, monkeypatch):
     steps = saved_steps(tmp_path, monkeypatch)
 
     class Warned(LocalContext):

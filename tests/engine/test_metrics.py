@@ -23,14 +23,14 @@ def test_means_are_weighted_by_samples_and_by_the_steps_that_had_the_metric():
     assert means.means(Collectives()) == {}
 
 
-def test_nothing_is_lost_to_single_precision():
+def test_means_have_double_precision():
     means = MetricMeans()
     for _ in range(1000):
         means.add(metrics(loss=0.1), 1_000_000)
     assert means.means(Collectives())["loss"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
 
 
-def test_what_is_not_finite_stays_so():
+def test_values_that_are_not_finite_stay_so():
     means = MetricMeans()
     means.add(metrics(loss=float("nan")), 1)
     means.add(metrics(loss=1.0), 1)

@@ -37,7 +37,7 @@ def test_without_batchnorm_pieces_change_nothing(loss):
         torch.testing.assert_close(weights[name], weight, rtol=1e-9, atol=1e-12)
 
 
-def test_so_it_is_on_several_workers_some_without_images(tmp_path):
+def test_pieces_change_nothing_on_several_workers_some_without_images(tmp_path):
     settings = NORM_FREE | {"data.limit": 202, "optim.batch_size": 60}
     whole, _ = steps_in_float64(0, 1, settings, 6)
     args = (settings | {"scaling.micro_batch": 7}, 6)
@@ -77,7 +77,7 @@ def test_batchnorm_sees_pieces_and_its_running_statistics_follow_each_once():
     assert model[1].num_batches_tracked == 3
 
 
-def test_only_the_pieces_inputs_and_the_outputs_are_held_for_backward():
+def test_only_inputs_and_outputs_of_pieces_are_saved_for_backward():
     x, model = torch.rand(12, 3, 8, 8, dtype=torch.float64), small_net()
     held = []
 
@@ -103,7 +103,7 @@ def test_dropout_is_the_same_the_second_time():
     torch.testing.assert_close(grad, expected_grad)
 
 
-def test_what_a_forward_leaves_behind_is_left_once():
+def test_attributes_that_a_forward_sets_are_set_once():
     """Spectral norm takes a step of its power iteration in every forward in train mode."""
 
     def net():
@@ -163,20 +163,20 @@ def test_pieces_train_with_batchnorm_and_every_option(schedule, tmp_path):
 
 
 def one_epoch(rank, world_size, settings):
-    state, feed = tiny_state(tiny_config(settings))
-    metrics = [state.step(batch, key=0) for batch in feed.epoch(0)]
+    state, loader = tiny_state(tiny_config(settings))
+    metrics = [state.step(batch, key=0) for batch in loader.epoch(0)]
     finite = all(torch.stack(list(m.values())).isfinite().all() for m in metrics)
     return bool(finite) and not state.modules_not_finite()
 
 
 def test_a_step_with_pieces_attacks_the_same_samples():
     batch = None
-    crafted = []
+    x_adv = []
     for micro_batch in (None, 5):
-        state, feed = tiny_state(tiny_config({"scaling.micro_batch": micro_batch}))
-        batch = next(iter(feed.epoch(0)))
-        crafted.append(state.attack(batch.x, batch.y, batch.sample, 3))
-    whole, parts = crafted
+        state, loader = tiny_state(tiny_config({"scaling.micro_batch": micro_batch}))
+        batch = next(iter(loader.epoch(0)))
+        x_adv.append(state.attack(batch.x, batch.y, batch.sample, 3))
+    whole, parts = x_adv
     differ = (whole - parts).abs() > 1e-6  # rounding may turn a sign of PGD here and there
     assert differ.double().mean() < 0.01
 

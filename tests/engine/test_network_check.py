@@ -229,14 +229,14 @@ def checked(name: str, **how: bool) -> NetworkFacts:
         ("wider_each_time", "take each other's state dict"),
     ],
 )
-def test_a_network_that_would_fail_later_is_refused_first(name, said):
+def test_a_network_that_would_fail_later_is_refused(name, said):
     with pytest.raises(UserError, match=said) as refusal:
         checked(name)
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize("name", ["TrainTuple", "ExtraState", "DetachedInput", "Growing"])
-def test_training_refuses_it_before_a_journal_is_begun(name, tmp_path: Path):
+def test_training_refuses_it_before_it_creates_a_journal(name, tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     with pytest.raises(UserError, match=f"model 'test_network_check:{name}' must"):
@@ -282,7 +282,7 @@ def test_the_networks_of_raymi_pass(name):
     assert facts == NetworkFacts()
 
 
-def test_a_softmax_is_warned_of_at_the_start_of_training(tmp_path):
+def test_a_softmax_gives_a_warning_at_the_start_of_training(tmp_path):
     folder = RunFolder(tmp_path)
     train(own_config("Softmax"), LocalContext("cpu"), folder)
     said = [e["message"] for e in JournalReader(folder.journal).new_events() if "message" in e]
@@ -295,12 +295,12 @@ def test_checkpointed_activations_are_trained_under_awp(tmp_path):
     assert train(config, LocalContext("cpu"), RunFolder(tmp_path)).finished
 
 
-def test_the_worst_weights_leave_running_statistics_alone_also_with_checkpointed_activations():
+def test_awp_leaves_running_statistics_unchanged_with_checkpointed_activations():
     found = []
     for name in ("Checkpointed", "Body"):
-        state, feed = tiny_runs.tiny_state(own_config(name, **AWP))
+        state, loader = tiny_runs.tiny_state(own_config(name, **AWP))
         step = state._step
-        x, y, index, sizes = next(iter(feed.epoch(0)))
+        x, y, index, sizes = next(iter(loader.epoch(0)))
         ended = RuntimeError("enough")
 
         def stop(*_: object, error: Exception = ended) -> None:
@@ -315,7 +315,7 @@ def test_the_worst_weights_leave_running_statistics_alone_also_with_checkpointed
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_checkpointed_batchnorm_is_remarked_and_refused_where_a_loss_cannot_have_it():
+def test_checkpointed_batchnorm_gives_a_remark_or_is_refused_by_the_loss():
     remarks = checked("Checkpointed").remarks
     assert len(remarks) == 1
     assert "running statistics follow each batch twice" in remarks[0]
@@ -324,7 +324,7 @@ def test_checkpointed_batchnorm_is_remarked_and_refused_where_a_loss_cannot_have
 
 
 @pytest.mark.parametrize("name", ["Unused", "Sometimes"])
-def test_parameters_without_gradients_are_known(name):
+def test_parameters_without_gradients_are_listed(name):
     assert (
         checked(name).unused
         == {
@@ -361,7 +361,7 @@ def test_a_batch_of_one_image_is_refused_where_batchnorm_cannot_take_it(size, tm
             train(config, LocalContext("cpu"), RunFolder(tmp_path))
 
 
-def test_a_trained_state_makes_the_same_subject_again():
+def test_a_trained_state_gives_the_same_model_source():
     built_as = architecture("test_network_check:Body", **SIZES)
     model = build_model("test_network_check:Body", mean=[0.4] * 3, std=[0.3] * 3, **SIZES).eval()
     loaded = raymi_source("mine", built_as, model.state_dict()).load()

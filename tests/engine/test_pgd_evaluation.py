@@ -21,15 +21,15 @@ ATTACKS = [PGDAttack("linf", 0.1, 0.04, 5), PGDAttack("l2", 0.8, 0.3, 5, seed=3)
 def learned():
     """A classifier after two epochs in this process alone, and its test images."""
     config = tiny_config({"attack.eps": 0.05, "mi.weight": 0, "optim.batch_size": 20})
-    state, feed = tiny_state(config, Collectives())
+    state, loader = tiny_state(config, Collectives())
     for epoch in range(2):
-        for batch in feed.epoch(epoch):
+        for batch in loader.epoch(epoch):
             state.step(batch, epoch)
     return state.model, tiny_splits(config).test.subset(range(61))
 
 
 def naive_accuracy(model, images, attack):
-    """One image at a time."""
+    """Evaluates image by image."""
     clean = robust = 0
     key = random_key(attack.seed, "evaluate", attack.norm, attack.steps)
     model.eval()
@@ -86,7 +86,7 @@ def test_the_heartbeat_counts_images(one_process):
     assert one_process[1] == [(n, 61) for n in done] * 2
 
 
-def test_the_classifier_is_left_as_found():
+def test_the_classifier_stays_unchanged():
     model, images = learned()
     model.train()
     model.net.eval()
@@ -107,7 +107,7 @@ class RightOffTheGrid(torch.nn.Module):
         return torch.stack([~off, off], dim=1) + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
-def test_a_sample_that_only_the_attack_puts_right_is_not_robust():
+def test_a_sample_that_only_the_attack_corrects_is_not_robust():
     images = tiny_splits(tiny_config()).test.subset(range(8))
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1])
     accuracy = evaluate_pgd(

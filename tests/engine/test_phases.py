@@ -17,7 +17,7 @@ from raymi.engine.loop import train
 from raymi.engine.phases import phases_of
 from raymi.errors import UserError
 from raymi.runs.checkpoint import load_checkpoint
-from raymi.runs.pretrained import reuse_problems
+from raymi.runs.pretrained import pretrained_problems
 from raymi.runs.run_folder import RunFolder
 
 STAGED = {"mi.schedule": "staged", "optim.epochs": 2, "mi.estimator_epochs": 2}
@@ -46,9 +46,9 @@ def staged(tmp_path_factory):
     return RunFolder(folder)
 
 
-def test_each_phase_is_told_and_has_its_epochs(staged):
-    told = [(e["phase"], e["epoch"], e["global_step"]) for e in events(staged.path, "epoch")]
-    assert told == [
+def test_each_phase_is_recorded_with_its_epochs(staged):
+    recorded = [(e["phase"], e["epoch"], e["global_step"]) for e in events(staged.path, "epoch")]
+    assert recorded == [
         ("pretraining", 1, 5), ("pretraining", 2, 10), ("estimators", 1, 15), ("estimators", 2, 20),
         ("classifier", 1, 25), ("classifier", 2, 30),
     ]  # fmt: skip
@@ -65,10 +65,10 @@ def test_pretraining_is_plain_adversarial_training_bit_for_bit(staged, tmp_path)
 
 def test_the_estimators_learn_on_a_frozen_classifier_and_are_frozen_afterwards():
     for phase, learns in (("estimators", "estimators"), ("classifier", "model")):
-        state, feed = tiny_state(tiny_config(STAGED), phase=phase)
+        state, loader = tiny_state(tiny_config(STAGED), phase=phase)
         modules = {"model": state.model, "estimators": state.estimators}
         before = {k: {n: v.clone() for n, v in m.state_dict().items()} for k, m in modules.items()}
-        for batch in feed.epoch(0):
+        for batch in loader.epoch(0):
             metrics = state.step(batch, 0)
         changed = {k for k, m in modules.items() if not same(before[k], dict(m.state_dict()))}
         assert changed == {learns}
@@ -92,7 +92,7 @@ def test_a_run_that_is_stopped_in_every_phase_is_the_uninterrupted_one(staged, s
 
 
 @pytest.mark.parametrize("until", ["pretraining", "estimators"])
-def test_a_run_may_end_after_a_phase_and_go_on_from_there(staged, until, tmp_path):
+def test_a_run_may_end_after_a_phase_and_continue(staged, until, tmp_path):
     run, config = RunFolder(tmp_path), tiny_config(STAGED)
     for stop_at in (3, 4, None):
         run.stop_file.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def test_reusing_a_run_gives_what_training_everything_gives(staged, tmp_path):
         assert same(last, load_file(RunFolder(tmp_path / name).weights("last"))), name
 
 
-def test_so_it_is_for_a_network_that_draws_at_random(tmp_path):
+def test_pretraining_and_reuse_work_for_a_network_with_dropout(tmp_path):
     settings = {**DROPOUT, "optim.epochs": 1, "mi.schedule": "staged"}
     runs = {name: RunFolder(tmp_path / name) for name in ("whole", "pretrained", "estimators")}
     for name, run in runs.items():
@@ -162,7 +162,7 @@ def test_a_continued_run_needs_the_reused_one_no_longer(staged, tmp_path):
     assert same(load_file(staged.weights("last")), load_file(run.weights("last")))
 
 
-def test_a_plain_run_lends_its_best_classifier_and_a_joint_one_its_estimators(tmp_path):
+def test_a_plain_run_offers_its_best_classifier_and_a_joint_one_its_estimators(tmp_path):
     tiny_run(0, 1, tmp_path / "joint", {"optim.epochs": 1}, [])
     lent = {"mi.pretrained": str(tmp_path / "joint"), "optim.epochs": 1}
     assert tiny_run(0, 1, tmp_path / "one", lent, []).finished
@@ -185,7 +185,7 @@ def test_a_plain_run_lends_its_best_classifier_and_a_joint_one_its_estimators(tm
 )
 def test_another_capacity_or_split_cannot_be_reused(staged, settings, problem):
     staged.write_config(tiny_config(STAGED))
-    problems = reuse_problems(tiny_config({"mi.estimators": str(staged.path), **settings}))
+    problems = pretrained_problems(tiny_config({"mi.estimators": str(staged.path), **settings}))
     if problem is None:
         assert problems == []
     else:
@@ -193,18 +193,21 @@ def test_another_capacity_or_split_cannot_be_reused(staged, settings, problem):
         assert re.search(problem, text)
 
 
-def test_a_run_that_has_nothing_to_lend_is_refused(tmp_path):
+def test_a_run_without_pretrained_weights_is_refused(tmp_path):
     folder = RunFolder(tmp_path)
-    assert "is not a run of raymi" in reuse_problems(tiny_config({"mi.estimators": "/nowhere"}))[0]
+    assert (
+        "is not a run of raymi"
+        in pretrained_problems(tiny_config({"mi.estimators": "/nowhere"}))[0]
+    )
     folder.write_config(tiny_config({"mi.adversarial": False}))
-    text = "\n".join(reuse_problems(tiny_config({"mi.estimators": str(tmp_path)})))
+    text = "\n".join(pretrained_problems(tiny_config({"mi.estimators": str(tmp_path)})))
     assert "has no adversarial estimator: set mi.adversarial=false" in text
     assert "has no finished estimators" in text
-    text = "\n".join(reuse_problems(tiny_config({"mi.pretrained": str(tmp_path)})))
+    text = "\n".join(pretrained_problems(tiny_config({"mi.pretrained": str(tmp_path)})))
     assert "has no finished classifier" in text
 
 
-def test_weights_that_learnt_from_other_images_are_refused(staged, tmp_path):
+def test_weights_of_other_training_images_are_refused(staged, tmp_path):
     """Though the settings look the same: the files behind them may have changed."""
     config = tiny_config({"mi.estimators": str(staged.path), "data.split_seed": 5})
     with pytest.raises(UserError, match=r"trained on other images .* reuse a run with the"):

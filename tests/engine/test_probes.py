@@ -19,11 +19,11 @@ ATTACK = PGDAttack("linf", 0.1, 0.05, 3)
 
 
 def classifier(epochs):
-    state, feed = tiny_state(
+    state, loader = tiny_state(
         tiny_config({"mi.weight": 0, "attack.eps": 0.1, "optim.epochs": 6}), Collectives()
     )
     for epoch in range(epochs):
-        for batch in feed.epoch(epoch):
+        for batch in loader.epoch(epoch):
             state.step(batch, epoch)
     return state.model
 
@@ -51,13 +51,13 @@ def alone():
     return probed(0, 1)
 
 
-def test_a_probe_finds_what_the_outputs_tell(alone):
-    """A trained classifier's outputs tell of the image; their MI is at most what a batch shows."""
+def test_a_probe_estimates_the_mi_of_outputs(alone):
+    """A trained classifier's outputs depend on the image; their MI is at most a batch's limit."""
     assert 0.3 < alone["mi/natural_of_natural"] < math.log(59)
     assert alone["mi/natural_of_natural"] > alone["mi/adversarial_of_natural"]
 
 
-def test_a_constant_classifier_tells_nothing():
+def test_a_constant_classifier_has_no_mi():
     model = classifier(0)
     with torch.no_grad():
         for p in list(model.parameters())[-2:]:
@@ -74,7 +74,7 @@ def test_it_depends_on_the_classifier_alone(alone):
     assert probed(0, 1) == alone
 
 
-def test_workers_together_probe_what_one_does(tmp_path):
+def test_workers_together_probe_as_one_process(tmp_path):
     """After a few steps: rounding grows with the number of Adam's."""
     (alone,) = run_ranks(probed, 1, 6, 3, tmp_path=tmp_path)
     for estimates in run_ranks(probed, 2, 6, 3, tmp_path=tmp_path):
@@ -89,7 +89,7 @@ def test_a_run_ends_with_its_probes(tmp_path):
     assert "mi/adversarial_of_adversarial" in probe["estimates"]
 
 
-def test_a_stop_is_heard_while_probing(tmp_path):
+def test_a_stop_takes_effect_during_a_probe(tmp_path):
     settings = {"optim.epochs": 1, "probe.steps": 8, "probe.batch": 30}
     tiny_run(0, 1, tmp_path, settings, [5 + 1 + 2 + 4])  # steps, validation, evaluations, probe
     assert [e["kind"] for e in events(tmp_path, "stopped")] == ["stopped"]

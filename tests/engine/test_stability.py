@@ -24,11 +24,11 @@ LOWEST = -2 / 0.1  # nats: of cosines over a temperature of 0.1
 
 def steps_of(settings, epochs):
     """Metrics of all steps, and the state after them."""
-    state, feed = tiny_state(tiny_config({**STRONG, "optim.epochs": epochs, **settings}))
+    state, loader = tiny_state(tiny_config({**STRONG, "optim.epochs": epochs, **settings}))
     history = []
     for epoch in range(epochs):
         state.position.epoch = epoch
-        for batch in feed.epoch(epoch):
+        for batch in loader.epoch(epoch):
             history.append({k: float(v) for k, v in state.step(batch, len(history)).items()})
     return history, state
 

@@ -1,4 +1,4 @@
-"""What one training step does to the classifier and to the critics, and in which order."""
+"""Training step: its effect on classifier and estimators, and its order."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PAPER = {"mi.form": "paper", "mi.hidden": 16}
 
 
 def first_batch(settings=None):
-    state, feed = tiny_state(tiny_config(settings))
-    return state, next(feed.epoch(0))
+    state, loader = tiny_state(tiny_config(settings))
+    return state, next(loader.epoch(0))
 
 
-def crafted(state, batch, key=0):
+def attacked(state, batch, key=0):
     return state.attack(batch.x, batch.y, batch.sample, key)
 
 
@@ -39,10 +39,10 @@ def same(before, after):
 
 def test_without_mi_training_is_plain_adversarial_training_bit_for_bit():
     config = tiny_config({"mi.weight": 0, "optim.schedule": "constant"})
-    state, feed = tiny_state(config)
+    state, loader = tiny_state(config)
     twin = copy.deepcopy(state.model)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
-    for batch in feed.epoch(0):
+    for batch in loader.epoch(0):
         state.step(batch, 7)
         start = random_start(batch.x, 0.2, "linf", 7, batch.sample)
         x_adv = pgd(twin, batch.x, batch.y, eps=0.2, alpha=0.05, steps=2, start=start)
@@ -54,7 +54,7 @@ def test_without_mi_training_is_plain_adversarial_training_bit_for_bit():
     assert same(state.model.state_dict(), twin.state_dict())
 
 
-def test_the_initial_classifier_does_not_depend_on_the_critics():
+def test_the_initial_classifier_does_not_depend_on_the_estimators():
     plain, _ = tiny_state(tiny_config({"mi.weight": 0}))
     with_critics, _ = tiny_state(tiny_config())
     assert same(plain.model.state_dict(), with_critics.model.state_dict())
@@ -62,7 +62,7 @@ def test_the_initial_classifier_does_not_depend_on_the_critics():
     assert not same(plain.model.state_dict(), other_seed.model.state_dict())
 
 
-def test_the_initial_critics_do_not_depend_on_the_classifier():
+def test_the_initial_estimators_do_not_depend_on_the_classifier():
     thin, _ = tiny_state(tiny_config())
     wide, _ = tiny_state(tiny_config({"model.width": 1.0, "model.depth": 7}))
     assert same(thin.estimators.state_dict(), wide.estimators.state_dict())
@@ -76,22 +76,22 @@ def test_building_a_run_leaves_the_global_random_state_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_the_step_learns_the_critics_first_and_from_the_same_two_forwards():
+def test_the_step_learns_the_estimators_first_and_from_the_same_two_forwards():
     state, batch = first_batch(PAPER)  # the form that needs most outputs
     events = []
     state.model.register_forward_hook(lambda m, a, z: events.append("forward"))
-    for critic in (state.estimators.natural, state.estimators.adversarial):
-        critic.local.register_forward_hook(
-            lambda m, a, z: events.append("critic learns" if m.training else "critic judges")
+    for estimator in (state.estimators.natural, state.estimators.adversarial):
+        estimator.local.register_forward_hook(
+            lambda m, a, z: events.append("estimator learns" if m.training else "estimator frozen")
         )
-    for name in ("classifier", "critics"):
+    for name in ("classifier", "estimator_learner"):
         optimizer = getattr(state, name).optimizer
         optimizer.register_step_post_hook(lambda *_, name=name: events.append(f"{name} stepped"))
     state.step(batch, 0)
     assert events == [
         *["forward"] * (2 + 2),  # two of the attack, then h(x) and h(x_adv)
-        "critic learns", "critic learns", "critics stepped",
-        "critic judges", "critic judges", "classifier stepped",
+        "estimator learns", "estimator learns", "estimators stepped",
+        "estimator frozen", "estimator frozen", "classifier stepped",
     ]  # fmt: skip
 
 
@@ -109,33 +109,33 @@ def test_each_image_goes_through_the_classifier_once(settings, forwards):
 
 
 @pytest.mark.parametrize("settings", [{}, PAPER], ids=["bounded", "paper"])
-def test_critics_are_frozen_while_the_classifier_learns(settings):
+def test_estimators_are_frozen_while_the_classifier_learns(settings):
     state, batch = first_batch(settings)
-    critics, x_adv = state.estimators, crafted(state, batch)
-    critics.natural.local.head.eval()  # flags of single modules come back, too
-    flags = [module.training for module in critics.modules()]
-    before = {k: v.clone() for k, v in critics.state_dict().items()}
+    estimators, x_adv = state.estimators, attacked(state, batch)
+    estimators.natural.local.head.eval()  # flags of single modules come back, too
+    flags = [module.training for module in estimators.modules()]
+    before = {k: v.clone() for k, v in estimators.state_dict().items()}
     seen = []
-    for critic in (critics.natural, critics.adversarial):
-        for module in critic.modules():
+    for estimator in (estimators.natural, estimators.adversarial):
+        for module in estimator.modules():
             module.register_forward_hook(lambda m, a, z: seen.append(m.training))
-    loss, _ = state.classifier.task(batch.x, x_adv, batch.y, batch.sizes)
+    loss, _ = state.classifier.task(batch.x, x_adv, batch.y, batch.shard_sizes)
     state.classifier.step(loss)
     assert seen
     assert not any(seen)
-    assert all(p.grad is None for p in critics.parameters())
-    assert same(before, critics.state_dict())
-    assert flags == [module.training for module in critics.modules()]
+    assert all(p.grad is None for p in estimators.parameters())
+    assert same(before, estimators.state_dict())
+    assert flags == [module.training for module in estimators.modules()]
 
 
-def test_critics_learn_in_train_mode_and_the_classifier_learns_nothing_from_them():
+def test_estimators_learn_in_train_mode_and_the_classifier_learns_nothing_from_them():
     state, batch = first_batch()
-    x_adv = crafted(state, batch)
+    x_adv = attacked(state, batch)
     before = buffers(state.estimators)
     with torch.no_grad():
         outputs = state.model(batch.x), state.model(x_adv)
-    loss, _ = state.critics.task(batch.x, x_adv, *outputs, batch.y, batch.sizes)
-    state.critics.step(loss)
+    loss, _ = state.estimator_learner.task(batch.x, x_adv, *outputs, batch.y, batch.shard_sizes)
+    state.estimator_learner.step(loss)
     assert all(p.grad is None for p in state.model.parameters())
     assert all(p.grad is not None for p in state.estimators.parameters())
     assert not same(before, buffers(state.estimators))
@@ -149,7 +149,7 @@ def test_critics_learn_in_train_mode_and_the_classifier_learns_nothing_from_them
 def test_running_statistics_follow_the_adversarial_batch_alone(settings):
     state, batch = first_batch(settings)
     twin = copy.deepcopy(state.model)
-    twin(crafted(state, batch))
+    twin(attacked(state, batch))
     state.step(batch, 0)
     assert same(buffers(twin), buffers(state.model))
 
@@ -157,9 +157,11 @@ def test_running_statistics_follow_the_adversarial_batch_alone(settings):
 def direct_loss(state, batch, x_adv):
     """Eq. 9 as one graph, and its terms."""
     task = state.classifier.task
-    logits, logits_adv = task.forward_pair(batch.x, x_adv, batch.sizes)
+    logits, logits_adv = task.forward_pair(batch.x, x_adv, batch.shard_sizes)
     adversarial = task.adversarial_loss(logits, logits_adv, batch.y, len(batch.y))
-    mi, _ = task.mi_loss(state.estimators, batch.x, x_adv, logits, logits_adv, batch.y, batch.sizes)
+    mi, _ = task.mi_loss(
+        state.estimators, batch.x, x_adv, logits, logits_adv, batch.y, batch.shard_sizes
+    )
     return adversarial, mi, [logits, logits_adv]
 
 
@@ -175,13 +177,13 @@ def direct_loss(state, batch, x_adv):
 )  # fmt: skip
 def test_the_gradient_is_that_of_the_summed_losses(settings):
     state, batch = first_batch(settings)
-    x_adv, weight = crafted(state, batch), state.config.mi.weight
+    x_adv, weight = attacked(state, batch), state.config.mi.weight
     parameters = list(state.model.parameters())
     adversarial, mi, _ = direct_loss(state, batch, x_adv)
     expected = torch.autograd.grad(adversarial + weight * mi, parameters)
     assert mi.item() != 0
 
-    loss, metrics = state.classifier.task(batch.x, x_adv, batch.y, batch.sizes)
+    loss, metrics = state.classifier.task(batch.x, x_adv, batch.y, batch.shard_sizes)
     computed = torch.autograd.grad(loss, parameters)
     torch.testing.assert_close(loss, adversarial + weight * mi)
     torch.testing.assert_close(metrics["loss"], loss.detach())
@@ -193,8 +195,8 @@ def test_the_gradient_is_that_of_the_summed_losses(settings):
 @pytest.mark.parametrize("base", ["at", "trades", "mart"])
 def test_balance_gives_the_mi_gradient_its_share_of_the_adversarial_one(base):
     state, batch = first_batch({"mi.balance": 0.3, "loss.base": base})
-    x_adv = crafted(state, batch)
-    _, metrics = state.classifier.task(batch.x, x_adv, batch.y, batch.sizes)
+    x_adv = attacked(state, batch)
+    _, metrics = state.classifier.task(batch.x, x_adv, batch.y, batch.shard_sizes)
     adversarial, mi, logits = direct_loss(state, batch, x_adv)
     norms = []
     for loss in (adversarial, mi):
@@ -212,21 +214,23 @@ def test_balance_gives_the_mi_gradient_its_share_of_the_adversarial_one(base):
     [({}, "ce"), ({"loss.base": "trades"}, "kl"), ({"loss.base": "mart"}, "ce"),
      ({"attack.objective": "kl"}, "kl")],
 )  # fmt: skip
-def test_the_attack_maximises_what_the_loss_says(settings, objective):
+def test_the_attack_maximises_the_objective_of_the_loss(settings, objective):
     state, _ = first_batch(settings)
     assert state.attack.objective == objective
 
 
-def test_crafted_samples_are_a_function_of_key_and_sample():
+def test_adversarial_samples_are_a_function_of_key_and_sample():
     state, batch = first_batch()
-    x_adv = crafted(state, batch)
-    assert torch.equal(x_adv, crafted(state, batch))
-    assert not torch.equal(x_adv, crafted(state, batch, key=1))
+    x_adv = attacked(state, batch)
+    assert torch.equal(x_adv, attacked(state, batch))
+    assert not torch.equal(x_adv, attacked(state, batch, key=1))
     assert (x_adv - batch.x).abs().max() <= 0.2 + 2.0**-24
 
 
 def small(batch, num):
-    return batch._replace(x=batch.x[:num], y=batch.y[:num], sample=batch.sample[:num], sizes=[num])
+    return batch._replace(
+        x=batch.x[:num], y=batch.y[:num], sample=batch.sample[:num], shard_sizes=[num]
+    )
 
 
 FRAGILE = {
@@ -261,8 +265,8 @@ def test_a_single_sample_has_no_negatives_and_trains_by_the_base_method():
 
 @pytest.mark.parametrize("settings", FRAGILE.values(), ids=FRAGILE.keys())
 def test_without_noise_and_so_without_a_selection_everything_stays_finite(settings):
-    state, feed = tiny_state(tiny_config({**settings, "attack.eps": 0.0}))
-    for batch in feed.epoch(0):
+    state, loader = tiny_state(tiny_config({**settings, "attack.eps": 0.0}))
+    for batch in loader.epoch(0):
         metrics = state.step(batch, 0)
         assert all(value.isfinite() for value in metrics.values())
     if state.config.mi.samples == "selected":
@@ -279,12 +283,12 @@ def test_one_class_only_stays_finite(settings):
 
 
 def metrics_of_a_step(settings, group, sizes):
-    """One step on the first 16 images of the epoch, whoever else has the same ones."""
+    """A step on the first 16 images of the epoch, shared with other workers."""
     config = tiny_config(settings)
-    _, feed = tiny_state(config, Collectives())
+    _, loader = tiny_state(config, Collectives())
     state, _ = tiny_state(config, group)
     means = MetricMeans()
-    means.add(state.step(small(next(feed.epoch(0)), 16)._replace(sizes=sizes), 0), 1)
+    means.add(state.step(small(next(loader.epoch(0)), 16)._replace(shard_sizes=sizes), 0), 1)
     return means.means(group)
 
 
@@ -307,8 +311,8 @@ def test_local_negatives_are_those_of_the_own_share(tmp_path):
 def test_bfloat16_trains_every_parameter_with_finite_numbers():
     """Also those whose weights an earlier forward without gradient has cast."""
     for settings in ({}, PAPER, {"loss.base": "trades"}):
-        state, feed = tiny_state(tiny_config({**settings, "scaling.precision": "bf16"}))
-        for batch in feed.epoch(0):
+        state, loader = tiny_state(tiny_config({**settings, "scaling.precision": "bf16"}))
+        for batch in loader.epoch(0):
             metrics = state.step(batch, 0)
             assert all(value.isfinite() for value in metrics.values())
         for name, parameter in state.model.named_parameters():
@@ -321,13 +325,13 @@ def test_bfloat16_trains_every_parameter_with_finite_numbers():
 
 def test_losses_are_of_single_precision_outputs_under_bfloat16():
     state, batch = first_batch({"scaling.precision": "bf16", "loss.base": "trades"})
-    logits, logits_adv = state.classifier.task.forward_pair(batch.x, batch.x, batch.sizes)
+    logits, logits_adv = state.classifier.task.forward_pair(batch.x, batch.x, batch.shard_sizes)
     assert logits.dtype == logits_adv.dtype == torch.float32
     assert torch.equal(logits, logits.bfloat16().float())  # the network itself ran in bf16
 
 
 class Known(torch.nn.Module):
-    """Critic whose scores are the outputs, times a factor, whatever the patterns are."""
+    """Estimator whose scores are the outputs times a factor, for any pattern."""
 
     def __init__(self, factor):
         super().__init__()
@@ -348,13 +352,19 @@ class Known(torch.nn.Module):
         ("dv", (0.0, math.log(43)), (0.0, math.log(43))),
     ],
 )
-def test_clamps_are_at_what_the_bound_can_mean(bound, natural, adversarial, score):
-    """Pairs score `score` by the natural critic and -`score` by the other, all else scores 0."""
+def test_clamps_are_at_the_limits_of_the_bound(bound, natural, adversarial, score):
+    """Pairs score `score` by the natural estimator and -`score` by the other, all else scores 0."""
     settings = {"mi.bound": bound, "mi.samples": "all", "mi.difference": 0.5}
     state, batch = first_batch(settings)
     logits = score * torch.eye(len(batch.y))
     loss, metrics = state.classifier.task.mi_loss(
-        MIEstimators(Known(1), Known(-1)), batch.x, batch.x, logits, logits, batch.y, batch.sizes
+        MIEstimators(Known(1), Known(-1)),
+        batch.x,
+        batch.x,
+        logits,
+        logits,
+        batch.y,
+        batch.shard_sizes,
     )
     of_natural = metrics["mi/natural_of_adversarial"]
     of_adversarial = metrics["mi/adversarial_of_adversarial"]
@@ -365,23 +375,23 @@ def test_clamps_are_at_what_the_bound_can_mean(bound, natural, adversarial, scor
     torch.testing.assert_close(loss, expected)
 
 
-def test_classifier_and_critics_have_optimisers_of_their_own():
+def test_classifier_and_estimators_have_separate_optimisers():
     state, _ = first_batch()
     groups = {
         name: {id(p) for g in learner.optimizer.param_groups for p in g["params"]}
-        for name, learner in (("model", state.classifier), ("critics", state.critics))
+        for name, learner in (("model", state.classifier), ("estimators", state.estimator_learner))
     }
     assert groups["model"] == {id(p) for p in state.model.parameters()}
-    assert groups["critics"] == {id(p) for p in state.estimators.parameters()}
+    assert groups["estimators"] == {id(p) for p in state.estimators.parameters()}
 
 
 @pytest.mark.parametrize("batchnorm", ["mix", "released"])
 @pytest.mark.parametrize("weight", [0, 0.1])
 def test_steps_with_other_running_statistics_train(batchnorm, weight):
     settings = {"loss.batchnorm": batchnorm, "mi.weight": weight, "loss.base": "trades"}
-    state, feed = tiny_state(tiny_config(settings))
+    state, loader = tiny_state(tiny_config(settings))
     before = {k: v.clone() for k, v in state.model.state_dict().items()}
-    for batch in feed.epoch(0):
+    for batch in loader.epoch(0):
         metrics = state.step(batch, 0)
     assert all(torch.isfinite(value) for value in metrics.values())
     changed = [k for k, v in state.model.state_dict().items() if not torch.equal(v, before[k])]
@@ -391,10 +401,10 @@ def test_steps_with_other_running_statistics_train(batchnorm, weight):
 @pytest.mark.parametrize("base", ["at", "trades"])
 def test_the_random_control_adds_noise_of_the_same_norm_and_nothing_else(base):
     settings = {"loss.base": base, "mi.form": "random", "mi.balance": 0.3}
-    state, feed = tiny_state(tiny_config(settings))
+    state, loader = tiny_state(tiny_config(settings))
     assert state.estimators is None
-    assert state.critics is None
-    batch = next(iter(feed.epoch(0)))
+    assert state.estimator_learner is None
+    batch = next(iter(loader.epoch(0)))
     metrics = state.step(batch, 5)
     expected = 0.3 * metrics["grad_norm_adv"].item()
     assert metrics["mi/grad_norm"].item() == pytest.approx(expected, rel=1e-5)
@@ -408,13 +418,13 @@ def test_the_random_control_adds_noise_of_the_same_norm_and_nothing_else(base):
     assert not all(torch.equal(v, weights[2][k]) for k, v in weights[0].items())
 
 
-def test_samples_that_were_crafted_with_folded_batchnorm_are_the_same_to_rounding():
+def test_attacks_with_folded_batchnorm_agree_to_rounding():
     torch.set_default_dtype(torch.float64)
     try:
         crafted_samples = []
         for folded in (False, True):
-            state, feed = tiny_state(tiny_config({"scaling.fold_batchnorm": folded}))
-            for batch in feed.epoch(0):
+            state, loader = tiny_state(tiny_config({"scaling.fold_batchnorm": folded}))
+            for batch in loader.epoch(0):
                 x = batch.x.double()
                 crafted_samples.append(state.attack(x, batch.y, batch.sample, 0))
                 state.step(batch._replace(x=x), 0)

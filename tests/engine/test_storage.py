@@ -43,7 +43,7 @@ class Happening(LocalContext):
 
 
 def run_on_a_disk_that_fills_up(rank, world_size, folder, num_bytes, when):
-    """What each worker says."""
+    """Returns each worker's error."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def fill():
@@ -85,13 +85,13 @@ def test_a_full_disk_ends_all_workers_with_one_message_and_loses_no_checkpoint(
 ):
     num_bytes, when, message, newest = case
     folder = tmp_path / "run"
-    told = run_ranks(run_on_a_disk_that_fills_up, 2, folder, num_bytes, when, tmp_path=tmp_path)
-    assert told[0].startswith(message)
-    assert str(folder) in told[0]
-    assert "(File too large)" in told[0], "the system's own reason"
-    assert f"the newest intact one is of step {newest}: the work since then is lost" in told[0]
-    assert "Free space there, then continue the run" in told[0]
-    assert told[1].startswith("rank 0 could not write ")
+    errors = run_ranks(run_on_a_disk_that_fills_up, 2, folder, num_bytes, when, tmp_path=tmp_path)
+    assert errors[0].startswith(message)
+    assert str(folder) in errors[0]
+    assert "(File too large)" in errors[0], "the system's own reason"
+    assert f"the newest intact one is of step {newest}: later work is lost" in errors[0]
+    assert "Free space there, then continue the run" in errors[0]
+    assert errors[1].startswith("rank 0 could not write ")
     assert load_checkpoint(folder / "checkpoints")["position"]["global_step"] == newest
     run_ranks(tiny_run, 2, folder, SETTINGS, [], tmp_path=tmp_path)
     expect_same_end(whole, folder)
@@ -123,17 +123,17 @@ def run_whose_folder_is_moved_away(rank, world_size, folder):
     return "finished"
 
 
-def test_a_folder_that_is_gone_is_not_made_anew(whole, tmp_path):
+def test_a_missing_folder_is_not_created(whole, tmp_path):
     folder = tmp_path / "run"
-    told = run_ranks(run_whose_folder_is_moved_away, 2, folder, tmp_path=tmp_path)
-    assert "the run's folder is not there any more. Bring its storage back" in told[0]
+    errors = run_ranks(run_whose_folder_is_moved_away, 2, folder, tmp_path=tmp_path)
+    assert "the run's folder is missing. Restore its storage" in errors[0]
     assert not folder.exists()
     os.rename(f"{folder}-away", folder)
     run_ranks(tiny_run, 2, folder, SETTINGS, [], tmp_path=tmp_path)
     expect_same_end(whole, folder)
 
 
-def test_what_a_full_disk_did_not_take_of_the_journal_comes_later(tmp_path):
+def test_events_that_a_full_disk_rejects_are_written_later(tmp_path):
     journal, reader = Journal(tmp_path / "j"), JournalReader(tmp_path / "j")
     with files_of_at_most(100):
         for number in range(4):

@@ -1,4 +1,4 @@
-"""How busy a machine is, beside a training that does not notice."""
+"""System metrics of a machine, recorded without an effect on training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tiny_runs
 from raymi.engine import system_metrics
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.engine.system_metrics import SystemMetrics, watched_machine
+from raymi.engine.system_metrics import SystemMetrics, record_system_metrics
 from raymi.runs.journal import JournalReader
 from raymi.runs.run_folder import RunFolder
 
@@ -22,7 +22,7 @@ def records(path: Path) -> list[dict[str, float]]:
     return [event["metrics"] for event in JournalReader(path).new_events()]
 
 
-def test_gauges_read_what_the_machine_has() -> None:
+def test_system_metrics_match_the_machine() -> None:
     values = SystemMetrics().read()
     assert 0 <= values["cpu_utilization_percentage"] <= 100
     assert 0 < values["system_memory_usage_percentage"] < 100
@@ -32,7 +32,7 @@ def test_gauges_read_what_the_machine_has() -> None:
     assert 0 <= values["network_receive_megabytes"] < 100, "since the gauges were made"
 
 
-def test_a_busy_processor_is_seen_as_busy() -> None:
+def test_a_busy_processor_shows_its_load() -> None:
     gauges, until = SystemMetrics(), time.monotonic() + 0.5
     while time.monotonic() < until:
         pass
@@ -40,23 +40,23 @@ def test_a_busy_processor_is_seen_as_busy() -> None:
     assert gauges.read()["cpu_utilization_percentage"] > 0.5 * alone
 
 
-def test_records_come_at_intervals_and_once_more_at_the_end(tmp_path: Path) -> None:
+def test_records_are_written_at_intervals_and_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "machine-0.jsonl"
     since = time.monotonic()
-    with watched_machine(path, every=0.05):
+    with record_system_metrics(path, every=0.05):
         while len(records(path)) < 3:
             time.sleep(0.05)
-    told = records(path)
-    assert len(told) <= 2 + (time.monotonic() - since) / 0.05
-    assert "machine-watch" not in {thread.name for thread in threading.enumerate()}
-    with watched_machine(path, every=60.0):
+    before = records(path)
+    assert len(before) <= 2 + (time.monotonic() - since) / 0.05
+    assert "system-metrics" not in {thread.name for thread in threading.enumerate()}
+    with record_system_metrics(path, every=60.0):
         pass
-    assert len(records(path)) == len(told) + 1, "those of before are kept"
+    assert len(records(path)) == len(before) + 1, "earlier records are kept"
 
 
-def test_a_folder_that_is_not_there_disturbs_nobody(tmp_path: Path) -> None:
+def test_a_missing_folder_does_not_disturb_training(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with watched_machine(tmp_path / "file" / "machine-0.jsonl", every=60.0):
+    with record_system_metrics(tmp_path / "file" / "machine-0.jsonl", every=60.0):
         pass  # a record is due at the end in any case
 
 
@@ -79,13 +79,13 @@ def test_runs_that_are_tracked_have_records(tmp_path: Path, settings, kept) -> N
 
 
 class _Card:
-    """A GPU that does not tell its power."""
+    """GPU without a power reading."""
 
     used, total, gpu = 2e9, 8e9, 75
 
 
 class _NVML:
-    """As NVIDIA's library answers on a machine with two GPUs."""
+    """Fake of NVIDIA's library on a machine with two GPUs."""
 
     class NVMLError(Exception):
         pass
@@ -109,7 +109,7 @@ class _NVML:
         raise self.NVMLError
 
 
-def test_all_gpus_of_the_machine_are_read_as_far_as_they_tell(monkeypatch) -> None:
+def test_all_gpus_of_the_machine_are_read(monkeypatch) -> None:
     monkeypatch.setattr(system_metrics, "pynvml", _NVML())
     values = SystemMetrics().read()
     for number in (0, 1):

@@ -39,7 +39,7 @@ def mixed_in(request, generated):
 
 def assert_equal(expected, batch):
     assert all(torch.equal(a, b) for a, b in zip(expected[:3], batch[:3], strict=True))
-    assert expected.sizes == batch.sizes
+    assert expected.shard_sizes == batch.shard_sizes
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -56,7 +56,7 @@ def test_the_workers_shares_are_the_global_batches_and_these_the_epoch(
             together = torch.cat([getattr(share, name) for share in shares])
             assert torch.equal(together, getattr(one, name))
         sizes = [len(share.x) for share in shares]
-        assert all(share.sizes == sizes for share in shares)
+        assert all(share.shard_sizes == sizes for share in shares)
     samples = torch.cat([batch.sample for batch in whole])
     assert len(samples) == 180
     if mixed_in is None:
@@ -82,7 +82,7 @@ def test_each_batch_has_its_share_of_generated_images(images, generated, fractio
         assert [int((batch.sample >= 180).sum()) for batch in batches] == counts
 
 
-def test_over_the_epochs_all_images_of_a_kind_are_seen_equally_often(images, generated):
+def test_over_epochs_all_images_of_a_kind_are_used_equally_often(images, generated):
     samples = [
         b.sample for epoch in range(7) for b in loader(images, generated=generated).epoch(epoch)
     ]
@@ -100,7 +100,7 @@ def test_without_a_share_of_generated_images_the_batches_are_the_plain_ones(imag
             assert_equal(expected, batch)
 
 
-def test_the_plain_order_is_what_it_always_was(images):
+def test_the_plain_order_has_known_values(images):
     batch = next(loader(images).epoch(1))
     assert batch.sample[:8].tolist() == [79, 20, 36, 30, 130, 66, 100, 161]
 

@@ -13,7 +13,7 @@ from gloo import run_ranks
 from ray.train import PreemptionInfo
 
 from raymi.collectives import Collectives
-from raymi.engine.context import Answers
+from raymi.engine.context import RankZeroFlags
 from raymi.ray_backend.train_worker import RayContext, _put_earlier_errors_aside
 from raymi.runs.run_folder import RunFolder
 
@@ -60,14 +60,14 @@ class Notices:
         return PreemptionInfo(None, {node: [0] for node in nodes}) if nodes else None
 
 
-class CountedAnswers(Answers):
-    """Answers of rank 0, and how often they were asked for."""
+class CountedFlags(RankZeroFlags):
+    """RankZeroFlags of rank 0, and how often they were asked for."""
 
     broadcasts = 0
 
-    def of_rank_zero(self, *answers: bool) -> tuple[bool, ...]:
+    def broadcast(self, *answers: bool) -> tuple[bool, ...]:
         self.broadcasts += 1
-        return super().of_rank_zero(*answers)
+        return super().broadcast(*answers)
 
 
 class OnlyWorker:
@@ -88,7 +88,7 @@ def worker_that_hears(
     patch.setattr(ray.train, "get_preemption_info", notices)
     patch.setattr(ray.train, "get_context", OnlyWorker)
     patch.setattr("raymi.ray_backend.train_worker.ProcessGroup", Collectives)
-    patch.setattr("raymi.ray_backend.train_worker.Answers", CountedAnswers)
+    patch.setattr("raymi.ray_backend.train_worker.RankZeroFlags", CountedFlags)
     patch.setattr("raymi.ray_backend.train_worker.NOTICE_SECONDS", seconds)
     return RayContext(RunFolder(Path("nowhere")), None)
 
@@ -120,7 +120,7 @@ def test_a_checkpoint_is_asked_for_once_for_each_node_that_leaves(
 def test_a_step_makes_one_broadcast(monkeypatch: pytest.MonkeyPatch) -> None:
     context = worker_that_hears(Notices([], []), 0.0, monkeypatch)
     checkpoints_asked_for(context, 2)
-    assert context._answers.broadcasts == 2
+    assert context._flags.broadcasts == 2
 
 
 def test_a_look_that_is_due_during_a_measurement_is_made_after_the_next_step(

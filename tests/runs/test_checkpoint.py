@@ -48,14 +48,14 @@ def test_the_newest_checkpoint_is_loaded_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, damage):
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(tmp_path, damage):
     damaged = save(tmp_path, 1, 2)[-1]
     damage(damaged)
-    with pytest.warns(UserWarning, match=f"{damaged.name} is damaged .* the one before it is used"):
+    with pytest.warns(UserWarning, match=f"{damaged.name} is damaged .* using the one before it"):
         assert load_checkpoint(tmp_path)["step"] == 1
 
 
-def test_if_all_are_damaged_the_run_does_not_silently_begin_anew(tmp_path):
+def test_a_run_does_not_silently_start_over_if_all_are_damaged(tmp_path):
     for path, damage in zip(save(tmp_path, 1, 2, 3, keep=3), DAMAGE, strict=True):
         damage(path)
     with pytest.warns(UserWarning, match="is damaged") as caught:
@@ -64,19 +64,19 @@ def test_if_all_are_damaged_the_run_does_not_silently_begin_anew(tmp_path):
     assert len(caught) == 2
 
 
-def test_without_a_folder_or_a_file_there_is_none(tmp_path):
+def test_a_missing_or_empty_folder_has_no_checkpoint(tmp_path):
     assert load_checkpoint(tmp_path) is None
     assert load_checkpoint(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize("keep", [2, 3])
-def test_the_newest_are_kept(tmp_path, keep):
+def test_the_newest_checkpoints_are_kept(tmp_path, keep):
     paths = save(tmp_path, 1, 2, 3, 4, 5, keep=keep)
     assert sorted(tmp_path.iterdir()) == paths[-keep:]
 
 
-def test_after_a_damaged_one_the_kept_ones_are_sound(tmp_path):
-    """Else a damaged later file would take the place of a sound one for ever."""
+def test_after_a_damaged_one_the_remaining_ones_are_sound(tmp_path):
+    """Otherwise a damaged later file would replace a sound one permanently."""
     damaged = save(tmp_path, 10, 20)[-1]
     flip_a_bit(damaged)
     save(tmp_path, 12)
@@ -98,7 +98,7 @@ def test_saving_the_same_step_again_keeps_the_one_before(tmp_path):
     ]
 
 
-def test_a_crash_while_writing_leaves_the_older_ones_and_no_rubbish(tmp_path, monkeypatch):
+def test_a_crash_while_writing_leaves_only_the_older_ones(tmp_path, monkeypatch):
     save(tmp_path, 1, 2)
     before = sorted(tmp_path.iterdir())
 
@@ -130,7 +130,7 @@ def test_half_written_and_foreign_files_are_no_checkpoints(tmp_path):
     assert load_checkpoint(tmp_path)["step"] == 1
 
 
-def test_what_a_killed_process_left_half_written_goes_with_the_next_checkpoint(tmp_path):
+def test_the_next_checkpoint_removes_files_of_killed_writers(tmp_path):
     save(tmp_path, 1)
     (tmp_path / ".step-00000002-0123456789abcdef.pt.7.tmp").write_bytes(b"half")
     (tmp_path / "step-2.pt").write_bytes(b"mine")
@@ -155,7 +155,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("own", [(), (1, 2), (4, 5), (4, 6, 7), (6, 7)], ids=str)
-def test_what_takes_the_place_of_all_others_is_there_or_what_was_there(own, tmp_path, monkeypatch):
+def test_replacing_all_checkpoints_leaves_the_old_or_the_new_one(own, tmp_path, monkeypatch):
     path_unlink = Path.unlink
     for variant in range(4):  # of the same step, the new name comes before the old one or after it
         for calls in range(len(own) + 1):

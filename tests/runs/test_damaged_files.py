@@ -147,7 +147,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def a_report(store: OutcomeStore) -> dict[str, Any]:
-    """What an evaluation writes at its end."""
+    """Files that an evaluation writes at its end."""
     one = {"name": "pgd-1", "accuracy": 0.5, "low95": 0.2, "high95": 0.8}
     return {
         "question": dict(store.protocol), "data": "digits-test-8", "num": 8, "results": [one],
@@ -240,12 +240,12 @@ def product(home: Path) -> list[tuple[str, str, str]]:
 
 
 def reads(file: str, command: str) -> bool:
-    """Whether a command looks at a file at all."""
+    """Returns whether a command reads a file."""
     of_sweep = file.startswith("sweeps")
     return of_sweep == (command in ("tune", "report of a sweep"))
 
 
-def test_the_folders_are_right_before_they_are_damaged(
+def test_undamaged_folders_work(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(DAMAGES, "none", _keep)
@@ -261,7 +261,7 @@ def test_the_folders_are_right_before_they_are_damaged(
             assert "error: " not in capsys.readouterr().err, command
 
 
-def test_a_damaged_file_is_a_message_or_is_passed_over(
+def test_a_damaged_file_gives_a_message_or_is_skipped(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     everything = [one for one in product(home) if reads(one[0], one[2]) and one[2] not in SLOW]
@@ -271,7 +271,7 @@ def test_a_damaged_file_is_a_message_or_is_passed_over(
 
 
 @pytest.mark.exhaustive
-def test_every_damage_of_every_file_is_a_message_or_is_passed_over(
+def test_every_damage_of_every_file_gives_a_message_or_is_skipped(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everything = [one for one in product(home) if reads(one[0], one[2])]
@@ -302,7 +302,7 @@ def test_the_message_names_the_file_and_the_remedy(
     assert error.count("error: ") == 1
 
 
-def test_one_broken_line_of_a_journal_costs_that_line_alone(
+def test_a_broken_line_of_a_journal_loses_that_line_alone(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(home, tmp_path / "copy")
@@ -311,6 +311,6 @@ def test_one_broken_line_of_a_journal_costs_that_line_alone(
     first, *others = journal.read_bytes().splitlines(keepends=True)
     broken = [b"\xff\xfe\n", b"[1]\n", b'{"kind": "epoch", "epoch": "two"}\n', b'{"kind": "ep\n']
     journal.write_bytes(b"".join([first, *broken, *others]))
-    with pytest.warns(UserWarning, match="journal.jsonl is damaged") as told:
+    with pytest.warns(UserWarning, match="journal.jsonl is damaged") as caught:
         assert export.main(["model=mine"]) == 0
-    assert len({str(one.message) for one in told}) == 1
+    assert len({str(one.message) for one in caught}) == 1

@@ -22,7 +22,7 @@ def test_events_are_read_in_order_and_once(tmp_path):
     assert reader.new_events() == []
 
 
-def test_a_reader_can_begin_where_another_one_ended(tmp_path):
+def test_a_reader_can_start_at_the_end_of_another_one(tmp_path):
     journal, reader = Journal(tmp_path / "j"), JournalReader(tmp_path / "j")
     journal.write("a")
     reader.new_events()
@@ -41,7 +41,7 @@ def test_a_line_counts_once_it_ends(tmp_path):
     assert reader.new_events() == [{"kind": "b", "x": 1}]
 
 
-def test_a_broken_last_line_is_closed_off_and_passed_over(tmp_path):
+def test_a_broken_last_line_is_ended_and_skipped(tmp_path):
     path = tmp_path / "j"
     path.write_bytes(b'{"kind": "a"}\n{"kind": "b", "val')
     journal = Journal(path)
@@ -49,20 +49,20 @@ def test_a_broken_last_line_is_closed_off_and_passed_over(tmp_path):
     assert [e["kind"] for e in JournalReader(path).new_events()] == ["a", "c"]
 
 
-def test_a_whole_last_line_is_left_alone(tmp_path):
+def test_a_complete_last_line_stays_unchanged(tmp_path):
     path = tmp_path / "j"
     path.write_bytes(b'{"kind": "a"}\n')
     Journal(path).close()
     assert path.read_bytes() == b'{"kind": "a"}\n'
 
 
-def test_lines_that_are_no_events_are_passed_over(tmp_path):
+def test_lines_that_are_no_events_are_skipped(tmp_path):
     path = tmp_path / "j"
     path.write_bytes(b'7\n["kind"]\n{"no": "kind"}\n\xff\xfe\n{"kind": "a"}\n')
     assert JournalReader(path).new_events() == [{"kind": "a"}]
 
 
-def test_numbers_that_json_lacks_become_text_that_float_understands(tmp_path):
+def test_numbers_that_json_lacks_become_text_that_float_parses(tmp_path):
     path = tmp_path / "j"
     Journal(path).write("a", m={"nan": math.nan}, inf=math.inf, listed=[-math.inf, (math.nan, 1)])
     (line,) = path.read_text().splitlines()

@@ -12,7 +12,7 @@ from raymi.errors import StorageError, UserError
 from raymi.runs.run_folder import RunFolder
 
 
-def test_the_resolved_configuration_comes_back_as_it_was(tmp_path):
+def test_the_resolved_configuration_is_read_as_written(tmp_path):
     for settings in ({}, {"mi.form": "paper"}, {"mi.weight": 0, "loss.base": "mart"}):
         config = tiny_config(settings)
         RunFolder(tmp_path).write_config(config)
@@ -33,14 +33,14 @@ def test_a_configuration_of_another_version_is_refused(tmp_path):
 
 def test_only_one_command_at_a_time_may_work_in_a_run(tmp_path):
     folder = RunFolder(tmp_path)
-    with folder.lock(), pytest.raises(UserError, match="is going on in another process"):
+    with folder.lock(), pytest.raises(UserError, match="is running in another process"):
         with RunFolder(tmp_path).lock():
             pass
     with folder.lock():
         pass
 
 
-def test_a_worker_waits_until_one_that_lost_its_driver_is_gone(tmp_path):
+def test_a_worker_waits_for_one_that_lost_its_driver(tmp_path):
     folder, order = RunFolder(tmp_path), []
     held = threading.Event()
 
@@ -59,14 +59,14 @@ def test_a_worker_waits_until_one_that_lost_its_driver_is_gone(tmp_path):
     assert order == ["orphan", "follower"]
 
 
-def test_what_is_in_the_way_is_named_where_settings_cannot_be_kept(tmp_path):
+def test_an_obstacle_to_saving_settings_is_named(tmp_path):
     (tmp_path / "file").touch()
     folder = RunFolder(tmp_path / "file")
     with pytest.raises(StorageError, match=r"cannot write .*config\.json \(File exists"):
         folder.write_config(tiny_config())
 
 
-def test_what_is_known_of_a_run_comes_back(tmp_path):
+def test_facts_about_a_run_are_read_as_written(tmp_path):
     folder = RunFolder(tmp_path / "my-run")
     assert folder.name == "my-run"
     assert folder.read_about() == {}

@@ -1,4 +1,4 @@
-"""Where runs live, and the refusal of places that cannot hold one."""
+"""Folders of runs, and the refusal of unsuitable ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_runs_are_kept_in_the_current_folder_or_in_out(tmp_path: Path) -> None:
+def test_runs_are_in_the_current_folder_or_in_out(tmp_path: Path) -> None:
     assert runs_folder(Config()) == tmp_path / "runs"
     assert runs_folder(Config(out=Path("there"))) == tmp_path / "there"
     assert new_run_folder(Config(name="mine", out=Path("there")), "r").path == (
@@ -30,7 +30,7 @@ def test_runs_are_kept_in_the_current_folder_or_in_out(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_without_a_name_gets_one_of_its_own() -> None:
+def test_a_run_without_a_name_gets_a_unique_one() -> None:
     names = {new_run_folder(Config(), "quickstart").name for _ in range(5)}
     assert len(names) == 5
     assert all(re.fullmatch(r"quickstart-\d{8}-\d{6}-[0-9a-f]{4}", name) for name in names)
@@ -49,7 +49,7 @@ def test_a_taken_name_is_refused_with_the_way_to_continue() -> None:
             refuse(config)
 
 
-def test_a_name_under_which_a_killed_command_began_no_run_is_free() -> None:
+def test_a_name_that_a_killed_command_left_without_a_run_is_free() -> None:
     config = Config(name="mine")
     folder = new_run_folder(config, "r")
     for left in (folder.about, folder.path / ".lock", folder.path / ".config.json.77.tmp"):
@@ -70,7 +70,7 @@ def test_a_place_below_a_file_is_refused(tmp_path: Path) -> None:
         new_run_folder(config, "r")
 
 
-def test_a_name_that_no_file_system_takes_is_refused() -> None:
+def test_a_name_that_no_file_system_accepts_is_refused() -> None:
     Path("runs").mkdir()
     config = Config(name="x" * 300)
     for refuse in (check_new_run, lambda config: new_run_folder(config, "r")):
@@ -85,7 +85,7 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
         check_new_run(Config())
 
 
-def test_checking_makes_nothing(tmp_path: Path) -> None:
+def test_checks_create_nothing(tmp_path: Path) -> None:
     check_new_run(Config(name="mine", out=tmp_path / "a" / "b"))
     assert list(tmp_path.iterdir()) == []
 
@@ -103,7 +103,7 @@ def test_a_run_is_found_by_name_and_by_path(tmp_path: Path) -> None:
     assert find_run("mine", Path("runs")).path == folder.path
 
 
-def test_of_an_unknown_run_the_newest_five_are_told() -> None:
+def test_the_error_of_an_unknown_run_lists_the_newest_five() -> None:
     for i in range(6):
         folder = made(f"run{i}")
         os.utime(folder.config, (time.time() + i, time.time() + i))

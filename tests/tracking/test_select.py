@@ -22,7 +22,7 @@ from raymi.evaluation.finding import Finding
 from raymi.evaluation.outcome_store import OutcomeStore
 from raymi.evaluation.report import Report
 from raymi.evaluation.summary import robust_samples, summarise
-from raymi.tracking import candidates, store
+from raymi.tracking import store
 from raymi.tracking.evaluations import LoggedModelRef, log_evaluation
 
 mlflow = pytest.importorskip("mlflow")

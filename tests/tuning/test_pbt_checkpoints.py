@@ -259,7 +259,7 @@ def test_a_leader_that_is_elsewhere_is_not_taken_over_from(both, tmp_path):
         transfer_checkpoint(RunFolder(tmp_path / "empty"), follower, 1)
     with (
         leader.lock(),
-        pytest.raises(UserError, match="leader is going on in another process"),
+        pytest.raises(UserError, match="leader is running in another process"),
     ):
         transfer_checkpoint(leader, follower, 1)
     with (

@@ -117,7 +117,7 @@ def test_a_sweep_is_read_as_it_was_begun(tmp_path):
         find_sweep("sweep", tmp_path)
     study = again.study()
     assert study.most == 3
-    with again.lock(), pytest.raises(UserError, match="is going on in another process"):
+    with again.lock(), pytest.raises(UserError, match="is running in another process"):
         with again.lock():
             pass
 

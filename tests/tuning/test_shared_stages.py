@@ -14,7 +14,7 @@ from raymi.engine.loop import train
 from raymi.engine.phases import phases_of
 from raymi.overrides import examine, leaves, overlay
 from raymi.recipes import build_config
-from raymi.runs.pretrained import reuse_problems
+from raymi.runs.pretrained import pretrained_problems
 from raymi.runs.run_folder import RunFolder
 from raymi.tuning.shared_stages import parts_of
 from raymi.tuning.space import Space, find_space
@@ -225,7 +225,7 @@ def test_a_trial_that_reuses_ends_as_one_that_trains_everything(network, tmp_pat
     assert [phase.name for phase in phases_of(reusing)] == ["classifier"]
     assert [phase.name for phase in phases_of(parts[1].config)] == ["estimators", "classifier"]
     assert Config.model_validate_json(reusing.model_dump_json()) == reusing
-    assert reuse_problems(reusing) == []
+    assert pretrained_problems(reusing) == []
     whole = trained(trial, tmp_path / "whole")
     quick = trained(reusing, tmp_path / "quick")
     for which in ("best", "last"):

@@ -18,7 +18,7 @@ from raymi.hardware import available_cores, available_gpus
 from raymi.overrides import examine, flatten, nest, parse_options, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 from raymi.runs.run_folder import RunFolder
-from raymi.runs.run_paths import check_new_run, home_folder, with_found_runs
+from raymi.runs.run_paths import check_new_run, home_folder, resolve_pretrained
 
 ARMS = "at,at-clean-forward,mi-off,random,released,paper,bounded"
 SEEDS = "0..2"
@@ -146,7 +146,7 @@ def _runs(
             keys = {**shared, **location, "scaling.workers": "1"}
             tree, unknown = on_recipe(f"{recipe}-{arm}", nest(keys))
             config, wrong = examine(tree)
-            config, missing = with_found_runs(config)
+            config, missing = resolve_pretrained(config)
             problems += [*unknown, *wrong, *missing]
             words = (f"recipe={recipe}-{arm}", *(f"{k}={as_typed(v)}" for k, v in keys.items()))
             run = ArmRun(arm, seed, RunFolder(folder / name), config, words)

@@ -41,7 +41,7 @@ from raymi.evaluation.attack_task import StepFailed
 from raymi.evaluation.report import Report, TransferMatrix, differences
 from raymi.files import save_json
 from raymi.runs.run_folder import RunFolder
-from raymi.runs.run_paths import called, home_folder
+from raymi.runs.run_paths import home_folder, name_or_path
 from raymi.signals import Stopped
 from raymi.terminal.console import Terminal
 from raymi.terminal.evaluation import (
@@ -136,7 +136,7 @@ def send_to_mlflow(console: Console, plan: EvaluationPlan, reports: Sequence[Rep
 
 def _not_tracked(folder: RunFolder) -> str:
     """Returns the command that uploads the training run of an evaluation to MLflow."""
-    words = f"resume={called(folder.path, home_folder() / 'runs')}"
+    words = f"resume={name_or_path(folder.path, home_folder() / 'runs')}"
     if not folder.read_config().tracking.enabled:
         words += " tracking.enabled=true"
     return (

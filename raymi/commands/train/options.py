@@ -13,7 +13,7 @@ from raymi.local_paths import local_path
 from raymi.overrides import Words, examine, flatten, leaves, overlay, split_words
 from raymi.recipes import RECIPES, on_recipe
 from raymi.runs.run_folder import RunFolder
-from raymi.runs.run_paths import find_run, with_found_runs
+from raymi.runs.run_paths import find_run, resolve_pretrained
 
 COMMAND = "python -m raymi.train"
 FIXED_SCALING = ("scaling.precision", "scaling.sync_batchnorm", "scaling.micro_batch")
@@ -74,7 +74,7 @@ def new_run(parsed: Words) -> tuple[str, Config, list[str]]:
     recipe = parsed.own.get("recipe", "quickstart")
     tree, unknown = on_recipe(recipe, parsed.settings)
     config, wrong = examine(tree)
-    config, missing = with_found_runs(config)
+    config, missing = resolve_pretrained(config)
     return recipe, config, [*parsed.problems, *unknown, *wrong, *missing]
 
 

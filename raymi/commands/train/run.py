@@ -21,7 +21,7 @@ from raymi.ray_backend.train_driver import (
 )
 from raymi.runs.record import Evaluations, chosen_model, evaluations_of, read_record
 from raymi.runs.run_folder import RunFolder
-from raymi.runs.run_paths import called, home_folder, new_run_folder
+from raymi.runs.run_paths import home_folder, name_or_path, new_run_folder
 from raymi.signals import Stopped, ended_by_sigterm, nothing
 from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
 from raymi.tracking.provenance import describe_run
@@ -166,7 +166,7 @@ def _upload(tracker: Tracker, status: str, print_line: PrintLine, resume: str) -
 
 def resume_command(folder: RunFolder) -> str:
     """Returns the command that continues a run, from the current folder."""
-    return f"{COMMAND} resume={called(folder.path, home_folder() / 'runs')}"
+    return f"{COMMAND} resume={name_or_path(folder.path, home_folder() / 'runs')}"
 
 
 class _Warnings:

@@ -18,7 +18,7 @@ from raymi.formatting import shown
 from raymi.local_paths import address_problem, local_path
 from raymi.overrides import examine, expected, flatten, leaves, nest, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
-from raymi.runs.run_paths import called, home_folder, with_found_runs
+from raymi.runs.run_paths import home_folder, name_or_path, resolve_pretrained
 from raymi.tuning.pbt import LEAST
 from raymi.tuning.pbt_checkpoints import can_transfer
 from raymi.tuning.settings import TuneConfig
@@ -83,7 +83,7 @@ def asked_for(words: Sequence[str]) -> Sweep:
 
 def to_continue(sweep: Sweep) -> str:
     """The command that continues a sweep."""
-    return f"{COMMAND} resume={called(sweep.path, home_folder() / 'sweeps')}"
+    return f"{COMMAND} resume={name_or_path(sweep.path, home_folder() / 'sweeps')}"
 
 
 def _no_population(
@@ -172,7 +172,7 @@ def _unfit(space: Space | None, recipe: str, settings: Mapping[str, Any]) -> lis
             problems.append(f"the space {space.name} does not fit: {why}")
     tree, _ = on_recipe(recipe, nest(settings))
     config, wrong = examine(tree)
-    config, missing = with_found_runs(config)
+    config, missing = resolve_pretrained(config)
     if config.scaling.elastic:
         problems.append(
             f"scaling.workers must be a number, got {config.scaling.workers}: trials share the "

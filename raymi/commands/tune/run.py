@@ -280,7 +280,7 @@ def _complete(folder: str, run: TrialRun, device: str, import_path: str) -> str 
     try:
         with ExitStack() as stack:
             if not held(stack, own, sweep.stop_file):
-                return f"the run {own.name} is going on in another process"
+                return f"the run {own.name} is running in another process"
             ended = train_run(own.read_config(), own, "classifier", None)
     except (UserError, StorageError) as error:
         return str(error)

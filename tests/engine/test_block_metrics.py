@@ -1,4 +1,4 @@
-"""MI diagnostics equal a loop over the whole score matrix; the overfitting alarm rings when due."""
+"""MI estimates equal a loop over the whole score matrix; overfitting gives a warning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from test_loop import events
 from tiny_runs import own_group, tiny_config, tiny_run, tiny_splits, tiny_state
 
 from raymi.collectives import Collectives
-from raymi.engine.observers import MIObserver, OneStepObserver, overfits_catastrophically
+from raymi.engine.block_metrics import FGSMAccuracy, MIEstimates
+from raymi.engine.health_checks import overfits_catastrophically
 from raymi.engine.pgd_evaluation import PGDAttack, evaluate_pgd
 from raymi.mi.bounds import donsker_varadhan
 from raymi.mi.objectives import selected
@@ -29,18 +30,18 @@ class Recorder:
     def __init__(self):
         self.blocks = []
 
-    def see(self, block):
+    def update(self, block):
         self.blocks.append(block[:5])
 
-    def results(self):
+    def compute(self):
         return {}
 
 
 def trained():
-    """Classifier and critics after an epoch in this process alone."""
-    state, feed = tiny_state(tiny_config({"attack.eps": 0.1, "optim.epochs": 4}), Collectives())
+    """Classifier and estimators after an epoch in this process alone."""
+    state, loader = tiny_state(tiny_config({"attack.eps": 0.1, "optim.epochs": 4}), Collectives())
     for epoch in range(4):
-        for batch in feed.epoch(epoch):
+        for batch in loader.epoch(epoch):
             state.step(batch, epoch)
     return state
 
@@ -49,13 +50,13 @@ def observed(rank, world_size, num_images=50):
     state, recorder = trained(), Recorder()
     images = tiny_splits(state.config).train.subset(range(num_images))
     group = own_group()
-    observers = [
+    metrics = [
         recorder,
-        MIObserver(state.estimators, state.config.mi, group, BLOCK),
-        OneStepObserver(state.model, ATTACK.eps, ATTACK.norm, group, torch.device("cpu")),
+        MIEstimates(state.estimators, state.config.mi, group, BLOCK),
+        FGSMAccuracy(state.model, ATTACK.eps, ATTACK.norm, group, torch.device("cpu")),
     ]
-    evaluate_pgd(state.model, images, ATTACK, group, block=BLOCK, observers=observers)
-    return {**observers[1].results(), **observers[2].results()}, recorder.blocks
+    evaluate_pgd(state.model, images, ATTACK, group, block=BLOCK, metrics=metrics)
+    return {**metrics[1].compute(), **metrics[2].compute()}, recorder.blocks
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +75,13 @@ def expected_mi(blocks):
                 continue
             mask = selected(z, z_adv, y)
             num, num_selected = num + len(x), num_selected + int(mask.sum())
-            for kind, critic, u in (
+            for kind, estimator, u in (
                 ("natural", state.estimators.natural, x),
                 ("adversarial", state.estimators.adversarial, x_adv - x),
             ):
-                features = critic.local_features(u)
+                features = estimator.local_features(u)
                 for of, logits in (("natural", z), ("adversarial", z_adv)):
-                    outputs = critic.global_features(logits)
+                    outputs = estimator.global_features(logits)
                     scores = torch.einsum("ih,jhp->ijp", outputs, features)
                     nats = donsker_varadhan(scores)
                     sums[f"{kind}_of_{of}"] += nats.sum().item()
@@ -104,7 +105,7 @@ def test_a_set_smaller_than_a_block_is_measured_as_it_is():
     assert len([k for k in results if k.startswith("mi/")]) in (4, 8)
 
 
-def test_workers_together_measure_what_one_does(alone, tmp_path):
+def test_workers_together_compute_the_metrics_of_one_process(alone, tmp_path):
     """Closely on natural images; rounding in a smaller share turns a sign of PGD here and there."""
     for results, _ in run_ranks(observed, 3, tmp_path=tmp_path):
         assert results == pytest.approx(alone[0], rel=0.02, abs=2e-3)
@@ -124,7 +125,7 @@ def test_fgsm_is_one_step_from_the_image(alone):
     assert results["fgsm_acc"] == right / 50
 
 
-def test_each_epoch_of_a_run_tells_the_mi_of_the_validation_split(tmp_path):
+def test_each_epoch_of_a_run_records_the_mi_of_the_validation_split(tmp_path):
     tiny_run(0, 1, tmp_path, {"optim.epochs": 1}, [])
     (epoch,) = events(tmp_path, "epoch")
     assert {f"mi/{kind}" for kind in KINDS} <= epoch["val"].keys()
@@ -133,19 +134,19 @@ def test_each_epoch_of_a_run_tells_the_mi_of_the_validation_split(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cheap", "strong", "rings"),
+    ("cheap", "strong", "expected"),
     [(0.95, 0.0, True), (0.6, 0.25, True), (0.58, 0.5, False), (0.12, 0.03, False), (0, 0, False)],
 )
-def test_the_alarm_rings_where_a_strong_attack_leaves_less_than_half(cheap, strong, rings):
-    assert overfits_catastrophically(cheap, strong) == rings
+def test_overfitting_is_a_strong_attack_that_leaves_less_than_half(cheap, strong, expected):
+    assert overfits_catastrophically(cheap, strong) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("steps", "epochs", "rings"),
+    ("steps", "epochs", "expected"),
     [(1, 8, True), pytest.param(7, 4, False, marks=pytest.mark.exhaustive)],
 )
-def test_training_against_one_long_step_alone_rings_it(steps, epochs, rings, tmp_path):
+def test_training_against_one_long_step_overfits(steps, epochs, expected, tmp_path):
     settings = {
         "data.limit": 1000, "mi.weight": 0, "model.width": 1, "model.depth": 7,
         "attack.eps": 0.3, "attack.alpha": 0.3 if steps == 1 else 0.075, "attack.steps": steps,
@@ -153,5 +154,5 @@ def test_training_against_one_long_step_alone_rings_it(steps, epochs, rings, tmp
         "validation.steps": 10, "data.crop_padding": 0,
     }  # fmt: skip
     tiny_run(0, 1, tmp_path, settings, [])
-    told = [e["message"] for e in events(tmp_path, "warning")]
-    assert any("catastrophic overfitting" in message for message in told) == rings
+    messages = [e["message"] for e in events(tmp_path, "warning")]
+    assert any("catastrophic overfitting" in message for message in messages) == expected
