@@ -33,8 +33,7 @@ from raymi.overrides import flatten, split_words
 from raymi.signals import ended_by_sigterm
 from raymi.terminal.print_line import print_line
 from studies.search.curves import Comparison, Found, compare, median_share
-from studies.search.one_search import Trained
-from studies.search.process import timed_search
+from studies.search.one_search import Trained, timed_search
 from studies.search.setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting
 
 OUT = Path(__file__).with_name("results")

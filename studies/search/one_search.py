@@ -6,13 +6,15 @@ Draws, decisions and training are the same as in `raymi.tune`, without Ray.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from raymi.collectives import Collectives
 from raymi.errors import StorageError
 from raymi.tuning.run_trial import in_this_process, run_trial
 from raymi.tuning.space import Values
@@ -71,6 +73,15 @@ def search(
             trials.append(_train(sweep, study, training_seed, left, device))
             left -= trials[-1].epochs
     return trials
+
+
+def timed_search(
+    _: Collectives, device: torch.device, definition: Definition, budget: int, training_seed: int
+) -> dict[str, Any]:
+    """Returns the trials of a search and its seconds, for `run_processes`."""
+    began = time.perf_counter()
+    trials = search(definition, budget, training_seed, device)
+    return {"seconds": time.perf_counter() - began, "trials": [asdict(trial) for trial in trials]}
 
 
 def _train(sweep: Sweep, study: Study, seed: int, left: int, device: torch.device) -> Trained:
