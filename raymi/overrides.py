@@ -1,13 +1,11 @@
-"""From the words of a command line to a validated `Config`: `key=value`, recipes, suggestions,
-help.
+"""Parser of `key=value` command lines into a validated `Config`.
 
-A key may be shortened to its last part where that is unique (`lr` for `optim.lr`). Everything that
-is wrong is said at once, in one `UserError`.
+A key may be shortened to its last part where that is unique (`lr` for `optim.lr`). One `UserError`
+lists all problems.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -15,10 +13,12 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from raymi.config import Accepts, Config, ModelConfig
-from raymi.errors import UserError, did_you_mean
-from raymi.formatting import LONGEST_VALUE, as_typed, shortened, shown
-from raymi.mi.forms import FORMS
+from raymi.config import Config
+from raymi.errors import UserError, close_names, did_you_mean
+from raymi.fields import Accepts
+from raymi.formatting import as_typed, shortened, shown
+from raymi.mi.settings import FORMS
+from raymi.models.settings import ModelConfig
 
 Tree = dict[str, Any]
 Options = TypeVar("Options", bound=BaseModel)
@@ -28,11 +28,11 @@ _DEPENDENT = {
     "model.name": {f"model.{key}" for key in ModelConfig.model_fields},
     "loss.base": {"loss.beta", "loss.label_smoothing"},
 }
-"""Keys whose values in a recipe mean nothing once the key before them has another value."""
+"""Keys of a recipe that are dropped when the key before them gets another value."""
 
 
 def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key that can be set, in the order of the tree, with its pydantic field."""
+    """Yields every key that can be set, in the order of the tree, with its pydantic field."""
     for name, field in model.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -43,7 +43,13 @@ def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
 
 @dataclass(frozen=True)
 class Words:
-    """What a command line said: the command's own keys, settings of `Config`, and what is wrong."""
+    """Parsed command line.
+
+    Args:
+        own: options of the command as text.
+        settings: nested tree of unparsed settings of `Config`.
+        problems: a line for each invalid word.
+    """
 
     own: dict[str, str]
     settings: Tree
@@ -51,14 +57,15 @@ class Words:
 
 
 def split_words(words: Sequence[str], special: Mapping[str, Iterable[str]] | None = None) -> Words:
-    """Separates `key=value` words into those of the command itself and a tree of settings.
+    """Separates `key=value` words into options of the command and a tree of settings.
 
     Args:
-        words: what was typed, such as `["recipe=quickstart", "lr=1e-3"]`.
-        special: keys that belong to the command and not to `Config`, each with the values that are
-            known for it.
-    Returns: the special keys as text, a nested tree of unparsed values, and a line for each word
-        without `=` and each unknown, ambiguous or repeated key.
+        words: command line, such as `["recipe=quickstart", "lr=1e-3"]`.
+        special: options of the command, which are not in `Config`, each with its known values.
+
+    Returns:
+        Options as text, a nested tree of unparsed settings, and a line for each word without `=`
+        and for each unknown, ambiguous or repeated key.
     """
     special = special or {}
     keys = [key for key, _ in leaves()]
@@ -92,7 +99,7 @@ def split_words(words: Sequence[str], special: Mapping[str, Iterable[str]] | Non
 
 
 def nest(flat: Mapping[str, Any]) -> Tree:
-    """`{"a.b": 1}` as `{"a": {"b": 1}}`."""
+    """Returns `{"a": {"b": 1}}` for `{"a.b": 1}`."""
     tree: Tree = {}
     for key, value in flat.items():
         *sections, leaf = key.split(".")
@@ -104,7 +111,7 @@ def nest(flat: Mapping[str, Any]) -> Tree:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    """Returns `{"a.b": 1}` for `{"a": {"b": 1}}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -115,13 +122,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
-    """The nested tree `base` with the leaves of `over` in place of its own.
+    """Returns the nested tree `base` with the leaves of `over` in place of its own.
 
-    Some settings of `base` only make sense together with others. Naming another `mi.form` drops
-    what `base` says of the keys that forms set, and keeps the rest of `mi`, such as capacity and
-    schedule, which belong to the data. Naming another `model.name` drops the rest of `model`, and
-    another `loss.base` the weight and the smoothing of the one before. Of `mi.weight` and
-    `mi.balance`, which exclude each other, setting one replaces the other.
+    Another `mi.form` drops the keys of `base` that forms set, and keeps the rest of `mi`, such as
+    capacity and schedule, which belong to the data. Another `model.name` drops the rest of `model`,
+    another `loss.base` the weight and the smoothing of the previous loss. `mi.weight` replaces
+    `mi.balance` and vice versa, as they exclude each other.
     """
     base_flat, over_flat = flatten(base), flatten(over)
     defaults = dict(leaves())
@@ -136,10 +142,14 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 
 
 def validate(tree: Mapping[str, Any], problems: Sequence[str] = ()) -> Config:
-    """The configuration of a nested tree; what is not given has its default.
+    """Returns the configuration of a nested tree; missing keys have their defaults.
 
-    Args: tree; problems, what was found wrong already, to be said together with the rest.
-    Raises: UserError that lists every wrong value with what was expected and what came.
+    Args:
+        tree: nested settings.
+        problems: earlier problems, to be reported together with those of the tree.
+
+    Raises:
+        UserError: Lists every invalid value, with what was expected and what came.
     """
     config, more = examine(tree)
     if problems or more:
@@ -148,8 +158,12 @@ def validate(tree: Mapping[str, Any], problems: Sequence[str] = ()) -> Config:
 
 
 def examine(tree: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """What is wrong with a nested tree, and a configuration in which the sections concerned have
-    their defaults: so that the rest can be judged as well."""
+    """Validates a nested tree without raising.
+
+    Returns:
+        The configuration, with defaults in invalid sections so that callers can check the rest, and
+        a line for each problem.
+    """
     broken: set[str] = set()
     problems: list[str] = []
     while True:
@@ -160,10 +174,10 @@ def examine(tree: Mapping[str, Any]) -> tuple[Config, list[str]]:
             within = [one for one in error.errors() if one["loc"]]
             between = [one for one in error.errors() if not one["loc"]]
             problems += map(_explain, within)
-            if not broken & _COMPARED:  # else what was compared is not what was given
+            if not broken & _COMPARED:  # else defaults were compared, not given values
                 problems += map(_explain, between)
             worse = broken | ({str(one["loc"][0]) for one in within} or _COMPARED | _ATTACKS)
-            if worse == broken:  # a comparison of other sections: nothing more can be judged
+            if worse == broken:  # a comparison of other sections: no further checks are possible
                 return Config(), problems
             broken = worse
 
@@ -204,12 +218,12 @@ def parse_options(model: type[Options], given: Mapping[str, str]) -> tuple[Optio
 
 
 def resolved_lines(config: Config) -> list[str]:
-    """The whole configuration as `key=value` words that reproduce it, whatever the recipe."""
+    """Returns the configuration as `key=value` words that reproduce it on any recipe."""
     return [f"{key}={as_typed(value)}" for key, value in flatten(config.model_dump()).items()]
 
 
 def expected(field: FieldInfo) -> str:
-    """What a key accepts, in words: `linf | l2`, `number >= 0`, `true | false`..."""
+    """Describes the values that a key accepts: `linf | l2`, `number >= 0`, `true | false`..."""
     return _expected(field.annotation, field.metadata)
 
 
@@ -240,14 +254,14 @@ def _bounds(limits: Sequence[Any]) -> Iterator[str]:
 
 
 def default_text(field: FieldInfo) -> str:
-    """A key's default as it would be typed."""
+    """Returns a key's default as it would be typed."""
     return as_typed(field.default)
 
 
 def _unknown(key: str, matches: Sequence[str], known: Sequence[str]) -> str:
     if matches:
         return f"key {shown(key)} is ambiguous: expected one of {', '.join(matches)}"
-    return f"unknown key {shown(key)}{_suggest(key[:LONGEST_VALUE], known)}"
+    return f"unknown key {shown(key)}{_suggest(key, known)}"
 
 
 def _remedy_for_bare_word(
@@ -263,14 +277,13 @@ def _remedy_for_bare_word(
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:
-    """`: did you mean ...?`, comparing with whole keys and with their last parts; else what the
-    section has."""
+    """Returns a remedy: similar keys, whole or by their last parts, or the keys of the section."""
     by_leaf: dict[str, str] = {}
     for key in known:
         by_leaf.setdefault(key.rpartition(".")[2], key)
-    close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
     leaf = word.rpartition(".")[2]
-    close += [by_leaf[k] for k in difflib.get_close_matches(leaf, list(by_leaf), n=2, cutoff=0.6)]
+    close = close_names(word, known, 2, cutoff=0.6)
+    close += [by_leaf[name] for name in close_names(leaf, by_leaf, 2, cutoff=0.6)]
     names = list(dict.fromkeys(close))[:2]
     if names:
         return f": did you mean {' or '.join(names)}?"
@@ -280,7 +293,7 @@ def _suggest(word: str, known: Sequence[str]) -> str:
 
 
 def _explain(error: Any) -> str:
-    """One line for one of pydantic's errors; those of our own validators say it all already."""
+    """Returns one line for an error of pydantic; raymi's validators have complete messages."""
     key = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
     if error["type"] == "value_error":
         message = error["msg"].removeprefix("Value error, ")

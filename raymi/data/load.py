@@ -1,8 +1,7 @@
-"""Data sets by name: read, limited, resized, split and measured."""
+"""Loader of data sets by name: reads, limits, resizes and splits them."""
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from raymi.data.resize import fit_square
 from raymi.data.source import Request, Source
 from raymi.data.stratify import first_of_each_class, hold_out
 from raymi.data.torchvision_sets import torchvision_sources
-from raymi.errors import UserError
+from raymi.errors import UserError, did_you_mean
 
 _SOURCES: dict[str, Source] = {
     "digits": digits_source(),
@@ -27,9 +26,7 @@ _SOURCES: dict[str, Source] = {
     "folder": folder_source(),
     "npz": npz_source(),
 }
-
-DATASETS: dict[str, str] = {name: source.description for name, source in _SOURCES.items()}
-"""Names that `load_splits` knows, each with one line of description."""
+"""Reader of each data set of `raymi.data.settings.DATASETS`."""
 
 
 def check_data(
@@ -42,11 +39,14 @@ def check_data(
     limit: int | None = None,
     generated: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Finds quickly, without reading an image, faults at which `load_splits` would fail.
+    """Refuses arguments and files with which `load_splits` would fail, without reading an image.
 
-    Args: as in `load_splits`.
-    Raises: UserError, for an unknown name, a number out of range, labels that are not 0, 1, 2, ...,
-        or files that are not there and cannot be downloaded.
+    Args:
+        As in `load_splits`.
+
+    Raises:
+        UserError: The name is unknown, a number is out of range, labels are not 0, 1, 2, ..., or
+            files are missing and cannot be downloaded.
     """
     request = _checked_request(name, root, image_size, val_fraction, download, limit)
     if (file := _absolute(generated)) is not None:
@@ -68,23 +68,25 @@ def load_splits(
     """Loads a data set into memory, with a validation split held out from its training images.
 
     Args:
-        name: one of `DATASETS`.
-        root: the folder with the data, or a .npz file; None for where raymi keeps data sets
-            (`$RAYMI_DATA`, else `~/.cache/raymi/data`). `folder` and `npz` need it.
-        image_size: side of the images in pixels; None keeps the native size. Others are resized
-            bilinearly, see `raymi.data.resize.fit_square`.
-        val_fraction: of every class of the training images, in [0, 1); unused where the data set
-            brings its own validation images. The test images are never touched.
-        split_seed: the split depends on it and on the labels, on nothing else.
-        download: whether missing files may be downloaded.
-        limit: number of first training images to use (before the split), and of test and
-            validation images, of all classes in proportion; for quick tries. Labels are checked
-            before.
-        generated: a .npz file of generated images, to be mixed into training batches, with arrays
-            `image` (uint8) and `label`; all of it is read, also with `limit`. Neither the splits
-            nor mean and std depend on it.
-    Returns: the splits, on the CPU.
-    Raises: UserError, with the remedy, for wrong arguments or files.
+        name: key of `DATASETS`.
+        root: folder of the data, or a .npz file; None: `$RAYMI_DATA`, else `~/.cache/raymi/data`.
+            `folder` and `npz` need it.
+        image_size: side of the images, in pixels, to which they are resized bilinearly (see
+            `raymi.data.resize.fit_square`); None: the native size.
+        val_fraction: share of each class of the training images to hold out, in [0, 1); unused if
+            the data set has its own validation images.
+        split_seed: seed of the split, which depends on it and on the labels only.
+        download: download missing files.
+        limit: number of training images before the split, and of test and validation images, in
+            proportion to the classes. Labels are checked before.
+        generated: .npz file of generated images for training batches, with arrays `image` (uint8)
+            and `label`; read whole, also with `limit`. Splits, mean and std do not depend on it.
+
+    Returns:
+        The splits, on the CPU.
+
+    Raises:
+        UserError: Invalid arguments or files.
     """
     request = _checked_request(name, root, image_size, val_fraction, download, limit)
     if (file := _absolute(generated)) is not None:
@@ -127,9 +129,7 @@ def _checked_request(
     limit: int | None,
 ) -> Request:
     if name not in _SOURCES:
-        close = difflib.get_close_matches(name, _SOURCES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"unknown data set {name!r}: {hint}Known are {', '.join(_SOURCES)}")
+        raise UserError(f"unknown data set {name!r}: {did_you_mean(name, _SOURCES)}")
     if not 0 <= val_fraction < 1:
         raise UserError(f"val_fraction must be in [0, 1), got {val_fraction}: 0.1 is usual")
     for setting, value in (("image_size", image_size), ("limit", limit)):

@@ -1,4 +1,4 @@
-"""Data sets that torchvision downloads and reads: CIFAR-10/100, SVHN, MNIST, Fashion-MNIST."""
+"""Data sets of torchvision: CIFAR-10/100, SVHN, MNIST, Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from raymi.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_STALLED_AFTER = 60.0  # seconds without a byte, after which a download is given up
+_STALLED_AFTER = 60.0  # seconds without a byte before a download fails
 _DIGITS = tuple("0123456789")
 _IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -37,18 +37,16 @@ _IDX_FILES = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """A class of `torchvision.datasets`.
+    """Data set of `torchvision.datasets`.
 
     Args:
-        description: one line, for people.
-        cls: its name.
-        folder: where its files lie, below root; may be empty.
-        files: their names, unpacked.
-        url: where they are published.
-        class_names: None to take torchvision's.
+        cls: name of the class in torchvision.
+        folder: folder of the files in root; may be empty.
+        files: names of the unpacked files.
+        url: address of the data set.
+        class_names: names of the classes; None: torchvision's.
     """
 
-    description: str
     cls: str
     folder: str
     files: tuple[str, ...]
@@ -69,21 +67,18 @@ class Dataset:
 
 TORCHVISION_SETS = {
     "cifar10": Dataset(
-        description="CIFAR-10, 50,000 + 10,000 images, 32x32 RGB",
         cls="CIFAR10",
         folder="cifar-10-batches-py",
         files=(*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
         url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     ),
     "cifar100": Dataset(
-        description="CIFAR-100, 50,000 + 10,000 images, 32x32 RGB",
         cls="CIFAR100",
         folder="cifar-100-python",
         files=("train", "test", "meta"),
         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     ),
     "svhn": Dataset(
-        description="Street View House Numbers, 73,257 + 26,032 digits, 32x32 RGB",
         cls="SVHN",
         folder="",
         files=("train_32x32.mat", "test_32x32.mat"),
@@ -91,7 +86,6 @@ TORCHVISION_SETS = {
         class_names=_DIGITS,
     ),
     "mnist": Dataset(
-        description="MNIST, 60,000 + 10,000 handwritten digits, 28x28 grey",
         cls="MNIST",
         folder="MNIST/raw",
         files=_IDX_FILES,
@@ -99,7 +93,6 @@ TORCHVISION_SETS = {
         class_names=_DIGITS,
     ),
     "fashion-mnist": Dataset(
-        description="Fashion-MNIST, 60,000 + 10,000 pieces of clothing, 28x28 grey",
         cls="FashionMNIST",
         folder="FashionMNIST/raw",
         files=_IDX_FILES,
@@ -109,7 +102,7 @@ TORCHVISION_SETS = {
 
 
 def torchvision_sources() -> dict[str, Source]:
-    """The sources by the name of their data set."""
+    """Returns the readers by name of the data set."""
     return {name: _source(dataset) for name, dataset in TORCHVISION_SETS.items()}
 
 
@@ -117,7 +110,7 @@ def _source(dataset: Dataset) -> Source:
     def check(request: Request) -> None:
         root = request.root or data_folder()
         if not request.download and dataset.missing(root):
-            raise _absent(dataset, root, request.name, "downloading is switched off")
+            raise _missing_error(dataset, root, request.name, "downloading is switched off")
 
     def load(request: Request) -> Parts:
         root = request.root or data_folder()
@@ -126,25 +119,27 @@ def _source(dataset: Dataset) -> Source:
         check(request)
         return Parts(train=_read(dataset, root, True), test=_read(dataset, root, False))
 
-    return Source(dataset.description, check, load)
+    return Source(check, load)
 
 
 def _download_once(dataset: Dataset, root: Path, name: str) -> None:
-    """Download what is missing; of several processes one does it and the others wait.
+    """Downloads missing files; one process downloads while others wait.
 
-    Files count as there only under the lock: while another process unpacks them, they are not.
+    Files are checked under the lock only, as another process may be unpacking them.
     """
     with locked_if_writable(root / f".{name}.lock"):
         if not dataset.missing(root):
             return
         logger.info("downloading %s to %s", name, root)
         try:
-            with _patient_but_not_forever(), _progress_on_terminals_only():
+            with _download_timeout(), _no_progress_in_logs():
                 for train in (True, False):
                     dataset.open(root, train, download=True)
         except (OSError, EOFError, RuntimeError, http.client.HTTPException, tarfile.TarError) as e:
             cause = " ".join(str(e).split())
-            raise _absent(dataset, root, name, f"it could not be downloaded ({cause})") from e
+            raise _missing_error(
+                dataset, root, name, f"it could not be downloaded ({cause})"
+            ) from e
 
 
 def _read(dataset: Dataset, root: Path, train: bool) -> ImageSet:
@@ -155,8 +150,8 @@ def _read(dataset: Dataset, root: Path, train: bool) -> ImageSet:
             f"{root / dataset.folder} holds damaged files of {dataset.cls} ({error}): delete "
             f"{', '.join(dataset.files)} there and start again with data.download=true"
         ) from error
-    of_reader = opened.labels if dataset.cls == "SVHN" else opened.targets
-    labels = torch.as_tensor(of_reader, dtype=torch.int64)
+    targets = opened.labels if dataset.cls == "SVHN" else opened.targets
+    labels = torch.as_tensor(targets, dtype=torch.int64)
     class_names = dataset.class_names or tuple(opened.classes)
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise UserError(
@@ -166,7 +161,7 @@ def _read(dataset: Dataset, root: Path, train: bool) -> ImageSet:
     return ImageSet(rgb_images(np.asarray(opened.data)), labels, class_names)
 
 
-def _absent(dataset: Dataset, root: Path, name: str, why: str) -> UserError:
+def _missing_error(dataset: Dataset, root: Path, name: str, why: str) -> UserError:
     return UserError(
         f"data set {name!r} is not in {root} and {why}. Set data.download=true where there is a "
         f"network, or get it from {dataset.url} and unpack it to {root / dataset.folder}/ as "
@@ -175,8 +170,8 @@ def _absent(dataset: Dataset, root: Path, name: str, why: str) -> UserError:
 
 
 @contextlib.contextmanager
-def _patient_but_not_forever() -> Iterator[None]:
-    """torchvision opens its connections without a timeout."""
+def _download_timeout() -> Iterator[None]:
+    """Sets a timeout for connections, which torchvision opens without one."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_STALLED_AFTER)
     try:
@@ -186,7 +181,7 @@ def _patient_but_not_forever() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress_on_terminals_only() -> Iterator[None]:
+def _no_progress_in_logs() -> Iterator[None]:
     """Keeps torchvision's progress bar out of log files."""
     if sys.stderr.isatty():
         yield

@@ -15,7 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from raymi.attacks.catalogue import Batch, Threat, find_attack
+from raymi.attacks.catalogue import Threat, find_attack
+from raymi.attacks.execution import Batch
 from raymi.attacks.suites import Ensemble
 from raymi.evaluation.blocks import Step
 from raymi.evaluation.outcome_store import OutcomeStore
@@ -46,7 +47,7 @@ def transfer_ensemble(attack: str, surrogate: str, identity: str) -> Ensemble:
     settings = {**original.settings, "attack": attack, "surrogate": identity}
     name = transfer_name(attack, surrogate, identity)
     transferred = replace(
-        original, name=name, craft=_not_on_target, settings=settings, by_gradient=False
+        original, name=name, function=_not_on_target, settings=settings, by_gradient=False
     )
     return Ensemble(name, (transferred,))
 

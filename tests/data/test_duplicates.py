@@ -1,4 +1,4 @@
-"""Images that two splits share are counted and reported; the training goes on."""
+"""Images shared by two splits are counted and reported; training continues."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_counts_equal_the_naive_loop():
     assert count_duplicates(sets) == expected
 
 
-def test_one_pixel_makes_another_image():
+def test_images_that_differ_in_one_pixel_are_not_duplicates():
     images = random_images(10, 0)
     other = images.clone()
     other[:, 2, 1, 1] ^= 1
@@ -43,13 +43,13 @@ def test_one_pixel_makes_another_image():
     }
 
 
-def test_the_warning_has_the_numbers_and_the_harm():
+def test_the_warning_has_numbers_and_consequences():
     sizes = {"train": 100, "val": 10, "test": 20}
     assert describe_duplicates({}, sizes) == ""
     both = describe_duplicates({"val/train": 3, "test/train": 4, "test/val": 1}, sizes)
     assert "3 of 10 val images are also in train, 4 of 20 test images are also in train" in both
     assert "1 of 20 test images are also in val" in both
-    assert "best epoch is chosen on images that were trained on and accuracies" in both
+    assert "best epoch is chosen on training images and accuracies" in both
     assert "best epoch" not in describe_duplicates({"test/train": 4}, sizes)
 
 
@@ -84,7 +84,7 @@ def test_digits_have_no_duplicates():
     assert load_splits("digits").duplicates == {}
 
 
-def test_a_set_that_is_used_twice_is_all_duplicates():
+def test_a_set_used_twice_is_all_duplicates():
     images = random_images(9, 0)
     whole = ImageSet(images, torch.zeros(9, dtype=torch.int64), ("a", "b"))
     splits = Splits(whole, whole, whole, "x", 2, 2, (0.5,) * 3, (1.0,) * 3)

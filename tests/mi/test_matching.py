@@ -1,4 +1,4 @@
-"""What a worker computes from its own columns equals the bound on the whole matrix."""
+"""Sums over a worker's own columns give the bound on the whole matrix."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from raymi.mi.bounds import (
     donsker_varadhan,
     f_divergence,
     infonce,
-    released_donsker_varadhan,
-    released_infonce,
+    reference_donsker_varadhan,
+    reference_infonce,
 )
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import match
@@ -30,8 +30,8 @@ SHARES = [[6], [3, 3], [4, 2], [3, 1, 2], [5, 0, 1], [0, 6, 0], [1, 1]]
 IN_NATS = {"infonce": infonce, "dv": donsker_varadhan}
 BOUNDS = {
     **IN_NATS,
-    "infonce-released": released_infonce,
-    "dv-released": released_donsker_varadhan,
+    "infonce-released": reference_infonce,
+    "dv-released": reference_donsker_varadhan,
     **{name: partial(f_divergence, name=name) for name in F_DIVERGENCES},
 }
 OVERFLOWING = {"kl", "rkl", "hellinger"}  # exponentials of scores, so their value overflows too
@@ -50,7 +50,7 @@ def features(num, scale=1.0):
 
 
 def sample_weights(num):
-    """Different for each sample, so that gradients of single estimates are told apart."""
+    """Weights that differ by sample, so that gradients of single estimates differ."""
     return torch.arange(1, num + 1, dtype=torch.float64)
 
 
@@ -78,7 +78,7 @@ TWO_COLUMNS = 2 * 6 * 5 * 8 / 2**20
 
 
 def own_shares(rank, world_size, sizes, scale):
-    """By name of the bound and memory; in one go, since starting processes is what takes time."""
+    """Computes results by bound and memory in one call, since starting processes is slow."""
     return {
         (name, score_memory): own_share(rank, world_size, name, sizes, scale, score_memory)
         for name in BOUNDS
@@ -88,7 +88,7 @@ def own_shares(rank, world_size, sizes, scale):
 
 @pytest.mark.parametrize("sizes", SHARES, ids=str)
 def test_matching_equals_the_bound_on_the_whole_matrix(sizes, tmp_path):
-    """At once, in parts of two columns and one by one."""
+    """Compares one part, parts of two columns, and single columns."""
     scale = 3.0
     if len(sizes) == 1:
         shares = [own_shares(0, 1, sizes, scale)]
@@ -117,7 +117,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["infonce", "dv", "kl"])
 @pytest.mark.parametrize("columns", [64, 7, 1])
-def test_no_tensor_is_larger_than_the_budget_of_scores(name, columns):
+def test_no_tensor_exceeds_score_memory(name, columns):
     num, hidden, locations = 64, 4, 10
     outputs, patterns = torch.randn(num, hidden), torch.randn(num, hidden, locations)
     leaves = [outputs.requires_grad_(), patterns.requires_grad_()]
@@ -138,14 +138,14 @@ def test_large_scores_neither_overflow_nor_underflow(name):
 
 
 @pytest.mark.parametrize("name", F_DIVERGENCES)
-def test_an_own_score_whose_exponential_overflows_leaves_gradients_finite(name):
+def test_gradients_are_finite_if_an_own_score_s_exponential_overflows(name):
     outputs, patterns = torch.eye(3), 500 * torch.eye(3)[:, :, None]
     leaves = [outputs.requires_grad_(), patterns.requires_grad_()]
     estimates = match_for(name, *leaves, [3], Collectives()).bound(name)
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(estimates.sum(), leaves))
 
 
-def test_an_f_divergence_that_was_not_asked_for_is_refused():
+def test_an_f_divergence_that_was_not_requested_is_refused():
     matching = match(*features(3), [3], Collectives(), divergence="jsd")
     with pytest.raises(AssertionError, match="divergence='kl'"):
         matching.bound("kl")
@@ -163,7 +163,7 @@ def test_without_negatives_estimates_and_gradients_are_zero(name, num):
 
 @pytest.mark.parametrize("name", sorted(BOUNDS.keys() - IN_NATS.keys()))
 @pytest.mark.parametrize("num", [0, 1])
-def test_without_negatives_the_other_objectives_are_those_of_the_whole_matrix(name, num):
+def test_without_negatives_other_objectives_equal_the_whole_matrix(name, num):
     outputs, patterns = (t.requires_grad_() for t in features(num))
     estimates = match_for(name, outputs, patterns, [num], Collectives()).bound(name)
     grads = torch.autograd.grad(estimates.sum(), (outputs, patterns))
@@ -206,7 +206,7 @@ def counted_on_a_rank(rank, world_size, sizes, name):
 
 
 @pytest.mark.parametrize("name", ["infonce", "infonce-released", "kl"])
-def test_communication_is_of_the_small_side_only(name, tmp_path):
+def test_only_global_features_are_communicated(name, tmp_path):
     num, hidden, locations = 8, 16, 25
     # outputs and their gradients (B, H); partial sums and their gradients (B, P), of which an
     # f-divergence has two, one without gradient
@@ -214,12 +214,12 @@ def test_communication_is_of_the_small_side_only(name, tmp_path):
     assert run_ranks(counted_on_a_rank, 2, [4, 4], name, tmp_path=tmp_path) == [expected] * 2
 
 
-def test_the_configuration_names_every_bound():
+def test_mi_bound_accepts_every_bound():
     assert set(get_args(MIConfig.model_fields["bound"].annotation)) == set(BOUNDS)
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_critics_learn_with_every_bound_of_the_configuration(name):
+def test_estimators_learn_with_every_bound(name):
     torch.manual_seed(0)
     critic = LocalDIM(5, 8, hidden=16, base_width=4, temperature=0.5)
     task = EstimatorTask(MIEstimators(critic, None), MIConfig(bound=name), Collectives())

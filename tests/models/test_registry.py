@@ -59,9 +59,9 @@ def test_every_listed_model_has_a_description_and_passes_the_check(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "resnet-18"}, "did you mean 'resnet18'"),
-        ({"name": "WRN-28-1"}, "did you mean 'wrn-28-10'"),
-        ({"name": "qqq"}, "choose from small-cnn, small-resnet, resnet18"),
+        ({"name": "resnet-18"}, "did you mean resnet18"),
+        ({"name": "WRN-28-1"}, "did you mean wrn-28-10"),
+        ({"name": "qqq"}, "there are small-cnn, small-resnet, resnet18"),
         ({"depth": 50}, "resnet18 has no depth 50: choose from 10, 18, 34$"),
         ({"name": "wrn-28-10", "depth": 27}, r"choose from 10, 16, 22, 28, 34, 40, \.\.\."),
         ({"name": "vgg19", "depth": 18}, "choose from 11, 13, 16, 19"),
@@ -71,7 +71,7 @@ def test_every_listed_model_has_a_description_and_passes_the_check(name):
         ({"image_size": 7}, "image_size must be at least 8 pixels, got 7"),
     ],
 )
-def test_what_no_family_has_is_refused_with_a_remedy(options, message):
+def test_unavailable_models_are_refused_with_a_remedy(options, message):
     options = {"name": "resnet18", "image_size": 32, "width": None, "depth": None} | options
     with pytest.raises(UserError, match=message):
         check_model(**options)
@@ -80,7 +80,7 @@ def test_what_no_family_has_is_refused_with_a_remedy(options, message):
 
 
 @pytest.mark.usefixtures("user_module")
-def test_a_function_of_the_users_becomes_a_classifier_and_keeps_its_train_flags():
+def test_a_user_function_becomes_a_classifier_with_its_train_flags():
     check_model("my_nets:net", image_size=8, width=None, depth=None)
     model = build("my_nets:net")
     x = torch.rand(4, 3, 8, 8)
@@ -102,7 +102,7 @@ def test_building_a_users_model_twice_imports_it_once():
         (":net", "must read package.module:function"),
         ("my_nets:", "must read package.module:function"),
         ("my_nets:a:b", "must read package.module:function"),
-        ("my_netz:net", "cannot import module 'my_netz', .*'my_netz'. It was looked for in /"),
+        ("my_netz:net", "cannot import module 'my_netz', .*'my_netz'. Searched in /"),
         ("my_nets.sub:net", "cannot import module 'my_nets.sub'"),
         ("my_broken_nets:net", r"a_package_that_is_not_there.*my_broken_nets\.py:1"),
         ("my_script:net", r"cannot import module 'my_script', SystemExit: 3"),
@@ -111,7 +111,7 @@ def test_building_a_users_model_twice_imports_it_once():
         ("my_nets:wrong_arguments", "is called with num_classes= and image_size="),
     ],
 )
-def test_a_users_function_that_cannot_be_called_is_refused_by_the_check(name, message):
+def test_an_uncallable_user_function_is_refused_by_the_check(name, message):
     with pytest.raises(UserError, match=message):
         check_model(name, image_size=8, width=None, depth=None)
 
@@ -127,13 +127,13 @@ def test_a_users_function_that_cannot_be_called_is_refused_by_the_check(name, me
         ("my_nets:wrong_image", r"images \(2, 3, 8, 8\) .* but RuntimeError: .*my_nets\.py:12\)"),
     ],
 )
-def test_a_users_network_that_does_not_map_images_to_logits_is_refused(name, message):
+def test_a_user_network_without_logits_is_refused(name, message):
     check_model(name, image_size=8, width=None, depth=None)
     with pytest.raises(UserError, match=message):
         build(name)
 
 
 @pytest.mark.usefixtures("user_module")
-def test_width_and_depth_are_not_silently_ignored_for_a_users_model():
+def test_width_and_depth_are_refused_for_a_user_model():
     with pytest.raises(UserError, match="do not apply"):
         check_model("my_nets:net", image_size=8, width=2, depth=None)
