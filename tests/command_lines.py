@@ -13,8 +13,7 @@ import raymi.commands.compare.options
 import raymi.commands.evaluate.options
 import raymi.commands.report.options
 import raymi.commands.select.options
-from raymi import probe, train
-from raymi.commands.find_model import WHICH
+from raymi import train
 from raymi.commands.tune.options import asked_for
 from raymi.overrides import flatten, split_words, validate
 from raymi.recipes import RECIPES, build_config, on_recipe
@@ -48,7 +47,7 @@ def placeholder_runs(folder: Path, names: Iterable[str]) -> None:
 
 def _train(words: list[str]) -> None:
     if any(word.startswith("resume=") for word in words):
-        _accepts(words, ("resume",), (*train.CHANGEABLE, "out"))
+        _accepts(words, ("resume",), ("out", "scaling.", "checkpoint.", "limit.", "data.root"))
     else:
         assert train.main([*words, "--dry-run"]) == 0
 
@@ -68,12 +67,11 @@ def _tune(words: list[str]) -> None:
 
 
 def _probe(words: list[str]) -> None:
-    _accepts(words, ("run", "model"), ("out", *probe.SECTIONS))
+    _accepts(words, ("run", "model"), ("out", "probe.", "attack.", "validation.", "data.root"))
 
 
 def _export(words: list[str]) -> None:
     _accepts(words, ("model", "which", "folder"), ("out",))
-    assert all(word.removeprefix("which=") in WHICH for word in words if word.startswith("which="))
 
 
 def _accepts(words: list[str], own: Iterable[str], settings: tuple[str, ...]) -> None:
