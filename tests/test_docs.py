@@ -54,7 +54,7 @@ class Block:
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """Yields the fenced blocks of a page, without their indentation; one without a language is bash."""
+    """Yields the fenced blocks of a page, without indentation; without a language they are bash."""
     text = page.read_text()
     for found in re.finditer(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL):
         indent, language, content = found.groups()
@@ -267,6 +267,14 @@ def test_links_resolve(page: Path) -> None:
             assert target.is_relative_to(ROOT / "docs"), f"{link}: not part of the site"
         if anchor:
             assert anchor in _anchors(target), f"{link}: no such heading"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_pages_name_exist(page: Path) -> None:
+    folders = "raymi|studies|tests|cluster|tune_spaces|docs|engine|mi|data|attacks|ray_backend"
+    named = re.findall(rf"`((?:{folders})/[\w/.-]+\.\w+)`", page.read_text())
+    places = (ROOT, ROOT / "raymi", ROOT / "tests")
+    assert [name for name in named if not any((place / name).exists() for place in places)] == []
 
 
 @pytest.mark.exhaustive
