@@ -277,6 +277,13 @@ def test_files_that_pages_name_exist(page: Path) -> None:
     assert [name for name in named if not any((place / name).exists() for place in places)] == []
 
 
+@pytest.mark.parametrize("page", [ROOT / "CONTRIBUTING.md", ROOT / "docs" / "architecture.md"])
+def test_every_folder_of_the_package_is_described(page: Path) -> None:
+    folders = {path.parent.name for path in (ROOT / "raymi").glob("*/__init__.py")}
+    text = page.read_text()
+    assert [folder for folder in folders if f"{folder}/" not in text] == []
+
+
 @pytest.mark.exhaustive
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
