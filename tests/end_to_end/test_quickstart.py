@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from raymi import train
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 EPOCHS = 5
+README = Path(__file__).parents[2] / "README.md"
 SECRET = "s3cr3t-of-a-user"
 PLANTED = dict.fromkeys(
     ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"),
@@ -86,6 +88,19 @@ def test_two_workers_and_both_estimators_took_part(home: Path) -> None:
     last = events(home / "runs" / "seed0", "epoch")[-1]["train"]
     assert last["mi/natural"] > 1.0, "the natural estimator has learned"
     assert last["mi/weight"] > 0
+
+
+def test_the_readme_shows_the_output_of_the_quickstart(home: Path) -> None:
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    printed = {_without_numbers(line) for line in (home / "output.txt").read_text().splitlines()}
+    lines = [_without_numbers(line) for line in shown.splitlines() if line != "..."]
+    assert [line for line in lines if line not in printed] == []
+
+
+def _without_numbers(line: str) -> str:
+    """Returns a line of output without what differs between runs: paths, numbers and spaces."""
+    line = re.sub(r"(?<=[ :/])/\S*/", "/", line).removesuffix("  best")
+    return re.sub(r"\s+", " ", re.sub(r"-?\b[0-9a-f]{32}\b|-?\d+(?:\.\d+)?", "#", line))
 
 
 def test_the_closing_table_names_all_results(home: Path) -> None:

@@ -1,0 +1,96 @@
+"""Parsing of command lines that documentation shows, by each command's own parser.
+
+Nothing is started, and no data or run is needed beyond what `placeholder_runs` makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import raymi.benchmarks.plan
+import raymi.commands.compare.options
+import raymi.commands.evaluate.options
+import raymi.commands.report.options
+import raymi.commands.select.options
+from raymi import train
+from raymi.commands.tune.options import asked_for
+from raymi.overrides import flatten, split_words, validate
+from raymi.recipes import RECIPES, build_config, on_recipe
+from raymi.runs.run_folder import RunFolder
+
+
+def parse(command: str, words: Sequence[str]) -> None:
+    """Parses the words of a command.
+
+    Args:
+        command: `raymi.train` and so on.
+        words: words after the command.
+
+    Raises:
+        UserError: a word is wrong.
+        AssertionError: the same, for commands that parse and run in one function.
+        KeyError: unknown command.
+    """
+    if "--help" not in words:
+        PARSERS[command](list(words))
+
+
+def placeholder_runs(folder: Path, names: Iterable[str]) -> None:
+    """Makes runs of the quickstart without weights, so that names such as RUN can be found."""
+    for name in names:
+        run = RunFolder(folder / "runs" / name)
+        run.path.mkdir(parents=True)
+        run.write_config(build_config("quickstart"))
+        run.weights("estimators").touch()
+
+
+def _train(words: list[str]) -> None:
+    if any(word.startswith("resume=") for word in words):
+        _accepts(words, ("resume",), ("out", "scaling.", "checkpoint.", "limit.", "data.root"))
+    else:
+        assert train.main([*words, "--dry-run"]) == 0
+
+
+def _standalone(words: list[str]) -> None:
+    parsed = split_words(words, {"recipe": RECIPES})
+    assert "name" in parsed.settings
+    validate(*on_recipe(parsed.own.get("recipe", "quickstart"), parsed.settings))
+    assert parsed.problems == []
+
+
+def _tune(words: list[str]) -> None:
+    if any(word.startswith("resume=") for word in words):
+        _accepts(words, ("resume",), ("out",))
+    else:
+        asked_for(words)
+
+
+def _probe(words: list[str]) -> None:
+    _accepts(words, ("run", "model"), ("out", "probe.", "attack.", "validation.", "data.root"))
+
+
+def _export(words: list[str]) -> None:
+    _accepts(words, ("model", "which", "folder"), ("out",))
+
+
+def _accepts(words: list[str], own: Iterable[str], settings: tuple[str, ...]) -> None:
+    """Checks keys and values of a command that takes some settings only."""
+    parsed = split_words(words, dict.fromkeys(own, ()))
+    assert parsed.problems == []
+    validate(parsed.settings)
+    assert [key for key in flatten(parsed.settings) if not key.startswith(settings)] == []
+
+
+PARSERS: dict[str, Callable[[list[str]], object]] = {
+    "raymi.train": _train,
+    "raymi.standalone": _standalone,
+    "raymi.evaluate": raymi.commands.evaluate.options.requested,
+    "raymi.tune": _tune,
+    "raymi.select": raymi.commands.select.options.requested,
+    "raymi.report": raymi.commands.report.options.requested,
+    "raymi.compare": raymi.commands.compare.options.planned,
+    "raymi.probe": _probe,
+    "raymi.export": _export,
+    "raymi.bench": raymi.benchmarks.plan.planned,
+}
