@@ -32,12 +32,12 @@ from raymi.benchmarks.plan import PARTS, Plan, planned
 from raymi.benchmarks.processes import ended_by_sigterm
 from raymi.benchmarks.profile import measure_profile
 from raymi.benchmarks.ratios import measure_ratios
+from raymi.benchmarks.ray_train import measure_ray
 from raymi.benchmarks.report import progress, setting, show, show_setting, write_json
 from raymi.benchmarks.saved import measure_saved
 from raymi.benchmarks.scaling import measure_scaling
 from raymi.benchmarks.section import MeasurementFailed, Section, failed
 from raymi.commands.cli import EXIT_FAILED, print_help, run_command, wants_help
-from raymi.ray_backend.bench_train import measure_ray
 from raymi.recipes import RECIPES
 from raymi.terminal.console import Terminal
 

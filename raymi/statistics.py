@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Mean over `num` seeds and its standard error; None for a single seed."""
+
+    mean: float
+    error: float | None
+    num: int
+
+
+def mean_of(values: Sequence[float]) -> Mean | None:
+    """Computes the mean and its standard error, the sample deviation over sqrt(n).
+
+    Returns:
+        None without values.
+    """
+    if not values:
+        return None
+    num = len(values)
+    error = stdev(values) / math.sqrt(num) if num > 1 else None
+    return Mean(fmean(values), error, num)
 
 
 def wilson_interval(right: int, num: int) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from raymi.local_paths import local_path
 from raymi.models import MODELS
 from raymi.overrides import Words, examine, flatten, leaves, overlay, resolved_lines, split_words
 from raymi.ray_backend.train_driver import (
-    NotBegun,
+    NotStarted,
     RunCallback,
     RunFailed,
     TimeLimitReached,
@@ -107,7 +107,7 @@ def _run(
         with folder.lock(wait=LOCK_SECONDS):
             describe_run(folder, recipe, command)
             return _follow(console, config, folder)
-    except NotBegun:
+    except NotStarted:
         if is_new:  # its name stays free
             shutil.rmtree(folder.path, ignore_errors=True)
         raise

@@ -28,7 +28,7 @@ from raymi_command import environment
 import raymi.commands.evaluate.options
 import raymi.commands.select.options
 from raymi import train
-from raymi.commands.tune.options import asked_for
+from raymi.commands.tune.options import open_sweep
 from raymi.overrides import flatten, split_words
 
 ROOT = Path(__file__).parents[1]
@@ -157,7 +157,7 @@ def _check_tune(words: list[str]) -> None:
         parsed = split_words(words, {"resume": ()})
         assert (parsed.problems, set(flatten(parsed.settings))) == ([], {"out"})
     else:
-        asked_for(words)
+        open_sweep(words)
 
 
 CHECKS: dict[str, Callable[[list[str]], object]] = {

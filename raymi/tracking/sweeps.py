@@ -16,8 +16,8 @@ from raymi.tracking import store
 from raymi.tracking.delivery import FAIL_SECONDS, Delivery
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tracking.tracked_sweep import TrackedSweep
-from raymi.tuning.events import News
-from raymi.tuning.results_table import Found, trial_rows
+from raymi.tuning.events import TrialEvent
+from raymi.tuning.results_table import SweepResult, trial_rows
 from raymi.tuning.study import Study, Trial
 from raymi.tuning.sweep_folder import Sweep, TrialRun
 
@@ -45,8 +45,8 @@ class SweepTracker(Delivery):
         super().__init__(self.tracked.uri, "sweep", tell)
         self._sweep, self._study = sweep, study
         self._trials = {trial.number: trial for trial in study}
-        self._news: SimpleQueue[News] = SimpleQueue()
-        self._found = Found()
+        self._news: SimpleQueue[TrialEvent] = SimpleQueue()
+        self._found = SweepResult()
         self._settled = threading.Event()
         self._settled.set()
         self._quiet: dict[TrialRun, str] = {}
@@ -60,10 +60,10 @@ class SweepTracker(Delivery):
         """The run of the whole sweep in MLflow; None until it was found or made."""
         return self.tracked.run_id
 
-    def news(self, news: News) -> None:
+    def on_trial_event(self, event: TrialEvent) -> None:
         """Takes what happened to a run, from any thread, and returns at once."""
-        if news.kind != "measured":  # its journal says so, too
-            self._news.put(news)
+        if event.kind != "measured":  # its journal says so, too
+            self._news.put(event)
 
     def settle(self, timeout: float) -> bool:
         """Waits until all that has happened by now is delivered; whether it is.
@@ -74,7 +74,7 @@ class SweepTracker(Delivery):
         self._wake.set()
         return self._settled.wait(timeout)
 
-    def conclude(self, status: str, timeout: float, found: Found) -> bool:
+    def conclude(self, status: str, timeout: float, found: SweepResult) -> bool:
         """Delivers what is left and what the sweep found, then sets the status in MLflow.
 
         The study must not be in use meanwhile.

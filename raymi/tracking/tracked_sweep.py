@@ -23,7 +23,7 @@ from raymi.tracking.provenance import provenance, source_tags
 from raymi.tracking.sweep_description import describe_sweep
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tuning.plots import importance_picture, pareto_picture
-from raymi.tuning.results_table import Found, Row, as_columns, trial_rows
+from raymi.tuning.results_table import Row, SweepResult, as_columns, trial_rows
 from raymi.tuning.study import Trial
 from raymi.tuning.sweep_folder import Sweep, TrialRun
 
@@ -209,7 +209,7 @@ class TrackedSweep:
         status: str,
         rows: Sequence[Row],
         importance: Mapping[str, float],
-        found: Found,
+        found: SweepResult,
     ) -> None:
         """Tells what the sweep has found by now, and sets the run's status.
 
@@ -251,7 +251,7 @@ class TrackedSweep:
         self, winner: TrialRun, row: Row, evaluations: Mapping[str, Any], model: str | None
     ) -> None:
         tags = {"raymi.winner": str(winner.number)}
-        tags["raymi.winner_settings"] = " ".join(self.sweep.settings_in_words(row.values))
+        tags["raymi.winner_settings"] = " ".join(self.sweep.settings_words(row.values))
         if model is not None:
             tags["raymi.winner_model"] = model
         if row.final is not None:

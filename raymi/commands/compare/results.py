@@ -7,14 +7,13 @@ percent and percentage points.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any, Literal
 
 from raymi.formatting import table_cell
 from raymi.runs.record import RunRecord
+from raymi.statistics import Mean, mean_of
 
 MEASURES = ("clean", "robust", "val")
 """Clean and robust accuracy on the test set, robust accuracy on the validation split; all of the
@@ -45,15 +44,6 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean over `num` seeds and its standard error; None where there is one seed only."""
-
-    mean: float
-    error: float | None
-    num: int
-
-
-@dataclass(frozen=True)
 class ArmSummary:
     """One arm: means over its finished runs, and of its differences to the reference arm.
 
@@ -67,15 +57,6 @@ class ArmSummary:
     failed: int
     means: Mapping[str, Mean | None]
     differences: Mapping[str, Mean | None]
-
-
-def mean_of(values: Sequence[float]) -> Mean | None:
-    """Mean and standard error, the sample standard deviation over sqrt(n); None of nothing."""
-    if not values:
-        return None
-    num = len(values)
-    error = stdev(values) / math.sqrt(num) if num > 1 else None
-    return Mean(fmean(values), error, num)
 
 
 def finished_result(arm: str, seed: int, events: Sequence[Mapping[str, Any]]) -> RunResult | None:

@@ -1,287 +1,215 @@
-"""A sweep from its first trial to its winner, for whoever watches it.
-
-Trials are compared by the cheap attack that validates them while they train. Of those that came to
-their end the best ones are attacked harder, on validation images still: `tune.factor` times
-`tune.finalists` of them by PGD-40, and of these the best by AutoAttack. The best of all wins; it
-alone is measured on the test set.
-"""
+"""Run of `python -m raymi.tune`: trains the trials, evaluates the best ones, tests the winner."""
 
 from __future__ import annotations
 
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean
+import signal
+from dataclasses import replace
 
-import torch
+from rich.console import Console
 
-from raymi.commands.evaluate.plan import EvaluationPlan, planned
-from raymi.commands.evaluate.run import EvaluationCallback, evaluate
-from raymi.config import ScalingConfig
-from raymi.errors import StorageError, UserError, first_line
+from raymi.commands.cli import EXIT_FAILED, print_help, wants_help
+from raymi.commands.evaluate.run import evaluate, track
+from raymi.commands.tune.final_evaluation import (
+    evaluate_finalists,
+    evaluation_plan,
+    select_winner,
+)
+from raymi.commands.tune.options import COMMAND, TUNE_FIELDS, open_sweep, resume_command
+from raymi.errors import StorageError, UserError
 from raymi.evaluation.attack_task import StepFailed
-from raymi.evaluation.report import Report
-from raymi.files import checksum
-from raymi.ray_backend import head_watch
-from raymi.ray_backend.session import Resources, as_many_as_fit, ray_session
-from raymi.runs.run_folder import RunFolder
-from raymi.signals import Signals, Stopped, nothing
-from raymi.tuning.events import SweepCallback
-from raymi.tuning.results_table import Finalist
-from raymi.tuning.run_trial import held, in_this_process
-from raymi.tuning.study import Study
+from raymi.overrides import expected
+from raymi.ray_backend.tune_driver import (
+    SweepWorkspace,
+    evaluate_winner,
+    open_sweep_workspace,
+    train_trials,
+)
+from raymi.recipes import BASE_RECIPES
+from raymi.runs.record import warning_lines
+from raymi.runs.run_paths import home_folder
+from raymi.signals import Stopped, ended_by_sigterm, nothing
+from raymi.terminal.console import Terminal
+from raymi.terminal.evaluation import EvaluationDisplay, print_report
+from raymi.terminal.print_line import print_lines
+from raymi.terminal.sweep import SweepDisplay, print_sweep
+from raymi.tracking.delivery import FAIL_SECONDS, FINISH_SECONDS
+from raymi.tracking.store import how_to_open
+from raymi.tracking.sweeps import SweepTracker
+from raymi.tuning.events import TrialEvent
+from raymi.tuning.results_table import SweepResult, trial_rows
+from raymi.tuning.space import find_space
+from raymi.tuning.space_files import known_spaces
 from raymi.tuning.sweep_folder import Sweep, TrialRun
-from raymi.weights import read_weights_file
 
-POLL_SECONDS = 0.1
-PGD, AUTOATTACK = "pgd-40", "autoattack"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a sweep computes: Ray's resources, the workers that they hold, and how many runs go on
-    at once."""
-
-    resources: Resources
-    scaling: ScalingConfig
-    concurrent: int
+USAGE = (
+    f"{COMMAND} space=NAME [recipe=NAME] [name=NAME] [seeds=0..9] [tune.trials=N] [key=value ...] "
+    "| resume=SWEEP [--help]"
+)
 
 
-@contextmanager
-def sweep_workspace(sweep: Sweep, print_line: Callable[[str], None]) -> Iterator[Place]:
-    """Ray for the length of a sweep.
+def tune(words: list[str], doc: str | None) -> int:
+    """Runs the sweep of a command line, or prints the help.
 
     Args:
-        sweep: Names the workers that a trial needs.
-        say: Takes lines about waits for Ray.
+        words: Words of the command line.
+        doc: Description of the command for its help.
 
-    Raises:
-        UserError: Ray does not start, or has no room for one run.
+    Returns:
+        The exit code.
     """
-    scaling, asked = sweep.config_of({}).scaling, sweep.definition.tune.concurrent
-    each, runs = scaling.most_workers, sweep.num_trials * len(sweep.seeds)
-    most = runs if asked is None else min(asked, runs)
-    asked_for = as_many_as_fit(scaling, each, most)
-    with ray_session(asked_for, dashboard=True, print_line=print_line) as resources:
-        concurrent = resources.places // each
-        if concurrent == 0:
-            raise UserError(
-                f"a trial has scaling.workers={each}, the cluster has room for "
-                f"{resources.places}: ask for fewer, or add nodes"
-            )
-        yield Place(resources, scaling, min(concurrent, most))
+    console = Terminal()
+    if wants_help(words):
+        return _help(console, doc)
+    sweep = open_sweep(words)
+    with sweep.lock():
+        return _Search(console, sweep).run()
 
 
-def train_trials(
-    sweep: Sweep,
-    study: Study,
-    place: Place,
-    watch: SweepCallback,
-    on_signal: Callable[[], object] = nothing,
-) -> None:
-    """Trains all trials to their end; Ray Tune runs in a thread, so that signals are ours.
+class _Search:
+    """Runs a sweep to its end and reports to the terminal and to MLflow."""
 
-    Args:
-        on_signal: called in the handler of the first SIGINT or SIGTERM.
+    def __init__(self, console: Console, sweep: Sweep) -> None:
+        self.console, self.sweep, self.study = console, sweep, sweep.study()
+        self.result = SweepResult()
+        self.tracker: SweepTracker | None = None
+        if sweep.config_of({}).tracking.enabled:
+            self.tracker = SweepTracker(sweep, self.study, home_folder(), self.print_line)
+        self._display: SweepDisplay | None = None
 
-    Raises: Stopped, once all runs have a checkpoint; StorageError where they cannot write one.
-    """
-    from raymi.ray_backend.tune import run_sweep
-
-    errors: list[BaseException] = []
-
-    def body() -> None:
+    def run(self) -> int:
+        """Runs the sweep; returns the exit code."""
+        self.sweep.stop_file.unlink(missing_ok=True)
+        self.print_line(
+            f"sweep {self.sweep.name} in {self.sweep.path}: {self.sweep.num_trials} trials"
+        )
+        if self.tracker is not None:
+            self.tracker.start()
+        resume = f"to continue: {resume_command(self.sweep)}"
+        status, code = "FAILED", EXIT_FAILED
         try:
-            run_sweep(
-                sweep,
-                study,
-                use_gpu=place.resources.use_gpu,
-                concurrent=place.concurrent,
-                watch=watch,
-            )
-        except BaseException as error:
-            errors.append(error)
+            if self._search():
+                status, code = "FINISHED", 0
+            else:
+                self.print_line(resume if self._has_trials_left else "no trial has finished")
+        except (Stopped, KeyboardInterrupt) as stop:
+            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+            status, code = "KILLED", 128 + signum
+            self.print_line(f"stopped by {signal.Signals(signum).name}; {resume}")
+        except UserError as error:
+            raise UserError(f"{error}\n{resume}") from None
+        except (StepFailed, StorageError) as failure:
+            self.print_line(f"{failure}; {resume}", style="red")
+        finally:
+            code = self._finish_tracking(status, resume) or code
+        return code
 
-    thread = threading.Thread(target=body, daemon=True, name="ray-tune")
-    with Signals(sweep.stop_file, on_signal) as signals:
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-            if signals.is_new():
-                watch.print_line(
-                    f"{signals.name}: the trials write a checkpoint and end; again: at once"
+    def print_line(self, message: str, style: str = "") -> None:
+        """Prints a message; from any thread."""
+        print_lines(self.console, message, style)
+
+    def on_trial_event(self, event: TrialEvent) -> None:
+        """Passes an event on to the display and the tracker; from any thread."""
+        if self._display is not None:
+            self._display.on_trial_event(event)
+        if self.tracker is not None:
+            self.tracker.on_trial_event(event)
+
+    def _search(self) -> bool:
+        """Trains, evaluates and prints; returns whether the sweep has a winner."""
+        on_signal = nothing if self.tracker is None else self.tracker.interrupt
+        with (
+            ended_by_sigterm(on_signal),
+            open_sweep_workspace(self.sweep, self.print_line) as workspace,
+        ):
+            if self._has_trials_left:
+                with SweepDisplay(self.console, self.sweep, self.study) as self._display:
+                    train_trials(self.sweep, self.study, workspace, self, on_signal)
+            if self._has_trials_left:
+                self._print_trials()
+                return False
+            with EvaluationDisplay(self.console) as display:
+                finalists = evaluate_finalists(self.sweep, self.study, workspace, display)
+            winner = select_winner(self.sweep, self.study, finalists)
+            self.result = SweepResult(winner, finalists)
+            self._print_trials()
+            if winner is None:
+                return False
+            if self.sweep.definition.tune.test_suite != "none":
+                self._test(winner, workspace)
+            path = self.sweep.folder_of(winner).path
+            self.print_line(f"winner: trial {winner.number}  {path}")
+            return True
+
+    @property
+    def _has_trials_left(self) -> bool:
+        running = any(trial.state == "running" for trial in self.study)
+        return running or len(self.study) < self.sweep.num_trials
+
+    def _print_trials(self) -> None:
+        rows = trial_rows(self.sweep, self.study, self.result.finalists)
+        print_sweep(self.console, self.sweep, rows)
+        runs = [run for trial in self.study for run in self.sweep.runs_of(trial.number)]
+        for line in warning_lines([self.sweep.folder_of(run) for run in runs]):
+            self.print_line(line)
+        if importance := self.study.importance():
+            shares = ", ".join(f"{key} {100 * share:.0f}%" for key, share in importance.items())
+            self.print_line(f"importance of the parameters: {shares}")
+
+    def _test(self, run: TrialRun, workspace: SweepWorkspace) -> None:
+        """Evaluates the winner on the test set, first by the run's attack, then by the suite."""
+        evaluate_winner(self.sweep, run, workspace)
+        if self.tracker is not None:  # the evaluation is logged to the run's model
+            self.tracker.on_trial_event(TrialEvent("finished", run, self.study[run.number]))
+            self.tracker.settle(0.0 if self.tracker.fails else FINISH_SECONDS)
+        suite = self.sweep.definition.tune.test_suite
+        plan = evaluation_plan(self.sweep, [run], workspace, "split=test", f"suite={suite}")
+        with EvaluationDisplay(self.console) as display:
+            reports, _ = evaluate(plan, display, workspace.resources)
+        print_report(self.console, reports[0])
+        accuracies = {result.name: result.accuracy for result in reports[0].results}
+        self.result = replace(self.result, test=accuracies, num_test=reports[0].num)
+        for tracked in track(plan, reports) if self.tracker is not None else ():
+            if tracked.run_id is None:
+                self.print_line(
+                    f"cannot log the evaluation of {tracked.name} to MLflow: {tracked.problem}"
                 )
-            signals.check(work_has_begun=True)
-            _check_ray(head_watch.check)
-        if signals.received is not None:
-            raise Stopped(signals.received)
-    if errors:
-        if not isinstance(errors[0], (UserError, StorageError)):
-            _check_ray(head_watch.check_after_an_error)
-        raise errors[0]
+
+    def _finish_tracking(self, status: str, resume: str) -> int:
+        """Uploads the rest of the sweep to MLflow; a signal interrupts it.
+
+        Returns:
+            0, or the exit code after a signal.
+        """
+        if self.tracker is None:
+            return 0
+        timeout = FINISH_SECONDS if status == "FINISHED" else FAIL_SECONDS
+        try:
+            with ended_by_sigterm(self.tracker.interrupt):
+                if self.tracker.conclude(status, timeout, self.result):
+                    self.print_line(
+                        f"MLflow run {self.tracker.run_id}  ({how_to_open(self.tracker.uri)})"
+                    )
+                else:
+                    self.print_line(self.tracker.undelivered(resume))
+            return 0
+        except (Stopped, KeyboardInterrupt) as stop:
+            signum = stop.signum if isinstance(stop, Stopped) else signal.SIGINT
+            self.tracker.break_off()
+            self.print_line(
+                f"stopped by {signal.Signals(signum).name} before the upload to MLflow was "
+                f"complete; nothing is lost, {resume}"
+            )
+            return 128 + signum
 
 
-def _check_ray(check: Callable[[], None]) -> None:
-    """Ends a sweep whose Ray is lost.
-
-    Raises:
-        StepFailed: It is.
-    """
-    try:
-        check()
-    except head_watch.RayLost as loss:
-        raise StepFailed(str(loss)) from None
-
-
-def judge(
-    sweep: Sweep, study: Study, place: Place, watch: EvaluationCallback
-) -> tuple[Finalist, ...]:
-    """The finalists of a sweep whose trials have ended, the winner first; empty where the
-    validation of training decides, or nothing came to its end.
-
-    What was attacked before is not attacked again.
-
-    Raises: as `evaluate` does.
-    """
-    tune = sweep.definition.tune
-    if not tune.finalists:
-        return ()
-    first = candidates(sweep, study)[: tune.factor * tune.finalists]
-    pgd = _accuracies(sweep, first, PGD, place, watch)
-    by_pgd = sorted(first, key=lambda number: -_mean(sweep, pgd, number))
-    best, others = by_pgd[: tune.finalists], by_pgd[tune.finalists :]
-    autoattack = _accuracies(sweep, best, AUTOATTACK, place, watch)
-    finalists = []
-    for number in best:
-        run = max(sweep.runs_of(number), key=lambda run: (autoattack[run], pgd[run]))
-        means = _mean(sweep, pgd, number), _mean(sweep, autoattack, number)
-        finalists.append(Finalist(number, run, *means))
-    finalists.sort(key=lambda one: (one.autoattack, one.pgd), reverse=True)
-    for number in others:
-        run = max(sweep.runs_of(number), key=lambda run: pgd[run])
-        finalists.append(Finalist(number, run, _mean(sweep, pgd, number)))
-    return tuple(finalists)
-
-
-def candidates(sweep: Sweep, study: Study) -> list[int]:
-    """Trials that may win, the best in robust accuracy during training first: those that came to
-    their end, of several objectives those on the front."""
-    objectives = sweep.definition.tune.objectives
-    ended = [trial for trial in study if trial.state == "finished"]
-    among = study.front() if len(objectives) > 1 else ended
-    ranked = sorted(among, key=lambda trial: -(trial.objectives or (0.0,))[-1])
-    return [trial.number for trial in ranked]
-
-
-def winner(sweep: Sweep, study: Study, finalists: Sequence[Finalist]) -> TrialRun | None:
-    """The run that won: that of the first finalist, or without any the best one on validation
-    during training; None where nothing came to its end."""
-    if finalists:
-        return finalists[0].run
-    ranked = candidates(sweep, study)
-    return _best_run(sweep, ranked[0]) if ranked else None
-
-
-def _best_run(sweep: Sweep, number: int) -> TrialRun:
-    """That of a trial's seeds which is the best on validation during training."""
-    measured = {run: sweep.measured(run) for run in sweep.runs_of(number)}
-    return max(measured, key=lambda run: measured[run][-1].robust)
-
-
-def _mean(sweep: Sweep, accuracies: dict[TrialRun, float], number: int) -> float:
-    return fmean(accuracies[run] for run in sweep.runs_of(number))
-
-
-def _accuracies(
-    sweep: Sweep,
-    numbers: Sequence[int],
-    attack: str,
-    place: Place,
-    watch: EvaluationCallback,
-) -> dict[TrialRun, float]:
-    """By run, the accuracy on validation images under an attack."""
-    runs = [run for number in numbers for run in sweep.runs_of(number)]
-    same = {run: _digest(sweep.folder_of(run)) for run in runs}  # trials may end with one network
-    first = {digest: run for run, digest in reversed(same.items())}
-    if not runs:
-        return {}
-    attacked = list(first.values())
-    plan = plan_of(sweep, attacked, place, "split=val", f"attacks={attack}", "checks=0")
-    reports, _ = evaluate(plan, watch, place.resources)
-    found = {run: _accuracy(report, attack) for run, report in zip(attacked, reports, strict=True)}
-    return {run: found[first[digest]] for run, digest in same.items()}
-
-
-def _digest(folder: RunFolder) -> str:
-    """Computes the checksum of a run's best weights."""
-    weights = read_weights_file(folder.weights("best")).tensors
-    return checksum(b"".join(weights[key].numpy().tobytes() for key in sorted(weights)))
-
-
-def _accuracy(report: Report, attack: str) -> float:
-    return next(result.accuracy for result in report.results if result.name == attack)
-
-
-def plan_of(sweep: Sweep, runs: Sequence[TrialRun], place: Place, *words: str) -> EvaluationPlan:
-    """A checked evaluation of runs, with as many workers as a sweep has.
-
-    Args: words, of `python -m raymi.evaluate`.
-    """
-    scaling, samples = place.scaling, sweep.definition.tune.samples
-    asked = [
-        f"out={sweep.trials}",
-        f"model={','.join(sweep.folder_of(run).name for run in runs)}",
-        f"results={sweep.path / 'evaluations'}",
-        f"scaling.workers={place.resources.places}",
-        f"scaling.cpus_per_worker={scaling.cpus_per_worker}",
-        f"scaling.use_gpu={scaling.use_gpu}",
-        *words,
-    ]
-    if samples is not None:
-        asked.append(f"samples={samples}")
-    return planned(asked, lambda line: None)
-
-
-def complete(sweep: Sweep, run: TrialRun, place: Place) -> None:
-    """Makes a finished run of a sweep an ordinary one: its models are measured on the test set, as
-    its configuration says.
-
-    Raises: StepFailed where it cannot be measured.
-    """
-    import ray
-    from ray.exceptions import RayError
-
-    gpu = place.resources.use_gpu
-    task = ray.remote(_complete).options(
-        num_cpus=place.scaling.cpus_per_worker, num_gpus=int(gpu), max_retries=3
-    )
-    answer = task.remote(str(sweep.path), run, "cuda" if gpu else "cpu", str(Path.cwd()))
-    try:
-        while not ray.wait([answer], timeout=1)[0]:
-            _check_ray(head_watch.check)
-        problem = ray.get(answer)
-    except RayError as error:
-        _check_ray(head_watch.check_after_an_error)
-        raise StepFailed(f"the winner could not be measured: {first_line(error)}") from None
-    if problem is not None:
-        raise StepFailed(f"the winner could not be measured: {problem}")
-
-
-def _complete(folder: str, run: TrialRun, device: str, import_path: str) -> str | None:
-    """On a worker; returns what went wrong."""
-    if import_path not in sys.path:
-        sys.path.insert(0, import_path)  # the user's own models
-    sweep = Sweep(Path(folder))
-    own = sweep.folder_of(run)
-    train_run = in_this_process(torch.device(device), sweep.stop_file, test=True)
-    try:
-        with ExitStack() as stack:
-            if not held(stack, own, sweep.stop_file):
-                return f"the run {own.name} is going on in another process"
-            ended = train_run(own.read_config(), own, "classifier", None)
-    except (UserError, StorageError) as error:
-        return str(error)
-    return ended.reason if ended.how == "failed" else None
+def _help(console: Console, doc: str | None) -> int:
+    named = {
+        "spaces": {name: find_space(name).description for name in known_spaces()},
+        "recipes": {name: recipe.description for name, recipe in BASE_RECIPES.items()},
+        "search settings": {
+            key: f"({expected(field)}) {' '.join((field.description or '').split())}"
+            for key, field in TUNE_FIELDS.items()
+        },
+    }
+    print_help(console, USAGE, doc, named)
+    return 0
