@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import signal
 import tempfile
 from typing import Any
 
@@ -34,9 +33,7 @@ def measure_ray(plan: Plan) -> Section:
     under_ray: list[float] = []
     plain: list[float] = []
     result: dict[str, Any] = {}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     with ray_session(config.scaling) as resources, tempfile.TemporaryDirectory() as storage:
-        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init replaces the handler
         for _ in range(plan.runs):
             try:
                 result = run_on_workers(

@@ -1,4 +1,15 @@
-"""Run of `python -m raymi.tune`: trains the trials, evaluates the best ones, tests the winner."""
+"""Command `raymi.tune`: searches settings for the highest robust accuracy on validation.
+
+space: the name of a file in tune_spaces/, or the path of your own. Other keys are settings of all
+trials; keys that the space varies cannot be set. A trial is an ordinary run that never reads the
+test set, in one process or, with scaling.workers=N, in several. seeds=0..9 repeats every trial and
+compares trials in pairs.
+
+PGD-40, then AutoAttack, evaluate the best trials on validation images. The winner alone is
+evaluated on the test set, logged and registered in MLflow.
+
+resume=SWEEP continues an interrupted sweep, its trials from their last checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -47,19 +58,11 @@ USAGE = (
 )
 
 
-def tune(words: list[str], doc: str | None) -> int:
-    """Runs the sweep of a command line, or prints the help.
-
-    Args:
-        words: Words of the command line.
-        doc: Description of the command for its help.
-
-    Returns:
-        The exit code.
-    """
+def tune_command(words: list[str]) -> int:
+    """Runs the sweep of a command line, or prints the help; returns the exit code."""
     console = Terminal()
     if wants_help(words):
-        return _help(console, doc)
+        return _help(console)
     sweep = open_sweep(words)
     with sweep.lock():
         return _Search(console, sweep).run()
@@ -202,7 +205,7 @@ class _Search:
             return 128 + signum
 
 
-def _help(console: Console, doc: str | None) -> int:
+def _help(console: Console) -> int:
     named = {
         "spaces": {name: find_space(name).description for name in known_spaces()},
         "recipes": {name: recipe.description for name, recipe in BASE_RECIPES.items()},
@@ -211,5 +214,5 @@ def _help(console: Console, doc: str | None) -> int:
             for key, field in TUNE_FIELDS.items()
         },
     }
-    print_help(console, USAGE, doc, named)
+    print_help(console, USAGE, __doc__, named)
     return 0
