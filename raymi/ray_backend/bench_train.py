@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from raymi.collectives import Collectives, ProcessGroup
+from raymi.ray_backend.background import BackgroundCall
 
 WorkerFunction = Callable[[dict[str, Any], Collectives, torch.device], dict[str, Any]]
 """Function of an importable module that takes a job, the group of all workers and a device."""
@@ -40,22 +40,16 @@ def run_on_workers(
     Raises:
         WorkersFailed: The run failed.
     """
-    results: list[dict[str, Any]] = []
-    errors: list[BaseException] = []
-
-    def fit() -> None:
-        try:
-            results.append(_fit(function, job, num_workers, storage, use_gpu))
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=fit, daemon=True, name="ray-train")
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.1)
-    if errors:
-        raise WorkersFailed(f"Ray Train: {errors[0]}".splitlines()[0]) from errors[0]
-    return results[0]
+    training = BackgroundCall(
+        "ray-train", lambda: _fit(function, job, num_workers, storage, use_gpu)
+    )
+    training.start()
+    while training.is_alive():
+        training.join(0.1)
+    if training.error is not None:
+        raise WorkersFailed(f"Ray Train: {training.error}".splitlines()[0]) from training.error
+    assert training.result is not None
+    return training.result
 
 
 def _fit(

@@ -7,7 +7,6 @@ workers write a checkpoint after the current step and end.
 from __future__ import annotations
 
 import gc
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 from raymi.config import Config
 from raymi.errors import StorageError, UserError
 from raymi.ray_backend import head_watch
+from raymi.ray_backend.background import BackgroundCall
 from raymi.ray_backend.failures import read_failure, remove_leftovers, root_cause
 from raymi.ray_backend.head_watch import RayLost
 from raymi.ray_backend.session import Resources, ray_session
@@ -89,30 +89,30 @@ def launch(
             raise NotStarted(str(error)) from None
         signals.check_before_work()
         on_ray()
-        trainer = _TrainerThread(config, folder, resources, deadline)
-        trainer.start()
+        training = BackgroundCall("ray-train", lambda: _fit(config, folder, resources, deadline))
+        training.start()
         try:
-            while trainer.is_alive():
-                trainer.join(POLL_SECONDS)
+            while training.is_alive():
+                training.join(POLL_SECONDS)
                 _send_new_events(callbacks, journal)
                 _raise_failure(folder)
                 if signals.is_new():
                     _send_event(callbacks, {"kind": "stopping", "signal": signals.name})
                 signals.check(work_has_begun=journal.offset > before)
                 head_watch.check()
-            if trainer.error is not None:
+            if training.error is not None:
                 head_watch.check_after_error()
         except RayLost as loss:
             _send_new_events(callbacks, journal)
             raise RunFailed(str(loss)) from None
         finally:
             if not head_watch.head_lost():
-                trainer.end()
+                _end(training)
         _send_new_events(callbacks, journal)
         _raise_failure(folder)
-        if trainer.error is not None:
-            raise RunFailed(root_cause(trainer.error, folder)) from None
-        result = trainer.result or {}
+        if training.error is not None:
+            raise RunFailed(root_cause(training.error, folder)) from None
+        result = training.result or {}
         if "problem" in result:
             raise StorageError(result["problem"])
         if not result.get("finished"):
@@ -123,40 +123,23 @@ def launch(
             raise RunFailed(f"a stop was requested by the file {folder.stop_file}")
 
 
-class _TrainerThread(threading.Thread):
-    """Thread of Ray Train, so that the main thread handles signals."""
+def _fit(
+    config: Config, folder: RunFolder, resources: Resources, deadline: float | None
+) -> dict[str, Any]:
+    from raymi.ray_backend.train import fit
 
-    def __init__(
-        self, config: Config, folder: RunFolder, resources: Resources, deadline: float | None
-    ) -> None:
-        super().__init__(daemon=True, name="ray-train")
-        self.config, self.folder, self.resources = config, folder, resources
-        self.deadline = deadline
-        self.error: BaseException | None = None
-        self.result: dict[str, Any] | None = None
+    return fit(config, folder, use_gpu=resources.use_gpu, deadline=deadline) or {}
 
-    def run(self) -> None:
-        try:
-            from raymi.ray_backend.train import fit
 
-            self.result = fit(
-                self.config,
-                self.folder,
-                use_gpu=self.resources.use_gpu,
-                deadline=self.deadline,
-            )
-        except BaseException as error:
-            self.error = error
+def _end(training: BackgroundCall[Any]) -> None:
+    """Ends Ray Train before Ray shuts down.
 
-    def end(self) -> None:
-        """Ends Ray Train before Ray shuts down.
-
-        A thread that waits for Ray during its shutdown can end the whole process without a message.
-        """
-        deadline = time.monotonic() + END_SECONDS
-        while self.is_alive() and time.monotonic() < deadline:
-            _kill_actors()  # also those started meanwhile
-            self.join(POLL_SECONDS)
+    A thread that waits for Ray during its shutdown can end the whole process without a message.
+    """
+    deadline = time.monotonic() + END_SECONDS
+    while training.is_alive() and time.monotonic() < deadline:
+        _kill_actors()  # also those started meanwhile
+        training.join(POLL_SECONDS)
 
 
 def _kill_actors() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from raymi.config import ScalingConfig
 from raymi.errors import StorageError, UserError, first_line
 from raymi.evaluation.attack_task import StepFailed
 from raymi.ray_backend import head_watch
+from raymi.ray_backend.background import BackgroundCall
 from raymi.ray_backend.session import Resources, ray_session, scale_to_fit
 from raymi.signals import Signals, Stopped, nothing
 from raymi.tuning.events import SweepCallback
@@ -92,25 +92,20 @@ def train_trials(
     """
     from raymi.ray_backend.tune import run_sweep
 
-    errors: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            run_sweep(
-                sweep,
-                study,
-                use_gpu=workspace.resources.use_gpu,
-                concurrent=workspace.concurrent,
-                callback=callback,
-            )
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=body, daemon=True, name="ray-tune")
+    tuning = BackgroundCall(
+        "ray-tune",
+        lambda: run_sweep(
+            sweep,
+            study,
+            use_gpu=workspace.resources.use_gpu,
+            concurrent=workspace.concurrent,
+            callback=callback,
+        ),
+    )
     with Signals(sweep.stop_file, on_signal) as signals:
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
+        tuning.start()
+        while tuning.is_alive():
+            tuning.join(POLL_SECONDS)
             if signals.is_new():
                 callback.print_line(
                     f"{signals.name}: trials write a checkpoint and stop; press Ctrl-C again to "
@@ -120,10 +115,10 @@ def train_trials(
             _check_head(head_watch.check)
         if signals.received is not None:
             raise Stopped(signals.received)
-    if errors:
-        if not isinstance(errors[0], (UserError, StorageError)):
+    if tuning.error is not None:
+        if not isinstance(tuning.error, (UserError, StorageError)):
             _check_head(head_watch.check_after_error)
-        raise errors[0]
+        raise tuning.error
 
 
 def _check_head(check: Callable[[], None]) -> None:
