@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-import raymi
 from raymi.errors import UserError, what_happened
 from raymi.evaluation.attack_task import AttackResult, AttackTask, StepFailed, make
 from raymi.evaluation.worker_job import Attackers, WorkerJob
-
-_PACKAGE = Path(raymi.__file__).parent
+from raymi.ray_backend.worker_process import add_import_path, forward_warnings
 
 
 @dataclass(frozen=True)
@@ -46,12 +40,11 @@ class AttackWorker:
     """
 
     def __init__(self, import_path: str, threads: int, device: str) -> None:
-        if import_path not in sys.path:
-            sys.path.insert(0, import_path)  # the user's own models
+        add_import_path(import_path)
         torch.set_num_threads(threads)
         self._device = device
         self._warnings: list[str] = []
-        warnings.showwarning = self._save_warning
+        forward_warnings(self._warnings.append)
 
     def set_up(self, job: WorkerJob) -> Reply:
         """Builds the attackers of all tasks.
@@ -80,15 +73,3 @@ class AttackWorker:
             problem = f"a worker cannot start: {what_happened(error)}"
             return Reply(problem=problem, warnings=tuple(self._warnings))
         return Reply(result, warnings=tuple(self._warnings))
-
-    def _save_warning(
-        self,
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: Any = None,
-        line: Any = None,
-    ) -> None:
-        if Path(filename).is_relative_to(_PACKAGE):
-            self._warnings.append(str(message))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.ray_backend.background import BackgroundCall
+from raymi.ray_backend.worker_process import add_import_path, worker_resources
 
 WorkerFunction = Callable[[dict[str, Any], Collectives, torch.device], dict[str, Any]]
 """Function of an importable module that takes a job, the group of all workers and a device."""
@@ -67,7 +67,7 @@ def _fit(
         scaling_config=ray.train.ScalingConfig(
             num_workers=num_workers,
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": 1, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker=worker_resources(1, use_gpu),
         ),
         run_config=ray.train.RunConfig(storage_path=storage),
     )
@@ -78,8 +78,7 @@ def _run_function(function: WorkerFunction, config: dict[str, Any]) -> dict[str,
     """Runs the function in a worker."""
     import ray.train.torch
 
-    if config["import_path"] not in sys.path:
-        sys.path.insert(0, config["import_path"])  # the user's own models
+    add_import_path(config["import_path"])
     torch.set_num_threads(1)
     result = function(config["job"], ProcessGroup(), ray.train.torch.get_device())
     return {**result, "niceness": os.nice(0)}

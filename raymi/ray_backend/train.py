@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from raymi.config import Config
 from raymi.ray_backend.train_worker import train_worker
+from raymi.ray_backend.worker_process import worker_resources
 from raymi.runs.run_folder import RunFolder
 
 RESIZE_SECONDS = 30.0  # between two checks of the cluster; Ray's own view is up to 20 s old
@@ -68,10 +69,7 @@ def fit(
             ),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=use_gpu,
-            resources_per_worker={
-                "CPU": scaling.cpus_per_worker,
-                **({"GPU": 1} if use_gpu else {}),
-            },
+            resources_per_worker=worker_resources(scaling.cpus_per_worker, use_gpu),
         ),
         run_config=ray.train.RunConfig(
             name="ray",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 import traceback
 import warnings
@@ -17,13 +16,13 @@ import ray.train
 import ray.train.torch
 import torch
 
-import raymi
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
 from raymi.engine.context import Answers, StopRequest
 from raymi.engine.loop import train
 from raymi.errors import StorageError, UserError
 from raymi.files import write_atomically
+from raymi.ray_backend.worker_process import add_import_path, forward_warnings
 from raymi.runs.run_folder import RunFolder
 
 WAIT_SECONDS = 180.0
@@ -34,8 +33,6 @@ The workers of a killed driver end within seconds; NFS keeps the lock of a lost 
 
 NOTICE_SECONDS = 2.0
 """Seconds between two checks for preemption notices, in which all workers take part."""
-
-_PACKAGE = Path(raymi.__file__).parent
 
 
 class RayContext:
@@ -95,13 +92,12 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """
     config = Config.model_validate_json(job["config"])
     folder = RunFolder(Path(job["folder"]))
-    if job["import_path"] not in sys.path:
-        sys.path.insert(0, job["import_path"])  # the user's own models
+    add_import_path(job["import_path"])
     torch.set_num_threads(config.scaling.cpus_per_worker)
     stop_file = None if job["stop_file"] is None else Path(job["stop_file"])
     context = RayContext(folder, job["deadline"], stop_file)
-    warnings.showwarning = _warn_into(folder, context.group.rank)
     rank = context.group.rank
+    forward_warnings(lambda message: _log_warning(folder, message) if rank == 0 else None)
     try:
         if not folder.config.is_file():
             raise UserError(
@@ -155,12 +151,7 @@ def _move_earlier_errors(folder: RunFolder) -> None:
         log.unlink(missing_ok=True)
 
 
-def _warn_into(folder: RunFolder, rank: int) -> Any:
-    """Returns a handler that writes raymi's warnings to a file of the run for the driver."""
-
-    def show(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
-        if rank == 0 and Path(filename).is_relative_to(_PACKAGE):
-            with suppress(OSError), folder.warnings.open("a") as log:
-                log.write(f"{message}\n")
-
-    return show
+def _log_warning(folder: RunFolder, message: str) -> None:
+    """Appends a warning to a file of the run, which the driver prints."""
+    with suppress(OSError), folder.warnings.open("a") as log:
+        log.write(f"{message}\n")

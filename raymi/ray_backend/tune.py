@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +32,7 @@ from raymi.ray_backend.failures import (
 )
 from raymi.ray_backend.internals import ENV_VARS_TO_PROPAGATE
 from raymi.ray_backend.train import fit
+from raymi.ray_backend.worker_process import add_import_path, worker_resources
 from raymi.runs.run_folder import RunFolder
 from raymi.tuning.events import EventKind, SweepCallback, TrialEvent
 from raymi.tuning.run_trial import TrainFunction, TrialResult, in_this_process, run_trial
@@ -118,15 +118,14 @@ def _resources(config: Config, use_gpu: bool) -> dict[str, float]:
     scaling = config.scaling
     if scaling.most_workers > 1:
         return {"node:__internal_head__": 0.001}
-    return {"CPU": scaling.cpus_per_worker, **({"GPU": 1} if use_gpu else {})}
+    return worker_resources(scaling.cpus_per_worker, use_gpu)
 
 
 def _trial(
     config: dict[str, Any], folder: str, import_path: str, use_gpu: bool
 ) -> dict[str, str | None]:
     """Trains a run in its process."""
-    if import_path not in sys.path:
-        sys.path.insert(0, import_path)  # the user's own models
+    add_import_path(import_path)
     sweep, run = Sweep(Path(folder)), TrialRun(config["number"], config["seed"])
     if sweep.config_of({}).scaling.most_workers > 1:
         train_run = _on_workers(sweep.stop_file, import_path, use_gpu)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from raymi.evaluation.attack_task import StepFailed
 from raymi.ray_backend import head_watch
 from raymi.ray_backend.background import BackgroundCall
 from raymi.ray_backend.session import Resources, ray_session, scale_to_fit
+from raymi.ray_backend.worker_process import add_import_path
 from raymi.signals import Signals, Stopped, nothing
 from raymi.tuning.events import SweepCallback
 from raymi.tuning.run_trial import in_this_process, lock_run
@@ -162,8 +162,7 @@ def evaluate_winner(sweep: Sweep, run: TrialRun, workspace: SweepWorkspace) -> N
 
 def _evaluate_winner(folder: str, run: TrialRun, device: str, import_path: str) -> str | None:
     """Evaluates the winner in a worker; returns the reason of a failure."""
-    if import_path not in sys.path:
-        sys.path.insert(0, import_path)  # the user's own models
+    add_import_path(import_path)
     sweep = Sweep(Path(folder))
     run_folder = sweep.folder_of(run)
     train_run = in_this_process(torch.device(device), sweep.stop_file, test=True)

@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Protocol
@@ -196,7 +196,8 @@ class Space(BaseModel):
         try:
             TuneConfig.model_validate(tune)
         except ValidationError as error:
-            raise ValueError("; ".join(map(_tune_error_text, error.errors()))) from None
+            lines = [_error_text(one, TuneConfig.model_fields) for one in error.errors()]
+            raise ValueError("; ".join(lines)) from None
         return tune
 
     @cached_property
@@ -364,20 +365,12 @@ def _check_condition(
             raise ValueError(f"{name} depends on {other} = {value!r}, whose choices are {choices}")
 
 
-def _tune_error_text(error: Any) -> str:
-    """Returns a line for one of pydantic's errors in the table `tune`."""
-    key = ".".join(map(str, error["loc"]))
+def _error_text(error: Any, known: Iterable[str] | None = None) -> str:
+    """Returns a line for one of pydantic's errors in a space, or in a table with `known` keys."""
+    parts = [str(part) for part in error["loc"]]
+    key = ".".join(parts[1:] if parts[:1] == ["parameters"] and len(parts) > 1 else parts)
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown, {did_you_mean(key, TuneConfig.model_fields)}"
+        known = known or (_TABLES if len(parts) == 1 else Parameter.model_fields)
+        return f"{key}: unknown, {did_you_mean(parts[-1], known)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
-
-
-def _error_text(error: Any) -> str:
-    parts = [str(part) for part in error["loc"]]
-    place = ".".join(parts[1:] if parts[:1] == ["parameters"] and len(parts) > 1 else parts)
-    if error["type"] == "extra_forbidden":
-        known = _TABLES if len(parts) == 1 else Parameter.model_fields
-        return f"{place}: unknown, {did_you_mean(parts[-1], known)}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
