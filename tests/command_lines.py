@@ -14,7 +14,7 @@ import raymi.commands.evaluate.options
 import raymi.commands.report.options
 import raymi.commands.select.options
 from raymi import train
-from raymi.commands.tune.options import asked_for
+from raymi.commands.tune.options import open_sweep
 from raymi.overrides import flatten, split_words, validate
 from raymi.recipes import RECIPES, build_config, on_recipe
 from raymi.runs.run_folder import RunFolder
@@ -63,7 +63,7 @@ def _tune(words: list[str]) -> None:
     if any(word.startswith("resume=") for word in words):
         _accepts(words, ("resume",), ("out",))
     else:
-        asked_for(words)
+        open_sweep(words)
 
 
 def _probe(words: list[str]) -> None:

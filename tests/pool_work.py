@@ -1,4 +1,4 @@
-"""An evaluation of a small network, for pools of workers to be tested with."""
+"""Evaluation of a small network for tests of worker pools."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from torch import nn
 import raymi
 
 class Plain:
-    """A small network, the same each time."""
+    """A small network with fixed weights."""
     def load(self):
         with torch.random.fork_rng():
             torch.manual_seed(1)
             return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 5))
 
 class With(Plain):
-    """The same network, with something before each forward."""
+    """The same network after another module."""
     def __init__(self, first):
         self.first = first
     def load(self):
         return nn.Sequential(self.first, super().load())
 
 class WaitsFor(nn.Module):
-    """Says who it is, and waits for a file."""
+    """Writes its process ID to a file and waits for another file."""
     def __init__(self, folder):
         super().__init__()
         self.folder = Path(folder)
@@ -68,7 +68,7 @@ class Fails(nn.Module):
         raise RuntimeError(self.message)
 
 class Warns(nn.Module):
-    """As raymi's own code would, and as the user's."""
+    """Warns in the name of raymi and of the user's module."""
     def forward(self, x):
         warnings.warn_explicit("odd pixels", UserWarning, raymi.__file__, 1)
         warnings.warn("mine alone")
@@ -79,7 +79,7 @@ class CannotBeLoaded:
         return torch.load("/nowhere.pt")
 
 class Pickled:
-    """Cannot be unpickled where it is sent to."""
+    """Cannot be unpickled."""
     def __reduce__(self):
         return _unpickled, ()
 
@@ -97,9 +97,9 @@ FIRST = AttackTask("net", Step(CLEAN, 0, CLEAN, 0), torch.arange(SIZE))
 
 
 def users_module(folder: Path) -> Any:
-    """Writes and imports the module of a user, in a folder where workers are to find it.
+    """Writes and imports a user's module in a folder.
 
-    Its name is that of the folder, as this process may import several.
+    Its name is derived from the folder's, as a process may import several.
     """
     name = "user_module_of_" + re.sub(r"\W", "_", folder.name)
     (folder / f"{name}.py").write_text(MINE)
@@ -121,7 +121,7 @@ Found = Mapping[Step, tuple[Outcome, torch.Tensor | None]]
 
 
 def evaluate(pool: Pool, folder: Path, source: str = "net") -> Found:
-    """All outcomes, and the adversarial samples of one attack."""
+    """Returns all outcomes, with the adversarial samples of one attack."""
     store = OutcomeStore(folder / "ledger", {})
     steps = run_schedule(SCHEDULE, store, pool, source, keep=lambda step: step.attack == "pgd-3")
     return {
@@ -131,7 +131,7 @@ def evaluate(pool: Pool, folder: Path, source: str = "net") -> Found:
 
 
 def in_this_process(work: WorkerJob, folder: Path) -> Found:
-    """What workers of one CPU each must find."""
+    """Evaluates in this process with one thread, as a worker does."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -152,10 +152,10 @@ def expect_equal(found: Found, expected: Found) -> None:
 
 
 def waiting(folder: Path, num: int = 1) -> list[int]:
-    """The processes in which the network of a folder waits, once there are so many."""
+    """Waits until `num` processes wait for a folder's file; returns their IDs."""
     deadline = time.monotonic() + 100
     while len(found := sorted(folder.glob("*.pid"))) < num:
-        assert time.monotonic() < deadline, "no worker came"
+        assert time.monotonic() < deadline, "no worker started"
         time.sleep(0.02)
     return [int(path.stem) for path in found]
 
@@ -163,12 +163,12 @@ def waiting(folder: Path, num: int = 1) -> list[int]:
 def gone_after(seconds: float, *pids: int) -> None:
     deadline = time.monotonic() + seconds
     while any(runs(pid) for pid in pids):
-        assert time.monotonic() < deadline, "still there"
+        assert time.monotonic() < deadline, "still running"
         time.sleep(0.05)
 
 
 def runs(pid: int) -> bool:
-    """Not so of one that has ended, and that nobody asked about."""
+    """Returns whether a process runs; a zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Sweeps of trainings that last a second."""
+"""Sweeps whose trials train for a second."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tiny_runs import TINY
 
-from raymi.tuning.run_trial import Ended, Report, in_this_process, run_trial
+from raymi.tuning.run_trial import OnReport, TrialResult, in_this_process, run_trial
 from raymi.tuning.settings import TuneConfig
 from raymi.tuning.space import Space
 from raymi.tuning.sweep_folder import Definition, Measurement, Sweep, TrialRun
@@ -27,7 +27,7 @@ def begin(
     seeds: tuple[int, ...] = (0,),
     **settings: Any,
 ) -> Sweep:
-    """A sweep over the learning rate."""
+    """Creates a sweep over the learning rate."""
     definition = Definition(
         id="0",
         command="python -m raymi.tune",
@@ -44,15 +44,15 @@ def trained(
     sweep: Sweep,
     run: TrialRun = FIRST,
     values: dict[str, Any] | None = None,
-    tell: Report | None = None,
-) -> tuple[Ended, list[Measurement]]:
-    """A run of a trial in this process, and what it told after each epoch."""
-    told = []
+    on_report: OnReport | None = None,
+) -> tuple[TrialResult, list[Measurement]]:
+    """Trains a run of a trial in this process; returns its result and reported accuracies."""
+    reported = []
 
-    def note(metrics):
+    def record(metrics):
         val = {key.removeprefix("val/"): value for key, value in metrics.items()}
-        told.append(Measurement.of_epoch(metrics["epoch"], val))
+        reported.append(Measurement.of_epoch(metrics["epoch"], val))
 
-    # an epoch may take less time than the usual pause between two looks
-    train_run = in_this_process(CPU, sweep.stop_file, tell or note, poll_seconds=0.0)
-    return run_trial(sweep, run, values or {"optim.lr": 0.05}, train_run), told
+    # an epoch can take less time than the usual interval between two checks of the stop file
+    train_run = in_this_process(CPU, sweep.stop_file, on_report or record, poll_seconds=0.0)
+    return run_trial(sweep, run, values or {"optim.lr": 0.05}, train_run), reported

@@ -1,1 +1,1 @@
-"""Everything that needs Ray: sessions, training workers, trials, attack workers."""
+"""Ray: sessions, training workers, trials and attack workers."""

@@ -1,83 +1,75 @@
-"""What runs in each worker of an evaluation: steps, one at a time."""
+"""Ray actor that runs attack tasks, one at a time."""
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
-import raymi
 from raymi.errors import UserError, what_happened
 from raymi.evaluation.attack_task import AttackResult, AttackTask, StepFailed, run_task
 from raymi.evaluation.worker_job import Attackers, WorkerJob
-
-_PACKAGE = Path(raymi.__file__).parent
+from raymi.ray_backend.worker_process import add_import_path, forward_warnings
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a worker sends back: the step, or else `problem`, which the user can put right or not;
-    and what raymi warned of meanwhile."""
+class Reply:
+    """Reply of a worker.
 
-    done: AttackResult | None = None
+    Attributes:
+        result: Result of a task; None for the set-up, and after a failure.
+        problem: Message of a failure.
+        is_user_error: Whether the user can fix the failure.
+        warnings: Warnings of raymi during the call.
+    """
+
+    result: AttackResult | None = None
     problem: str | None = None
-    by_user: bool = False
-    warned: tuple[str, ...] = ()
+    is_user_error: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class AttackWorker:
-    """A Ray actor. It raises nothing: the user's own errors may not survive being pickled, and
-    Ray's traceback around them helps nobody.
+    """Ray actor that returns errors in its replies: a user's exception may not be picklable.
 
-    Args: import_path, the driver's current folder; threads, CPUs of its own; device.
+    Args:
+        import_path: Folder of the user's own modules.
+        threads: Number of CPU threads.
+        device: "cpu" or "cuda".
     """
 
     def __init__(self, import_path: str, threads: int, device: str) -> None:
-        if import_path not in sys.path:
-            sys.path.insert(0, import_path)  # the user's own models
+        add_import_path(import_path)
         torch.set_num_threads(threads)
         self._device = device
-        self._warned: list[str] = []
-        warnings.showwarning = self._keep_warning
+        self._warnings: list[str] = []
+        forward_warnings(self._warnings.append)
 
-    def begin(self, work: WorkerJob) -> Answer:
-        """Takes what it needs for all steps. Not in the constructor: to unpickle it may take the
-        user's own modules, which are found only now."""
-        return self._answer(lambda: self._begin(work))
+    def set_up(self, job: WorkerJob) -> Reply:
+        """Builds the attackers of all tasks.
 
-    def make(self, task: AttackTask) -> Answer:
-        """Makes a step."""
-        return self._answer(lambda: run_task(task, self._attackers))
+        Not in the constructor: unpickling the job may import the user's modules, which need the
+        import path.
+        """
+        return self._reply(lambda: self._set_up(job))
 
-    def _begin(self, work: WorkerJob) -> None:
-        self._attackers = Attackers(work, self._device)
+    def run(self, task: AttackTask) -> Reply:
+        """Runs a task."""
+        return self._reply(lambda: run_task(task, self._attackers))
 
-    def _answer(self, body: Callable[[], AttackResult | None]) -> Answer:
-        self._warned.clear()
+    def _set_up(self, job: WorkerJob) -> None:
+        self._attackers = Attackers(job, self._device)
+
+    def _reply(self, body: Callable[[], AttackResult | None]) -> Reply:
+        self._warnings.clear()
         try:
-            done = body()
+            result = body()
         except UserError as error:
-            return Answer(problem=str(error), by_user=True, warned=tuple(self._warned))
+            return Reply(problem=str(error), is_user_error=True, warnings=tuple(self._warnings))
         except StepFailed as error:
-            return Answer(problem=str(error), warned=tuple(self._warned))
+            return Reply(problem=str(error), warnings=tuple(self._warnings))
         except Exception as error:
-            problem = f"a worker cannot begin: {what_happened(error)}"
-            return Answer(problem=problem, warned=tuple(self._warned))
-        return Answer(done, warned=tuple(self._warned))
-
-    def _keep_warning(
-        self,
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: Any = None,
-        line: Any = None,
-    ) -> None:
-        if Path(filename).is_relative_to(_PACKAGE):
-            self._warned.append(str(message))
+            problem = f"a worker cannot start: {what_happened(error)}"
+            return Reply(problem=problem, warnings=tuple(self._warnings))
+        return Reply(result, warnings=tuple(self._warnings))

@@ -1,8 +1,8 @@
 """Process that ends and removes a local Ray after its driver, even when the driver was killed.
 
-Run as `python cleanup_guard.py FOLDER`, with the end of a pipe as standard input: when the driver
-ends, the pipe does too. Ray's own agents stay for two minutes after a killed driver, and nothing of
-Ray removes its folder. The process needs the standard library and, at its end, psutil.
+Run as `python cleanup_guard.py FOLDER` with a pipe from the driver as standard input, which closes
+when the driver ends. Ray's agents outlive a killed driver by two minutes, and Ray never removes its
+folder. The process needs the standard library and, at its end, psutil.
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from contextlib import suppress
 from pathlib import Path
 
 PREFIX = "raymi-"
-"""Start of the names of folders of local Rays."""
+"""Prefix of the folders of local Rays."""
 
 LOCK = ".ray-lock"
-"""File in such a folder that its driver and its guard keep locked."""
+"""File in such a folder that its driver and its guard lock."""
 
 INSIDE = "r"
-"""Ray's own folder in such a folder: of one character, since paths of sockets are short."""
+"""Ray's own folder in such a folder: one character, as paths of sockets must be short."""
 
-_LEAVE_SECONDS = 3.0  # for processes that Ray has asked to end
+_END_SECONDS = 3.0  # for processes that Ray has asked to end
 _KILL_SECONDS = 5.0
 
 
 def main(folder: Path) -> None:
-    """Removes what killed drivers have left, waits for the own one, and cleans up after it."""
-    driver = os.getppid()  # it has logs of Ray's open, also when it has left Ray
+    """Removes folders of killed drivers, waits for its own driver, and cleans up after it."""
+    driver = os.getppid()  # keeps Ray's logs open, also after the shutdown
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)  # they are meant for the driver, which ends first
-    for leftover in leftovers(folder.parent):
-        clean_up(leftover)
+        signal.signal(signum, signal.SIG_IGN)  # meant for the driver, which ends first
+    for abandoned in abandoned_folders(folder.parent):
+        clean_up(abandoned)
     sys.stdin.buffer.read()
     clean_up(folder, driver)
 
 
 def clean_up(folder: Path, driver: int = 0) -> None:
-    """Ends the processes that use a folder of a local Ray, but not its driver, and removes it."""
-    deadline = time.monotonic() + _LEAVE_SECONDS
-    while users_of(folder, driver) and time.monotonic() < deadline:
+    """Ends the processes that use a local Ray's folder, except its driver, and removes it."""
+    deadline = time.monotonic() + _END_SECONDS
+    while processes_using(folder, driver) and time.monotonic() < deadline:
         time.sleep(0.05)
     deadline = time.monotonic() + _KILL_SECONDS
-    while (pids := users_of(folder, driver)) and time.monotonic() < deadline:
+    while (pids := processes_using(folder, driver)) and time.monotonic() < deadline:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -54,7 +54,7 @@ def clean_up(folder: Path, driver: int = 0) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def leftovers(base: Path) -> list[Path]:
+def abandoned_folders(base: Path) -> list[Path]:
     """Returns the user's folders of local Rays whose driver and guard are gone."""
     found = []
     for folder in base.glob(f"{PREFIX}*"):
@@ -62,7 +62,7 @@ def leftovers(base: Path) -> list[Path]:
             if folder.stat().st_uid != os.getuid() or folder.is_symlink():
                 continue
             lock = os.open(folder / LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:  # it is just being made or removed
+        except OSError:  # being created or removed
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,10 +75,10 @@ def leftovers(base: Path) -> list[Path]:
     return found
 
 
-def users_of(folder: Path, driver: int = 0) -> list[int]:
-    """Returns ids of the user's processes that name Ray's folder or have a file of it open.
+def processes_using(folder: Path, driver: int = 0) -> list[int]:
+    """Returns IDs of the user's processes that name Ray's folder or have a file of it open.
 
-    All of Ray's do, as it holds their logs. The driver and this process are left out.
+    All processes of Ray do, as it holds their logs. Omits the driver and this process.
     """
     import psutil
 

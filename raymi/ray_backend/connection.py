@@ -1,4 +1,4 @@
-"""Start of a local Ray, and connection to the cluster of a job: each with a limit and one message.
+"""Start of a local Ray, and connection to the cluster of a job, each with a time limit.
 
 A local Ray belongs to its driver alone: it has a private folder and token, and listens on the
 loopback interface.
@@ -20,48 +20,48 @@ from types import ModuleType
 
 from raymi.errors import UserError, first_line
 from raymi.ray_backend import head_watch
-from raymi.ray_backend.init_thread import NotConnected, RayHost
+from raymi.ray_backend.init_thread import NotConnected, RayConnection
 
-_ALONE: dict[str, str | None] = {
-    # Ray Train has a guard over a run's places, which asks the dashboard. Where there is none, it
-    # looks for it for 20 s, and a run that ends before waits for it. At an address that cannot be,
-    # it gives up at once. Places that are left over end with the Ray that is started here.
+_NO_DASHBOARD: dict[str, str | None] = {
+    # Ray Train's guard of a run's slots searches for the dashboard for 20 s, and a shorter run
+    # waits for it. With an invalid address it gives up immediately; leftover slots end with the
+    # local Ray.
     "RAY_API_SERVER_ADDRESS": "no-dashboard://here",
 }
-_OWN_DASHBOARD: dict[str, str | None] = {
-    "RAY_API_SERVER_ADDRESS": None,  # of a cluster to which the user submits jobs
+_DASHBOARD: dict[str, str | None] = {
+    "RAY_API_SERVER_ADDRESS": None,  # the user's, of a cluster for jobs
 }
 _LOOPBACK = {
-    # Named after other systems, on which Ray uses the loopback interface unless this is set. Ray
-    # translates `_node_ip_address="127.0.0.1"` into the machine's address on the network.
+    # Makes Ray use the loopback interface, also on Linux. `_node_ip_address="127.0.0.1"` does not:
+    # Ray translates it into the machine's network address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     **({"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}),
 }
 _LOGGED_ERROR = re.compile(r"\[[^]]*\b[CEF]\b[^]]*\] *(?:\([^)]*\) *)?(?:\S+:\d+: *)?(.*)")
 _START_SECONDS = 180.0  # for a local Ray; on a busy machine it takes a minute
-_JOIN_SECONDS = 60.0  # after which no more attempts are made
-_ATTEMPT_SECONDS = 60.0  # for the last of them
-_LEAVE_SECONDS = 20.0  # for the end of Ray
-_INTERRUPTED_SECONDS = 3.0  # for that of one that hangs, or has not started yet
+_JOIN_SECONDS = 60.0  # for new attempts
+_ATTEMPT_SECONDS = 60.0  # for the last attempt
+_SHUTDOWN_SECONDS = 20.0
+_INTERRUPTED_SECONDS = 3.0  # for the shutdown of a Ray that hangs, or has not started
 
 
 @contextmanager
-def started(num_cpus: int, *, dashboard: bool, check: Callable[[], None]) -> Iterator[None]:
-    """Starts a Ray on this machine, which ends with the context or with this process.
+def start_local_ray(num_cpus: int, *, dashboard: bool, check: Callable[[], None]) -> Iterator[None]:
+    """Starts a local Ray that ends with the context or with this process.
 
     Args:
-        num_cpus: CPUs that it gives to workers.
+        num_cpus: CPUs for workers.
         dashboard: Whether it has a dashboard.
         check: Called during the wait; an exception ends it.
 
     Raises:
-        UserError: It does not start.
+        UserError: Ray does not start.
     """
     from raymi.ray_backend.temp_folder import private_folder
 
     if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
-        # Ray would write one into the user's home, for all users of the machine to read. It looks
-        # for this one once in a process, so it stays.
+        # Ray would write a token to the user's home, readable for all users of the machine. It
+        # reads the variable once per process, so the variable stays set.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     for name, value in _LOOPBACK.items():
         os.environ.setdefault(name, value)
@@ -86,11 +86,11 @@ def started(num_cpus: int, *, dashboard: bool, check: Callable[[], None]) -> Ite
 
 
 @contextmanager
-def joined(check: Callable[[], None]) -> Iterator[None]:
-    """Connects to the job's cluster, and leaves it at the end.
+def join_cluster(check: Callable[[], None]) -> Iterator[None]:
+    """Connects to the job's cluster, and disconnects at the end.
 
     Raises:
-        UserError: It does not answer.
+        UserError: The cluster does not answer.
     """
     _imported()
     with _connected(_join, _JOIN_SECONDS + _ATTEMPT_SECONDS, check, _no_answer):
@@ -105,43 +105,45 @@ def _connected(
     failed: Callable[[str], UserError],
     dashboard: bool | None = None,
 ) -> Iterator[None]:
-    """Holds a connection; its loss is noticed.
+    """Keeps a connection open, and watches the head.
 
     Args:
-        connect: Makes it.
-        seconds: Limit of the wait.
+        connect: Connects this process.
+        seconds: Time limit.
         check: Called during the wait; an exception ends it.
-        failed: Makes the error from a reason.
-        dashboard: Whether a Ray that is started has a dashboard; None: none is started.
+        failed: Builds the error from a reason.
+        dashboard: Whether the local Ray has a dashboard; None: no Ray is started.
     """
-    host = RayHost(connect)
+    ray_connection = RayConnection(connect)
     settings: dict[str, str | None] = {}
     if dashboard is not None:
-        settings = _OWN_DASHBOARD if dashboard else _ALONE
+        settings = _DASHBOARD if dashboard else _NO_DASHBOARD
     lost = False
     try:
         try:
-            with _environment(settings):  # of the processes that are started, and their children
-                host.start(seconds, check)
+            with _environment(settings):  # for the started processes
+                ray_connection.start(seconds, check)
         except NotConnected as error:
             if isinstance(error.__cause__, UserError):
                 raise error.__cause__ from None
             raise failed(first_line(error.__cause__ or error)) from None
         logging.getLogger("ray").setLevel(logging.ERROR)
-        with head_watch.watching():
+        with head_watch.watch():
             try:
                 yield
             finally:
-                lost = head_watch.is_lost()
+                lost = head_watch.head_lost()
     finally:
-        host.end(_LEAVE_SECONDS if host.answered and not lost else _INTERRUPTED_SECONDS)
+        ray_connection.end(
+            _SHUTDOWN_SECONDS if ray_connection.answered and not lost else _INTERRUPTED_SECONDS
+        )
 
 
 def _join() -> None:
-    """Connects to the job's cluster: on a busy node that may take more time than Ray waits for.
+    """Connects to the job's cluster; retries, as a busy node can exceed Ray's own limit.
 
     Raises:
-        UserError: It does not answer.
+        UserError: The cluster does not answer.
     """
     import ray
 
@@ -159,24 +161,24 @@ def _join() -> None:
 def _no_answer(reason: str) -> UserError:
     return UserError(
         f"the Ray cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} does not answer "
-        f"({reason}): see whether it is up (ray status), "
-        "export RAY_AUTH_MODE=token if it wants a token, or unset RAY_ADDRESS to use "
+        f"({reason}): check it with `ray status`, "
+        "export RAY_AUTH_MODE=token if it needs a token, or unset RAY_ADDRESS to use "
         "this machine"
     )
 
 
 def _not_started(reason: str, folder: Path) -> UserError:
-    """Makes the error of a local Ray that does not start, with the first error in its logs."""
+    """Builds the error of a local Ray that does not start, with the first error in its logs."""
     why = _first_logged_error(folder) or reason
     return UserError(
-        f"Ray does not start on this machine ({why}): give the command again when the machine is "
+        f"Ray does not start on this machine ({why}): run the command again when the machine is "
         f"less busy and has free memory, /dev/shm and space in {folder.parent.parent} (or in "
         "RAY_TMPDIR=FOLDER), or train without Ray: python -m raymi.standalone"
     )
 
 
 def _first_logged_error(folder: Path) -> str:
-    """Returns the first error in the logs of Ray's processes, or nothing."""
+    """Returns the first error in the logs of Ray's processes, or an empty string."""
     for name in ("gcs_server", "raylet"):
         for log in sorted(folder.glob(f"session_2*/logs/{name}.*")):
             for line in log.read_text(errors="replace").splitlines():

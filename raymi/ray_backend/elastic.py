@@ -1,7 +1,7 @@
-"""Elastic runs: what is done inside Ray Train's controller when workers are lost or can be more.
+"""Callbacks of elastic runs inside Ray Train's controller: save before a resize, limit failures.
 
-Ray ends the workers as they are before it starts others in another number, and says so beforehand
-only there.
+Ray ends all workers before it starts another number of them, and announces that only in its
+controller.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from raymi.ray_backend.internals import (
 from raymi.runs.checkpoint import newest_checkpoint
 from raymi.runs.run_folder import RunFolder
 
-PAUSE_SECONDS = 120.0  # how long workers may take to come to the end of a step and save
+PAUSE_SECONDS = 120.0  # for workers to finish a step and save
 
 
 class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
-    """Asks workers that train to write a checkpoint and end, before their number changes.
+    """Callback that lets training workers write a checkpoint before their number changes.
 
-    Workers that failed are not asked: their last checkpoint is what there is.
+    Failed workers are not asked: the run continues from their last checkpoint.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -47,11 +47,11 @@ class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
             self.folder.pause_file.touch()
             deadline = time.monotonic() + PAUSE_SECONDS
             while time.monotonic() < deadline:
-                status = workers.poll_status(timeout=1.0)  # also lets a worker's report through
+                status = workers.poll_status(timeout=1.0)  # also passes a worker's report on
                 if status.finished or status.errors:
                     break
                 time.sleep(0.1)
-        except Exception:  # raised here, it would end the run: the last checkpoint has to do
+        except Exception:  # would end the run; the last checkpoint is used instead
             logging.getLogger(__name__).exception("no checkpoint before the resize")
         finally:
             with suppress(OSError):
@@ -59,16 +59,17 @@ class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
 
 
 class FailuresWithoutProgress(ControllerCallback, WorkerGroupCallback):
-    """Ends an elastic run that fails again and again at the same place, and no other.
+    """Callback that ends an elastic run after repeated failures without a new checkpoint.
 
-    Ray counts each lost node as a failure of the workers, so that a long run on nodes that come and
-    go would use up any number of them. What counts here is failures without a new checkpoint.
+    Ray counts every lost node as a failure, which would end any long run on spot instances.
 
-    Args: folder; most, how many such failures in a row are allowed.
+    Args:
+        folder: Folder of the run.
+        max_failures: Number of consecutive failures without a new checkpoint that are allowed.
     """
 
-    def __init__(self, folder: RunFolder, most: int) -> None:
-        self.folder, self.most = folder, most
+    def __init__(self, folder: RunFolder, max_failures: int) -> None:
+        self.folder, self.max_failures = folder, max_failures
         self._training = False
         self._newest: Path | None = None
         self._failures = 0
@@ -77,16 +78,16 @@ class FailuresWithoutProgress(ControllerCallback, WorkerGroupCallback):
         self._training = True
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
-        if not self._training:  # Ray found no place for the workers, and tries again
+        if not self._training:  # Ray found no slots for the workers, and retries
             return
         self._training = False
-        with suppress(OSError):  # the storage is away: no progress, as far as we know
+        with suppress(OSError):  # unreachable storage counts as no progress
             newest = newest_checkpoint(self.folder.checkpoints)
             if newest != self._newest:
                 self._newest, self._failures = newest, 0
         self._failures += 1
-        if self._failures > self.most:
+        if self._failures > self.max_failures:
             raise RuntimeError(
-                f"the workers failed {self._failures} times without a new checkpoint in between: "
-                f"scaling.max_failures={self.most}"
+                f"the workers failed {self._failures} times without a new checkpoint: "
+                f"scaling.max_failures={self.max_failures}"
             )

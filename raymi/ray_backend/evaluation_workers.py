@@ -1,4 +1,4 @@
-"""Where an evaluation computes: on workers of a cluster, or, if one is enough, in this process."""
+"""Workspace of an evaluation: workers on Ray, or this process if one worker is enough."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from raymi.signals import ended_by_sigterm
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where steps can be made: the kind of device, "cpu" or "cuda"; workers that share them; and
-    what opens a pool, which ends with the open_workspace."""
+    """Compute resources of an evaluation.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        workers: Number of workers.
+        open_pool: Opens a pool of workers that closes with the workspace.
+    """
 
     device: str
     workers: int
@@ -28,43 +33,49 @@ class Workspace:
 
 @contextmanager
 def open_workspace(
-    scaling: ScalingConfig, tell: Callable[[str], None], resources: Resources | None = None
+    scaling: ScalingConfig, on_message: Callable[[str], None], resources: Resources | None = None
 ) -> Iterator[Workspace]:
-    """For the length of an evaluation. SIGTERM within it ends it as Ctrl-C does: to be used in the
-    main thread.
+    """Opens the workspace of an evaluation, in the main thread; SIGTERM ends it like Ctrl-C.
 
-    Args: scaling, where a range of workers means as many as there is room for; tell, takes a line
-        about what happens to workers; resources, of the `ray_session` that this is within, with
-        places for such workers; None: one is opened where several workers are asked for.
-    Raises: UserError where a cluster lacks what is asked for; Stopped on SIGTERM.
+    Args:
+        scaling: Requested workers; of a range as many as fit.
+        on_message: Receives messages about workers.
+        resources: Resources of the surrounding `ray_session`; None: opens a session if several
+            workers are requested.
+
+    Raises:
+        UserError: The cluster lacks the requested resources.
+        Stopped: On SIGTERM.
     """
     if scaling.most_workers == 1 and not in_ray_job():
         device = "cuda" if scaling.use_gpu != "false" and torch.cuda.is_available() else "cpu"
         with _threads(scaling.cpus_per_worker), ended_by_sigterm():
-            yield Workspace(device, 1, lambda work: LocalPool(Attackers(work, device)))
+            yield Workspace(device, 1, lambda job: LocalPool(Attackers(job, device)))
         return
-    session = ray_session(scaling, print_line=tell) if resources is None else nullcontext(resources)
-    with session as there, ended_by_sigterm(), ExitStack() as pools:
+    session = (
+        ray_session(scaling, print_line=on_message) if resources is None else nullcontext(resources)
+    )
+    with session as available, ended_by_sigterm(), ExitStack() as pools:
         from raymi.ray_backend.attack_pool import AttackPool
 
-        workers = min(scaling.most_workers, there.places)
+        workers = min(scaling.most_workers, available.slots)
 
-        def open_pool(work: WorkerJob) -> Pool:
+        def open_pool(job: WorkerJob) -> Pool:
             pool = AttackPool(
-                work,
+                job,
                 scaling.model_copy(update={"workers": workers}),
-                use_gpu=there.use_gpu,
+                use_gpu=available.use_gpu,
                 import_path=os.getcwd(),
-                tell=tell,
+                on_message=on_message,
             )
             return pools.enter_context(pool)
 
-        yield Workspace("cuda" if there.use_gpu else "cpu", workers, open_pool)
+        yield Workspace("cuda" if available.use_gpu else "cpu", workers, open_pool)
 
 
 @contextmanager
 def _threads(num: int) -> Iterator[None]:
-    """As many as a worker of a cluster has: results depend on it, in their last digits."""
+    """Sets the number of CPU threads, on which results depend, as in a worker."""
     before = torch.get_num_threads()
     torch.set_num_threads(num)
     try:

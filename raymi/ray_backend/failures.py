@@ -1,4 +1,4 @@
-"""Failures that workers leave in a run's folder, and the one line that a driver makes of them."""
+"""Failures that workers write to a run's folder, and their root cause in one line."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from raymi.runs.json_types import Failure
 from raymi.runs.run_folder import RunFolder
 
 
-def remove_traces(folder: RunFolder) -> None:
-    """Removes what an earlier start has left: requests to stop, and its errors."""
+def remove_leftovers(folder: RunFolder) -> None:
+    """Removes the stop requests and errors of an earlier start."""
     for leftover in (folder.stop_file, folder.pause_file, folder.failure, *folder.error_logs()):
         leftover.unlink(missing_ok=True)
 
 
-def left_failure(folder: RunFolder) -> str | None:
+def read_failure(folder: RunFolder) -> str | None:
     """Returns a worker's error that the user can fix; None without one."""
     if not folder.failure.is_file():
         return None
     return read_json(folder.failure, Failure, "see the error logs in its folder").message
 
 
-def innermost(error: BaseException, folder: RunFolder) -> str:
-    """Returns the cause of a failure without Ray's frames around it; the whole is in the run's
-    folder."""
+def root_cause(error: BaseException, folder: RunFolder) -> str:
+    """Returns the cause of a failure without Ray's frames; the run's folder has the whole error."""
     logs = sorted(folder.error_logs(), key=lambda path: path.stat().st_mtime)
-    if not logs:  # a worker died without a word
+    if not logs:  # a worker was killed
         logs = [folder.path / "error-ray.log"]
         try:
             logs[0].write_text(str(error))
         except OSError as unwritten:
-            cause = loss_of_worker(str(error)) or str(error)
+            cause = worker_loss_cause(str(error)) or str(error)
             return f"{cause} (cannot write {logs[0]}: {unwritten.strerror})"
     text = logs[0].read_text(errors="replace")
-    # A worker that is killed takes others along, whose own errors say that it is gone.
-    cause = loss_of_worker(str(error)) or loss_of_worker(text) or _last_error(error, text)
+    # After a worker is killed, the errors of the others only say that it is gone.
+    cause = worker_loss_cause(str(error)) or worker_loss_cause(text) or _last_error(error, text)
     return f"{cause} (whole error: {logs[0]})"
 
 
-def loss_of_worker(text: str) -> str | None:
+def worker_loss_cause(text: str) -> str | None:
     """Returns the cause of a worker's loss and its remedy, from one of Ray's messages.
 
-    Its last lines are general advice. None for a message about anything else.
+    Returns:
+        None for any other message.
     """
     if match := re.search(
         r"(\d+) worker\(s\) were killed due to the node running low on memory", text
@@ -56,7 +56,7 @@ def loss_of_worker(text: str) -> str | None:
     if "Worker unexpectedly exits with a connection error code" in text:
         return (
             "the process of a worker was killed: by the system, if its memory ran out (see dmesg), "
-            f"or by a person. For less memory: {LESS_MEMORY}"
+            f"or by a user. To use less memory: {LESS_MEMORY}"
         )
     return None
 
@@ -65,7 +65,7 @@ LESS_MEMORY = (
     "lower optim.batch_size, set scaling.micro_batch, ask for fewer scaling.workers on a node, or "
     "use fewer images (data.limit)"
 )
-"""Settings with which a run needs less memory."""
+"""Remedy for a run that needs too much memory."""
 
 
 def _last_error(error: BaseException, text: str) -> str:

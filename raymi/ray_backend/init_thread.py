@@ -1,8 +1,7 @@
-"""Thread that connects a driver to Ray and leaves it, so that both waits have a limit.
+"""Thread that connects a driver to Ray and disconnects it, so that both waits have a time limit.
 
-Ray waits for its processes in code that answers no signal: `ray.init` was seen to hang for 16
-minutes. The thread that starts a local Ray has to stay while it is used: Linux ends Ray's processes
-with it.
+`ray.init` ignores signals while it waits for Ray's processes, and has hung for 16 minutes. The
+thread that started a local Ray must live as long as it: Linux ends Ray's processes with the thread.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ _POLL_SECONDS = 0.1
 
 
 class NotConnected(Exception):
-    """Failure to connect to Ray, for the reason that its cause gives, or since time was up."""
+    """Failure to connect to Ray: an error, which is the cause, or a timeout."""
 
 
-class RayHost:
+class RayConnection:
     """A driver's connection to Ray.
 
     Args:
@@ -32,13 +31,13 @@ class RayHost:
         self._connect = connect
         self._error: BaseException | None = None
         self._answered, self._leave = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="ray-host")
+        self._thread = threading.Thread(target=self._run, daemon=True, name="ray-connection")
 
     def start(self, seconds: float, check: Callable[[], None]) -> None:
         """Connects.
 
         Args:
-            seconds: Limit of the wait.
+            seconds: Time limit.
             check: Called during the wait; an exception ends it.
 
         Raises:
@@ -46,7 +45,7 @@ class RayHost:
         """
         self._thread.start()
         deadline = time.monotonic() + seconds
-        while not self._answered.wait(_POLL_SECONDS):  # short: a signal is handled between
+        while not self._answered.wait(_POLL_SECONDS):  # signals are handled in between
             check()
             if time.monotonic() > deadline:
                 raise NotConnected(f"no answer within {seconds:.0f} s")
@@ -59,7 +58,7 @@ class RayHost:
         return self._answered.is_set()
 
     def end(self, seconds: float) -> None:
-        """Leaves Ray; where that takes longer than the limit, the command ends without it."""
+        """Disconnects from Ray; after the time limit the process exits without waiting for it."""
         import ray
 
         self._leave.set()
@@ -81,6 +80,6 @@ class RayHost:
         if self._error is None:
             self._leave.wait()
         try:
-            ray.shutdown()  # also where only a part of Ray has started
+            ray.shutdown()  # also after a partial start
         except BaseException as error:
             self._error = self._error or error

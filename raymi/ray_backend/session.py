@@ -1,4 +1,4 @@
-"""Ray as raymi uses it: the cluster that a job belongs to, or one of its own on this machine."""
+"""Ray session: joins the cluster of a job, or starts a local Ray on this machine."""
 
 from __future__ import annotations
 
@@ -13,51 +13,60 @@ from raymi.hardware import available_cores, available_gpus
 from raymi.ray_backend import connection, free_slots
 
 _ENVIRONMENT = {
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # or every line of a worker appears twice
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # would print every line of a worker twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # reports are throttled to one an interval
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # Ray's workers have niceness 15: beside other programs on the machine they hardly run.
+    # The default niceness of 15 starves workers beside other programs.
     "RAY_worker_niceness": "0",
-    # Ray ends a driver without a word once the head was away for this time: raymi does it before.
+    # After this time without the head, Ray ends a driver without a message: `head_watch` is faster.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
 }
-_ANY_NUMBER = 1000
+_NO_LIMIT = 1000
 _ELASTIC = {
-    # For up to 20 s after a node is lost, Ray counts it and asks for a place on it: how long it
-    # waits for that place, before it counts again. Only the reservation of the places is limited,
-    # not the start of processes on them. Ray's default is 60.
+    # Limit of the wait for slots before Ray counts the nodes again: it counts a lost node for up to
+    # 20 s. The limit covers the reservation of slots, not the start of processes. Ray's default is
+    # 60.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
 }
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What Ray gives a run: GPUs or not, where, and how many workers there is room for."""
+    """Resources of a Ray session.
+
+    Attributes:
+        use_gpu: Whether each worker has a GPU.
+        joined_cluster: Whether the session joined a cluster.
+        slots: Number of workers that fit.
+    """
 
     use_gpu: bool
     joined_cluster: bool
-    places: int
+    slots: int
 
 
 def in_ray_job() -> bool:
-    """Whether this process was told which cluster to use, as `ray job submit` does."""
+    """Returns whether RAY_ADDRESS names a cluster, as within `ray job submit`."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def check_this_machine(scaling: ScalingConfig) -> None:
-    """Refuses more workers than this machine has CPUs or GPUs for, before Ray starts.
+    """Checks that this machine has enough CPUs and GPUs, before Ray starts.
 
-    Raises: UserError. Does nothing where a cluster is joined, whose size only Ray knows.
+    Does nothing within a cluster, whose size only Ray knows.
+
+    Raises:
+        UserError: It has not.
     """
     if in_ray_job():
         return
     workers = scaling.most_workers
-    asked, there = workers * scaling.cpus_per_worker, available_cores()
-    if asked > there:
+    cpus, cores = workers * scaling.cpus_per_worker, available_cores()
+    if cpus > cores:
         raise UserError(
             f"scaling.workers={scaling.workers} with {scaling.cpus_per_worker} CPU each needs "
-            f"{asked} CPUs, this machine has {there}: ask for fewer, or submit the run to a "
+            f"{cpus} CPUs, this machine has {cores}: ask for fewer, or submit the run to a "
             "cluster (ray job submit)"
         )
     gpus = len(available_gpus())
@@ -68,19 +77,24 @@ def check_this_machine(scaling: ScalingConfig) -> None:
         )
 
 
-def as_many_as_fit(scaling: ScalingConfig, each: int = 1, most: int | None = None) -> ScalingConfig:
-    """Workers for whatever there is room for: this machine's GPUs or cores, or a cluster's.
+def scale_to_fit(
+    scaling: ScalingConfig, per_group: int = 1, max_groups: int | None = None
+) -> ScalingConfig:
+    """Sets the number of workers to what this machine's GPUs or cores, or the cluster, can hold.
 
-    Args: each, workers of one thing that computes; most, of these things; None: any number.
+    Args:
+        scaling: Settings of one worker.
+        per_group: Workers of a group, which starts as a whole, such as a trial.
+        max_groups: Maximum number of groups; None: no limit.
     """
     if in_ray_job():
-        things = _ANY_NUMBER if most is None else most
-        workers: int | str = f"{each}..{each * things}" if things > 1 else each
+        groups = _NO_LIMIT if max_groups is None else max_groups
+        workers: int | str = f"{per_group}..{per_group * groups}" if groups > 1 else per_group
     else:
         gpus = 0 if scaling.use_gpu == "false" else len(available_gpus())
-        places = gpus or available_cores() // scaling.cpus_per_worker
-        things = max(1, places // each)
-        workers = each * (things if most is None else min(things, most))
+        slots = gpus or available_cores() // scaling.cpus_per_worker
+        groups = max(1, slots // per_group)
+        workers = per_group * (groups if max_groups is None else min(groups, max_groups))
     return scaling.model_copy(update={"workers": workers})
 
 
@@ -92,28 +106,27 @@ def ray_session(
     print_line: Callable[[str], None] = lambda line: None,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Resources]:
-    """Ray for the length of a run: joins the job's cluster, or starts one here and ends it.
+    """Joins the job's cluster, or starts a local Ray and ends it on exit.
 
     Args:
-        scaling: Workers that are asked for.
-        dashboard: Whether a Ray that is started here has one: without it Ray Tune never gets back
-            the place of a trial that it stops.
-        say: Takes lines about waits, and about GPUs that are not used.
+        scaling: Requested workers.
+        dashboard: Whether a local Ray has a dashboard; without one, Ray Tune never frees the slot
+            of a stopped trial.
+        print_line: Prints a message about a wait, or about unused GPUs.
         check: Called while Ray starts; an exception ends the wait.
 
     Raises:
-        UserError: Ray does not start, a cluster does not answer, or lacks the CPUs or GPUs that are
-            asked for.
+        UserError: Ray does not start, the cluster does not answer, or it lacks CPUs or GPUs.
     """
     for name, value in (_ENVIRONMENT | (_ELASTIC if scaling.elastic else {})).items():
         os.environ.setdefault(name, value)
     with ExitStack() as stack:
         if in_ray_job():
-            stack.enter_context(connection.joined(check))
+            stack.enter_context(connection.join_cluster(check))
             resources = _of_cluster(scaling, print_line, check)
         else:
             cpus = scaling.most_workers * scaling.cpus_per_worker
-            stack.enter_context(connection.started(cpus, dashboard=dashboard, check=check))
+            stack.enter_context(connection.start_local_ray(cpus, dashboard=dashboard, check=check))
             resources = _of_this_machine(scaling, print_line)
         yield resources
 
@@ -141,7 +154,7 @@ def _of_cluster(
         gpus = free_slots.num_slots(with_gpu)
         use_gpu = gpus >= scaling.least_workers
         if gpus and not use_gpu:
-            print_line(_unused_gpus(scaling, gpus, "the cluster has places for"))
+            print_line(_unused_gpus(scaling, gpus, "the cluster has slots for"))
     if use_gpu:
         bundle = with_gpu
     free_slots.print_missing_slots(scaling, bundle, print_line)
@@ -149,7 +162,7 @@ def _of_cluster(
 
 
 def _unused_gpus(scaling: ScalingConfig, gpus: int, where: str) -> str:
-    """Returns the warning of a run that leaves GPUs unused."""
+    """Returns the warning about unused GPUs."""
     return (
         f"warning: scaling.workers={scaling.workers} needs a GPU for each worker, {where} {gpus}: "
         f"training on CPUs. Set scaling.workers={gpus} to use the GPUs, or scaling.use_gpu=false"

@@ -1,7 +1,7 @@
-"""Private, short folder of a local Ray, which is removed however its driver ends.
+"""Private folder of a local Ray with a short path, removed even after a killed driver.
 
-Ray puts sockets into its folder, and the system limits the length of a socket's path. It makes the
-folder itself writable for all users of the machine: here it is inside one of the user alone.
+Ray puts sockets into its folder, and the system limits the length of a socket's path. Ray makes the
+folder writable for all users of the machine, so that it needs a private parent.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pathlib import Path
 from raymi.errors import UserError
 from raymi.ray_backend import cleanup_guard
 
-_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # most of a socket's path
+_SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # limit of a socket's path
 _BELOW = len("/raymi-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
-_GUARD_SECONDS = 15.0  # that the guard may take to clean up
+_GUARD_SECONDS = 15.0  # for the guard to clean up
 
 
 @contextmanager
@@ -61,13 +61,13 @@ def _make() -> Path:
         except OSError as error:
             refused.append(f"{base}: {error.strerror}")
     raise UserError(
-        f"Ray needs a folder that it can write, with a path of at most {most} characters; tried "
-        f"{'; '.join(refused)}: set RAY_TMPDIR=FOLDER to such a one"
+        f"Ray needs a writable folder with a path of at most {most} characters; tried "
+        f"{'; '.join(refused)}: set RAY_TMPDIR=FOLDER"
     )
 
 
 def _lock(folder: Path) -> int:
-    """Returns the open lock of a folder; it has its name only once it is locked."""
+    """Returns the open lock of a folder; the file gets its name once it is locked."""
     path = folder / f"{cleanup_guard.LOCK}.new"
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -81,14 +81,14 @@ def _start_guard(folder: Path, lock: int) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd="/",  # the user's may be removed
+        cwd="/",  # the current folder may be removed
         pass_fds=(lock,),
         start_new_session=True,  # Ctrl-C is meant for the driver
     )
 
 
 def _dismiss(guard: subprocess.Popen[bytes]) -> None:
-    """Lets a guard clean up; it finishes by itself where that takes long."""
+    """Lets a guard clean up; does not wait longer than `_GUARD_SECONDS`."""
     assert guard.stdin is not None
     with suppress(OSError):
         guard.stdin.close()

@@ -1,4 +1,4 @@
-"""Ray Train for a run: its workers, and how often they are started again."""
+"""Ray Train for a run: its workers and their restarts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from ray.train.torch import TorchTrainer
 
 from raymi.config import Config
 from raymi.ray_backend.train_worker import train_worker
+from raymi.ray_backend.worker_process import worker_resources
 from raymi.runs.run_folder import RunFolder
 
-RESIZE_SECONDS = 30.0  # between two looks at the cluster; Ray's own view is up to 20 s old
+RESIZE_SECONDS = 30.0  # between two checks of the cluster; Ray's own view is up to 20 s old
 
 
 def fit(
@@ -32,22 +33,23 @@ def fit(
     """Runs a configuration on Ray Train's workers; returns what `train_worker` does.
 
     Args:
-        folder: the run's, with the configuration written; a checkpoint in it is continued.
-        use_gpu: one GPU for each worker.
-        import_path: of the user's own modules; None: the current folder.
-        deadline: seconds since the epoch at which the run is asked to stop; None: never.
-        stop_file: asks it to stop, as the run's own does.
-        test: whether the test set is looked at in the end.
-        until: the phase with which it ends.
-        callbacks: of Ray Train, further ones.
+        config: The resolved configuration.
+        folder: Folder of the run with its configuration; the run continues from its checkpoint.
+        use_gpu: Whether each worker has a GPU.
+        import_path: Folder of the user's own modules; None: the current folder.
+        deadline: Time of a stop request, in seconds since the epoch; None: no limit.
+        stop_file: Further file whose existence requests a stop.
+        test: Whether to evaluate on the test set at the end.
+        until: Last phase of the run.
+        callbacks: Further callbacks of Ray Train.
     """
     scaling = config.scaling
-    added: list[Any] = [*callbacks]
-    if scaling.elastic:  # what that needs of Ray is not public: no other run depends on it
+    all_callbacks: list[Any] = [*callbacks]
+    if scaling.elastic:  # imports private names of Ray, on which no other run depends
         from raymi.ray_backend.elastic import FailuresWithoutProgress, SaveBeforeResize
 
-        added.append(SaveBeforeResize(folder))
-        added.append(FailuresWithoutProgress(folder, scaling.max_failures))
+        all_callbacks.append(SaveBeforeResize(folder))
+        all_callbacks.append(FailuresWithoutProgress(folder, scaling.max_failures))
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
@@ -67,15 +69,12 @@ def fit(
             ),
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=use_gpu,
-            resources_per_worker={
-                "CPU": scaling.cpus_per_worker,
-                **({"GPU": 1} if use_gpu else {}),
-            },
+            resources_per_worker=worker_resources(scaling.cpus_per_worker, use_gpu),
         ),
         run_config=ray.train.RunConfig(
             name="ray",
             storage_path=str(folder.path),
-            callbacks=added,
+            callbacks=all_callbacks,
             failure_config=ray.train.FailureConfig(
                 max_failures=-1 if scaling.elastic else scaling.max_failures
             ),

@@ -1,4 +1,4 @@
-"""A sweep as people follow it: what goes on, what is best so far, and how long it will take."""
+"""Terminal display of a sweep: running trials, best result so far, time left, final table."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from raymi.formatting import mean_text, percent_text
 from raymi.statistics import mean_of
 from raymi.terminal.console import Table, literal
 from raymi.terminal.print_line import print_line, show_table
-from raymi.tuning.events import News
+from raymi.tuning.events import TrialEvent
 from raymi.tuning.results_table import Row
 from raymi.tuning.study import Trial
 from raymi.tuning.sweep_folder import Measurement, Sweep, TrialRun
 
-_WORDS = {
-    "advanced": "waits for its population",
+_TEXTS = {
+    "advanced": "completed its generation",
     "finished": "finished",
     "stopped": "stopped, as others are ahead",
     "paused": "paused",
     "failed": "failed",
 }
-_WIDE = 120  # columns of a terminal in which settings have a line for themselves
+_WIDE = 120  # columns of a terminal that shows all settings in one line
 
 
 class SweepDisplay:
-    """Shows running trials on a terminal, and a line for each that ends everywhere.
+    """Display of running trials on a terminal, with a line for each that ends on any console.
 
-    Args: console; sweep; trials that there are already.
+    Args:
+        console: Console to print to.
+        sweep: The sweep.
+        trials: Its existing trials.
     """
 
     def __init__(self, console: Console, sweep: Sweep, trials: Iterable[Trial]) -> None:
@@ -44,12 +47,12 @@ class SweepDisplay:
         self._best = max(
             ((one.objectives[-1], one.number) for one in trials if one.objectives), default=None
         )
-        self._reached: dict[TrialRun, Measurement] = {}
+        self._best_by_run: dict[TrialRun, Measurement] = {}
         self._running: dict[TrialRun, Trial] = {}
-        self._made = 0  # epochs in this process
-        self._began = time.monotonic()
+        self._num_epochs = 0  # of this process
+        self._start = time.monotonic()
         self._lock = threading.Lock()
-        self._live = Live(console=console, transient=True, get_renderable=self._shown)
+        self._live = Live(console=console, transient=True, get_renderable=self._render)
         self._live.auto_refresh = console.is_terminal
 
     def __enter__(self) -> SweepDisplay:
@@ -62,50 +65,50 @@ class SweepDisplay:
             self._live.stop()
 
     def print_line(self, message: str, style: str = "") -> None:
-        """Prints a line above what is live; from any thread."""
+        """Prints a line above the live display; from any thread."""
         print_line(self.console, message, style)
 
-    def news(self, news: News) -> None:
-        """Takes what happened to a run; from any thread."""
+    def on_trial_event(self, event: TrialEvent) -> None:
+        """Updates the display; from any thread."""
         with self._lock:
-            if news.kind == "began":
-                self._running[news.run] = news.trial
-            elif news.kind == "measured" and news.measured is not None:
-                self._made += 1
-                self._reached[news.run] = news.measured
+            if event.kind == "began":
+                self._running[event.run] = event.trial
+            elif event.kind == "measured" and event.measurement is not None:
+                self._num_epochs += 1
+                self._best_by_run[event.run] = event.measurement
             else:
-                self._running.pop(news.run, None)
-            if news.trial.state != "running":
-                self._ended.add(news.trial.number)
-            if news.trial.objectives is not None:
-                now = (news.trial.objectives[-1], news.trial.number)
-                self._best = now if self._best is None else max(self._best, now)
-        if news.kind in _WORDS:
-            self._say_end(news)
+                self._running.pop(event.run, None)
+            if event.trial.state != "running":
+                self._ended.add(event.trial.number)
+            if event.trial.objectives is not None:
+                result = (event.trial.objectives[-1], event.trial.number)
+                self._best = result if self._best is None else max(self._best, result)
+        if event.kind in _TEXTS:
+            self._print_end(event)
 
-    def _say_end(self, news: News) -> None:
-        settings = " ".join(self.sweep.settings_in_words(news.trial.values))
-        what = f"{self._name(news.run)}: {_WORDS[news.kind]}"
-        if news.measured is not None:
-            what += f" after epoch {news.measured.epoch}: {_accuracies(news.measured)}"
-        if news.kind == "failed" and news.trial.reason is not None:
-            what += f" ({news.trial.reason})"
-        self.print_line(f"{what}  {settings}", style="yellow" if news.kind == "failed" else "")
+    def _print_end(self, event: TrialEvent) -> None:
+        settings = " ".join(self.sweep.settings_words(event.trial.values))
+        text = f"{self._name(event.run)}: {_TEXTS[event.kind]}"
+        if event.measurement is not None:
+            text += f" after epoch {event.measurement.epoch}: {_accuracies(event.measurement)}"
+        if event.kind == "failed" and event.trial.reason is not None:
+            text += f" ({event.trial.reason})"
+        self.print_line(f"{text}  {settings}", style="yellow" if event.kind == "failed" else "")
 
     def _name(self, run: TrialRun) -> str:
         seed = f" seed {run.seed}" if len(self.sweep.seeds) > 1 else ""
         return f"trial {run.number}{seed}"
 
-    def _shown(self) -> Any:
+    def _render(self) -> Any:
         with self._lock:
             table = Table.grid(padding=(0, 2))
             for run in sorted(self._running):
-                reached = self._reached.get(run)
+                best = self._best_by_run.get(run)
                 table.add_row(
                     self._name(run),
-                    "-" if reached is None else f"epoch {reached.epoch}/{self._epochs}",
-                    "" if reached is None else _accuracies(reached),
-                    " ".join(self.sweep.settings_in_words(self._running[run].values)),
+                    "-" if best is None else f"epoch {best.epoch}/{self._epochs}",
+                    "" if best is None else _accuracies(best),
+                    " ".join(self.sweep.settings_words(self._running[run].values)),
                 )
             table.add_row(self._summary())
             return table
@@ -116,22 +119,24 @@ class SweepDisplay:
             best = f" · best {100 * self._best[0]:.1f}% (trial {self._best[1]})"
         done, total = len(self._ended), self.sweep.num_trials
         left = ""
-        if self._made:
-            each = (time.monotonic() - self._began) / self._made
-            made = sum(one.epoch for run, one in self._reached.items() if run in self._running)
-            most = (total - done) * self._epochs * len(self.sweep.seeds) - made
-            left = f" · at most {most * each / 60:.0f} min left"
-        return f"{done}/{total} trials ended{best} · {self._made} epochs{left}"
+        if self._num_epochs:
+            seconds = (time.monotonic() - self._start) / self._num_epochs
+            trained = sum(
+                one.epoch for run, one in self._best_by_run.items() if run in self._running
+            )
+            epochs = (total - done) * self._epochs * len(self.sweep.seeds) - trained
+            left = f" · at most {epochs * seconds / 60:.0f} min left"
+        return f"{done}/{total} trials ended{best} · {self._num_epochs} epochs{left}"
 
 
 def print_sweep(console: Console, sweep: Sweep, rows: Sequence[Row]) -> None:
-    """The trials, the best ones first; what they reached on validation, and what they set."""
+    """Prints the trials with validation accuracies and settings, the best ones first."""
     several = len(sweep.seeds) > 1
-    judged = any(row.final for row in rows)
+    has_finalists = any(row.final for row in rows)
     headings = ["trial", "", "epochs", "robust", "clean"]
     if several:
-        headings.insert(4, "to the best")
-    if judged:
+        headings.insert(4, "vs. best")
+    if has_finalists:
         headings += ["PGD-40", "AutoAttack"]
     table = Table(title=f"{sweep.name}: accuracies on validation images", box=SIMPLE)
     for heading in headings:
@@ -143,25 +148,25 @@ def print_sweep(console: Console, sweep: Sweep, rows: Sequence[Row]) -> None:
         cells = [
             str(row.number),
             _state(row, rows),
-            str(row.reached.epoch) if row.reached else "-",
+            str(row.measurement.epoch) if row.measurement else "-",
             mean_text(mean_of([one.robust for one in measured])),
             mean_text(mean_of([one.clean for one in measured])),
         ]
         if several:
             cells.insert(4, mean_text(row.difference, signed=True))
-        if judged:
+        if has_finalists:
             final = row.final
             cells.append("-" if final is None else percent_text(final.pgd))
-            best = None if final is None else final.autoattack
-            cells.append("-" if best is None else percent_text(best))
-        settings = [literal(text) for text in sweep.settings_in_words(row.values)]
+            autoattack = None if final is None else final.autoattack
+            cells.append("-" if autoattack is None else percent_text(autoattack))
+        settings = [literal(text) for text in sweep.settings_words(row.values)]
         table.add_row(*cells, Text(between).join(settings))
     show_table(console, table)
     if several:
         print_line(
             console,
             f"means over the seeds {', '.join(map(str, sweep.seeds))} ± standard errors; "
-            "differences of robust accuracy to the first one, seed by seed",
+            "vs. best: paired differences of robust accuracy to the first trial",
         )
 
 

@@ -70,7 +70,7 @@ def sweep_description(
         parts.append(f"Differences between trials are due to: {shares}")
     if winner is not None:
         (values,) = (row.values for row in rows if row.number == winner.number)
-        settings = " ".join(sweep.settings_in_words(values))
+        settings = " ".join(sweep.settings_words(values))
         parts.append(f"Chosen on validation: trial {winner.number}, {settings}")
         if evaluations:
             title = result_title(sweep.config_of(values), evaluations)

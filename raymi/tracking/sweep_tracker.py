@@ -15,8 +15,8 @@ from raymi.tracking import store
 from raymi.tracking.delivery import FAIL_SECONDS, Delivery
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tracking.tracked_sweep import TrackedSweep
-from raymi.tuning.events import News
-from raymi.tuning.results_table import Found, trial_rows
+from raymi.tuning.events import TrialEvent
+from raymi.tuning.results_table import SweepResult, trial_rows
 from raymi.tuning.study import Study, Trial
 from raymi.tuning.sweep_folder import Sweep, TrialRun
 
@@ -45,8 +45,8 @@ class SweepTracker(Delivery):
         super().__init__(self.tracked.uri, "sweep", log)
         self._sweep, self._study = sweep, study
         self._trials = {trial.number: trial for trial in study}
-        self._events: SimpleQueue[News] = SimpleQueue()
-        self._result = Found()
+        self._events: SimpleQueue[TrialEvent] = SimpleQueue()
+        self._result = SweepResult()
         self._flushed = threading.Event()
         self._flushed.set()
         self._ended_as: dict[TrialRun, str] = {}
@@ -61,7 +61,7 @@ class SweepTracker(Delivery):
         """Id of the sweep's run in MLflow; None until it was found or created."""
         return self.tracked.run_id
 
-    def on_trial_event(self, event: News) -> None:
+    def on_trial_event(self, event: TrialEvent) -> None:
         """Queues an event of a run, from any thread; returns immediately."""
         if event.kind != "measured":  # also in the run's journal
             self._events.put(event)
@@ -76,7 +76,7 @@ class SweepTracker(Delivery):
         self._wake.set()
         return self._flushed.wait(timeout)
 
-    def conclude(self, status: str, timeout: float, result: Found) -> bool:
+    def conclude(self, status: str, timeout: float, result: SweepResult) -> bool:
         """Delivers remaining data and the result of the sweep, then sets the status in MLflow.
 
         The study must not be in use meanwhile.

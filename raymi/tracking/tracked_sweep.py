@@ -21,7 +21,7 @@ from raymi.tracking.mlflow_run import MlflowRun
 from raymi.tracking.provenance import provenance
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tuning.plots import importance_picture, pareto_picture
-from raymi.tuning.results_table import Found, Row, as_columns, trial_rows
+from raymi.tuning.results_table import Row, SweepResult, as_columns, trial_rows
 from raymi.tuning.study import Trial
 from raymi.tuning.sweep_folder import Sweep, TrialRun
 
@@ -190,7 +190,7 @@ class TrackedSweep(MlflowRun):
         status: str,
         rows: Sequence[Row],
         importance: Mapping[str, float],
-        result: Found,
+        result: SweepResult,
     ) -> None:
         """Logs the result of the sweep and sets the status of its run.
 
@@ -229,7 +229,7 @@ class TrackedSweep(MlflowRun):
         self._end(status)
 
     def _log_winner(
-        self, row: Row, evaluations: Evaluations, model: str | None, result: Found
+        self, row: Row, evaluations: Evaluations, model: str | None, result: SweepResult
     ) -> None:
         client, run_id = self._client, self.run_id
         if row.final is not None:
@@ -243,7 +243,7 @@ class TrackedSweep(MlflowRun):
             for key, value in (("test/clean_acc", event["clean"]), (robust, event["robust"])):
                 client.log_metric(run_id, key, value, timestamp=when, step=0)
         tags = {"raymi.winner": str(row.number)}
-        tags["raymi.winner_settings"] = " ".join(self.sweep.settings_in_words(row.values))
+        tags["raymi.winner_settings"] = " ".join(self.sweep.settings_words(row.values))
         if model is not None:
             tags["raymi.winner_model"] = model
         for tag, text in tags.items():

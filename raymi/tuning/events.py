@@ -1,4 +1,4 @@
-"""What happens in a sweep, as those who follow it are told."""
+"""Events of a sweep and the callback that receives them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,31 @@ from typing import Literal, NamedTuple, Protocol
 from raymi.tuning.study import Trial
 from raymi.tuning.sweep_folder import Measurement, TrialRun
 
-Kind = Literal["began", "measured", "advanced", "finished", "stopped", "paused", "failed"]
+EventKind = Literal["began", "measured", "advanced", "finished", "stopped", "paused", "failed"]
 
 
-class News(NamedTuple):
-    """Something that happened to a run of a trial: with what it reached by then. The trial is as it
-    is after it: where a seed's run fails, it has failed; where its last one finishes, it has
-    finished. "advanced": to the end of a generation of its population."""
+class TrialEvent(NamedTuple):
+    """Event of a trial's run.
 
-    kind: Kind
+    Attributes:
+        kind: The event; "advanced" means that the run completed a PBT generation.
+        run: The run.
+        trial: Its trial after the event: "failed" once the run of any seed has failed, "finished"
+            once the runs of all seeds have finished.
+        measurement: Best validation accuracies of the run so far; None before the first ones.
+    """
+
+    kind: EventKind
     run: TrialRun
     trial: Trial
-    measured: Measurement | None = None
+    measurement: Measurement | None = None
 
 
 class SweepCallback(Protocol):
-    """Somebody who follows a sweep; told from any thread, must return quickly."""
+    """Callback for sweep events; called from any thread, must return quickly."""
 
     def print_line(self, message: str, style: str = "") -> None:
-        """Takes a line for people."""
+        """Prints a message for the user."""
 
-    def news(self, news: News) -> None:
-        """Takes what happened."""
+    def on_trial_event(self, event: TrialEvent) -> None:
+        """Handles an event of a trial's run."""

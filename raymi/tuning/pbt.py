@@ -1,25 +1,24 @@
-"""Population-based training: which settings each member of a population trains with, and whose work
-it takes over.
+"""Population-based training (PBT): plans each member's settings and checkpoint transfers.
 
-A population trains in generations of as many epochs each. After a generation the worst quarter of
-its members take over the checkpoints of the best quarter, with their settings, a little changed.
-What is planned is a function of space, seed and what the members have reached by then: no state is
-lost with a process, and whoever is cut off plans the same again. To search by it:
+A population trains in generations of equal length. After each one the worst quarter of its members
+continue from the checkpoints of the best quarter, with perturbed copies of their settings. The plan
+is a function of the space, the seed and the results: it needs no state of its own, and an
+interrupted search plans the same again. To search with it:
 
-    refusal = can_transfer(space, recipe, settings, interval)         # in `sweeps.exploitation`
+    problem = transfer_problem(space, recipe, settings, interval)     # in `pbt_checkpoints`
     plans = first_generation(space, seed, size)
     for generation in range(1, num_generations + 1):
-        for plan in plans:                                # all of them before any member trains on
+        for plan in plans:                            # all transfers before any member trains on
             if plan.parent is not None:
-                exploit(folder_of(plan.parent), folder_of(plan.member), (generation - 1) * interval)
-        for plan in plans:                                # each in a process of its own
+                source, target = folder_of(plan.parent), folder_of(plan.member)
+                transfer_checkpoint(source, target, (generation - 1) * interval)
+        for plan in plans:                            # each in its own process
             train(config_of(plan.values), ..., test=False, until_epoch=generation * interval)
         plans = next_generation(space, seed, generation, plans, results)
 
-`results` are the robust accuracies on validation of the last epoch of the generation, as the
-weights of that epoch are what is handed on; not those of the best epoch so far. After a kill the
-same calls are made again, with the results of the generations that are over: what was done then is
-not done again.
+`results` are the robust validation accuracies of the generation's last epoch, not of the best epoch
+so far: a transfer copies the weights of the last epoch. After a kill, make the same calls again
+with the results of the completed generations; finished work is skipped.
 
 Source: Jaderberg et al., "Population based training of neural networks", 2017: truncation selection
 (there 20%), perturbation and resampling.
@@ -36,8 +35,8 @@ from typing import Any
 from raymi.counter_rng import random_key
 from raymi.tuning.space import Draws, Space, Values, random_draws
 
-LEAST = 2
-"""Members that a population needs."""
+MIN_MEMBERS = 2
+"""Smallest population."""
 
 _FACTORS = (0.8, 1.25)
 _RESAMPLED = 0.25
@@ -45,8 +44,13 @@ _RESAMPLED = 0.25
 
 @dataclass(frozen=True)
 class Plan:
-    """What a member does in a generation: it trains with `values`, from its own checkpoint; or,
-    where there is a `parent`, from that one's."""
+    """Plan of a member for one generation.
+
+    Attributes:
+        member: Number of the member, from 0.
+        values: Values that it trains with.
+        parent: Member whose checkpoint it continues from; None: its own.
+    """
 
     member: int
     values: Values
@@ -54,12 +58,18 @@ class Plan:
 
 
 def first_generation(space: Space, seed: int, size: int) -> tuple[Plan, ...]:
-    """What the members of a population begin with.
+    """Returns the plans of the first generation.
 
-    Args: size, members, at least `LEAST`.
+    Args:
+        space: The search space.
+        seed: Seed of all draws.
+        size: Number of members, at least `MIN_MEMBERS`.
+
+    Raises:
+        ValueError: The population is too small.
     """
-    if size < LEAST:
-        raise ValueError(f"expected a population of at least {LEAST}, got {size}")
+    if size < MIN_MEMBERS:
+        raise ValueError(f"expected a population of at least {MIN_MEMBERS}, got {size}")
     keys = [random_key(seed, "member", member) for member in range(size)]
     return tuple(Plan(member, space.random(key)) for member, key in enumerate(keys))
 
@@ -67,54 +77,63 @@ def first_generation(space: Space, seed: int, size: int) -> tuple[Plan, ...]:
 def next_generation(
     space: Space, seed: int, generation: int, plans: Sequence[Plan], results: Sequence[float]
 ) -> tuple[Plan, ...]:
-    """What the members do after a generation.
+    """Returns the plans of the generation after `generation`.
 
-    The worst quarter of them (at least one), and all that failed, take over from members of the
-    best quarter; the others go on as they are. Of equal members the one of lower number is ahead.
+    The worst quarter of the members (at least one) and all failed ones continue from members of the
+    best quarter; the others keep their settings. Ties go to the lower number.
 
-    Args: generation, the one that is over, from 1; plans of it; results of its members, higher is
-        better, not a number for one that failed.
-    Raises: ValueError where there are not as many results as members, or all failed.
+    Args:
+        space: The search space.
+        seed: Seed of all draws.
+        generation: The completed generation, counted from 1.
+        plans: Its plans.
+        results: Result of each member, higher is better; NaN or infinite: the member failed.
+
+    Raises:
+        ValueError: A member lacks a result, or all members failed.
     """
     if len(results) != len(plans):
         raise ValueError(f"expected {len(plans)} results, got {len(results)}")
-    sound = [plan.member for plan in plans if math.isfinite(results[plan.member])]
-    if not sound:
-        raise ValueError("expected a result of some member, got none: all of them failed")
-    ahead = sorted(sound, key=lambda member: (-results[member], member))
-    failed = [plan.member for plan in plans if plan.member not in sound]
+    succeeded = [plan.member for plan in plans if math.isfinite(results[plan.member])]
+    if not succeeded:
+        raise ValueError("expected a result of some member, got none: all members failed")
+    ranked = sorted(succeeded, key=lambda member: (-results[member], member))
+    failed = [plan.member for plan in plans if plan.member not in succeeded]
     quarter = max(1, len(plans) // 4)
-    worst = {*failed, *ahead[len(plans) - max(quarter, len(failed)) :]}
+    worst = {*failed, *ranked[len(plans) - max(quarter, len(failed)) :]}
     following = []
     for plan in plans:
         if plan.member in worst:
             key = random_key(seed, "parent", generation, plan.member)
-            parent = random.Random(key).choice(ahead[:quarter])
-            near = _Near(plans[parent].values, random_key(seed, "explore", generation, plan.member))
-            following.append(Plan(plan.member, space.draw(near), parent))
+            parent = random.Random(key).choice(ranked[:quarter])
+            perturbed = _Perturbed(
+                plans[parent].values, random_key(seed, "explore", generation, plan.member)
+            )
+            following.append(Plan(plan.member, space.draw(perturbed), parent))
         else:
             following.append(Plan(plan.member, plan.values))
     return tuple(following)
 
 
-class _Near:
-    """Draws values near those of another member: a number 0.8 or 1.25 times as large, a choice as
-    it is, and one in four anew; anew as well what the other one was not asked for.
+class _Perturbed:
+    """Draws that perturb another member's values.
 
-    What is drawn for a parameter depends on no other parameter.
+    Multiplies a number by 0.8 or 1.25 and keeps a choice. Resamples a quarter of the parameters,
+    and those that the other member did not draw. Each parameter's draw is independent of the
+    others.
     """
 
     def __init__(self, values: Values, key: int) -> None:
         self._values, self._key = values, key
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        if self._is_anew(name):
-            return self._anew(name).suggest_float(name, low, high, log=log)
+        if self._is_resampled(name):
+            return self._resampled(name).suggest_float(name, low, high, log=log)
         return min(max(self._values[name] * self._factor(name), low), high)
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
-        if self._is_anew(name):
-            return self._anew(name).suggest_int(name, low, high)
+        if self._is_resampled(name):
+            return self._resampled(name).suggest_int(name, low, high)
         value, factor = self._values[name], self._factor(name)
         moved = round(value * factor)
         if moved == value:
@@ -122,14 +141,14 @@ class _Near:
         return min(max(moved, low), high)
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
-        if self._is_anew(name):
-            return self._anew(name).suggest_categorical(name, choices)
+        if self._is_resampled(name):
+            return self._resampled(name).suggest_categorical(name, choices)
         return self._values[name]
 
-    def _is_anew(self, name: str) -> bool:
+    def _is_resampled(self, name: str) -> bool:
         return name not in self._values or self._random(name, "anew").random() < _RESAMPLED
 
-    def _anew(self, name: str) -> Draws:
+    def _resampled(self, name: str) -> Draws:
         return random_draws(random_key(self._key, name, "value"))
 
     def _factor(self, name: str) -> float:

@@ -1,7 +1,6 @@
-"""Taking over another run's work, as population-based training does, and where that can be done: a
-checkpoint must fit into what goes on from it.
+"""PBT checkpoint transfer: one run continues from another's checkpoint with its own settings.
 
-When it is done, and in which order, is in `sweeps.population`.
+`pbt` plans which member continues from which.
 """
 
 from __future__ import annotations
@@ -25,31 +24,31 @@ from raymi.runs.journal import Journal, JournalReader
 from raymi.runs.run_folder import RunFolder
 from raymi.tuning.space import Space, Values
 
-_OTHER_MEASURE = "accuracies that are measured in different ways cannot be compared"
-_OTHER_CRITIC = "the estimators have learnt something else"
-_OTHER_PLACE = "runs would differ in where in their training they are"
+_NOT_COMPARABLE = "accuracies measured in different ways cannot be compared"
+_OTHER_ESTIMATORS = "the estimators were trained for another objective"
+_OTHER_POSITION = "the runs would be at different positions of their training"
 _FIXED = {
-    "model": "the network would be another one",
-    "data": "the images would be other ones",
-    "validation": _OTHER_MEASURE,
-    "attack.norm": _OTHER_MEASURE,
-    "attack.eps": _OTHER_MEASURE,
+    "model": "the network would differ",
+    "data": "the images would differ",
+    "validation": _NOT_COMPARABLE,
+    "attack.norm": _NOT_COMPARABLE,
+    "attack.eps": _NOT_COMPARABLE,
     "loss.base": "a run would be of several methods",
-    "loss.batchnorm": "BatchNorm statistics have followed other batches",
+    "loss.batchnorm": "BatchNorm statistics come from other batches",
     "mi.form": "a run would be of several methods",
     "mi.gradient": "a run would be of several methods",
-    "mi.schedule": _OTHER_PLACE,
-    "mi.pretrained": _OTHER_PLACE,
-    "mi.estimators": _OTHER_PLACE,
-    "mi.pretrain_epochs": _OTHER_PLACE,
-    "mi.estimator_epochs": _OTHER_PLACE,
-    "mi.bound": _OTHER_CRITIC,
-    "mi.score": _OTHER_CRITIC,
-    "mi.natural_pattern": _OTHER_CRITIC,
-    "optim.epochs": _OTHER_PLACE,
-    "optim.batch_size": _OTHER_PLACE,
+    "mi.schedule": _OTHER_POSITION,
+    "mi.pretrained": _OTHER_POSITION,
+    "mi.estimators": _OTHER_POSITION,
+    "mi.pretrain_epochs": _OTHER_POSITION,
+    "mi.estimator_epochs": _OTHER_POSITION,
+    "mi.bound": _OTHER_ESTIMATORS,
+    "mi.score": _OTHER_ESTIMATORS,
+    "mi.natural_pattern": _OTHER_ESTIMATORS,
+    "optim.epochs": _OTHER_POSITION,
+    "optim.batch_size": _OTHER_POSITION,
 }
-"""Why a key, or a section, cannot change within a run."""
+"""Reasons for which a key, or a section, cannot change within a run."""
 
 _FREE = {
     *(f"attack.{key}" for key in ("alpha", "steps", "start", "projection", "objective")),
@@ -61,18 +60,21 @@ _FREE = {
     *(f"optim.{key}" for key in ("lr", "momentum", "nesterov", "weight_decay", "schedule")),
     *(f"optim.{key}" for key in ("milestones", "warmup", "ema", "awp", "awp_warmup")),
 }
-"""Keys that count from the next step on, where the checkpoint fits."""
+"""Keys that take effect from the next step on, if the checkpoint fits."""
 
-_DRAWS = 4  # each with every value of each parameter, to see whether checkpoints fit
+_DRAWS = 4  # whose checkpoints are checked against every value of each parameter
 
 
-def can_transfer(
+def transfer_problem(
     space: Space, recipe: str, settings: Mapping[str, Any], interval: int
 ) -> str | None:
-    """Why a space cannot be searched by population-based training, in words; None where it can.
+    """Returns the reason for which PBT cannot search a space; None: it can.
 
-    Args: recipe, a name of `RECIPES`; settings, keys of `Config` that hold for all members;
-        interval, epochs of a generation.
+    Args:
+        space: The search space.
+        recipe: Name in `RECIPES`.
+        settings: Settings of all members, by key of `Config`.
+        interval: Epochs of a generation.
     """
     common, _ = on_recipe(recipe, nest(settings))
     fixed = sorted(space.keys - _FREE)
@@ -80,21 +82,20 @@ def can_transfer(
         key, section = fixed[0], fixed[0].partition(".")[0]
         why = _FIXED.get(key) or _FIXED.get(section) or "it is fixed when a run begins"
         return (
-            f"PBT goes on from checkpoints with other settings, and {key} cannot change within a "
-            f"run ({why}): take tune.search=tpe, or a space without it"
+            f"PBT continues checkpoints with other settings, but {key} cannot change within a run "
+            f"({why}): set tune.search=tpe, or use a space without it"
         )
     config, _ = examine(common)
     scaling, every = config.scaling, config.validation.every
     if len(phases_of(config)) > 1:
         return (
             f"PBT needs runs of one phase, got {', '.join(p.name for p in phases_of(config))} "
-            "(mi.schedule=staged): set mi.schedule=joint or mi.estimators=RUN, or take "
-            "tune.search=tpe"
+            "(mi.schedule=staged): set mi.schedule=joint, mi.estimators=RUN or tune.search=tpe"
         )
     if scaling.most_workers > 1:
         return (
-            f"PBT hands checkpoints from process to process, and needs trials of one worker, got "
-            f"scaling.workers={scaling.workers}: set scaling.workers=1, or take tune.search=tpe"
+            "PBT needs trials of one worker, got "
+            f"scaling.workers={scaling.workers}: set scaling.workers=1 or tune.search=tpe"
         )
     if interval >= config.optim.epochs:
         return (
@@ -103,33 +104,33 @@ def can_transfer(
         )
     if interval % every:
         return (
-            f"PBT compares members after each {interval} epochs, and validation.every={every} does "
-            "not measure them there: set validation.every=1"
+            f"PBT compares members every {interval} epochs, but validation.every={every} does not "
+            "validate then: set validation.every=1"
         )
     misfit = _misfit(space, lambda values: examine(overlay(common, space.settings(values))))
     if misfit is None:
         return None
     return (
-        f"PBT hands on checkpoints, and one of {misfit}: take tune.search=tpe, or a space without "
-        "it"
+        f"PBT transfers checkpoints, but one of {misfit}: set tune.search=tpe, or use a space "
+        "without it"
     )
 
 
 def _misfit(space: Space, examined: Callable[[Values], tuple[Config, list[str]]]) -> str | None:
-    """What does not fit into what, in words; None where every checkpoint fits everywhere."""
+    """Returns the first checkpoint that does not fit, as text; None: all fit."""
     for values in map(space.random, range(_DRAWS)):
         config, problems = examined(values)
         for name in values if not problems else ():
             for value in space.parameters[name].grid():
                 other, unfit = examined({**values, name: value})
-                if not unfit and _held(other) != _held(config):
+                if not unfit and _checkpoint_shapes(other) != _checkpoint_shapes(config):
                     before, after = as_typed(values[name]), as_typed(value)
                     return f"{name}={before} does not fit into a run of {name}={after}"
     return None
 
 
-def _held(config: Config) -> dict[str, Any]:
-    """What a checkpoint holds beside the classifier: names of tensors, and their shapes."""
+def _checkpoint_shapes(config: Config) -> dict[str, Any]:
+    """Returns shapes of a checkpoint's tensors by name, without the classifier's."""
     with torch.device("meta"):
         estimators = build_estimators(config.mi, num_classes=2, image_size=2**config.mi.depth)
     tensors = {} if estimators is None else estimators.state_dict()
@@ -137,51 +138,59 @@ def _held(config: Config) -> dict[str, Any]:
     return {**shapes, "average": config.optim.ema > 0}
 
 
-def transfer_checkpoint(leader: RunFolder, follower: RunFolder, epoch: int) -> None:
-    """Puts a run's newest checkpoint in the place of another run's, which goes on from it.
+def transfer_checkpoint(source: RunFolder, target: RunFolder, epoch: int) -> None:
+    """Replaces a run's checkpoint with another run's newest one.
 
-    Weights, estimators, moments of the optimisers and the position are the leader's; the settings
-    are those that the follower is continued with. Of the best epochs of both the better one is
-    kept, so that no model is lost that was better on validation. The follower's journal says so,
-    and an exploitation that is in there is not done again. A kill leaves the follower with its old
-    checkpoint or with the new one.
+    Weights, estimators, optimizer moments and position are the source's; the target keeps its own
+    settings. Of both best epochs the better one stays, so that no better model is lost. The
+    target's journal records the transfer, and a recorded transfer is not repeated. A kill leaves
+    the target with its old checkpoint or with the new one.
 
-    Args: epoch, after which the leader must be, and stay until this is done.
-    Raises: UserError where it is elsewhere, or one of both runs is going on; StorageError where the
-        follower's folder cannot be written.
+    Args:
+        source: Folder of the run that is copied.
+        target: Folder of the run that continues from the copy.
+        epoch: Epoch after which the source must be, and must stay during the transfer.
+
+    Raises:
+        UserError: The source is at another position, or one of the runs is in use.
+        StorageError: The target's folder cannot be written.
     """
-    follower.path.mkdir(parents=True, exist_ok=True)
-    with leader.lock(), follower.lock():
-        events = JournalReader(follower.journal).new_events()
-        done = ("exploited", leader.name, epoch)
+    target.path.mkdir(parents=True, exist_ok=True)
+    with source.lock(), target.lock():
+        events = JournalReader(target.journal).new_events()
+        done = ("exploited", source.name, epoch)
         if any((e["kind"], e.get("from"), e.get("epoch")) == done for e in events):
             return
-        content = _content(leader, epoch)
-        own = {}
-        with suppress(UserError):  # all damaged: nothing of it is needed
-            own = (load_checkpoint(follower.checkpoints) or {}).get("best", {})
+        content = _checkpoint_after(source, epoch)
+        own_best = {}
+        with suppress(UserError):  # every checkpoint is damaged: none is needed
+            own_best = (load_checkpoint(target.checkpoints) or {}).get("best", {})
         origins = {}
         for name, best in content["best"].items():
-            kept = max([best, own.get(name, best)], key=_accuracies)
+            better = max([best, own_best.get(name, best)], key=_accuracies)
             origins[name] = {
-                "run": (leader if kept is best else follower).name,
-                **{key: kept[key] for key in ("epoch", "robust_acc", "clean_acc")},
+                "run": (source if better is best else target).name,
+                **{key: better[key] for key in ("epoch", "robust_acc", "clean_acc")},
             }
-            content["best"][name] = kept
+            content["best"][name] = better
         step = content["position"]["global_step"]
-        about = {"from": leader.name, "best": origins, **content["position"]}
+        record = {"from": source.name, "best": origins, **content["position"]}
         try:
-            replace_checkpoints(follower.checkpoints, step, content)
-            with closing(Journal(follower.journal)) as journal:
-                journal.write("exploited", **about)
+            replace_checkpoints(target.checkpoints, step, content)
+            with closing(Journal(target.journal)) as journal:
+                journal.write("exploited", **record)
                 journal.sync()
         except OSError as error:
-            raise not_writable(follower.path, error) from None
+            raise not_writable(target.path, error) from None
 
 
-def _content(leader: RunFolder, epoch: int) -> dict[str, Any]:
-    """The leader's newest checkpoint, which must be that after an epoch."""
-    content = load_checkpoint(leader.checkpoints)
+def _checkpoint_after(run: RunFolder, epoch: int) -> dict[str, Any]:
+    """Returns a run's newest checkpoint.
+
+    Raises:
+        UserError: It is not the one after `epoch`.
+    """
+    content = load_checkpoint(run.checkpoints)
     found = "none"
     if content is not None:
         position = content["position"]
@@ -189,8 +198,8 @@ def _content(leader: RunFolder, epoch: int) -> dict[str, Any]:
             return content
         found = f"one after epoch {position['epoch']} and {position['step']} steps"
     raise UserError(
-        f"expected a checkpoint after epoch {epoch} in {leader.checkpoints}, got {found}: members "
-        "of a population are trained by their sweep alone, begin a new one"
+        f"expected a checkpoint after epoch {epoch} in {run.checkpoints}, got {found}: only the "
+        "sweep may train members of a population; start a new sweep"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a sweep found, as pictures."""
+"""Plots of a sweep: Pareto front and importance of the parameters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raymi.formatting import printable
 from raymi.selection.front import on_front
 from raymi.tuning.results_table import Row
 
-_LOOKS = {  # of trials that ended: marker, colour
+_STYLES = {  # marker and colour by the state of a trial
     "finished": ("o", "tab:blue"),
     "stopped": ("x", "tab:gray"),
     "running": (".", "tab:gray"),
@@ -20,9 +20,9 @@ _LOOKS = {  # of trials that ended: marker, colour
 
 
 def pareto_front(rows: Sequence[Row]) -> list[Row]:
-    """The finished trials that no other finished one beats in both accuracies, by clean accuracy.
+    """Returns the finished trials that no other one beats in both accuracies, by clean accuracy.
 
-    Of several that reached the same, all are on it.
+    Trials with equal accuracies are all on the front.
     """
     finished = [row for row in rows if row.state == "finished" and row.by_seed]
     points = [(row.clean, row.robust) for row in finished]
@@ -31,11 +31,13 @@ def pareto_front(rows: Sequence[Row]) -> list[Row]:
 
 
 def pareto_picture(title: str, rows: Sequence[Row]) -> Figure:
-    """Clean against robust accuracy on validation: a point for each trial that was validated, with
-    its number at those on the Pareto front, and a line along the front."""
+    """Plots clean against robust validation accuracy of each validated trial.
+
+    A line marks the Pareto front, whose trials are labelled with their numbers.
+    """
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.subplots()
-    for state, (marker, colour) in _LOOKS.items():
+    for state, (marker, colour) in _STYLES.items():
         points = [row for row in rows if row.state == state and row.by_seed]
         if points:
             clean, robust = [row.clean for row in points], [row.robust for row in points]
@@ -45,8 +47,8 @@ def pareto_picture(title: str, rows: Sequence[Row]) -> Figure:
         steps = [row.clean for row in front], [row.robust for row in front]
         axes.plot(*steps, color="tab:orange", drawstyle="steps-pre", label="Pareto front", zorder=0)
     for row in front:
-        place = row.clean, row.robust
-        axes.annotate(str(row.number), place, xytext=(4, 4), textcoords="offset points")
+        point = row.clean, row.robust
+        axes.annotate(str(row.number), point, xytext=(4, 4), textcoords="offset points")
     axes.set(title=printable(title), xlabel="clean accuracy (validation)")
     axes.set_ylabel("robust accuracy (validation)")
     for axis in (axes.xaxis, axes.yaxis):
@@ -58,11 +60,13 @@ def pareto_picture(title: str, rows: Sequence[Row]) -> Figure:
 
 
 def importance_picture(title: str, importance: Mapping[str, float]) -> Figure:
-    """How much of the differences between trials each parameter accounts for, the largest first.
+    """Plots the share of the differences between trials that each parameter explains.
 
-    Args: importance, fractions by the name of the parameter.
+    Args:
+        title: Title of the plot.
+        importance: Fraction by name of the parameter; the largest bar is drawn on top.
     """
-    names = sorted(importance, key=lambda name: importance[name])  # bars are drawn from below
+    names = sorted(importance, key=lambda name: importance[name])  # bars are drawn bottom-up
     figure = Figure(figsize=(6, 1.5 + 0.35 * len(names)), layout="constrained")
     axes = figure.subplots()
     bars = axes.barh(names, [importance[name] for name in names], color="tab:blue")

@@ -1,5 +1,4 @@
-"""The trials of a sweep as a table: what each drew, and what it reached, over its seeds, and in
-pairs with the best one.
+"""Table of a sweep's trials: drawn values, accuracies over the seeds, paired differences.
 
 Runs with the same seed share data order, attack starts and initial weights, so the difference of
 two trials is taken seed by seed before it is averaged.
@@ -20,9 +19,14 @@ from raymi.tuning.sweep_folder import Measurement, Sweep, TrialRun
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial that was attacked harder on validation images: accuracies as fractions, means over
-    its seeds; `run`, that of its seeds which is the best. `autoattack`: None where the trial did
-    not come so far."""
+    """Trial of the final evaluation on validation images.
+
+    Attributes:
+        number: Number of the trial.
+        run: Its best run.
+        pgd: Accuracy under PGD-40, a mean over the seeds.
+        autoattack: Accuracy under AutoAttack, likewise; None: PGD-40 ruled the trial out.
+    """
 
     number: int
     run: TrialRun
@@ -32,12 +36,17 @@ class Finalist:
 
 @dataclass(frozen=True)
 class Row:
-    """A trial: number, state, what it drew, and why it failed.
+    """Row of the table.
 
-    by_seed: what it has reached by now with each seed whose run was validated.
-    difference: of robust accuracy to the best trial's, over the seeds that both have; None for that
-        one itself, and where the sweep has one seed or they have none in common.
-    final: how it came out of the final, where it was in it.
+    Attributes:
+        number: Number of the trial.
+        state: Its state.
+        values: Drawn values by parameter.
+        reason: Reason of a failure.
+        by_seed: Best measurement so far by seed, of the seeds whose runs were validated.
+        difference: Difference in robust accuracy to the best trial, over their common seeds; None
+            for the best trial itself, with one seed and without common seeds.
+        final: Result of the final evaluation, if the trial was in it.
     """
 
     number: int
@@ -49,29 +58,33 @@ class Row:
     final: Finalist | None = None
 
     @property
-    def reached(self) -> Measurement | None:
-        """The mean over the seeds, after as many epochs as all of them have made; None before any
-        was validated."""
+    def measurement(self) -> Measurement | None:
+        """Mean over the seeds, with the lowest epoch of them; None before any was validated."""
         if not self.by_seed:
             return None
         return Measurement(min(one.epoch for one in self.by_seed.values()), self.clean, self.robust)
 
     @property
     def clean(self) -> float:
-        """Clean accuracy of a trial that was validated."""
+        """Mean clean accuracy of a validated trial."""
         return fmean(one.clean for one in self.by_seed.values())
 
     @property
     def robust(self) -> float:
-        """Robust accuracy of a trial that was validated."""
+        """Mean robust accuracy of a validated trial."""
         return fmean(one.robust for one in self.by_seed.values())
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a sweep has found: the run that won, the finalists, the winner first, and the winner's
-    accuracies on so many images of the test set by the name of the attack; nothing before it has
-    come so far."""
+class SweepResult:
+    """Result of a sweep; empty until its final evaluation.
+
+    Attributes:
+        winner: The run that won.
+        finalists: All finalists, the winner first.
+        test: Accuracies of the winner on the test set, by attack.
+        num_test: Number of test images.
+    """
 
     winner: TrialRun | None = None
     finalists: tuple[Finalist, ...] = ()
@@ -82,8 +95,10 @@ class Found:
 def trial_rows(
     sweep: Sweep, trials: Iterable[Trial], finalists: Sequence[Finalist] = ()
 ) -> list[Row]:
-    """Trials with what their runs have reached by now: finalists first, in their order, then those
-    that came to their end, then the others, each by robust accuracy."""
+    """Returns the rows of trials: finalists in their order, then finished trials, then the others.
+
+    The trials after the finalists are sorted by robust accuracy.
+    """
     finals = {one.number: one for one in finalists}
     rows = [
         Row(
@@ -110,7 +125,7 @@ def trial_rows(
 
 
 def _by_seed(sweep: Sweep, number: int) -> dict[int, Measurement]:
-    measured = {run.seed: sweep.measured(run) for run in sweep.runs_of(number)}
+    measured = {run.seed: sweep.measurements(run) for run in sweep.runs_of(number)}
     return {seed: one[-1] for seed, one in measured.items() if one}
 
 
@@ -120,30 +135,30 @@ def _difference(row: Row, best: Row) -> Mean | None:
 
 
 def as_columns(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
-    """A table of plain values.
+    """Converts rows to a table of plain values.
 
-    Returns: names of the columns, one for each parameter among them; a list for each trial, with
-        None where it has no such value. `_error`: standard errors over the seeds, where any trial
-        has several.
+    Returns:
+        Names of the columns, with one for each parameter, and a list of values for each trial, with
+        None for a missing one. `_error` columns are standard errors over the seeds.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.values))
     header = ["trial", "state", *names, "epochs", "clean", "robust"]
-    several = any(len(row.by_seed) > 1 for row in rows)
-    judged = any(row.final for row in rows)
-    if several:
+    several_seeds = any(len(row.by_seed) > 1 for row in rows)
+    has_finalists = any(row.final for row in rows)
+    if several_seeds:
         header += ["seeds", "robust_error", "difference", "difference_error"]
-    if judged:
+    if has_finalists:
         header += ["pgd40", "autoattack"]
     lines = []
     for row in rows:
         line = [row.number, row.state, *(row.values.get(name) for name in names)]
-        line += row.reached or (None, None, None)
-        if several:
+        line += row.measurement or (None, None, None)
+        if several_seeds:
             robust = mean_of([one.robust for one in row.by_seed.values()])
             line += [len(row.by_seed), robust and robust.error]
             difference = row.difference
             line += [difference and difference.mean, difference and difference.error]
-        if judged:
+        if has_finalists:
             line += [row.final and row.final.pgd, row.final and row.final.autoattack]
         lines.append([*line, row.reason])
     return [*header, "reason"], lines

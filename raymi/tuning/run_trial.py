@@ -1,4 +1,4 @@
-"""A run of a sweep in the process that it was given: an ordinary run without the test set."""
+"""Run of a trial in the current process: an ordinary run without the test set."""
 
 from __future__ import annotations
 
@@ -18,61 +18,76 @@ from raymi.engine.loop import train
 from raymi.errors import StorageError, UserError, first_line, what_happened
 from raymi.files import InUse
 from raymi.runs.run_folder import RunFolder
-from raymi.tuning.shared_stages import Part, parts_of
+from raymi.tuning.shared_stages import SharedStage, split_shared_stages
 from raymi.tuning.space import Values
 from raymi.tuning.sweep_folder import Sweep, TrialRun
 
-WAIT_SECONDS = 1.0  # for another process, between two looks at whether the sweep is to stop
+WAIT_SECONDS = 1.0  # for another process, before the stop file is checked again
 
 PATIENCE_SECONDS = 180.0  # for a process whose node was lost: NFS keeps its lock for 90 s
 
-Report = Callable[[Mapping[str, Any]], None]
-"""Takes what the engine reports after each epoch."""
+OnReport = Callable[[Mapping[str, Any]], None]
+"""Callback for the engine's metrics after each epoch."""
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a run ended: finished; paused, to be continued; failed, and why; or blocked, as it cannot
-    write, to be continued once it can."""
+class TrialResult:
+    """Status of a run after its process has returned.
 
-    how: Literal["finished", "paused", "failed", "blocked"]
+    Attributes:
+        status: "finished"; "paused", to be continued; "failed"; or "blocked": it cannot write, and
+            can be continued once it can.
+        reason: Reason of a failed or blocked run.
+    """
+
+    status: Literal["finished", "paused", "failed", "blocked"]
     reason: str | None = None
 
 
-Train = Callable[[Config, RunFolder, str, int | None], Ended]
-"""Brings a run in its folder to the end of a phase, or of one of its epochs, from its last
-checkpoint where there is one."""
+TrainFunction = Callable[[Config, RunFolder, str, int | None], TrialResult]
+"""Trains a run in its folder, from its last checkpoint, to the end of a phase or of an epoch."""
 
 
 def run_trial(
-    sweep: Sweep, run: TrialRun, values: Values, train_run: Train, until_epoch: int | None = None
-) -> Ended:
-    """Brings a run of a trial to its end: first what it shares with others, if they have not.
+    sweep: Sweep,
+    run: TrialRun,
+    values: Values,
+    train_run: TrainFunction,
+    until_epoch: int | None = None,
+) -> TrialResult:
+    """Trains a run of a trial, after the stages that it shares with other trials.
 
-    Args: values that the trial goes on with; until_epoch, of the classifier, after which it ends
-        for now; None: its last one.
+    Args:
+        sweep: The sweep.
+        run: Trial and seed.
+        values: Values that the trial trains with.
+        train_run: Trains a run.
+        until_epoch: Epoch of the classifier after which the run pauses; None: the last one.
     """
     try:
-        trial, parts = parts_of(sweep.config_of(values, run), sweep.shared)
-        for part in parts:
-            ended = _learn(part, sweep.stop_file, train_run)
-            if ended.how != "finished":
-                return ended
+        trial, stages = split_shared_stages(sweep.config_of(values, run), sweep.shared)
+        for stage in stages:
+            result = _train_stage(stage, sweep.stop_file, train_run)
+            if result.status != "finished":
+                return result
         folder = sweep.folder_of(run)
         folder.write_config(trial)
         with ExitStack() as stack:
-            if not held(stack, folder, sweep.stop_file):
-                return Ended("paused")
+            if not lock_run(stack, folder, sweep.stop_file):
+                return TrialResult("paused")
             return train_run(trial, folder, "classifier", until_epoch)
     except UserError as error:
-        return Ended("failed", str(error))
+        return TrialResult("failed", str(error))
     except StorageError as error:
-        return Ended("blocked", str(error))
+        return TrialResult("blocked", str(error))
 
 
-def held(stack: ExitStack, folder: RunFolder, stop_file: Path) -> bool:
-    """Keeps other processes out of a run's folder until the stack ends; waits for one that is
-    about to be gone. Whether it could."""
+def lock_run(stack: ExitStack, folder: RunFolder, stop_file: Path) -> bool:
+    """Locks a run's folder until the stack closes; waits for a process that is ending.
+
+    Returns:
+        Whether the folder is locked; False after `PATIENCE_SECONDS` or on a stop request.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
@@ -83,75 +98,77 @@ def held(stack: ExitStack, folder: RunFolder, stop_file: Path) -> bool:
                 return False
 
 
-def _learn(part: Part, stop_file: Path, train_run: Train) -> Ended:
-    """Trains a part, or waits for the process that is at it."""
-    folder = part.folder
-    while not part.is_there:
+def _train_stage(stage: SharedStage, stop_file: Path, train_run: TrainFunction) -> TrialResult:
+    """Trains a shared stage, or waits for the process that trains it."""
+    folder = stage.folder
+    while not stage.is_trained:
         if stop_file.exists():
-            return Ended("paused")
+            return TrialResult("paused")
         if not folder.config.is_file():
-            folder.write_config(part.config)
+            folder.write_config(stage.config)
         try:
             with folder.lock(wait=WAIT_SECONDS):
-                if not part.is_there:
-                    ended = train_run(folder.read_config(), folder, part.phase, None)
-                    if ended.how != "finished":
-                        return ended
+                if not stage.is_trained:
+                    result = train_run(folder.read_config(), folder, stage.phase, None)
+                    if result.status != "finished":
+                        return result
         except InUse:
             continue
-    return Ended("finished")
+    return TrialResult("finished")
 
 
-class _TellingContext(LocalContext):
-    """The engine's context in one process: tells after each epoch."""
+class _ReportingContext(LocalContext):
+    """Context of one process that passes each epoch's metrics to a callback."""
 
     def __init__(
-        self, device: torch.device, stop_file: Path, tell: Report, poll_seconds: float
+        self, device: torch.device, stop_file: Path, on_report: OnReport, poll_seconds: float
     ) -> None:
         super().__init__(device, stop_file, poll_seconds=poll_seconds)
-        self._tell = tell
+        self._on_report = on_report
 
     def report(self, metrics: Mapping[str, Any]) -> None:
-        self._tell(metrics)
+        self._on_report(metrics)
 
 
 def in_this_process(
     device: torch.device,
     stop_file: Path,
-    tell: Report = lambda metrics: None,
+    on_report: OnReport = lambda metrics: None,
     *,
     test: bool = False,
     poll_seconds: float = POLL_SECONDS,
-) -> Train:
-    """Trains in this process.
+) -> TrainFunction:
+    """Returns a function that trains in this process.
 
     Args:
-        device: where to compute.
-        stop_file: pauses a run.
-        tell: takes what the engine reports after each epoch.
-        test: whether the final models are evaluated on the test set.
-        poll_seconds: seconds between two looks at the stop file.
+        device: Device of the training.
+        stop_file: File whose existence pauses a run.
+        on_report: Receives the metrics after each epoch.
+        test: Whether to evaluate the final models on the test set.
+        poll_seconds: Seconds between two checks of the stop file.
     """
 
-    def train_run(config: Config, folder: RunFolder, until: str, until_epoch: int | None) -> Ended:
+    def train_run(
+        config: Config, folder: RunFolder, until: str, until_epoch: int | None
+    ) -> TrialResult:
         torch.set_num_threads(config.scaling.cpus_per_worker)
-        context = _TellingContext(device, stop_file, tell, poll_seconds)
+        context = _ReportingContext(device, stop_file, on_report, poll_seconds)
         try:
             outcome = train(
                 config, context, folder, test=test, until=until, until_epoch=until_epoch
             )
         except FloatingPointError as error:
-            return Ended("failed", str(error))
+            return TrialResult("failed", str(error))
         except torch.OutOfMemoryError as error:
-            return Ended("failed", f"out of memory: {first_line(error)}")
+            return TrialResult("failed", f"out of memory: {first_line(error)}")
         except (UserError, StorageError):
             raise
         except Exception as error:
             log = folder.path / "error-rank0.log"
             with suppress(OSError):
                 log.write_text(traceback.format_exc())
-            return Ended("failed", f"{what_happened(error)} (whole error: {log})")
-        is_there = outcome.finished or outcome.epoch == until_epoch
-        return Ended("finished" if is_there else "paused")
+            return TrialResult("failed", f"{what_happened(error)} (whole error: {log})")
+        finished = outcome.finished or outcome.epoch == until_epoch
+        return TrialResult("finished" if finished else "paused")
 
     return train_run

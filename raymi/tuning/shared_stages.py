@@ -1,8 +1,8 @@
-"""What trials have in common is trained once: pretrained classifiers, and estimators.
+"""Stages that trials share: pretrained classifiers and estimators, each trained once.
 
-A part is a run of its own, named by all that decides what it learns, and trained by the first trial
-that needs it. A trial that reuses ends with the weights, bit for bit, that it would have had
-without.
+A stage is a run whose name is a digest of all settings that affect its training; the first trial
+that needs it trains it. A trial that reuses stages ends with the same weights, bit for bit, as one
+that trains everything.
 """
 
 from __future__ import annotations
@@ -17,52 +17,55 @@ from raymi.runs.pretrained import pretrained_path
 from raymi.runs.run_folder import RunFolder
 
 _REUSED_BY = {"pretraining": "pretrained", "estimators": "estimators"}
-"""Phases before the classifier's, in order; and the key of `mi` that names a run whose work is
-reused."""
+"""Phases before the classifier's, in order, with the key of `mi` that names a run to reuse."""
 
 
-class Part(NamedTuple):
-    """A run that is trained until a phase, for others."""
+class SharedStage(NamedTuple):
+    """Run that is trained until the end of a phase, for other runs to reuse."""
 
     phase: str
     config: Config
 
     @property
     def folder(self) -> RunFolder:
-        """Where the run is."""
+        """Folder of the run."""
         assert self.config.out is not None
         assert self.config.name is not None
         return RunFolder(self.config.out / self.config.name)
 
     @property
-    def is_there(self) -> bool:
-        """Whether what others reuse is there."""
+    def is_trained(self) -> bool:
+        """True once the weights to reuse exist."""
         folder = self.folder
         path = pretrained_path(folder) if self.phase == "pretraining" else folder.estimators
         return path.is_file()
 
 
-def parts_of(trial: Config, folder: Path) -> tuple[Config, list[Part]]:
-    """Splits what trials may share off a trial.
+def split_shared_stages(trial: Config, folder: Path) -> tuple[Config, list[SharedStage]]:
+    """Splits the stages that other trials can reuse off a trial.
 
-    Args: trial; folder, in which the parts are.
-    Returns: the trial that reuses its parts, and these, in the order in which they must be there.
-        A joint trial has none.
+    Args:
+        trial: Configuration of the trial.
+        folder: Folder of the stages.
+
+    Returns:
+        The trial that reuses its stages, and the stages in the order of their training. A joint
+        trial has none.
     """
     names = [phase.name for phase in phases_of(trial)]
-    whole, parts = trial, []
+    whole, stages = trial, []
     for phase, key in _REUSED_BY.items():
         if phase not in names:
             continue
         name = f"{phase}-{_digest(whole, phase)}"
-        parts.append(Part(phase, trial.model_copy(update={"name": name, "out": folder})))
+        stages.append(SharedStage(phase, trial.model_copy(update={"name": name, "out": folder})))
         reused: dict[str, Any] = {"pretrained": None, "estimators": None, key: str(folder / name)}
         trial = trial.model_copy(update={"mi": trial.mi.model_copy(update=reused)})
-    return trial, parts
+    return trial, stages
 
 
 def _digest(config: Config, last: str) -> str:
-    """Of all that phases up to one do: they learn the same in two runs where it is equal."""
+    """Returns a digest of all settings that the phases up to `last` read."""
     phases = phases_until(config.model_copy(update={"name": None, "out": None}), last)
-    told = "\n".join(f"{phase.name} {phase.config.model_dump_json()}" for phase in phases)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+    text = "\n".join(f"{phase.name} {phase.config.model_dump_json()}" for phase in phases)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

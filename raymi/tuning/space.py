@@ -1,22 +1,22 @@
-"""A search space: which settings are varied, and how, in one readable TOML file.
+"""Search spaces: the settings that a sweep varies, in a TOML file.
 
     description = "How strong the MI terms are"
 
     [parameters."mi.balance"]            # a key of the configuration
-    log = [0.02, 1.0]                    # a number between these, evenly on a logarithmic scale
+    log = [0.02, 1.0]                    # a number between these, log-uniform
 
-    [parameters.terms]                   # a name of its own: each choice sets several keys
+    [parameters.terms]                   # any other name: each choice sets several keys
     choice.both = {}
     choice.natural = { "mi.adversarial" = false }
 
     [parameters."mi.difference"]
     uniform = [0.0, 2.0]
-    when.terms = "both"                  # asked for only where another parameter has this value
+    when.terms = "both"                  # drawn only if another parameter has this value
 
-    [tune]                               # how it is searched where the command does not say so
+    [tune]                               # defaults of the search
     trials = 50
 
-The other kinds are `integers = [1, 5]`, both ends included, and `choice = [64, 128]`.
+Other kinds: `integers = [1, 5]`, both ends included, and `choice = [64, 128]`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from importlib.resources.abc import Traversable
 from typing import Annotated, Any, Protocol
@@ -49,7 +49,7 @@ from raymi.tuning.space_files import known_spaces, space_file
 
 Scalar = bool | int | float | str
 Values = dict[str, Any]
-"""What a trial drew: by the name of each parameter that was asked for."""
+"""Drawn values of a trial by parameter, without the parameters whose condition does not hold."""
 
 _KEYS = tuple(key for key, _ in leaves())
 _TABLES = ("description", "parameters", "tune")
@@ -59,27 +59,27 @@ _NOT_VARIED = (
     "evaluation.", "probe.", "checkpoint.", "limit.", "tracking.",
 )  # fmt: skip
 _COMPARABLE = ("data.flip", "data.crop_padding", "data.generated")
-_TRIED = 20  # draws that are laid over a recipe to see whether they fit
+_NUM_CHECKED = 20  # draws that are checked against a recipe
 _MOST_INTEGERS = 100_000  # of a grid
 _LARGEST_INTEGER = 10**15  # that Optuna draws exactly
-_STEPS = 3  # values of a number that a grid has where it names no number
+_STEPS = 3  # grid values of a number
 
 
 class Draws(Protocol):
-    """What chooses values, one parameter at a time: an `optuna.Trial`, say."""
+    """Source of values, one parameter at a time, such as an `optuna.Trial`."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """A number in [low, high]."""
+        """Returns a number in [low, high]."""
 
     def suggest_int(self, name: str, low: int, high: int) -> int:
-        """A whole number in [low, high]."""
+        """Returns an integer in [low, high]."""
 
     def suggest_categorical(self, name: str, choices: Any) -> Any:
-        """One of the choices."""
+        """Returns one of the choices."""
 
 
 def random_draws(seed: int) -> Draws:
-    """Draws evenly; what it draws depends on the order in which it is asked."""
+    """Returns uniform draws, which depend on the order of the calls."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.RandomSampler(seed % 2**32)
     return optuna.create_study(sampler=sampler).ask()
@@ -104,7 +104,7 @@ WholeEnds = Annotated[tuple[int, int], AfterValidator(_ordered), AfterValidator(
 
 
 class Parameter(BaseModel):
-    """One thing that is varied: exactly one of its kinds, and where it is asked for."""
+    """Parameter of a space: exactly one kind, and an optional condition."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -127,11 +127,11 @@ class Parameter(BaseModel):
 
     @property
     def sets_keys(self) -> bool:
-        """Whether each choice sets keys that it names, rather than being the value of one."""
+        """True if each choice names the keys that it sets."""
         return isinstance(self.choice, dict)
 
     def draw(self, name: str, draws: Draws) -> Any:
-        """A value."""
+        """Draws a value."""
         if self.log is not None:
             return draws.suggest_float(name, *self.log, log=True)
         if self.uniform is not None:
@@ -142,7 +142,7 @@ class Parameter(BaseModel):
         return draws.suggest_categorical(name, list(self.choice))
 
     def grid(self) -> list[Any]:
-        """A few values that stand for all: ends and what is between them, or every choice."""
+        """Returns the grid values: ends and middle of a range, all integers, or all choices."""
         if self.log is not None:
             low, high = map(math.log, self.log)
             inner = [math.exp(low + (high - low) * k / (_STEPS - 1)) for k in range(_STEPS)]
@@ -158,7 +158,7 @@ class Parameter(BaseModel):
 
 
 class Space(BaseModel):
-    """A search space; the name is that of its file."""
+    """Search space, named after its file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -174,8 +174,8 @@ class Space(BaseModel):
         earlier: list[str] = []
         set_by: dict[str, str] = {}
         for name, parameter in self.parameters.items():
-            named = _named(parameter) if parameter.sets_keys else {name}
-            for key in sorted(named):
+            keys = _keys_set_by(parameter) if parameter.sets_keys else {name}
+            for key in sorted(keys):
                 if key not in _KEYS:
                     raise ValueError(f"unknown key {key!r}: {_suggested(key)}")
                 if key in set_by:
@@ -184,7 +184,7 @@ class Space(BaseModel):
             for other, values in parameter.when.items():
                 if other not in earlier:
                     raise ValueError(
-                        f"{name} asks for {other!r}, which must be a parameter before it"
+                        f"{name} depends on {other!r}, which must be a parameter before it"
                     )
                 _check_condition(name, other, self.parameters[other], values)
             earlier.append(name)
@@ -196,32 +196,33 @@ class Space(BaseModel):
         try:
             TuneConfig.model_validate(tune)
         except ValidationError as error:
-            raise ValueError("; ".join(map(_explained_search, error.errors()))) from None
+            lines = [_error_text(one, TuneConfig.model_fields) for one in error.errors()]
+            raise ValueError("; ".join(lines)) from None
         return tune
 
     @cached_property
     def keys(self) -> set[str]:
-        """All keys of the configuration that a trial may set."""
+        """Keys of `Config` that a trial may set."""
         return set().union(
-            *(_named(p) if p.sets_keys else {name} for name, p in self.parameters.items())
+            *(_keys_set_by(p) if p.sets_keys else {name} for name, p in self.parameters.items())
         )
 
     def draw(self, draws: Draws) -> Values:
-        """The values of a trial; a parameter whose condition does not hold is not asked for."""
+        """Draws the values of a trial; skips parameters whose condition does not hold."""
         values: Values = {}
         for name, parameter in self.parameters.items():
-            if _holds(parameter, values):
+            if _is_active(parameter, values):
                 values[name] = parameter.draw(name, draws)
         return values
 
     def grid(self) -> Iterator[Values]:
-        """Every combination of the values that stand for each parameter, each once."""
+        """Yields every distinct combination of the parameters' grid values."""
         seen: set[frozenset[tuple[str, Any]]] = set()
         names = list(self.parameters)
         for combination in itertools.product(*(p.grid() for p in self.parameters.values())):
             values: Values = {}
             for name, value in zip(names, combination, strict=True):
-                if _holds(self.parameters[name], values):
+                if _is_active(self.parameters[name], values):
                     values[name] = value
             drawn = frozenset(values.items())
             if drawn not in seen:
@@ -229,29 +230,29 @@ class Space(BaseModel):
                 yield values
 
     def random(self, seed: int) -> Values:
-        """The values of a trial, drawn evenly."""
+        """Draws the values of a trial uniformly."""
         return self.draw(random_draws(seed))
 
     @cached_property
-    def _some(self) -> list[Values]:
-        """Draws, and each of them with the ends of every parameter in it."""
-        some = []
-        for values in map(self.random, range(_TRIED)):
-            some.append(values)
+    def _examples(self) -> list[Values]:
+        """Random draws, and variants of them with the ends of each parameter."""
+        examples = []
+        for values in map(self.random, range(_NUM_CHECKED)):
+            examples.append(values)
             for name in values:
                 free = not any(name in other.when for other in self.parameters.values())
-                some += [{**values, name: end} for end in self._ends(name) if free]
-        return some
+                examples += [{**values, name: end} for end in self._ends(name) if free]
+        return examples
 
     def _ends(self, name: str) -> list[Any]:
-        """The first and the last value of a parameter."""
+        """Returns the first and the last value of a parameter."""
         parameter = self.parameters[name]
         ends = parameter.log or parameter.uniform or parameter.integers
         values: list[Any] = list(ends or parameter.choice or ())
         return [values[0], values[-1]]
 
     def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What values set, as a nested tree to lay over a recipe."""
+        """Returns the settings of drawn values as a nested tree."""
         flat: dict[str, Any] = {}
         for name, value in values.items():
             choice = self.parameters[name].choice
@@ -259,24 +260,26 @@ class Space(BaseModel):
         return nest(flat)
 
     def incompatible(self, recipe: str, settings: Mapping[str, Any] | None = None) -> str | None:
-        """Why the space cannot vary a recipe, in words; None where it can.
+        """Returns the reason for which the space cannot vary a recipe; None: it can.
 
-        Args: recipe, a name of `RECIPES`; settings, a tree that is laid over it for all trials.
+        Args:
+            recipe: Name in `RECIPES`.
+            settings: Nested settings of all trials.
         """
         tree, unknown = on_recipe(recipe, settings or {})
         if unknown:
             return unknown[0]
         config, _ = examine(tree)
         if any(key.startswith("mi.") for key in self.keys) and not config.mi.has_estimators:
-            return f"the recipe {recipe} has no estimators of MI: choose one that has"
+            return f"the recipe {recipe} has no MI estimators: choose one that has"
         for variant, added in VARIANTS.items():
             fixed = self.keys & set(flatten(added.settings))
             if recipe.endswith(f"-{variant}") and fixed - {"mi.weight", "mi.balance"}:
-                return f"the recipe {recipe} is what it is by {', '.join(sorted(fixed))}"
-        for values in self._some:
+                return f"the recipe {recipe} is defined by {', '.join(sorted(fixed))}"
+        for values in self._examples:
             _, problems = examine(overlay(tree, self.settings(values)))
             if problems:
-                return f"{values} cannot be laid over the recipe {recipe}: {problems[0]}"
+                return f"{values} does not fit the recipe {recipe}: {problems[0]}"
         return None
 
 
@@ -284,10 +287,10 @@ def find_space(name: str) -> Space:
     """Returns a search space.
 
     Args:
-        name: path of a .toml file, or the name of one in `space_files.space_folders`.
+        name: Path of a .toml file, or the name of one in `space_files.space_folders`.
 
     Raises:
-        UserError: there is no such file, or it is wrong; the message says what to change.
+        UserError: The file is missing or invalid; the message says what to change.
     """
     if problem := address_problem(name):
         raise UserError(f"space: {problem}")
@@ -299,53 +302,54 @@ def find_space(name: str) -> Space:
 
 
 def read_space(path: Traversable) -> Space:
-    """The space in a file.
+    """Reads a space from a file.
 
-    Raises: UserError that says what is wrong in it.
+    Raises:
+        UserError: The file is invalid; the message says what to change.
     """
     try:
         tree = tomllib.loads(path.read_bytes().decode())
     except (ValueError, RecursionError) as error:  # of TOML, UTF-8 and numbers
         raise UserError(f"{path} is not TOML: {first_line(error)}") from None
     if "name" in tree:
-        raise UserError(f"{path}: name: unknown, leave it out: a space is called as its file")
+        raise UserError(f"{path}: name: unknown, leave it out: a space has the name of its file")
     try:
         space = Space.model_validate({**tree, "name": path.name.removesuffix(".toml")})
     except ValidationError as error:
-        lines = [_explained(one) for one in error.errors()]
+        lines = [_error_text(one) for one in error.errors()]
         raise UserError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
     for key in sorted(space.keys):
         if key not in _COMPARABLE and key.startswith(_NOT_VARIED):
             raise UserError(
                 f"{path}: {key} cannot be varied, as trials could not be compared: leave it out, "
-                "and give it in the command for all of them"
+                "and set it in the command for all trials"
             )
     return space
 
 
 def compatible_recipes(space: Space) -> list[str]:
-    """The recipes that a space can vary."""
+    """Returns the recipes that a space can vary."""
     return [recipe for recipe in RECIPES if space.incompatible(recipe) is None]
 
 
 def _suggested(key: str) -> str:
-    """A remedy: the whole key of a last part, or what is close."""
+    """Returns a remedy for an unknown key: its full name, or a similar key."""
     whole = [known for known in _KEYS if known.endswith(f".{key}")]
     return f"write {' or '.join(whole)}" if whole else did_you_mean(key, _KEYS)
 
 
-def _named(parameter: Parameter) -> set[str]:
+def _keys_set_by(parameter: Parameter) -> set[str]:
     assert isinstance(parameter.choice, dict)
     return {key for settings in parameter.choice.values() for key in settings}
 
 
-def _wanted(values: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+def _as_tuple(values: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
     return values if isinstance(values, tuple) else (values,)
 
 
-def _holds(parameter: Parameter, values: Mapping[str, Any]) -> bool:
+def _is_active(parameter: Parameter, values: Mapping[str, Any]) -> bool:
     return all(
-        name in values and values[name] in _wanted(wanted)
+        name in values and values[name] in _as_tuple(wanted)
         for name, wanted in parameter.when.items()
     )
 
@@ -354,27 +358,19 @@ def _check_condition(
     name: str, other: str, parameter: Parameter, values: Scalar | tuple[Scalar, ...]
 ) -> None:
     if parameter.choice is None:
-        raise ValueError(f"{name} asks for {other!r}, which has no choices to ask for")
-    for value in _wanted(values):
+        raise ValueError(f"{name} depends on {other!r}, which has no choices")
+    for value in _as_tuple(values):
         if value not in parameter.choice:
             choices = ", ".join(map(str, parameter.choice))
-            raise ValueError(f"{name} asks for {other} = {value!r}, which has {choices}")
+            raise ValueError(f"{name} depends on {other} = {value!r}, whose choices are {choices}")
 
 
-def _explained_search(error: Any) -> str:
-    """A line for one of pydantic's errors in the table `tune`."""
-    key = ".".join(map(str, error["loc"]))
+def _error_text(error: Any, known: Iterable[str] | None = None) -> str:
+    """Returns a line for one of pydantic's errors in a space, or in a table with `known` keys."""
+    parts = [str(part) for part in error["loc"]]
+    key = ".".join(parts[1:] if parts[:1] == ["parameters"] and len(parts) > 1 else parts)
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown, {did_you_mean(key, TuneConfig.model_fields)}"
+        known = known or (_TABLES if len(parts) == 1 else Parameter.model_fields)
+        return f"{key}: unknown, {did_you_mean(parts[-1], known)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" if key else message
-
-
-def _explained(error: Any) -> str:
-    parts = [str(part) for part in error["loc"]]
-    place = ".".join(parts[1:] if parts[:1] == ["parameters"] and len(parts) > 1 else parts)
-    if error["type"] == "extra_forbidden":
-        known = _TABLES if len(parts) == 1 else Parameter.model_fields
-        return f"{place}: unknown, {did_you_mean(parts[-1], known)}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message

@@ -1,4 +1,4 @@
-"""Files of search spaces: the user's own and those of raymi."""
+"""Files of search spaces: raymi's and the user's."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SUFFIX = ".toml"
 
 
 def space_file(name: str) -> Traversable | None:
-    """Returns the file of a search space, or None where there is none.
+    """Returns the file of a search space, or None.
 
     Args:
-        name: path of a .toml file, or the name of one in `space_folders`.
+        name: Path of a .toml file, or the name of one in `space_folders`.
     """
     own = [local_path(name)] if name.endswith(_SUFFIX) else []
     candidates = (*own, *(folder / f"{name}{_SUFFIX}" for folder in space_folders()))

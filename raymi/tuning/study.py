@@ -1,9 +1,7 @@
-"""The state of a search: what was drawn, reported and found, in one file that survives whatever
-happens.
+"""Study: the state of a search in one crash-safe SQLite file.
 
-What a trial draws is a function of the search's seed, the trial's number and of what is known by
-then: no random state is lost with a process, so that a search which was cut off goes on as it would
-have.
+A trial's draw is a function of the seed, the trial's number and the results so far. No random state
+is lost with a process: an interrupted search continues as it would have.
 """
 
 from __future__ import annotations
@@ -38,19 +36,21 @@ _STATES: dict[TrialState, State] = {
     TrialState.FAIL: "failed",
 }
 _NAME = "sweep"
-_REVISED = "values"  # key of what a trial goes on with, other than it has drawn
+_REVISED = "values"  # key of values that replace the drawn ones
 _DAMAGED = (
     SQLAlchemyError, optuna.exceptions.OptunaError, ValueError, KeyError, TypeError,
     AttributeError, IndexError,
 )  # fmt: skip
-"""Errors of SQLite, SQLAlchemy and Optuna for a file with other content than they wrote."""
-_STARTUP = 10  # trials that TPE draws evenly, before it knows enough
+"""Errors of SQLite, SQLAlchemy and Optuna for a file with unexpected content."""
+_STARTUP = 10  # trials that TPE draws uniformly before it fits a model
 
 
 @dataclass(frozen=True)
 class Halving:
-    """Asynchronous successive halving: of the trials that have come to `first` epochs, then to
-    `factor` times as many and so on, the best one in `factor` goes on.
+    """Asynchronous successive halving.
+
+    Of the trials that reach `first`, `first * factor`, `first * factor**2`... epochs, the best
+    1 / `factor` continue.
 
     Source: Li et al., "A system for massively parallel hyperparameter tuning", MLSys 2020.
     """
@@ -61,8 +61,16 @@ class Halving:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial: its number, from 0; what it drew; its state; the objectives in the end, those that
-    it reported by epoch; why it failed."""
+    """Trial of a study.
+
+    Attributes:
+        number: Number of the trial, from 0.
+        values: Values that it drew, or that PBT gave it since.
+        state: Its state.
+        objectives: Final objectives of a finished trial.
+        reported: Reported values by epoch.
+        reason: Reason of a failure.
+    """
 
     number: int
     values: Values
@@ -73,19 +81,20 @@ class Trial:
 
 
 class Study:
-    """A search in a file.
+    """Search in a file.
 
     Args:
-        path: of the SQLite file, made if it is not there.
-        space: that is searched.
-        method: "tpe" (tree-structured Parzen estimators, Bergstra et al. 2011), "random", or
-            "grid": every combination of a few values, once; or "pbt": the members of a population.
-        objectives: names of what is maximised: one, or several for a Pareto front.
-        halving: stops trials that are behind; None: none are stopped. For one objective only.
-        seed: of all draws.
-        size: of the population.
-    Raises: UserError where several objectives are to be halved, or the file is that of another
-        search, or damaged.
+        path: SQLite file, created if missing.
+        space: The search space.
+        method: "tpe" (tree-structured Parzen estimators, Bergstra et al. 2011), "random", "grid"
+            (every combination of a few values once) or "pbt" (the members of a population).
+        objectives: Names of the maximised objectives: one, or several for a Pareto front.
+        halving: Stops trials that are behind, for one objective only; None: stops none.
+        seed: Seed of all draws.
+        size: Size of the population.
+
+    Raises:
+        UserError: Halving has several objectives, or the file is damaged or of another search.
     """
 
     def __init__(
@@ -101,14 +110,14 @@ class Study:
     ) -> None:
         if halving is not None and len(objectives) > 1:
             raise UserError(
-                f"trials can be stopped by one objective only, got {', '.join(objectives)}: search "
-                "one of them, or let all trials run to their end"
+                f"halving needs one objective, got {', '.join(objectives)}: choose one of them, or "
+                "disable halving"
             )
         self.space, self.method, self.seed = space, method, seed
-        self._listed = _listed(space, method, seed, size)
+        self._planned = _planned_values(space, method, seed, size)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._path, self._objectives = path, tuple(objectives)
-        protocol = {
+        definition = {
             "space": json.loads(space.model_dump_json()),
             "method": method,
             "objectives": list(objectives),
@@ -116,7 +125,7 @@ class Study:
             "seed": seed,
         }
         try:
-            with _quietly():
+            with _without_warnings():
                 self._study = optuna.create_study(
                     storage=URL.create("sqlite", database=str(path)).render_as_string(),
                     study_name=_NAME,
@@ -124,37 +133,39 @@ class Study:
                     directions=["maximize"] * len(objectives),
                     pruner=_pruner(halving),
                 )
-                asked = self._study.user_attrs.get("question")
-                if asked is None:
-                    self._study.set_user_attr("question", protocol)
+                saved = self._study.user_attrs.get("question")
+                if saved is None:
+                    self._study.set_user_attr("question", definition)
         except (*_DAMAGED, RuntimeError) as error:
             raise UserError(
-                f"{path} cannot be opened ({first_line(error)}): its folder must be "
-                "there, and it must be the file of a search"
+                f"{path} cannot be opened ({first_line(error)}): its folder must exist, and it "
+                "must be the file of a search"
             ) from None
-        if asked is not None and asked != protocol:
-            before = asked if isinstance(asked, dict) else {}
-            keys = ", ".join(key for key in protocol if before.get(key) != protocol[key])
+        if saved is not None and saved != definition:
+            before = saved if isinstance(saved, dict) else {}
+            keys = ", ".join(key for key in definition if before.get(key) != definition[key])
             raise UserError(
-                f"{path} is the state of another search ({keys}): trials of two are never mixed"
+                f"{path} is the state of another search ({keys}): trials of two searches cannot be "
+                "mixed"
             )
 
     @property
-    def most(self) -> int | None:
-        """How many trials there can be; None: any number."""
-        return None if self._listed is None else len(self._listed)
+    def max_trials(self) -> int | None:
+        """Maximum number of trials; None: no limit."""
+        return None if self._planned is None else len(self._planned)
 
     def ask(self) -> Trial:
-        """Begins a trial.
+        """Starts a trial.
 
-        Raises: IndexError where a grid or a population has no more.
+        Raises:
+            IndexError: The grid or the population has no further trial.
         """
         number = len(self._frozen_trials())
         with self._writing():
-            if self._listed is not None:
+            if self._planned is not None:
                 if not self._frozen_trials(TrialState.WAITING):
-                    self._study.enqueue_trial(self._listed[number])
-                else:  # an earlier process ended between the two lines
+                    self._study.enqueue_trial(self._planned[number])
+                else:  # a process was killed after it had enqueued the trial
                     number -= 1
             self._study.sampler = self._sampler(number)
             trial = self._study.ask()
@@ -162,33 +173,39 @@ class Study:
         return self[trial.number]
 
     def unfinished(self) -> list[Trial]:
-        """Trials that had begun when an earlier process ended; each with all that it draws."""
-        found = self._frozen_trials(TrialState.RUNNING)
-        for frozen in found:
-            with _quietly():
+        """Returns the trials that a killed process left running, each with all its values."""
+        running = self._frozen_trials(TrialState.RUNNING)
+        for frozen in running:
+            with _without_warnings():
                 self._study.sampler = self._sampler(frozen.number)
-                self.space.draw(self._live(frozen))
-        return [self[frozen.number] for frozen in found]
+                self.space.draw(self._open(frozen))
+        return [self[frozen.number] for frozen in running]
 
     def report(self, number: int, epoch: int, value: float) -> bool:
-        """What a running trial has reached after an epoch, counted from 1.
+        """Reports the value of a running trial after an epoch.
 
-        Returns: whether it should be stopped, which it never is with several objectives. An epoch
-            that was reported before keeps its value.
+        Args:
+            number: Number of the trial.
+            epoch: The epoch, counted from 1; one that was reported before keeps its value.
+            value: Value of the objective.
+
+        Returns:
+            Whether the trial should stop; always False with several objectives.
         """
         if len(self._objectives) > 1:
             return False
         frozen = self._frozen(number)
-        trial = self._live(frozen)
+        trial = self._open(frozen)
         with self._writing():
             if epoch not in frozen.intermediate_values:
                 trial.report(value, epoch)
             return trial.should_prune()
 
     def finish(self, number: int, objectives: Sequence[float]) -> None:
-        """A trial has come to its end; it failed where an objective is not a number.
+        """Marks a trial as finished; as failed if an objective is not finite.
 
-        Raises: ValueError where there are not as many objectives as the search has.
+        Raises:
+            ValueError: The search has another number of objectives.
         """
         if len(objectives) != len(self._objectives):
             raise ValueError(f"expected {self._objectives}, got {objectives}")
@@ -196,67 +213,72 @@ class Study:
             with self._writing():
                 self._study.tell(number, list(objectives), skip_if_finished=True)
         else:
-            self.fail(number, f"it came to {', '.join(map(str, objectives))}")
+            self.fail(number, f"objective is {', '.join(map(str, objectives))}")
 
     def stop(self, number: int) -> None:
-        """A trial was stopped as others are ahead of it."""
+        """Marks a trial as stopped: others are ahead of it."""
         with self._writing():
             self._study.tell(number, state=TrialState.PRUNED, skip_if_finished=True)
 
     def fail(self, number: int, reason: str) -> None:
-        """A trial failed: the search goes on without it."""
+        """Marks a trial as failed; the search continues without it."""
         frozen = self._frozen(number)
         if frozen.state.is_finished():
             return
         with self._writing():
-            self._live(frozen).set_user_attr("reason", reason)
+            self._open(frozen).set_user_attr("reason", reason)
             self._study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
     def revise(self, number: int, values: Values) -> None:
-        """A trial goes on with other values than it has drawn."""
+        """Replaces the values of a running trial."""
         with self._writing():
-            self._live(self._frozen(number)).set_user_attr(_REVISED, dict(values))
+            self._open(self._frozen(number)).set_user_attr(_REVISED, dict(values))
 
     def note(self, number: int, key: str, text: str) -> None:
-        """Keeps something about a running trial."""
+        """Saves a note on a running trial."""
         with self._writing():
-            self._live(self._frozen(number)).set_user_attr(key, text)
+            self._open(self._frozen(number)).set_user_attr(key, text)
 
-    def noted(self, number: int, key: str) -> str | None:
-        """What was kept; None: nothing."""
+    def get_note(self, number: int, key: str) -> str | None:
+        """Returns a saved note, or None."""
         return self._frozen(number).user_attrs.get(key)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Raises: StorageError where the file cannot be written."""
+        """Translates errors of a write.
+
+        Raises:
+            StorageError: The file cannot be written.
+        """
         try:
-            with _quietly():
+            with _without_warnings():
                 yield
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
             cause = first_line(error.__cause__ or error)
             raise StorageError(
-                f"cannot write {self._path} ({cause}): see to its disk, then give the same command "
+                f"cannot write {self._path} ({cause}): check its disk, then run the same command "
                 "again"
             ) from None
 
     def _frozen_trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Reads the trials in some states, or all.
 
-        Raises: UserError where the file is damaged.
+        Raises:
+            UserError: The file is damaged.
         """
         try:
-            found = self._study.get_trials(deepcopy=False, states=states or None)
-            for frozen in found:
+            trials = self._study.get_trials(deepcopy=False, states=states or None)
+            for frozen in trials:
                 _check_values(_trial(frozen).values, self.space)
         except _DAMAGED as error:
             raise self._damaged(error) from None
-        return found
+        return trials
 
     def _damaged(self, error: Exception) -> UserError:
         cause = first_line(error.__cause__ or error)
         return UserError(
-            f"{self._path} is damaged ({type(error).__name__}: {cause}): bring it back as it was, "
-            "or begin a new sweep"
+            f"{self._path} is damaged ({type(error).__name__}: {cause}): restore it, or start a "
+            "new sweep"
         )
 
     def _frozen(self, number: int) -> FrozenTrial:
@@ -272,8 +294,7 @@ class Study:
         return iter([_trial(frozen) for frozen in self._frozen_trials()])
 
     def front(self) -> list[Trial]:
-        """The finished trials that no other one beats in all objectives: of one objective, the best
-        ones. Empty before any has finished."""
+        """Returns the Pareto front of the finished trials; the best ones for one objective."""
         if not any(trial.state == "finished" for trial in self):
             return []
         try:
@@ -282,9 +303,11 @@ class Study:
             raise self._damaged(error) from None
 
     def importance(self) -> dict[str, float]:
-        """How much of the differences between trials each parameter accounts for that all of them
-        have, as fractions by fANOVA, of the last objective; empty where too few have finished, or
-        their values changed on the way.
+        """Computes the importance of the parameters that all finished trials have.
+
+        Returns:
+            Fractions of the variance of the last objective by fANOVA; empty if too few trials have
+            finished, or with PBT, which changes their values.
 
         Source: Hutter, Hoos, Leyton-Brown, "An efficient approach for assessing hyperparameter
         importance", ICML 2014.
@@ -294,17 +317,17 @@ class Study:
         if len(finished) < 4 or not shared or self.method == "pbt":
             return {}
         last = len(finished[0].objectives or ()) - 1
-        with _quietly():
+        with _without_warnings():
             try:
                 return optuna.importance.get_param_importances(
                     self._study,
                     evaluator=optuna.importance.FanovaImportanceEvaluator(seed=self.seed),
                     target=lambda frozen: frozen.values[last],
                 )
-            except (RuntimeError, ValueError):  # all trials came to the same
+            except (RuntimeError, ValueError):  # all trials have equal objectives
                 return {}
 
-    def _live(self, frozen: FrozenTrial) -> optuna.Trial:
+    def _open(self, frozen: FrozenTrial) -> optuna.Trial:
         return optuna.Trial(self._study, frozen._trial_id)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
@@ -316,8 +339,8 @@ class Study:
         )
 
 
-def _listed(space: Space, method: Method, seed: int, size: int) -> list[Values] | None:
-    """The values of all trials, where they are known beforehand."""
+def _planned_values(space: Space, method: Method, seed: int, size: int) -> list[Values] | None:
+    """Returns the values of all trials of a grid or a population; None: drawn one by one."""
     if method == "grid":
         return list(space.grid())
     if method == "pbt":
@@ -346,7 +369,12 @@ def _trial(frozen: FrozenTrial) -> Trial:
 
 
 def _check_values(values: Values, space: Space) -> None:
-    """Raises: ValueError, KeyError where a space could not have drawn some values."""
+    """Checks that a space can have drawn some values.
+
+    Raises:
+        ValueError: A value is outside of its parameter.
+        KeyError: A parameter is unknown.
+    """
     for name, value in values.items():
         choices = space.parameters[name].choice
         if choices is None and not isinstance(value, (int, float)):
@@ -356,8 +384,8 @@ def _check_values(values: Values, space: Space) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[Any]:
-    """Optuna warns of its own parts that they are new."""
+def _without_warnings() -> Iterator[Any]:
+    """Silences Optuna's warnings about its experimental parts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield

@@ -1,5 +1,4 @@
-"""A sweep in a folder: what was asked for, the state of the search, and a run for each trial and
-seed."""
+"""Folder of a sweep: its definition, its study, and a run for each trial and seed."""
 
 from __future__ import annotations
 
@@ -28,16 +27,16 @@ from raymi.tuning.study import Halving, Study
 
 
 class Definition(BaseModel):
-    """Everything that decides a sweep.
+    """Definition of a sweep.
 
     Attributes:
-        id: of the sweep in MLflow.
-        command: that began it.
-        space: that is searched.
-        recipe: of all trials.
-        settings: laid over the recipe, by keys of `Config`.
-        seeds: with each of which every trial runs.
-        tune: how it searches.
+        id: ID of the sweep in MLflow.
+        command: Command that started it.
+        space: The search space.
+        recipe: Recipe of all trials.
+        settings: Settings over the recipe, by key of `Config`.
+        seeds: Seeds with which every trial runs.
+        tune: Settings of the search.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,15 +60,14 @@ class Definition(BaseModel):
 
 
 class TrialRun(NamedTuple):
-    """A trial with one of the sweep's seeds."""
+    """Run of a trial with one of the sweep's seeds."""
 
     number: int
     seed: int
 
 
 class Measurement(NamedTuple):
-    """A run after an epoch: accuracies on validation, of the best epoch by robust accuracy so
-    far."""
+    """Validation accuracies of a run after an epoch, or of its best epoch so far."""
 
     epoch: int
     clean: float
@@ -77,14 +75,17 @@ class Measurement(NamedTuple):
 
     @classmethod
     def of_epoch(cls, epoch: int, val: Mapping[str, float]) -> Measurement:
-        """Args: val, as the engine validates."""
+        """Creates a measurement from the engine's validation metrics."""
         return cls(epoch, float(val["clean_acc"]), float(val["robust_acc"]))
 
 
-def reached(measured: Iterable[Measurement]) -> list[Measurement]:
-    """What a run had reached by each epoch, from what was measured in each; of an epoch that was
-    repeated, the last one counts."""
-    by_epoch = {one.epoch: one for one in measured}
+def best_so_far(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Computes the best accuracies up to each epoch, by robust, then clean accuracy.
+
+    Args:
+        measurements: Accuracies of single epochs; the last one counts of a repeated epoch.
+    """
+    by_epoch = {one.epoch: one for one in measurements}
     best: list[Measurement] = []
     for epoch in sorted(by_epoch):
         leading = max([*best[-1:], by_epoch[epoch]], key=lambda one: (one.robust, one.clean))
@@ -93,10 +94,13 @@ def reached(measured: Iterable[Measurement]) -> list[Measurement]:
 
 
 class Sweep:
-    """The folder of a sweep.
+    """Folder of a sweep.
 
-    Args: path.
-    Raises: UserError where it is not one, or is of another version of raymi.
+    Args:
+        path: The folder.
+
+    Raises:
+        UserError: It is no sweep, or one of another version of raymi.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,66 +115,70 @@ class Sweep:
             raise not_readable(file, error) from None
         except ValidationError as error:
             raise UserError(
-                f"{file} is damaged, or of another version of raymi: begin a new sweep, or use "
+                f"{file} is damaged, or of another version of raymi: start a new sweep, or use "
                 f"that version ({first_problem(error)})"
             ) from None
 
     @classmethod
     def begin(cls, path: Path, definition: Definition) -> Sweep:
-        """Makes the folder of a new sweep.
+        """Creates the folder of a new sweep.
 
-        Raises: UserError where there is one already; StorageError where it cannot be written.
+        Raises:
+            UserError: The folder is a sweep or has other files.
+            StorageError: It cannot be written.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            there = [one.name for one in path.iterdir() if not one.name.startswith(".")]
+            existing = [one.name for one in path.iterdir() if not one.name.startswith(".")]
         except OSError as error:
             raise not_writable(path, error) from None
-        if "sweep.json" in there:
+        if "sweep.json" in existing:
             raise UserError(
-                f"the sweep {path.name} is there already: continue it with resume={path.name}, or "
+                f"the sweep {path.name} already exists: continue it with resume={path.name}, or "
                 "choose another name"
             )
-        if there:
+        if existing:
             raise UserError(f"{path} has files and is no sweep: choose another name")
         save(path / "sweep.json", definition.model_dump_json(indent=2).encode())
         return cls(path)
 
     @property
     def name(self) -> str:
-        """The sweep's name."""
+        """Name of the sweep."""
         return self.path.name
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those with which every trial runs."""
+        """Seeds with which every trial runs."""
         return self.definition.seeds
 
     @cached_property
     def num_trials(self) -> int:
-        """How many trials there will be."""
+        """Number of trials of the complete sweep."""
         tune = self.definition.tune
         if tune.search != "grid":
             return tune.trials
         return min(tune.trials, sum(1 for _ in self.definition.space.grid()))
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keeps a second command out.
+        """Locks the sweep for one process.
 
-        Raises: UserError in the second one.
+        Raises:
+            UserError: Another process has the lock.
         """
         refusal = f"the sweep {self.name} is running in another process: wait for it, or stop it"
         return file_lock(self.path / ".lock", refusal)
 
     def study(self) -> Study:
-        """Opens the state of the search.
+        """Opens the study.
 
-        Raises: UserError where it is damaged.
+        Raises:
+            UserError: Its file is damaged.
         """
         tune = self.definition.tune
         halving = None
-        file_lock = tune.search != "pbt" and len(self.seeds) == 1
-        if tune.scheduler == "asha" and tune.objective == "robust" and file_lock:
+        independent = tune.search != "pbt" and len(self.seeds) == 1
+        if tune.scheduler == "asha" and tune.objective == "robust" and independent:
             halving = Halving(tune.first_epochs, tune.factor)
         return Study(
             self.path / "study.db",
@@ -183,75 +191,76 @@ class Sweep:
         )
 
     def config_of(self, values: Values, run: TrialRun | None = None) -> Config:
-        """The configuration of a trial: the recipe, what holds for all trials, and what it drew.
+        """Builds the configuration of a trial: recipe, settings of all trials, drawn values.
 
-        Raises: UserError where the drawn values do not fit.
+        Raises:
+            UserError: The drawn values do not fit.
         """
         common = nest(self.definition.settings)
         tree, problems = on_recipe(self.definition.recipe, common)
         tree = overlay(tree, self.definition.space.settings(values))
         tree["seed"] = self.seeds[0]
         if run is not None:
-            place = {"name": self.folder_of(run).name, "out": str(self.trials)}
-            tree = {**tree, **place, "seed": run.seed}
+            folder = {"name": self.folder_of(run).name, "out": str(self.trials)}
+            tree = {**tree, **folder, "seed": run.seed}
         return validate(tree, problems)
 
     @property
     def trials(self) -> Path:
-        """Where the runs are."""
+        """Folder of the runs."""
         return self.path / "trials"
 
     @property
     def shared(self) -> Path:
-        """Where the runs are whose work trials share."""
+        """Folder of the stages that trials share."""
         return self.path / "shared"
 
     def runs_of(self, number: int) -> list[TrialRun]:
-        """Those of a trial."""
+        """Returns the runs of a trial, one for each seed."""
         return [TrialRun(number, seed) for seed in self.seeds]
 
     def folder_of(self, run: TrialRun) -> RunFolder:
-        """Where a run is."""
+        """Returns the folder of a run."""
         name = f"{run.number:04d}" + (f"-seed{run.seed}" if len(self.seeds) > 1 else "")
         return RunFolder(self.trials / name)
 
     def is_finished(self, run: TrialRun) -> bool:
-        """Whether a run has come to its end."""
+        """Returns whether a run has finished."""
         return self._record(run).finished
 
-    def validated(self, run: TrialRun) -> dict[int, Measurement]:
-        """What a run's classifier came to in each epoch that was validated."""
+    def validation_by_epoch(self, run: TrialRun) -> dict[int, Measurement]:
+        """Returns the classifier's accuracies in each validated epoch."""
         return {
             epoch.number: Measurement.of_epoch(epoch.number, epoch.val)
             for epoch in self._record(run).phases.get(CLASSIFIER, ())
             if epoch.val
         }
 
-    def measured(self, run: TrialRun) -> list[Measurement]:
-        """What a run had reached by each epoch of its classifier that was validated, with what it
-        took over from others."""
-        taken_over = [
+    def measurements(self, run: TrialRun) -> list[Measurement]:
+        """Returns the best accuracies up to each validated epoch, transferred ones included."""
+        transferred = [
             Measurement.of_epoch(event["epoch"], event["best"][""])
             for event in self._record(run).of_kind("exploited")
         ]
-        return reached([*self.validated(run).values(), *taken_over])
+        return best_so_far([*self.validation_by_epoch(run).values(), *transferred])
 
     def _record(self, run: TrialRun) -> RunRecord:
         return read_record(self.folder_of(run))
 
-    def settings_in_words(self, values: Values) -> Iterator[str]:
-        """What a trial set that drew these values, as `key=value`."""
+    def settings_words(self, values: Values) -> Iterator[str]:
+        """Yields the settings of drawn values as `key=value`."""
         for key, value in flatten(self.definition.space.settings(values)).items():
             yield f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
 
 
 def find_sweep(name: str, home: Path) -> Sweep:
-    """The sweep of a name in a folder, or of a path.
+    """Returns the sweep with a name in a folder, or with a path.
 
-    Raises: UserError with what there is.
+    Raises:
+        UserError: No sweep matches; the message lists the existing ones.
     """
     for path in (home / name, local_path(name, "a sweep")):
         if os.path.isfile(path / "sweep.json"):  # false for a name that is too long
             return Sweep(path)
     known = ", ".join(sorted(path.parent.name for path in home.glob("*/sweep.json"))) or "none"
-    raise UserError(f"no sweep {shown(name)} in {home}; there: {known}. Give its name, or its path")
+    raise UserError(f"no sweep {shown(name)} in {home}; sweeps: {known}. Give a name or a path")

@@ -19,7 +19,7 @@ from raymi.errors import StorageError
 from raymi.tuning.run_trial import in_this_process, run_trial
 from raymi.tuning.space import Values
 from raymi.tuning.study import Study, Trial
-from raymi.tuning.sweep_folder import Definition, Measurement, Sweep, TrialRun, reached
+from raymi.tuning.sweep_folder import Definition, Measurement, Sweep, TrialRun, best_so_far
 
 How = Literal["finished", "stopped", "cut", "failed"]
 
@@ -94,7 +94,7 @@ def _train(sweep: Sweep, study: Study, seed: int, left: int, device: torch.devic
     def on_epoch(metrics: Mapping[str, Any]) -> None:
         val = {key.removeprefix("val/"): value for key, value in metrics.items()}
         measured.append(Measurement.of_epoch(metrics["epoch"], val))
-        now = reached(measured)[-1]
+        now = best_so_far(measured)[-1]
         if study.report(number, now.epoch, now.robust) and now.epoch < last:
             study.stop(number)
             raise _Over("stopped")
@@ -107,15 +107,15 @@ def _train(sweep: Sweep, study: Study, seed: int, left: int, device: torch.devic
         )
     except _Over as over:
         return _trained(trial, over.ended, measured)
-    if ended.how == "failed":
+    if ended.status == "failed":
         study.fail(number, ended.reason or "")
         return _trained(trial, "failed", measured)
-    if ended.how == "blocked":
+    if ended.status == "blocked":
         raise StorageError(ended.reason)
-    study.finish(number, [reached(measured)[-1].robust])
+    study.finish(number, [best_so_far(measured)[-1].robust])
     return _trained(trial, "finished", measured)
 
 
 def _trained(trial: Trial, ended: How, measured: Sequence[Measurement]) -> Trained:
-    robust = tuple(one.robust for one in reached(measured))
+    robust = tuple(one.robust for one in best_so_far(measured))
     return Trained(trial.values, len(robust) + (ended == "failed"), ended, robust)

@@ -23,7 +23,7 @@ from raymi.commands.evaluate import options as evaluation_request
 from raymi.commands.option_types import seed_list, whole
 from raymi.commands.report import options as report_options
 from raymi.commands.select import options as selection_request
-from raymi.commands.tune import options as sweep_request
+from raymi.commands.tune import options as tune_options
 from raymi.config import Config
 from raymi.errors import UserError
 from raymi.overrides import examine, leaves, nest
@@ -61,8 +61,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str], list[str]]] = {
         ["parts=profile"],
     ),
     "tune": (
-        parsing(sweep_request.asked_for),
-        ["space", "recipe", "resume", "seeds", *sweep_request.TUNE, *KEYS],
+        parsing(tune_options.open_sweep),
+        ["space", "recipe", "resume", "seeds", *tune_options.TUNE_FIELDS, *KEYS],
         [],
     ),
     "compare": (

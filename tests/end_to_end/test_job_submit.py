@@ -113,11 +113,11 @@ def test_more_workers_than_the_cluster_has_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert train.main(["scaling.workers=5", "tracking.enabled=false"]) == 2
-    expected = "scaling.workers=5 with 1 CPU each, but the nodes of the cluster have places for 2"
+    expected = "scaling.workers=5 with 1 CPU each, but the nodes of the cluster have slots for 2"
     assert expected in capsys.readouterr().err
 
 
-def test_a_run_says_which_places_it_waits_for(joined_ray: Head) -> None:
+def test_a_run_prints_the_slots_that_it_waits_for(joined_ray: Head) -> None:
     said: list[str] = []
     with ray_session(ScalingConfig(workers=2), print_line=said.append) as resources:
         import ray
@@ -128,7 +128,7 @@ def test_a_run_says_which_places_it_waits_for(joined_ray: Head) -> None:
                 return True
 
         assert said == []
-        assert resources.places == 2
+        assert resources.slots == 2
         other = Job.remote()
         assert ray.get(other.is_there.remote(), timeout=TIMEOUT)
         deadline = time.monotonic() + TIMEOUT
@@ -138,8 +138,8 @@ def test_a_run_says_which_places_it_waits_for(joined_ray: Head) -> None:
             time.sleep(0.1)
         ray.kill(other)
     assert said == [
-        "waiting for places: asked for scaling.workers=2 with 1 CPU each, the nodes have places "
-        "for 2, 1 of them free; the run begins when other jobs end"
+        "waiting for slots: scaling.workers=2 with 1 CPU each, the nodes have slots for 2, 1 of "
+        "them free; the run starts when other jobs end"
     ]
 
 

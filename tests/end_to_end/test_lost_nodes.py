@@ -165,7 +165,7 @@ def test_an_evaluation_carries_on_without_a_lost_node_and_uses_a_new_one(
             scaling,
             use_gpu=resources.use_gpu,
             import_path=str(tmp_path),
-            tell=logged.append,
+            on_message=logged.append,
         ) as pool:
             found = threads.submit(evaluate, pool, folders["first"], "first")
             waiting(folders["first"], 2)
@@ -189,7 +189,7 @@ def repeated_steps(logged: list[str]) -> list[str]:
 
     A replacement that Ray places on the lost node, before it knows of the loss, has one, too.
     """
-    return [line for line in logged if line.endswith("is made again")]
+    return [line for line in logged if "): retrying " in line]
 
 
 @pytest.mark.exhaustive

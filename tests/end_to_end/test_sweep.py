@@ -14,7 +14,7 @@ from raymi_command import SLOW_MODEL, events, finish, wait_for, write_slow_model
 from tiny_sweeps import trained
 
 from raymi import tune
-from raymi.tuning.sweep_folder import Sweep, TrialRun, reached
+from raymi.tuning.sweep_folder import Sweep, TrialRun, best_so_far
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -51,8 +51,10 @@ def assert_equal_to_undisturbed(sweep: Sweep, home: Path, monkeypatch: pytest.Mo
                 continue
             continued.append(run)
             ended, measured = trained(alone, run, trial.values)
-            assert ended.how == "finished"
-            assert reached(sweep.measured(run))[-1].robust == reached(measured)[-1].robust
+            assert ended.status == "finished"
+            assert (
+                best_so_far(sweep.measurements(run))[-1].robust == best_so_far(measured)[-1].robust
+            )
     assert continued, "some continued from their checkpoints"
 
 
@@ -148,7 +150,7 @@ def test_a_killed_population_continues(tmp_path: Path) -> None:
     process.communicate()
     release.touch()
     output = finish(start(tmp_path, "resume=p"))
-    assert "waits for its population after epoch 2" in output
+    assert "completed its generation after epoch 2" in output
     sweep = Sweep(path)
     assert [trial.state for trial in sweep.study()] == ["finished"] * 3
     taken = [event for trial in path.glob("trials/*") for event in events(trial, "exploited")]

@@ -1,4 +1,4 @@
-"""Workers of an evaluation, few or many, slow or killed, find the same numbers."""
+"""Attack workers return the same numbers for any number of workers, slow or killed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the user's own module is."""
+    """Folder of the user's own module."""
     return tmp_path_factory.mktemp("user")
 
 
@@ -58,7 +58,7 @@ def mine(folder: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def connected(ray_head: Head) -> Iterator[None]:
-    """This process, connected to the head of the test session."""
+    """Connects this process to the head of the test session."""
     with pytest.MonkeyPatch.context() as patch:
         ray_head.join(patch)
         with ray_session(ScalingConfig(workers=2, use_gpu="false")):
@@ -68,16 +68,17 @@ def connected(ray_head: Head) -> Iterator[None]:
 
 @pytest.fixture
 def start(connected: None, folder: Path) -> Iterator[Callable[..., Any]]:
-    """Starts a pool, which ends with the test."""
+    """Starts pools that close with the test."""
     from raymi.ray_backend.attack_pool import AttackPool
 
     pools = []
 
     def start(
-        work: WorkerJob, *, workers: int = 2, max_failures: int = 2, tell: Any = print
+        job: WorkerJob, *, workers: int = 2, max_failures: int = 2, on_message: Any = print
     ) -> Pool:
         scaling = ScalingConfig(workers=workers, max_failures=max_failures)
-        pools.append(AttackPool(work, scaling, use_gpu=False, import_path=str(folder), tell=tell))
+        options = {"use_gpu": False, "import_path": str(folder), "on_message": on_message}
+        pools.append(AttackPool(job, scaling, **options))
         return pools[-1]
 
     yield start
@@ -91,20 +92,20 @@ def expected(mine: Any, tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
-def test_any_number_of_workers_finds_the_same_bits(
+def test_outcomes_do_not_depend_on_the_number_of_workers(
     workers: int, start: Any, mine: Any, expected: Found, tmp_path: Path
 ) -> None:
-    """The cluster has no place for the third one."""
+    """The cluster has no slot for a third worker."""
     assert len(expected) == sum(SCHEDULE.steps_by_attack().values())
     assert any(outcome.broken.any() for outcome, _ in expected.values())
     expect_equal(evaluate(start(work(net=mine.Plain()), workers=workers), tmp_path), expected)
 
 
-def test_the_step_of_a_killed_worker_is_made_again(
+def test_the_task_of_a_killed_worker_is_retried(
     start: Any, mine: Any, expected: Found, tmp_path: Path
 ) -> None:
     messages: list[str] = []
-    pool = start(work(net=mine.With(mine.WaitsFor(tmp_path))), tell=messages.append)
+    pool = start(work(net=mine.With(mine.WaitsFor(tmp_path))), on_message=messages.append)
     victims: list[int] = []
 
     def kill_one() -> None:
@@ -118,12 +119,12 @@ def test_the_step_of_a_killed_worker_is_made_again(
     killer.join()
     assert not runs(victims[0])
     (line,) = messages
-    assert "a worker was lost, as its process" in line
-    assert line.endswith("is made again")
+    assert line.startswith("worker lost (process ")
+    assert "): retrying " in line
     assert "\n" not in line
 
 
-def test_a_slow_worker_does_not_delay_other_steps(start: Any, mine: Any, tmp_path: Path) -> None:
+def test_a_slow_worker_does_not_delay_other_tasks(start: Any, mine: Any, tmp_path: Path) -> None:
     slow = mine.With(mine.WaitsFor(tmp_path))
     pool = start(work(slow=slow, net=mine.Plain()))
     pool.submit(FIRST._replace(source="slow"))
@@ -138,11 +139,11 @@ def test_a_slow_worker_does_not_delay_other_steps(start: Any, mine: Any, tmp_pat
 def test_an_interrupt_ends_the_wait_and_the_workers(start: Any, mine: Any, tmp_path: Path) -> None:
     with start(work(net=mine.With(mine.WaitsFor(tmp_path))), workers=1) as pool:
         pool.submit(FIRST)
-        heard: list[float] = []
+        interrupted: list[float] = []
 
         def interrupt() -> None:
             waiting(tmp_path)
-            heard.append(time.monotonic())
+            interrupted.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGINT)
 
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -152,12 +153,12 @@ def test_an_interrupt_ends_the_wait_and_the_workers(start: Any, mine: Any, tmp_p
                 pool.next()
         finally:
             signal.signal(signal.SIGINT, before)
-        assert time.monotonic() - heard[0] < 60, "the step alone would never end"
+        assert time.monotonic() - interrupted[0] < 60, "the task alone would never end"
     gone_after(60, *waiting(tmp_path))
 
 
-def test_faults_are_one_message_each_and_leave_the_worker_usable(start: Any, mine: Any) -> None:
-    """One pool: an error, a lack of memory, a classifier that cannot be loaded, warnings."""
+def test_errors_are_one_message_each_and_leave_the_worker_usable(start: Any, mine: Any) -> None:
+    """Covers an error, out of memory, a classifier that cannot be loaded, and warnings."""
     messages: list[str] = []
     no_memory = mine.Fails("CUDA error: out of memory\nCompile with ...")
     sources = {
@@ -167,7 +168,7 @@ def test_faults_are_one_message_each_and_leave_the_worker_usable(start: Any, min
         "warns": mine.With(mine.Warns()),
         "net": mine.Plain(),
     }
-    pool = start(work(**sources), workers=1, tell=messages.append)
+    pool = start(work(**sources), workers=1, on_message=messages.append)
 
     def message_of(pool: Pool, source: str, kind: type[Exception]) -> str:
         pool.submit(FIRST._replace(source=source))
@@ -194,40 +195,42 @@ def test_faults_are_one_message_each_and_leave_the_worker_usable(start: Any, min
     step, x_adv = Step("pgd-3", 0, "pgd-3", 0), torch.rand(SIZE, 3, 12, 12)
     for keep in (True, False):
         pool.submit(AttackTask("net", step, torch.arange(SIZE), x_adv, keep))
-    assert torch.equal(pool.next().x_adv, x_adv), "samples come back if they are asked for"
+    assert torch.equal(pool.next().x_adv, x_adv), "samples are returned on request"
     assert pool.next().x_adv is None
 
 
-def test_a_step_that_ends_every_worker_is_given_up(start: Any, mine: Any) -> None:
+def test_a_task_that_ends_every_worker_fails(start: Any, mine: Any) -> None:
     messages: list[str] = []
-    pool = start(work(net=mine.With(mine.Ends())), max_failures=1, tell=messages.append)
+    pool = start(work(net=mine.With(mine.Ends())), max_failures=1, on_message=messages.append)
     pool.submit(FIRST)
-    message = r"clean on block 0 of net was given up after 2 lost workers, .* evaluation.block"
+    message = r"clean on block 0 of net failed after 2 lost workers, .* evaluation.block"
     with pytest.raises(StepFailed, match=message):
         pool.next()
     assert len(messages) == 1
 
 
-def test_work_that_cannot_be_unpickled_is_one_message(start: Any, mine: Any) -> None:
+def test_a_job_that_cannot_be_unpickled_is_one_message(start: Any, mine: Any) -> None:
     pool = start(work(net=mine.Pickled()), workers=1)
     pool.submit(FIRST)
     with pytest.raises(StepFailed) as error:
         pool.next()
-    assert str(error.value) == "a worker cannot begin: ImportError: not on this node"
+    assert str(error.value) == "a worker cannot start: ImportError: not on this node"
 
 
 @pytest.mark.exhaustive
-def test_workers_that_never_begin_are_given_up(start: Any, mine: Any) -> None:
+def test_workers_that_never_start_are_one_error(start: Any, mine: Any) -> None:
     messages: list[str] = []
-    pool = start(work(net=mine.EndsItsWorker()), workers=1, max_failures=1, tell=messages.append)
+    pool = start(
+        work(net=mine.EndsItsWorker()), workers=1, max_failures=1, on_message=messages.append
+    )
     pool.submit(FIRST)
-    with pytest.raises(StepFailed, match="workers are lost before they begin, the last one as "):
+    with pytest.raises(StepFailed, match="no worker starts, the last one: "):
         pool.next()
     assert len(messages) == 1
 
 
 @pytest.mark.exhaustive
-def test_a_cluster_without_a_free_place_is_one_message(
+def test_a_cluster_without_a_free_slot_is_one_message(
     start: Any, mine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from raymi.ray_backend import attack_pool
@@ -239,7 +242,7 @@ def test_a_cluster_without_a_free_place_is_one_message(
     monkeypatch.setattr(attack_pool, "READY_SECONDS", 1.0)
     pool = start(work(net=mine.Plain()), workers=1)
     pool.submit(FIRST)
-    with pytest.raises(UserError, match=r"no worker was ready for 1 s: .*free place with 1 CPU"):
+    with pytest.raises(UserError, match=r"no worker was ready for 1 s: .*free slot with 1 CPU"):
         pool.next()
 
 
@@ -256,10 +259,10 @@ scaling = ScalingConfig(workers=2, use_gpu="false")
 with ray_session(scaling):
     from raymi.ray_backend.attack_pool import AttackPool
 
-    subjects = {f"net{block}": mine.With(mine.WaitsFor(folder / str(block))) for block in range(2)}
-    with AttackPool(work(**subjects), scaling, use_gpu=False, import_path=str(folder)) as pool:
-        for name in subjects:
-            pool.submit(FIRST._replace(subject=name))
+    sources = {f"net{block}": mine.With(mine.WaitsFor(folder / str(block))) for block in range(2)}
+    with AttackPool(work(**sources), scaling, use_gpu=False, import_path=str(folder)) as pool:
+        for name in sources:
+            pool.submit(FIRST._replace(source=name))
         pool.next()
 """
 

@@ -1,4 +1,4 @@
-"""Elastic runs are ended by failures at the same place, not by nodes that come and go."""
+"""Elastic runs end after failures without progress, not after lost nodes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def fail(failures: FailuresWithoutProgress) -> None:
     failures.before_controller_execute_failure_decision(None)
 
 
-def test_failures_count_as_long_as_there_is_no_new_checkpoint(tmp_path: Path) -> None:
+def test_failures_count_until_a_new_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    failures = FailuresWithoutProgress(folder, most=2)
+    failures = FailuresWithoutProgress(folder, max_failures=2)
     for step in range(5):
         save_checkpoint(folder.checkpoints, step, {}, keep=2)
         fail(failures)
@@ -30,41 +30,41 @@ def test_failures_count_as_long_as_there_is_no_new_checkpoint(tmp_path: Path) ->
         fail(failures)
 
 
-def test_waiting_for_places_is_no_failure(tmp_path: Path) -> None:
-    failures = FailuresWithoutProgress(RunFolder(tmp_path), most=1)
+def test_waiting_for_slots_is_no_failure(tmp_path: Path) -> None:
+    failures = FailuresWithoutProgress(RunFolder(tmp_path), max_failures=1)
     fail(failures)
     for _ in range(5):
         failures.before_controller_execute_failure_decision(None)
 
 
 class Workers:
-    """A worker group that ends once it is asked to pause."""
+    """Worker group that ends after a pause request."""
 
     def __init__(self, folder: RunFolder) -> None:
-        self.folder, self.asked = folder, threading.Event()
+        self.folder, self.requested = folder, threading.Event()
 
     def poll_status(self, timeout: float) -> SimpleNamespace:
-        finished = self.asked.is_set()
+        finished = self.requested.is_set()
         if self.folder.pause_file.exists():
-            self.asked.set()
+            self.requested.set()
         return SimpleNamespace(finished=finished, errors={})
 
 
-def test_workers_are_asked_to_save_before_their_number_changes(tmp_path: Path) -> None:
+def test_workers_save_before_their_number_changes(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     workers, resize = Workers(folder), SaveBeforeResize(folder)
     resize.after_worker_group_training_start(workers)
     resize.before_controller_execute_resize_decision(None)
-    assert workers.asked.is_set()
-    assert not folder.pause_file.exists(), "or those that come would stop, too"
+    assert workers.requested.is_set()
+    assert not folder.pause_file.exists(), "it would stop the next workers, too"
 
 
-def test_workers_that_failed_are_not_waited_for(tmp_path: Path) -> None:
+def test_a_resize_does_not_wait_for_failed_workers(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     workers, resize = Workers(folder), SaveBeforeResize(folder)
     resize.after_worker_group_training_start(workers)
     resize.before_controller_execute_failure_decision(None)
-    began = time.monotonic()
+    start = time.monotonic()
     resize.before_controller_execute_resize_decision(None)
-    assert time.monotonic() - began < 5
-    assert not workers.asked.is_set()
+    assert time.monotonic() - start < 5
+    assert not workers.requested.is_set()

@@ -1,4 +1,4 @@
-"""The loss of Ray's head is noticed, a short absence is not taken for one."""
+"""A lost head of Ray is detected; a short absence is no loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from raymi.ray_backend import head_watch
 
 @pytest.fixture
 def head(monkeypatch: pytest.MonkeyPatch) -> socket.socket:
-    """A listening socket in place of a head, watched by `head_watch`."""
+    """Fakes a head by a listening socket that `head_watch` probes."""
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"127.0.0.1:{listener.getsockname()[1]}"
     monkeypatch.setattr(head_watch, "_watch", head_watch._Watch(address))
@@ -19,30 +19,30 @@ def head(monkeypatch: pytest.MonkeyPatch) -> socket.socket:
 
 
 def test_a_head_that_answers_is_not_lost(head: socket.socket) -> None:
-    head_watch.check_after_an_error()
+    head_watch.check_after_error()
     head_watch.check()
-    assert not head_watch.is_lost()
+    assert not head_watch.head_lost()
     head.close()
 
 
-def test_an_error_without_a_head_is_its_loss(head: socket.socket) -> None:
+def test_an_error_without_a_head_is_a_lost_head(head: socket.socket) -> None:
     head.close()
     with pytest.raises(head_watch.RayLost, match="start the cluster again"):
-        head_watch.check_after_an_error()
-    assert head_watch.is_lost()
+        head_watch.check_after_error()
+    assert head_watch.head_lost()
 
 
-def test_a_head_is_lost_after_some_time_and_not_before(
+def test_a_head_is_lost_after_the_time_limit(
     head: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head.close()
     head_watch.check()
     monkeypatch.setattr(head_watch, "LOST_SECONDS", 0.0)
-    with pytest.raises(head_watch.RayLost, match="does not answer any more"):
+    with pytest.raises(head_watch.RayLost, match="does not answer"):
         head_watch.check()
 
 
 def test_without_ray_nothing_is_checked() -> None:
     head_watch.check()
-    head_watch.check_after_an_error()
-    assert not head_watch.is_lost()
+    head_watch.check_after_error()
+    assert not head_watch.head_lost()

@@ -1,4 +1,4 @@
-"""Waits for Ray have a limit, and answer to signals."""
+"""Waits for Ray have a time limit and react to signals."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import time
 
 import pytest
 
-from raymi.ray_backend.init_thread import NotConnected, RayHost
+from raymi.ray_backend.init_thread import NotConnected, RayConnection
 
 HANGS = """
 import sys
 import threading
 from raymi.commands.cli import run_command
 from raymi.errors import UserError
-from raymi.ray_backend.init_thread import NotConnected, RayHost
+from raymi.ray_backend.init_thread import NotConnected, RayConnection
 
 def body(words):
-    host = RayHost(threading.Event().wait)
+    connection = RayConnection(threading.Event().wait)
     try:
-        host.start(0.2, lambda: None)
+        connection.start(0.2, lambda: None)
     except NotConnected as error:
         raise UserError(f"Ray: {error}") from None
     finally:
-        host.end(0.1)
+        connection.end(0.1)
 
 sys.exit(run_command(body, []))
 """
@@ -46,21 +46,21 @@ def test_a_check_ends_the_wait() -> None:
         raise Stopped
 
     released = threading.Event()
-    host = RayHost(released.wait)
-    began = time.monotonic()
+    connection = RayConnection(released.wait)
+    start = time.monotonic()
     with pytest.raises(Stopped):
-        host.start(600.0, stop)
-    assert time.monotonic() - began < 60
+        connection.start(600.0, stop)
+    assert time.monotonic() - start < 60
     released.set()
-    host.end(60.0)
+    connection.end(60.0)
 
 
-def test_what_went_wrong_is_the_cause() -> None:
+def test_the_error_is_the_cause() -> None:
     def fail() -> None:
         raise OSError("AF_UNIX path length cannot exceed 107 bytes")
 
-    host = RayHost(fail)
+    connection = RayConnection(fail)
     with pytest.raises(NotConnected) as failed:
-        host.start(60.0, lambda: None)
+        connection.start(60.0, lambda: None)
     assert "AF_UNIX" in str(failed.value.__cause__)
-    host.end(60.0)
+    connection.end(60.0)

@@ -29,7 +29,7 @@ DOCUMENTED = {
     "ray.tune.schedulers",
     "ray.tune.search",
 }
-"""Modules with an API that Ray documents; a name of any other module counts as private."""
+"""Modules with a documented API; names of other modules count as private."""
 IN_TESTS = {
     # checks cluster/*.yaml as `ray up` does, without a cloud
     "ray.autoscaler._private.util.prepare_config",
@@ -43,7 +43,7 @@ IN_TESTS = {
     # the runtime environment that Ray Tune gives a trial
     "ray.tune.execution.class_cache._ActorClassCache",
 }
-"""Private names that tests use, beside those of `internals`."""
+"""Private names that tests use, in addition to `internals`."""
 
 
 def names_of_ray(source: str) -> set[str]:
@@ -115,14 +115,14 @@ def test_only_one_module_uses_private_names_of_ray() -> None:
     assert found == {}, f"import these in {INTERNALS.relative_to(ROOT)}, or use Ray's public API"
 
 
-def test_the_list_holds_private_names_alone_and_the_installed_ray_has_them() -> None:
+def test_internals_has_only_private_names_and_the_installed_ray_has_them() -> None:
     imported = names_of_ray(INTERNALS.read_text())
     assert all(is_private(name) for name in imported)
     assert {name.rpartition(".")[2] for name in imported} == set(internals.__all__)
     assert all(getattr(internals, name) is not None for name in internals.__all__)
 
 
-def test_tests_use_the_private_names_that_are_listed_here() -> None:
+def test_tests_use_only_listed_private_names() -> None:
     found = private_names(sorted((ROOT / "tests").rglob("*.py")))
     names = set().union(*found.values())
     attributes = {name for name in names if name.rpartition(".")[0] in names}
@@ -132,7 +132,7 @@ def test_tests_use_the_private_names_that_are_listed_here() -> None:
         assert hasattr(importlib.import_module(module), attribute), name
 
 
-def test_ray_calls_the_hooks_of_elastic_runs_by_these_names() -> None:
+def test_ray_has_the_hooks_of_elastic_runs() -> None:
     known = set(dir(internals.ControllerCallback)) | set(dir(internals.WorkerGroupCallback))
     for callback in (SaveBeforeResize, FailuresWithoutProgress):
         hooks = {name for name in vars(callback) if name.startswith(("before_", "after_"))}
@@ -140,7 +140,7 @@ def test_ray_calls_the_hooks_of_elastic_runs_by_these_names() -> None:
         assert hooks <= known
 
 
-def test_a_worker_group_answers_as_saving_before_a_resize_expects() -> None:
+def test_a_worker_group_has_the_status_that_a_resize_reads() -> None:
     poll_status = inspect.signature(
         internals.WorkerGroup.poll_status,
         eval_str=True,

@@ -1,4 +1,4 @@
-"""Environment variables that hold while Ray starts."""
+"""Environment variables of a Ray session, and connection to a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raymi.config import ScalingConfig
 from raymi.errors import UserError
 from raymi.ray_backend import connection, session
 from raymi.ray_backend.connection import _environment
-from raymi.ray_backend.tune import hand_on_no_keys
+from raymi.ray_backend.tune import withhold_aws_keys
 
 OWN = {"RAYMI_TEST_SET": "the user's", "RAYMI_TEST_EMPTY": ""}
 SETTINGS = dict.fromkeys([*OWN, "RAYMI_TEST_ABSENT"], "raymi's")
@@ -26,45 +26,45 @@ def users_own(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def settings_there() -> dict[str, str]:
+def current_settings() -> dict[str, str]:
     return {name: os.environ[name] for name in SETTINGS if name in os.environ}
 
 
-def test_settings_hold_within_and_the_users_own_come_back() -> None:
+def test_settings_are_restored_on_exit() -> None:
     with _environment(SETTINGS):
-        assert settings_there() == SETTINGS
-    assert settings_there() == OWN
+        assert current_settings() == SETTINGS
+    assert current_settings() == OWN
 
 
-def test_the_users_own_come_back_after_an_error_too() -> None:
+def test_settings_are_restored_after_an_error() -> None:
     with pytest.raises(KeyboardInterrupt), _environment(SETTINGS):
         raise KeyboardInterrupt
-    assert settings_there() == OWN
+    assert current_settings() == OWN
 
 
-def test_the_users_own_come_back_after_settings_that_are_gone() -> None:
+def test_settings_are_restored_after_their_removal() -> None:
     with _environment(SETTINGS):
         for name in SETTINGS:
             del os.environ[name]
-    assert settings_there() == OWN
+    assert current_settings() == OWN
 
 
-def test_none_takes_a_variable_away() -> None:
+def test_none_removes_a_variable() -> None:
     with _environment({"RAYMI_TEST_SET": None, "RAYMI_TEST_ABSENT": None}):
-        assert settings_there() == {"RAYMI_TEST_EMPTY": ""}
-    assert settings_there() == OWN
+        assert current_settings() == {"RAYMI_TEST_EMPTY": ""}
+    assert current_settings() == OWN
 
 
-def test_trials_get_no_keys_by_a_way_that_ray_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runtime_environment_of_trials_has_no_aws_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t")
     monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    hand_on_no_keys()
-    handed_on = _ActorClassCache().get(type("Trainable", (), {}))._default_options["runtime_env"]
-    assert handed_on["env_vars"]["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.2"
-    assert "s3cr3t" not in str(handed_on)
+    withhold_aws_keys()
+    options = _ActorClassCache().get(type("Trainable", (), {}))._default_options["runtime_env"]
+    assert options["env_vars"]["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.2"
+    assert "s3cr3t" not in str(options)
 
 
-def test_a_cluster_that_is_slow_to_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_cluster_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([ConnectionError("not yet"), RuntimeError("not yet"), None])
 
     def init(**_: object) -> None:

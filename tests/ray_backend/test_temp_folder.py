@@ -1,4 +1,4 @@
-"""The folder of a local Ray is private, has a short path, and goes with its driver."""
+"""The folder of a local Ray is private, has a short path, and is removed with its driver."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ with private_folder() as inside:
     print(inside, agent.pid, flush=True)
     time.sleep(1000)
 """
-"""A driver whose agent, as one of Ray's, does not notice its end; only its log says whose it is."""
+"""Driver with an agent that outlives it, as Ray's do, and is known only by its open log."""
 
 
 def test_a_killed_driver_leaves_no_process_and_no_folder() -> None:
@@ -85,22 +85,24 @@ def test_a_killed_driver_leaves_no_process_and_no_folder() -> None:
     assert not agent.is_running() or agent.status() == psutil.STATUS_ZOMBIE
 
 
-def test_the_end_of_a_session_spares_its_driver_which_has_logs_open() -> None:
+def test_the_end_of_a_session_spares_the_driver_with_open_logs() -> None:
     with private_folder() as inside:
         inside.mkdir()
         with (inside / "driver.log").open("w") as log:
             agent = subprocess.Popen(["sleep", "1000"], stdout=log)
-            wait_until(lambda: cleanup_guard.users_of(inside.parent, os.getpid()) == [agent.pid])
+            wait_until(
+                lambda: cleanup_guard.processes_using(inside.parent, os.getpid()) == [agent.pid]
+            )
             kept = os.dup(log.fileno())
     assert agent.wait(60) == -signal.SIGKILL
     os.close(kept)
 
 
-def test_only_folders_without_driver_and_guard_are_leftovers(tmp_path: Path) -> None:
+def test_only_folders_without_driver_and_guard_are_abandoned(tmp_path: Path) -> None:
     with private_folder() as inside:
-        assert inside.parent not in cleanup_guard.leftovers(inside.parent.parent)
+        assert inside.parent not in cleanup_guard.abandoned_folders(inside.parent.parent)
     left, just_made = tmp_path / "raymi-left", tmp_path / "raymi-made"
     for folder in (left, just_made):
         folder.mkdir()
     (left / cleanup_guard.LOCK).touch()
-    assert cleanup_guard.leftovers(tmp_path) == [left]
+    assert cleanup_guard.abandoned_folders(tmp_path) == [left]

@@ -1,4 +1,4 @@
-"""What a worker does around the engine's loop."""
+"""Train worker: earlier errors, preemption notices."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ray.train import PreemptionInfo
 
 from raymi.collectives import Collectives
 from raymi.engine.context import RankZeroFlags
-from raymi.ray_backend.train_worker import RayContext, _put_earlier_errors_aside
+from raymi.ray_backend.train_worker import RayContext, _move_earlier_errors
 from raymi.runs.run_folder import RunFolder
 
 
-def test_errors_of_earlier_workers_are_told_once_and_kept_apart(tmp_path: Path) -> None:
+def test_errors_of_earlier_workers_are_reported_once_and_moved(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    _put_earlier_errors_aside(folder)
-    assert not folder.earlier_errors.exists(), "nothing to tell"
+    _move_earlier_errors(folder)
+    assert not folder.earlier_errors.exists(), "nothing to report"
     (tmp_path / "error-rank1.log").write_text("Traceback (…)\nRuntimeError: lost a peer\n\n")
     with pytest.warns(UserWarning, match="ended with RuntimeError: lost a peer"):
-        _put_earlier_errors_aside(folder)
-    assert not folder.error_logs(), "or a later failure would be explained by it"
+        _move_earlier_errors(folder)
+    assert not folder.error_logs(), "or a later failure would report it"
     assert "RuntimeError: lost a peer" in folder.earlier_errors.read_text()
-    _put_earlier_errors_aside(folder)
+    _move_earlier_errors(folder)
 
 
 @pytest.mark.parametrize(
-    ("log", "told"),
+    ("log", "message"),
     [
         (
             b"Traceback\n  File x\ntorch.MemoryError: 3 GiB\nsee docs\n",
@@ -41,16 +41,16 @@ def test_errors_of_earlier_workers_are_told_once_and_kept_apart(tmp_path: Path) 
         (b"RuntimeError: \xff\xfe torn", "RuntimeError: "),
     ],
 )
-def test_the_error_itself_is_told(log: bytes, told: str, tmp_path: Path) -> None:
+def test_the_error_itself_is_reported(log: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "error-rank0.log").write_bytes(log)
     (tmp_path / "error-rank1.log").touch()  # killed before it could write
-    with pytest.warns(UserWarning, match=f"ended with .*{told}"):
-        _put_earlier_errors_aside(RunFolder(tmp_path))
+    with pytest.warns(UserWarning, match=f"ended with .*{message}"):
+        _move_earlier_errors(RunFolder(tmp_path))
     assert not RunFolder(tmp_path).error_logs()
 
 
 class Notices:
-    """What Ray announces, one answer for each look."""
+    """Preemption notices of Ray, one for each check."""
 
     def __init__(self, *nodes: list[str]) -> None:
         self.left = list(nodes)
@@ -61,7 +61,7 @@ class Notices:
 
 
 class CountedFlags(RankZeroFlags):
-    """RankZeroFlags of rank 0, and how often they were asked for."""
+    """Counts the broadcasts of rank 0's flags."""
 
     broadcasts = 0
 
@@ -71,7 +71,7 @@ class CountedFlags(RankZeroFlags):
 
 
 class OnlyWorker:
-    """Ray's word of where a worker is."""
+    """Context of Ray Train for a single worker."""
 
     def get_node_rank(self) -> int:
         return 0
@@ -80,10 +80,10 @@ class OnlyWorker:
         return 0
 
 
-def worker_that_hears(
+def worker_with_notices(
     notices: Callable[[], PreemptionInfo | None], seconds: float, patch: pytest.MonkeyPatch
 ) -> RayContext:
-    """The context of a single worker, which looks for notices every so many seconds."""
+    """Builds the context of a single worker that checks for notices every `seconds`."""
     patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     patch.setattr(ray.train, "get_preemption_info", notices)
     patch.setattr(ray.train, "get_context", OnlyWorker)
@@ -93,60 +93,60 @@ def worker_that_hears(
     return RayContext(RunFolder(Path("nowhere")), None)
 
 
-def checkpoints_asked_for(context: RayContext, steps: int) -> list[bool]:
-    """Whether one was, after each step, as the training loop asks."""
-    asked = []
+def checkpoint_requests(context: RayContext, steps: int) -> list[bool]:
+    """Runs steps of the training loop; returns whether each one requested a checkpoint."""
+    requests = []
     for _ in range(steps):
         assert not context.stop_requested()
-        asked.append(context.checkpoint_requested())
-    return asked
+        requests.append(context.checkpoint_requested())
+    return requests
 
 
-def test_a_checkpoint_is_asked_for_once_for_each_node_that_leaves(
+def test_each_preempted_node_requests_one_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     notices = Notices([], ["a"], ["a"], ["a", "b"], ["a", "b"])
-    context = worker_that_hears(notices, 0.0, monkeypatch)
-    with pytest.warns(UserWarning, match=r"workers \[0\] may be lost: Ray takes node a"):
-        asked = checkpoints_asked_for(context, 5)
-    assert asked == [False, True, False, True, False]
+    context = worker_with_notices(notices, 0.0, monkeypatch)
+    with pytest.warns(UserWarning, match=r"workers \[0\] may be lost: node a will be"):
+        requests = checkpoint_requests(context, 5)
+    assert requests == [False, True, False, True, False]
     monkeypatch.setattr("raymi.ray_backend.train_worker.NOTICE_SECONDS", 1000.0)
     notices.left = [["c"]]
-    with pytest.warns(UserWarning, match="Ray takes node c"):
-        asked = checkpoints_asked_for(context, 2)
-    assert asked == [True, False], "not for a while"
+    with pytest.warns(UserWarning, match="node c will be"):
+        requests = checkpoint_requests(context, 2)
+    assert requests == [True, False], "not before the next check"
 
 
 def test_a_step_makes_one_broadcast(monkeypatch: pytest.MonkeyPatch) -> None:
-    context = worker_that_hears(Notices([], []), 0.0, monkeypatch)
-    checkpoints_asked_for(context, 2)
+    context = worker_with_notices(Notices([], []), 0.0, monkeypatch)
+    checkpoint_requests(context, 2)
     assert context._flags.broadcasts == 2
 
 
-def test_a_look_that_is_due_during_a_measurement_is_made_after_the_next_step(
+def test_a_check_due_during_a_validation_follows_the_next_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    context = worker_that_hears(Notices(["a"]), 0.0, monkeypatch)
+    context = worker_with_notices(Notices(["a"]), 0.0, monkeypatch)
     monkeypatch.setattr("raymi.ray_backend.train_worker.NOTICE_SECONDS", 1000.0)
-    for _ in range(3):  # blocks; a look is due at the first of them, and then not for a while
+    for _ in range(3):  # blocks; a check is due at the first one only
         assert not context.stop_requested()
-    with pytest.warns(UserWarning, match="Ray takes node a"):
-        assert checkpoints_asked_for(context, 2) == [True, False]
+    with pytest.warns(UserWarning, match="node a will be"):
+        assert checkpoint_requests(context, 2) == [True, False]
 
 
-def look_where_rank_zero_does(rank: int, world_size: int) -> list[int]:
-    """How often this rank has looked for notices after each step; rank 0 alone finds it time."""
-    looks: list[None] = []
+def count_checks(rank: int, world_size: int) -> list[int]:
+    """Returns the number of checks after each step; only rank 0's timer is due."""
+    checks: list[None] = []
     with pytest.MonkeyPatch.context() as patch:
-        context = worker_that_hears(lambda: looks.append(None), 1000.0, patch)
-        context._next_look = 0.0 if rank == 0 else math.inf
-        num_looks = []
+        context = worker_with_notices(lambda: checks.append(None), 1000.0, patch)
+        context._next_check = 0.0 if rank == 0 else math.inf
+        counts = []
         for _ in range(3):
-            checkpoints_asked_for(context, 1)
-            num_looks.append(len(looks))
-    return num_looks
+            checkpoint_requests(context, 1)
+            counts.append(len(checks))
+    return counts
 
 
-def test_all_workers_look_for_notices_after_the_same_step(tmp_path: Path) -> None:
-    looks = run_ranks(look_where_rank_zero_does, 2, tmp_path=tmp_path)
-    assert looks == [[1, 1, 1], [1, 1, 1]], "those who look wait for the others"
+def test_all_workers_check_for_notices_after_the_same_step(tmp_path: Path) -> None:
+    counts = run_ranks(count_checks, 2, tmp_path=tmp_path)
+    assert counts == [[1, 1, 1], [1, 1, 1]], "a check waits for all workers"

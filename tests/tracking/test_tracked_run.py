@@ -55,7 +55,7 @@ def test_a_run_without_evaluation_finishes_without_a_model(sweep):
     followed = child(sweep, parent, told.append)
     followed.deliver(None)
     assert children(parent) == [followed.run_id], "before it has begun"
-    assert trained(sweep, THIRD, VALUES)[0].how == "finished"
+    assert trained(sweep, THIRD, VALUES)[0].status == "finished"
     assert not followed.is_delivered("FINISHED")
     followed.deliver("FINISHED", {"raymi.state": "finished"})
     assert followed.is_delivered("FINISHED")

@@ -20,11 +20,11 @@ from raymi.engine.loop import train
 from raymi.tracking import store, sweep_tracker
 from raymi.tracking.sweep_tracker import SweepTracker
 from raymi.tracking.tracked_sweep import TrackedSweep
-from raymi.tuning.events import Kind, News
-from raymi.tuning.results_table import Found
+from raymi.tuning.events import EventKind, TrialEvent
+from raymi.tuning.results_table import SweepResult
 from raymi.tuning.space import Space
 from raymi.tuning.study import Study, Trial
-from raymi.tuning.sweep_folder import Sweep, TrialRun, reached
+from raymi.tuning.sweep_folder import Sweep, TrialRun, best_so_far
 
 mlflow = pytest.importorskip("mlflow")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("own_store")]
@@ -56,8 +56,8 @@ class Driver:
         self.tracker = SweepTracker(sweep, self.study, Path.cwd(), self.told.append)
         self.tracker.start()
 
-    def tell(self, kind: Kind, number: int) -> None:
-        self.tracker.on_trial_event(News(kind, TrialRun(number, 0), self.study[number]))
+    def tell(self, kind: EventKind, number: int) -> None:
+        self.tracker.on_trial_event(TrialEvent(kind, TrialRun(number, 0), self.study[number]))
 
     def ask(self) -> Trial:
         trial = self.study.ask()
@@ -67,8 +67,8 @@ class Driver:
     def finish(self, trial: Trial | None = None) -> Trial:
         trial = trial or self.ask()
         ended, told = trained(self.sweep, TrialRun(trial.number, 0), trial.values)
-        assert ended.how == "finished"
-        self.study.finish(trial.number, [reached(told)[-1].robust])
+        assert ended.status == "finished"
+        self.study.finish(trial.number, [best_so_far(told)[-1].robust])
         self.tell("finished", trial.number)
         return trial
 
@@ -86,7 +86,7 @@ class Driver:
             lambda _: self.sweep.stop_file.touch(),
         )
         self.sweep.stop_file.unlink()
-        assert ended.how == "paused"
+        assert ended.status == "paused"
         self.tell("paused", trial.number)
 
     def fail(self, trial: Trial, reason: str) -> None:
@@ -94,7 +94,7 @@ class Driver:
         self.tell("failed", trial.number)
 
     def close(self, status: str = "FINISHED", winner: int | None = None) -> None:
-        found = Found(None if winner is None else TrialRun(winner, 0))
+        found = SweepResult(None if winner is None else TrialRun(winner, 0))
         assert self.tracker.conclude(status, WAIT, found), self.tracker.problem
 
     def evaluate(self, trial: Trial) -> dict[str, Any]:
@@ -190,7 +190,9 @@ def test_runs_are_visible_while_the_sweep_is_running(sweep):
     wait_until(lambda: in_mlflow()[1]["mine/0000"].info.status == "FINISHED")
     assert in_mlflow()[0].info.status == "RUNNING"
     assert values(parent, "epochs") == [(1, 2)]
-    assert values(parent, "val/best_robust_acc") == [(1, sweep.measured(TrialRun(0, 0))[-1].robust)]
+    assert values(parent, "val/best_robust_acc") == [
+        (1, sweep.measurements(TrialRun(0, 0))[-1].robust)
+    ]
     assert [step for step, _ in values(children["mine/0000"], "val/robust_acc")] == [1, 2]
     driver.close("KILLED")
 
@@ -204,7 +206,7 @@ def test_sweep_curves_have_a_point_for_each_ended_trial(sweep):
     driver.finish()
     driver.close("KILLED")
     parent, _ = in_mlflow()
-    first, last = (sweep.measured(TrialRun(number, 0))[-1].robust for number in (0, 2))
+    first, last = (sweep.measurements(TrialRun(number, 0))[-1].robust for number in (0, 2))
     assert values(parent, "trials_ended") == [(1, 1), (2, 2), (3, 3)]
     assert values(parent, "epochs") == [(1, 2), (2, 2), (3, 4)]
     best = [(1, first), (2, first), (3, max(first, last))]
@@ -233,7 +235,7 @@ def test_the_result_of_a_sweep_is_on_its_run(sweep):
     driver.close(winner=winner.number)
     parent, children = in_mlflow()
     assert parent.info.status == "FINISHED"
-    reached = [sweep.measured(TrialRun(number, 0))[-1] for number in range(4)]
+    reached = [sweep.measurements(TrialRun(number, 0))[-1] for number in range(4)]
     table = pandas.read_csv(artifact(parent, "trials.csv"), float_precision="round_trip")
     columns = ["trial", "state", "optim.lr", "width", "epochs", "clean", "robust", "reason"]
     assert list(table.columns) == columns
@@ -404,7 +406,7 @@ def test_an_undeliverable_trial_does_not_block_the_others(sweep, monkeypatch):
     wait_until(lambda: ended in {(run.info.run_name, run.info.status) for run in runs()})
     assert len(again.told) == 1
     closing = threading.Thread(
-        target=again.tracker.conclude, args=("FINISHED", WAIT, Found(TrialRun(0, 0)))
+        target=again.tracker.conclude, args=("FINISHED", WAIT, SweepResult(TrialRun(0, 0)))
     )
     closing.start()
     wait_until(lambda: in_mlflow()[0].info.status == "FINISHED")
@@ -488,7 +490,7 @@ def test_invalid_drawn_values_are_logged_as_drawn(tmp_path):
     driver = Driver(sweep)
     trial = driver.ask()
     ended, _ = trained(sweep, TrialRun(trial.number, 0), trial.values)
-    assert ended.how == "failed"
+    assert ended.status == "failed"
     driver.fail(trial, ended.reason)
     driver.close()
     _, children = in_mlflow()

@@ -1,4 +1,4 @@
-"""Creation of a study's file that is killed: the next process completes it."""
+"""After a kill during the creation of a study's file, the next process completes it."""
 
 from __future__ import annotations
 

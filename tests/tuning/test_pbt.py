@@ -1,4 +1,4 @@
-"""Population-based training, as far as it is arithmetic: who takes over from whom, and what."""
+"""Plans of population-based training: parents and perturbed values."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ SPACE = Space(
 
 
 def within(space, values):
-    """Whether values could have been drawn."""
+    """Returns whether a space can draw the values."""
     for name, parameter in space.parameters.items():
-        asked_for = all(values.get(other) == wanted for other, wanted in parameter.when.items())
-        if (name in values) != asked_for:
+        active = all(values.get(other) == wanted for other, wanted in parameter.when.items())
+        if (name in values) != active:
             return False
-        if asked_for and parameter.choice is not None and values[name] not in parameter.choice:
+        if active and parameter.choice is not None and values[name] not in parameter.choice:
             return False
         ends = parameter.log or parameter.uniform or parameter.integers
-        if asked_for and ends is not None and not ends[0] <= values[name] <= ends[1]:
+        if active and ends is not None and not ends[0] <= values[name] <= ends[1]:
             return False
     return True
 
 
 def generations(space, seed, size, number):
-    """Plans and made-up results, generation after generation."""
+    """Yields plans, random results and next plans of each generation."""
     plans, noise = first_generation(space, seed, size), random.Random(seed)
     for generation in range(1, number + 1):
         results = [noise.random() for _ in plans]
@@ -49,14 +49,14 @@ def generations(space, seed, size, number):
 
 
 @pytest.mark.parametrize("space", [SPACE, find_space("mi_weights")], ids=lambda one: one.name)
-def test_values_stay_within_the_space_forever(space):
+def test_values_stay_within_the_space(space):
     for plans, _, following in generations(space, 3, 12, 40):
         assert all(within(space, plan.values) for plan in (*plans, *following))
     assert all(type(plan.values.get("attack.steps", 1)) is int for plan in plans)
 
 
 @pytest.mark.parametrize(("size", "replaced"), [(2, 1), (3, 1), (7, 1), (8, 2), (20, 5)])
-def test_the_worst_quarter_takes_over_from_the_best_and_nobody_else_changes(size, replaced):
+def test_the_worst_quarter_continues_from_the_best_and_no_other_member_changes(size, replaced):
     for plans, results, following in generations(SPACE, 0, size, 10):
         ranked = sorted(range(size), key=lambda member: results[member])
         assert [plan.member for plan in following] == list(range(size))
@@ -67,7 +67,7 @@ def test_the_worst_quarter_takes_over_from_the_best_and_nobody_else_changes(size
                 assert plan == Plan(plan.member, plans[plan.member].values, None)
 
 
-def test_every_one_of_the_best_is_taken_over_from():
+def test_all_of_the_best_quarter_are_parents():
     parents = Counter(
         plan.parent
         for generation in range(1, 60)
@@ -92,45 +92,47 @@ def test_a_plan_depends_on_seed_generation_and_results_alone():
     assert len({str(plan.values) for plan in plans}) == 8
 
 
-def explored(values, tries=400):
-    """What others make of the values of the best of two members."""
+def perturbed(values, tries=400):
+    """Returns perturbed values of the better of two members."""
     plans = (Plan(0, {}), Plan(1, values))
-    found = (next_generation(SPACE, 0, number, plans, (0.0, 1.0)) for number in range(1, tries + 1))
-    return [plans[0].values for plans in found]
+    plans_of_all = (
+        next_generation(SPACE, 0, number, plans, (0.0, 1.0)) for number in range(1, tries + 1)
+    )
+    return [plans[0].values for plans in plans_of_all]
 
 
-def test_numbers_move_by_a_fifth_and_one_in_four_is_drawn_anew():
+def test_numbers_change_by_a_fifth_and_a_quarter_is_resampled():
     before = {"mi.balance": 0.1, "mi.difference": 1.0, "attack.steps": 2, "weighting": "balanced"}
-    after = explored(before)
+    after = perturbed(before)
     for name in ("mi.balance", "mi.difference"):
         ratios = Counter(round(values[name] / before[name], 9) for values in after)
         assert ratios[0.8] == pytest.approx(150, abs=40)
         assert ratios[1.25] == pytest.approx(150, abs=40)
-        assert len(ratios) > 50, "the others are anywhere"
+        assert len(ratios) > 50, "the others are resampled"
     steps = Counter(values["attack.steps"] for values in after)
     assert steps.keys() == {1, 2, 3, 4}
-    assert steps[1] > 150 < steps[3], "a whole number moves by at least one"
+    assert steps[1] > 150 < steps[3], "an integer changes by at least one"
     assert Counter(v["weighting"] for v in after)["balanced"] == pytest.approx(350, abs=30)
     moved = [(v["mi.balance"] > 0.1, v["mi.difference"] > 1.0) for v in after]
-    assert min(Counter(moved).values()) > 50, "one parameter does not follow another"
+    assert min(Counter(moved).values()) > 50, "parameters change independently"
 
 
-def test_what_is_asked_for_follows_the_choice():
+def test_conditional_parameters_follow_the_choice():
     before = {"mi.balance": 0.1, "mi.difference": 1.0, "attack.steps": 2, "weighting": "cosine"}
-    after = explored(before | {"loss.label_smoothing": 0.1})
-    kept = [v for v in after if v["weighting"] == "cosine"]
-    assert all("loss.label_smoothing" in v for v in kept)
-    assert not any("loss.label_smoothing" in v for v in after if v not in kept)
-    came = [v for v in explored(before | {"weighting": "balanced"}) if v["weighting"] == "cosine"]
-    assert len({v["loss.label_smoothing"] for v in came}) == len(came) > 10
+    after = perturbed(before | {"loss.label_smoothing": 0.1})
+    unchanged = [v for v in after if v["weighting"] == "cosine"]
+    assert all("loss.label_smoothing" in v for v in unchanged)
+    assert not any("loss.label_smoothing" in v for v in after if v not in unchanged)
+    added = [v for v in perturbed(before | {"weighting": "balanced"}) if v["weighting"] == "cosine"]
+    assert len({v["loss.label_smoothing"] for v in added}) == len(added) > 10
 
 
-def test_a_number_at_its_end_stays_there_or_comes_back():
+def test_a_number_at_its_end_stays_in_range():
     before = {"mi.balance": 1.0, "mi.difference": 2.0, "attack.steps": 4, "weighting": "balanced"}
-    assert {1.0, 0.8} < {values["mi.balance"] for values in explored(before)}
+    assert {1.0, 0.8} < {values["mi.balance"] for values in perturbed(before)}
 
 
-def test_all_that_failed_take_over_from_those_that_did_not():
+def test_failed_members_continue_from_successful_ones():
     plans = first_generation(SPACE, 0, 8)
     results = [math.nan, 0.3, math.nan, 0.5, 0.4, -math.inf, 0.1, 0.2]
     following = next_generation(SPACE, 0, 1, plans, results)
@@ -140,11 +142,11 @@ def test_all_that_failed_take_over_from_those_that_did_not():
     assert [plan.member for plan in one_failed if plan.parent is not None] == [0, 1]
     only_one_left = next_generation(SPACE, 0, 1, plans, [math.nan] * 7 + [0.0])
     assert [plan.parent for plan in only_one_left] == [7] * 7 + [None]
-    with pytest.raises(ValueError, match="all of them failed"):
+    with pytest.raises(ValueError, match="all members failed"):
         next_generation(SPACE, 0, 1, plans, [math.nan] * 8)
 
 
-def test_what_makes_no_population_is_refused():
+def test_invalid_populations_are_refused():
     with pytest.raises(ValueError, match="at least 2, got 1"):
         first_generation(SPACE, 0, 1)
     with pytest.raises(ValueError, match="expected 2 results, got 3"):

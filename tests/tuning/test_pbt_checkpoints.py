@@ -1,4 +1,4 @@
-"""Taking over another run's work: what continues from it, what a kill leaves, what is refused."""
+"""PBT checkpoint transfer: exact continuation, kills, refusals."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from raymi.terminal.progress import ProgressDisplay
 from raymi.tracking.journal_metrics import event_metrics
 from raymi.tuning import pbt_checkpoints
 from raymi.tuning.pbt import first_generation, next_generation
-from raymi.tuning.pbt_checkpoints import can_transfer, transfer_checkpoint
+from raymi.tuning.pbt_checkpoints import transfer_checkpoint, transfer_problem
 from raymi.tuning.space import Space, find_space
 from raymi.tuning.space_files import known_spaces
 
@@ -46,7 +46,7 @@ def trained(folder, settings, until_epoch=None, context=None):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Two runs after an epoch; use copies of them."""
+    """Two runs after an epoch, to be copied by tests."""
     home = tmp_path_factory.mktemp("pair")
     trained(RunFolder(home / "leader"), LEADER, 1)
     trained(RunFolder(home / "follower"), FOLLOWER | {"mi.balance": 0.9}, 1)
@@ -59,26 +59,28 @@ def both(pair, tmp_path):
     return RunFolder(tmp_path / "runs" / "leader"), RunFolder(tmp_path / "runs" / "follower")
 
 
-def learnt(folder):
-    """What a run has learnt, without what it was measured to be."""
+def learned_state(folder):
+    """Returns the trained state of a run, without its accuracies."""
     content = load_checkpoint(folder.checkpoints)
     return {key: content[key] for key in ("position", "model", "average", "estimators", "learners")}
 
 
-def test_the_follower_goes_on_as_the_leader_would_with_its_settings(both, tmp_path):
+def test_the_follower_continues_as_the_leader_would_with_its_settings(both, tmp_path):
     leader, follower = both
     twin = RunFolder(tmp_path / "twin")
     shutil.copytree(leader.path, twin.path)
     transfer_checkpoint(leader, follower, 1)
-    assert same(learnt(follower), learnt(leader))
-    assert not same(learnt(follower)["model"], learnt(trained(twin, LEADER, 2))["model"])
+    assert same(learned_state(follower), learned_state(leader))
+    assert not same(
+        learned_state(follower)["model"], learned_state(trained(twin, LEADER, 2))["model"]
+    )
     shutil.rmtree(twin.path)
     shutil.copytree(leader.path, twin.path)
     trained(twin, FOLLOWER, 2)
     trained(follower, FOLLOWER, 2)
-    assert same(learnt(follower), learnt(twin))
+    assert same(learned_state(follower), learned_state(twin))
     sgd, adam = (
-        learnt(follower)["learners"][name]["optimizer"]["param_groups"][0]
+        learned_state(follower)["learners"][name]["optimizer"]["param_groups"][0]
         for name in ("classifier", "critics")
     )
     assert (sgd["initial_lr"], sgd["momentum"], sgd["weight_decay"]) == (0.02, 0.5, 0.01)
@@ -95,7 +97,7 @@ def test_the_follower_goes_on_as_the_leader_would_with_its_settings(both, tmp_pa
 
 
 @pytest.mark.parametrize("own", [0.0, 0.99])
-def test_the_better_of_both_best_epochs_is_kept(own, both):
+def test_the_better_of_both_best_epochs_stays(own, both):
     leader, follower = both
     content = load_checkpoint(follower.checkpoints)
     content["best"][""] |= {"robust_acc": own}
@@ -110,12 +112,12 @@ def test_the_better_of_both_best_epochs_is_kept(own, both):
     assert event["best"][""]["robust_acc"] == best[""]["robust_acc"]
 
 
-def test_the_journal_says_so_and_those_who_do_not_know_it_pass_over_it(both):
+def test_the_journal_records_the_transfer_and_displays_ignore_it(both):
     leader, follower = both
     transfer_checkpoint(leader, follower, 1)
     (event,) = events(follower.path, "exploited")
-    place = {"phase": "classifier", "epoch": 1, "step": 0, "global_step": STEPS}
-    assert event | place | {"from": "leader"} == event
+    position = {"phase": "classifier", "epoch": 1, "step": 0, "global_step": STEPS}
+    assert event | position | {"from": "leader"} == event
     console = Console(file=io.StringIO(), width=120)
     with ProgressDisplay(console, tiny_config(FOLLOWER)) as display:
         for one in events(follower.path):
@@ -125,7 +127,7 @@ def test_the_journal_says_so_and_those_who_do_not_know_it_pass_over_it(both):
     assert event_metrics(event, told) == ({}, 1, {}), "no metric, and nothing else"
 
 
-def test_what_was_done_is_not_done_again_when_the_leader_has_gone_on(both):
+def test_a_transfer_is_not_repeated_after_the_leader_has_continued(both):
     leader, follower = both
     transfer_checkpoint(leader, follower, 1)
     trained(leader, LEADER, 2)
@@ -135,15 +137,15 @@ def test_what_was_done_is_not_done_again_when_the_leader_has_gone_on(both):
     assert newest_checkpoint(follower.checkpoints) == before
     assert len(events(follower.path, "exploited")) == 1
     transfer_checkpoint(leader, follower, 2)
-    assert same(learnt(follower), learnt(leader))
+    assert same(learned_state(follower), learned_state(leader))
 
 
 class Killed(BaseException):
-    """A process that ends without a word."""
+    """Kill of a process."""
 
 
 def dying_at(patch, owner, name, when, die):
-    """Lets a process die with call number `when` of a function done."""
+    """Kills the process after call number `when` of a function."""
     function, calls = getattr(owner, name), 0
 
     def dying(*args, **kwargs):
@@ -161,10 +163,10 @@ def raise_killed():
     raise Killed
 
 
-PLACES = [
+KILL_POINTS = [
     (pbt_checkpoints, "load_checkpoint", 2),
     (os, "fsync", 1),  # the new checkpoint has no name yet
-    (checkpoint, "write_atomically", 1),  # it is there beside the old one
+    (checkpoint, "write_atomically", 1),  # both checkpoints exist
     (checkpoint, "sync_folder", 1),  # the old one is gone
     (pbt_checkpoints.Journal, "write", 1),
     (pbt_checkpoints.Journal, "sync", 1),
@@ -172,17 +174,19 @@ PLACES = [
 
 
 def expect_old_or_new(old, new, leader, follower):
-    assert same(learnt(follower), old) or same(learnt(follower), new)
+    assert same(learned_state(follower), old) or same(learned_state(follower), new)
     transfer_checkpoint(leader, follower, 1)
-    assert same(learnt(follower), new)
+    assert same(learned_state(follower), new)
     assert len(list(follower.checkpoints.iterdir())) == 1
     assert len(events(follower.path, "exploited")) == 1
 
 
-@pytest.mark.parametrize(("owner", "name", "when"), PLACES, ids=[name for _, name, _ in PLACES])
+@pytest.mark.parametrize(
+    ("owner", "name", "when"), KILL_POINTS, ids=[name for _, name, _ in KILL_POINTS]
+)
 def test_a_kill_leaves_the_old_state_or_the_new_one(owner, name, when, both, monkeypatch):
     leader, follower = both
-    old, new = learnt(follower), learnt(leader)
+    old, new = learned_state(follower), learned_state(leader)
     with monkeypatch.context() as patched:
         dying_at(patched.setattr, owner, name, when, raise_killed)
         with pytest.raises(Killed):
@@ -190,24 +194,24 @@ def test_a_kill_leaves_the_old_state_or_the_new_one(owner, name, when, both, mon
     expect_old_or_new(old, new, leader, follower)
 
 
-def exploited_by_a_process_that_is_killed(rank, world_size, leader, follower, place):
-    dying_at(setattr, *PLACES[place], lambda: os.kill(os.getpid(), signal.SIGKILL))
+def transfer_and_kill(rank, world_size, leader, follower, point):
+    dying_at(setattr, *KILL_POINTS[point], lambda: os.kill(os.getpid(), signal.SIGKILL))
     transfer_checkpoint(RunFolder(leader), RunFolder(follower), 1)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", range(len(PLACES)), ids=[name for _, name, _ in PLACES])
-def test_so_it_is_with_real_processes(place, both, tmp_path):
+@pytest.mark.parametrize("point", range(len(KILL_POINTS)), ids=[name for _, name, _ in KILL_POINTS])
+def test_a_real_kill_leaves_the_old_state_or_the_new_one(point, both, tmp_path):
     leader, follower = both
-    old, new = learnt(follower), learnt(leader)
+    old, new = learned_state(follower), learned_state(leader)
     paths = leader.path, follower.path
     with pytest.raises(RuntimeError, match="exit code -9"):
-        run_ranks(exploited_by_a_process_that_is_killed, 1, *paths, place, tmp_path=tmp_path)
+        run_ranks(transfer_and_kill, 1, *paths, point, tmp_path=tmp_path)
     expect_old_or_new(old, new, leader, follower)
 
 
 class DyingContext(LocalContext):
-    """A place whose process dies before a step."""
+    """Context whose process is killed before a step."""
 
     def __init__(self, steps):
         super().__init__("cpu")
@@ -221,7 +225,7 @@ class DyingContext(LocalContext):
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, STEPS])
-def test_a_follower_that_is_killed_on_its_way_comes_to_the_same(steps, both, tmp_path):
+def test_a_killed_follower_ends_in_the_same_state(steps, both, tmp_path):
     undisturbed = tmp_path / "undisturbed"
     shutil.copytree(both[0].path.parent, undisturbed)
     for leader, follower, dies in (
@@ -236,26 +240,28 @@ def test_a_follower_that_is_killed_on_its_way_comes_to_the_same(steps, both, tmp
             trained(leader, LEADER, 2)
             transfer_checkpoint(leader, follower, 1)
         trained(follower, settings, 2)
-    assert same(learnt(RunFolder(undisturbed / "follower")), learnt(both[1]))
+    assert same(learned_state(RunFolder(undisturbed / "follower")), learned_state(both[1]))
 
 
-def test_a_follower_needs_nothing_of_its_own(both, tmp_path):
+def test_a_follower_needs_no_checkpoint(both, tmp_path):
     leader, follower = both
     transfer_checkpoint(leader, RunFolder(tmp_path / "new"), 1)
-    assert same(learnt(RunFolder(tmp_path / "new")), learnt(leader))
+    assert same(learned_state(RunFolder(tmp_path / "new")), learned_state(leader))
     damaged = newest_checkpoint(follower.checkpoints)
     damaged.write_bytes(b"")
     transfer_checkpoint(leader, follower, 1)
-    assert same(learnt(follower), learnt(leader))
+    assert same(learned_state(follower), learned_state(leader))
 
 
-def test_a_leader_that_is_elsewhere_is_not_taken_over_from(both, tmp_path):
+def test_a_leader_at_another_position_is_refused(both, tmp_path):
     leader, follower = both
     before = newest_checkpoint(follower.checkpoints)
     with pytest.raises(UserError, match=r"expected a checkpoint after epoch 2 .* got one after ep"):
         transfer_checkpoint(leader, follower, 2)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"after epoch 1 in .*empty.*, got none: members of a popu"):
+    with pytest.raises(
+        UserError, match=r"after epoch 1 in .*empty.*, got none: only the sweep may"
+    ):
         transfer_checkpoint(RunFolder(tmp_path / "empty"), follower, 1)
     with (
         leader.lock(),
@@ -271,7 +277,7 @@ def test_a_leader_that_is_elsewhere_is_not_taken_over_from(both, tmp_path):
     assert not events(follower.path, "exploited")
 
 
-def test_a_full_disk_is_said_with_its_remedy(both, monkeypatch):
+def test_a_full_disk_is_reported_with_its_remedy(both, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -280,13 +286,13 @@ def test_a_full_disk_is_said_with_its_remedy(both, monkeypatch):
         transfer_checkpoint(*both, 1)
 
 
-def test_a_population_is_searched_and_cut_off_anywhere_it_comes_to_the_same(tmp_path):
+def test_an_interrupted_search_ends_in_the_same_state(tmp_path):
     parameters = {"optim.lr": {"log": (0.001, 0.3)}, "mi.balance": {"log": (0.05, 0.5)}}
     space = Space(name="two", description="", parameters=parameters)
 
     def searched(home, killed_at=None):
-        """The search as `population` tells it, from its beginning."""
-        calls, plans, told = 0, first_generation(space, 0, 3), []
+        """Searches as the docstring of `pbt` describes."""
+        calls, plans, history = 0, first_generation(space, 0, 3), []
 
         def work(function, *args):
             nonlocal calls
@@ -297,7 +303,7 @@ def test_a_population_is_searched_and_cut_off_anywhere_it_comes_to_the_same(tmp_
 
         folders = [RunFolder(home / str(plan.member)) for plan in plans]
         for generation in (1, 2, 3):
-            told.append(plans)
+            history.append(plans)
             for plan in plans:
                 if plan.parent is not None:
                     leader, follower = folders[plan.parent], folders[plan.member]
@@ -309,16 +315,16 @@ def test_a_population_is_searched_and_cut_off_anywhere_it_comes_to_the_same(tmp_
                 {e["epoch"]: e["val"]["robust_acc"] for e in events(folder.path, "epoch")}
                 for folder in folders
             ]
-            reached = [result[generation] for result in results]
-            plans = next_generation(space, 0, generation, plans, reached)
-        return told, [learnt(folder) for folder in folders]
+            robust = [result[generation] for result in results]
+            plans = next_generation(space, 0, generation, plans, robust)
+        return history, [learned_state(folder) for folder in folders]
 
-    told, expected = searched(tmp_path / "whole")
-    assert any(plan.parent is not None for plan in told[1])
+    history, expected = searched(tmp_path / "whole")
+    assert any(plan.parent is not None for plan in history[1])
     for killed_at in (2, 4, 5, 9):
         with pytest.raises(Killed):
             searched(tmp_path / "cut", killed_at)
-    assert same(searched(tmp_path / "cut"), (told, expected))
+    assert same(searched(tmp_path / "cut"), (history, expected))
 
 
 LR = {"optim.lr": {"log": (0.01, 0.1)}}
@@ -327,7 +333,7 @@ ONE = {"scaling.workers": 1}
 
 def refusal(parameters, recipe="quickstart", interval=1, **settings):
     space = Space(name="mine", description="", parameters=LR | parameters)
-    return can_transfer(space, recipe, ONE | settings, interval)
+    return transfer_problem(space, recipe, ONE | settings, interval)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +352,7 @@ def refusal(parameters, recipe="quickstart", interval=1, **settings):
         ("loss.label_smoothing", {"uniform": (0.0, 0.3)}),
     ],
 )
-def test_what_counts_from_the_next_step_on_can_be_searched(key, parameter):
+def test_settings_that_take_effect_at_the_next_step_can_be_searched(key, parameter):
     assert refusal({key: parameter}) is None
 
 
@@ -368,34 +374,34 @@ def test_what_counts_from_the_next_step_on_can_be_searched(key, parameter):
         ("mi.score", {"choice": ("cosine", "dot")}, "mi.score cannot change"),
         ("mi.form", {"choice": ("bounded", "wmim")}, "mi.form cannot change"),
         ("mi.gradient", {"choice": ("mi", "random")}, "mi.gradient cannot change"),
-        ("mi.schedule", {"choice": ("joint", "staged")}, "where in their training they are"),
-        ("mi.estimator_epochs", {"integers": (1, 3)}, "where in their training they are"),
-        ("model.width", {"uniform": (0.5, 1.0)}, "the network would be another one"),
-        ("data.val_fraction", {"uniform": (0.1, 0.5)}, "the images would be other ones"),
+        ("mi.schedule", {"choice": ("joint", "staged")}, "at different positions"),
+        ("mi.estimator_epochs", {"integers": (1, 3)}, "at different positions"),
+        ("model.width", {"uniform": (0.5, 1.0)}, "the network would differ"),
+        ("data.val_fraction", {"uniform": (0.1, 0.5)}, "the images would differ"),
         ("attack.eps", {"uniform": (0.1, 0.2)}, "cannot be compared"),
         ("validation.steps", {"integers": (1, 9)}, "cannot be compared"),
         ("loss.base", {"choice": ("at", "trades")}, "a run would be of several methods"),
-        ("optim.epochs", {"integers": (1, 9)}, "where in their training they are"),
-        ("optim.batch_size", {"choice": (32, 64)}, "where in their training they are"),
+        ("optim.epochs", {"integers": (1, 9)}, "at different positions"),
+        ("optim.batch_size", {"choice": (32, 64)}, "at different positions"),
         ("seed", {"integers": (0, 9)}, "seed cannot change within a run (it is fixed when a run"),
         ("scaling.compile", {"choice": (True, False)}, "it is fixed when a run begins"),
     ],
 )
-def test_what_does_not_fit_or_changes_the_run_is_refused_with_the_remedy(key, parameter, words):
-    said = refusal({key: parameter})
-    assert said.startswith("PBT ")
-    assert words in said
-    assert ": take tune.search=tpe, or a space without " in said
-    assert "\n" not in said
+def test_other_settings_are_refused_with_the_remedy(key, parameter, words):
+    message = refusal({key: parameter})
+    assert message.startswith("PBT ")
+    assert words in message
+    assert ": set tune.search=tpe, or use a space without " in message
+    assert "\n" not in message
 
 
-def test_critics_that_come_and_go_are_refused():
+def test_varying_estimators_are_refused():
     terms = {"choice": {"both": {}, "natural": {"mi.adversarial": False}}}
-    said = refusal({"terms": terms})
-    assert re.search(r"one of terms=(\w+) does not fit into a run of terms=(?!\1)", said)
+    message = refusal({"terms": terms})
+    assert re.search(r"one of terms=(\w+) does not fit into a run of terms=(?!\1)", message)
 
 
-def test_so_are_runs_that_cannot_be_compared_after_a_generation():
+def test_runs_that_cannot_be_compared_after_a_generation_are_refused():
     staged = refusal({}, recipe="paper-cifar10-linf")
     assert (
         "got pretraining, estimators, classifier (mi.schedule=staged): set mi.schedule=" in staged
@@ -404,22 +410,22 @@ def test_so_are_runs_that_cannot_be_compared_after_a_generation():
     assert "needs trials of one worker, got scaling.workers=2: set scaling.workers=1" in refusal(
         {}, **{"scaling.workers": 2}
     )
-    seldom = refusal({}, interval=3, **{"validation.every": 2})
-    assert "validation.every=2 does not measure them there: set validation.every=1" in seldom
+    rare = refusal({}, interval=3, **{"validation.every": 2})
+    assert "validation.every=2 does not validate then: set validation.every=1" in rare
     assert refusal({}, interval=4, **{"validation.every": 2}) is None
 
 
-def test_every_space_has_an_answer():
-    answers = {
-        name: can_transfer(find_space(name), "quickstart", ONE, 1) for name in known_spaces()
+def test_every_space_has_a_verdict():
+    verdicts = {
+        name: transfer_problem(find_space(name), "quickstart", ONE, 1) for name in known_spaces()
     }
-    assert "mi.bound cannot change" in answers["estimator_capacity"]
-    assert "terms=" in answers["mi_weights"]
-    assert "mi.hidden=" in answers["smoke"]
-    assert answers["mi_rates"] is None
+    assert "mi.bound cannot change" in verdicts["estimator_capacity"]
+    assert "terms=" in verdicts["mi_weights"]
+    assert "mi.hidden=" in verdicts["smoke"]
+    assert verdicts["mi_rates"] is None
 
 
-def test_a_space_that_can_be_searched_builds_checkpoints_that_fit(both):
+def test_a_checkpoint_of_another_size_does_not_fit(both):
     assert refusal({key: {"log": (0.01, 0.9)} for key in ("mi.balance", "mi.temperature")}) is None
     leader, follower = both
     wider = copy.deepcopy(FOLLOWER) | {"mi.hidden": TINY["mi.hidden"] * 2}

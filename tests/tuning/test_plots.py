@@ -1,4 +1,4 @@
-"""What is drawn of a sweep, and the table of its trials."""
+"""Plots of a sweep and the table of its trials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny_sweeps import begin, trained
 from raymi.tuning.plots import importance_picture, pareto_front, pareto_picture
 from raymi.tuning.results_table import Finalist, Row, as_columns, trial_rows
 from raymi.tuning.study import State
-from raymi.tuning.sweep_folder import Measurement, TrialRun, reached
+from raymi.tuning.sweep_folder import Measurement, TrialRun, best_so_far
 
 
 def row(number: int, clean: float, robust: float, state: State = "finished") -> Row:
@@ -36,7 +36,7 @@ def points(axes: Any, label: str) -> set[tuple[float, float]]:
     return {tuple(point) for point in drawn.get_offsets().tolist()}
 
 
-def test_the_front_is_what_no_finished_trial_beats():
+def test_the_front_has_the_finished_trials_that_no_other_beats():
     assert [one.number for one in pareto_front(ROWS)] == [1, 0]
     rng = np.random.default_rng(0)
     many = [row(k, *rng.integers(0, 6, 2) / 10) for k in range(40)]
@@ -52,7 +52,7 @@ def test_the_front_is_what_no_finished_trial_beats():
     assert pareto_front([FAILED]) == []
 
 
-def test_the_picture_of_the_front_has_all_trials_and_names_those_on_it():
+def test_the_plot_of_the_front_has_all_trials_and_labels_the_front():
     figure = pareto_picture("mine", ROWS)
     (axes,) = figure.axes
     assert points(axes, "finished") == {(0.9, 0.4), (0.8, 0.5), (0.8, 0.45), (0.75, 0.5)}
@@ -69,29 +69,29 @@ def test_the_picture_of_the_front_has_all_trials_and_names_those_on_it():
     assert legend == ["finished", "stopped", "Pareto front"]
 
 
-def test_importance_is_drawn_from_the_largest_down():
+def test_the_largest_importance_is_on_top():
     figure = importance_picture("mine", {"optim.lr": 0.25, "mi.balance": 0.7, "mi.hidden": 0.05})
     (axes,) = figure.axes
     bars = [bar.get_width() for bar in axes.patches]
-    assert bars == [0.05, 0.25, 0.7], "from below"
+    assert bars == [0.05, 0.25, 0.7], "bottom-up"
     names = [text.get_text() for text in axes.get_yticklabels()]
     assert names == ["mi.hidden", "optim.lr", "mi.balance"]
     assert [text.get_text() for text in axes.texts] == ["5%", "25%", "70%"]
 
 
 @pytest.mark.parametrize("rows", [[], [FAILED], ROWS[:1]])
-def test_pictures_of_little_can_be_written(rows, tmp_path):
+def test_plots_of_few_trials_can_be_saved(rows, tmp_path):
     path = tmp_path / "pareto.png"
     pareto_picture("mine", rows).savefig(path)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_pictures_need_no_screen_and_touch_no_state_of_pyplot():
+def test_plots_do_not_import_pyplot():
     code = "import sys, raymi.tuning.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_a_table_has_a_column_for_each_parameter_that_any_trial_drew():
+def test_a_table_has_a_column_for_each_drawn_parameter():
     header, lines = as_columns([ROWS[0], FAILED])
     assert header == [
         "trial", "state", "optim.lr", "terms", "epochs", "clean", "robust", "reason",
@@ -102,22 +102,22 @@ def test_a_table_has_a_column_for_each_parameter_that_any_trial_drew():
     ]
 
 
-def test_rows_say_what_real_trials_reached(tmp_path):
+def test_rows_have_the_accuracies_of_real_trials(tmp_path):
     sweep = begin(tmp_path / "sweep", **{"optim.epochs": 2})
     study = sweep.study()
     first, second = study.ask(), study.ask()
-    _, told = trained(sweep, TrialRun(first.number, 0), first.values)
-    last = reached(told)[-1]
+    _, reported = trained(sweep, TrialRun(first.number, 0), first.values)
+    last = best_so_far(reported)[-1]
     study.finish(first.number, [last.robust])
-    study.fail(second.number, "its process died again and again")
+    study.fail(second.number, "its process was lost 3 times")
     one, other = trial_rows(sweep, study)
     assert one == Row(0, "finished", first.values, by_seed={0: last})
-    assert one.reached == last
-    assert (other.state, other.reached) == ("failed", None)
-    assert other.reason == "its process died again and again"
+    assert one.measurement == last
+    assert (other.state, other.measurement) == ("failed", None)
+    assert other.reason == "its process was lost 3 times"
 
 
-def test_a_table_of_several_seeds_has_errors_and_that_of_a_final_what_decided_it():
+def test_a_table_has_errors_over_seeds_and_results_of_the_final_evaluation():
     def over(number: int, *robust: float, final: Finalist | None = None) -> Row:
         by_seed = {seed: Measurement(2, 0.9, value) for seed, value in enumerate(robust)}
         return Row(number, "finished", {}, by_seed=by_seed, final=final)

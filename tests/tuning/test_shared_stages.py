@@ -1,4 +1,4 @@
-"""What trials share: which settings decide it, and that to reuse is to train."""
+"""Shared stages: which settings they depend on, and that reuse equals training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raymi.overrides import examine, leaves, overlay
 from raymi.recipes import build_config
 from raymi.runs.pretrained import pretrained_problems
 from raymi.runs.run_folder import RunFolder
-from raymi.tuning.shared_stages import parts_of
+from raymi.tuning.shared_stages import split_shared_stages
 from raymi.tuning.space import Space, find_space
 
 TRIAL = {
@@ -68,16 +68,16 @@ VARIED = {
     "evaluation.block": (256, 128, NOTHING),
     "scaling.channels_last": (False, True, NOTHING),
 }
-"""A setting of `TRIAL`, another one, and the last phase that trials which differ in it share."""
+"""Value in `TRIAL`, another value, and the last phase that trials with either share."""
 
 CAUTION = {
     "mi.clip_contrast", "mi.negatives", "mi.score_memory", "validation.steps", "evaluation.block",
     "scaling.channels_last",
 }  # fmt: skip
-"""Keys that count as read, and change nothing, or not surely, in a run as small as these."""
+"""Keys that count as read but may change nothing in a run of this size."""
 
 NO_SUCH_PHASE = {"mi.schedule", "mi.gradient", "mi.pretrained", "mi.estimators"}
-"""Keys whose other value leaves no estimators to train."""
+"""Keys whose other value trains no estimators."""
 
 
 def varying(key, *values):
@@ -89,11 +89,13 @@ def choosing(**choices):
 
 
 def shared_phase(space, config):
-    """The last phase that all trials share which have it."""
-    laid = [examine(overlay(config.model_dump(), space.settings(v))) for v in space.grid()]
-    trials = [parts_of(trial, Path("shared"))[1] for trial, problems in laid if not problems]
+    """Returns the last phase that all trials with it share."""
+    checked = [examine(overlay(config.model_dump(), space.settings(v))) for v in space.grid()]
+    trials = [
+        split_shared_stages(trial, Path("shared"))[1] for trial, problems in checked if not problems
+    ]
     for phase in (ALL, PRETRAINING):
-        names = [part.config.name for parts in trials for part in parts if part.phase == phase]
+        names = [stage.config.name for stages in trials for stage in stages if stage.phase == phase]
         if len(set(names)) == 1:
             return phase
     return NOTHING
@@ -110,14 +112,14 @@ def trained(config, folder, until="classifier"):
     return run
 
 
-def test_of_every_key_of_mi_it_is_said_what_it_changes():
+def test_every_key_of_mi_is_covered():
     assert {key for key in VARIED if key.startswith("mi.")} == {
         f"mi.{key}" for key in MIConfig.model_fields
     }
 
 
 @pytest.mark.parametrize(("key", "one", "other", "shared"), [(k, *v) for k, v in VARIED.items()])
-def test_what_trials_share_that_differ_in_a_key(key, one, other, shared):
+def test_shared_phases_of_trials_that_differ_in_a_key(key, one, other, shared):
     assert shared_phase(varying(key, one, other), tiny_config(TRIAL)) == shared
 
 
@@ -127,7 +129,7 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.parametrize("key", [key for key in VARIED if key not in NO_SUCH_PHASE])
-def test_what_is_shared_is_the_same_bit_for_bit_and_what_is_not_differs(key, plain, tmp_path):
+def test_shared_phases_are_equal_bit_for_bit_and_others_differ(key, plain, tmp_path):
     _, other, shared = VARIED[key]
     config = tiny_config(TRIAL | {key: other})
     assert config != tiny_config(TRIAL)
@@ -154,8 +156,8 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("name", UNREAD)
-def test_a_phase_is_given_every_setting_but_those_that_it_is_known_not_to_read(name):
-    """A key that is new counts as read, unless it is in a section that a phase gets none of."""
+def test_a_phase_gets_every_setting_except_those_known_as_unread(name):
+    """A new key counts as read, unless a phase gets nothing of its section."""
     base = tiny_config(TRIAL | {"loss.base": "trades"})
 
     def given(config: Config) -> Config | None:
@@ -167,7 +169,7 @@ def test_a_phase_is_given_every_setting_but_those_that_it_is_known_not_to_read(n
 
 
 def changed(config, key):
-    """The configuration with another value, valid or not, of a key."""
+    """Returns the configuration with another value, valid or not, of a key."""
     section, _, leaf = key.rpartition(".")
     holder = getattr(config, section) if section else config
     value = getattr(holder, leaf)
@@ -181,7 +183,7 @@ def changed(config, key):
     return config.model_copy(update={section: holder}) if section else holder
 
 
-def test_trials_that_agree_in_what_a_phase_reads_share_it_however_they_say_so():
+def test_trials_share_a_phase_if_its_settings_are_equal():
     config = tiny_config(TRIAL)
     assert shared_phase(varying("loss.base", "at", "mart"), config) == ALL
     more = {"mi.balance": 0.1, "loss.base": "mart", "optim.ema": 0.9}
@@ -196,14 +198,18 @@ def test_trials_that_agree_in_what_a_phase_reads_share_it_however_they_say_so():
     assert shared_phase(varying("optim.lr", 0.1, 0.5), lent) == ALL
 
 
-def test_what_trials_of_the_paper_s_recipe_share():
+def test_shared_phases_of_the_papers_recipe():
     paper = build_config("paper-cifar10-linf")
     assert shared_phase(find_space("estimator_capacity"), paper) == PRETRAINING
     assert shared_phase(find_space("smoke"), paper) == PRETRAINING
     terms = find_space("mi_weights")
-    laid = [examine(overlay(paper.model_dump(), terms.settings(v)))[0] for v in terms.grid()]
-    names = {part.config.name for trial in laid for part in parts_of(trial, Path("shared"))[1]}
-    assert len(laid) > 30
+    checked = [examine(overlay(paper.model_dump(), terms.settings(v)))[0] for v in terms.grid()]
+    names = {
+        stage.config.name
+        for trial in checked
+        for stage in split_shared_stages(trial, Path("shared"))[1]
+    }
+    assert len(checked) > 30
     assert len(names) == 1 + 3, "one classifier, and estimators for both, or one of the terms"
 
 
@@ -211,19 +217,19 @@ DROPOUT = {"model.name": "tiny_runs:dropout_net", "model.width": None, "model.de
 
 
 @pytest.mark.parametrize("network", [{}, DROPOUT], ids=["plain", "dropout"])
-def test_a_trial_that_reuses_ends_as_one_that_trains_everything(network, tmp_path):
+def test_a_trial_with_reused_stages_equals_a_trial_that_trains_everything(network, tmp_path):
     first = tiny_config(TRIAL | network | {"mi.balance": 0.1, "seed": 3})
     trial = tiny_config(TRIAL | network | {"mi.balance": 0.5, "mi.samples": "selected", "seed": 3})
-    _, parts = parts_of(first, tmp_path)
-    reusing, same = parts_of(trial, tmp_path)
-    assert [part.folder.path for part in parts] == [part.folder.path for part in same]
-    for part in parts:
-        assert not part.is_there
-        part.folder.write_config(part.config)
-        trained(part.config, part.folder.path, part.phase)
-        assert part.is_there
+    _, stages = split_shared_stages(first, tmp_path)
+    reusing, same = split_shared_stages(trial, tmp_path)
+    assert [stage.folder.path for stage in stages] == [stage.folder.path for stage in same]
+    for stage in stages:
+        assert not stage.is_trained
+        stage.folder.write_config(stage.config)
+        trained(stage.config, stage.folder.path, stage.phase)
+        assert stage.is_trained
     assert [phase.name for phase in phases_of(reusing)] == ["classifier"]
-    assert [phase.name for phase in phases_of(parts[1].config)] == ["estimators", "classifier"]
+    assert [phase.name for phase in phases_of(stages[1].config)] == ["estimators", "classifier"]
     assert Config.model_validate_json(reusing.model_dump_json()) == reusing
     assert pretrained_problems(reusing) == []
     whole = trained(trial, tmp_path / "whole")
@@ -234,13 +240,13 @@ def test_a_trial_that_reuses_ends_as_one_that_trains_everything(network, tmp_pat
     assert not equal(whole.weights("last"), trained(first, tmp_path / "first").weights("last"))
 
 
-def test_what_was_trained_before_is_no_part(plain):
+def test_earlier_runs_are_no_shared_stages(plain):
     joint = tiny_config()
-    assert parts_of(joint, Path("shared")) == (joint, [])
+    assert split_shared_stages(joint, Path("shared")) == (joint, [])
     lent = tiny_config(TRIAL | {"mi.pretrained": str(plain.path)})
-    reusing, (part,) = parts_of(lent, Path("shared"))
-    assert part.phase == "estimators"
-    assert part.config.mi.pretrained == str(plain.path)
+    reusing, (stage,) = split_shared_stages(lent, Path("shared"))
+    assert stage.phase == "estimators"
+    assert stage.config.mi.pretrained == str(plain.path)
     assert reusing.mi.pretrained is None
     ready = tiny_config(TRIAL | {"mi.estimators": str(plain.path)})
-    assert parts_of(ready, Path("shared")) == (ready, [])
+    assert split_shared_stages(ready, Path("shared")) == (ready, [])

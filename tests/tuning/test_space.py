@@ -1,4 +1,4 @@
-"""Search spaces: every file is right, draws what it says, and fits the recipes that it is for."""
+"""Search spaces: every file is valid, stays within its ranges and fits its recipes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_the_spaces_that_users_are_told_of_are_there():
+def test_the_documented_spaces_exist():
     assert {"mi_weights", "estimator_capacity", "mi_full", "smoke"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_draw_fits_every_recipe_that_the_space_is_for(name):
+def test_every_draw_fits_every_compatible_recipe(name):
     space = find_space(name)
     recipes = compatible_recipes(space)
     assert {"quickstart", "cifar10-cpu", "strong-cifar10", "paper-cifar10-linf"} <= set(recipes)
@@ -39,12 +39,14 @@ def test_every_draw_fits_every_recipe_that_the_space_is_for(name):
             config, problems = examine(on_recipe(recipe, settings)[0])
             assert not problems
             now = flatten(config.model_dump())
-            assert {k: now[k] for k in flatten(settings)} == flatten(settings), "it has its effect"
+            assert {k: now[k] for k in flatten(settings)} == flatten(settings), (
+                "the settings take effect"
+            )
             assert config.mi.has_estimators
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_draws_stay_within_their_ends_and_reach_every_choice(name):
+def test_draws_stay_in_range_and_reach_every_choice(name):
     space = find_space(name)
     drawn = [space.random(seed) for seed in range(300)]
     for key, parameter in space.parameters.items():
@@ -58,7 +60,7 @@ def test_draws_stay_within_their_ends_and_reach_every_choice(name):
     assert space.random(3) == space.random(3)
 
 
-def test_a_parameter_is_asked_for_where_its_condition_holds():
+def test_a_parameter_is_drawn_if_its_condition_holds():
     space = find_space("mi_weights")
     for seed in range(50):
         values = space.random(seed)
@@ -83,12 +85,12 @@ def test_a_grid_has_every_combination_once(tmp_path):
     assert all(("mi.depth" in values) == (values["way"] == "b") for values in grid)
 
 
-def test_a_space_of_ones_own_is_found_by_name_and_by_path(tmp_path, monkeypatch):
+def test_a_users_space_is_found_by_name_and_by_path(tmp_path, monkeypatch):
     (tmp_path / "tune_spaces").mkdir()
     path = write(tmp_path / "tune_spaces", '[parameters."optim.lr"]\nlog = [0.01, 0.1]\n')
     monkeypatch.chdir(tmp_path)
     assert find_space("mine").keys == {"optim.lr"} == find_space(str(path)).keys
-    assert compatible_recipes(find_space("mine")) == list(RECIPES), "it does not concern MI"
+    assert compatible_recipes(find_space("mine")) == list(RECIPES), "it varies no MI setting"
     with pytest.raises(UserError, match=r"no search space 'mi_weight': did you mean mi_weights"):
         find_space("mi_weight")
 
@@ -97,12 +99,12 @@ def test_a_space_of_ones_own_is_found_by_name_and_by_path(tmp_path, monkeypatch)
     ("recipe", "why"),
     [
         ("quickstart-at", "has no estimators of MI"),
-        ("quickstart-no-natural-mi", "is what it is by mi.natural"),
-        ("quickstart-wmim", "cannot be laid over the recipe quickstart-wmim"),
+        ("quickstart-no-natural-mi", "is defined by mi.natural"),
+        ("quickstart-wmim", "does not fit the recipe quickstart-wmim"),
         ("quickstrt", "did you mean quickstart"),
     ],
 )
-def test_recipes_that_do_not_fit_are_refused_with_the_reason(recipe, why):
+def test_incompatible_recipes_are_refused_with_the_reason(recipe, why):
     assert why in find_space("mi_weights").incompatible(recipe)
 
 
@@ -130,12 +132,12 @@ def test_recipes_that_do_not_fit_are_refused_with_the_reason(recipe, why):
         ('[parameters."mi.hidden"]\nloog = [1, 2]', r"loog"),
         (
             '[parameters."mi.depth"]\nintegers = [1, 2]\nwhen.way = "a"',
-            r"asks for 'way', which must be a parameter before it",
+            r"depends on 'way', which must be a parameter before it",
         ),
         (
             "[parameters.way]\nchoice = { a = {}, b = {} }\n"
             '[parameters."mi.depth"]\nintegers = [1, 2]\nwhen.way = "c"',
-            r"asks for way = 'c', which has a, b",
+            r"depends on way = 'c', whose choices are a, b",
         ),
         ("[parameters]", r"expected at least one parameter"),
         ('[parameters."mi.depth"]\nintegers = [1, 2]\n[tune]\ntrails = 3', r"tune: trails"),
@@ -146,27 +148,27 @@ def test_recipes_that_do_not_fit_are_refused_with_the_reason(recipe, why):
         ('[parameters."attack.eps"]\nlog = [0.01, 0.1]', r"attack.eps cannot be varied"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_said_with_the_file(text, message, tmp_path):
+def test_an_invalid_file_is_named_with_its_problem(text, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         read_space(write(tmp_path, text))
     assert "mine.toml" in str(caught.value)
     assert "validation error" not in str(caught.value)
 
 
-def test_ends_of_a_wide_parameter_are_looked_at_without_all_between_them(tmp_path):
+def test_a_wide_integer_range_is_checked_by_its_ends(tmp_path):
     path = write(tmp_path, '[parameters."attack.steps"]\nintegers = [1, 2000000000]\n')
     assert read_space(path).incompatible("quickstart") is None
 
 
-def test_a_space_is_laid_over_what_holds_for_all_trials(tmp_path):
+def test_a_space_is_checked_with_the_settings_of_all_trials(tmp_path):
     path = write(tmp_path, '[parameters."loss.label_smoothing"]\nuniform = [0.1, 0.2]\n')
     assert read_space(path).incompatible("quickstart") is None
-    said = read_space(path).incompatible("quickstart", {"loss": {"base": "trades"}})
-    assert "label_smoothing" in said
+    problem = read_space(path).incompatible("quickstart", {"loss": {"base": "trades"}})
+    assert "label_smoothing" in problem
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ('[serach."optim.lr"]\nlog = [0.01, 0.1]', "serach: unknown, there are description"),
         (
@@ -184,13 +186,13 @@ def test_a_space_is_laid_over_what_holds_for_all_trials(tmp_path):
         ('[parameters."optim.epochs"]\nintegers = [0, 10000000000000000]', "up to 10**15"),
     ],
 )
-def test_a_wrong_table_is_refused_with_what_is_meant(tmp_path, text, says):
+def test_an_unknown_table_is_refused_with_a_suggestion(tmp_path, text, message):
     with pytest.raises(UserError) as refused:
         read_space(write(tmp_path, text))
-    assert says in str(refused.value)
+    assert message in str(refused.value)
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path):
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_bytes(b"description = '\xff'")
     with pytest.raises(UserError, match="is not TOML"):

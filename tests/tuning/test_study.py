@@ -1,4 +1,4 @@
-"""A search goes on after any end as it would have without it, and finds what it should."""
+"""An interrupted search continues as an uninterrupted one, and finds good trials."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def space(**parameters):
 
 
 def quality(values):
-    """Best where the balance is 0.2, both terms are there and the encoder is deep."""
+    """Returns the quality: best for a balance of 0.2, both terms and a deep encoder."""
     far = abs(math.log(values["mi.balance"] / 0.2))
     return 1 - 0.1 * far + 0.05 * values["mi.depth"] - 0.2 * (values["terms"] == "natural")
 
 
 def in_file(path: Path) -> optuna.Study:
-    """Optuna's own view of the search in a file."""
+    """Opens the search in a file with Optuna."""
     storage = f"sqlite:///{path}"
     (name,) = optuna.get_all_study_names(storage)
     return optuna.load_study(study_name=name, storage=storage)
 
 
 def search(path: Path, num: int, processes: int = 1, **how) -> list:
-    """All trials, each evaluated at once, by processes that end one after the other."""
+    """Evaluates all trials by several processes, one after the other."""
     for process in range(processes):
         study = Study(path, space(), **how)
         while len(study) < num * (process + 1) // processes:
@@ -47,16 +47,16 @@ def search(path: Path, num: int, processes: int = 1, **how) -> list:
 
 
 @pytest.mark.parametrize("method", ["tpe", pytest.param("random", marks=pytest.mark.exhaustive)])
-def test_a_search_that_was_cut_off_draws_what_it_would_have(method, tmp_path):
+def test_an_interrupted_search_draws_the_same_values(method, tmp_path):
     whole = search(tmp_path / "whole.db", 16, method=method, seed=3)
     cut = search(tmp_path / "cut.db", 16, processes=4, method=method, seed=3)
     assert cut == whole
-    assert len({trial.values["mi.balance"] for trial in whole}) == 16, "each draws anew"
+    assert len({trial.values["mi.balance"] for trial in whole}) == 16, "all draws differ"
     other = search(tmp_path / "other.db", 16, method=method, seed=4)
     assert [trial.values for trial in other] != [trial.values for trial in whole]
 
 
-def test_trials_that_had_begun_are_there_with_what_they_drew(tmp_path):
+def test_unfinished_trials_keep_their_values(tmp_path):
     study = Study(tmp_path / "study.db", space())
     done, begun = study.ask(), study.ask()
     study.finish(done.number, [0.5])
@@ -66,13 +66,13 @@ def test_trials_that_had_begun_are_there_with_what_they_drew(tmp_path):
     assert (found.number, found.values, found.reported) == (1, begun.values, {1: 0.25})
     again.report(1, 1, 0.75)
     again.report(1, 2, 0.5)
-    assert again[1].reported == {1: 0.25, 2: 0.5}, "an epoch that is repeated keeps its value"
+    assert again[1].reported == {1: 0.25, 2: 0.5}, "a repeated epoch keeps its value"
     again.finish(1, [0.5])
     assert again.unfinished() == []
     assert len(again) == 2
 
 
-def test_a_trial_that_was_cut_off_while_it_drew_draws_the_rest(tmp_path):
+def test_a_trial_interrupted_during_its_draw_draws_the_rest(tmp_path):
     Study(tmp_path / "study.db", space(), method="random")
     half = in_file(tmp_path / "study.db").ask()
     balance = half.suggest_float("mi.balance", 0.01, 1.0, log=True)
@@ -81,18 +81,18 @@ def test_a_trial_that_was_cut_off_while_it_drew_draws_the_rest(tmp_path):
     assert set(found.values) == {"mi.balance", "mi.depth", "terms"}
 
 
-def test_a_grid_has_every_combination_once_also_over_several_processes(tmp_path):
+def test_a_grid_has_every_combination_once_over_several_processes(tmp_path):
     grid = list(space().grid())
     for process in range(3):
         study = Study(tmp_path / "study.db", space(), method="grid")
-        assert study.most == len(grid) == 18
+        assert study.max_trials == len(grid) == 18
         while len(study) < 6 * (process + 1):
             trial = study.ask()
             study.finish(trial.number, [quality(trial.values)])
     assert [trial.values for trial in study] == grid
     with pytest.raises(IndexError):
         study.ask()
-    # Between the line that names a trial's values and the one that begins it.
+    # A kill between the enqueuing of a trial and its start.
     cut = Study(tmp_path / "cut.db", space(), method="grid")
     in_file(tmp_path / "cut.db").enqueue_trial(grid[0])
     assert Study(tmp_path / "cut.db", space(), method="grid").ask().values == grid[0]
@@ -118,10 +118,10 @@ def test_trials_that_are_behind_are_stopped(tmp_path):
     assert {trial.number for trial in study if trial.state == "stopped"} == set(ends)
     later = Study(tmp_path / "study.db", space(), method="random", halving=Halving(1, 3))
     worse = later.ask()
-    assert later.report(worse.number, 1, -5.0), "what is known of earlier trials counts"
+    assert later.report(worse.number, 1, -5.0), "earlier trials count"
 
 
-def test_a_failure_is_kept_with_its_reason_and_does_not_end_the_search(tmp_path):
+def test_a_failure_is_saved_with_its_reason_and_does_not_end_the_search(tmp_path):
     study = Study(tmp_path / "study.db", space())
     study.fail(study.ask().number, "loss_adv is not finite")
     study.finish(study.ask().number, [0.5])
@@ -139,31 +139,31 @@ def test_a_file_belongs_to_one_search(tmp_path):
     smaller = space(**{"mi.balance": {"log": (0.1, 1.0)}})
     with pytest.raises(UserError, match=r"another search \(space\)"):
         Study(tmp_path / "study.db", smaller)
-    with pytest.raises(UserError, match="its folder must be there"):
+    with pytest.raises(UserError, match="its folder must exist"):
         Study(tmp_path / "nowhere" / "study.db", space())
 
 
-def test_what_is_no_number_is_a_failure(tmp_path):
+def test_an_objective_that_is_not_finite_is_a_failure(tmp_path):
     study = Study(tmp_path / "study.db", space())
     study.finish(study.ask().number, [float("nan")])
     study.fail(0, "once more")
     (trial,) = study
-    assert (trial.state, trial.reason) == ("failed", "it came to nan")
+    assert (trial.state, trial.reason) == ("failed", "objective is nan")
     with pytest.raises(ValueError, match="expected"):
         study.finish(study.ask().number, [0.1, 0.2])
 
 
-def test_of_two_objectives_the_front_is_what_no_trial_beats(tmp_path):
+def test_the_front_has_the_trials_that_no_other_beats(tmp_path):
     study = Study(tmp_path / "study.db", space(), objectives=("clean", "robust"))
     assert study.front() == []
     for values in ((0.9, 0.3), (0.8, 0.5), (0.7, 0.4), (0.95, 0.1)):
         study.finish(study.ask().number, values)
     assert sorted(trial.number for trial in study.front()) == [0, 1, 3]
-    with pytest.raises(UserError, match="by one objective only, got clean, robust"):
+    with pytest.raises(UserError, match="needs one objective, got clean, robust"):
         Study(tmp_path / "other.db", space(), objectives=("clean", "robust"), halving=Halving())
 
 
-def test_what_matters_is_said(tmp_path):
+def test_importance_finds_the_parameters_that_matter(tmp_path):
     study = Study(tmp_path / "study.db", space(), method="random")
     assert study.importance() == {}
     for _ in range(40):
@@ -175,7 +175,7 @@ def test_what_matters_is_said(tmp_path):
 
 
 @pytest.mark.exhaustive
-def test_tpe_looks_where_it_was_good(tmp_path):
+def test_tpe_beats_random_draws(tmp_path):
     late = [
         quality(trial.values)
         for seed in range(3)
@@ -185,7 +185,7 @@ def test_tpe_looks_where_it_was_good(tmp_path):
     assert sum(late) / len(late) > sum(anywhere) / len(anywhere) + 0.05
 
 
-def test_a_path_with_odd_characters_is_that_of_the_file(tmp_path):
+def test_a_path_with_special_characters_is_used_as_given(tmp_path):
     folder = tmp_path / "50%20?b #c"
     folder.mkdir()
     study = Study(folder / "study.db", space())
@@ -194,7 +194,7 @@ def test_a_path_with_odd_characters_is_that_of_the_file(tmp_path):
     assert len(Study(folder / "study.db", space())) == 1
 
 
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
+def test_an_unwritable_file_is_named(tmp_path):
     study = Study(tmp_path / "study.db", space())
     trial = study.ask()
     other = sqlite3.connect(tmp_path / "study.db", timeout=0)

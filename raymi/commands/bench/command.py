@@ -22,12 +22,12 @@ from raymi.benchmarks.phases import measure_phases
 from raymi.benchmarks.plan import PARTS, Plan
 from raymi.benchmarks.profile import measure_profile
 from raymi.benchmarks.ratios import measure_ratios
+from raymi.benchmarks.ray_train import measure_ray
 from raymi.benchmarks.scaling import measure_scaling
 from raymi.benchmarks.section import MeasurementFailed, Section, failed
 from raymi.commands.bench.options import BenchOptions, planned
 from raymi.commands.bench.report import progress, setting, show, show_setting, write_json
 from raymi.commands.cli import EXIT_FAILED, print_help, wants_help
-from raymi.ray_backend.bench_train import measure_ray
 from raymi.recipes import BASE_RECIPES
 from raymi.signals import ended_by_sigterm
 from raymi.terminal.console import Terminal

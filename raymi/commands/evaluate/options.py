@@ -20,7 +20,7 @@ from raymi.engine.validation import load_data
 from raymi.errors import UserError, did_you_mean
 from raymi.formatting import as_typed, shown
 from raymi.overrides import examine, flatten, nest
-from raymi.ray_backend.session import as_many_as_fit, check_this_machine
+from raymi.ray_backend.session import check_this_machine, scale_to_fit
 from raymi.runs.events import MODELS
 from raymi.runs.run_paths import home_folder
 
@@ -210,7 +210,7 @@ def resolve_scaling(request: Request, config: Config) -> ScalingConfig:
     """
     scaling = config.scaling
     if "scaling.workers" not in request.settings:
-        scaling = as_many_as_fit(scaling)
+        scaling = scale_to_fit(scaling)
     check_this_machine(scaling)
     return scaling
 

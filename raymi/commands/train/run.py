@@ -13,7 +13,7 @@ from raymi.commands.train.options import COMMAND, TrainRequest
 from raymi.config import Config
 from raymi.errors import StorageError
 from raymi.ray_backend.train_driver import (
-    NotBegun,
+    NotStarted,
     RunCallback,
     RunFailed,
     TimeLimitReached,
@@ -77,7 +77,7 @@ def train(
         with folder.lock(wait=LOCK_SECONDS):
             describe_run(folder, request.recipe, request.command)
             return _run(request.config, folder, callbacks, print_line)
-    except NotBegun:
+    except NotStarted:
         if request.folder is None:  # its name remains available
             shutil.rmtree(folder.path, ignore_errors=True)
         raise

@@ -1,1 +1,1 @@
-"""Search over a space of settings."""
+"""Search of settings: options, run and final evaluation."""

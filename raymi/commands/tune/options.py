@@ -1,4 +1,4 @@
-"""What a sweep consists of: from the words of its command to a checked definition."""
+"""Options of `python -m raymi.tune`: parses the command line into a checked sweep."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from raymi.local_paths import address_problem, local_path
 from raymi.overrides import examine, expected, flatten, leaves, nest, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
 from raymi.runs.run_paths import home_folder, name_or_path, resolve_pretrained
-from raymi.tuning.pbt import LEAST
-from raymi.tuning.pbt_checkpoints import can_transfer
+from raymi.tuning.pbt import MIN_MEMBERS
+from raymi.tuning.pbt_checkpoints import transfer_problem
 from raymi.tuning.settings import TuneConfig
 from raymi.tuning.space import Space, find_space
 from raymi.tuning.space_files import known_spaces
@@ -28,17 +28,18 @@ from raymi.tuning.sweep_folder import Definition, Sweep, find_sweep
 
 COMMAND = "python -m raymi.tune"
 _MOST_COMBINATIONS = 1000
-TUNE = {f"tune.{key}": field for key, field in leaves(TuneConfig)}
-"""The keys that say how a sweep searches."""
+TUNE_FIELDS = {f"tune.{key}": field for key, field in leaves(TuneConfig)}
+"""Settings of the search by key."""
 
 
-def asked_for(words: Sequence[str]) -> Sweep:
-    """The sweep that a command line begins, or continues.
+def open_sweep(words: Sequence[str]) -> Sweep:
+    """Creates the sweep of a command line, or opens the one to resume.
 
-    Raises: UserError with a line for each thing that is wrong.
+    Raises:
+        UserError: The command line is invalid; the message has a line for each problem.
     """
-    own_keys = {"space": known_spaces(), "recipe": RECIPES, "resume": (), "seeds": ()}
-    parsed = split_words(words, {**own_keys, **dict.fromkeys(TUNE, ())})
+    options = {"space": known_spaces(), "recipe": RECIPES, "resume": (), "seeds": ()}
+    parsed = split_words(words, {**options, **dict.fromkeys(TUNE_FIELDS, ())})
     own, settings, problems = parsed.own, flatten(parsed.settings), list(parsed.problems)
     name, out = settings.pop("name", None), settings.pop("out", None)
     problems += examine({"name": name})[1]
@@ -48,10 +49,10 @@ def asked_for(words: Sequence[str]) -> Sweep:
     elif out:
         home = local_path(out, "out")
     if "resume" in own:
-        more = sorted({*own, *settings} - {"resume"})
-        if more:
+        changed = sorted({*own, *settings} - {"resume"})
+        if changed:
             problems.append(
-                f"{', '.join(more)} cannot change when a sweep is continued: begin a new one"
+                f"{', '.join(changed)} cannot change when a sweep is resumed: start a new sweep"
             )
         if problems:
             raise UserError("\n".join(problems))
@@ -60,11 +61,11 @@ def asked_for(words: Sequence[str]) -> Sweep:
     recipe, space = own.get("recipe", "quickstart"), _space(own, problems)
     tune = _tune_config(own, {} if space is None else space.tune, problems)
     seeds = _seeds(own, settings, problems)
-    problems += _unfit(space, recipe, settings)
+    problems += _trial_problems(space, recipe, settings)
     if space is not None and tune.search == "grid" and "tune.trials" not in own:
         tune = _whole_grid(space, tune, problems)
     if tune.search == "pbt" and space is not None and not problems:
-        problems += _no_population(space, recipe, settings, seeds, tune)
+        problems += _pbt_problems(space, recipe, settings, seeds, tune)
     if problems:
         raise UserError("\n".join(dict.fromkeys(problems)))
     assert space is not None
@@ -81,34 +82,34 @@ def asked_for(words: Sequence[str]) -> Sweep:
     return Sweep.begin(home / name, definition)
 
 
-def to_continue(sweep: Sweep) -> str:
-    """The command that continues a sweep."""
+def resume_command(sweep: Sweep) -> str:
+    """Returns the command that resumes a sweep."""
     return f"{COMMAND} resume={name_or_path(sweep.path, home_folder() / 'sweeps')}"
 
 
-def _no_population(
+def _pbt_problems(
     space: Space,
     recipe: str,
     settings: Mapping[str, Any],
     seeds: Sequence[int],
     tune: TuneConfig,
 ) -> list[str]:
-    """Why population-based training cannot search; a line each."""
+    """Returns the reasons for which PBT cannot search, a line each."""
     problems = []
-    if tune.trials < LEAST:
-        problems.append(f"tune.search=pbt needs tune.trials of at least {LEAST}, got {tune.trials}")
+    if tune.trials < MIN_MEMBERS:
+        problems.append(f"tune.search=pbt needs tune.trials >= {MIN_MEMBERS}, got {tune.trials}")
     if len(seeds) > 1:
-        problems.append("tune.search=pbt has one seed: leave out seeds, or take tune.search=tpe")
+        problems.append("tune.search=pbt needs one seed: leave out seeds, or set tune.search=tpe")
     if tune.objective != "robust":
         problems.append(f"tune.search=pbt needs tune.objective=robust, got {tune.objective}")
-    if (why := can_transfer(space, recipe, settings, tune.interval)) is not None:
+    if (why := transfer_problem(space, recipe, settings, tune.interval)) is not None:
         problems.append(why)
     return problems
 
 
 def _space(own: Mapping[str, str], problems: list[str]) -> Space | None:
     if "space" not in own:
-        problems.append(f"space=NAME is needed: {', '.join(known_spaces())}, or a .toml file")
+        problems.append(f"space=NAME is missing: {', '.join(known_spaces())}, or a .toml file")
         return None
     try:
         return find_space(own["space"])
@@ -118,19 +119,19 @@ def _space(own: Mapping[str, str], problems: list[str]) -> Space | None:
 
 
 def _tune_config(
-    own: Mapping[str, str], of_space: Mapping[str, Any], problems: list[str]
+    own: Mapping[str, str], defaults: Mapping[str, Any], problems: list[str]
 ) -> TuneConfig:
     given: dict[str, Any] = {}
     for key, text in own.items():
-        if key in TUNE:
-            none = text.lower() == "none" and TUNE[key].default is None
+        if key in TUNE_FIELDS:
+            none = text.lower() == "none" and TUNE_FIELDS[key].default is None
             given[key.removeprefix("tune.")] = None if none else text
     try:
-        return TuneConfig.model_validate({**of_space, **given})
+        return TuneConfig.model_validate({**defaults, **given})
     except ValidationError as error:
         for one in error.errors():
             key = f"tune.{one['loc'][0]}"
-            wanted = f"expected {expected(TUNE[key])}, got {shown(one['input'])}"
+            wanted = f"expected {expected(TUNE_FIELDS[key])}, got {shown(one['input'])}"
             if one["type"] == "value_error":
                 wanted = one["msg"].removeprefix("Value error, ")
             problems.append(f"{key}: {wanted}")
@@ -138,14 +139,14 @@ def _tune_config(
 
 
 def _whole_grid(space: Space, tune: TuneConfig, problems: list[str]) -> TuneConfig:
-    """All combinations, unless a part of them was asked for, or the space names one."""
+    """Sets the number of trials to the number of combinations, unless the space sets it."""
     if "trials" in space.tune:
         return tune
     num = sum(1 for _ in islice(space.grid(), _MOST_COMBINATIONS + 1))
     if num > _MOST_COMBINATIONS:
         problems.append(
             f"the grid of {space.name} has more than {_MOST_COMBINATIONS} combinations: give "
-            "tune.trials=N for its first N, or take tune.search=random"
+            "tune.trials=N for its first N, or set tune.search=random"
         )
     return tune.model_copy(update={"trials": num})
 
@@ -153,15 +154,15 @@ def _whole_grid(space: Space, tune: TuneConfig, problems: list[str]) -> TuneConf
 def _seeds(
     own: Mapping[str, str], settings: dict[str, Any], problems: list[str]
 ) -> tuple[int, ...]:
-    """Takes `seed` out of the settings."""
+    """Moves `seed` out of the settings into the seeds."""
     one = settings.pop("seed", None)
     if one is not None and "seeds" in own:
         problems.append("give either seed or seeds: seeds=0..9 repeats every trial")
     return seed_list("seeds", str(own.get("seeds", 0 if one is None else one)), problems)
 
 
-def _unfit(space: Space | None, recipe: str, settings: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the recipe and the settings of all trials; a line each."""
+def _trial_problems(space: Space | None, recipe: str, settings: Mapping[str, Any]) -> list[str]:
+    """Returns the problems of the trials' recipe and settings, a line each."""
     if recipe not in RECIPES:
         return [f"unknown recipe {shown(recipe)}: {did_you_mean(recipe, BASE_RECIPES)}"]
     problems = []

@@ -1,0 +1,34 @@
+"""Call in a background thread, so that the main thread handles signals."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class BackgroundCall(threading.Thread, Generic[T]):
+    """Daemon thread that calls a function.
+
+    Args:
+        name: Name of the thread.
+        function: The function.
+
+    Attributes:
+        result: Its result; None before its end and after an error.
+        error: Its error, if any.
+    """
+
+    def __init__(self, name: str, function: Callable[[], T]) -> None:
+        super().__init__(daemon=True, name=name)
+        self._function = function
+        self.result: T | None = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self._function()
+        except BaseException as error:
+            self.error = error
