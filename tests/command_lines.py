@@ -6,15 +6,11 @@ Nothing is started, and no data or run is needed beyond what `placeholder_runs` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 
-import raymi.benchmarks.plan
-import raymi.commands.compare.options
-import raymi.commands.evaluate.options
-import raymi.commands.report.options
-import raymi.commands.select.options
 from raymi import train
-from raymi.commands.tune.options import open_sweep
 from raymi.overrides import flatten, split_words, validate
 from raymi.recipes import RECIPES, build_config, on_recipe
 from raymi.runs.run_folder import RunFolder
@@ -63,7 +59,7 @@ def _tune(words: list[str]) -> None:
     if any(word.startswith("resume=") for word in words):
         _accepts(words, ("resume",), ("out",))
     else:
-        open_sweep(words)
+        _run_parser("raymi.commands.tune.options:open_sweep", words)
 
 
 def _probe(words: list[str]) -> None:
@@ -72,6 +68,11 @@ def _probe(words: list[str]) -> None:
 
 def _export(words: list[str]) -> None:
     _accepts(words, ("model", "which", "folder"), ("out",))
+
+
+def _run_parser(name: str, words: list[str]) -> None:
+    """Calls a command's own parser, `module:function`."""
+    resolve_name(name)(words)
 
 
 def _accepts(words: list[str], own: Iterable[str], settings: tuple[str, ...]) -> None:
@@ -85,12 +86,12 @@ def _accepts(words: list[str], own: Iterable[str], settings: tuple[str, ...]) ->
 PARSERS: dict[str, Callable[[list[str]], object]] = {
     "raymi.train": _train,
     "raymi.standalone": _standalone,
-    "raymi.evaluate": raymi.commands.evaluate.options.requested,
+    "raymi.evaluate": partial(_run_parser, "raymi.commands.evaluate.options:requested"),
     "raymi.tune": _tune,
-    "raymi.select": raymi.commands.select.options.requested,
-    "raymi.report": raymi.commands.report.options.requested,
-    "raymi.compare": raymi.commands.compare.options.planned,
+    "raymi.select": partial(_run_parser, "raymi.commands.select.options:requested"),
+    "raymi.report": partial(_run_parser, "raymi.commands.report.options:requested"),
+    "raymi.compare": partial(_run_parser, "raymi.commands.compare.options:planned"),
     "raymi.probe": _probe,
     "raymi.export": _export,
-    "raymi.bench": raymi.benchmarks.plan.planned,
+    "raymi.bench": partial(_run_parser, "raymi.benchmarks.plan:planned"),
 }
