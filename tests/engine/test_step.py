@@ -56,8 +56,8 @@ def test_without_mi_training_is_plain_adversarial_training_bit_for_bit():
 
 def test_the_initial_classifier_does_not_depend_on_the_estimators():
     plain, _ = tiny_state(tiny_config({"mi.weight": 0}))
-    with_critics, _ = tiny_state(tiny_config())
-    assert same(plain.model.state_dict(), with_critics.model.state_dict())
+    with_estimators, _ = tiny_state(tiny_config())
+    assert same(plain.model.state_dict(), with_estimators.model.state_dict())
     other_seed, _ = tiny_state(tiny_config({"seed": 1}))
     assert not same(plain.model.state_dict(), other_seed.model.state_dict())
 
@@ -90,7 +90,7 @@ def test_the_step_learns_the_estimators_first_and_from_the_same_two_forwards():
     state.step(batch, 0)
     assert events == [
         *["forward"] * (2 + 2),  # two of the attack, then h(x) and h(x_adv)
-        "estimator learns", "estimator learns", "estimators stepped",
+        "estimator learns", "estimator learns", "estimator_learner stepped",
         "estimator frozen", "estimator frozen", "classifier stepped",
     ]  # fmt: skip
 
