@@ -21,7 +21,7 @@ COMMANDS = {
     "export": "writes a classifier that needs torch alone",
     "bench": "measures step cost, scaling and memory on this machine",
 }
-"""Modules of `raymi` that are commands, and one line about each."""
+"""Commands, each a module of `raymi`, with their descriptions."""
 
 _USAGE = "usage: raymi COMMAND [key=value ...] | COMMAND --help | --help | --version"
 

@@ -148,6 +148,11 @@ def listed(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
     return between.join(names[:most]) + more
 
 
+def plain_name(text: str) -> str:
+    """Returns a text as a name of files: at most 80 letters, digits, `.`, `_` and `-`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[-80:].strip("-._") or "model"
+
+
 def truncate_middle(text: str, most: int) -> str:
     """Returns a name in at most `most` letters, with both ends, where names often differ."""
     text = printable(text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -21,6 +21,7 @@ from raymi.formatting import LONGEST_VALUE, as_typed, shortened, shown
 from raymi.mi.forms import FORMS
 
 Tree = dict[str, Any]
+Options = TypeVar("Options", bound=BaseModel)
 
 _DEPENDENT = {
     "mi.form": {f"mi.{key}" for form in FORMS.values() for key in form if key != "hidden"},
@@ -170,6 +171,36 @@ def examine(tree: Mapping[str, Any]) -> tuple[Config, list[str]]:
 _COMPARED = {"optim", "scaling", "mi"}
 _ATTACKS = {"attack", "loss"}
 """Sections that `Config` compares with each other."""
+
+
+def parse_options(model: type[Options], given: Mapping[str, str]) -> tuple[Options, list[str]]:
+    """Parses the options of a command, which are no settings of a run.
+
+    Args:
+        model: section that declares the options.
+        given: texts by option, from `split_words`.
+
+    Returns:
+        The options, with defaults in place of wrong values, and a line for each wrong value.
+    """
+    fields = dict(leaves(model))
+    values = {
+        key: None if fields[key].default is None and text.lower() in ("", "none", "null") else text
+        for key, text in given.items()
+    }
+    problems, wrong = [], set()
+    try:
+        return model.model_validate(values), []
+    except ValidationError as error:
+        for one in error.errors():
+            key = str(one["loc"][0])
+            wrong.add(key)
+            message = f"expected {expected(fields[key])}, got {shown(one['input'])}"
+            if one["type"] == "value_error":
+                message = one["msg"].removeprefix("Value error, ")
+            problems.append(f"{key}: {message}")
+    sound = {key: value for key, value in values.items() if key not in wrong}
+    return model.model_validate(sound), problems
 
 
 def resolved_lines(config: Config) -> list[str]:

@@ -75,7 +75,7 @@ class PairedComparison:
     Attributes:
         only_first: number of samples that the first model alone classifies correctly.
         only_second: number of samples that the second model alone classifies correctly.
-        difference: accuracy of the first model minus that of the second, a fraction.
+        difference: accuracy of the first model minus accuracy of the second, a fraction.
         p_value: of the hypothesis that their accuracies are equal.
     """
 

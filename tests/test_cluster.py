@@ -28,6 +28,7 @@ from raymi_command import environment
 import raymi.commands.evaluate.options
 import raymi.commands.select.options
 from raymi import train
+from raymi.commands.train.options import CHANGEABLE
 from raymi.commands.tune.options import asked_for
 from raymi.overrides import flatten, split_words
 
@@ -147,7 +148,7 @@ def _check_train(words: list[str]) -> None:
     if any(word.startswith("resume=") for word in words):
         parsed = split_words(words, {"resume": ()})
         assert parsed.problems == []
-        assert set(flatten(parsed.settings)) <= {*train.CHANGEABLE, "out"}
+        assert set(flatten(parsed.settings)) <= {*CHANGEABLE, "out"}
     else:
         assert train.main([*words, "--dry-run"]) == 0
 

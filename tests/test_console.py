@@ -47,7 +47,7 @@ def test_help_imports_no_library() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_the_package_s(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"raymi {raymi.__version__}\n"
 
@@ -55,7 +55,7 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("word", "remedy"), [("trian", "did you mean train?"), ("lr=0.1", "there are train, ")]
 )
-def test_an_unknown_command_is_refused_with_the_remedy(
+def test_unknown_command_is_refused_with_the_remedy(
     word: str, remedy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([word, "--help"]) == 2
@@ -65,7 +65,7 @@ def test_an_unknown_command_is_refused_with_the_remedy(
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 75, 130, 143])
-def test_a_command_gets_the_remaining_words_and_its_exit_code_passes_through(
+def test_command_gets_the_remaining_words_and_returns_its_exit_code(
     code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = []

@@ -87,10 +87,12 @@ def test_a_wheel_has_every_file_of_the_package_and_the_search_spaces(
 
 
 def test_spaces_are_found_from_a_wheel(installed: Path, tmp_path: Path) -> None:
-    found = json.loads(_python("-c", LOOKUP, cwd=tmp_path, PYTHONPATH=str(installed)))
+    installed_files = json.loads(_python("-c", LOOKUP, cwd=tmp_path, PYTHONPATH=str(installed)))
     folder = installed / "raymi"
-    assert found["package"] == str(folder / "__init__.py")
-    assert found["files"] == {name: f"{folder}/tune_spaces/{name}.toml" for name in SPACES}
+    assert installed_files["package"] == str(folder / "__init__.py")
+    assert installed_files["files"] == {
+        name: f"{folder}/tune_spaces/{name}.toml" for name in SPACES
+    }
 
 
 @pytest.mark.parametrize("mode", ["lenient", "strict"])
@@ -105,11 +107,11 @@ build_editable({str(tmp_path)!r}, {{"editable_mode": {mode!r}}})
     zipfile.ZipFile(file).extractall(target)
     # -S: without the site-packages of this environment, which has a raymi of its own
     lookup = f"import site; site.addsitedir({str(target)!r})\n{LOOKUP}"
-    found = json.loads(_python("-S", "-c", lookup, cwd=tmp_path, PYTHONPATH=""))
-    package = Path(found["package"]).parent
+    installed_files = json.loads(_python("-S", "-c", lookup, cwd=tmp_path, PYTHONPATH=""))
+    package = Path(installed_files["package"]).parent
     assert package.is_relative_to(source)
-    assert list(found["files"]) == SPACES
-    for name, path in found["files"].items():
+    assert list(installed_files["files"]) == SPACES
+    for name, path in installed_files["files"].items():
         assert Path(path).is_relative_to(source)
         assert Path(path).samefile(source / "tune_spaces" / f"{name}.toml")
 
@@ -121,9 +123,11 @@ def test_spaces_are_found_from_the_working_folder_of_a_job(tmp_path: Path) -> No
         shutil.copy(ROOT / path, job / path)
     elsewhere.mkdir()
     for cwd in (job, elsewhere):  # a command may change the folder
-        found = json.loads(_python("-c", LOOKUP, cwd=cwd, PYTHONPATH=str(job)))
-        assert Path(found["package"]).parent.samefile(job / "raymi")
-        assert found["files"] == {name: f"{job}/tune_spaces/{name}.toml" for name in SPACES}
+        installed_files = json.loads(_python("-c", LOOKUP, cwd=cwd, PYTHONPATH=str(job)))
+        assert Path(installed_files["package"]).parent.samefile(job / "raymi")
+        assert installed_files["files"] == {
+            name: f"{job}/tune_spaces/{name}.toml" for name in SPACES
+        }
 
 
 def test_spaces_of_the_current_folder_come_first(

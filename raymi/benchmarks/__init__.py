@@ -1,1 +1,1 @@
-"""What `python -m raymi.bench` measures: step cost, crafting, scaling over workers, memory."""
+"""Benchmarks of `python -m raymi.bench`: step cost, crafting, scaling over workers, memory."""

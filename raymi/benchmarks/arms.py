@@ -1,4 +1,4 @@
-"""What is compared: AT, NAMID in both schedules, the released code's; each ready to step."""
+"""Training steps that are compared: AT, NAMID in both schedules, and the released code's."""
 
 from __future__ import annotations
 
@@ -44,40 +44,40 @@ _ARMS: dict[str, dict[str, Any]] = {
         "scaling.compile": False,
     },
 }
-GIVEN = {
+NO_ATTACK = {
     "attack.steps": 0,
     "attack.start": "image",
     "attack.objective": "ce",
     "scaling.fold_batchnorm": False,
 }
-"""Settings with which a step crafts nothing: x itself is its x_adv."""
+"""Settings of a step without an attack: x itself is its x_adv."""
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
-    """The configuration with `section.key` settings laid over it."""
+    """Returns the configuration with `section.key` settings laid over it."""
     return validate(overlay(config.model_dump(), nest(dict(settings))))
 
 
 def arm_config(config: Config, arm: str, settings: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of an arm, with `settings` laid over it."""
+    """Returns the configuration of an arm, with `settings` laid over it."""
     return with_settings(config, {**_ARMS[arm], **(settings or {})})
 
 
 def naive_problem(config: Config) -> str | None:
-    """Why there is no naive schedule for a configuration; None where there is one."""
+    """Returns why a configuration has no naive schedule; None: it has one."""
     if config.attack.norm != "linf":
-        return "the naive schedule is written for attack.norm=linf"
+        return "the naive schedule supports attack.norm=linf only"
     return None
 
 
 def arms_of(config: Config) -> tuple[str, ...]:
-    """The arms that there are for a configuration."""
+    """Returns the arms that a configuration has."""
     return (AT, STAGED, JOINT, RELEASED) + (() if naive_problem(config) else (NAIVE,))
 
 
 @dataclass(frozen=True)
 class Trainee:
-    """The classifier's phase of an arm: its state and an endless stream of batches."""
+    """Classifier's phase of an arm: its state and an endless stream of batches."""
 
     config: Config
     state: TrainState
@@ -85,9 +85,12 @@ class Trainee:
 
 
 def trainee(config: Config, device: torch.device, group: Collectives | None = None) -> Trainee:
-    """An arm ready to train on random images, with fresh weights.
+    """Builds an arm that trains on random images, with fresh weights.
 
-    Args: config, of the arm (see `arm_config`); group, None: this process alone.
+    Args:
+        config: configuration of the arm (see `arm_config`).
+        device: where it trains.
+        group: processes that share the batch; None: this process alone.
     """
     group = group or Collectives()
     splits = random_splits(config, 2 * config.optim.batch_size)
@@ -97,27 +100,32 @@ def trainee(config: Config, device: torch.device, group: Collectives | None = No
     return Trainee(config, state, _endless(loader))
 
 
+def naive_schedule(made: Trainee) -> NaiveSchedule:
+    """Builds the naive schedule with the networks and the optimizer of an arm."""
+    state = made.state
+    assert state.estimators is not None
+    assert state.classifier is not None
+    optimizer = state.classifier.optimizer
+    attack = made.config.attack
+    return NaiveSchedule(state.model, state.estimators, optimizer, attack, state.autocast)
+
+
 def step_call(
     config: Config, arm: str, device: torch.device, *, crafting: bool = True
 ) -> Callable[[], object]:
-    """A call that makes one training step of an arm, always on the same batch.
+    """Returns a call that makes one training step of an arm, always on the same batch.
 
-    Args: config, what all arms share; crafting, False: x itself serves as x_adv, so that only what
-        is outside of the attack remains.
+    Args:
+        config: configuration that all arms share.
+        arm: the arm.
+        device: where it trains.
+        crafting: False: without the attack, x itself is x_adv.
     """
-    made = trainee(arm_config(config, arm, {} if crafting else GIVEN), device)
-    state, batch = made.state, next(made.batches)
+    made = trainee(arm_config(config, arm, {} if crafting else NO_ATTACK), device)
+    batch = next(made.batches)
     if arm != NAIVE:
-        return partial(state.step, batch, 0)
-    assert state.estimators is not None
-    assert state.classifier is not None
-    naive = NaiveSchedule(
-        state.model,
-        state.estimators,
-        state.classifier.optimizer,
-        made.config.attack,
-        state.autocast,
-    )
+        return partial(made.state.step, batch, 0)
+    naive = naive_schedule(made)
     if crafting:
         return partial(naive.step, batch.x, batch.y)
     return partial(naive.step_on, batch.x, batch.x, batch.y)

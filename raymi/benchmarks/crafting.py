@@ -1,4 +1,4 @@
-"""PGD of raymi against that of torchattacks, with the same steps on the same network."""
+"""Speed of raymi's PGD against torchattacks, with the same steps on the same network."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from raymi.benchmarks.arms import AT, Trainee, arm_config, trainee
-from raymi.benchmarks.clock import Clock, interleaved, ratio
+from raymi.benchmarks.clock import interleaved, ratio
 from raymi.benchmarks.plan import Plan
 from raymi.benchmarks.section import Section, number, skipped
 from raymi.engine.step import Attacker
 from raymi.engine.train_loader import Batch
 
-THEIRS = "torchattacks.PGD"
+TORCHATTACKS = "torchattacks.PGD"
 _OPTIONS = {
     "raymi, plain": (False, False),
     "raymi, channels_last": (True, False),
@@ -27,61 +27,67 @@ _TITLE = "Crafting against torchattacks: medians over the rounds (lowest to high
 
 
 def measure_crafting(plan: Plan) -> Section:
-    """Times crafting with each of the options that change its speed."""
+    """Times attacks with each of the options that change their speed."""
     if importlib.util.find_spec("torchattacks") is None:
         return skipped(_TITLE, "torchattacks is not installed")
-    calls = crafters(plan)
-    seconds = interleaved(calls, plan.rounds, Clock(plan.device))
+    seconds = interleaved(attack_calls(plan), plan.rounds)
+    ratios = {name: ratio(seconds[TORCHATTACKS], each) for name, each in seconds.items()}
     batch = plan.config.optim.batch_size
-    rows, ratios = [], {}
-    for name, each in seconds.items():
-        found = ratio(seconds[THEIRS], each)
-        ratios[name] = vars(found)
-        target = ">= 1.15" if name == "raymi, both" else ""
-        rows.append([name, number(1000 * median(each) / batch), str(found), target])
+    rows = [
+        [name, number(1000 * median(each) / batch), str(ratios[name]), _target(name)]
+        for name, each in seconds.items()
+    ]
     attack = plan.config.attack
     return Section(
         _TITLE,
-        ("crafter", "ms per sample", "times as fast", "aim"),
+        ("attack", "ms per sample", "times as fast", "target"),
         rows,
-        {"seconds_per_batch": seconds, "times_as_fast": ratios},
+        {
+            "seconds_per_batch": seconds,
+            "times_as_fast": {name: vars(value) for name, value in ratios.items()},
+        },
         (f"{attack.norm}, {attack.steps} steps from a random start, cross-entropy",),
     )
 
 
-def crafters(plan: Plan) -> dict[str, Callable[[], Tensor]]:
-    """Calls that craft one batch, on networks with the same weights."""
-    calls: dict[str, Callable[[], Tensor]] = {}
+def attack_calls(plan: Plan) -> dict[str, Callable[[], Tensor]]:
+    """Returns calls that attack one batch, on networks with the same weights."""
     settings = {"attack.start": "ball", "attack.objective": "ce", "scaling.fold_batchnorm": False}
-    for channels_last in (False, True):
-        layout = {**settings, "scaling.channels_last": channels_last}
-        made = trainee(arm_config(plan.config, AT, layout), plan.device)
-        batch = next(made.batches)
-        if not channels_last:
-            calls[THEIRS] = _their_call(made, batch)
-        for name, (in_layout, folded) in _OPTIONS.items():
-            if in_layout == channels_last:
-                calls[name] = _our_call(made, batch, folded)
-    return {name: calls[name] for name in (THEIRS, *_OPTIONS)}
+    made = {
+        channels_last: trainee(
+            arm_config(plan.config, AT, {**settings, "scaling.channels_last": channels_last}),
+            plan.device,
+        )
+        for channels_last in (False, True)
+    }
+    batches = {layout: next(one.batches) for layout, one in made.items()}
+    calls = {TORCHATTACKS: _torchattacks_call(made[False], batches[False])}
+    for name, (layout, folded) in _OPTIONS.items():
+        calls[name] = _raymi_call(made[layout], batches[layout], folded)
+    return calls
 
 
-def _our_call(made: Trainee, batch: Batch, folded: bool) -> Callable[[], Tensor]:
-    craft = Attacker(
-        made.state.model, made.config.attack, "ce", made.state.autocast, fold_batchnorm=folded
-    )
-    return lambda: craft(batch.x, batch.y, batch.sample, 0)
+def _target(name: str) -> str:
+    return ">= 1.15" if name == "raymi, both" else ""
 
 
-def _their_call(made: Trainee, batch: Batch) -> Callable[[], Tensor]:
+def _raymi_call(made: Trainee, batch: Batch, folded: bool) -> Callable[[], Tensor]:
+    state = made.state
+    attack = Attacker(state.model, made.config.attack, "ce", state.autocast, fold_batchnorm=folded)
+    return lambda: attack(batch.x, batch.y, batch.sample, 0)
+
+
+def _torchattacks_call(made: Trainee, batch: Batch) -> Callable[[], Tensor]:
     import torchattacks
 
-    attack = made.config.attack
-    model: nn.Module = made.state.model
-    kind: Any = torchattacks.PGD if attack.norm == "linf" else torchattacks.PGDL2
-    theirs = kind(model, eps=attack.eps, alpha=attack.step_size, steps=attack.steps)
+    settings = made.config.attack
+    kind: Any = torchattacks.PGD if settings.norm == "linf" else torchattacks.PGDL2
+    attack = kind(
+        made.state.model, eps=settings.eps, alpha=settings.step_size, steps=settings.steps
+    )
 
-    def craft() -> Tensor:
+    def call() -> Tensor:
         with made.state.autocast():
-            return theirs(batch.x, batch.y)
+            return attack(batch.x, batch.y)
 
-    return craft
+    return call

@@ -1,4 +1,4 @@
-"""The training loop whose pace is measured over workers, the same under every launcher."""
+"""Training loop whose pace is measured over workers, the same under every launcher."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from raymi.benchmarks.arms import trainee
-from raymi.benchmarks.clock import Clock
+from raymi.benchmarks.clock import now
 from raymi.collectives import Collectives
 from raymi.config import Config
 
@@ -16,21 +16,33 @@ from raymi.config import Config
 def timed_loop(
     config: Config, group: Collectives, device: torch.device, warm_up: int, steps: int
 ) -> dict[str, Any]:
-    """Trains on random images, with their feed, and times the steps after the warm-up.
+    """Trains on random images, loaded as in a run, and times the steps after the warm-up.
 
-    Returns: `seconds` of all measured steps together, from and to a barrier; `images`, those of
-        all workers; `threads` of this worker.
+    Args:
+        config: configuration of the run.
+        group: processes that share the batch.
+        device: where it trains.
+        warm_up: steps before the measurement.
+        steps: measured steps.
+
+    Returns:
+        `seconds` of all measured steps, from barrier to barrier; `images` of all workers; `threads`
+        of this worker.
     """
-    made, clock = trainee(config, device, group), Clock(device)
+    made = trainee(config, device, group)
 
-    def train(num: int) -> None:
+    def train(num: int) -> float:
         for key in range(num):
             made.state.step(next(made.batches), key)
-        clock.now()
+        ended = now()
         if group.world_size > 1:
             dist.barrier()
+            ended = now()
+        return ended
 
-    train(warm_up)
-    seconds = clock.time(lambda: train(steps))
-    images = steps * config.optim.batch_size
-    return {"seconds": seconds, "images": images, "threads": torch.get_num_threads()}
+    began = train(warm_up)
+    return {
+        "seconds": train(steps) - began,
+        "images": steps * config.optim.batch_size,
+        "threads": torch.get_num_threads(),
+    }

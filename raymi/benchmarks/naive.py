@@ -1,10 +1,9 @@
-"""The schedule of the method's released code, plainly: a slow reference to compare with.
+"""Naive schedule: a training step with the operations of the method's released code.
 
-It computes what `mi.form=released` computes with frozen estimators (a test compares them), with the
-operations of the released code: an output is computed anew for each of its uses, seven train-mode
-forwards of the classifier in a step, of which five are walked back; local encoders run with
-gradient for each of their four uses and are walked back though they are frozen; PGD attacks the
-network as it is.
+Slow reference, which computes the same as `mi.form=released` with frozen estimators (a test
+compares them). Each use of an output has its own forward: seven train-mode forwards of the
+classifier in a step, five of them with backward. Local encoders run with gradient for each of their
+four uses and are differentiated although they are frozen. PGD attacks the network without folding.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from raymi.models.modes import full_precision
 
 
 class NaiveSchedule:
-    """A step of NAMID on AT, in the stage in which the estimators are frozen.
+    """A step of NAMID on AT, in the stage with frozen estimators.
 
     Args:
-        model: the classifier, in train mode.
-        estimators: both critics; they stay as they are.
-        optimizer: of the classifier.
-        attack: its radius (L_inf), step size and number of steps.
-        autocast: makes the context in which the classifier runs.
-        weight: of the MI loss (the paper's alpha).
+        model: classifier in train mode.
+        estimators: both estimators, which stay unchanged.
+        optimizer: optimizer of the classifier.
+        attack: radius (L_inf), step size and number of steps of the attack.
+        autocast: returns the context in which the classifier runs.
+        weight: weight of the MI loss (the paper's alpha).
     """
 
     def __init__(
@@ -51,11 +50,23 @@ class NaiveSchedule:
         self.attack, self.autocast, self.weight = attack, autocast, weight
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
-        """Updates the classifier once: x (B, 3, H, W) in [0, 1], y (B,). Returns: the loss, 0-d."""
+        """Updates the classifier once on its own adversarial samples.
+
+        Args:
+            x: (B, 3, H, W) in [0, 1].
+            y: (B,).
+
+        Returns:
+            Loss, 0-d.
+        """
         return self.step_on(x, self.craft(x, y), y)
 
     def craft(self, x: Tensor, y: Tensor) -> Tensor:
-        """PGD in eval mode from x plus a little noise: (B, 3, H, W) in [0, 1], within eps of x."""
+        """Attacks x by PGD in eval mode, from x plus normal noise of 0.001.
+
+        Returns:
+            (B, 3, H, W) in [0, 1], within eps of x.
+        """
         eps, alpha = self.attack.eps, self.attack.step_size
         generator = torch.Generator(x.device).manual_seed(0)
         x_adv = x + 0.001 * torch.randn(x.shape, generator=generator, device=x.device).to(x.dtype)
@@ -70,7 +81,7 @@ class NaiveSchedule:
         return x_adv.detach()
 
     def step_on(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        """Updates the classifier once on given adversarial samples. Returns: the loss, 0-d."""
+        """Updates the classifier once on given adversarial samples; returns the loss, 0-d."""
         loss = self.loss(x, x_adv, y)
         self.optimizer.zero_grad()
         self.estimators.zero_grad()
@@ -79,7 +90,7 @@ class NaiveSchedule:
         return loss.detach()
 
     def loss(self, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
-        """CE(h(x_adv), y) + weight * (L_cos(natural MI) + L_cos(adversarial MI)): 0-d."""
+        """Computes CE(h(x_adv), y) + weight * (L_cos(natural MI) + L_cos(adversarial MI)), 0-d."""
         noise = x_adv - x
         loss_adv = F.cross_entropy(self.outputs(x_adv), y)
         chosen = selected(self.outputs(x), self.outputs(x_adv), y)
@@ -92,23 +103,39 @@ class NaiveSchedule:
         return loss_adv + self.weight * (apart + apart_too)
 
     def outputs(self, x: Tensor) -> Tensor:
-        """h(x): (B, 3, H, W) in [0, 1] to (B, K)."""
+        """Computes the logits h(x): (B, 3, H, W) in [0, 1] to (B, K)."""
         with self.autocast():
             return full_precision(self.model(x))
 
 
 def selected(logits: Tensor, logits_adv: Tensor, y: Tensor) -> Tensor:
-    """Clean right and adversarial wrong, by a softmax over the batch: (B, K), (B, K), (B,) to (B,)
-    bool."""
+    """Selects samples that are right as clean and wrong as adversarial ones.
+
+    As in the released code, the softmax runs over the batch.
+
+    Args:
+        logits: (B, K).
+        logits_adv: (B, K).
+        y: (B,).
+
+    Returns:
+        (B,) bool.
+    """
     right = F.softmax(logits, dim=0).argmax(dim=1) == y
     wrong = F.softmax(logits_adv, dim=0).argmax(dim=1) != y
     return right & wrong
 
 
 def neg_mi(critic: LocalDIM, u: Tensor, logits: Tensor) -> Tensor:
-    """Minus the released Donsker-Varadhan estimate of each sample: (B,) nats.
+    """Computes minus the released Donsker-Varadhan estimate of each sample.
 
-    Args: u (B, 3, H, W), the pattern; logits (B, K).
+    Args:
+        critic: estimator of one kind of MI.
+        u: (B, 3, H, W), the natural or adversarial pattern.
+        logits: (B, K).
+
+    Returns:
+        (B,) in nats.
     """
     patterns = critic.local_features(u)  # (B, H, P)
     outputs = critic.global_features(logits)  # (B, H)
@@ -120,5 +147,5 @@ def neg_mi(critic: LocalDIM, u: Tensor, logits: Tensor) -> Tensor:
 
 
 def cosine_distance(a: Tensor, b: Tensor, chosen: Tensor) -> Tensor:
-    """|1 - cos(a, b)| over the chosen samples of the batch: (B,), (B,), (B,) bool to 0-d."""
+    """Computes |1 - cos(a, b)| over the chosen samples: (B,), (B,), (B,) bool to 0-d."""
     return (1 - F.cosine_similarity(a * chosen, b * chosen, dim=0)).abs()

@@ -1,7 +1,7 @@
-"""Where the time of a training step goes.
+"""Time of a training step by phase.
 
-The pieces are timed from outside: calls of the learners and tasks are watched, the training code
-itself has no timers. On a GPU every piece is waited for, so their sum is more than a step takes.
+Calls of learners and tasks are timed from outside; the training code has no timers. On a GPU each
+phase waits for the GPU, so that their sum is more than the time of a step.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from statistics import median
 
 import torch
 
-from raymi.benchmarks.arms import AT, GIVEN, JOINT, STAGED, arm_config, trainee
-from raymi.benchmarks.clock import Clock, Stopwatch
+from raymi.benchmarks.arms import AT, JOINT, NO_ATTACK, STAGED, arm_config, trainee
+from raymi.benchmarks.clock import Stopwatch
 from raymi.benchmarks.plan import Plan
 from raymi.benchmarks.section import Section, number
 from raymi.config import Config
@@ -33,24 +33,20 @@ def measure_phases(plan: Plan) -> Section:
     arms = {arm: watched_step(plan.config, arm, plan.device) for arm in (AT, STAGED, JOINT)}
     for call in arms.values():
         call()
-    rounds: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
-    for _ in range(plan.rounds):
-        for arm, call in arms.items():
-            rounds[arm].append(call())
-    batch = plan.config.optim.batch_size
+    rounds = [{arm: call() for arm, call in arms.items()} for _ in range(plan.rounds)]
+    scale = 1000 / plan.config.optim.batch_size
     milliseconds = {
         arm: {
-            phase: 1000 / batch * median(seconds.get(phase, 0.0) for seconds in each)
+            phase: scale * median(seconds[arm].get(phase, 0.0) for seconds in rounds)
             for phase in PHASES
         }
-        for arm, each in rounds.items()
+        for arm in arms
     }
     totals = {arm: sum(phases.values()) for arm, phases in milliseconds.items()}
     rows = [
-        [phase, *(_shown(milliseconds[arm][phase], totals[arm]) for arm in arms)]
-        for phase in PHASES
+        [phase, *(_cell(milliseconds[arm][phase], totals[arm]) for arm in arms)] for phase in PHASES
     ]
-    rows.append(["all", *(f"{number(totals[arm])} 100%" for arm in arms)])
+    rows.append(["all", *(_cell(total, total) for total in totals.values())])
     return Section(
         "Phases of a step: ms per sample, and share",
         ("phase", *arms),
@@ -60,21 +56,21 @@ def measure_phases(plan: Plan) -> Section:
 
 
 def watched_step(config: Config, arm: str, device: torch.device) -> Callable[[], dict[str, float]]:
-    """A call that makes one step of an arm, from the data on, and returns seconds by phase."""
-    attack = arm_config(config, arm)
-    made = trainee(arm_config(config, arm, GIVEN), device)  # what is outside of the attack
+    """Returns a call that makes one step of an arm, and returns its seconds by phase."""
+    attack_config = arm_config(config, arm)
+    made = trainee(arm_config(config, arm, NO_ATTACK), device)
     state = made.state
-    craft = Attacker(
+    attack = Attacker(
         state.model,
-        attack.attack,
-        attack.attack_objective,
+        attack_config.attack,
+        attack_config.attack_objective,
         state.autocast,
-        fold_batchnorm=attack.scaling.fold_batchnorm,
+        fold_batchnorm=attack_config.scaling.fold_batchnorm,
     )
-    watch = Stopwatch(Clock(device))
+    watch = Stopwatch()
     learner, critics = state.classifier, state.critics
     assert learner is not None
-    watch.watch(learner.task, "forward", TERM)  # of which the next two are not part
+    watch.watch(learner.task, "forward", TERM)  # contains the next two, which are not part of it
     watch.watch(learner.task, "forward_pair", CLASSIFIER)
     watch.watch(learner.task, "adversarial_loss", CLASSIFIER)
     watch.watch(learner, "backward", CLASSIFIER)
@@ -88,7 +84,7 @@ def watched_step(config: Config, arm: str, device: torch.device) -> Callable[[],
         with watch.measure(DATA):
             batch = next(made.batches)
         with watch.measure(CRAFTING):
-            craft(batch.x, batch.y, batch.sample, 0)
+            attack(batch.x, batch.y, batch.sample, 0)
         with watch.measure(REST):
             state.step(batch, 0)
         return watch.take()
@@ -96,5 +92,5 @@ def watched_step(config: Config, arm: str, device: torch.device) -> Callable[[],
     return step
 
 
-def _shown(milliseconds: float, total: float) -> str:
+def _cell(milliseconds: float, total: float) -> str:
     return f"{number(milliseconds)} {milliseconds / total:4.0%}"

@@ -1,34 +1,43 @@
-"""Validation that need processes of their own: started, waited for, and never left behind."""
+"""Measurements in fresh processes, which end with this one."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import signal
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException, start_processes
+
 from raymi.benchmarks.section import MeasurementFailed
+from raymi.collectives import Collectives, ProcessGroup
 
-_POLL = 0.05  # seconds
+_SIGINT = {signal.SIGINT}
 
 
-def in_processes(
-    job: Mapping[str, Any], num: int = 1, threads: int = 1, module: str = "raymi.benchmarks.child"
-) -> list[dict[str, Any]]:
-    """Runs a job in fresh processes, which find each other by a file.
+def run_processes(
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    device: str = "cpu",
+    threads: int = 1,
+    *,
+    connected: bool = True,
+) -> list[Any]:
+    """Calls `function(group, device, *arguments[rank])` in a fresh process for each rank.
 
     Args:
-        job: JSON values; `kind` names one of the module's kinds of jobs, and the list `each` has
-            what differs between processes.
-        num: number of processes.
+        function: function of a module, which returns values that JSON can hold.
+        arguments: arguments of each process.
+        device: "cpu" or "cuda".
         threads: threads of each process.
-        module: program of each process, which passes its kinds of jobs to `child.main`; found
-            where this process finds its own modules.
+        connected: whether the processes form a group of torch.distributed.
 
     Returns:
         The result of each process, by rank.
@@ -36,46 +45,70 @@ def in_processes(
     Raises:
         MeasurementFailed: a process ended without a result.
     """
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
+    context = None
     with tempfile.TemporaryDirectory(prefix="raymi-bench-") as folder:
-        place = Path(folder)
-        (place / "job.json").write_text(json.dumps(dict(job)))
-        processes: list[subprocess.Popen[bytes]] = []
+        work = (Path(folder), function, arguments, device, threads, connected)
         try:
-            for rank in range(num):
-                words = [sys.executable, "-m", module, folder]
-                with (place / f"output-{rank}").open("wb") as output:
-                    processes.append(
-                        subprocess.Popen(
-                            [*words, str(rank), str(num)],
-                            env=environment,
-                            stdin=subprocess.DEVNULL,
-                            stdout=output,
-                            stderr=subprocess.STDOUT,
-                            start_new_session=True,  # Ctrl-C is for us, who then end them
-                        )
-                    )
-            _wait(processes, place)
+            with _sigint_blocked():  # inherited: a process that starts prints no KeyboardInterrupt
+                context = start_processes(
+                    _process, work, len(arguments), join=False, start_method="spawn"
+                )
+            while not context.join():
+                pass
+        except (ProcessRaisedException, ProcessExitedException) as error:
+            raise MeasurementFailed(str(error).strip().splitlines()[-1]) from error
         finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-                process.wait()
-        return [json.loads((place / f"result-{rank}").read_text()) for rank in range(num)]
+            for process in context.processes if context is not None else ():
+                process.kill()
+                process.join()
+        return [_result(Path(folder), rank) for rank in range(len(arguments))]
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], place: Path) -> None:
-    while True:
-        codes = [process.poll() for process in processes]
-        for rank, code in enumerate(codes):
-            if code not in (None, 0):
-                said = (place / f"output-{rank}").read_text(errors="replace").split("\n")
-                last = next((line.strip() for line in reversed(said) if line.strip()), "")
-                raise MeasurementFailed(last or f"a process ended with exit code {code}")
-        if all(code == 0 for code in codes):
-            return
-        time.sleep(_POLL)
+def _result(folder: Path, rank: int) -> Any:
+    file = folder / f"result-{rank}"
+    if not file.is_file():
+        raise MeasurementFailed(f"process {rank} ended without a result")
+    return json.loads(file.read_text())
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGINT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGINT)
+
+
+def _process(
+    rank: int,
+    folder: Path,
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    kind: str,
+    threads: int,
+    connected: bool,
+) -> None:
+    """Runs in each process; the parent's end sends SIGINT (torch sets this up)."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGINT)
+    for stream in (1, 2):  # errors reach the parent as exceptions
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    torch.set_num_threads(threads)
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    group = Collectives()
+    if connected and len(arguments) > 1:
+        dist.init_process_group(
+            "nccl" if kind == "cuda" else "gloo",
+            init_method=f"file://{folder / 'store'}",
+            rank=rank,
+            world_size=len(arguments),
+            timeout=timedelta(minutes=10),
+        )
+        group = ProcessGroup()
+    result = function(group, device, *arguments[rank])
+    (folder / f"result-{rank}").write_text(json.dumps(result))
+    if dist.is_initialized():
+        dist.destroy_process_group()

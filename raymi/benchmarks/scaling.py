@@ -1,24 +1,33 @@
-"""One worker against N that share the same global batch, under plain torch.distributed."""
+"""Throughput of N workers against one, with the same global batch, in plain torch.distributed."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+import torch
+
 from raymi.benchmarks.arms import with_settings
 from raymi.benchmarks.clock import ratio
-from raymi.benchmarks.plan import Plan, places
-from raymi.benchmarks.processes import in_processes
+from raymi.benchmarks.loop import timed_loop
+from raymi.benchmarks.plan import Plan, free_slots
+from raymi.benchmarks.processes import run_processes
 from raymi.benchmarks.section import Section, number, skipped
+from raymi.collectives import Collectives
+from raymi.config import Config
 
 WARM_UP = 2  # steps
 _TITLE = "Scaling: images per second over workers, one thread each, the same global batch"
 
 
 def measure_scaling(plan: Plan) -> Section:
-    """Times a loop on 1 and on N workers in turn, in fresh processes for each run; and on N
-    processes that share the batch but do not communicate, which is all that the machine has."""
+    """Times a loop on 1 worker, on N, and on N that do not communicate, in turn.
+
+    Workers that do not communicate show the most that the machine can do. Each run has fresh
+    processes.
+    """
     if why := no_scaling(plan):
         return skipped(_TITLE, why)
     alone, several, apart = "1 worker", f"{plan.workers} workers", f"{plan.workers} workers apart"
@@ -44,52 +53,58 @@ def measure_scaling(plan: Plan) -> Section:
         },
         (
             f"medians of {plan.runs} runs in turn of {plan.loop_steps} steps; start-up not counted",
-            f"{apart}: each trains on its share of the batch alone, without communication: what "
-            f"{plan.workers} processes at once can do on this machine. {several} reach {share} "
-            "times their pace.",
+            f"{apart}: each trains on its share of the batch alone, without communication, the "
+            f"most that this machine can do. {several} reach {share} times their pace.",
         ),
     )
 
 
 def no_scaling(plan: Plan) -> str | None:
-    """Why N workers cannot be measured here; None where they can."""
-    there = places(plan.device)
+    """Returns why N workers cannot be measured here; None: they can."""
+    available = free_slots(plan.device)
     kind = "GPUs" if plan.device.type == "cuda" else "cores"
-    if plan.workers < 2 <= there:
-        return "one worker has nothing to be compared with: give workers=2 or more"
+    if plan.workers < 2 <= available:
+        return "nothing to compare one worker with: set workers=2 or more"
     if plan.workers < 2:
         remedy = " (use_gpu=false measures CPU workers)" if kind == "GPUs" else ""
-        return f"it needs at least 2 {kind}, this machine has {there}{remedy}"
-    if plan.workers > there:
-        return f"{plan.workers} workers need as many {kind}, there are {there}"
+        return f"at least 2 {kind} are needed, this machine has {available}{remedy}"
+    if plan.workers > available:
+        return f"{plan.workers} workers need as many {kind}, this machine has {available}"
     if plan.config.optim.batch_size < plan.workers:
         return f"a batch of {plan.config.optim.batch_size} is too small for {plan.workers} workers"
     return None
 
 
 def plain_run(plan: Plan, num: int, niceness: int = 0, *, apart: bool = False) -> float:
-    """Seconds of the measured loop on `num` fresh processes.
+    """Measures the loop on `num` fresh processes.
 
-    Args: apart, each process trains by itself on its share of the batch.
+    Args:
+        plan: what is measured.
+        num: number of processes.
+        niceness: lowest niceness of the processes.
+        apart: whether each process trains alone, on its share of the batch.
+
+    Returns:
+        Seconds of the slowest process.
     """
     batch = plan.config.optim.batch_size // (num if apart else 1)
     config = with_settings(
         plan.config, {"scaling.workers": 1 if apart else num, "optim.batch_size": max(2, batch)}
     )
-    job: dict[str, Any] = {
-        "kind": "loop",
-        "config": config.model_dump_json(),
-        "device": plan.device.type,
-        "warm_up": WARM_UP,
-        "steps": plan.loop_steps,
-        "niceness": niceness,
-        "apart": apart,
-    }
-    return max(result["seconds"] for result in in_processes(job, num))
+    arguments = [(config, plan.loop_steps, niceness)] * num
+    results = run_processes(_loop, arguments, plan.device.type, connected=not apart)
+    return max(result["seconds"] for result in results)
+
+
+def _loop(
+    group: Collectives, device: torch.device, config: Config, steps: int, niceness: int
+) -> dict[str, Any]:
+    os.nice(max(0, niceness - os.nice(0)))
+    return timed_loop(config, group, device, WARM_UP, steps)
 
 
 def pace(plan: Plan, seconds: Sequence[float]) -> str:
-    """Images per second: the median of the runs, and the lowest and highest."""
+    """Returns images per second as text: the median of the runs, the lowest and highest."""
     images = plan.loop_steps * plan.config.optim.batch_size
     low, high = images / max(seconds), images / min(seconds)
     return f"{number(images / median(seconds))} ({number(low)} to {number(high)})"

@@ -1,4 +1,4 @@
-"""Random images in memory, of the shape of a data set: nothing has to be there or downloaded."""
+"""Random images in memory, in the shape of a data set."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _CLASSES = {"cifar100": 100, "tiny-imagenet": 200}
 
 
 def image_size(config: Config) -> int:
-    """Side in pixels: `data.image_size`, or that of the data set; 32 where only its files know."""
+    """Returns the side in pixels: `data.image_size`, else the data set's, else 32."""
     return config.data.image_size or _SIZES.get(config.data.name, 32)
 
 
 def num_classes(config: Config) -> int:
-    """K of the data set; 10 where only its files know."""
+    """Returns the number of classes of the data set; 10 if only its files have it."""
     return _CLASSES.get(config.data.name, 10)
 
 
 def random_splits(config: Config, num: int) -> Splits:
-    """A training set of `num` random images, the same for the same seed; no others."""
+    """Returns a training set of `num` random images that depend on the seed, and no others."""
     size, classes = image_size(config), num_classes(config)
     generator = torch.Generator().manual_seed(random_key(config.seed, "bench images"))
     images = torch.randint(256, (num, 3, size, size), dtype=torch.uint8, generator=generator)
     labels = torch.randint(classes, (num,), generator=generator)
     train = ImageSet(images, labels, tuple(f"class {k}" for k in range(classes)))
-    nothing = train.subset(torch.arange(0))
+    empty = train.subset(torch.arange(0))
     mean, std = channel_stats(images)
-    return Splits(train, nothing, nothing, "random", classes, size, mean, std)
+    return Splits(train, empty, empty, "random", classes, size, mean, std)

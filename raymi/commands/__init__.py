@@ -1,1 +1,1 @@
-"""Bodies of the commands: options, plans and runs, called by the entry points."""
+"""Bodies of the commands, called by the entry points: options, plans and runs."""

@@ -1,7 +1,7 @@
-"""What all commands share: help, errors without tracebacks, exit codes.
+"""Help, error messages and exit codes of all commands.
 
-Exit codes: 0 done; 1 the run failed; 2 the user can put it right; 75 ended at its time limit, to be
-continued; 128 + n ended by signal n (130: Ctrl-C).
+Exit codes: 0 success; 1 the run failed; 2 invalid input, the message says what to fix; 75 time
+limit reached, the run can be continued; 128 + n ended by signal n (130: Ctrl-C).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.text import Text
 
@@ -32,8 +34,8 @@ def run_command(body: Callable[[list[str]], int], argv: Sequence[str] | None = N
     """Runs a command; turns errors into one message and an exit code.
 
     Args:
-        body: Takes the words of the command line.
-        argv: Words; None: the command line of this process.
+        body: command, called with the words of the command line.
+        argv: words; None: the command line of this process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with _printable_streams(), _short_warnings():
@@ -69,14 +71,18 @@ def _exit_code(body: Callable[[list[str]], int], words: list[str]) -> int:
 
 
 def _print_error(message: str, words: Sequence[str]) -> None:
-    """Prints a message to stderr; long values of the command line are shortened in it."""
+    """Prints a message to stderr; shortens long values of the command line in it."""
     text = textwrap.indent(message_text(message, tuple(words)), " " * len("error: ")).lstrip()
     errors = Terminal(stderr=True, soft_wrap=True)
     errors.print(Text.assemble(("error: ", "bold red"), text))
 
 
 def _refuse_bytes(words: Sequence[str]) -> None:
-    """Raises: UserError where a word is not UTF-8: neither JSON nor MLflow could keep it."""
+    """Refuses words that are not UTF-8, which neither JSON nor MLflow can store.
+
+    Raises:
+        UserError: a word is not UTF-8.
+    """
     for word in words:
         if any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in word):
             raise UserError(
@@ -86,7 +92,7 @@ def _refuse_bytes(words: Sequence[str]) -> None:
 
 @contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Lets warnings be printed as one line, without the place in the code that gave them."""
+    """Prints warnings as one line, without the line of code that issued them."""
     usual = warnings.formatwarning
 
     def text(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
@@ -103,7 +109,7 @@ def _short_warnings() -> Iterator[None]:
 
 @contextmanager
 def _printable_streams() -> Iterator[None]:
-    """Lets stdout and stderr escape letters that their encoding lacks, such as ASCII."""
+    """Makes stdout and stderr escape letters that their encoding lacks."""
     with ExitStack() as stack:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
@@ -118,7 +124,7 @@ def _reset_errors(stream: TextIOWrapper) -> None:
 
 
 def wants_help(words: Sequence[str]) -> bool:
-    """Whether a command line asks for help, whatever else it says."""
+    """Returns whether a command line has --help or -h."""
     return bool({"--help", "-h"} & set(words))
 
 
@@ -128,13 +134,19 @@ def print_help(
     doc: str | None,
     named: Mapping[str, Mapping[str, str]],
     takes: Callable[[str], bool] = lambda key: True,
+    options: type[BaseModel] | None = None,
 ) -> None:
-    """Prints usage, named things (recipes, data sets, models) and every key with type, default,
-    text; wrapped on a terminal only, so that a pipe gets whole lines.
+    """Prints the help of a command: usage, description, names, options and keys.
 
-    Args: doc, of the command's module: what follows its first colon describes the command; named,
-        from a heading to names with a line of description each; takes, whether the command takes a
-        key of `Config`.
+    Lines are wrapped on a terminal only.
+
+    Args:
+        console: where it is printed.
+        usage: usage line.
+        doc: docstring of the command's module; its text after the first colon is the description.
+        named: names with a description each (recipes, data sets), by heading.
+        takes: whether the command accepts a key of `Config`.
+        options: section of the command's options, which are no keys of `Config`.
     """
     description = (doc or "").partition(": ")[2].strip()
     description = description[:1].upper() + description[1:]
@@ -147,6 +159,15 @@ def print_help(
             )
         print_lines(console, text, style)
 
+    def show_keys(heading: str, fields: Sequence[tuple[str, FieldInfo]]) -> None:
+        if not fields:
+            return
+        console.print()
+        show(heading, style="bold")
+        for key, field in fields:
+            show(f"  {key}={default_text(field)}  ({expected(field)})", indent=6, style="cyan")
+            show(" " * 6 + " ".join((field.description or "").split()), indent=6)
+
     show(f"usage: {usage}", indent=7)
     for paragraph in description.split("\n\n"):
         console.print()
@@ -157,11 +178,8 @@ def print_help(
         width = max(map(len, entries))
         for name, text in entries.items():
             show(f"  {name:<{width}}  {text}", indent=width + 4)
-    keys = [(key, field) for key, field in leaves() if takes(key)]
-    if not keys:
-        return
-    console.print()
-    show("keys, set as key=value; a unique last part is enough (lr=1e-3, eps=8/255)", style="bold")
-    for key, field in keys:
-        show(f"  {key}={default_text(field)}  ({expected(field)})", indent=6, style="cyan")
-        show(" " * 6 + " ".join((field.description or "").split()), indent=6)
+    show_keys("options of this command, set as option=value", [*leaves(options)] if options else [])
+    show_keys(
+        "keys, set as key=value; a unique last part is enough (lr=1e-3, eps=8/255)",
+        [(key, field) for key, field in leaves() if takes(key)],
+    )

@@ -1,7 +1,7 @@
-"""What keys of a command hold that are not of `Config`, which has types for its own.
+"""Parsers of command options that are not part of `Config`.
 
-Each function takes a key and its text, and adds a line to `problems` for what is wrong with it, so
-that a user sees all of it at once.
+Each function takes a key and its text, and appends a line to `problems` for each problem, so that a
+user sees all of them together.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from raymi.local_paths import local_path
 
 Default = TypeVar("Default", int, None)
 
-
 _MOST_SEEDS = 10_000
 _MOST = 10**9
 _DIGITS = 19
@@ -28,10 +27,14 @@ _DIGITS = 19
 def whole(
     key: str, text: str | None, default: Default, problems: list[str], least: int = 1
 ) -> int | Default:
-    """A whole number.
+    """Parses a whole number.
 
-    Args: text, None: it was not given; least, the smallest one that is right.
-    Returns: default where it was not given, or is wrong.
+    Args:
+        key: name of the option.
+        text: text of the option; None: not given.
+        default: value if it is not given or wrong.
+        problems: list of problems.
+        least: smallest valid number.
     """
     if text is None:
         return default
@@ -44,22 +47,20 @@ def whole(
 
 
 def names(key: str, text: str | None, problems: list[str]) -> tuple[str, ...]:
-    """Names with commas between them, at least one, each once; empty where none were given."""
+    """Parses comma-separated names, at least one, each once; returns () for no text."""
     if text is None:
         return ()
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if not found:
+    given = [part.strip() for part in text.split(",") if part.strip()]
+    if not given:
         problems.append(f"{key}: expected names with commas between them, got {shown(text)}")
-    once = tuple(dict.fromkeys(found))
-    if len(once) < len(found):
-        twice = [name for name, num in Counter(found).items() if num > 1]
-        problems += [f"{key}: {shortened(name)} is given twice" for name in twice]
-    return once
+    counts = Counter(given)
+    problems += [f"{key}: {shortened(name)} is given twice" for name in counts if counts[name] > 1]
+    return tuple(counts)
 
 
 def seed_list(key: str, text: str, problems: list[str]) -> tuple[int, ...]:
-    """`0..2` as (0, 1, 2), `0,5` as (0, 5), and both together; empty where it is neither."""
-    found: list[int] = []
+    """Parses seeds: `0..2` as (0, 1, 2), `0,5` as (0, 5), or both; returns () if invalid."""
+    seeds: list[int] = []
     for part in text.split(","):
         low, dots, high = (word.strip() for word in part.partition(".."))
         bounds = [low, high if dots else low]
@@ -72,20 +73,20 @@ def seed_list(key: str, text: str, problems: list[str]) -> tuple[int, ...]:
         if int(bounds[1]) - int(bounds[0]) >= _MOST_SEEDS:
             problems.append(f"{key}: expected at most {_MOST_SEEDS} seeds, got {shown(text)}")
             return ()
-        found += range(int(bounds[0]), int(bounds[1]) + 1)
-    if len(set(found)) < len(found):
+        seeds += range(int(bounds[0]), int(bounds[1]) + 1)
+    if len(set(seeds)) < len(seeds):
         problems.append(f"{key}: a seed is given twice in {shown(text)}")
-    return tuple(found)
+    return tuple(seeds)
 
 
 def new_file(key: str, text: str | None, problems: list[str]) -> Path | None:
-    """A file that can be written, whether it is there or not; None where none was given."""
+    """Parses the path of a file that can be written; returns None for no text."""
     if not text:
         return None
     if (path := _path(key, text, problems)) is None:
         return None
     if not path.parent.is_dir():
-        problems.append(f"{key}: there is no folder {path.parent}: make it, or give another file")
+        problems.append(f"{key}: no folder {path.parent}: make it, or give another file")
     elif path.is_dir():
         problems.append(f"{key}: {path} is a folder: give a file in it")
     elif not _is_writable(path.parent):
@@ -94,19 +95,19 @@ def new_file(key: str, text: str | None, problems: list[str]) -> Path | None:
 
 
 def new_folder(key: str, text: str | None, default: Path, problems: list[str]) -> Path:
-    """A folder that is there, or can be made; default where none was given."""
+    """Parses the path of a folder that exists or can be made; returns the default for no text."""
     if (path := _path(key, text or default, problems)) is None:
         return default
-    there = next(place for place in (path, *path.parents) if os.path.exists(place))
-    if not there.is_dir():
-        problems.append(f"{key}: {there} is not a folder: give another one")
-    elif not _is_writable(there):
-        problems.append(f"{key}: no permission to write into {there}: give another folder")
+    existing = next(place for place in (path, *path.parents) if os.path.exists(place))
+    if not existing.is_dir():
+        problems.append(f"{key}: {existing} is not a folder: give another one")
+    elif not _is_writable(existing):
+        problems.append(f"{key}: no permission to write into {existing}: give another folder")
     return path
 
 
 def with_json(words: Sequence[str], problems: list[str]) -> list[str]:
-    """The words of a command line with `--json FILE` as one word, `json=FILE`."""
+    """Returns the words of a command line with `--json FILE` as one word, `json=FILE`."""
     joined: list[str] = []
     for word in words:
         if joined and joined[-1] == "--json" and "=" not in word:
@@ -119,7 +120,7 @@ def with_json(words: Sequence[str], problems: list[str]) -> list[str]:
 
 
 def _path(key: str, text: str | Path, problems: list[str]) -> Path | None:
-    """The path of a name that a user gave; None where it cannot be one."""
+    """Returns a user's path as a local path; None if it is invalid."""
     try:
         path = local_path(text)
         os.path.lexists(path)
@@ -138,7 +139,7 @@ def _is_whole(text: str) -> bool:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Tries it: of a system's own folders, such as /proc, permissions do not say it."""
+    """Returns whether a file can be made in a folder; permissions of /proc are misleading."""
     if not os.access(folder, os.W_OK | os.X_OK):
         return False
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from raymi.attacks.untouched import random_state_kept, untouched
 from raymi.errors import UserError
 from raymi.evaluation.exported_program import load_program
+from raymi.formatting import plain_name
 from raymi.models import build_model
 from raymi.models.user_model import build_user_classifier, check_logits, source_digest
 
@@ -156,11 +156,6 @@ def check_classifier(name: str, model: nn.Module, num_classes: int, image_size: 
     for num_images in (2, 1):
         with untouched(model, _SEED):
             check_logits(name, model, num_classes, image_size, num_images)
-
-
-def plain_name(text: str) -> str:
-    """Letters, digits, `.`, `_` and `-` of a text, at most 80 of them, and never none."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[-80:].strip("-._") or "model"
 
 
 def _subject(name: str, build: dict[str, Any], state: Mapping[str, Any]) -> ModelSource:

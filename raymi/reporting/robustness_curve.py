@@ -37,7 +37,7 @@ class RobustnessCurve:
         class_names: names of the K classes.
         threat: of the run.
         steps: of PGD, each of a quarter of the radius.
-        by_radius: outcomes by radius in [0, 1] pixel units, that of the threat among them.
+        by_radius: outcomes by radius in [0, 1] pixel units; the radius of the threat is included.
     """
 
     data: str
@@ -54,7 +54,7 @@ class RobustnessCurve:
         return self.by_radius[self.threat.eps]
 
     def accuracies(self) -> dict[float, Number]:
-        """Computes the accuracy by radius; at radius 0 it is that of natural images."""
+        """Computes the accuracy by radius; radius 0 stands for natural images."""
         robust = {
             eps: _accuracy(outcomes.robust)
             for eps, outcomes in sorted(self.by_radius.items())
@@ -108,7 +108,7 @@ def measure_curve(
     heartbeat: Heartbeat,
     log: Callable[[str], None],
 ) -> RobustnessCurve:
-    """Attacks images at each radius and at that of the threat, unless outcomes are saved.
+    """Attacks images at each radius and at the threat's radius, unless outcomes are saved.
 
     Args:
         model: on the device of the images.

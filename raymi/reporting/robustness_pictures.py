@@ -139,7 +139,7 @@ def class_picture(curves: Mapping[str, RobustnessCurve]) -> Picture:
 
 
 def _ticks(radii: Sequence[float]) -> list[float]:
-    """Returns those of some sorted radii whose labels do not touch."""
+    """Selects sorted radii whose labels do not touch."""
     ticks = [radii[0]]
     for eps in radii[1:]:
         if eps - ticks[-1] > 0.09 * radii[-1]:

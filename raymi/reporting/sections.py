@@ -7,8 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from raymi.evaluation.model_source import plain_name
-from raymi.formatting import threat_text
+from raymi.formatting import plain_name, threat_text
 from raymi.reporting.accuracies import ProtocolAccuracies, method_name
 from raymi.reporting.history import History
 from raymi.reporting.learning_curves import learning_picture, together_picture

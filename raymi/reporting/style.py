@@ -11,18 +11,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib import cycler, rc_context
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.rcsetup import cycler
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from raymi.formatting import printable, truncate_middle
 
 WIDTH = 7.2
-"""Width of a picture in inches, that of a printed page."""
+"""Width of a picture in inches, as wide as a printed page."""
 
 FORMATS = {"png": 200, "pdf": 200}
 """File formats of a picture, with dots per inch (in a PDF, of the images in it)."""

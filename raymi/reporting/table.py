@@ -115,7 +115,7 @@ class ComparisonTable(NamedTuple):
 
 
 def comparison_tables(runs: Sequence[RunAccuracies]) -> list[ComparisonTable]:
-    """Returns a table for each protocol: first those of `raymi.evaluate` with the most runs."""
+    """Returns a table for each protocol: `raymi.evaluate` first, and many runs before few."""
     by_protocol: dict[Protocol, list[tuple[RunAccuracies, ProtocolAccuracies]]] = {}
     for run in runs:
         for accuracies in run.accuracies:

@@ -1,4 +1,4 @@
-"""Lines and tables for the terminal, as raymi prints all of them."""
+"""Lines and tables for the terminal."""
 
 from __future__ import annotations
 

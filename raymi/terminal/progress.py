@@ -1,4 +1,4 @@
-"""A run as people follow it: a live line on a terminal, one plain line for each epoch."""
+"""Progress of a run: a live line on a terminal, one plain line for each epoch."""
 
 from __future__ import annotations
 
@@ -44,11 +44,10 @@ _PROBED = {
 
 
 class ProgressDisplay:
-    """Prints what the journal of a run says; MI in nats, accuracies in percent.
+    """Callback that prints the events of a run; MI in nats, accuracies in percent.
 
-    Where stdout is no terminal there is one line for each epoch and nothing else. On a terminal a
-    bar shows phase, epoch, step, throughput and the time left, and a line under it the losses, MI
-    and the last validation.
+    A log file gets one line for each epoch. A terminal also gets a bar with phase, epoch, step,
+    throughput and time left, and a line with losses, MI and the last validation.
     """
 
     def __init__(self, console: Console, config: Config) -> None:
@@ -67,7 +66,6 @@ class ProgressDisplay:
             transient=True,
             disable=not console.is_terminal,
         )
-        """Live bars; the fields of their tasks hold what is shown."""
         self._task = self.bar.add_task("starting Ray and the workers", total=None, detail="")
 
     def __enter__(self) -> ProgressDisplay:
@@ -82,7 +80,7 @@ class ProgressDisplay:
         print_lines(self.console, message, style)
 
     def phase(self, description: str) -> None:
-        """Shows what is going on where no event says so."""
+        """Shows a phase without progress."""
         self.bar.update(self._task, description=description, total=None, detail="")
         self.bar.measured.clear()
 
@@ -94,7 +92,7 @@ class ProgressDisplay:
 
     def _on_start(self, event: Event) -> None:
         if self._started:
-            self.print_line("the workers were started again")
+            self.print_line("workers restarted")
         self._started = True
         self._phases, self._steps_per_epoch = event["phases"], event["steps_per_epoch"]
         data, sizes = event["data"], event["data"]["sizes"]
@@ -160,9 +158,10 @@ class ProgressDisplay:
         self.print_line(f"fresh probes of the {event['which']} model, in nats: {values}")
 
     def _on_stopping(self, event: Event) -> None:
-        self.print_line(
-            f"{event['signal']}: the workers write a checkpoint and end; once more: at once"
-        )
+        self.print_line(f"{event['signal']}: writing a checkpoint; press Ctrl-C again to stop now")
+
+    def _on_uploading(self, event: Event) -> None:
+        self.phase("uploading run and models to MLflow")
 
     def _on_warning(self, event: Event) -> None:
         self.print_line(f"warning: {event['message']}", style="yellow")
@@ -181,7 +180,7 @@ class ProgressDisplay:
 
 
 class _Bar(Progress):
-    """A progress bar with a line of measurements under it."""
+    """Progress bar with a line of measurements under it."""
 
     def __init__(self, *columns: Any, **options: Any) -> None:
         self.measured: dict[str, str] = {}
@@ -195,7 +194,7 @@ class _Bar(Progress):
 
 
 class TimeLeft:
-    """Estimates the time left from the steps done since it was started."""
+    """Estimate of the time left from the pace since the start of this process."""
 
     def __init__(self) -> None:
         self.restart(0)
@@ -213,7 +212,7 @@ class TimeLeft:
 
 
 def _mi(metrics: dict[str, float], kind: str) -> float | None:
-    """What a critic sees in its own outputs; a frozen one, in adversarial outputs."""
+    """Returns an estimator's MI, of its own outputs or, if frozen, of adversarial outputs."""
     return metrics.get(f"mi/{kind}", metrics.get(f"mi/{kind}_of_adversarial"))
 
 

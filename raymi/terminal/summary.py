@@ -1,4 +1,4 @@
-"""The table that closes a run: what came out, and where it is."""
+"""Final table of a run: its results and the paths of its files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ Event = Mapping[str, Any]
 
 
 def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
-    """Accuracies on the test set as rows of text, the first one the header.
+    """Returns accuracies on the test set as rows of text, the first one the header.
 
-    Args: evaluations, the journal's events, called "best" and "last", and with "-averaged" after
-        it where weights were averaged; of these four, the chosen one is marked.
+    Args:
+        evaluations: evaluation events by model: "best" and "last", and with averaged weights
+            "best-averaged" and "last-averaged"; of these four, the chosen one is marked.
     """
     attack = next(iter(evaluations.values()))["attack"]
     rows: list[tuple[str, ...]] = [
@@ -42,7 +43,7 @@ def result_table(evaluations: Mapping[str, Event]) -> list[tuple[str, ...]]:
 
 
 def result_title(config: Config, evaluations: Mapping[str, Event]) -> str:
-    """What was measured: data set, number of images, threat model."""
+    """Returns data set, number of images and threat model as text."""
     event = next(iter(evaluations.values()))
     threat = threat_text(event["attack"]["norm"], event["attack"]["eps"])
     return f"{config.data.name}, {event['num']} test images, {threat}"
@@ -55,10 +56,14 @@ def print_summary(
     evaluations: Mapping[str, Event],
     places: Mapping[str, str],
 ) -> None:
-    """Prints accuracies of the best and the last model on the test set, and where things are.
+    """Prints accuracies of the best and the last model on the test set, and paths.
 
-    Args: evaluations, the events called "best" and "last"; places, from a label to a path or
-        command.
+    Args:
+        console: where it is printed.
+        config: configuration of the run.
+        folder: folder of the run.
+        evaluations: evaluation events by model.
+        places: paths and commands by label.
     """
     print_line(console, f"{folder.name}: {result_title(config, evaluations)}")
     header, *rows = result_table(evaluations)

@@ -32,7 +32,7 @@ NEEDED = {
     "tune": ("space=smoke",),
     "evaluate": ("model=net:make", "workers=1"),
     "compare": (),
-    "bench": ("parts=operations",),
+    "bench": ("parts=profile",),
     "probe": ("run=x",),
     "export": ("model=x",),
     "select": (),

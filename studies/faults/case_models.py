@@ -121,7 +121,7 @@ trials = 2
 
 
 def bad_space(rng: random.Random) -> Case:
-    """A search space that is no search space."""
+    """A malformed search space."""
     text = _SPACE
     kind, content = rng.choice(
         (

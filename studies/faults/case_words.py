@@ -38,7 +38,7 @@ _OWN = {
     "evaluate": ("samples", "workers", "checks", "split", "suite", "attacks", "json", "keep"),
     "tune": ("seeds", "tune.trials", "tune.scheduler", "tune.search", "space"),
     "compare": ("seeds", "parallel", "arms"),
-    "bench": ("rounds", "runs", "loop_steps", "threads", "memory", "parts", "workers"),
+    "bench": ("rounds", "runs", "loop_steps", "threads", "parts", "workers"),
     "select": ("metric", "threat", "doubtful", "data", "alias"),
     "report": ("samples", "steps", "eps"),
     "probe": ("model", "out"),

@@ -1,4 +1,4 @@
-"""One damaged byte in each file of a run, an evaluation and a sweep, and every command on it."""
+"""Commands on a run, an evaluation and a sweep with one damaged byte in a file."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def _read(
             content[position] ^= mask
             (folder / file).write_bytes(content)
         ended = call(folder, reader.command, reader.words, SECONDS)
-        found = [path for pattern in reader.results for path in sorted(folder.glob(pattern))]
-        results = [_VOLATILE.sub(b"", path.read_bytes()) for path in found if path.is_file()]
+        files = [path for pattern in reader.results for path in sorted(folder.glob(pattern))]
+        results = [_VOLATILE.sub(b"", path.read_bytes()) for path in files if path.is_file()]
         digests = [hashlib.sha256(result.replace(name.encode(), b"")) for result in results]
     return ended, "\n".join([ended.answer, *(digest.hexdigest() for digest in digests)])
 

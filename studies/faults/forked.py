@@ -24,9 +24,9 @@ COMMANDS = (
 """All commands, each a module of raymi."""
 
 STARTED = 77
-"""Exit code of a command that has accepted its input and asks for Ray."""
+"""Exit code of a command that has accepted its input and starts Ray."""
 
-_MEMORY = 12 << 30  # bytes of address space: a size that takes all memory fails alone
+_MEMORY = 12 << 30  # bytes of address space: a command that uses more fails alone
 _PATH = re.compile(r"(/tmp|/var/tmp|/dev/shm)/[^\s'\",:)]*")
 _NUMBER_OF_TIME = re.compile(r"\b\d+(\.\d+)? ?(s|ms|h|min|hours|seconds)\b|\d\d:\d\d(:\d\d)?")
 
@@ -47,7 +47,7 @@ class Ended:
 
     @property
     def has_traceback(self) -> bool:
-        """Whether the output has a traceback."""
+        """True if the output has a traceback."""
         return "Traceback (most recent call last)" in self.out + self.err
 
     @property
@@ -70,7 +70,7 @@ def load_commands() -> None:
 def call(folder: Path, command: str, words: Sequence[str], seconds: float = 120.0) -> Ended:
     """Calls `python -m raymi.COMMAND WORDS` in a folder, in a fork of this process.
 
-    A command that asks for Ray ends at once with exit code `STARTED`.
+    A command that starts Ray exits immediately, with code `STARTED`.
 
     Args:
         folder: current folder of the command.

@@ -74,6 +74,6 @@ def run_all(seed: int, number: int) -> list[Fault]:
     faults = []
     for index, case in enumerate(cases(random.Random(seed), number)):
         faults.append(fault := try_case(case))
-        told = (fault.kind, fault.command, fault.detail, f"{fault.outcome} ({fault.message})")
-        print(f"{index}: {', '.join(told)}", flush=True)
+        parts = (fault.kind, fault.command, fault.detail, f"{fault.outcome} ({fault.message})")
+        print(f"{index}: {', '.join(parts)}", flush=True)
     return faults

@@ -106,20 +106,20 @@ def _undisturbed(folder: Path, work: Work) -> Path:
 def _killed(
     home: Path, work: Work, plan: list[str], rng: random.Random, expected: dict[str, object]
 ) -> list[Fault]:
-    """Makes the kills of a plan, lets the command finish and judges all of them by its results."""
+    """Makes the kills of a plan, finishes the command and classifies the kills by its results."""
     made: list[tuple[str, str, str]] = []
     words, problem = work.words, ""
     for target in plan:
         process = _command(home, work.command, words)
         moment = rng.uniform(2.0, work.longest)
-        found = _kill(process, target, moment)
+        killed = _kill(process, target, moment)
         code, output = _end(process, home)
         made.append((target, f"after {moment:.1f} s", _last(output)))
         if "Traceback" in output:
             problem = problem or f"traceback after a killed {target}"
         if code is None:
             problem = problem or f"no end after a killed {target}"
-        if not found:
+        if not killed:
             made[-1] = (target, f"after {moment:.1f} s (had ended)", _last(output))
         print(f"{work.command}: killed {target} after {moment:.1f} s: code {code}",
               f"({_last(output)})", flush=True)  # fmt: skip
@@ -150,7 +150,7 @@ def _command(home: Path, command: str, words: tuple[str, ...]) -> subprocess.Pop
 
 
 def _kill(process: subprocess.Popen[str], target: str, moment: float) -> bool:
-    """Kills a process of the command at a moment, or as soon after it as there is one."""
+    """Kills a process of the command at a moment or, if it does not exist yet, when it starts."""
     began = time.monotonic()
     while process.poll() is None and time.monotonic() < began + _LIMIT:
         time.sleep(0.1)
@@ -169,13 +169,13 @@ def _victims(process: subprocess.Popen[str], target: str) -> list[psutil.Process
         driver = psutil.Process(process.pid)
         if target == "driver":
             return [driver]
-        found = []
+        victims = []
         for child in driver.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 line = " ".join(child.cmdline())
                 if any(word in line for word in TARGETS[target]):
-                    found.append(child)
-        return found
+                    victims.append(child)
+        return victims
     return []
 
 
@@ -193,8 +193,8 @@ def _end(process: subprocess.Popen[str], home: Path) -> tuple[int | None, str]:
 
 def _last(output: str) -> str:
     lines = [line for line in output.strip().splitlines() if line.strip()]
-    told = [line for line in lines if "failed" in line or "error: " in line or "lost" in line]
-    return (told or lines or [""])[-1][:200]
+    reports = [line for line in lines if "failed" in line or "error: " in line or "lost" in line]
+    return (reports or lines or [""])[-1][:200]
 
 
 def _begun(home: Path, work: Work) -> bool:
@@ -210,12 +210,12 @@ def _results(home: Path, work: Work) -> dict[str, object]:
     if work.command == "evaluate":
         (table,) = home.glob("evaluations/*/outcomes.parquet")
         return {"outcomes": pq.read_table(table).drop_columns(["seconds"]).to_pylist()}
-    found: dict[str, object] = {}
+    trials: dict[str, object] = {}
     for journal in sorted(home.glob("sweeps/k/trials/*/journal.jsonl")):
         events = [json.loads(line) for line in journal.read_text().splitlines()]
         epochs = {event["epoch"]: event["metrics"] for event in events if event["kind"] == "epoch"}
-        found[journal.parent.name] = {
+        trials[journal.parent.name] = {
             epoch: {key: value for key, value in metrics.items() if key.startswith("val/")}
             for epoch, metrics in epochs.items()
         }
-    return found
+    return trials

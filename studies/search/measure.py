@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from raymi.benchmarks.processes import in_processes
+from raymi.benchmarks.processes import run_processes
 from raymi.benchmarks.section import MeasurementFailed
 from raymi.commands.cli import EXIT_FAILED, run_command
 from raymi.commands.option_types import new_folder, seed_list
@@ -34,6 +34,7 @@ from raymi.signals import ended_by_sigterm
 from raymi.terminal.print_line import print_line
 from studies.search.curves import Comparison, Found, compare, median_share
 from studies.search.one_search import Trained
+from studies.search.process import timed_search
 from studies.search.setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting
 
 OUT = Path(__file__).with_name("results")
@@ -95,14 +96,14 @@ def measure(setting: Setting, seeds: Sequence[int], out: Path, command: str) -> 
     }
     file, searches = out / "search.json", Searches()
     if file.exists():
-        kept = json.loads(file.read_text())
+        saved = json.loads(file.read_text())
         for key in ("setting", "versions", "machine"):
-            if kept[key] != about[key]:
+            if saved[key] != about[key]:
                 raise UserError(
                     f"{file} has searches with other values of {key}, which are not mixed: give "
                     "another folder, or remove it"
                 )
-        about["command"], searches = kept["command"], kept["searches"]
+        about["command"], searches = saved["command"], saved["searches"]
     for seed in map(str, seeds):
         if seed not in searches:
             searches[seed] = _search(setting, int(seed))
@@ -112,18 +113,10 @@ def measure(setting: Setting, seeds: Sequence[int], out: Path, command: str) -> 
 
 def _search(setting: Setting, seed: int) -> dict[str, Any]:
     """Runs both searches of a seed, side by side."""
-    job = {
-        "kind": "search",
-        "device": "cpu",
-        "apart": True,
-        "budget": setting.budget,
-        "training_seed": setting.training_seed,
-        "each": [
-            {"definition": setting.definition(search, seed).model_dump(mode="json")}
-            for search in SEARCHES
-        ],
-    }
-    results = in_processes(job, num=len(SEARCHES), module="studies.search.process")
+    arguments = [
+        (setting.definition(name, seed), setting.budget, setting.training_seed) for name in SEARCHES
+    ]
+    results = run_processes(timed_search, arguments, connected=False)
     return dict(zip(SEARCHES, results, strict=True))
 
 
@@ -148,14 +141,14 @@ def _write(setting: Setting, searches: Searches, out: Path, about: dict[str, Any
         "searches": searches,
     }
     save_json(out / "search.json", content)
-    save(out / "search.md", _told(setting, by_seed, content).encode())
+    save(out / "search.md", _markdown(setting, by_seed, content).encode())
 
 
 def _trials(search: dict[str, Any]) -> list[Trained]:
     return [Trained(**{**one, "robust": tuple(one["robust"])}) for one in search["trials"]]
 
 
-def _told(setting: Setting, compared: dict[str, Comparison], content: dict[str, Any]) -> str:
+def _markdown(setting: Setting, compared: dict[str, Comparison], content: dict[str, Any]) -> str:
     """Returns the results in Markdown."""
     rows = [
         [
@@ -191,7 +184,7 @@ def _told(setting: Setting, compared: dict[str, Comparison], content: dict[str, 
         f"{pairs['as_aimed']} are below {AIM}.\n\n"
         f"Robust accuracy on validation; after how many of {setting.budget} trial-epochs, which "
         f"both searches have. {RANDOM.capitalize()}: {setting.trials} trials, all to their end. "
-        "A configuration is found when its trial has come to its last epoch. All trials train with "
+        "A configuration is found when its trial reaches its last epoch. All trials train with "
         f"seed {setting.training_seed}. The setting was chosen with other search seeds.\n\n"
         f"Space: {space}. recipe={setting.recipe} {settings}\n\n"
         f"`{content['command']}`: {content['seconds']:.0f} seconds, two searches at a time; "

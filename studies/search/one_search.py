@@ -1,6 +1,6 @@
 """A search in this process, trial after trial, until its budget of trial-epochs is spent.
 
-Draws, decisions and trainings are those of `raymi.tune`, without Ray.
+Draws, decisions and training are the same as in `raymi.tune`, without Ray.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _train(sweep: Sweep, study: Study, seed: int, left: int, device: torch.devic
     last = sweep.config_of(trial.values, run).optim.epochs
     measured: list[Measurement] = []
 
-    def tell(metrics: Mapping[str, Any]) -> None:
+    def on_epoch(metrics: Mapping[str, Any]) -> None:
         val = {key.removeprefix("val/"): value for key, value in metrics.items()}
         measured.append(Measurement.of_epoch(metrics["epoch"], val))
         now = reached(measured)[-1]
@@ -91,7 +91,9 @@ def _train(sweep: Sweep, study: Study, seed: int, left: int, device: torch.devic
             raise _Over("cut")
 
     try:
-        ended = run_trial(sweep, run, trial.values, in_this_process(device, sweep.stop_file, tell))
+        ended = run_trial(
+            sweep, run, trial.values, in_this_process(device, sweep.stop_file, on_epoch)
+        )
     except _Over as over:
         return _trained(trial, over.ended, measured)
     if ended.how == "failed":

@@ -1,4 +1,4 @@
-"""`python -m raymi.bench` from its words to its tables and JSON."""
+"""`python -m raymi.bench`: tables, JSON, signals."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ import pytest
 import torch
 
 from raymi import bench
-from raymi.benchmarks import saved
 from raymi.benchmarks.arms import AT
-from raymi.benchmarks.crafting import crafters
+from raymi.benchmarks.crafting import attack_calls
 from raymi.benchmarks.memory import peak_in_process
-from raymi.benchmarks.plan import PARTS, planned
+from raymi.benchmarks.plan import PARTS
+from raymi.benchmarks.processes import run_processes
 from raymi.benchmarks.scaling import plain_run
 from raymi.benchmarks.section import MeasurementFailed, number
+from raymi.collectives import Collectives
+from raymi.commands.bench.command import MEASURES
+from raymi.commands.bench.options import planned
 
 TINY = (
     "model.name=small-cnn", "model.depth=4", "mi.hidden=16", "mi.base_width=4", "image_size=16",
@@ -38,17 +41,16 @@ def threads():
     torch.set_num_threads(before)
 
 
-def test_every_part_has_a_measure() -> None:
-    assert list(bench.MEASURES) == list(PARTS)
+def test_every_part_has_a_function() -> None:
+    assert list(MEASURES) == list(PARTS)
 
 
 @pytest.mark.slow
-def test_parts_of_one_process_are_measured_printed_and_written(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_parts_in_this_process_are_measured_printed_and_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(saved, "BATCH", 6)
     file = tmp_path / "bench.json"
-    parts = "parts=operations,phases,profile,ratios,crafting,saved"
+    parts = "parts=phases,profile,ratios,crafting"
     assert bench.main([*TINY, parts, "threads=1", "--json", str(file)]) == 0
     out, err = capsys.readouterr()
     for line in (
@@ -60,16 +62,16 @@ def test_parts_of_one_process_are_measured_printed_and_written(
     ):
         assert line in out, line
     assert "<= 1.45" in out
-    assert len(err.splitlines()) == 6
+    assert len(err.splitlines()) == 4
     content = json.loads(file.read_text())
     assert list(content) == ["setting", "config", "parts"]
     assert content["setting"]["threads"] == 1
     assert content["setting"]["command"].startswith("python -m raymi.bench model.name=small-cnn")
     assert content["config"]["optim"]["batch_size"] == 4
-    found = content["parts"]
-    assert list(found) == ["operations", "phases", "profile", "ratios", "crafting", "saved"]
-    assert sum(found["profile"]["microseconds"].values()) <= found["profile"]["total"]
-    ratios = found["ratios"]
+    results = content["parts"]
+    assert list(results) == ["phases", "profile", "ratios", "crafting"]
+    assert sum(results["profile"]["microseconds"].values()) <= results["profile"]["total"]
+    ratios = results["ratios"]
     seconds = ratios["seconds_per_step"]
     assert len(seconds) == 10
     assert all(len(each) == 2 and min(each) > 0 for each in seconds.values())
@@ -81,55 +83,58 @@ def test_parts_of_one_process_are_measured_printed_and_written(
     ]
     middle = ratios["ratios"]["naive / released"]["whole step"]["median"]
     assert middle == pytest.approx(sum(each) / 2)
-    phases = found["phases"]["ms_per_sample"]
+    phases = results["phases"]["ms_per_sample"]
     assert phases["AT"]["MI: estimators' update"] == 0
     assert phases["staged"]["MI: estimators' update"] == 0
     assert phases["joint"]["MI: estimators' update"] > 0
     assert phases["staged"]["MI: the classifier's term"] > 0
-    assert set(found["crafting"]["times_as_fast"]) > {"torchattacks.PGD", "raymi, plain"}
+    assert set(results["crafting"]["times_as_fast"]) > {"torchattacks.PGD", "raymi, plain"}
 
 
-def test_crafters_that_are_compared_attack_the_same_network_from_the_same_images() -> None:
-    made = {name: call() for name, call in crafters(planned(TINY)).items()}
+def test_compared_attacks_have_the_same_network_and_images() -> None:
+    made = {name: call() for name, call in attack_calls(planned(TINY)).items()}
     assert len(made) == 5
     for name, x_adv in made.items():
-        # one step of eps / 4 from random points of the ball: within it, and seldom another sign
+        # one step of eps / 4 from random points of the ball; signs of gradients seldom differ
         assert (x_adv - made["raymi, plain"]).abs().max() <= 2 * 8 / 255 + 1e-6
-        if name != "torchattacks.PGD":  # which draws its own start
+        if name != "torchattacks.PGD":  # draws its own start
             assert (x_adv - made["raymi, plain"]).abs().mean() < 1e-3
 
 
-def test_a_part_that_fails_does_not_end_the_others(
+def test_other_parts_continue_after_a_failed_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(plan: object) -> None:
         raise MeasurementFailed("no luck")
 
-    monkeypatch.setitem(bench.MEASURES, "operations", fails)
-    assert bench.main([*TINY, "parts=operations,phases"]) == 1
+    monkeypatch.setitem(MEASURES, "profile", fails)
+    assert bench.main([*TINY, "parts=profile,phases"]) == 1
     out = capsys.readouterr().out
     assert "failed: no luck" in out
     assert "| PGD crafting | " in out
 
 
-def test_what_was_measured_before_ctrl_c_is_shown(
+def test_ctrl_c_shows_the_parts_measured_before(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(plan: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(bench.MEASURES, "phases", interrupted)
-    assert bench.main([*TINY, "parts=operations,phases,crafting"]) == 130
+    monkeypatch.setitem(MEASURES, "profile", interrupted)
+    assert bench.main([*TINY, "parts=phases,profile,crafting"]) == 130
     out, err = capsys.readouterr()
-    assert "Multiply-adds per sample" in out
+    assert "| PGD crafting | " in out
     assert "machine " in out
     assert "interrupted" in err
 
 
-def test_help_and_bad_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_parts_and_options_and_unknown_parts_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert bench.main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(f"\n  {part} " in out for part in PARTS)
+    assert "\n  rounds=5  (whole number >= 1)\n" in out
     assert bench.main(["parts=nonsense"]) == 2
     assert "unknown part 'nonsense'" in capsys.readouterr().err
 
@@ -152,7 +157,7 @@ sys.exit(code)
 """
 
 
-def test_it_runs_where_ray_and_mlflow_are_not_installed(tmp_path: Path) -> None:
+def test_bench_runs_without_ray_and_mlflow(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", BLOCKED, *TINY, "parts=phases,ray", "workers=2"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
@@ -161,7 +166,7 @@ def test_it_runs_where_ray_and_mlflow_are_not_installed(tmp_path: Path) -> None:
     assert "not measured: Ray is not installed" in done.stdout
 
 
-def test_too_many_workers_are_left_out_and_said(
+def test_too_many_workers_are_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("raymi.benchmarks.plan.available_cores", lambda: 2)
@@ -169,62 +174,72 @@ def test_too_many_workers_are_left_out_and_said(
     assert "not measured: 50 workers need as many cores" in capsys.readouterr().out
 
 
+def fails_on_rank_one(group: Collectives, device: torch.device, word: str) -> str:
+    if group.rank == 1:
+        raise ValueError(f"not {word}")
+    return word
+
+
+def test_failure_in_a_process_is_reported() -> None:
+    assert run_processes(fails_on_rank_one, [("a",), ("b",)], connected=False) == ["a", "b"]
+    with pytest.raises(MeasurementFailed, match="ValueError: not b"):
+        run_processes(fails_on_rank_one, [("a",), ("b",)])
+
+
 @pytest.mark.exhaustive
-def test_fresh_processes_return_the_seconds_of_a_loop_and_the_peak_of_a_step() -> None:
+def test_fresh_processes_return_seconds_and_peak_memory() -> None:
     plan = planned([*TINY, *ONE_RUN])
     assert plain_run(plan, 2) > 0
-    memory = peak_in_process(plan, AT, 4)
+    memory = peak_in_process(plan, AT)
     assert memory["fits"]
     assert memory["peak"] > memory["before"] > 0
 
 
 @pytest.mark.exhaustive
-def test_parts_with_processes_of_their_own_are_measured(tmp_path: Path) -> None:
+def test_parts_in_other_processes_are_measured(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     done = subprocess.run(
         [sys.executable, "-m", "raymi.bench", *TINY, *ONE_RUN,
-         "parts=scaling,memory,largest", "memory=4", "--json", str(file)],
+         "parts=scaling,memory", "--json", str(file)],
         cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    found = json.loads(file.read_text())["parts"]
-    runs = {name: len(each) for name, each in found["scaling"]["seconds"].items()}
+    results = json.loads(file.read_text())["parts"]
+    runs = {name: len(each) for name, each in results["scaling"]["seconds"].items()}
     assert runs == {"1 worker": 1, "2 workers": 1, "2 workers apart": 1}
-    memory = found["memory"]["bytes"]
+    memory = results["memory"]["bytes"]
     assert all(one["fits"] and one["peak"] > one["before"] > 0 for one in memory.values())
-    assert found["largest"]["gib"] == 4
-    assert "extrapolated" in found["largest"]["how"]
 
 
 @pytest.mark.exhaustive
-def test_ray_train_is_measured_beside_plain_processes(tmp_path: Path) -> None:
+def test_ray_train_is_compared_with_plain_processes(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     done = subprocess.run(
         [sys.executable, "-m", "raymi.bench", *TINY, *ONE_RUN, "parts=ray", "--json", str(file)],
         cwd=tmp_path, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    found = json.loads(file.read_text())["parts"]["ray"]
-    assert found["workers"] == 2
-    assert found["threads"] == 1
-    assert len(found["seconds"]["ray"]) == len(found["seconds"]["plain"]) == 1
+    results = json.loads(file.read_text())["parts"]["ray"]
+    assert results["workers"] == 2
+    assert results["threads"] == 1
+    assert len(results["seconds"]["ray"]) == len(results["seconds"]["plain"]) == 1
 
 
-WAIT = 300.0  # seconds; only a failing test waits that long
+WAIT = 300.0  # seconds
 
 
 def measuring(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that a command has started for a measurement."""
-    found = []
+    """Returns the processes that a command started for a measurement."""
+    children = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if "raymi.benchmarks.child" in child.cmdline():
-                found.append(child)
-    return found
+            if any("spawn_main" in word for word in child.cmdline()):
+                children.append(child)
+    return children
 
 
-def _hear_ctrl_c() -> None:
-    """Restores the default action, which the background of a shell may have disabled."""
+def _enable_ctrl_c() -> None:
+    """Restores the default action of SIGINT, which a shell disables for background processes."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -243,7 +258,7 @@ def test_a_signal_ends_the_command_and_its_processes(
         [sys.executable, "-m", "raymi.bench", *TINY, "parts=scaling", "workers=2",
          "loop_steps=100000"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=_hear_ctrl_c,
+        preexec_fn=_enable_ctrl_c,
     )  # fmt: skip
     try:
         deadline = time.monotonic() + WAIT
@@ -258,4 +273,4 @@ def test_a_signal_ends_the_command_and_its_processes(
         _, alive = psutil.wait_procs(children, timeout=WAIT)
         assert not alive
     finally:
-        process.kill()  # its children end with it
+        process.kill()

@@ -1,51 +1,72 @@
-"""The naive schedule computes what the released form computes, with the released code's work."""
+"""Naive schedule: the result of the released form, with the operations of the released code."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from raymi.benchmarks.arms import AT, JOINT, NAIVE, RELEASED, STAGED, arm_config, trainee
+from raymi.benchmarks.arms import (
+    AT,
+    JOINT,
+    NAIVE,
+    RELEASED,
+    STAGED,
+    arm_config,
+    naive_schedule,
+    step_call,
+    trainee,
+    with_settings,
+)
 from raymi.benchmarks.naive import NaiveSchedule
-from raymi.benchmarks.operations import multiply_adds
-from raymi.benchmarks.plan import planned
+from raymi.commands.bench.options import planned
 from raymi.models.running_statistics import running_statistics_frozen
 
 CPU = torch.device("cpu")
 TINY = ("model.name=small-cnn", "mi.hidden=16", "mi.base_width=4", "image_size=16", "batch_size=12")
 
 
-def test_outside_of_crafting_the_naive_schedule_does_the_released_codes_work() -> None:
-    """ResNet-18, H = 2048, 32x32: seven forwards of which five are walked back, four local and
-    four global encodings with backward; against two forwards with backward, two local encodings,
-    and four global ones of which the input's gradient is taken."""
-    config = planned([]).config
-    state = trainee(arm_config(config, STAGED, {"optim.batch_size": 2}), CPU).state
+def multiply_adds(step: Callable[[], object], num: int) -> float:
+    """Counts multiply-adds of convolutions and matrix products, per sample."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / 2 / num
+
+
+def test_naive_step_has_the_operations_of_the_released_code() -> None:
+    """ResNet-18, H = 2048, 32x32, without the attack.
+
+    Naive: seven forwards, five with backward; four local and four global encodings with backward.
+    Released form: two forwards with backward, two local encodings, and four global ones with the
+    input's gradient.
+    """
+    config = with_settings(planned([]).config, {"optim.batch_size": 2})
+    state = trainee(arm_config(config, STAGED), CPU).state
     assert state.estimators is not None
     assert state.estimators.natural is not None
-    model = forward_operations(state.model, torch.rand(2, 3, 32, 32))
-    local = forward_operations(state.estimators.natural.local, torch.rand(2, 3, 32, 32))
-    global_ = forward_operations(state.estimators.natural.global_, torch.rand(2, 10, 1, 1))
+    natural, x, z = state.estimators.natural, torch.rand(2, 3, 32, 32), torch.rand(2, 10, 1, 1)
+    model = multiply_adds(lambda: state.model(x), 2)
+    local = multiply_adds(lambda: natural.local(x), 2)
+    global_ = multiply_adds(lambda: natural.global_(z), 2)
     assert model == pytest.approx(0.555e9, rel=0.01)
     assert local == pytest.approx(0.311e9, rel=0.01)
-    naive, needed = (multiply_adds(config, arm, CPU) for arm in (NAIVE, RELEASED))
+    naive, needed = (
+        multiply_adds(step_call(config, arm, CPU, crafting=False), 2) for arm in (NAIVE, RELEASED)
+    )
     assert naive == pytest.approx((7 + 2 * 5) * model + 4 * 3 * (local + global_), rel=0.01)
     assert needed == pytest.approx(2 * 3 * model + 2 * local + 4 * 2 * global_, rel=0.01)
     assert naive / needed == pytest.approx(3.3, rel=0.1)
 
 
-def forward_operations(module: torch.nn.Module, x: torch.Tensor) -> float:
-    with FlopCounterMode(display=False) as counter:
-        module(x)
-    return counter.get_total_flops() / 2 / len(x)
-
-
-def test_at_does_least_and_learning_estimators_costs_most_of_the_needed_work() -> None:
+def test_at_has_fewest_operations_and_learning_estimators_costs_more_than_frozen_ones() -> None:
     config = planned(TINY).config
-    counts = {arm: multiply_adds(config, arm, CPU) for arm in (AT, STAGED, JOINT, RELEASED)}
+    counts = {
+        arm: multiply_adds(step_call(config, arm, CPU, crafting=False), 12)
+        for arm in (AT, STAGED, JOINT, RELEASED)
+    }
     assert counts[AT] < counts[STAGED] < counts[RELEASED]
     assert counts[STAGED] < counts[JOINT]
 
@@ -57,8 +78,8 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-def test_a_naive_step_is_a_released_staged_step(float64: None) -> None:
-    """Loss, gradients, weights and running statistics after the step, at the same x_adv."""
+def test_naive_step_equals_a_released_staged_step(float64: None) -> None:
+    """Compares loss, gradients, weights and running statistics at the same x_adv."""
     config = arm_config(planned(TINY).config, RELEASED, {"scaling.channels_last": False})
     made = trainee(config, CPU)
     state, x = made.state, next(made.batches).x.double()
@@ -72,13 +93,13 @@ def test_a_naive_step_is_a_released_staged_step(float64: None) -> None:
     generator = torch.Generator().manual_seed(1)
     x_adv = (x + 0.5 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
     with running_statistics_frozen(model), torch.no_grad():
-        y = model(x).softmax(dim=0).argmax(dim=1)  # all are right as natural images
+        y = model(x).softmax(dim=0).argmax(dim=1)  # all natural images are classified right
         wrong = model(x_adv).softmax(dim=0).argmax(dim=1) != y
     assert 3 <= wrong.sum() <= len(x)
 
     loss, metrics = state.classifier.task(x, x_adv, y, [len(x)])
     state.classifier.backward(loss)
-    assert abs(metrics["loss_mi"]) > 1e-6  # there is something to agree about
+    assert abs(metrics["loss_mi"]) > 1e-6
     expected = naive.step_on(x, x_adv, y)
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-9, atol=0)
     for ours, theirs in zip(state.model.parameters(), model.parameters(), strict=True):
@@ -90,19 +111,11 @@ def test_a_naive_step_is_a_released_staged_step(float64: None) -> None:
         assert value.equal(estimators.state_dict()[name])
 
 
-def test_naive_crafting_is_pgd_within_the_ball(float64: None) -> None:
+def test_naive_attack_is_pgd_within_the_ball(float64: None) -> None:
     made = trainee(arm_config(planned(TINY).config, NAIVE), CPU)
     state, batch = made.state, next(made.batches)
     x = batch.x.double()
-    assert state.estimators is not None
-    assert state.classifier is not None
-    naive = NaiveSchedule(
-        state.model,
-        state.estimators,
-        state.classifier.optimizer,
-        made.config.attack,
-        state.autocast,
-    )
+    naive = naive_schedule(made)
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     x_adv = naive.craft(x, batch.y)
     assert (x_adv - x).abs().max() <= made.config.attack.eps + 1e-12

@@ -1,4 +1,4 @@
-"""What `python -m raymi.bench` is asked for, and what it refuses."""
+"""Command line of `python -m raymi.bench`: plans and refusals."""
 
 from __future__ import annotations
 
@@ -7,32 +7,33 @@ from pathlib import Path
 import pytest
 
 from raymi.benchmarks.arms import AT, JOINT, NAIVE, RELEASED, STAGED, arm_config, naive_problem
-from raymi.benchmarks.plan import PARTS, planned
+from raymi.benchmarks.plan import PARTS
 from raymi.benchmarks.scaling import no_scaling
 from raymi.benchmarks.synthetic import random_splits
+from raymi.commands.bench.options import planned
 from raymi.errors import UserError
 
 
-def test_by_default_it_is_the_networks_of_the_paper_and_every_part() -> None:
+def test_default_is_the_paper_s_networks_and_every_part() -> None:
     plan = planned([])
     config = plan.config
     assert plan.parts == tuple(PARTS)
     assert (config.model.name, config.optim.batch_size, config.attack.steps) == ("resnet18", 64, 10)
     assert (config.mi.hidden, config.mi.form, config.attack.eps) == (2048, "bounded", 8 / 255)
-    assert (plan.rounds, plan.runs, plan.memory, plan.json) == (5, 3, None, None)
+    assert (plan.rounds, plan.runs, plan.loop_steps, plan.json) == (5, 3, 8, None)
 
 
-def test_own_words_and_keys_of_a_run_go_together(tmp_path: Path) -> None:
+def test_options_and_keys_of_a_run_combine(tmp_path: Path) -> None:
     words = [
         "recipe=quickstart-namid-t",
-        "parts=saved,phases",
+        "parts=memory,phases",
         "rounds=2",
         "eps=8/255",
         "workers=2",
     ]
-    plan = planned([*words, "memory=1.5", "--json", str(tmp_path / "b.json")])
-    assert plan.parts == ("phases", "saved")
-    assert (plan.rounds, plan.workers, plan.memory) == (2, 2, 1.5)
+    plan = planned([*words, "threads=1", "--json", str(tmp_path / "b.json")])
+    assert plan.parts == ("phases", "memory")
+    assert (plan.rounds, plan.workers, plan.threads) == (2, 2, 1)
     assert plan.json == tmp_path / "b.json"
     assert (plan.config.attack.eps, plan.config.loss.base) == (8 / 255, "trades")
 
@@ -43,9 +44,9 @@ def test_own_words_and_keys_of_a_run_go_together(tmp_path: Path) -> None:
         (["parts=phses"], ["unknown part 'phses': did you mean phases?"]),
         (["parts=,"], ["parts: expected names"]),
         (["rounds=0"], ["rounds: expected whole number >= 1, got '0'"]),
-        (["runs=two", "memory=-1"], ["runs: expected whole number", "memory: expected GiB"]),
-        (["memory=nan"], ["memory: expected GiB"]),
-        (["--json", "/nowhere/b.json"], ["json: there is no folder /nowhere"]),
+        (["runs=two", "threads=-1"], ["runs: expected whole number", "threads: expected whole"]),
+        (["threads=5000"], ["threads: expected at most 4096, got 5000"]),
+        (["--json", "/nowhere/b.json"], ["json: no folder /nowhere"]),
         (["phases"], ["did you mean parts=phases?"]),
         (["recipe=quikstart"], ["did you mean quickstart?"]),
         (["mi.weight=0"], ["expected a configuration with both kinds of MI"]),
@@ -57,7 +58,7 @@ def test_own_words_and_keys_of_a_run_go_together(tmp_path: Path) -> None:
         (["use_gpu=true"], ["use_gpu=true needs a GPU"]),
     ],
 )
-def test_bad_words_are_one_error_with_a_line_for_each(
+def test_invalid_words_are_one_error_with_a_line_each(
     words: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -73,7 +74,7 @@ def test_bad_words_are_one_error_with_a_line_for_each(
     [[], ["mi.form=released"], ["recipe=strong-cifar10"], ["recipe=quickstart-namid-m"],
      ["recipe=paper-tinyimagenet-l2"], ["mi.balance=0.3"], ["attack.start=gaussian"]],
 )  # fmt: skip
-def test_arms_of_any_recipe_are_what_they_are_called(words: list[str]) -> None:
+def test_arms_of_any_recipe_have_the_settings_of_their_name(words: list[str]) -> None:
     config = planned(words).config
     arms = {arm: arm_config(config, arm) for arm in (AT, STAGED, JOINT, RELEASED, NAIVE)}
     assert not arms[AT].mi.enabled
@@ -95,18 +96,18 @@ def test_arms_of_any_recipe_are_what_they_are_called(words: list[str]) -> None:
     ("words", "cores", "why"),
     [
         (["workers=2"], 2, None),
-        (["workers=1"], 2, "give workers=2 or more"),
-        ([], 1, "it needs at least 2 cores, this machine has 1"),
-        (["workers=3"], 2, "3 workers need as many cores, there are 2"),
+        (["workers=1"], 2, "set workers=2 or more"),
+        ([], 1, "at least 2 cores are needed, this machine has 1"),
+        (["workers=3"], 2, "3 workers need as many cores, this machine has 2"),
         (["batch_size=2", "workers=2"], 4, None),
     ],
 )
-def test_what_cannot_be_scaled_is_said(
+def test_scaling_that_cannot_be_measured_has_a_reason(
     words: list[str], cores: int, why: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("raymi.benchmarks.plan.available_cores", lambda: cores)
-    found = no_scaling(planned([*words, "use_gpu=false"]))
-    assert found == why if why is None else why in (found or "")
+    reason = no_scaling(planned([*words, "use_gpu=false"]))
+    assert reason == why if why is None else why in (reason or "")
 
 
 def test_random_images_have_the_shape_of_the_data_set_and_depend_on_the_seed() -> None:
@@ -118,6 +119,6 @@ def test_random_images_have_the_shape_of_the_data_set_and_depend_on_the_seed() -
     assert splits.train.digest != random_splits(other, 7).train.digest
 
 
-def test_the_naive_schedule_is_for_linf() -> None:
+def test_naive_schedule_supports_linf_only() -> None:
     assert naive_problem(planned([]).config) is None
     assert naive_problem(planned(["attack.norm=l2", "eps=0.5"]).config) is not None

@@ -1,4 +1,4 @@
-"""`python -m raymi.train` as it is typed: what it prints and how it ends, without starting Ray."""
+"""Command line of `python -m raymi.train`: output and exit codes, without Ray."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from raymi import train
+from raymi.commands.train import options as train_options
+from raymi.commands.train import run as train_run
 from raymi.config import Config
 from raymi.errors import StorageError, UserError
 from raymi.overrides import leaves, split_words
@@ -36,18 +38,18 @@ Run = Callable[..., Ended]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in an empty folder; `launch` is an error unless a test puts its own there."""
+    """Runs the command in an empty folder; `launch` raises unless a test replaces it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))  # a user's model adds the current folder
     for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAYMI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(train, "launch", _never)
+    monkeypatch.setattr(train_run, "launch", _never)
 
     def run(*words: str) -> Ended:
         code = train.main(list(words))
-        said = capsys.readouterr()
-        return Ended(code, said.out, said.err)
+        printed = capsys.readouterr()
+        return Ended(code, printed.out, printed.err)
 
     return run
 
@@ -103,7 +105,7 @@ def test_help_takes_less_than_five_seconds_and_loads_neither_ray_nor_mlflow() ->
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
 
 
-def test_dry_run_starts_looks_for_and_writes_nothing(run: Run, tmp_path: Path) -> None:
+def test_dry_run_checks_no_hardware_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     ended = run("--dry-run", "workers=64", "data.name=folder", "data.root=/nowhere")
     assert (ended.code, ended.err) == (0, "")
     assert list(tmp_path.iterdir()) == []
@@ -119,7 +121,7 @@ def test_dry_run_prints_words_that_reproduce_the_run(run: Run) -> None:
     assert build_config("quickstart", parsed.settings).tracking.experiment == "two words"
 
 
-def test_wrong_words_and_what_is_missing_are_said_at_once(run: Run, tmp_path: Path) -> None:
+def test_all_invalid_words_and_missing_inputs_are_listed_together(run: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ended = run("lrr=1", "eps=8", "data.name=folder", "data.root=/nope", "workers=33", "out=file/x")
     assert (ended.code, ended.out) == (2, "")
@@ -174,7 +176,7 @@ def test_bad_input_is_one_clear_error_and_exit_code_2(
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["taken"]
 
 
-def test_resuming_an_unknown_run_lists_the_newest_ones(run: Run, tmp_path: Path) -> None:
+def test_resume_of_an_unknown_run_lists_the_newest_ones(run: Run, tmp_path: Path) -> None:
     for seconds, name in enumerate(("old", "new")):
         made = finished_run(tmp_path / "runs" / name)
         os.utime(made.config, (seconds, seconds))
@@ -183,7 +185,7 @@ def test_resuming_an_unknown_run_lists_the_newest_ones(run: Run, tmp_path: Path)
     assert f"no run 'lost' in {tmp_path}/runs; the newest runs there: new, old" in err
 
 
-def test_resume_refuses_whatever_decides_the_result(run: Run, tmp_path: Path) -> None:
+def test_resume_refuses_settings_that_decide_the_result(run: Run, tmp_path: Path) -> None:
     finished_run(tmp_path / "runs" / "mine")
     code, _, err = run(
         "resume=mine", "lr=0.2", "precision=bf16", "sync_batchnorm=false", "data.name=mnist"
@@ -195,9 +197,7 @@ def test_resume_refuses_whatever_decides_the_result(run: Run, tmp_path: Path) ->
     assert "scaling.workers" in err.partition("change only")[2]
 
 
-def test_resume_takes_what_does_not_change_results_or_changes_nothing(
-    run: Run, tmp_path: Path
-) -> None:
+def test_resume_accepts_settings_that_leave_the_results_unchanged(run: Run, tmp_path: Path) -> None:
     finished_run(tmp_path / "runs" / "mine", attack={"eps": 0.07})
     words = ["workers=1", "keep=5", "eps=0.07", "mi.form=bounded", "--dry-run"]
     for name in ("mine", "runs/mine", str(tmp_path / "runs" / "mine")):
@@ -208,13 +208,13 @@ def test_resume_takes_what_does_not_change_results_or_changes_nothing(
             assert line in lines
 
 
-def test_resume_finds_a_run_in_the_folder_that_out_names(run: Run, tmp_path: Path) -> None:
+def test_resume_finds_a_run_in_the_folder_out(run: Run, tmp_path: Path) -> None:
     finished_run(tmp_path / "elsewhere" / "mine")
     assert run("resume=mine", "--dry-run").code == 2
     assert run("resume=mine", "out=elsewhere", "--dry-run").code == 0
 
 
-def test_a_damaged_configuration_of_a_run_is_one_clear_error(run: Run, tmp_path: Path) -> None:
+def test_damaged_configuration_of_a_run_is_one_clear_error(run: Run, tmp_path: Path) -> None:
     folder = finished_run(tmp_path / "runs" / "mine")
     folder.config.write_text('{"optim": {"no_such_key": 1}}')
     code, _, err = run("resume=mine")
@@ -222,7 +222,7 @@ def test_a_damaged_configuration_of_a_run_is_one_clear_error(run: Run, tmp_path:
     assert "of another version of raymi" in err
 
 
-def test_a_user_s_own_model_is_found_in_the_current_folder(run: Run, tmp_path: Path) -> None:
+def test_own_model_is_found_in_the_current_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "own_net_of_test.py").write_text("def net(num_classes, image_size): ...\n")
     code, _, err = run("model.name=own_net_of_test:net", "name=.no")
     assert code == 2
@@ -230,7 +230,7 @@ def test_a_user_s_own_model_is_found_in_the_current_folder(run: Run, tmp_path: P
 
 
 def fake_launch(outcome: BaseException | None) -> Callable[..., None]:
-    """What `launch` does, without Ray: tells the callbacks of a whole run, then ends."""
+    """Returns a replacement of `launch` without Ray: emits the events of a run, then ends."""
 
     def launch(
         config: Config, folder: RunFolder, callbacks: Sequence[Any], **_: Callable[..., None]
@@ -242,8 +242,8 @@ def fake_launch(outcome: BaseException | None) -> Callable[..., None]:
         for which in ("last", "best"):
             event = {"kind": "evaluation", "which": which, "of_epoch": 3, "attack": attack}
             event["chosen"] = which == "best"
-            for follower in callbacks:
-                follower.event({**event, **position, **accuracy})
+            for callback in callbacks:
+                callback.event({**event, **position, **accuracy})
         if outcome is not None:
             raise outcome
 
@@ -251,7 +251,7 @@ def fake_launch(outcome: BaseException | None) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(
-    ("outcome", "code", "says"),
+    ("outcome", "code", "message"),
     [
         (None, 0, "60.0% (50.2-69.1)"),
         (Stopped(2), 130, "stopped by SIGINT; to continue: python -m raymi.train resume=mine"),
@@ -261,18 +261,18 @@ def fake_launch(outcome: BaseException | None) -> Callable[..., None]:
         (UserError("corrupt image x.png"), 2, "corrupt image x.png"),
     ],
 )
-def test_the_exit_code_says_how_the_run_ended(
+def test_exit_code_depends_on_the_end_of_the_run(
     run: Run,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     outcome: BaseException | None,
     code: int,
-    says: str,
+    message: str,
 ) -> None:
-    monkeypatch.setattr(train, "launch", fake_launch(outcome))
+    monkeypatch.setattr(train_run, "launch", fake_launch(outcome))
     ended = run("name=mine", "tracking.enabled=false", "workers=1")
     assert ended.code == code
-    assert says in ended.out + ended.err
+    assert message in ended.out + ended.err
     assert (ended.out + ended.err).count("warning: MI dominates") == 1
     folder = RunFolder(tmp_path / "runs" / "mine")
     assert folder.read_config() == build_config(
@@ -284,16 +284,16 @@ def test_the_exit_code_says_how_the_run_ended(
     assert about["recipe"] == "quickstart"
 
 
-def test_a_defect_of_ours_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "launch", fake_launch(ZeroDivisionError("ours")))
+def test_defect_of_raymi_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_run, "launch", fake_launch(ZeroDivisionError("ours")))
     with pytest.raises(ZeroDivisionError):
         run("name=mine", "tracking.enabled=false", "workers=1")
 
 
-def test_the_way_to_continue_is_a_path_where_the_name_would_not_be_found(
+def test_command_to_continue_has_the_path_of_a_run_outside_of_runs(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "launch", fake_launch(Stopped(2)))
+    monkeypatch.setattr(train_run, "launch", fake_launch(Stopped(2)))
     ended = run("name=mine", "out=my runs", "tracking.enabled=false", "workers=1")
     command = ended.out.partition("to continue: ")[2].splitlines()[0]
     *_, word = shlex.split(command)
@@ -301,34 +301,34 @@ def test_the_way_to_continue_is_a_path_where_the_name_would_not_be_found(
     assert run(word, "--dry-run").code == 0
 
 
-def test_an_unhandled_ctrl_c_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unhandled_ctrl_c_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "input_problems", lambda *_, **__: interrupted())
+    monkeypatch.setattr(train_options, "input_problems", lambda *_, **__: interrupted())
     assert run() == Ended(130, "", "interrupted\n")
 
 
-def test_a_full_disk_is_said_without_a_traceback_wherever_it_comes(
+def test_full_disk_is_reported_without_a_traceback(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/mine/tracking.json")
 
-    monkeypatch.setattr(train, "launch", full)
+    monkeypatch.setattr(train_run, "launch", full)
     ended = run("name=mine", "tracking.enabled=false", "workers=1")
     assert ended.code == 1
     expected = "cannot write /runs/mine/tracking.json (No space left on device): free space there"
     assert ended.err == f"error: {expected}\n"
 
 
-def test_storage_that_fails_in_a_run_is_told_with_how_to_continue(
+def test_storage_failure_is_reported_with_the_command_to_continue(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object, **__: object) -> None:
         raise StorageError("cannot write the journal")
 
-    monkeypatch.setattr(train, "launch", full)
+    monkeypatch.setattr(train_run, "launch", full)
     ended = run("name=mine", "tracking.enabled=false", "workers=1")
     assert ended.code == 1
     assert "the run failed: cannot write the journal\n" in ended.out

@@ -344,7 +344,7 @@ def test_other_settings_under_the_same_name_are_refused(run: Run, fake: Path) ->
         (["seeds=-1"], ["seeds: expected 0..9"]),
         (["seeds=3..1"], ["seeds: expected the smaller one first"]),
         (["seeds=0..2,1"], ["seeds: a seed is given twice"]),
-        (["parallel=0"], ["parallel: expected whole number >= 1, got '0'"]),
+        (["parallel=0"], ["parallel: expected whole number >= 1 | none, got '0'"]),
         (["parallel=two"], ["parallel: expected whole number >= 1"]),
         (["seed=1"], ["seed cannot be set here: set seeds=0..9"]),
         (["workers=2"], ["scaling.workers cannot be set here"]),

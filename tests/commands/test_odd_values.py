@@ -1,4 +1,4 @@
-"""Whatever a value is, a command takes it or refuses it in a message, before any work.
+"""Every command accepts an odd value or refuses it in a message, before any work.
 
 Every key of every command x values that break parsers, paths, float32 or terminals; the default
 tests take a sample of them.
@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from raymi import export, probe, standalone, train
-from raymi.benchmarks import plan as bench_plan
+from raymi.commands.bench import options as bench_options
 from raymi.commands.cli import run_command
 from raymi.commands.compare import options as compare_plan
 from raymi.commands.evaluate import options as evaluation_request
 from raymi.commands.option_types import seed_list, whole
-from raymi.commands.report import options as report_request
+from raymi.commands.report import options as report_options
 from raymi.commands.select import options as selection_request
 from raymi.commands.tune import options as sweep_request
 from raymi.config import Config
@@ -40,37 +40,33 @@ VALUES = [
 KEYS = [key for key, _ in leaves()]
 
 
-def judged(judge: Callable[[Sequence[str]], object]) -> Callable[[list[str]], int]:
-    """A command that reads and checks its words, and does nothing else."""
-    return lambda words: run_command(lambda given: int(judge(given) is None), words) // 2 * 2
+def parsing(parse: Callable[[Sequence[str]], object]) -> Callable[[list[str]], int]:
+    """Returns a command that only parses and checks its words."""
+    return lambda words: run_command(lambda given: int(parse(given) is None), words) // 2 * 2
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str], list[str]]] = {
     "train": (lambda words: train.main([*words, "--dry-run"]), ["recipe", "resume", *KEYS], []),
     "standalone": (standalone.main, ["recipe", *KEYS], ["attack.steps=-1"]),
     "evaluate": (
-        judged(evaluation_request.requested),
+        parsing(evaluation_request.requested),
         [*evaluation_request.OWN, *filter(evaluation_request.takes, KEYS)],
         [],
     ),
-    "select": (judged(selection_request.requested), list(selection_request.OWN), []),
-    "report": (
-        judged(report_request.parse_options),
-        [*report_request.OWN, "data.root"],
-        ["nothing"],
-    ),
+    "select": (parsing(selection_request.requested), list(selection_request.OWN), []),
+    "report": (parsing(report_options.plan_report), [*report_options.OWN, "data.root"], []),
     "bench": (
-        judged(bench_plan.planned),
-        ["recipe", "parts", "memory", "json", "rounds", "runs", "loop_steps", "threads", *KEYS],
-        ["parts=operations"],
+        parsing(bench_options.planned),
+        ["recipe", "parts", "json", "rounds", "runs", "loop_steps", "threads", *KEYS],
+        ["parts=profile"],
     ),
     "tune": (
-        judged(sweep_request.asked_for),
+        parsing(sweep_request.asked_for),
         ["space", "recipe", "resume", "seeds", *sweep_request.TUNE, *KEYS],
         [],
     ),
     "compare": (
-        judged(compare_plan.plan_comparison),
+        parsing(compare_plan.plan_comparison),
         ["recipe", "arms", "seeds", "parallel", *KEYS],
         [],
     ),
@@ -80,7 +76,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str], list[str]]] = {
 
 
 def check(command: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """Runs a command; what is wrong, or nothing."""
+    """Runs a command; returns its problem, or an empty text."""
     body = COMMANDS[command][0]
     try:
         code = body(words)
@@ -105,18 +101,20 @@ def product() -> list[tuple[str, list[str]]]:
 
 
 @pytest.fixture(autouse=True)
-def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RAYMI_DATA", str(tmp_path / "data"))
 
 
-def test_odd_values_are_taken_or_refused_in_a_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_odd_values_are_accepted_or_refused_in_a_message(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     some = random.Random(5).sample(product(), 250)
     assert [problem for one in some if (problem := check(*one, capsys))] == []
 
 
 @pytest.mark.exhaustive
-def test_all_odd_values_are_taken_or_refused_in_a_message(
+def test_all_odd_values_are_accepted_or_refused_in_a_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert [problem for one in product() if (problem := check(*one, capsys))] == []
@@ -128,12 +126,12 @@ def test_odd_words_are_refused_in_a_message(
 ) -> None:
     for value in VALUES:
         words = [[value], [f"{value}={value}"], [f"--{value}"], ["lr=1", f"lr={value}"]]
-        found = [check(command, one, capsys) for one in words]
-        assert [problem for problem in found if problem] == []
+        problems = [check(command, one, capsys) for one in words]
+        assert [problem for problem in problems if problem] == []
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"optim.lr": "1e308"}, "optim.lr: expected at most 1e+30, got 1e+308"),
         ({"optim.lr": "1e-320"}, "optim.lr: expected 0 or at least 1e-30"),
@@ -148,18 +146,18 @@ def test_odd_words_are_refused_in_a_message(
         ({"loss.base": [1]}, "loss.base: expected at | trades | mart, got [1]"),
     ],
 )
-def test_values_that_no_run_can_hold_are_refused(settings: dict[str, object], says: str) -> None:
+def test_values_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:
     (problem,) = examine(nest(settings))[1]
-    assert says in problem
+    assert message in problem
 
 
-def test_every_number_that_is_accepted_fits_into_float32() -> None:
+def test_accepted_numbers_fit_into_float32() -> None:
     for key in KEYS:
         for value in (1e38, 1e308, -1e308, 10**40):
             assert examine(nest({key: value}))[1], (key, value)
 
 
-def test_numbers_of_commands_are_bounded() -> None:
+def test_numbers_of_options_are_bounded() -> None:
     problems: list[str] = []
     assert whole("num", "9" * 5000, 3, problems) == 3
     assert whole("num", str(10**12), 3, problems) == 3
@@ -169,7 +167,7 @@ def test_numbers_of_commands_are_bounded() -> None:
     assert max(map(len, problems)) < 400
 
 
-def test_a_message_can_be_printed_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_is_printable_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     written = BytesIO()
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, TextIOWrapper(written, "ascii", errors="strict"))
@@ -185,5 +183,5 @@ def test_a_message_can_be_printed_in_any_encoding(monkeypatch: pytest.MonkeyPatc
     assert b"error: no run '\\xf1and\\xfa \\u2603'" in written.getvalue()
 
 
-def test_the_defaults_are_within_their_bounds() -> None:
+def test_defaults_are_within_their_bounds() -> None:
     assert examine(Config().model_dump())[1] == []

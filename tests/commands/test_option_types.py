@@ -1,4 +1,4 @@
-"""Keys of a command: what is right is understood, what is wrong gets a line, and nothing stops."""
+"""Parsers of command options: values, and a line for each problem."""
 
 from __future__ import annotations
 
@@ -8,45 +8,49 @@ from pathlib import Path
 import pytest
 
 from raymi.commands.option_types import names, new_file, new_folder, seed_list, whole, with_json
+from raymi.config import Count, Section
+from raymi.overrides import parse_options
 
 
 @pytest.mark.parametrize(
-    ("text", "default", "found"), [("7", None, 7), (None, None, None), (None, 5, 5), ("007", 1, 7)]
+    ("text", "default", "expected"),
+    [("7", None, 7), (None, None, None), (None, 5, 5), ("007", 1, 7)],
 )
-def test_whole_numbers(text, default, found):
+def test_whole_numbers(text, default, expected):
     problems: list[str] = []
-    assert whole("num", text, default, problems) == found
+    assert whole("num", text, default, problems) == expected
     assert problems == []
 
 
 @pytest.mark.parametrize(("text", "least"), [("0", 1), ("-1", 0), ("1e3", 1), ("", 1), ("²", 1)])
-def test_what_is_no_whole_number_is_said_and_the_default_stands(text, least):
+def test_invalid_whole_number_is_reported_and_the_default_returned(text, least):
     problems: list[str] = []
     assert whole("num", text, 3, problems, least) == 3
     assert problems == [f"num: expected whole number >= {least}, got {text!r}"]
 
 
 @pytest.mark.parametrize(
-    ("text", "found"), [(None, ()), ("a", ("a",)), (" b , a,", ("b", "a")), ("c,c,a", ("c", "a"))]
+    ("text", "expected"),
+    [(None, ()), ("a", ("a",)), (" b , a,", ("b", "a")), ("c,c,a", ("c", "a"))],
 )
-def test_names_are_in_their_order_and_each_once(text, found):
+def test_names_keep_their_order_without_duplicates(text, expected):
     problems: list[str] = []
-    assert names("key", text, problems) == found
+    assert names("key", text, problems) == expected
     assert problems == (["key: c is given twice"] if text == "c,c,a" else [])
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [("0..2", (0, 1, 2)), ("3,1", (3, 1)), ("5..5", (5,)), ("0..1, 7", (0, 1, 7)), ("9", (9,))],
 )
-def test_seeds_are_listed_or_a_range_or_both(text, found):
+def test_seeds_are_a_list_or_a_range_or_both(text, expected):
     problems: list[str] = []
-    assert seed_list("seeds", text, problems) == found
+    assert seed_list("seeds", text, problems) == expected
     assert problems == []
 
 
 @pytest.mark.parametrize("text", ["", "x", "1..x", "-1", "0..", "..3", "0..1..2", "3..1", "1,1"])
-def test_other_seeds_are_refused_with_one_line(text):
+def test_invalid_seeds_are_one_line(text):
     problems: list[str] = []
     seed_list("runs", text, problems)
     (line,) = problems
@@ -54,7 +58,7 @@ def test_other_seeds_are_refused_with_one_line(text):
     assert repr(text) in line
 
 
-def test_a_file_and_a_folder_that_can_be_made_are_absolute(tmp_path, monkeypatch):
+def test_new_file_and_folder_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     problems: list[str] = []
     assert new_file("json", "x.json", problems) == tmp_path / "x.json"
@@ -65,7 +69,7 @@ def test_a_file_and_a_folder_that_can_be_made_are_absolute(tmp_path, monkeypatch
     assert problems == []
 
 
-def test_places_that_cannot_be_written_get_a_line_each(tmp_path, monkeypatch):
+def test_paths_that_cannot_be_written_are_a_line_each(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     problems: list[str] = []
     new_file("json", str(tmp_path / "no" / "x.json"), problems)
@@ -89,14 +93,38 @@ def test_places_that_cannot_be_written_get_a_line_each(tmp_path, monkeypatch):
         (["a", "b"], ["a", "b"]),
     ],
 )
-def test_json_and_its_file_are_one_word(words, joined):
+def test_json_and_its_file_become_one_word(words, joined):
     problems: list[str] = []
     assert with_json(words, problems) == joined
     assert problems == []
 
 
 @pytest.mark.parametrize("words", [["--json"], ["--json", "a=1"]])
-def test_json_without_a_file_gets_a_line(words):
+def test_json_without_a_file_is_a_line(words):
     problems: list[str] = []
     assert with_json(words, problems) == words[1:]
     assert problems == ["--json: expected a file after it: --json FILE"]
+
+
+class Options(Section):
+    """Options of a command."""
+
+    rounds: Count = 5
+    """Rounds of measurements."""
+    threads: Count | None = None
+    """Threads."""
+
+
+def test_options_are_parsed_by_their_section():
+    assert parse_options(Options, {}) == (Options(), [])
+    given = {"rounds": "2", "threads": "none"}
+    assert parse_options(Options, given) == (Options(rounds=2), [])
+
+
+def test_invalid_options_are_a_line_each_and_have_their_defaults():
+    options, problems = parse_options(Options, {"rounds": "0", "threads": "x"})
+    assert options == Options()
+    assert problems == [
+        "rounds: expected whole number >= 1, got '0'",
+        "threads: expected whole number >= 1 | none, got 'x'",
+    ]

@@ -1,4 +1,4 @@
-"""A report from its options to its folder."""
+"""A report from its plan to its folder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import tiny_runs
 from tiny_sweeps import begin
 
-from raymi.commands.report.options import parse_options
-from raymi.commands.report.run import MULTIPLES, make_report, plan_runs, upload_report
+from raymi.commands.report.options import plan_report
+from raymi.commands.report.run import MULTIPLES, make_report, read_inputs, upload_report
 from raymi.errors import UserError
 from raymi.runs.run_folder import RunFolder
 from raymi.tuning.sweep_folder import TrialRun
@@ -35,11 +35,11 @@ def report(*words: str) -> tuple[list[str], list[tuple[str, int, int]]]:
     """Makes a report; returns its warnings and progress."""
     lines: list[str] = []
     beats: list[tuple[str, int, int]] = []
-    options = parse_options(words)
-    plans = plan_runs(options)
-    files = make_report(options, plans, lines.append, lambda *beat: beats.append(beat))
+    plan = plan_report(words)
+    inputs = read_inputs(plan)
+    files = make_report(plan, inputs, lines.append, lambda *beat: beats.append(beat))
     assert files[-1].is_file()
-    assert list(upload_report(options, plans, files)) == [], "the runs are not in MLflow"
+    assert list(upload_report(plan, inputs, files)) == [], "the runs are not in MLflow"
     return lines, beats
 
 
@@ -69,8 +69,8 @@ def test_a_report_without_attacks_has_the_accuracies_of_the_training(home):
 
     known = json.loads((home / "reports" / "a" / "report.json").read_text())["tables"]
     folder.weights("best").unlink()
-    (plan,) = plan_runs(parse_options(["a"]))
-    assert "best.safetensors are missing" in plan.notes[0]
+    (one,) = read_inputs(plan_report(["a"]))
+    assert "best.safetensors are missing" in one.notes[0]
     report("a", "samples=0")
     assert json.loads((home / "reports" / "a" / "report.json").read_text())["tables"] == known != []
 
@@ -102,15 +102,15 @@ def test_missing_images_are_reported_before_any_attack(home):
     config = tiny_runs.tiny_config({"data.name": "npz", "data.root": "gone.npz"})
     folder.write_config(config)
     with pytest.raises(UserError, match="or set samples=0, for a report without attacks"):
-        plan_runs(parse_options(["b", "a"]))
+        read_inputs(plan_report(["b", "a"]))
     report("a", "b", "samples=0")
 
 
 def test_changed_test_images_give_a_note(home):
     folder = trained(home / "runs" / "a")
     folder.write_config(tiny_runs.tiny_config({"data.limit": 100}))
-    (plan,) = plan_runs(parse_options(["a"]))
-    assert "the test images have changed since training" in plan.notes[0]
+    (one,) = read_inputs(plan_report(["a"]))
+    assert "the test images have changed since training" in one.notes[0]
 
 
 def test_a_run_without_a_radius_is_not_attacked(home):
@@ -118,6 +118,6 @@ def test_a_run_without_a_radius_is_not_attacked(home):
     config = folder.read_config()
     attack = config.attack.model_copy(update={"eps": 0.0})
     folder.write_config(config.model_copy(update={"attack": attack}))
-    (plan,) = plan_runs(parse_options(["a"]))
-    assert plan.notes == ("no attack, as its radius is 0",)
+    (one,) = read_inputs(plan_report(["a"]))
+    assert one.notes == ("no attack, as its radius is 0",)
     report("a")

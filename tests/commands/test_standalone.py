@@ -1,4 +1,4 @@
-"""`python -m raymi.standalone`: ends on signals and at its time limit with a checkpoint."""
+"""`python -m raymi.standalone`: signals and the time limit end it with a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raymi.runs.checkpoint import load_checkpoint
 from raymi.runs.run_folder import RunFolder
 from raymi.standalone import main
 
-WAIT = 300.0  # seconds; only a failing test waits that long
+WAIT = 300.0  # seconds
 TINY = [
     "name=mine", "data.limit=100", "model.width=0.25", "mi.weight=0", "attack.steps=1",
     "evaluation.steps=1", "validation.steps=1", "probe.steps=0", "scaling.workers=1",
@@ -27,7 +27,7 @@ def words(tmp_path: Path) -> list[str]:
     return [*TINY, f"out={tmp_path}"]
 
 
-def test_the_time_limit_has_an_exit_code_of_its_own_and_the_same_command_continues(
+def test_time_limit_exits_with_75_and_the_same_command_continues(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "epochs=2", "limit.hours=1e-9"]) == 75
@@ -40,14 +40,14 @@ def test_the_time_limit_has_an_exit_code_of_its_own_and_the_same_command_continu
     assert "has other settings" in capsys.readouterr().err
 
 
-def test_losses_that_are_not_finite_end_with_one_message(
+def test_losses_that_are_not_finite_are_one_message(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "lr=1e30", "epochs=1", "optim.schedule=constant"]) == 1
     assert capsys.readouterr().err.startswith("error: expected finite losses, got loss")
 
 
-def test_a_full_disk_ends_with_one_message_and_the_same_command_continues(
+def test_full_disk_is_one_message_and_the_same_command_continues(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "epochs=1", "limit.hours=1e-9"]) == 75
@@ -71,7 +71,7 @@ def test_a_full_disk_ends_with_one_message_and_the_same_command_continues(
 @pytest.mark.parametrize(
     "signum", [pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive), signal.SIGTERM]
 )
-def test_a_signal_leaves_a_checkpoint(words: list[str], tmp_path: Path, signum: int) -> None:
+def test_signal_leaves_a_checkpoint(words: list[str], tmp_path: Path, signum: int) -> None:
     command = [sys.executable, "-m", "raymi.standalone", *words, "epochs=100000"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = RunFolder(tmp_path / "mine")

@@ -1,4 +1,4 @@
-"""A place that cannot be written is one message in every command, before any work."""
+"""A path that cannot be written is one message in every command, before any work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WORDS: dict[str, tuple[Main, list[str], str]] = {
     "evaluate": (evaluate.main, ["model=none"], "results"),
     "report": (report.main, ["none"], "out"),
     "export": (export.main, ["model=none"], "folder"),
-    "bench": (bench.main, ["parts=operations"], "json"),
+    "bench": (bench.main, ["parts=profile"], "json"),
     "select": (select.main, [], "json"),
 }
 
@@ -42,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("place", ["file/x", "loop/x", "/proc/x", "/dev/null/x", "y" * 255 + "z/x"])
 @pytest.mark.parametrize("command", WORDS)
-def test_a_place_that_cannot_be_written_is_one_message(
+def test_path_that_cannot_be_written_is_one_message(
     command: str, place: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main, words, key = WORDS[command]
@@ -52,19 +52,19 @@ def test_a_place_that_cannot_be_written_is_one_message(
     assert error.count("\n") <= 6
 
 
-def test_a_ledger_that_cannot_be_written_says_so() -> None:
+def test_outcome_store_that_cannot_be_written_is_an_error() -> None:
     with pytest.raises(StorageError, match="cannot write /proc/x"):
         OutcomeStore(Path("/proc/x"), {"model": "a"})
 
 
-def test_a_lock_that_cannot_be_made_says_so(home: Path) -> None:
+def test_lock_that_cannot_be_made_is_an_error(home: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot write .*file/\.lock"):
         with file_lock(home / "file" / ".lock", "busy"):
             pass
 
 
 @pytest.mark.parametrize(
-    ("number", "says"),
+    ("number", "message"),
     [
         (errno.EACCES, "cannot read or write /a/b (Permission denied): change its permissions"),
         (errno.EROFS, "(Read-only file system): it is on a read-only file system"),
@@ -73,14 +73,14 @@ def test_a_lock_that_cannot_be_made_says_so(home: Path) -> None:
         (errno.ENAMETOOLONG, "(File name too long): choose a shorter name"),
     ],
 )
-def test_an_error_of_a_file_is_one_message_wherever_it_comes_from(
-    number: int, says: str, capsys: pytest.CaptureFixture[str]
+def test_file_error_is_one_message(
+    number: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def body(words: list[str]) -> int:
         raise OSError(number, os.strerror(number), "/a/b")
 
     assert run_command(body, []) == 1
-    assert says in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from ray_head import Head
 from raymi_command import SLOW_MODEL, events, finish, start, succeed, wait_for, write_slow_model
 
 from raymi import train
+from raymi.commands.train import run as train_run
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import delivery, store
 from raymi.tracking.tracker import Tracker
@@ -37,7 +38,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in store.CLIENT_SETTINGS.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(delivery, "RETRY_SECONDS", (0.2, 0.5))
-    monkeypatch.setattr(train, "FAIL_SECONDS", 3.0)
+    monkeypatch.setattr(train_run, "FAIL_SECONDS", 3.0)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -16,7 +16,8 @@ from raymi.data import load_splits
 from raymi.engine.pgd_evaluation import PGDAttack
 from raymi.errors import UserError
 from raymi.reporting.accuracies import training_accuracies
-from raymi.reporting.files import check_folder, write_report
+from raymi.reporting.files import write_report
+from raymi.reporting.folder import check_folder
 from raymi.reporting.outcomes import attack_images
 from raymi.reporting.page import Report, TrialTable, as_html
 from raymi.reporting.robustness_curve import RobustnessCurve

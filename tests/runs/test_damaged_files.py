@@ -22,8 +22,8 @@ from raymi import export, probe, report, standalone, train
 from raymi.commands.cli import run_command
 from raymi.commands.compare.run import ArmRun
 from raymi.commands.evaluate.plan import planned as planned_evaluation
-from raymi.commands.report.options import parse_options
-from raymi.commands.report.run import plan_runs
+from raymi.commands.report.options import plan_report
+from raymi.commands.report.run import read_inputs
 from raymi.evaluation.model_evaluation import ModelEvaluation
 from raymi.evaluation.outcome_store import OutcomeStore
 from raymi.ray_backend.train_driver import RunFailed
@@ -169,7 +169,7 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _report(words: list[str]) -> int:
-    plan_runs(parse_options(words))
+    read_inputs(plan_report(words))
     return 0
 
 
@@ -225,7 +225,7 @@ def check(home: Path, file: str, damage: str, command: str, patch: pytest.Monkey
     path = copy / file
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     patch.chdir(copy)
-    patch.setattr(train, "launch", launch)
+    patch.setattr("raymi.commands.train.run.launch", launch)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

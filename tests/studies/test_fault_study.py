@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
         (-9, "", "lost"),
     ],
 )
-def test_the_end_of_a_command_is_classified(code: int | None, err: str, expected: str) -> None:
+def test_end_of_a_command_is_classified(code: int | None, err: str, expected: str) -> None:
     case = Case("word", "train", ("x=1",), "x")
     assert outcome(case, Ended(code, "", err)) == expected
 

@@ -26,7 +26,7 @@ def trained(*robust: float, ended: str = "finished") -> Trained:
     return Trained({}, len(robust) + (ended == "failed"), ended, robust)
 
 
-def test_a_configuration_is_found_when_its_trial_has_come_to_its_end() -> None:
+def test_configuration_counts_when_its_trial_ends() -> None:
     trials = [
         trained(0.1, 0.5),
         trained(0.9, ended="stopped"),
@@ -61,7 +61,7 @@ def test_as_good_is_the_first_time_at_or_above_the_best_of_the_reference() -> No
         ([0.2, 0.4], pytest.approx(0.3)),
     ],
 )
-def test_never_is_later_than_any_share_in_the_median(
+def test_median_counts_never_as_the_latest(
     shares: list[float | None], expected: float | None
 ) -> None:
     compared = [Comparison(None, None, None, share) for share in shares]
@@ -98,11 +98,11 @@ def test_a_search_ends_with_its_budget_and_failures_cost_an_epoch(
 
 
 @pytest.mark.exhaustive
-def test_both_searches_spend_the_budget_and_are_kept(
+def test_both_searches_spend_the_budget_and_are_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setting = Setting(space=SPACE, recipe="quickstart", settings=SETTINGS, trials=2)
-    told = measure(setting, [7], tmp_path, "the command")
+    report = measure(setting, [7], tmp_path, "the command")
     content = json.loads((tmp_path / "search.json").read_text())
     random, tpe = (content["searches"]["7"][search]["trials"] for search in (RANDOM, TPE))
     assert [trial["ended"] for trial in random] == ["finished", "finished"]
@@ -113,17 +113,17 @@ def test_both_searches_spend_the_budget_and_are_kept(
     share = content["seeds"]["7"]["share"]
     assert content["median_share"] == content["pairs"]["median_share"] == share
     assert content["pairs"]["num"] == 1
-    assert "| 7 | " in told
-    assert "`the command`" in told
+    assert "| 7 | " in report
+    assert "`the command`" in report
 
-    monkeypatch.setattr(study, "_search", None)  # nothing is left to be measured
-    assert measure(setting, [7], tmp_path, "the command") == told
+    monkeypatch.setattr(study, "_search", None)  # nothing left to measure
+    assert measure(setting, [7], tmp_path, "the command") == report
     with pytest.raises(UserError, match="with other values of setting, which are not mixed"):
         measure(setting.model_copy(update={"trials": 3}), [7], tmp_path, "the command")
 
 
-def test_a_wrong_word_is_said_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_word_is_reported_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     assert study.main(["somewhere", "optim.lr=0.1", "seeds=x"]) == 2
-    said = capsys.readouterr().err
-    assert "expected OUT and seeds alone, got optim.lr: the setting is fixed" in said
-    assert "seeds: expected 0..9 or 0,1,2, got 'x'" in said
+    printed = capsys.readouterr().err
+    assert "expected OUT and seeds alone, got optim.lr: the setting is fixed" in printed
+    assert "seeds: expected 0..9 or 0,1,2, got 'x'" in printed

@@ -1,4 +1,4 @@
-"""Whatever names hold, the terminal shows them literally."""
+"""Names are shown literally on a terminal."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def terminal(*, real: bool) -> Terminal:
 
 
 def text_of(console: Console) -> str:
-    """What was printed, without the colours that are raymi's own."""
+    """Returns the printed text without raymi's own colours."""
     assert isinstance(console.file, StringIO)
     text = _COLOUR.sub("", console.file.getvalue())
     text = text.replace("\r", "") if console.is_terminal else text  # of a bar
@@ -99,23 +99,23 @@ def test_names_are_literal_in_rankings_and_comparisons() -> None:
     assert all(seen in text for seen in SHOWN)
 
 
-def test_lines_that_are_meant_are_lines() -> None:
+def test_line_breaks_of_a_text_are_kept() -> None:
     console = terminal(real=False)
     print_lines(console, markdown_table([("name", "a|b"), ("x", "y")]))
     assert text_of(console).splitlines()[:2] == ["| name | a\\|b |", "| --- | --- |"]
 
 
-def test_everything_that_is_printed_goes_through_the_terminal() -> None:
+def test_all_output_uses_the_literal_console() -> None:
     """A plain console, table or bar of rich would take names for markup."""
-    found = []
+    misuses = []
     for path in Path(raymi.__file__).parent.rglob("*.py"):
-        if path.name == "terminal.py":
+        if path.name == "console.py":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Console", "TextColumn"):
-                found.append(f"{path}:{node.lineno}")
+                misuses.append(f"{path}:{node.lineno}")
             if isinstance(node, ast.ImportFrom) and node.module in ("rich.table", "rich.panel"):
-                found.append(f"{path}:{node.lineno}")
+                misuses.append(f"{path}:{node.lineno}")
             if isinstance(node, ast.Attribute) and node.attr == "from_markup":
-                found.append(f"{path}:{node.lineno}")
-    assert found == []
+                misuses.append(f"{path}:{node.lineno}")
+    assert misuses == []

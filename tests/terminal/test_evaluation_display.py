@@ -1,4 +1,4 @@
-"""What is shown while attacks are made: how far each is, how long it takes, what it broke."""
+"""Display of attacks: progress, time left, broken samples."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def console():
     return Console(file=StringIO(), width=30, highlight=False)
 
 
-def test_a_line_is_one_line_whatever_is_in_it(console):
+def test_line_is_printed_literally_on_one_line(console):
     text = "a [bold]path[/] that is longer than the terminal is wide/file.json"
     print_line(console, text, "bold")
     assert console.file.getvalue() == text + "\n"
 
 
-def test_an_attack_ends_with_a_line_and_before_says_how_long_it_takes(console):
+def test_attack_shows_its_time_left_and_ends_with_a_line(console):
     with EvaluationDisplay(console) as display:
         display.attack_with(2)
         display.begin("net", Schedule(40, 10, MAIN), MAIN)

@@ -14,14 +14,14 @@ LONG = "a-run-with-a-long-name-" * 5
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_line_is_never_broken_and_nothing_in_it_is_markup(terminal):
+def test_line_is_literal_and_unbroken(terminal):
     console = Console(file=StringIO(), force_terminal=terminal, width=40, color_system=None)
     print_line(console, f"[bold]{LONG}")
     assert console.file.getvalue() == f"[bold]{LONG}\n"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_table_keeps_to_a_terminal_and_is_whole_in_a_log(terminal):
+def test_table_fits_a_terminal_and_is_unbroken_in_a_log(terminal):
     console = Console(file=StringIO(), force_terminal=terminal, width=40, color_system=None)
     table = Table()
     table.add_column("model", overflow="fold")

@@ -1,4 +1,4 @@
-"""What people see of a run: a live display on a terminal, plain lines in a log file."""
+"""Progress of a run: a live display on a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def a_run() -> list[dict[str, Any]]:
 
 
 def shown(events: list[dict[str, Any]], *, terminal: bool, width: int = 120) -> str:
-    """Everything written; on a terminal each state of the live display, drawn once."""
+    """Returns all output; on a terminal each state of the live display once."""
     config = build_config("quickstart", {"optim": {"epochs": EPOCHS}})
     file = io.StringIO()
     console = Console(file=file, force_terminal=terminal, width=width, highlight=False)
@@ -75,7 +75,7 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n")
 
 
-def test_a_log_file_gets_a_start_line_a_header_and_a_line_for_each_epoch() -> None:
+def test_log_file_gets_a_start_line_a_header_and_a_line_for_each_epoch() -> None:
     lines = shown(a_run(), terminal=False, width=40).splitlines()
     assert len(lines) == 2 + EPOCHS
     assert lines[0] == (
@@ -89,12 +89,12 @@ def test_a_log_file_gets_a_start_line_a_header_and_a_line_for_each_epoch() -> No
     assert [line.split()[0] for line in lines[2:]] == ["1/3", "2/3", "3/3"]
 
 
-def test_a_log_file_gets_no_escape_codes() -> None:
+def test_log_file_gets_no_escape_codes() -> None:
     text = shown(a_run(), terminal=False)
     assert not set(text) & set("\x1b\r\b")
 
 
-def test_columns_stand_under_their_headings() -> None:
+def test_columns_are_aligned_with_their_headings() -> None:
     header, *rows = shown([epoch(1), epoch(2)], terminal=False).splitlines()
     ends = [match.end() for match in re.finditer(r"(MI \w+|val \w+|\S+)", header)]
     for row in rows:
@@ -102,7 +102,7 @@ def test_columns_stand_under_their_headings() -> None:
         assert numbers[1:8] == ends[1:8]
 
 
-def test_a_terminal_shows_phase_epoch_step_losses_mi_accuracy_throughput_and_time_left(
+def test_terminal_shows_phase_epoch_step_losses_mi_accuracy_throughput_and_time_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = iter(range(0, 10_000, 10))
@@ -123,10 +123,10 @@ def test_a_terminal_shows_phase_epoch_step_losses_mi_accuracy_throughput_and_tim
     assert re.search(r"\d:\d\d:\d\d left", text)
 
 
-def test_a_terminal_keeps_only_the_lines_that_a_log_file_gets() -> None:
-    kept = shown(a_run(), terminal=False).splitlines()
+def test_terminal_has_all_lines_of_a_log_file() -> None:
+    log = shown(a_run(), terminal=False).splitlines()
     live = plain(shown(a_run(), terminal=True)).splitlines()
-    assert [line for line in kept if line not in live] == []
+    assert [line for line in log if line not in live] == []
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -136,7 +136,7 @@ def test_no_live_line_is_wider_than_the_terminal(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
 
 
-def test_baselines_without_mi_show_none() -> None:
+def test_baselines_without_mi_show_no_mi() -> None:
     metrics = {"loss": 1.0, "loss_adv": 1.0}
     text = shown([epoch(1, train=metrics, val={})], terminal=False)
     assert text.splitlines()[1].split()[1:7] == ["1.000", "1.000", "-", "-", "-", "-"]
@@ -144,29 +144,29 @@ def test_baselines_without_mi_show_none() -> None:
     assert "MI" not in live
 
 
-def test_numbers_that_are_not_finite_are_shown_and_break_nothing() -> None:
+def test_numbers_that_are_not_finite_are_shown() -> None:
     broken = dict.fromkeys(METRICS, "nan")
     text = shown([{**step(0, 10), "metrics": broken}, epoch(1, train=broken)], terminal=True)
     assert "nan" in text
 
 
-def test_a_continued_run_says_where_it_goes_on() -> None:
+def test_continued_run_shows_its_position() -> None:
     text = shown([start(epoch=2, step=7, global_step=47)], terminal=False)
     assert "continuing after epoch 2, step 7" in text
 
 
-def test_events_that_nobody_knows_are_passed_over() -> None:
+def test_unknown_events_are_ignored() -> None:
     assert shown([{"kind": "stopped"}, {"kind": "of the future"}], terminal=False) == ""
 
 
-def test_text_in_brackets_is_text() -> None:
+def test_brackets_are_literal() -> None:
     file = io.StringIO()
     display = ProgressDisplay(Console(file=file), build_config("quickstart"))
     display.print_line("run in /data/[old]/[/x]")
     assert file.getvalue() == "run in /data/[old]/[/x]\n"
 
 
-def test_the_time_left_is_the_pace_since_the_run_went_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_uses_the_pace_since_the_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     clock = progress.TimeLeft()
@@ -176,7 +176,7 @@ def test_the_time_left_is_the_pace_since_the_run_went_on(monkeypatch: pytest.Mon
     assert clock.left(1010, 5000) == "1:06:30"
 
 
-def test_phases_are_told_apart_and_averages_and_probes_are_shown() -> None:
+def test_phases_averages_and_probes_are_shown() -> None:
     phases = {"pretraining": 2, "estimators": 1, "classifier": 2}
     averaged = {"averaged/clean_acc": 0.9, "averaged/robust_acc": 0.75}
     val = {"clean_acc": 0.98, "robust_acc": 0.7012, **averaged}

@@ -1,4 +1,4 @@
-"""The closing table."""
+"""Final table of a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_best_comes_first_and_each_accuracy_has_its_interval() -> None:
     assert last[:2] == ("last", "15")
 
 
-def test_the_title_says_what_was_measured() -> None:
+def test_title_has_data_set_images_and_threat() -> None:
     config = build_config("quickstart")
     assert result_title(config, EVALUATIONS) == "digits, 100 test images, L_inf eps 8/255"
     attack = {"norm": "l2", "eps": 0.5, "alpha": 0.1, "steps": 10}
@@ -49,7 +49,7 @@ def test_the_title_says_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_no_value_is_broken_whatever_the_width(width: int) -> None:
+def test_no_value_is_broken_at_any_width(width: int) -> None:
     folder = Path(
         "/a/long/folder/[with]/brackets/and/many/parts/of/its/path/a-name-20261122-131439"
     )

@@ -14,7 +14,7 @@ from raymi.commands.find_model import find_model_source
 from raymi.config import Config
 from raymi.evaluation.report import Report
 from raymi.evaluation.summary import Robustness
-from raymi.reporting.files import PAGE
+from raymi.reporting.folder import PAGE
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking.evaluations import LoggedModelRef, log_evaluation
 from raymi.tracking.reports import find_numbers, log_report

@@ -8,10 +8,8 @@ one device. Given again, the command continues: it keeps finished runs, and resu
 their last checkpoint. Losses that are not finite are a result, "diverged"; delete the folder of
 such a run to try it again.
 
-arms: variants of the recipe; the first one is the reference. seeds: 0..9, or 0,1,2. parallel:
-number of simultaneous runs, by default one for each GPU, or for each CPU core. All other keys are
-settings of a run and apply to all arms. An arm without MI ignores mi.weight and mi.balance, and
-only staged arms use mi.pretrained and mi.estimators.
+All keys are settings of a run and apply to all arms. An arm without MI ignores mi.weight and
+mi.balance, and only staged arms use mi.pretrained and mi.estimators.
 
 The closing table is also in `comparison.md`, and all numbers are in `comparison.json`.
 """
@@ -21,7 +19,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from raymi.commands.cli import EXIT_FAILED, print_help, wants_help
-from raymi.commands.compare.options import ARMS, Comparison, plan_comparison
+from raymi.commands.compare.options import CompareOptions, Comparison, plan_comparison
 from raymi.commands.compare.report import ProgressPrinter, print_outcome, write_outcome
 from raymi.commands.compare.results import RunResult
 from raymi.commands.compare.run import run_all, slots
@@ -54,11 +52,9 @@ def compare(words: list[str]) -> int:
     if wants_help(words):
         named = {
             "recipes": {name: recipe.description for name, recipe in BASE_RECIPES.items()},
-            f"arms, by default {ARMS}": {
-                name: variant.description for name, variant in VARIANTS.items()
-            },
+            "arms": {name: variant.description for name, variant in VARIANTS.items()},
         }
-        print_help(console, USAGE, __doc__, named)
+        print_help(console, USAGE, __doc__, named, options=CompareOptions)
         return 0
     comparison = plan_comparison(words)
     try:

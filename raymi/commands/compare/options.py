@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raymi.commands.compare.run import ArmRun
-from raymi.commands.option_types import names, seed_list, whole
+from raymi.commands.option_types import names, seed_list
 from raymi.commands.preflight import input_problems
-from raymi.config import ScalingConfig
+from raymi.config import Count, ScalingConfig, Section
 from raymi.errors import UserError, did_you_mean
 from raymi.formatting import as_typed
 from raymi.hardware import available_cores, available_gpus
-from raymi.overrides import examine, flatten, nest, split_words
+from raymi.overrides import examine, flatten, nest, parse_options, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import check_new_run, home_folder, with_found_runs
@@ -28,6 +28,19 @@ _NOT_SHARED = {
     "seed": "set seeds=0..9",
     "scaling.workers": "each run has one device; set parallel=N for simultaneous runs",
 }
+
+
+class CompareOptions(Section):
+    """Options of `python -m raymi.compare`, beside the settings of its runs."""
+
+    recipe: str = "quickstart"
+    """Recipe whose variants are compared."""
+    arms: str = ARMS
+    """Variants of the recipe, comma-separated; the first one is the reference."""
+    seeds: str = SEEDS
+    """Seeds of each arm, such as 0..9 or 0,1,2."""
+    parallel: Count | None = None
+    """Number of simultaneous runs; none: one for each GPU, or for each CPU core."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +72,22 @@ def plan_comparison(words: Sequence[str]) -> Comparison:
     Raises:
         UserError: words are wrong; one line for each problem.
     """
-    options = {"recipe": BASE_RECIPES, "arms": VARIANTS, "seeds": (), "parallel": ()}
-    parsed = split_words(words, options)
-    problems = list(parsed.problems)
-    own, settings = parsed.own, flatten(parsed.settings)
-    recipe = own.get("recipe", "quickstart")
+    known: dict[str, Iterable[str]] = dict.fromkeys(CompareOptions.model_fields, ())
+    parsed = split_words(words, {**known, "recipe": BASE_RECIPES, "arms": VARIANTS})
+    options, wrong = parse_options(CompareOptions, parsed.own)
+    problems = [*parsed.problems, *wrong]
+    recipe, settings = options.recipe, flatten(parsed.settings)
     if recipe in RECIPES and recipe not in BASE_RECIPES:
         problems.append(
             f"recipe {recipe} is a variant already: give its base recipe, and the variant in arms"
         )
     elif recipe not in BASE_RECIPES:
         problems.append(f"unknown recipe {recipe!r}: {did_you_mean(recipe, BASE_RECIPES)}")
-    arms = names("arms", own.get("arms", ARMS), problems)
+    arms = names("arms", options.arms, problems)
     problems += [
         f"unknown arm {arm!r}: {did_you_mean(arm, VARIANTS)}" for arm in arms if arm not in VARIANTS
     ]
-    seeds = seed_list("seeds", own.get("seeds", SEEDS), problems)
-    parallel = whole("parallel", own.get("parallel"), None, problems)
+    seeds = seed_list("seeds", options.seeds, problems)
     name, out = settings.pop("name", None), settings.pop("out", None)
     problems += _shared_problems(settings, arms)
     if problems:
@@ -88,7 +100,7 @@ def plan_comparison(words: Sequence[str]) -> Comparison:
     check_new_run(location.model_copy(update={"name": None}))
     folder = (location.out or home_folder() / "runs").absolute() / location.name
     runs = _runs(folder, recipe, arms, seeds, settings)
-    most = parallel or len(available_gpus()) or available_cores()
+    most = options.parallel or len(available_gpus()) or available_cores()
     command = f"python -m raymi.compare {shlex.join(words)}".strip()
     return Comparison(folder, recipe, arms, seeds, runs, min(most, len(runs)), command)
 
@@ -122,7 +134,7 @@ def _runs(
     """Returns all runs, seed by seed, so that early results are paired.
 
     Raises:
-        UserError: settings are wrong, or differ from those of runs that were started before.
+        UserError: settings are wrong, or differ from the settings of earlier sessions.
     """
     runs: list[ArmRun] = []
     problems: list[str] = []

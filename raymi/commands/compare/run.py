@@ -19,7 +19,6 @@ from raymi.runs.events import MODELS
 from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.signals import Signals, Stopped
-from raymi.weights import read_weights_file
 
 PROGRAM = (sys.executable, "-m", "raymi.standalone")
 STOP_SECONDS = 60.0  # for a run to write its checkpoint before it is killed
@@ -173,6 +172,8 @@ def same_weights(one: RunFolder, other: RunFolder) -> bool:
 def _same_file(one: Path, other: Path) -> bool:
     if not (one.is_file() and other.is_file()):
         return one.is_file() == other.is_file()
+    from raymi.weights import read_weights_file  # options import this module without torch
+
     a, b = read_weights_file(one).tensors, read_weights_file(other).tensors
     return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype

@@ -12,26 +12,41 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from raymi.commands.option_types import names, new_folder, whole
-from raymi.config import Positive
+from raymi.commands.option_types import names, new_folder
+from raymi.config import Count, Positive, Section, Whole
 from raymi.errors import UserError, did_you_mean
-from raymi.evaluation.model_source import plain_name
-from raymi.formatting import shown
+from raymi.formatting import plain_name, shown
 from raymi.local_paths import local_path
-from raymi.overrides import examine, flatten, nest, split_words, validate
-from raymi.reporting.files import check_folder
+from raymi.overrides import examine, flatten, nest, parse_options, split_words, validate
+from raymi.reporting.folder import check_folder
 from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import home_folder
 from raymi.tuning.sweep_folder import Sweep
 
 COMMAND = "python -m raymi.report"
-OWN: dict[str, Iterable[str]] = {"out": (), "samples": (), "eps": (), "steps": (), "title": ()}
-_SETTINGS = ("data.root", "data.download", "tracking.enabled")
-_SAMPLES, _STEPS = 500, 20
 _LONGEST_NAME = 60
 _NEWEST = 5
 _RADIUS: TypeAdapter[float] = TypeAdapter(Positive)
+_SETTINGS = ("data.root", "data.download", "tracking.enabled")
+
+
+class ReportOptions(Section):
+    """Options of `python -m raymi.report`."""
+
+    out: str | None = None
+    """Folder of the report; none: reports/NAME."""
+    title: str | None = None
+    """Title of the page; none: names of the runs."""
+    samples: Whole = 500
+    """Number of test images of each run to attack; 0: no attack."""
+    eps: str | None = None
+    """Radii of the attacks, such as 4/255,8/255; none: 1/4 to 4 times the run's own."""
+    steps: Count = 20
+    """PGD steps."""
+
+
+OWN: dict[str, Iterable[str]] = dict.fromkeys(ReportOptions.model_fields, ())
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,8 @@ class RunChoice:
 
 
 @dataclass(frozen=True)
-class ReportOptions:
-    """Options of a report.
+class ReportPlan:
+    """Checked options of a report.
 
     Attributes:
         runs: of the report.
@@ -80,7 +95,7 @@ class ReportOptions:
 
     @property
     def is_tracked(self) -> bool:
-        """Whether accuracies are read from MLflow, and the report is logged there."""
+        """True if MLflow is used: for known accuracies and to log the report."""
         return validate(nest(self.settings)).tracking.enabled
 
 
@@ -89,7 +104,7 @@ def is_setting(key: str) -> bool:
     return key in _SETTINGS
 
 
-def parse_options(words: Sequence[str]) -> ReportOptions:
+def plan_report(words: Sequence[str]) -> ReportPlan:
     """Parses a command line; words without `=`, and folders, name runs or sweeps.
 
     Raises:
@@ -98,8 +113,8 @@ def parse_options(words: Sequence[str]) -> ReportOptions:
     problems: list[str] = []
     named = [word for word in words if "=" not in word or os.path.isdir(word)]
     parsed = split_words([word for word in words if word not in named], OWN)
-    own = parsed.own
-    problems += parsed.problems
+    options, wrong = parse_options(ReportOptions, parsed.own)
+    problems += [*parsed.problems, *wrong]
     problems += [
         f"{key} is fixed by the runs: options of a report are {', '.join((*OWN, *_SETTINGS))}"
         for key in flatten(parsed.settings)
@@ -110,27 +125,27 @@ def parse_options(words: Sequence[str]) -> ReportOptions:
     runs = _runs(named, problems)
     if not named:
         problems.append(f"give at least one run by name or folder: {COMMAND} RUN [RUN ...]")
-    title = own.get("title") or ", ".join(run.name for run in runs)
+    title = options.title or ", ".join(run.name for run in runs)
     default = home_folder() / "reports" / _folder_name([run.name for run in runs])
-    out = new_folder("out", own.get("out"), default, problems)
+    out = new_folder("out", options.out, default, problems)
     if not problems:
         try:
             check_folder(out)
         except UserError as error:
             problems.append(str(error))
-    options = ReportOptions(
+    plan = ReportPlan(
         runs=tuple(runs),
         out=out,
         title=title,
-        samples=whole("samples", own.get("samples"), _SAMPLES, problems, least=0),
-        radii=_radii(own.get("eps"), problems),
-        steps=whole("steps", own.get("steps"), _STEPS, problems),
+        samples=options.samples,
+        radii=_radii(options.eps, problems),
+        steps=options.steps,
         settings=given,
         command=f"{COMMAND} {shlex.join(words)}",
     )
     if problems:
         raise UserError("\n".join(problems))
-    return options
+    return plan
 
 
 def _runs(words: Sequence[str], problems: list[str]) -> list[RunChoice]:

@@ -10,7 +10,7 @@ import torch
 
 from raymi.attacks.catalogue import Threat
 from raymi.commands.find_model import Found, find_model_source, tracked
-from raymi.commands.report.options import ReportOptions, RunChoice
+from raymi.commands.report.options import ReportPlan, RunChoice
 from raymi.config import Config, DataConfig
 from raymi.data import ImageSet
 from raymi.engine.validation import load_data
@@ -45,7 +45,7 @@ Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class RunPlan:
+class RunInputs:
     """Checked inputs of a report on one run.
 
     Attributes:
@@ -63,17 +63,17 @@ class RunPlan:
     notes: tuple[str, ...] = ()
 
 
-def plan_runs(options: ReportOptions) -> list[RunPlan]:
+def read_inputs(plan: ReportPlan) -> list[RunInputs]:
     """Reads and checks all inputs of a report before any attack.
 
     Raises:
         UserError: a run or its data cannot be read.
     """
     datasets: dict[DataConfig, ImageSet] = {}
-    return [_plan(options, run, datasets) for run in options.runs]
+    return [_inputs(plan, run, datasets) for run in plan.runs]
 
 
-def _plan(options: ReportOptions, run: RunChoice, datasets: dict[DataConfig, ImageSet]) -> RunPlan:
+def _inputs(plan: ReportPlan, run: RunChoice, datasets: dict[DataConfig, ImageSet]) -> RunInputs:
     history = read_history(run.folder, run.name)
     tracked(run.folder)  # refuses a damaged file before any attack
     if run.sweep is not None and not history.about:  # folders of trials lack it
@@ -81,18 +81,18 @@ def _plan(options: ReportOptions, run: RunChoice, datasets: dict[DataConfig, Ima
         about = {"recipe": definition.recipe, "command": definition.command}
         history = replace(history, about=about)
     if not run.folder.weights(history.chosen).is_file() or not history.start:
-        return RunPlan(run, history, notes=(_missing_model(run, history),))
+        return RunInputs(run, history, notes=(_missing_model(run, history),))
     model = find_model_source(str(run.folder.path), Config(), which=history.chosen)
-    if not options.samples:
-        return RunPlan(run, history, model)
+    if not plan.samples:
+        return RunInputs(run, history, model)
     if history.config.attack.eps == 0:
-        return RunPlan(run, history, model, notes=("no attack, as its radius is 0",))
-    config = _with_settings(history.config, options)
+        return RunInputs(run, history, model, notes=("no attack, as its radius is 0",))
+    config = _with_settings(history.config, plan)
     if config.data not in datasets:
         datasets[config.data] = _test_images(config)
     images = datasets[config.data]
     if not len(images):
-        return RunPlan(run, history, model, notes=("no attack, as its data have no test images",))
+        return RunInputs(run, history, model, notes=("no attack, as its data have no test images",))
     num_classes, size = len(images.class_names), images.images.shape[-1]
     check_classifier(run.name, model.source.load(), num_classes, size)
     notes = []
@@ -101,7 +101,7 @@ def _plan(options: ReportOptions, run: RunChoice, datasets: dict[DataConfig, Ima
             "the test images have changed since training: accuracies of the training and of this "
             "report are not comparable"
         )
-    return RunPlan(run, history, model, images.at_most(options.samples), tuple(notes))
+    return RunInputs(run, history, model, images.at_most(plan.samples), tuple(notes))
 
 
 def _missing_model(run: RunChoice, history: History) -> str:
@@ -116,8 +116,8 @@ def _missing_model(run: RunChoice, history: History) -> str:
     return "not finished, so it has no model to attack; shown are its epochs so far"
 
 
-def _with_settings(config: Config, options: ReportOptions) -> Config:
-    tree = overlay(config.model_dump(), nest(options.settings))
+def _with_settings(config: Config, plan: ReportPlan) -> Config:
+    tree = overlay(config.model_dump(), nest(plan.settings))
     tree["data"]["generated"] = None  # training images are not needed
     return validate(tree)
 
@@ -130,16 +130,16 @@ def _test_images(config: Config) -> ImageSet:
 
 
 def make_report(
-    options: ReportOptions,
-    plans: list[RunPlan],
+    plan: ReportPlan,
+    inputs: list[RunInputs],
     log: Log,
     on_progress: Callable[[str, int, int], None],
 ) -> list[Path]:
     """Measures, draws and writes a report.
 
     Args:
-        options: of the report.
-        plans: of its runs.
+        plan: of the report.
+        inputs: of its runs.
         log: called with warnings.
         on_progress: called with the name of a run, and its attacked images so far and in all.
 
@@ -151,81 +151,79 @@ def make_report(
     """
     unreachable: set[str] = set()
     runs = []
-    for plan in plans:
-        accuracies = _saved_accuracies(options, plan, unreachable, log)
-        curve = _curve(options, plan, log, on_progress)
+    for one in inputs:
+        accuracies = _saved_accuracies(plan, one, unreachable, log)
+        curve = _curve(plan, one, log, on_progress)
         warnings = [] if curve is None else [f"{text}: {_REMEDY}" for text in curve.warnings()]
         for text in warnings:
-            log(f"{plan.run.name}: {text}")
-        runs.append(ReportedRun(plan.history, accuracies, curve, (*plan.notes, *warnings)))
+            log(f"{one.run.name}: {text}")
+        runs.append(ReportedRun(one.history, accuracies, curve, (*one.notes, *warnings)))
     sweeps = {
-        plan.run.sweep.path.resolve(): plan.run.sweep
-        for plan in plans
-        if plan.run.sweep is not None
+        one.run.sweep.path.resolve(): one.run.sweep for one in inputs if one.run.sweep is not None
     }
     report = Report(
-        options.title,
-        options.command,
+        plan.title,
+        plan.command,
         runs,
         comparison_tables([run.as_row for run in runs]),
         sections(runs),
-        [_trial_table(sweep, plans) for sweep in sweeps.values()],
+        [_trial_table(sweep, inputs) for sweep in sweeps.values()],
     )
-    return write_report(options.out, report)
+    return write_report(plan.out, report)
 
 
 def _curve(
-    options: ReportOptions,
-    plan: RunPlan,
+    plan: ReportPlan,
+    one: RunInputs,
     log: Log,
     on_progress: Callable[[str, int, int], None],
 ) -> RobustnessCurve | None:
-    if plan.images is None or plan.model is None:
+    if one.images is None or one.model is None:
         return None
-    config, source = plan.history.config, plan.model.source
+    config, source = one.history.config, one.model.source
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threat = Threat(config.attack.norm, config.attack.eps)
     largest = 1.0 if threat.norm == "linf" else float("inf")  # a larger one reaches no other image
-    radii = options.radii or tuple(m * threat.eps for m in MULTIPLES if m * threat.eps <= largest)
+    radii = plan.radii or tuple(m * threat.eps for m in MULTIPLES if m * threat.eps <= largest)
     return measure_curve(
         source.load().to(device),
         source.digest,
-        plan.images.to(device),
+        one.images.to(device),
         f"{config.data.name}-test",
         threat,
         radii,
-        steps=options.steps,
+        steps=plan.steps,
         block=config.evaluation.block,
         micro_batch=config.scaling.micro_batch,
-        folder=plan.run.folder.path / "report",
-        heartbeat=lambda done, total: on_progress(plan.run.name, done, total),
+        folder=one.run.folder.path / "report",
+        heartbeat=lambda done, total: on_progress(one.run.name, done, total),
         log=log,
     )
 
 
 def _saved_accuracies(
-    options: ReportOptions, plan: RunPlan, unreachable: set[str], log: Log
+    plan: ReportPlan, one: RunInputs, unreachable: set[str], log: Log
 ) -> list[ProtocolAccuracies]:
     """Returns accuracies of the chosen model from disk, then from MLflow.
 
     Args:
-        options: of the report.
-        plan: of the run; without a model, the accuracies of its training remain.
+        plan: of the report.
+        one: inputs of the run; without a model, the accuracies of its training remain.
         unreachable: addresses of MLflow stores that did not answer; extended.
         log: called with warnings.
     """
-    model = plan.model
+    model = one.model
     if model is None:
-        return training_accuracies(plan.history)
-    beside = plan.run.folder.path.parents[1] / "evaluations"
+        return training_accuracies(one.history)
+    beside = one.run.folder.path.parents[1] / "evaluations"
     folders = dict.fromkeys((beside.resolve(), (home_folder() / "evaluations").resolve()))
-    saved = evaluation_accuracies(folders, model.source.digest) + training_accuracies(plan.history)
+    saved = evaluation_accuracies(folders, model.source.digest) + training_accuracies(one.history)
     uri, model_id = model.uri, model.model_id
-    if options.is_tracked and uri is not None and model_id is not None and uri not in unreachable:
+    if plan.is_tracked and uri is not None and model_id is not None and uri not in unreachable:
         try:
             saved += [
-                ProtocolAccuracies(one.protocol, one.numbers, one.doubts)
-                for one in find_numbers(uri, model_id)
+                ProtocolAccuracies(numbers.protocol, numbers.numbers, numbers.doubts)
+                for numbers in find_numbers(uri, model_id)
             ]
         except Exception as error:  # the report does not need MLflow
             unreachable.add(uri)
@@ -251,39 +249,35 @@ class Upload:
     problem: str = ""
 
 
-def upload_report(
-    options: ReportOptions, plans: list[RunPlan], files: list[Path]
-) -> Iterator[Upload]:
+def upload_report(plan: ReportPlan, inputs: list[RunInputs], files: list[Path]) -> Iterator[Upload]:
     """Logs a report among the artifacts of its runs in MLflow, unless tracking is off.
 
     Yields:
         The result for each store.
     """
     by_store: dict[str, dict[str, str]] = {}
-    for plan in plans if options.is_tracked else ():
-        place = tracked(plan.run.folder)
+    for one in inputs if plan.is_tracked else ():
+        place = tracked(one.run.folder)
         if place.get("uri") and place.get("run_id"):
-            by_store.setdefault(place["uri"], {})[plan.run.name] = place["run_id"]
+            by_store.setdefault(place["uri"], {})[one.run.name] = place["run_id"]
     for uri, runs in by_store.items():
         try:
             logged = [
-                name
-                for name, run_id in runs.items()
-                if log_report(uri, run_id, options.name, files)
+                name for name, run_id in runs.items() if log_report(uri, run_id, plan.name, files)
             ]
             yield Upload(tuple(logged), uri)
         except Exception as error:  # the report is on disk in any case
             yield Upload(tuple(runs), uri, error_with_remedy(error, uri))
 
 
-def _trial_table(sweep: Sweep, plans: Sequence[RunPlan]) -> TrialTable:
+def _trial_table(sweep: Sweep, inputs: Sequence[RunInputs]) -> TrialTable:
     header, rows = as_columns(trial_rows(sweep, sweep.study()))
     winners = [
-        f" Trial {int(plan.run.folder.name[:4])} won."
-        for plan in plans
-        if plan.run.sweep is not None
-        and plan.run.sweep.path.samefile(sweep.path)
-        and plan.history.evaluations  # on test images, which only the winner has
+        f" Trial {int(one.run.folder.name[:4])} won."
+        for one in inputs
+        if one.run.sweep is not None
+        and one.run.sweep.path.samefile(sweep.path)
+        and one.history.evaluations  # on test images, which only the winner has
     ]
     return TrialTable(
         f"All trials of the sweep {sweep.name}: parameters, and best accuracies on validation as "

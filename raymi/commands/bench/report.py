@@ -1,4 +1,4 @@
-"""The closing tables, the same as JSON, and what is going on meanwhile."""
+"""Terminal output and JSON of a benchmark."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from raymi.terminal.print_line import print_line, print_lines
 
 @contextmanager
 def progress(part: str, position: int, num: int) -> Iterator[None]:
-    """Says on stderr what is being measured: on a terminal for as long as it lasts."""
+    """Shows on stderr what is measured; on a terminal only for the duration of a block."""
     console = Terminal(stderr=True, soft_wrap=True)
     line = literal(f"{position} of {num}: {part}, {PARTS[part]}")
     if not console.is_terminal:
@@ -35,7 +36,7 @@ def progress(part: str, position: int, num: int) -> Iterator[None]:
 
 
 def show(console: Console, section: Section) -> None:
-    """Prints the table of a part, and its notes."""
+    """Prints the table and the notes of a part."""
     console.print()
     print_line(console, section.title, "bold")
     if section.rows and console.is_terminal:
@@ -45,14 +46,14 @@ def show(console: Console, section: Section) -> None:
         for row in section.rows:
             table.add_row(*row)
         console.print(table)
-    elif section.rows:  # whole lines, however long
+    elif section.rows:  # lines of any length, unbroken
         print_lines(console, markdown_table([section.columns, *section.rows]))
     for note in section.notes:
         print_line(console, note)
 
 
 def setting(plan: Plan, words: Sequence[str]) -> dict[str, Any]:
-    """Where and how it was measured."""
+    """Returns machine, versions and command of a measurement."""
     cuda = plan.device.type == "cuda"
     return {
         "machine": processor_name(plan.device),
@@ -68,8 +69,8 @@ def setting(plan: Plan, words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def show_setting(console: Console, plan: Plan, where: Mapping[str, Any]) -> None:
-    """Prints what was measured, and where."""
+def show_setting(console: Console, plan: Plan, setting: Mapping[str, Any]) -> None:
+    """Prints the measured configuration and the setting."""
     config = plan.config
     mi, attack, scaling = config.mi, config.attack, config.scaling
     console.print()
@@ -79,17 +80,18 @@ def show_setting(console: Console, plan: Plan, where: Mapping[str, Any]) -> None
         f"mi.bound={mi.bound} mi.hidden={mi.hidden}, precision={scaling.precision} "
         f"channels_last={str(scaling.channels_last).lower()} "
         f"fold_batchnorm={str(scaling.fold_batchnorm).lower()}",
-        "; ".join(f"{key} {value}" for key, value in where.items()),
+        "; ".join(f"{key} {value}" for key, value in setting.items()),
     ):
         print_line(console, line)
 
 
-def write_json(plan: Plan, where: Mapping[str, Any], sections: Mapping[str, Section]) -> None:
+def write_json(
+    file: Path, plan: Plan, setting: Mapping[str, Any], sections: Mapping[str, Section]
+) -> None:
     """Writes all numbers: seconds, bytes, ratios."""
-    assert plan.json is not None
     content = {
-        "setting": dict(where),
+        "setting": dict(setting),
         "config": json.loads(plan.config.model_dump_json()),
         "parts": {part: dict(section.data) for part, section in sections.items()},
     }
-    save_json(plan.json, content)
+    save_json(file, content)

@@ -1,0 +1,1 @@
+"""Command `raymi.bench`: options and terminal output."""

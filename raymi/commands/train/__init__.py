@@ -1,0 +1,1 @@
+"""Command `raymi.train`: options, run and terminal output."""
