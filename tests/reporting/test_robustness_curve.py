@@ -188,7 +188,7 @@ def test_a_failed_save_is_logged(measure, tmp_path):
     place.write_text("")
     lines = []
     found = measure(radii=(), folder=place, log=lines.append)
-    assert found.num == 150
+    assert found.num == len(found.at_threat.y)
     assert "attacks again" in lines[0]
 
 
