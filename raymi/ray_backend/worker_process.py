@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import raymi
 
@@ -22,7 +22,14 @@ def add_import_path(folder: str) -> None:
 def forward_warnings(on_warning: Callable[[str], None]) -> None:
     """Passes raymi's own warnings to a callback, and drops all others."""
 
-    def show(message: Any, category: Any, filename: str, lineno: int, *_: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         if Path(filename).is_relative_to(_PACKAGE):
             on_warning(str(message))
 
