@@ -284,7 +284,7 @@ class _Checks:
         try:
             with torch.enable_grad():
                 logits = self.model(x)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             problem = what_happened(error)
             raise UserError(f"model {self.name!r} must {expected}, but {problem}") from error
         if not isinstance(logits, Tensor):

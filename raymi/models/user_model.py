@@ -37,7 +37,7 @@ def import_function(name: str) -> Callable[..., nn.Module]:
         sys.path.insert(0, os.getcwd())  # stays: the network may import more when it runs
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"model {name!r}: cannot import module {module_name!r}, {what_happened(error)}."
             f" It was looked for in {os.getcwd()} and among the installed packages"
@@ -119,7 +119,7 @@ def _takes(function: Callable[..., nn.Module], argument: str) -> bool:
 def _called(name: str, function: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
     try:
         net = function(**arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"model {name!r} cannot be built: {what_happened(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(f"model {name!r} must return a torch.nn.Module, got {type(net).__name__}")
@@ -152,7 +152,7 @@ def check_logits(
     try:
         with torch.no_grad(), evaluation_mode(model):
             logits = model(x)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{expected}, but {what_happened(error)}") from error
     if not isinstance(logits, torch.Tensor):
         raise UserError(f"{expected}, got {type(logits).__name__}")

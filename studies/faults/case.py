@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from studies.faults.setting import TINY
+
 
 @dataclass(frozen=True)
 class Case:
@@ -39,6 +41,12 @@ NEEDED = {
     "report": ("x",),
 }
 """Words without which a command does not look at its other input."""
+
+SHORT = {
+    "standalone": TINY,
+    "evaluate": ("attacks=pgd-2", "samples=40", "checks=0"),
+}
+"""Words with which a command that accepts its input ends in seconds."""
 
 NETWORK = b"""
 from torch import nn

@@ -8,8 +8,7 @@ import random
 import numpy as np
 from PIL import Image
 
-from studies.faults.case import NEEDED, NETWORK, Case
-from studies.faults.setting import TINY
+from studies.faults.case import NEEDED, NETWORK, SHORT, Case
 
 
 def _npz(image: np.ndarray, label: np.ndarray) -> bytes:
@@ -21,9 +20,7 @@ def _npz(image: np.ndarray, label: np.ndarray) -> bytes:
 def _on_data(kind: str, detail: str, content: bytes, rng: random.Random, invalid: bool) -> Case:
     command = rng.choice(("standalone", "standalone", "train", "tune", "compare", "evaluate"))
     data = ("data.name=npz", "data.root=d.npz")
-    words = (*NEEDED[command], *data)
-    if command in ("standalone", "evaluate"):
-        words += (*TINY,)
+    words = (*NEEDED[command], *data, *SHORT.get(command, ()))
     return Case(kind, command, words, detail, {"d.npz": content, "net.py": NETWORK}, invalid)
 
 
@@ -92,7 +89,8 @@ def bad_pixels(rng: random.Random) -> Case:
     if rng.random() < 0.2:
         cut = rng.randrange(len(content))
         return _on_data("pixels", f"cut at byte {cut}", content[:cut], rng, True)
-    return _on_data("pixels", image[0], content, rng, True)
+    invalid = image[0] != "not square"  # data.image_size resizes it
+    return _on_data("pixels", image[0], content, rng, invalid)
 
 
 def bad_image_file(rng: random.Random) -> Case:
@@ -120,7 +118,7 @@ def bad_image_file(rng: random.Random) -> Case:
             ("empty file", "d/train/ant/x.png", b"", True),
             ("text", "d/train/ant/x.png", b"hello", True),
             ("cut", "d/test/bee/x.png", whole[: rng.randrange(8, len(whole) - 20)], True),
-            ("other size", "d/test/bee/x.png", encoded(pixels(9, 8, 3)), True),
+            ("other size", "d/test/bee/x.png", encoded(pixels(9, 8, 3)), False),
             ("floats over 1", "d/train/ant/x.tif", encoded(floats * 300, "tif"), True),
             ("NaN", "d/train/ant/x.tif", encoded(floats * np.float32(np.nan), "tif"), True),
             ("16 bits", "d/train/ant/x.png", encoded(pixels(8, 8).astype(np.uint16) * 257), False),
@@ -134,7 +132,7 @@ def bad_image_file(rng: random.Random) -> Case:
     )
     command = rng.choice(("standalone", "evaluate"))
     data = ("data.name=folder", "data.root=d")
-    words = (*NEEDED[command], *data, *TINY)
+    words = (*NEEDED[command], *data, *SHORT[command])
     return Case(
         "image file", command, words, kind, {**files, path: content, "net.py": NETWORK}, invalid
     )

@@ -66,11 +66,12 @@ def bad_value(rng: random.Random) -> Case:
     if command in _OWN and rng.random() < 0.5:
         key = rng.choice(_OWN[command])
         value = rng.choice((*_NO_NUMBER, *_HUGE))
-        invalid = key in _WHOLE
+        valid = {("bench", "1_0"), ("bench", "")}  # 10, and the default of threads
+        invalid = key in _WHOLE and (command, value) not in valid
     else:
         key, number = rng.choice([(k, _is_number(f.annotation)) for k, f in keys.items()])
         value = rng.choice((*_NO_NUMBER, *_HUGE))
-        invalid = number and value not in ("inf", "1_0", " ")
+        invalid = number and value not in ("inf", "1_0", " ", _HUGE[0])  # 1e23 is a float
     words = (*NEEDED[command], f"{key}={value}")
     if command in ("standalone", "evaluate") and not invalid:
         given = {word.partition("=")[0] for word in words}

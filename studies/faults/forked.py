@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -106,6 +108,7 @@ def _in_child(folder: Path, command: str, words: Sequence[str], out: int, err: i
         import ray
 
         ray.init = lambda *args, **settings: _leave(STARTED)
+        subprocess.Popen = _NoRuns  # type: ignore[misc]
         code = importlib.import_module(f"raymi.{command}").main(list(words))
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
@@ -113,6 +116,15 @@ def _in_child(folder: Path, command: str, words: Sequence[str], out: int, err: i
         traceback.print_exc()
     finally:
         _leave(code)
+
+
+class _NoRuns(subprocess.Popen[str]):
+    """Process that is no run of raymi: `compare` starts its runs as processes."""
+
+    def __init__(self, args: Any, *others: Any, **settings: Any) -> None:
+        if "raymi." in str(args):
+            _leave(STARTED)
+        super().__init__(args, *others, **settings)
 
 
 def _leave(code: int) -> None:

@@ -109,6 +109,7 @@ def test_the_report_has_the_numbers_of_the_runs(home):
     assert "stopped" not in rows
 
 
+@pytest.mark.exhaustive
 def test_given_again_it_attacks_nothing(home):
     kept = {path: path.stat().st_mtime_ns for path in home.glob("runs/*/report/*")}
     assert len(kept) == 2 * 7

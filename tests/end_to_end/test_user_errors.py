@@ -51,6 +51,7 @@ def write_broken_image(folder: Path) -> list[str]:
     return [*words, "tracking.enabled=false"]
 
 
+@pytest.mark.exhaustive
 def test_a_corrupt_image_ends_the_run_with_its_name(
     joined_ray: Head,
     tmp_path: Path,

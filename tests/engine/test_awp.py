@@ -97,7 +97,7 @@ def test_weights_are_left_alone_during_the_warmup():
     assert not same(dict(state.model.state_dict()), dict(twin.model.state_dict()))
 
 
-@pytest.mark.parametrize("base", ["at", "trades"])
+@pytest.mark.parametrize("base", [pytest.param("at", marks=pytest.mark.exhaustive), "trades"])
 def test_workers_perturb_alike(base, tmp_path):
     settings = {**PERTURBED, "loss.base": base}
     alone = steps_in_float64(0, 1, settings, 6)

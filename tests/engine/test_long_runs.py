@@ -51,7 +51,7 @@ def long_run(rank, world_size, folder, epochs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("epochs", [120, pytest.param(1000, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("epochs", [60, pytest.param(1000, marks=pytest.mark.exhaustive)])
 def test_many_steps_leave_nothing_behind(epochs, tmp_path):
     """Compared with the state after a third of the steps, when all is warm."""
     (measured,) = run_ranks(long_run, 1, tmp_path / "run", epochs, tmp_path=tmp_path)

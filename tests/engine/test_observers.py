@@ -141,7 +141,10 @@ def test_the_alarm_rings_where_a_strong_attack_leaves_less_than_half(cheap, stro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("steps", "epochs", "rings"), [(1, 8, True), (7, 4, False)])
+@pytest.mark.parametrize(
+    ("steps", "epochs", "rings"),
+    [(1, 8, True), pytest.param(7, 4, False, marks=pytest.mark.exhaustive)],
+)
 def test_training_against_one_long_step_alone_rings_it(steps, epochs, rings, tmp_path):
     settings = {
         "data.limit": 1000, "mi.weight": 0, "model.width": 1, "model.depth": 7,

@@ -73,7 +73,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[] if name == "checkpoint" else pytest.mark.exhaustive)
+        for name, case in CASES.items()
+    ],
+)
 def test_a_full_disk_ends_all_workers_with_one_message_and_loses_no_checkpoint(
     case, whole, tmp_path
 ):

@@ -49,6 +49,7 @@ def test_a_part_that_is_done_is_not_done_again(tmp_path):
     assert len(events(tmp_path, "stopped")) == 3
 
 
+@pytest.mark.exhaustive
 def test_several_workers_stop_together(tmp_path):
     two = {**THREE, "optim.epochs": 2}
     run_ranks(tiny_run, 2, tmp_path / "whole", two, [], tmp_path=tmp_path)

@@ -146,7 +146,7 @@ def test_an_honest_network_is_not_accused(honest, images):
             {*BOTH_GRADIENTS, "black box stronger than gradients"},
             marks=pytest.mark.exhaustive,
         ),
-        (Steep(), {"black box stronger than gradients"}),
+        pytest.param(Steep(), {"black box stronger than gradients"}, marks=pytest.mark.exhaustive),
         pytest.param(Noisy(), {"randomised outputs"}, marks=pytest.mark.exhaustive),
     ],
     ids=["quantised", "steep", "noisy"],

@@ -28,6 +28,7 @@ def wrong_image(num_classes, image_size): return Net(num_classes, image_size + 1
 def wrong_arguments(classes): return Net(classes, 8)
 def not_a_module(num_classes, image_size): return 7
 def fails(num_classes, image_size): raise KeyError("no weights here")
+def exits(num_classes, image_size): raise SystemExit("no data")
 not_a_function = 3
 """
 
@@ -37,10 +38,11 @@ def user_module(tmp_path: Path, monkeypatch):
     """A module in the current directory, importable because it is the current directory."""
     (tmp_path / "my_nets.py").write_text(USER_MODULE)
     (tmp_path / "my_broken_nets.py").write_text("import a_package_that_is_not_there")
+    (tmp_path / "my_script.py").write_text("import sys\nsys.exit(3)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     yield
-    for name in ("my_nets", "my_broken_nets"):
+    for name in ("my_nets", "my_broken_nets", "my_script"):
         sys.modules.pop(name, None)
 
 
@@ -103,6 +105,7 @@ def test_building_a_users_model_twice_imports_it_once():
         ("my_netz:net", "cannot import module 'my_netz', .*'my_netz'. It was looked for in /"),
         ("my_nets.sub:net", "cannot import module 'my_nets.sub'"),
         ("my_broken_nets:net", r"a_package_that_is_not_there.*my_broken_nets\.py:1"),
+        ("my_script:net", r"cannot import module 'my_script', SystemExit: 3"),
         ("my_nets:nett", "no function 'nett' in .*my_nets.py"),
         ("my_nets:not_a_function", "is 3, not a function"),
         ("my_nets:wrong_arguments", "is called with num_classes= and image_size="),
@@ -119,6 +122,7 @@ def test_a_users_function_that_cannot_be_called_is_refused_by_the_check(name, me
     [
         ("my_nets:not_a_module", "must return a torch.nn.Module, got int"),
         ("my_nets:fails", r"KeyError: 'no weights here' \(.*my_nets\.py:19\)"),
+        ("my_nets:exits", r"cannot be built: SystemExit: no data"),
         ("my_nets:wrong_logits", r"to logits \(2, 5\), got \(2, 6\)"),
         ("my_nets:wrong_image", r"images \(2, 3, 8, 8\) .* but RuntimeError: .*my_nets\.py:12\)"),
     ],

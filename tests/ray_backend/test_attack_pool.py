@@ -90,7 +90,7 @@ def expected(mine: Any, tmp_path_factory: pytest.TempPathFactory) -> Found:
     return in_this_process(work(net=mine.Plain()), tmp_path_factory.mktemp("expected"))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.exhaustive), 3])
 def test_any_number_of_workers_finds_the_same_bits(
     workers: int, start: Any, mine: Any, expected: Found, tmp_path: Path
 ) -> None:

@@ -73,7 +73,7 @@ def test_a_description_that_is_damaged_may_be_removed_as_the_message_says(
     assert len(runs()) == 1
 
 
-@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("enabled", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
 def test_an_evaluation_of_a_run_without_mlflow_says_how_both_come_together(
     finished: RunFolder, capsys: pytest.CaptureFixture[str], enabled: bool
 ) -> None:
@@ -91,7 +91,9 @@ def test_an_evaluation_of_a_run_without_mlflow_says_how_both_come_together(
     assert [name for name in run.data.metrics if name.startswith("eval/")]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)]
+)
 def test_a_signal_during_the_upload_ends_it_with_a_killed_run_and_the_command_to_repeat(
     finished: RunFolder,
     monkeypatch: pytest.MonkeyPatch,

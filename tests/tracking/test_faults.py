@@ -346,6 +346,7 @@ def test_an_answer_that_is_not_the_expected_one_has_its_remedy(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_server_that_refuses_the_name_of_its_host_says_how_it_takes_it(
     tracking_server: Server,
 ) -> None:

@@ -108,6 +108,7 @@ def test_it_classifies_and_is_attacked_where_nothing_of_raymi_is(finished, pytho
     assert told["raymi"] == []
 
 
+@pytest.mark.exhaustive
 def test_it_answers_over_http(finished, python, tmp_path):
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/tiny/1"]

@@ -668,7 +668,7 @@ def test_steps_are_delivered_once_with_their_number(config: Config, folder: RunF
     assert history(run_id, "train_steps/loss") == [(10, 10.0), (20, 20.0), (30, 30.0)]
 
 
-@pytest.mark.parametrize("name", ["a b é", "a%20b?x#y"])
+@pytest.mark.parametrize("name", [pytest.param("a b é", marks=pytest.mark.exhaustive), "a%20b?x#y"])
 def test_a_folder_with_any_name_has_its_own_store(name: str, tmp_path: Path) -> None:
     home = tmp_path / name
     home.mkdir()

@@ -46,7 +46,7 @@ def search(path: Path, num: int, processes: int = 1, **how) -> list:
     return list(study)
 
 
-@pytest.mark.parametrize("method", ["tpe", "random"])
+@pytest.mark.parametrize("method", ["tpe", pytest.param("random", marks=pytest.mark.exhaustive)])
 def test_a_search_that_was_cut_off_draws_what_it_would_have(method, tmp_path):
     whole = search(tmp_path / "whole.db", 16, method=method, seed=3)
     cut = search(tmp_path / "cut.db", 16, processes=4, method=method, seed=3)
@@ -174,6 +174,7 @@ def test_what_matters_is_said(tmp_path):
     assert min(importance, key=importance.get) == "mi.depth"
 
 
+@pytest.mark.exhaustive
 def test_tpe_looks_where_it_was_good(tmp_path):
     late = [
         quality(trial.values)
