@@ -14,6 +14,7 @@ from ray_head import Head
 from raymi_command import SLOW_MODEL, events, finish, start, succeed, wait_for, write_slow_model
 
 from raymi import train
+from raymi.commands.train import run as train_run
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import delivery, store
 from raymi.tracking.tracker import Tracker
@@ -139,13 +140,13 @@ def test_a_run_that_ends_while_the_server_is_away_is_delivered_later(
     proxy = Proxy(tracking_server)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.uri)
     proxy.mode = "fail"
-    monkeypatch.setattr(train, "FAIL_SECONDS", 3.0)
+    monkeypatch.setattr(train_run, "FAIL_SECONDS", 3.0)
     assert train.main(["resume=away"]) == 0
     output = capsys.readouterr().out
     assert "nothing is lost, deliver it with: python -m raymi.train resume=away" in output
     assert "PGD-2" in output, "the results are shown without the server"
     proxy.mode = "pass"
-    monkeypatch.setattr(train, "FAIL_SECONDS", WAIT)
+    monkeypatch.setattr(train_run, "FAIL_SECONDS", WAIT)
     assert train.main(["resume=away"]) == 0
     assert "models:/away/1" in capsys.readouterr().out
     proxy.close()
