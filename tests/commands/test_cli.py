@@ -23,6 +23,7 @@ from raymi.errors import StorageError, UserError
 from raymi.overrides import leaves, split_words
 from raymi.ray_backend.train_driver import RunFailed
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config
+from raymi.runs.journal import Journal
 from raymi.runs.run_folder import RunFolder
 from raymi.signals import Stopped
 
@@ -230,20 +231,18 @@ def test_own_model_is_found_in_the_current_folder(run: Run, tmp_path: Path) -> N
 
 
 def fake_launch(outcome: BaseException | None) -> Callable[..., None]:
-    """Returns a replacement of `launch` without Ray: emits the events of a run, then ends."""
+    """Returns a replacement of `launch` without Ray: writes the journal of a run, then ends."""
 
-    def launch(
-        config: Config, folder: RunFolder, callbacks: Sequence[Any], **_: Callable[..., None]
-    ) -> None:
+    def launch(config: Config, folder: RunFolder, *_: object, **__: object) -> None:
         folder.warnings.write_text("MI dominates\nMI dominates\n")
-        position = {"epoch": config.optim.epochs, "step": 0, "global_step": 9, "time": 1.0}
+        position = {"epoch": config.optim.epochs, "step": 0, "global_step": 9}
         accuracy = {"clean": 0.9, "robust": 0.6, "num": 100}
         attack = {"norm": "linf", "eps": 0.1, "alpha": 0.025, "steps": 40}
+        fields = {"of_epoch": 3, "attack": attack, **position, **accuracy}
+        journal = Journal(folder.journal)
         for which in ("last", "best"):
-            event = {"kind": "evaluation", "which": which, "of_epoch": 3, "attack": attack}
-            event["chosen"] = which == "best"
-            for callback in callbacks:
-                callback.event({**event, **position, **accuracy})
+            journal.write("evaluation", which=which, chosen=which == "best", **fields)
+        journal.close()
         if outcome is not None:
             raise outcome
 
