@@ -1,4 +1,4 @@
-"""The errors that raymi shows to its user without a traceback, and how any other is told."""
+"""Errors that commands print without a traceback, and texts about any other error."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _LIBRARIES = (
 
 
 class UserError(ValueError):
-    """Something that the user can put right: a wrong setting, a missing file, too few CPUs.
+    """Invalid input that the user can fix: a wrong setting, a missing file, too few CPUs.
 
-    The message says what was expected, what came, and the remedy. Commands print it alone and end
-    with exit code 2; everything else is a defect of ours and keeps its traceback.
+    The message says what was expected, what came, and the remedy. Commands print it without a
+    traceback and exit with code 2; any other error is a defect of raymi and keeps its traceback.
     """
 
 
 class StorageError(RuntimeError):
-    """What a run keeps cannot be written: a full disk, a folder that is gone.
+    """Failed write of a run's files: a full disk, a deleted folder.
 
     The message says what could not be written, where and why, what is left, and the remedy.
-    Commands print it alone and end with exit code 1: the run failed, and can be continued.
+    Commands print it without a traceback and exit with code 1: the run failed, and can be resumed.
     """
 
 
@@ -47,43 +47,59 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "its links lead to themselves, remove them",
     errno.EIO: "its disk is faulty, choose another one",
-    errno.ESTALE: "its storage is away, bring it back",
+    errno.ESTALE: "its storage is not mounted, mount it again",
     errno.EMFILE: "too many files are open, raise the limit (ulimit -n)",
     errno.ENFILE: "too many files are open, close other programs",
 }
 
 
 def storage_remedy(error: OSError) -> str:
-    """Returns what a user can do about a file that cannot be read or written."""
+    """Returns the remedy for a file that cannot be read or written."""
     return _REMEDIES.get(error.errno or 0, "make it readable and writable")
 
 
 def is_fault_of_storage(error: OSError) -> bool:
     """Returns whether a disk, a permission or a path of the user causes an error.
 
-    A missing file is not among them: where raymi does not refuse it, that is a defect of raymi.
+    A missing file is no such fault: where raymi does not refuse it first, that is a defect.
     """
     named = error.filename is not None or error.errno in _SPACE
     return named and error.errno in _REMEDIES
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A short remedy for a misspelt name: what is close, or else everything there is."""
+def close_names(word: str, known: Iterable[str], most: int, cutoff: float = 0.5) -> list[str]:
+    """Returns at most `most` names that look like a misspelt one, the closest first."""
+    return difflib.get_close_matches(word[:LONGEST_VALUE].lower(), list(known), most, cutoff)
+
+
+def did_you_mean(
+    word: str, known: Iterable[str], *, most: int = 3, otherwise: str | None = None
+) -> str:
+    """Returns the remedy for an unknown name.
+
+    Args:
+        word: unknown name.
+        known: valid names.
+        most: number of close names that are suggested.
+        otherwise: text where no name is close; None: the list of all names.
+    """
     names = list(known)
-    close = difflib.get_close_matches(word[:LONGEST_VALUE].lower(), names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+    if close := close_names(word, names, most):
+        return f"did you mean {' or '.join(close)}?"
+    return f"there are {', '.join(names)}" if otherwise is None else otherwise
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, for the middle of a sentence: of a message that may have pages, at most
-    200 characters."""
+    """Returns the first line of an error's message, cut after 200 characters."""
     lines = str(error).splitlines() or [""]
     return lines[0][:200]
 
 
 def what_happened(error: BaseException) -> str:
-    """Returns a caught error and the line that it came from: the user's own, where one is involved,
-    or else the one that called torch. A UserError prints no traceback."""
+    """Returns a caught error on one line, with the file and line that it came from.
+
+    The line is the innermost one of the user's own code, or else the one that called torch.
+    """
     import torch
 
     hidden = (*_IMPORTING, os.path.join(os.path.dirname(torch.__file__), ""))

@@ -1,23 +1,28 @@
-"""What this machine has, and what of it a process may use."""
+"""Processors, GPUs and memory of this machine."""
 
 from __future__ import annotations
 
 import os
 import platform
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def available_cores() -> int:
-    """The CPU cores that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def available_gpus() -> list[str]:
-    """The GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
+    """Returns the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES."""
+    import torch
+
     num = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = list(map(str, range(num))) if named is None else named.split(",")
@@ -25,7 +30,9 @@ def available_gpus() -> list[str]:
 
 
 def processor_name(device: torch.device) -> str:
-    """What computes, by its maker's name: a GPU's, or the processor's."""
+    """Returns the product name of a GPU or of the processor."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -37,7 +44,9 @@ def processor_name(device: torch.device) -> str:
 
 
 def machine_in_words() -> str:
-    """This machine in a line: processor, cores, memory, GPUs."""
+    """Describes this machine in one line: processor, cores, memory, GPUs."""
+    import torch
+
     memory = psutil.virtual_memory().total / 2**30
     cpu = processor_name(torch.device("cpu"))
     gpus = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]

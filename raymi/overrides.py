@@ -7,7 +7,6 @@ is wrong is said at once, in one `UserError`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
@@ -15,10 +14,12 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from raymi.config import Accepts, Config, ModelConfig
-from raymi.errors import UserError, did_you_mean
-from raymi.formatting import LONGEST_VALUE, shortened, shown
-from raymi.mi.forms import FORMS
+from raymi.config import Config
+from raymi.errors import UserError, close_names, did_you_mean
+from raymi.fields import Accepts
+from raymi.formatting import shortened, shown
+from raymi.mi.settings import FORMS
+from raymi.models.settings import ModelConfig
 
 Tree = dict[str, Any]
 
@@ -232,7 +233,7 @@ def as_typed(value: Any) -> str:
 def _unknown(key: str, matches: Sequence[str], known: Sequence[str]) -> str:
     if matches:
         return f"key {shown(key)} is ambiguous: expected one of {', '.join(matches)}"
-    return f"unknown key {shown(key)}{_suggest(key[:LONGEST_VALUE], known)}"
+    return f"unknown key {shown(key)}{_suggest(key, known)}"
 
 
 def _remedy_for_bare_word(
@@ -253,9 +254,9 @@ def _suggest(word: str, known: Sequence[str]) -> str:
     by_leaf: dict[str, str] = {}
     for key in known:
         by_leaf.setdefault(key.rpartition(".")[2], key)
-    close = difflib.get_close_matches(word, known, n=2, cutoff=0.6)
     leaf = word.rpartition(".")[2]
-    close += [by_leaf[k] for k in difflib.get_close_matches(leaf, list(by_leaf), n=2, cutoff=0.6)]
+    close = close_names(word, known, 2, cutoff=0.6)
+    close += [by_leaf[name] for name in close_names(leaf, by_leaf, 2, cutoff=0.6)]
     names = list(dict.fromkeys(close))[:2]
     if names:
         return f": did you mean {' or '.join(names)}?"

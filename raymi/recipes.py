@@ -7,13 +7,13 @@ variants can be compared (`python -m raymi.compare`).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from raymi.config import Config
-from raymi.mi.forms import FORMS
+from raymi.errors import did_you_mean
+from raymi.mi.settings import FORMS
 from raymi.overrides import overlay, validate
 
 
@@ -249,8 +249,8 @@ def _no_such(recipe: str) -> str:
             f"choose paper-cifar10-linf-no-difference, or recipe={_PARTS[recipe][0]} with "
             "mi.form=paper mi.difference=0"
         )
-    close = difflib.get_close_matches(recipe.lower(), RECIPES, n=1)
-    remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(BASE_RECIPES)}"
-    if not close:
-        remedy += f", each also with a variant after its name: -{', -'.join(VARIANTS)}"
-    return f"unknown recipe {recipe!r}: {remedy}"
+    known = (
+        f"there are {', '.join(BASE_RECIPES)}, each also with a variant after its name: "
+        f"-{', -'.join(VARIANTS)}"
+    )
+    return f"unknown recipe {recipe!r}: {did_you_mean(recipe, RECIPES, most=1, otherwise=known)}"

@@ -20,7 +20,7 @@ from raymi.config import (
     TrackingConfig,
 )
 from raymi.data import DATASETS
-from raymi.mi.forms import FORMS
+from raymi.mi.settings import FORMS
 from raymi.overrides import leaves
 
 

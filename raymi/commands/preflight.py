@@ -7,7 +7,7 @@ from functools import partial
 
 from raymi.config import Config
 from raymi.data import check_data
-from raymi.data.augment import check_crop
+from raymi.data.settings import check_crop
 from raymi.errors import UserError
 from raymi.models import check_model
 from raymi.ray_backend.session import check_this_machine, in_ray_job

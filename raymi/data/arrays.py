@@ -31,7 +31,6 @@ def digits_source() -> Source:
     the same, is the test set.
     """
     return Source(
-        description="1,797 handwritten digits, 8x8 grey, that come with scikit-learn",
         check=lambda request: None,
         load=lambda request: _load_digits(),
     )
@@ -40,7 +39,6 @@ def digits_source() -> Source:
 def npz_source() -> Source:
     """Returns the user's own arrays: `image`, uint8 as `rgb_images` takes it, and `label`, (N,)."""
     return Source(
-        description="your own arrays `image` and `label` in one .npz file, or in a folder of them",
         check=_check_npz,
         load=_load_npz,
     )

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from raymi.counter_rng import integers, random_key, uniform
-from raymi.errors import UserError
 
 
 def to_unit(images_uint8: Tensor) -> Tensor:
@@ -37,21 +36,6 @@ def augment(
     if flip:
         x = random_flip(x, random_key(seed, "flip", epoch), index)
     return x
-
-
-def check_crop(crop_padding: int, image_size: int) -> None:
-    """Refuses padding so wide that a crop may hold nothing of its image.
-
-    Args:
-        crop_padding: pixels on each side.
-        image_size: side of the images, in pixels.
-    Raises: UserError.
-    """
-    if crop_padding >= image_size:
-        raise UserError(
-            f"data.crop_padding must be smaller than the images, got {crop_padding} for images of "
-            f"{image_size}x{image_size} pixels: {image_size // 8} is usual, 0 switches crops off"
-        )
 
 
 def random_crop(x: Tensor, key: int, index: Tensor, padding: int) -> Tensor:

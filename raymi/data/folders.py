@@ -28,7 +28,6 @@ def folder_source() -> Source:
     test/ is required; val/, where it exists, is used instead of a split of train/.
     """
     return Source(
-        description="your own images: a folder with train/CLASS/, test/CLASS/ [and val/CLASS/]",
         check=_check_folder,
         load=_load_folder,
     )
@@ -40,7 +39,6 @@ def tiny_imagenet_source() -> Source:
     Classes are in the order of their WordNet ids, as `torchvision.datasets.ImageFolder` has them.
     """
     return Source(
-        description="Tiny-ImageNet, 100,000 + 10,000 images, 64x64 RGB, 200 classes (no download)",
         check=lambda request: _check_tiny_imagenet(_tiny_imagenet_root(request)),
         load=_load_tiny_imagenet,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from raymi.data.resize import fit_square
 from raymi.data.source import Request, Source
 from raymi.data.stratify import first_of_each_class, hold_out
 from raymi.data.torchvision_sets import torchvision_sources
-from raymi.errors import UserError
+from raymi.errors import UserError, did_you_mean
 
 _SOURCES: dict[str, Source] = {
     "digits": digits_source(),
@@ -27,9 +26,7 @@ _SOURCES: dict[str, Source] = {
     "folder": folder_source(),
     "npz": npz_source(),
 }
-
-DATASETS: dict[str, str] = {name: source.description for name, source in _SOURCES.items()}
-"""Names that `load_splits` knows, each with one line of description."""
+"""Reader of each data set of `raymi.data.settings.DATASETS`."""
 
 
 def check_data(
@@ -127,9 +124,7 @@ def _checked_request(
     limit: int | None,
 ) -> Request:
     if name not in _SOURCES:
-        close = difflib.get_close_matches(name, _SOURCES, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"unknown data set {name!r}: {hint}Known are {', '.join(_SOURCES)}")
+        raise UserError(f"unknown data set {name!r}: {did_you_mean(name, _SOURCES)}")
     if not 0 <= val_fraction < 1:
         raise UserError(f"val_fraction must be in [0, 1), got {val_fraction}: 0.1 is usual")
     for setting, value in (("image_size", image_size), ("limit", limit)):

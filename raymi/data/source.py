@@ -51,12 +51,10 @@ class Source:
     """Reader of a data set.
 
     Args:
-        description: one line, for people.
         check: raises UserError for faults that show without reading any image.
         load: reads everything. A reader of files may apply `image_size` and `limit` by itself, to
             save time and memory; `load_splits` applies both in any case.
     """
 
-    description: str
     check: Callable[[Request], None]
     load: Callable[[Request], Parts]

@@ -40,7 +40,6 @@ class Dataset:
     """A class of `torchvision.datasets`.
 
     Args:
-        description: one line, for people.
         cls: its name.
         folder: where its files lie, below root; may be empty.
         files: their names, unpacked.
@@ -48,7 +47,6 @@ class Dataset:
         class_names: None to take torchvision's.
     """
 
-    description: str
     cls: str
     folder: str
     files: tuple[str, ...]
@@ -69,21 +67,18 @@ class Dataset:
 
 TORCHVISION_SETS = {
     "cifar10": Dataset(
-        description="CIFAR-10, 50,000 + 10,000 images, 32x32 RGB",
         cls="CIFAR10",
         folder="cifar-10-batches-py",
         files=(*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"),
         url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     ),
     "cifar100": Dataset(
-        description="CIFAR-100, 50,000 + 10,000 images, 32x32 RGB",
         cls="CIFAR100",
         folder="cifar-100-python",
         files=("train", "test", "meta"),
         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     ),
     "svhn": Dataset(
-        description="Street View House Numbers, 73,257 + 26,032 digits, 32x32 RGB",
         cls="SVHN",
         folder="",
         files=("train_32x32.mat", "test_32x32.mat"),
@@ -91,7 +86,6 @@ TORCHVISION_SETS = {
         class_names=_DIGITS,
     ),
     "mnist": Dataset(
-        description="MNIST, 60,000 + 10,000 handwritten digits, 28x28 grey",
         cls="MNIST",
         folder="MNIST/raw",
         files=_IDX_FILES,
@@ -99,7 +93,6 @@ TORCHVISION_SETS = {
         class_names=_DIGITS,
     ),
     "fashion-mnist": Dataset(
-        description="Fashion-MNIST, 60,000 + 10,000 pieces of clothing, 28x28 grey",
         cls="FashionMNIST",
         folder="FashionMNIST/raw",
         files=_IDX_FILES,
@@ -126,7 +119,7 @@ def _source(dataset: Dataset) -> Source:
         check(request)
         return Parts(train=_read(dataset, root, True), test=_read(dataset, root, False))
 
-    return Source(dataset.description, check, load)
+    return Source(check, load)
 
 
 def _download_once(dataset: Dataset, root: Path, name: str) -> None:

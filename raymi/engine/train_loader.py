@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raymi.config import Config
 from raymi.data import ImageSet
-from raymi.data.augment import augment, check_crop, to_unit
+from raymi.data.augment import augment, to_unit
 from raymi.data.batches import (
     epoch_order,
     global_batch,
@@ -22,6 +22,7 @@ from raymi.data.batches import (
     share_sizes,
     steps_per_epoch,
 )
+from raymi.data.settings import check_crop
 
 
 class Batch(NamedTuple):

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raymi.attacks.catalogue import Attacked, Batch, Threat, predicted, run_attack
+from raymi.attacks.catalogue import Threat
+from raymi.attacks.execution import Attacked, Batch, predicted, run_attack
 from raymi.attacks.suites import Ensemble
 from raymi.attacks.untouched import untouched
 from raymi.counter_rng import random_key

@@ -15,7 +15,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from raymi.attacks.catalogue import Batch, Threat, find_attack
+from raymi.attacks.catalogue import Threat, find_attack
+from raymi.attacks.execution import Batch
 from raymi.attacks.suites import Ensemble
 from raymi.evaluation.blocks import Step
 from raymi.evaluation.outcome_store import OutcomeStore
@@ -43,7 +44,7 @@ def transferred(attack: str, surrogate: str, identity: str) -> Ensemble:
     settings = {**made.settings, "attack": attack, "surrogate": identity}
     name = transfer_name(attack, surrogate, identity)
     elsewhere = replace(
-        made, name=name, craft=_made_elsewhere, settings=settings, by_gradient=False
+        made, name=name, function=_made_elsewhere, settings=settings, by_gradient=False
     )
     return Ensemble(name, (elsewhere,))
 

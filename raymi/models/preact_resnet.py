@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raymi.models.resnet import RESNET_DEPTHS, conv3x3
+from raymi.models.families import RESNET_DEPTHS
+from raymi.models.resnet import conv3x3
 
 
 class PreActBlock(nn.Module):

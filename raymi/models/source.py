@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from raymi.models.classifier import Classifier
-from raymi.models.registry import FAMILIES, net_arguments
+from raymi.models.families import FAMILIES
+from raymi.models.registry import net_arguments
 
 _FUTURE = "from __future__ import annotations"
 

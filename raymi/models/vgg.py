@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raymi.models.families import SMALL_CNN_DEPTHS, VGG_DEPTHS
+
 
 class Halve(nn.Module):
     """2x2 max-pooling that leaves an image of height or width 1 as it is."""
@@ -32,12 +34,7 @@ class VGG(nn.Module):
         on CIFAR (so VGG-19 has 17 layers with weights).
     """
 
-    DEPTHS: ClassVar[Mapping[int, Sequence[int]]] = {
-        11: (1, 1, 2, 2, 2),
-        13: (2, 2, 2, 2, 2),
-        16: (2, 2, 3, 3, 3),
-        19: (2, 2, 4, 4, 4),
-    }
+    DEPTHS: ClassVar[Mapping[int, Sequence[int]]] = VGG_DEPTHS
 
     def __init__(self, num_classes: int, channels: Sequence[int], depth: int) -> None:
         super().__init__()
@@ -64,4 +61,4 @@ class SmallCNN(VGG):
     Args: as in `VGG`; depth counts the convolutions and the linear layer.
     """
 
-    DEPTHS: ClassVar[Mapping[int, Sequence[int]]] = {4: (1, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
+    DEPTHS: ClassVar[Mapping[int, Sequence[int]]] = SMALL_CNN_DEPTHS

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raymi.models.families import WIDE_RESNET_DEPTHS
 from raymi.models.resnet import conv3x3
 
 STEM_CHANNELS = 16  # the stem is never widened
@@ -48,7 +49,7 @@ class WideResNet(nn.Module):
     Source: Zagoruyko and Komodakis, "Wide residual networks", BMVC 2016.
     """
 
-    DEPTHS: ClassVar = range(10, 1000, 6)
+    DEPTHS: ClassVar = WIDE_RESNET_DEPTHS
 
     def __init__(self, num_classes: int, channels: Sequence[int], depth: int) -> None:
         super().__init__()

@@ -13,15 +13,8 @@ import torchattacks
 from pyautoattack import AutoAttack
 from torch import nn
 
-from raymi.attacks.catalogue import (
-    ATTACKS,
-    Batch,
-    EvaluationAttack,
-    Threat,
-    find_attack,
-    predicted,
-    run_attack,
-)
+from raymi.attacks.catalogue import ATTACKS, EvaluationAttack, Threat, find_attack
+from raymi.attacks.execution import Batch, predicted, run_attack
 from raymi.attacks.suites import SUITES, ensembles_of, suite
 from raymi.errors import UserError
 from raymi.models.modes import evaluation_mode

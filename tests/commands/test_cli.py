@@ -151,7 +151,7 @@ def test_wrong_words_and_what_is_missing_are_said_at_once(run: Run, tmp_path: Pa
             ["data.name=cifar10", "data.root=empty", "download=false"],
             ["cifar-10-batches-py", "/empty"],
         ),
-        (["model.name=resnet"], ["no model 'resnet'", "did you mean 'resnet18'"]),
+        (["model.name=resnet"], ["unknown model 'resnet'", "did you mean resnet18"]),
         (["model.name=no_module:net"], ["cannot import module 'no_module'"]),
         (["model.name=json:net"], ["no function 'net'"]),
         (["model.name=json:dumps"], ["num_classes= and image_size="]),

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from raymi.counter_rng import integers, uniform
-from raymi.data.augment import augment, check_crop, random_crop, random_flip, to_unit
+from raymi.data.augment import augment, random_crop, random_flip, to_unit
+from raymi.data.settings import check_crop
 from raymi.errors import UserError
 
 KEY = 1234567

@@ -84,8 +84,8 @@ def test_mean_and_std_are_those_of_the_training_images_served():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cifar-10", {}, "unknown data set 'cifar-10': did you mean 'cifar10'"),
-        ("xyzzy", {}, "unknown data set 'xyzzy': Known are digits, cifar10,"),
+        ("cifar-10", {}, "unknown data set 'cifar-10': did you mean cifar10"),
+        ("xyzzy", {}, "unknown data set 'xyzzy': there are digits, cifar10,"),
         ("digits", {"val_fraction": 1.0}, r"val_fraction must be in \[0, 1\), got 1.0"),
         ("digits", {"val_fraction": -0.1}, "got -0.1"),
         ("digits", {"val_fraction": float("nan")}, "got nan"),

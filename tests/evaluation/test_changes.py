@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from raymi import evaluate
-from raymi.attacks.catalogue import Batch, Threat, find_attack, run_attack
+from raymi.attacks.catalogue import Threat, find_attack
+from raymi.attacks.execution import Batch, run_attack
 from raymi.evaluation.changes import changes_of
 from raymi.evaluation.static_checks import run_static_checks
 

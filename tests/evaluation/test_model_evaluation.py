@@ -12,14 +12,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from raymi.attacks.catalogue import (
-    Batch,
-    EvaluationAttack,
-    Threat,
-    find_attack,
-    predicted,
-    run_attack,
-)
+from raymi.attacks.catalogue import EvaluationAttack, Threat, find_attack
+from raymi.attacks.execution import Batch, predicted, run_attack
 from raymi.attacks.suites import Ensemble, ensembles_of
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit

@@ -20,7 +20,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from raymi.attacks.catalogue import Batch, Threat, find_attack, run_attack
+from raymi.attacks.catalogue import Threat, find_attack
+from raymi.attacks.execution import Batch, run_attack
 from raymi.commands.find_model import FORMS, find_model_source, needs_data
 from raymi.config import Config
 from raymi.errors import UserError

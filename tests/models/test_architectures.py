@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raymi.models import MODELS, Classifier, build_model
+from raymi.models.families import FAMILIES
 from raymi.models.preact_resnet import PreActBlock
-from raymi.models.registry import FAMILIES
 from raymi.models.resnet import BasicBlock
 from raymi.models.wide_resnet import WideBlock
 

@@ -59,9 +59,9 @@ def test_every_listed_model_has_a_description_and_passes_the_check(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "resnet-18"}, "did you mean 'resnet18'"),
-        ({"name": "WRN-28-1"}, "did you mean 'wrn-28-10'"),
-        ({"name": "qqq"}, "choose from small-cnn, small-resnet, resnet18"),
+        ({"name": "resnet-18"}, "did you mean resnet18"),
+        ({"name": "WRN-28-1"}, "did you mean wrn-28-10"),
+        ({"name": "qqq"}, "there are small-cnn, small-resnet, resnet18"),
         ({"depth": 50}, "resnet18 has no depth 50: choose from 10, 18, 34$"),
         ({"name": "wrn-28-10", "depth": 27}, r"choose from 10, 16, 22, 28, 34, 40, \.\.\."),
         ({"name": "vgg19", "depth": 18}, "choose from 11, 13, 16, 19"),

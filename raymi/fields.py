@@ -1,0 +1,152 @@
+"""Field types of settings: how text becomes a value, which values are valid, and what help says."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from raymi.formatting import printable, shown
+from raymi.local_paths import address_problem, local_path
+
+_PART = r"\s*[+-]?[\d._]{1,30}(?:[eE][+-]?\d{1,3})?\s*"
+_FRACTION = re.compile(f"{_PART}/{_PART}")
+"""Fractions with short exponents: exact arithmetic with long ones takes arbitrarily long."""
+_LARGEST = 1e30
+"""Largest float of a setting: float32 holds it, and products with it."""
+_SMALLEST = 1e-30
+"""Smallest positive float of a setting: float32 holds it, and its inverse."""
+_MAX_COUNT = 10**12
+_MAX_WORKERS = 10_000
+_MAX_PATH_LENGTH = 4000
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """Accepted values of a field as text, where its type does not say it."""
+
+    text: str
+
+
+WORKERS = Accepts("whole number >= 1, or a range such as 2..8")
+
+
+class Section(BaseModel):
+    """Frozen group of settings; the text under each field is its documentation."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+
+def at_most(largest: float) -> AfterValidator:
+    """Returns a validator that refuses numbers too large, or too close to 0, to compute with."""
+
+    def check(value: Any) -> Any:
+        if value is not None and abs(value) > largest:
+            raise ValueError(f"expected at most {largest:g}, got {shown(value)}")
+        if isinstance(value, float) and 0 < abs(value) < _SMALLEST:
+            raise ValueError(f"expected 0 or at least {_SMALLEST:g}, got {shown(value)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _fraction(value: Any) -> Any:
+    """Parses a number written as `8/255`."""
+    if isinstance(value, str) and _FRACTION.fullmatch(value):
+        try:
+            numerator, denominator = map(Fraction, value.split("/"))
+            return float(numerator / denominator)
+        except (ValueError, ZeroDivisionError, OverflowError):
+            return value
+    return value
+
+
+def _comma_separated(value: Any) -> Any:
+    """Parses a tuple written as `0.75,0.9`."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.strip("[]() ").split(",") if part.strip()]
+    return value
+
+
+def _lower_case(value: Any) -> Any:
+    """Accepts `True` for `true`, typed or from Python."""
+    return str(value).lower() if isinstance(value, (str, bool)) else value
+
+
+def _workers(value: Any) -> Any:
+    """Parses a number of workers, or a range written as `2..8`; `2..2` becomes 2."""
+    text = "" if isinstance(value, int) and abs(value) > 10**9 else str(value).strip()
+    least, dots, most = text.partition("..")
+    try:
+        low, high = int(least), int(most if dots else least)
+    except ValueError:
+        low = high = 0
+    if isinstance(value, (bool, float)) or low < 1:
+        raise ValueError(f"expected {WORKERS.text}, got {shown(value)}")
+    if max(low, high) > _MAX_WORKERS:
+        raise ValueError(f"expected at most {_MAX_WORKERS} workers, got {shown(value)}")
+    if high < low:
+        raise ValueError(f"expected a range from fewer to more, such as {high}..{low}, got {text}")
+    return low if low == high else f"{low}..{high}"
+
+
+def _identifier(value: str | None) -> str | None:
+    if value is None:
+        return value
+    if not value or set(value) & set("/\\: \t\n") or value.startswith("."):
+        raise ValueError(
+            f"expected a plain name without spaces, slashes or colons, got {shown(value)}"
+        )
+    if printable(value) != value:
+        raise ValueError(f"expected a name without control characters, got {shown(value)}")
+    return value
+
+
+def _no_address(value: Any) -> Any:
+    """Refuses `s3://...`, which would become a local folder."""
+    if isinstance(value, (str, Path)) and (problem := address_problem(value)):
+        raise ValueError(problem)
+    return value
+
+
+def _absolute(path: Path) -> Path:
+    """Makes a path absolute, since workers run in another folder."""
+    if len(str(path)) > _MAX_PATH_LENGTH:
+        raise ValueError(
+            f"expected a path of at most {_MAX_PATH_LENGTH} characters, got {shown(str(path))}"
+        )
+    absolute = local_path(path)
+    try:
+        str(absolute).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"expected a path in UTF-8, got {shown(str(absolute))}: rename it, or give a link to it"
+        ) from None
+    return absolute
+
+
+Real = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
+Positive = Annotated[Real, Field(gt=0), at_most(_LARGEST)]
+NonNegative = Annotated[Real, Field(ge=0), at_most(_LARGEST)]
+Share = Annotated[Real, Field(ge=0, lt=1)]
+Duration = Annotated[Real, Field(gt=0), at_most(1e6)]
+Fractions = Annotated[tuple[Share, ...], BeforeValidator(_comma_separated)]
+Count = Annotated[int, Field(ge=1), at_most(_MAX_COUNT)]
+Whole = Annotated[int, Field(ge=0), at_most(_MAX_COUNT)]
+Seed = Annotated[int, Field(ge=0), at_most(2**63 - 1)]
+Images = Annotated[int, Field(ge=1), at_most(2**20)]
+Units = Annotated[int, Field(ge=1), at_most(2**16)]
+Workers = Annotated[int | str, BeforeValidator(_workers), WORKERS]
+Name = Annotated[str, AfterValidator(_identifier)]
+Choice = BeforeValidator(_lower_case)
+Folder = Annotated[Path, BeforeValidator(_no_address), AfterValidator(_absolute)]
