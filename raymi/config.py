@@ -1,8 +1,8 @@
-"""The configuration of a run: one frozen, typed tree in which every key carries its documentation.
+"""Configuration of a run: one frozen, typed tree whose fields carry their documentation.
 
-A leaf is set as `section.key=value` (see `raymi.overrides`); complete named trees are in
-`raymi.recipes`. Everything that can be refused without looking at files or hardware is refused
-here, names of data sets and models included. Images, eps and alpha are in [0, 1] pixel units.
+Sections of data, model, attack, loss and MI live with their code. A leaf is set as
+`section.key=value` (see `raymi.overrides`); complete named trees are in `raymi.recipes`.
+Validation needs no files and no hardware. Images, eps and alpha are in [0, 1] pixel units.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ __all__ = [
 
 def _experiment(value: str) -> str:
     if not 0 < len(value) <= 500:
-        raise ValueError(f"expected a name of 1 to 500 characters, got {len(value)} of them")
+        raise ValueError(f"expected a name of 1 to 500 characters, got {len(value)}")
     return value
 
 
 class OptimConfig(Section):
-    """How the classifier is optimised: SGD with momentum."""
+    """Optimiser of the classifier: SGD with momentum."""
 
     epochs: Count = 100
     """Passes over the training images."""
@@ -83,31 +83,31 @@ class OptimConfig(Section):
     weight_decay: NonNegative = 5e-4
     """L2 penalty."""
     schedule: Literal["multistep", "cosine", "onecycle", "constant"] = "multistep"
-    """Learning rate over the run."""
+    """Schedule of the learning rate."""
     milestones: Fractions = (0.75, 0.9)
     """multistep: shares of the run after which the rate is divided by 10."""
     warmup: Share = 0.2
     """onecycle: share of the run in which the rate rises."""
     ema: Share = 0.0
-    """Decay of an exponential moving average of the weights, kept beside them (0.999 is usual);
+    """Decay of an exponential moving average of the weights, saved beside them (0.999 is usual);
     0: off."""
     awp: NonNegative = 0.0
-    """Adversarial weight perturbation: how far the weights move against the loss, relative to
-    their norm (0.005 is usual); 0: off."""
+    """Adversarial weight perturbation: radius relative to the norm of the weights (0.005 is
+    usual); 0: off."""
     awp_warmup: Share = 0.05
     """Share of the run before weights are perturbed."""
 
 
 class ScalingConfig(Section):
-    """Workers and hardware. With synchronised BatchNorm none of it but `micro_batch` changes the
-    mathematics of a step; `precision` changes its rounding."""
+    """Workers and hardware. With synchronised BatchNorm only `micro_batch` changes the mathematics
+    of a step; `precision` changes its rounding."""
 
     workers: Workers = 1
-    """Number of workers that share each global batch. A range such as 2..8 is elastic: as many as
-    the cluster has room for, fewer when a node is lost, more when one comes. More wait for a
-    checkpoint; a loss costs the work since the last one, which checkpoint.every_minutes bounds."""
+    """Number of workers that share each global batch. A range such as 2..8 is elastic: the run
+    shrinks when a node is lost and grows at a checkpoint when nodes join. A lost node costs the
+    work since the last checkpoint, which checkpoint.every_minutes limits."""
     use_gpu: Annotated[Literal["auto", "true", "false"], Choice] = "auto"
-    """One GPU for each worker; auto: where there are enough of them."""
+    """One GPU for each worker; auto: if the cluster has enough GPUs."""
     cpus_per_worker: Annotated[int, Field(ge=1), at_most(10_000)] = 1
     """CPUs for each worker."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -117,51 +117,51 @@ class ScalingConfig(Section):
     compile: bool = False
     """torch.compile the classifier's forward."""
     fold_batchnorm: bool = False
-    """Attack a twin in which each BatchNorm after a convolution is part of it, while training:
-    faster, and another rounding."""
+    """Train against attacks on a copy whose BatchNorms are folded into the convolutions before
+    them: faster, with different rounding."""
     micro_batch: Images | None = None
-    """Images of a worker that go through a network at once; none: its whole share. A smaller number
-    takes less memory and one more forward. The losses, MI included, stay those of the global batch,
-    but BatchNorm in train mode sees such pieces (one of each worker together), one after the
-    other: with BatchNorm, results depend on the number of workers then."""
+    """Images of a worker in one forward; none: its whole share. Smaller numbers take less memory
+    and one more forward. Losses, MI included, stay those of the global batch, but BatchNorm in
+    train mode sees one micro-batch of each worker at a time, so that with BatchNorm results depend
+    on the number of workers."""
     sync_batchnorm: bool = True
     """BatchNorm statistics over the batch of all workers."""
     wait_minutes: Annotated[Real, Field(ge=0), at_most(1e6)] = 0.0
-    """On a cluster that grows: how long to wait for the CPUs and GPUs that are asked for."""
+    """Minutes to wait for the requested CPUs and GPUs on a cluster that grows."""
     max_failures: Whole = 2
-    """How often a failed worker group is started again from its last checkpoint; with a range of
-    workers: how often without a new checkpoint in between, as lost nodes are failures, too."""
+    """Restarts of a failed worker group from its last checkpoint; with a range of workers, where
+    lost nodes also count as failures: restarts without a new checkpoint in between."""
 
     @property
     def least_workers(self) -> int:
-        """Workers without which the run cannot go on."""
+        """Minimum number of workers."""
         return int(str(self.workers).partition("..")[0])
 
     @property
     def most_workers(self) -> int:
-        """Workers that the run uses where there is room for them."""
+        """Maximum number of workers."""
         return int(str(self.workers).rpartition("..")[2])
 
     @property
     def elastic(self) -> bool:
-        """Whether the number of workers may change during the run."""
+        """True if the number of workers may change during the run."""
         return self.least_workers < self.most_workers
 
 
 class ValidationConfig(Section):
-    """Measurement on the held-out split during training; it alone picks the best epoch."""
+    """Evaluation on the held-out split during training, which selects the best epoch."""
 
     every: Count = 1
     """Epochs between validations; the last epoch is always validated."""
     steps: Count = 10
     """PGD steps of the validation attack (step size 2.5 * eps / steps)."""
     max_samples: Count | None = None
-    """Validate on so many images; none: on all of the split."""
+    """Number of validation images; none: all."""
 
 
 class ProbeConfig(Section):
-    """Fresh estimators, trained with a fixed budget on the finished classifier: what the paper's
-    Fig. 4 shows. The same for every method, whether it trained with MI or not."""
+    """New estimators trained with a fixed budget on the finished classifier, as in the paper's
+    Fig. 4; the same for every method, with or without MI."""
 
     steps: Whole = 300
     """Steps of the probes; 0: no probes."""
@@ -170,65 +170,64 @@ class ProbeConfig(Section):
     units: Units = 128
     """Units H of the probes' feature space."""
     max_samples: Count | None = 10_000
-    """Train the probes on so many training images; none: on all."""
+    """Number of training images for the probes; none: all."""
 
 
 class EvaluationConfig(Section):
-    """Measurement on the test set after training, of the best and of the last epoch."""
+    """Evaluation of the best and the last epoch on the test set after training."""
 
     steps: Count = 40
     """PGD steps of the final attack."""
     alpha: Positive | None = None
-    """Its step size; none: eps / 4, as in the paper."""
+    """Step size of the final attack; none: eps / 4, as in the paper."""
     block: Images = 256
-    """Images that a worker attacks at once."""
+    """Images that a worker attacks in one batch."""
     max_samples: Count | None = None
-    """Evaluate on so many test images; none: on all."""
+    """Number of test images; none: all."""
 
 
 class CheckpointConfig(Section):
-    """Checkpoints, from which a run continues exactly."""
+    """Checkpoints, from which a run resumes exactly."""
 
     keep: Annotated[int, Field(ge=2), at_most(10**6)] = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     every: Count = 1
     """Epochs between checkpoints; the last epoch always has one."""
     every_steps: Count | None = None
-    """Also a checkpoint after so many steps, within epochs; none: at their ends only."""
+    """Steps between additional checkpoints within an epoch; none: at ends of epochs only."""
     every_minutes: Duration | None = None
-    """Also a checkpoint once so many minutes have passed since the last one."""
+    """Minutes between additional checkpoints; none: off."""
 
 
 class LimitConfig(Section):
-    """How long a run may take."""
+    """Time limit of a run."""
 
     hours: Duration | None = None
-    """Hours after which the command writes a checkpoint and ends with exit code 75; none: no
-    limit. Counted anew when the run is continued."""
+    """Hours after which the command writes a checkpoint and exits with code 75; none: no limit.
+    Restarts from 0 when the run is resumed."""
 
 
 class TrackingConfig(Section):
-    """What goes to MLflow, and what is shown."""
+    """Logging to MLflow."""
 
     enabled: bool = True
     """Log to MLflow ($MLFLOW_TRACKING_URI, or a SQLite file mlflow.db in the current folder)."""
     experiment: Annotated[str, AfterValidator(_experiment)] = "raymi"
     """MLflow experiment."""
     registered_name: Name | None = None
-    """Name in the model registry under which the best model appears; none: raymi-DATASET."""
+    """Name of the best model in the model registry; none: raymi-DATASET."""
     log_every: Count = 10
-    """Steps between two records of the training metrics."""
+    """Steps between records of the training metrics."""
     machine_every: Duration | None = 10.0
-    """Seconds between two records of how busy each machine is (CPU, memory, disk, network, GPU);
+    """Seconds between records of system metrics (CPU, memory, disk, network, GPU) of each machine;
     none: no records."""
 
 
 class Config(Section):
-    """Everything that decides a run."""
+    """All settings of a run."""
 
     name: Name | None = None
-    """Name of the run; none: recipe, date and time. Must be new: an old one is continued by
-    resume=NAME."""
+    """Name of the run; none: recipe, date and time. Must be new; resume=NAME resumes a run."""
     seed: Seed = 0
     """Seed of the initial weights, the data order, the augmentation and the attacks' starts."""
     out: Folder | None = None
@@ -249,7 +248,7 @@ class Config(Section):
 
     @property
     def attack_objective(self) -> str:
-        """What the training attack maximises, "ce" or "kl": TRADES' is KL."""
+        """Objective of the training attack, "ce" or "kl"; KL for TRADES by default."""
         return self.attack.objective or ("kl" if self.loss.base == "trades" else "ce")
 
     @model_validator(mode="after")
@@ -262,17 +261,17 @@ class Config(Section):
             )
         if attack.steps == 0 and attack.start == "gaussian":
             raise ValueError(
-                "attack.start must be ball or image for attack.steps=0, got gaussian: without a "
-                "step nothing brings its noise back into the ball and [0, 1]"
+                "attack.start must be ball or image for attack.steps=0, got gaussian: only a step "
+                "projects its noise into the ball and [0, 1]"
             )
         return self
 
     @model_validator(mode="after")
-    def _pieces_have_statistics(self) -> Config:
+    def _micro_batches_have_statistics(self) -> Config:
         if self.scaling.micro_batch is not None and self.loss.batchnorm != "adversarial":
             raise ValueError(
                 f"scaling.micro_batch needs loss.batchnorm=adversarial, got {self.loss.batchnorm}: "
-                "an order of whole batches is not defined for pieces of them"
+                "an order of whole batches is not defined for micro-batches"
             )
         return self
 
@@ -281,7 +280,7 @@ class Config(Section):
         if self.optim.batch_size < self.scaling.most_workers:
             raise ValueError(
                 f"optim.batch_size must be at least scaling.workers, got {self.optim.batch_size} "
-                f"for {self.scaling.workers} workers: it is the global batch that they share"
+                f"for {self.scaling.workers} workers: they share the global batch"
             )
         if self.mi.enabled and self.optim.batch_size < 2:
             raise ValueError(

@@ -73,35 +73,33 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 class MIConfig(Section):
-    """The mutual-information objective and its two estimators.
+    """Mutual-information term and its two estimators.
 
-    `form` sets the defaults of the keys behind it; each can be set alone.
+    `form` sets the defaults of other keys; each can be set on its own.
     """
 
     form: Literal["bounded", "paper", "released", "wmim", "random"] = "bounded"
     """bounded: well-posed by construction; paper: Eq. 4-9 as printed (fragile: unbounded
-    objectives); released: what the authors' code computes; wmim: maximise the MI of the whole
-    adversarial image (the paper's baseline); random: a random gradient at the logits instead (a
-    control)."""
+    objectives); released: the authors' code; wmim: maximise the MI of the whole adversarial
+    image (the paper's baseline); random: a random gradient at the logits instead (a control)."""
     schedule: Literal["joint", "staged"] = "joint"
     """joint: each step updates the estimators, then the classifier, from the same two forwards;
-    staged: as in the paper, AT pretraining, then the estimators, then the classifier from scratch
-    with the estimators frozen."""
+    staged: AT pretraining, then the estimators, then the classifier from scratch with frozen
+    estimators, as in the paper."""
     pretrained: str | None = None
-    """staged: name or folder of an earlier run whose classifier is used instead of pretraining: its
+    """staged: name or folder of an earlier run whose classifier replaces pretraining: its
     pretrained one, else its best one without averaging."""
     estimators: str | None = None
-    """staged: name or folder of an earlier run whose estimators are used instead of training
-    some."""
+    """staged: name or folder of an earlier run whose estimators replace the estimator phase."""
     pretrain_epochs: Count | None = None
-    """staged: epochs of the AT pretraining; none: as many as the classifier's (`optim.epochs`)."""
+    """staged: epochs of the AT pretraining; none: `optim.epochs`."""
     estimator_epochs: Count | None = None
     """staged: epochs of the estimators; none: half of `optim.epochs`."""
     weight: NonNegative | None = None
     """Fixed weight of the MI loss (the paper's alpha); 0: MI is off. Excludes `balance`."""
     balance: NonNegative | None = None
-    """Sets the weight at each step so that the MI gradient at the logits has this share of the
-    adversarial loss's norm. Excludes `weight`."""
+    """Norm of the MI gradient at the logits, as a share of that of the adversarial loss: sets the
+    weight at each step. Excludes `weight`."""
     alpha_max: Positive = 1000.0
     """Largest weight that `balance` may choose."""
     bound: Literal[
@@ -118,43 +116,43 @@ class MIConfig(Section):
         "dv-released",
     ] = "infonce"
     """Bound on mutual information: InfoNCE (at most log batch) or Donsker-Varadhan. jsd to
-    wasserstein are f-divergences, objectives and no MI in nats (chi2, wasserstein and others are
-    unbounded: keep cosine scores). *-released: as in the authors' code, to compare with."""
+    wasserstein are f-divergences: objectives, not MI in nats (chi2, wasserstein and others are
+    unbounded: keep cosine scores). *-released: the authors' code, for comparison."""
     score: Literal["cosine", "dot"] = "cosine"
     """Score of a pair: cosine over `temperature`, or the plain product of LayerNormed features."""
     temperature: Positive = 0.1
     """Temperature of cosine scores."""
     objective: Literal["mim", "contrast", "mim-released", "released"] = "mim"
-    """How estimators learn: maximise MI of the matching pair (Eq. 4), the contrast (Eq. 5), or as
-    in the authors' code: the adversarial one maximised on misclassified samples only, or
-    cosines."""
+    """Objective of the estimators: MI of the matching pair (Eq. 4), the contrast (Eq. 5), or the
+    authors' code: mim-released, which trains the adversarial one on misclassified samples only,
+    or released, with cosines."""
     clip_contrast: bool = True
-    """Contrast: stop pushing the non-matching MI below 0 nats."""
+    """contrast: do not push the non-matching MI below 0 nats."""
     samples: Literal["all", "selected", "selected-released"] = "all"
-    """Samples of the classifier's MI terms: all, or clean-right-adversarial-wrong ones (Eq. 6;
-    released: by an argmax after a softmax over the batch)."""
+    """Samples of the classifier's MI terms: all, or those classified right as clean and wrong as
+    adversarial images (Eq. 6; selected-released: by an argmax after a softmax over the batch)."""
     natural_pattern: Literal["clean", "adversarial"] = "clean"
-    """Pattern of the natural critic: the clean image, or the whole adversarial one (WMIM)."""
+    """Pattern of the natural estimator: the clean image, or the whole adversarial one (WMIM)."""
     gradient: Literal["mi", "random"] = "mi"
-    """What is added to the adversarial loss's gradient at the logits: that of the MI loss, or
-    Gaussian noise of the same norm (the control for it)."""
+    """Gradient added to the adversarial loss's at the logits: that of the MI loss, or Gaussian
+    noise of the same norm (a control)."""
     difference: NonNegative = 1.0
     """Weight of adversarial minus natural MI of the adversarial output (lambda in Eq. 8)."""
     cosine: NonNegative = 0.0
     """Weight of the two cosine terms of Eq. 8."""
     clamp: bool = True
-    """Stop counting batch means of MI outside of what the bound can mean: dv in [0, log(batch -
-    1)], of bounds that are capped by themselves what is minimised below the value of independent
-    variables; kl, rkl, chi2, wasserstein and infonce-released are not clamped."""
+    """Clamp batch means of MI to the range in which the bound is meaningful: dv to [0, log(batch -
+    1)]; minimised means of bounds with a cap to at least their value for independent variables.
+    kl, rkl, chi2, wasserstein and infonce-released are not clamped."""
     natural: bool = True
     """Use the natural-MI terms (ablation ii: false)."""
     adversarial: bool = True
     """Use the adversarial-MI terms (ablation i: false)."""
     negatives: Literal["global", "local"] = "global"
-    """Negatives come from the batch of all workers, or from each worker's own share (cheaper)."""
+    """Negatives: from the batch of all workers, or from each worker's own share (cheaper)."""
     score_memory: Positive = 256.0
-    """MiB that a tensor of scores (own patterns x global batch x locations) may take; larger ones
-    are computed in parts, exactly, and held for no backward pass."""
+    """Largest tensor of scores (own patterns x global batch x locations), in MiB; larger ones are
+    computed in parts, exactly, and not stored for the backward pass."""
     hidden: Units = 512
     """Units H of the estimators' feature space (capacity)."""
     base_width: Annotated[int, Field(ge=1), at_most(4096)] = 64
@@ -173,8 +171,8 @@ class MIConfig(Section):
         if values.get("pretrained") is not None or values.get("estimators") is not None:
             form = {**form, "schedule": "staged"}
         weighted = values.get("weight") is not None or values.get("balance") is not None
-        given = {k: v for k, v in form.items() if not (weighted and k in ("weight", "balance"))}
-        return {**given, **{k: v for k, v in values.items() if v is not None}}
+        defaults = {k: v for k, v in form.items() if not (weighted and k in ("weight", "balance"))}
+        return {**defaults, **{k: v for k, v in values.items() if v is not None}}
 
     @model_validator(mode="after")
     def _one_weight(self) -> MIConfig:
@@ -186,23 +184,23 @@ class MIConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _a_term_is_left(self) -> MIConfig:
+    def _has_a_term(self) -> MIConfig:
         if self.weight == 0 or self.balance == 0 or self.gradient == "random":
             return self
         if not (self.natural or self.adversarial):
             raise ValueError(
-                "natural=false and adversarial=false leave no MI term: use one of them, or set "
+                "natural=false and adversarial=false leave no MI term: set one to true, or "
                 "weight=0 to switch MI off"
             )
         if self.difference == 0 and self.cosine == 0:
             raise ValueError(
-                "difference=0 and cosine=0 leave no MI term: raise one of them, or set weight=0 "
-                "to switch MI off"
+                "difference=0 and cosine=0 leave no MI term: raise one, or set weight=0 to switch "
+                "MI off"
             )
         return self
 
     @model_validator(mode="after")
-    def _stages_are_there(self) -> MIConfig:
+    def _reuse_needs_staged(self) -> MIConfig:
         if self.pretrained is not None and self.estimators is not None:
             raise ValueError(
                 "give either pretrained or estimators: estimators of an earlier run need no "
@@ -218,11 +216,10 @@ class MIConfig(Section):
 
     @property
     def enabled(self) -> bool:
-        """Whether there is an MI term at all; without one, training is the base method, bit for
-        bit."""
+        """True if an MI term is trained; otherwise training equals the base method bit for bit."""
         return self.weight != 0 and self.balance != 0 and (self.natural or self.adversarial)
 
     @property
     def has_estimators(self) -> bool:
-        """Whether the MI term needs estimators: it is on, and no control."""
+        """True if the MI term needs estimators: it is on, and not the random control."""
         return self.enabled and self.gradient == "mi"
