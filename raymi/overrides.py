@@ -1,8 +1,7 @@
-"""From the words of a command line to a validated `Config`: `key=value`, recipes, suggestions,
-help.
+"""Parser of `key=value` command lines into a validated `Config`.
 
-A key may be shortened to its last part where that is unique (`lr` for `optim.lr`). Everything that
-is wrong is said at once, in one `UserError`.
+A key may be shortened to its last part where that is unique (`lr` for `optim.lr`). One `UserError`
+lists all problems.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ _DEPENDENT = {
     "model.name": {f"model.{key}" for key in ModelConfig.model_fields},
     "loss.base": {"loss.beta", "loss.label_smoothing"},
 }
-"""Keys whose values in a recipe mean nothing once the key before them has another value."""
+"""Keys of a recipe that are dropped when the key before them gets another value."""
 
 
 def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every key that can be set, in the order of the tree, with its pydantic field."""
+    """Yields every key that can be set, in the order of the tree, with its pydantic field."""
     for name, field in model.model_fields.items():
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -43,7 +42,13 @@ def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
 
 @dataclass(frozen=True)
 class Words:
-    """What a command line said: the command's own keys, settings of `Config`, and what is wrong."""
+    """Parsed command line.
+
+    Args:
+        own: options of the command as text.
+        settings: nested tree of unparsed settings of `Config`.
+        problems: a line for each invalid word.
+    """
 
     own: dict[str, str]
     settings: Tree
@@ -51,14 +56,15 @@ class Words:
 
 
 def split_words(words: Sequence[str], special: Mapping[str, Iterable[str]] | None = None) -> Words:
-    """Separates `key=value` words into those of the command itself and a tree of settings.
+    """Separates `key=value` words into options of the command and a tree of settings.
 
     Args:
-        words: what was typed, such as `["recipe=quickstart", "lr=1e-3"]`.
-        special: keys that belong to the command and not to `Config`, each with the values that are
-            known for it.
-    Returns: the special keys as text, a nested tree of unparsed values, and a line for each word
-        without `=` and each unknown, ambiguous or repeated key.
+        words: command line, such as `["recipe=quickstart", "lr=1e-3"]`.
+        special: options of the command, which are not in `Config`, each with its known values.
+
+    Returns:
+        Options as text, a nested tree of unparsed settings, and a line for each word without `=`
+        and for each unknown, ambiguous or repeated key.
     """
     special = special or {}
     keys = [key for key, _ in leaves()]
@@ -92,7 +98,7 @@ def split_words(words: Sequence[str], special: Mapping[str, Iterable[str]] | Non
 
 
 def nest(flat: Mapping[str, Any]) -> Tree:
-    """`{"a.b": 1}` as `{"a": {"b": 1}}`."""
+    """Returns `{"a": {"b": 1}}` for `{"a.b": 1}`."""
     tree: Tree = {}
     for key, value in flat.items():
         *sections, leaf = key.split(".")
@@ -104,7 +110,7 @@ def nest(flat: Mapping[str, Any]) -> Tree:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    """Returns `{"a.b": 1}` for `{"a": {"b": 1}}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -115,13 +121,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
-    """The nested tree `base` with the leaves of `over` in place of its own.
+    """Returns the nested tree `base` with the leaves of `over` in place of its own.
 
-    Some settings of `base` only make sense together with others. Naming another `mi.form` drops
-    what `base` says of the keys that forms set, and keeps the rest of `mi`, such as capacity and
-    schedule, which belong to the data. Naming another `model.name` drops the rest of `model`, and
-    another `loss.base` the weight and the smoothing of the one before. Of `mi.weight` and
-    `mi.balance`, which exclude each other, setting one replaces the other.
+    Another `mi.form` drops the keys of `base` that forms set, and keeps the rest of `mi`, such as
+    capacity and schedule, which belong to the data. Another `model.name` drops the rest of `model`,
+    another `loss.base` the weight and the smoothing of the previous loss. `mi.weight` replaces
+    `mi.balance` and vice versa, as they exclude each other.
     """
     base_flat, over_flat = flatten(base), flatten(over)
     defaults = dict(leaves())
@@ -136,10 +141,14 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 
 
 def validate(tree: Mapping[str, Any], problems: Sequence[str] = ()) -> Config:
-    """The configuration of a nested tree; what is not given has its default.
+    """Returns the configuration of a nested tree; missing keys have their defaults.
 
-    Args: tree; problems, what was found wrong already, to be said together with the rest.
-    Raises: UserError that lists every wrong value with what was expected and what came.
+    Args:
+        tree: nested settings.
+        problems: earlier problems, to be reported together with those of the tree.
+
+    Raises:
+        UserError: Lists every invalid value, with what was expected and what came.
     """
     config, more = examine(tree)
     if problems or more:
@@ -148,8 +157,12 @@ def validate(tree: Mapping[str, Any], problems: Sequence[str] = ()) -> Config:
 
 
 def examine(tree: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """What is wrong with a nested tree, and a configuration in which the sections concerned have
-    their defaults: so that the rest can be judged as well."""
+    """Validates a nested tree without raising.
+
+    Returns:
+        The configuration, with defaults in invalid sections so that callers can check the rest, and
+        a line for each problem.
+    """
     broken: set[str] = set()
     problems: list[str] = []
     while True:
@@ -160,10 +173,10 @@ def examine(tree: Mapping[str, Any]) -> tuple[Config, list[str]]:
             within = [one for one in error.errors() if one["loc"]]
             between = [one for one in error.errors() if not one["loc"]]
             problems += map(_explain, within)
-            if not broken & _COMPARED:  # else what was compared is not what was given
+            if not broken & _COMPARED:  # else defaults were compared, not given values
                 problems += map(_explain, between)
             worse = broken | ({str(one["loc"][0]) for one in within} or _COMPARED | _ATTACKS)
-            if worse == broken:  # a comparison of other sections: nothing more can be judged
+            if worse == broken:  # a comparison of other sections: no further checks are possible
                 return Config(), problems
             broken = worse
 
@@ -174,12 +187,12 @@ _ATTACKS = {"attack", "loss"}
 
 
 def resolved_lines(config: Config) -> list[str]:
-    """The whole configuration as `key=value` words that reproduce it, whatever the recipe."""
+    """Returns the configuration as `key=value` words that reproduce it on any recipe."""
     return [f"{key}={as_typed(value)}" for key, value in flatten(config.model_dump()).items()]
 
 
 def expected(field: FieldInfo) -> str:
-    """What a key accepts, in words: `linf | l2`, `number >= 0`, `true | false`..."""
+    """Describes the values that a key accepts: `linf | l2`, `number >= 0`, `true | false`..."""
     return _expected(field.annotation, field.metadata)
 
 
@@ -210,12 +223,12 @@ def _bounds(limits: Sequence[Any]) -> Iterator[str]:
 
 
 def default_text(field: FieldInfo) -> str:
-    """A key's default as it would be typed."""
+    """Returns a key's default as it would be typed."""
     return as_typed(field.default)
 
 
 def as_typed(value: Any) -> str:
-    """A value as it would be typed: exact, and eps as it is written in papers."""
+    """Returns a value as it would be typed: exact, with eps as a fraction of 255."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -249,8 +262,7 @@ def _remedy_for_bare_word(
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:
-    """`: did you mean ...?`, comparing with whole keys and with their last parts; else what the
-    section has."""
+    """Returns a remedy: keys that look alike, whole or by their last parts, or the section's keys."""
     by_leaf: dict[str, str] = {}
     for key in known:
         by_leaf.setdefault(key.rpartition(".")[2], key)
@@ -266,7 +278,7 @@ def _suggest(word: str, known: Sequence[str]) -> str:
 
 
 def _explain(error: Any) -> str:
-    """One line for one of pydantic's errors; those of our own validators say it all already."""
+    """Returns one line for one of pydantic's errors; messages of raymi's validators are complete."""
     key = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
     if error["type"] == "value_error":
         message = error["msg"].removeprefix("Value error, ")

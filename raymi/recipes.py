@@ -1,8 +1,8 @@
-"""Named complete configurations: what each changes against the defaults of `raymi.config`.
+"""Recipes: named complete configurations, as changes of the defaults of `raymi.config`.
 
-A base recipe says what is learned, against what and for how long; a variant, added to its name
-(`quickstart-at`), which method learns. Within a recipe only the method differs, so that its
-variants can be compared (`python -m raymi.compare`).
+A base recipe sets data, model, threat model and length of training; a variant, added to its name
+(`quickstart-at`), sets the method. Variants of a recipe differ in the method only, so that
+`python -m raymi.compare` can compare them.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from raymi.overrides import overlay, validate
 
 @dataclass(frozen=True)
 class Recipe:
-    """A description for people, and nested settings laid over the defaults, or over a recipe."""
+    """Description of one line, and nested settings that replace defaults or those of a recipe."""
 
     description: str
     settings: Mapping[str, Any]
 
 
-def _as_in_the_paper(data: str, norm: str, eps: float) -> dict[str, Any]:
-    """Training as Zhou et al. (ICML 2022) describe it; eps in [0, 1] pixel units.
+def _paper_settings(data: str, norm: str, eps: float) -> dict[str, Any]:
+    """Returns the training settings of Zhou et al. (ICML 2022); eps in [0, 1] pixel units.
 
-    Their encoder halves a 32-pixel image twice, to 8x8 locations; one of 64 pixels is halved three
-    times here, to as many.
+    Their encoder halves a 32-pixel image twice, to 8x8 locations; here a 64-pixel image is halved
+    three times, to the same number of locations.
     """
     return {
         "data": {"name": data},
@@ -89,10 +89,10 @@ BASE_RECIPES: dict[str, Recipe] = {
             "scaling": {"workers": 2, "channels_last": True},
         },
     ),
-    # One cycle of 40 epochs: its rate is low in the last few only, which leaves robust overfitting
-    # (it sets in epochs after a drop of the rate) no time; the average of 0.999 spans 3 epochs.
+    # One cycle of 40 epochs: its rate is low in the last few only, too few for robust overfitting,
+    # which begins epochs after a drop of the rate; the average of 0.999 spans 3 epochs.
     "strong-cifar10": Recipe(
-        "NAMID on CIFAR-10 upon a strong baseline: ResNet-18, averaged weights, 40 epochs, a GPU",
+        "NAMID on CIFAR-10 with a strong baseline: ResNet-18, averaged weights, 40 epochs, a GPU",
         {
             "data": {"name": "cifar10"},
             "model": {"name": "resnet18"},
@@ -114,23 +114,23 @@ BASE_RECIPES: dict[str, Recipe] = {
     ),
     "paper-cifar10-linf": Recipe(
         "NAMID as in the paper: CIFAR-10, ResNet-18, L_inf 8/255, staged, 100 epochs",
-        _as_in_the_paper("cifar10", "linf", 8 / 255),
+        _paper_settings("cifar10", "linf", 8 / 255),
     ),
     "paper-cifar10-vgg19": Recipe(
         "the same with VGG-19; paper-cifar10-vgg19-at is the surrogate for black-box transfer",
-        {**_as_in_the_paper("cifar10", "linf", 8 / 255), "model": {"name": "vgg19"}},
+        {**_paper_settings("cifar10", "linf", 8 / 255), "model": {"name": "vgg19"}},
     ),
     "paper-cifar10-l2": Recipe(
         "NAMID as in the paper: CIFAR-10, ResNet-18, L2 0.5, staged, 100 epochs",
-        _as_in_the_paper("cifar10", "l2", 0.5),
+        _paper_settings("cifar10", "l2", 0.5),
     ),
     "paper-tinyimagenet-linf": Recipe(
         "NAMID as in the paper: Tiny-ImageNet, ResNet-18, L_inf 8/255, staged, 100 epochs",
-        _as_in_the_paper("tiny-imagenet", "linf", 8 / 255),
+        _paper_settings("tiny-imagenet", "linf", 8 / 255),
     ),
     "paper-tinyimagenet-l2": Recipe(
         "NAMID as in the paper: Tiny-ImageNet, ResNet-18, L2 0.5, staged, 100 epochs",
-        _as_in_the_paper("tiny-imagenet", "l2", 0.5),
+        _paper_settings("tiny-imagenet", "l2", 0.5),
     ),
 }
 
@@ -138,7 +138,7 @@ _OFF = {"weight": 0.0}
 
 VARIANTS: dict[str, Recipe] = {
     "bounded": Recipe(
-        "NAMID, the well-posed form, critics trained beside the classifier",
+        "NAMID, the well-posed form, estimators trained with the classifier",
         {"mi": {"form": "bounded", "schedule": "joint"}},
     ),
     "paper": Recipe(
@@ -146,7 +146,7 @@ VARIANTS: dict[str, Recipe] = {
         {"mi": {"form": "paper", "schedule": "staged"}},
     ),
     "released": Recipe(
-        "NAMID, what the authors' code computes, its BatchNorm statistics too, in stages",
+        "NAMID as in the authors' code, with its BatchNorm statistics, in stages",
         {
             "mi": {"form": "released", "schedule": "staged"},
             "loss": {"batchnorm": "released"},
@@ -157,14 +157,14 @@ VARIANTS: dict[str, Recipe] = {
         {"mi": {"form": "wmim", "schedule": "joint"}},
     ),
     "random": Recipe(
-        "control: a random gradient at the logits, 0.2 of the adversarial loss's as in bounded",
+        "control: a random gradient at the logits, 0.2 of the adversarial loss's norm",
         {"mi": {"form": "random", "schedule": "joint"}},
     ),
     "at": Recipe("AT, no MI", {"mi": _OFF, "loss": {"base": "at"}}),
     "trades": Recipe("TRADES, no MI", {"mi": _OFF, "loss": {"base": "trades"}}),
     "mart": Recipe("MART, no MI", {"mi": _OFF, "loss": {"base": "mart"}}),
-    "namid-t": Recipe("the recipe's MI upon TRADES (NAMID_T)", {"loss": {"base": "trades"}}),
-    "namid-m": Recipe("the recipe's MI upon MART (NAMID_M)", {"loss": {"base": "mart"}}),
+    "namid-t": Recipe("the recipe's MI term with TRADES (NAMID_T)", {"loss": {"base": "trades"}}),
+    "namid-m": Recipe("the recipe's MI term with MART (NAMID_M)", {"loss": {"base": "mart"}}),
     "at-clean-forward": Recipe(
         "control: AT, and an unused clean forward in the BatchNorm statistics",
         {"mi": _OFF, "loss": {"base": "at", "batchnorm": "mix"}},
@@ -183,8 +183,8 @@ VARIANTS: dict[str, Recipe] = {
 }
 
 
-def _leaves_something(variant: str, base: Mapping[str, Any]) -> bool:
-    """Whether an MI term is left: `no-difference` needs a form with cosine terms."""
+def _has_mi_term(variant: str, base: Mapping[str, Any]) -> bool:
+    """Returns True if an MI term remains: `no-difference` needs a form with cosine terms."""
     mi = base.get("mi", {})
     form = FORMS[mi.get("form", "bounded")]
     return variant != "no-difference" or mi.get("cosine", form.get("cosine", 0.0)) > 0
@@ -209,20 +209,19 @@ def _whole(base: str, variant: str | None) -> Recipe:
 RECIPES: dict[str, Recipe] = {
     name: _whole(base, variant)
     for name, (base, variant) in _PARTS.items()
-    if variant is None or _leaves_something(variant, BASE_RECIPES[base].settings)
+    if variant is None or _has_mi_term(variant, BASE_RECIPES[base].settings)
 }
-"""Every recipe by its full name, variants too."""
+"""All recipes by full name, with variants."""
 
 
 def on_recipe(recipe: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The nested tree of a recipe with `settings` laid over it, and a line if there is no such
-    recipe.
+    """Returns a recipe's nested tree overlaid with `settings`, and a line if the recipe is unknown.
 
-    Another `mi.form` in `settings` goes under a variant that names none, so that the variant stays
-    what it is: `recipe=quickstart-at mi.form=paper` is AT.
+    A `mi.form` in `settings` is applied before a variant that sets no form, so that the method
+    stays the variant's: `recipe=quickstart-at mi.form=paper` is AT.
     """
     if recipe not in RECIPES:
-        return dict(settings), [_no_such(recipe)]
+        return dict(settings), [_unknown_recipe(recipe)]
     base, variant = _PARTS[recipe]
     tree = dict(BASE_RECIPES[base].settings)
     if variant is not None:
@@ -235,17 +234,18 @@ def on_recipe(recipe: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
 
 
 def build_config(recipe: str, settings: Mapping[str, Any] | None = None) -> Config:
-    """The configuration of a recipe with `settings` (a nested tree) laid over it.
+    """Returns the configuration of a recipe overlaid with `settings`, a nested tree.
 
-    Raises: UserError that lists an unknown recipe and every wrong value.
+    Raises:
+        UserError: Lists an unknown recipe and every invalid value.
     """
     return validate(*on_recipe(recipe, settings or {}))
 
 
-def _no_such(recipe: str) -> str:
+def _unknown_recipe(recipe: str) -> str:
     if recipe in _PARTS:
         return (
-            f"recipe {recipe} leaves nothing of the MI loss, as its form has no cosine terms: "
+            f"recipe {recipe} has no MI term left, as its form has no cosine terms: "
             f"choose paper-cifar10-linf-no-difference, or recipe={_PARTS[recipe][0]} with "
             "mi.form=paper mi.difference=0"
         )
