@@ -262,7 +262,7 @@ def _remedy_for_bare_word(
 
 
 def _suggest(word: str, known: Sequence[str]) -> str:
-    """Returns a remedy: keys that look alike, whole or by their last parts, or the section's keys."""
+    """Returns a remedy: similar keys, whole or by their last parts, or the keys of the section."""
     by_leaf: dict[str, str] = {}
     for key in known:
         by_leaf.setdefault(key.rpartition(".")[2], key)
@@ -278,7 +278,7 @@ def _suggest(word: str, known: Sequence[str]) -> str:
 
 
 def _explain(error: Any) -> str:
-    """Returns one line for one of pydantic's errors; messages of raymi's validators are complete."""
+    """Returns one line for an error of pydantic; raymi's validators have complete messages."""
     key = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
     if error["type"] == "value_error":
         message = error["msg"].removeprefix("Value error, ")

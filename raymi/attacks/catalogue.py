@@ -24,13 +24,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Threat:
-    """What an adversary may do: `norm` "linf" or "l2", radius `eps` in pixel units."""
+    """Threat model.
+
+    Args:
+        norm: "linf" or "l2".
+        eps: radius of the perturbation, in pixel units.
+    """
 
     norm: str
     eps: float
 
     def times(self, radius: float, num_values: int) -> Threat:
-        """The same with a multiple of eps, or with what allows any image of so many values."""
+        """Returns the threat at `radius` times eps, at most the radius that reaches every image.
+
+        Args:
+            radius: multiple of eps.
+            num_values: numbers in an image.
+        """
         everything = 1.0 if self.norm == "linf" else math.sqrt(num_values)
         return replace(self, eps=min(radius * self.eps, everything))
 
@@ -43,13 +53,18 @@ AttackFunction = Callable[["nn.Module", "Batch", Threat], "Tensor"]
 
 @dataclass(frozen=True)
 class EvaluationAttack:
-    """An attack by its name.
+    """Attack of an evaluation.
 
-    `settings` are all that its outcome depends on beside the threat; `norms` those that it is
-    defined for; `least_classes` how many the classifier must tell apart; `colour_only`, it takes
-    images of 3 channels; `in_ball`, its samples obey the threat: what is outside does not count;
-    `radius`, times the threat's eps, is how far it may go (at most anywhere); `by_gradient`, it
-    needs a network that autograd follows.
+    Args:
+        name: name in suites, reports and metrics.
+        function: implementation.
+        settings: all parameters that the outcome depends on, besides the threat.
+        norms: norms that the attack is defined for.
+        least_classes: minimum number of classes.
+        colour_only: requires images of 3 channels.
+        in_ball: samples outside of the ball do not count.
+        radius: radius as a multiple of the threat's eps; inf: any image.
+        by_gradient: requires a network that is differentiable by autograd.
     """
 
     name: str
@@ -63,7 +78,7 @@ class EvaluationAttack:
     by_gradient: bool = True
 
     def problem(self, threat: Threat, num_classes: int, channels: int) -> str | None:
-        """Why it cannot be used, in words; None where it can."""
+        """Returns why the attack cannot be used, or None if it can."""
         if threat.norm not in self.norms:
             return f"{self.name} is an attack in {' and '.join(self.norms)}, not in {threat.norm}"
         if num_classes < self.least_classes:
@@ -74,10 +89,13 @@ class EvaluationAttack:
 
 
 def find_attack(name: str) -> EvaluationAttack:
-    """The attack of a name: one of `ATTACKS`, or `pgd-N` with N steps, `pgd-NxR` with R restarts;
-    each also with `@2eps` after it, at another radius, or `@any`, where any image is allowed.
+    """Returns an attack by name.
 
-    Raises: UserError with what there is.
+    Names are keys of `ATTACKS`, `pgd-N` with N steps and `pgd-NxR` with R restarts; a suffix
+    `@2eps` sets another radius, `@any` allows any image.
+
+    Raises:
+        UserError: The name is unknown.
     """
     plain, at, radius = name.partition("@")
     if at:

@@ -25,8 +25,14 @@ from raymi.models.modes import FullPrecision, full_precision
 
 @dataclass(frozen=True)
 class Batch:
-    """What is attacked: x (B, C, H, W) float32 in [0, 1], y (B,), index (B,) of the samples in
-    their data set, a seed for all that is random."""
+    """Samples to attack.
+
+    Args:
+        x: (B, C, H, W) float32 images in [0, 1].
+        y: (B,) labels.
+        index: (B,) indices of the samples in their data set.
+        seed: seed of all random numbers.
+    """
 
     x: Tensor
     y: Tensor
@@ -35,9 +41,16 @@ class Batch:
 
 
 class Attacked(NamedTuple):
-    """What an attack did to each sample: `broken` (B,), misclassified by what counts; `usable`
-    (B,), x_adv is an image at all; `x_adv` (B, C, H, W); `prediction` (B,), the class of x_adv, see
-    `predicted`; `linf` and `l2` (B,), its distance."""
+    """Outcome of an attack for each sample.
+
+    Args:
+        broken: (B,) bool, misclassified by a valid adversarial sample.
+        usable: (B,) bool, x_adv is a finite image in [0, 1].
+        x_adv: (B, C, H, W) adversarial samples.
+        prediction: (B,) classes of x_adv, see `predicted`.
+        linf: (B,) distances from x in L_inf.
+        l2: (B,) distances from x in L2.
+    """
 
     broken: Tensor
     usable: Tensor
@@ -54,14 +67,17 @@ def run_attack(
     threat: Threat,
     x_adv: Tensor | None = None,
 ) -> Attacked:
-    """Attacks a batch; model and random state are afterwards as before.
+    """Attacks a batch; leaves model and random state unchanged.
 
-    A sample is broken if x_adv is a finite image in [0, 1], within eps where the attack is bound to
-    it, and not classified as y.
+    A sample is broken if x_adv is a finite image in [0, 1], within eps if the attack has that
+    bound, and not classified as y.
 
-    Args: attack; model, images in [0, 1] to logits (B, K), in any mode, also of half
-        precision; batch; threat; x_adv (B, C, H, W), where the attack was made before, on another
-        model: None, it is made here.
+    Args:
+        attack: attack to run.
+        model: maps images in [0, 1] to logits (B, K), in any mode, also in half precision.
+        batch: samples to attack.
+        threat: norm and radius.
+        x_adv: (B, C, H, W) samples of an earlier attack on another model; None: run the attack.
     """
     answers = FullPrecision(model)
     with untouched(answers, batch.seed):
@@ -70,7 +86,7 @@ def run_attack(
         prediction = predicted(answers, x_adv)
     delta = (x_adv - batch.x).flatten(1)
     linf, l2 = delta.abs().amax(dim=1), delta.norm(dim=1)
-    usable = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # not so where it is not a number
+    usable = ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # False for NaN
     counts = usable
     if attack.in_ball:
         eps = _allowed(attack, batch, threat).eps
@@ -91,19 +107,21 @@ def _allowed(attack: EvaluationAttack, batch: Batch, threat: Threat) -> Threat:
 
 
 def predicted(model: nn.Module, x: Tensor) -> Tensor:
-    """Classes (B,) of images (B, C, H, W); -1, which is no class, where a logit is not a number or
-    the largest one is not finite (-inf in others rules these classes out)."""
+    """Returns classes (B,) of images (B, C, H, W); -1 for NaN or an infinite largest logit.
+
+    A logit of -inf excludes its class only.
+    """
     if not len(x):
         return torch.zeros(0, dtype=torch.int64, device=x.device)
     with torch.no_grad():
-        highest, classes = full_precision(model(x)).max(dim=1)  # of which one is NaN: NaN
+        highest, classes = full_precision(model(x)).max(dim=1)  # NaN if one is NaN
     return classes.masked_fill(~highest.isfinite(), -1)
 
 
 def pgd_with_restarts(
     model: nn.Module, batch: Batch, threat: Threat, steps: int, restarts: int, step_per_eps: float
 ) -> Tensor:
-    """From random points; restarts are for the samples that withstood so far."""
+    """Runs PGD from random points; each restart attacks the samples not broken yet."""
     x_adv, left = batch.x.clone(), torch.ones_like(batch.y, dtype=torch.bool)
     for restart in range(restarts):
         x, y, index = batch.x[left], batch.y[left], batch.index[left]
@@ -115,8 +133,8 @@ def pgd_with_restarts(
             norm=threat.norm, start=start,
         )  # fmt: skip
         x_adv[left] = found
-        made = found.isfinite().flatten(1).all(1)  # else gradients were not finite: once more
-        left[left.clone()] = ~made | (predicted(model, found) == y)
+        finite = found.isfinite().flatten(1).all(1)  # else gradients were not finite: retry
+        left[left.clone()] = ~finite | (predicted(model, found) == y)
         if not left.any():
             break
     return x_adv
@@ -140,7 +158,7 @@ def ti_dim(model: nn.Module, batch: Batch, threat: Threat, **settings: Any) -> T
 def auto_attack(
     model: nn.Module, batch: Batch, threat: Threat, part: str, version: str, queries: int = QUERIES
 ) -> Tensor:
-    """One part of AutoAttack, with the settings of a version of it, on the whole batch at once."""
+    """Runs one part of a version of AutoAttack on the whole batch."""
     from pyautoattack import AutoAttack
 
     whole = AutoAttack(
@@ -152,12 +170,12 @@ def auto_attack(
         device=batch.x.device,
     )
     whole.attacks_to_run = [part]
-    # What it remarks of a network at each call, raymi's checks say once.
+    # raymi's checks report once what it remarks on a network in each call
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     whole.square.n_queries = queries
-    tracer = sys.gettrace()  # of a debugger; the reference sets and forgets its own
+    tracer = sys.gettrace()  # of a debugger; the reference code replaces it
     with torch.no_grad():
-        others = model(batch.x[:1]).shape[1] - 1  # classes that a sample can be taken for
+        others = model(batch.x[:1]).shape[1] - 1  # wrong classes
     for targeted in (whole.apgd_targeted, whole.fab):
         targeted.n_target_classes = min(targeted.n_target_classes, others)
     try:
@@ -170,7 +188,7 @@ def auto_attack(
 def foolbox_attack(
     model: nn.Module, batch: Batch, threat: Threat, attack: str, **settings: Any
 ) -> Tensor:
-    """A foolbox attack for the nearest adversarial sample, whatever its distance."""
+    """Runs a foolbox attack that minimises the distance, without a bound on it."""
     import foolbox
 
     bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device=batch.x.device)

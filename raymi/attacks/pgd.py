@@ -1,7 +1,7 @@
-"""Projected gradient descent, the attack that crafts training samples.
+"""Projected gradient descent, the training attack.
 
-It attacks the bare classifier, asks for gradients of the input only, and leaves the classifier, its
-parameter gradients and torch's global random state as it found them.
+It computes gradients of the input only, and leaves the classifier, its parameter gradients and
+torch's global random state unchanged.
 """
 
 from __future__ import annotations
@@ -27,23 +27,29 @@ def pgd(
     objective: str = "ce",
     start: Tensor | None = None,
 ) -> Tensor:
-    """Raises the loss of each sample within a ball around it, in eval mode.
+    """Maximises the loss of each sample within a ball around it, in eval mode.
 
-    The loss is summed over the batch, so that a sample's perturbation does not depend on its
-    company. From the same start it equals torchattacks.PGD and PGDL2, whose loss is the mean, up to
-    what dividing a gradient by B rounds (and, in L2, what B does to the 1e-10 beside its norm).
+    The loss is summed over the batch, so that a sample's perturbation does not depend on the other
+    samples. From the same start it equals torchattacks.PGD and PGDL2, whose loss is the mean, up to
+    rounding of the gradient divided by B (and, in L2, the 1e-10 added to its norm).
 
     Args:
         model: images in [0, 1] to logits (B, K).
-        x: (B, C, H, W) in [0, 1]. y: (B,).
-        eps, alpha: radius and step size, in pixel units.
+        x: (B, C, H, W) in [0, 1].
+        y: (B,).
+        eps: radius, in pixel units.
+        alpha: step size, in pixel units.
+        steps: number of steps.
         norm: "linf" or "l2".
-        projection: in L2, "ball-first" as torchattacks or "box-first" as TRADES (see
+        projection: in L2, "ball-first" as in torchattacks or "box-first" as in TRADES (see
             `projections.project`), which steps by 2 * eps / steps.
-        objective: "ce" raises cross-entropy against y; "kl" raises KL(p(x) || p(x_adv)), as TRADES
-            does, which has no gradient at x itself and so needs a start.
-        start: (B, C, H, W), where to begin (see `projections.start_of`); None: at x.
-    Returns: x_adv (B, C, H, W) in [0, 1], detached, within eps of x.
+        objective: "ce" maximises cross-entropy against y; "kl" maximises KL(p(x) || p(x_adv)), as
+            in TRADES, which has no gradient at x and needs a start.
+        start: (B, C, H, W) first iterate (see `projections.start_of`); None: x.
+
+    Returns:
+        x_adv (B, C, H, W) in [0, 1], detached, within eps of x.
+
     Source: Madry et al. 2018, Sec. 2.1; Zhang et al. 2019, Alg. 1 for "kl".
     """
     x = x.detach()

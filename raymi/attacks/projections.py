@@ -10,16 +10,21 @@ _TINY = 1e-10  # keeps a zero gradient from dividing by zero, as torchattacks do
 
 
 def l2_norms(x: Tensor) -> Tensor:
-    """Euclidean norm of each sample: (B, ...) to (B, 1, ..., 1), to broadcast against x."""
+    """Returns the Euclidean norm of each sample of x (B, ...), as (B, 1, ..., 1)."""
     return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1))
 
 
 def steepest_step(grad: Tensor, norm: str, projection: str = "ball-first") -> Tensor:
-    """The unit step that raises the loss most: the sign, or the direction of the gradient.
+    """Returns the step of unit norm that raises the loss most: the gradient's sign or direction.
 
-    Args: grad (B, C, H, W); norm "linf" or "l2"; projection, whose `project` follows: in L2,
-        TRADES' ("box-first") divides by the norm itself, torchattacks' by the norm plus 1e-10.
-    Returns: (B, C, H, W) of unit norm, 0 where the gradient is 0 (TRADES' code steps in a random
+    Args:
+        grad: (B, C, H, W).
+        norm: "linf" or "l2".
+        projection: order of the following `project`. In L2, "box-first" (TRADES) divides by the
+            norm, "ball-first" (torchattacks) by the norm plus 1e-10.
+
+    Returns:
+        (B, C, H, W) of unit norm, 0 where the gradient is 0 (TRADES' code steps in a random
         direction there).
     """
     if norm == "linf":
@@ -31,14 +36,21 @@ def steepest_step(grad: Tensor, norm: str, projection: str = "ball-first") -> Te
 def project(
     x: Tensor, x_adv: Tensor, eps: float, norm: str, projection: str = "ball-first"
 ) -> Tensor:
-    """Brings x_adv back into the ball around x and into [0, 1].
+    """Projects x_adv into the ball around x and into [0, 1].
 
-    In L2 the order matters, since neither is a projection onto both: "ball-first", as torchattacks
-    and most others have it, may stay inside of the ball where pixels were clamped; "box-first", as
-    TRADES has it, lets the others grow in their stead. In L_inf both are the same.
+    In L2 the order matters, since neither is a projection onto both: "ball-first", as in
+    torchattacks and most libraries, may end inside of the ball where pixels were clamped;
+    "box-first", as in TRADES, lets other pixels grow instead. In L_inf both are equal.
 
-    Args: x, x_adv (B, C, H, W), x in [0, 1]; eps in pixel units.
-    Returns: (B, C, H, W) in [0, 1], within eps of x.
+    Args:
+        x: (B, C, H, W) images in [0, 1].
+        x_adv: (B, C, H, W) perturbed images.
+        eps: radius, in pixel units.
+        norm: "linf" or "l2".
+        projection: "ball-first" or "box-first".
+
+    Returns:
+        (B, C, H, W) in [0, 1], within eps of x.
     """
     delta = x_adv - x
     if norm == "l2" and projection == "box-first":
@@ -51,7 +63,7 @@ def project(
 
 
 def start_of(kind: str, x: Tensor, eps: float, norm: str, key: int, index: Tensor) -> Tensor | None:
-    """Where the training attack begins: "ball", "gaussian" or "image" (None: at x itself)."""
+    """Returns the start of the training attack: "ball", "gaussian" or "image" (None: x itself)."""
     if kind == "image":
         return None
     if kind == "gaussian":
@@ -60,13 +72,19 @@ def start_of(kind: str, x: Tensor, eps: float, norm: str, key: int, index: Tenso
 
 
 def random_start(x: Tensor, eps: float, norm: str, key: int, index: Tensor) -> Tensor:
-    """A random point of the ball around each image, as a function of (key, sample index).
+    """Returns a random point of the ball around each image, a function of (key, sample index).
 
     L_inf: uniform in the ball. L2: uniform direction, uniform radius, as in torchattacks.PGDL2.
 
-    Args: x (B, C, H, W) in [0, 1]; eps in pixel units; key from `counter_rng.random_key`; index
-        (B,).
-    Returns: (B, C, H, W) in [0, 1].
+    Args:
+        x: (B, C, H, W) in [0, 1].
+        eps: radius, in pixel units.
+        norm: "linf" or "l2".
+        key: from `counter_rng.random_key`.
+        index: (B,) sample indices.
+
+    Returns:
+        (B, C, H, W) in [0, 1].
     """
     shape = tuple(x.shape[1:])
     if norm == "linf":
@@ -79,10 +97,17 @@ def random_start(x: Tensor, eps: float, norm: str, key: int, index: Tensor) -> T
 
 
 def gaussian_start(x: Tensor, key: int, index: Tensor, scale: float = 1e-3) -> Tensor:
-    """A point close to each image, as a function of (key, sample index).
+    """Returns a point close to each image, a function of (key, sample index).
 
-    Args: x (B, C, H, W); scale, standard deviation of a pixel; key, index as in `random_start`.
-    Returns: (B, C, H, W), not clamped, so a little outside of [0, 1]: the first step projects it.
+    Args:
+        x: (B, C, H, W) images.
+        key: as in `random_start`.
+        index: as in `random_start`.
+        scale: standard deviation of a pixel.
+
+    Returns:
+        (B, C, H, W), slightly outside of [0, 1]: the first step projects it.
+
     Source: the code of TRADES (Zhang et al. 2019), MART and NAMID.
     """
     noise = counter_rng.normal(key, index, tuple(x.shape[1:]))

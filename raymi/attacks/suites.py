@@ -1,4 +1,4 @@
-"""Sets of attacks that are reported together."""
+"""Suites and ensembles: sets of attacks that are reported together."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Attacks in order, each on the samples that withstood those before; a sample withstands the
-    ensemble if none breaks it.
+    """Sequence of attacks, each on the samples that no earlier one broke.
+
+    A sample is robust if no attack breaks it.
 
     Args:
-        name: under which its robust accuracy is reported.
-        attacks: at least one.
-        everyone: whether the first attack gets the misclassified samples, too.
-        most: only as many blocks as have about so many samples are attacked; None: all.
+        name: name of its robust accuracy.
+        attacks: at least one attack.
+        everyone: run the first attack on misclassified samples, too.
+        most: approximate number of samples to attack, in whole blocks; None: all.
     """
 
     name: str
@@ -37,7 +38,7 @@ ENSEMBLES: dict[str, tuple[str, ...]] = {
     ),
     "autoattack-rand": ("apgd-ce-rand", "apgd-dlr-rand"),
 }  # fmt: skip
-"""The attacks of each ensemble."""
+"""Attacks of each ensemble."""
 SUITES: dict[str, tuple[str, ...]] = {
     "quick": ("pgd-20",),
     "autoattack": ("autoattack",),
@@ -47,16 +48,16 @@ SUITES: dict[str, tuple[str, ...]] = {
     "paper-linf": ("pgd-40", "autoattack", "fwa-40", "ti-dim"),
     "paper-l2": ("pgd-40", "autoattack", "cw", "ddn"),
 }
-"""What each suite reports, beside clean accuracy: ensembles, or attacks by themselves."""
+"""Ensembles and single attacks that each suite reports besides clean accuracy."""
 
 
 def ensembles_of(
     names: Iterable[str], threat: Threat, num_classes: int, channels: int = 3
 ) -> tuple[Ensemble, ...]:
-    """What names of ensembles and attacks stand for, checked before any of them begins; a name that
-    is given twice counts once.
+    """Returns the ensembles of names of ensembles and attacks, without duplicates.
 
-    Raises: UserError with a line for each attack that cannot be used on this threat and data.
+    Raises:
+        UserError: Has a line for each attack that cannot be used on this threat and data.
     """
     found = tuple(
         Ensemble(name, tuple(map(find_attack, ENSEMBLES.get(name, (name,)))))
@@ -74,9 +75,10 @@ def ensembles_of(
 
 
 def suite(name: str) -> tuple[str, ...]:
-    """What a suite reports.
+    """Returns the names of a suite's ensembles and attacks.
 
-    Raises: UserError with what there is.
+    Raises:
+        UserError: The suite is unknown.
     """
     if name not in SUITES:
         raise UserError(f"unknown suite {name!r}: {did_you_mean(name, SUITES)}")

@@ -1,4 +1,4 @@
-"""Attacks leave a network and all random state as they were."""
+"""Contexts that restore a network and all random state after an attack."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from raymi.models.modes import evaluation_mode
 def random_state_kept(
     seed: int | None = None, devices: Iterable[torch.device] = ()
 ) -> Iterator[None]:
-    """Afterwards the global random state of torch (on the CPU and `devices`, which are GPUs), numpy
-    and Python is that of before.
+    """Restores the global random state of torch, numpy and Python on exit.
 
-    Args: seed of all of it within; None: it goes on from where it is.
+    Args:
+        seed: seed inside the context; None: the state is not changed on entry.
+        devices: GPUs whose state is restored, besides the CPU's.
     """
-    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         with torch.random.fork_rng(sorted(devices, key=str)):
             if seed is not None:
@@ -32,21 +33,21 @@ def random_state_kept(
                 random.seed(seed)
             yield
     finally:
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
 
 
 @contextmanager
 def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
-    """Within it the network is in eval mode, and its parameters ask for no gradient.
+    """Puts a network in eval mode without parameter gradients, and restores everything on exit.
 
-    Afterwards each module is in its own mode, parameters have the gradients and flags that they
-    had, buffers their values (some networks count, or normalise by what they see, in eval mode,
-    too), and the global random state of torch (on the CPU and the model's GPU), numpy and Python is
-    that of before.
+    Restored are the mode of each module, gradients and `requires_grad` of parameters, values of
+    buffers (some networks update them in eval mode, too), and the global random state of torch (on
+    the CPU and the model's GPU), numpy and Python.
 
-    Args: model, whose parameters do not change; seed of all that random state within; None: it goes
-        on from where it is.
+    Args:
+        model: any network; its parameters must not change inside the context.
+        seed: seed of the random state inside the context; None: not changed on entry.
     """
     buffers = [(module, dict(module._buffers.items())) for module in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -65,7 +66,7 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
         for parameter, flag, gradient in zip(parameters, flags, gradients, strict=True):
             parameter.requires_grad_(flag)
             parameter.grad = gradient
-        _put_back(buffers)
+        _restore_buffers(buffers)
         with torch.no_grad():
             for buffer, value in values:
                 if buffer.shape != value.shape:  # resized in place
@@ -75,7 +76,7 @@ def untouched(model: nn.Module, seed: int | None = None) -> Iterator[None]:
 
 
 def same_values(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are alike to the last bit; what is not a number in both is alike."""
+    """Returns True if two tensors are equal bit for bit; NaN equals NaN."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return bool(((one == other) | ((one != one) & (other != other))).all())
@@ -92,7 +93,7 @@ def differing(
     after: Mapping[str, Any],
     same: Callable[[Any, Any], bool] = same_values,
 ) -> list[str]:
-    """Returns the names of values that only one of two snapshots has, or that differ.
+    """Returns the names of values that differ between two snapshots, or are in one only.
 
     Args:
         before: values by name.
@@ -106,8 +107,8 @@ def differing(
     ]
 
 
-def _put_back(buffers: list[tuple[nn.Module, dict[str, Tensor | None]]]) -> None:
-    """Gives modules the very buffers that they had; those of a script have no `update`."""
+def _restore_buffers(buffers: list[tuple[nn.Module, dict[str, Tensor | None]]]) -> None:
+    """Restores the buffer objects of modules; a script module's have no `update`."""
     for module, own in buffers:
         for name in set(module._buffers.keys()) - set(own):
             del module._buffers[name]

@@ -1,11 +1,11 @@
-"""The Wasserstein attack (FWA): moves the mass of pixels a little way, and adds nothing.
+"""Wasserstein attack (FWA): moves the mass of pixels by short distances, and adds none.
 
-A transport plan pi says how much of each pixel's mass goes to which pixel near it; the image that
-arrives is what pixels receive. The plan climbs the classifier's loss, and is brought back after
-each step to the nearest plan that sends away just what there is and does not cost too much.
+A transport plan pi sets how much of each pixel's mass goes to which nearby pixel; the adversarial
+image is the mass that pixels receive. Each step raises the classifier's loss, then projects onto
+the plans that send exactly the image's mass within the cost budget.
 
 Source: Wu, Wang, Yu, "Stronger and faster Wasserstein adversarial attacks", ICML 2020: projected
-gradient on local plans, with the dual projection.
+    gradient on local plans, with the dual projection.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from raymi.models.modes import evaluation_mode, full_precision
 
 
 class LocalPlans:
-    """Plans over images of one size: each pixel's mass may go to the pixels of a square around it.
+    """Transport plans over images of one size, within a square around each pixel.
 
-    A plan is (B, C, k*k, H*W): what goes from a pixel (last dimension, by rows) by an offset. An
-    even kernel reaches one pixel further up and left than down and right.
+    A plan is (B, C, k*k, H*W): the mass sent from a pixel (last dimension, by rows) by an offset.
+    An even kernel reaches one pixel further up and left than down and right.
 
-    Args: height, width of the images in pixels; kernel, side k of the square; like, a tensor of the
-        dtype and device to compute with.
+    Args:
+        height: height of the images, in pixels.
+        width: width of the images, in pixels.
+        kernel: side k of the square, in pixels.
+        like: tensor of the dtype and device to compute with.
     """
 
     def __init__(self, height: int, width: int, kernel: int, like: Tensor) -> None:
@@ -33,39 +36,44 @@ class LocalPlans:
         self._padding = (before, kernel - 1 - before) * 2
         offsets = torch.arange(kernel, dtype=like.dtype, device=like.device) - before
         self.cost = torch.hypot(offsets[:, None], offsets[None, :]).view(-1, 1)
-        """Of a unit of mass by each offset: its way in pixels, (k*k, 1)."""
+        """Distance of each offset in pixels, (k*k, 1): the cost of a unit of mass."""
         inside = like.new_ones(1, 1, height, width)
         self.allowed = F.unfold(F.pad(inside, self._padding), kernel)[0] > 0
-        """Offsets that do not leave the image: (k*k, H*W)."""
+        """Offsets that stay inside the image, (k*k, H*W) bool."""
         self._stay = before * kernel + before
 
     def identity(self, x: Tensor) -> Tensor:
-        """The plan by which everything stays: (B, C, k*k, H*W) for x (B, C, H, W)."""
+        """Returns the plan that moves nothing: (B, C, k*k, H*W) for x (B, C, H, W)."""
         plan = x.new_zeros(*x.shape[:2], self.kernel**2, self.height * self.width)
         plan[:, :, self._stay] = x.flatten(2)
         return plan
 
     def arrival(self, plan: Tensor) -> Tensor:
-        """The image that arrives: (B, C, H, W), of the mass that was sent; pixels may exceed 1."""
+        """Returns the received mass as an image (B, C, H, W); pixels may exceed 1."""
         top, bottom, left, right = self._padding
         size = (self.height + top + bottom, self.width + left + right)
         padded = F.fold(plan.flatten(1, 2), size, self.kernel)
         return padded[:, :, top : top + self.height, left : left + self.width]
 
     def total_cost(self, plan: Tensor) -> Tensor:
-        """Mass times way, over all channels of each image: (B,)."""
+        """Returns mass times distance, summed over all channels of each image: (B,)."""
         return (plan * self.cost).sum(dim=(1, 2, 3))
 
     def project(self, plan: Tensor, x: Tensor, budget: Tensor, iterations: int = 15) -> Tensor:
-        """The nearest plan that sends what x has, and costs at most the budget.
+        """Projects onto the plans that send the mass of x and cost at most the budget.
 
-        The multiplier of the budget is found by bisection for each image, from the side on which
-        the budget is kept; for a given one, the rows of the plan are projections onto simplices.
+        Bisection finds the multiplier of the budget for each image, from the side that satisfies
+        the budget; for a given multiplier, rows of the plan are projected onto simplices.
 
-        Args: plan (B, C, k*k, H*W), any numbers; x (B, C, H, W) >= 0; budget (B,) >= 0;
-            iterations of the bisection: it ends within 2**-iterations of the largest multiplier
-            that there can be.
-        Returns: (B, C, k*k, H*W): entries >= 0, sums over offsets x, none that leaves the image.
+        Args:
+            plan: (B, C, k*k, H*W), any numbers.
+            x: (B, C, H, W) images, >= 0.
+            budget: (B,) largest costs, >= 0.
+            iterations: steps of the bisection, which ends within 2**-iterations of the largest
+                possible multiplier.
+
+        Returns:
+            (B, C, k*k, H*W): entries >= 0, sums over offsets equal x, no mass leaves the image.
         """
         mass = x.flatten(2)
         free = self._rows(plan, mass)
@@ -75,7 +83,7 @@ class LocalPlans:
         low = torch.zeros_like(budget)
         largest = plan.masked_fill(~self.allowed, -torch.inf).amax(dim=(1, 2, 3))
         high = largest - plan[:, :, self._stay].amin(dim=(1, 2)) + mass.amax(dim=(1, 2))
-        high = high.clamp(min=0.0)  # there, nothing moves
+        high = high.clamp(min=0.0)  # nothing moves at this multiplier
         for _ in range(iterations):
             middle = (low + high) / 2
             costly = self.total_cost(self._rows(plan - self._priced(middle), mass)) > budget
@@ -87,12 +95,12 @@ class LocalPlans:
         return multiplier.view(-1, 1, 1, 1) * self.cost
 
     def _rows(self, plan: Tensor, mass: Tensor) -> Tensor:
-        """Each pixel's row onto the simplex of its mass; (B, C, k*k, H*W) and (B, C, H*W).
+        """Projects each pixel's row (B, C, k*k, H*W) onto the simplex of its mass (B, C, H*W).
 
         Source: Held, Wolfe, Crowder 1974; Duchi et al. 2008, Fig. 1.
         """
         mass = mass.unsqueeze(2)
-        # What is further than the mass below the largest entry gets nothing.
+        # entries further below the largest one than the mass become 0
         nothing = plan.masked_fill(~self.allowed, -torch.inf).amax(dim=2, keepdim=True) - mass - 1
         plan = torch.where(self.allowed, plan, nothing)
         descending = plan.sort(dim=2, descending=True).values
@@ -114,21 +122,26 @@ def wasserstein_pgd(
     kernel: int = 4,
     iterations: int = 15,
 ) -> Tensor:
-    """Raises the loss of each sample by moving its mass, in eval mode.
+    """Maximises the loss of each sample by moving its mass, in eval mode.
 
-    The bisection makes a fixed number of steps, where the reference stops for a whole batch at
-    once: a sample's outcome does not depend on its company.
+    The bisection has a fixed number of steps, where the reference code stops for a whole batch: a
+    sample's outcome does not depend on the other samples.
 
     Args:
         model: images in [0, 1] to logits (B, K).
-        x: (B, C, H, W) in [0, 1]. y: (B,).
-        eps: pixels by which a unit of mass may be moved on average; the budget of an image is eps
+        x: (B, C, H, W) in [0, 1].
+        y: (B,).
+        eps: mean distance that a unit of mass may move, in pixels; the budget of an image is eps
             times the sum of its pixels.
-        step_size: of a step along the gradient of the plan, whose largest entry is made 1.
-        steps, iterations: of the ascent, and of the bisection in each of its projections.
+        step_size: step along the gradient of the plan, scaled to a largest entry of 1.
+        steps: steps of the ascent.
+        iterations: steps of the bisection in each projection.
         kernel: side in pixels of the square in which mass may move.
-    Returns: (B, C, H, W) in [0, 1], detached: what arrives, without what exceeds 1. Where mass
-        exceeds 1 and is cut off, the image has less mass than x.
+
+    Returns:
+        (B, C, H, W) in [0, 1], detached: received mass, clamped at 1. A clamped image has less
+        mass than x.
+
     Source: Wu et al. 2020; settings of the evaluation of Zhou et al. 2022.
     """
     x = x.detach()
@@ -143,7 +156,7 @@ def wasserstein_pgd(
             loss = F.cross_entropy(logits, y, reduction="sum")
             (grad,) = torch.autograd.grad(loss, plan)
             with torch.no_grad():
-                grad = grad.nan_to_num(0.0, 0.0, 0.0)  # one pixel's must not stop the others
+                grad = grad.nan_to_num(0.0, 0.0, 0.0)  # NaN of one pixel must not stop the others
                 largest = grad.abs().amax(dim=(1, 2, 3), keepdim=True)
                 grad = grad / largest.clamp(min=torch.finfo(grad.dtype).tiny)
                 plan = plans.project(plan + step_size * grad, x, budget, iterations)

@@ -1,4 +1,4 @@
-"""Data sets that are arrays already: scikit-learn's digits and the user's own .npz files."""
+"""Data sets of arrays: scikit-learn's digits and the user's own .npz files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raymi.data.source import Parts, Request, Source
 from raymi.data.stratify import hold_out
 from raymi.errors import UserError
 
-TEST_FRACTION = 0.2  # of data sets that come without an official test split
+TEST_FRACTION = 0.2  # of data sets without an official test split
 
 _NPZ_LAYOUT = (
     "a .npz file with arrays `image` and `label` (a fixed 20% of it becomes the test set), or a "
@@ -25,10 +25,10 @@ _NPZ_LAYOUT = (
 
 
 def digits_source() -> Source:
-    """Returns scikit-learn's 1,797 handwritten digits, 8x8 grey.
+    """Returns the reader of scikit-learn's 1,797 handwritten digits, 8x8 grey.
 
-    Levels 0..16 become round(v * 255 / 16). They have no official split: a stratified 20%, always
-    the same, is the test set.
+    Levels 0..16 become round(v * 255 / 16). Without an official split, a fixed stratified 20% is
+    the test set.
     """
     return Source(
         check=lambda request: None,
@@ -37,7 +37,7 @@ def digits_source() -> Source:
 
 
 def npz_source() -> Source:
-    """Returns the user's own arrays: `image`, uint8 as `rgb_images` takes it, and `label`, (N,)."""
+    """Returns the reader of arrays `image`, uint8 as in `rgb_images`, and `label`, (N,)."""
     return Source(
         check=_check_npz,
         load=_load_npz,
@@ -65,7 +65,7 @@ def _check_npz(request: Request) -> None:
 
 
 def _facts_and_classes(files: dict[str, Path]) -> tuple[dict[str, NpzFacts], int]:
-    """Reads everything but images: facts by part, and the number of classes."""
+    """Reads labels and image sizes by part, and the number of classes."""
     facts = {part: read_facts(path) for part, path in files.items()}
     return facts, count_classes({files[part]: one.labels for part, one in facts.items()})
 
@@ -84,7 +84,7 @@ def _load_npz(request: Request) -> Parts:
 
 
 def _npz_files(request: Request) -> dict[str, Path]:
-    """Finds the files by part: `all` alone, or `train`, `test` and perhaps `val`."""
+    """Returns the files by part: `all`, or `train`, `test` and optionally `val`."""
     root = request.given_root(_NPZ_LAYOUT)
     if root.is_file():
         return {"all": root}

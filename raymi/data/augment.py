@@ -1,7 +1,7 @@
-"""Random crops and flips of whole batches, on the device that has the images.
+"""Random crops and flips of whole batches, on the device of the images.
 
-What happens to a sample depends on the key and on its index in the data set, so it is the same on
-any device, in any batch and on any worker.
+The augmentation of a sample depends on the key and its index in the data set only, so it is the
+same on any device, in any batch and on any worker.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ from raymi.counter_rng import integers, random_key, uniform
 
 
 def to_unit(images_uint8: Tensor) -> Tensor:
-    """Pixels 0..255 to [0, 1]: (B, 3, H, W) uint8 to float32 of the same shape."""
+    """Scales uint8 pixels 0..255 (B, 3, H, W) to float32 in [0, 1]."""
     return images_uint8.to(torch.float32).div_(255)
 
 
 def augment(
     x: Tensor, *, seed: int, epoch: int, index: Tensor, crop_padding: int, flip: bool
 ) -> Tensor:
-    """The augmentation of CIFAR training: a random crop of the padded image, then a random flip.
+    """Augments as in CIFAR training: a random crop of the padded image, then a random flip.
 
     Args:
         x: (B, 3, H, W), uint8 or float.
-        seed, epoch: choose the key.
-        index: (B,) int64, the samples' positions in their data set.
-        crop_padding: pixels on each side, see `random_crop`; 0 for no crop.
-        flip: whether to flip at all.
-    Returns: as x; x itself if nothing is to be done.
+        seed: seed of the random keys.
+        epoch: number of the epoch, part of the keys.
+        index: (B,) int64, positions of the samples in their data set.
+        crop_padding: padding on each side, in pixels; 0: no crop.
+        flip: flip at random.
+
+    Returns:
+        Shape and type of x; x itself without crop and flip.
     """
     if crop_padding:
         x = random_crop(x, random_key(seed, "crop", epoch), index, crop_padding)
@@ -39,11 +42,16 @@ def augment(
 
 
 def random_crop(x: Tensor, key: int, index: Tensor, padding: int) -> Tensor:
-    """Pad with zeros and cut out an image of the old size at a random place, as torchvision does.
+    """Pads with zeros and crops at random to the original size, as torchvision does.
 
-    Args: x, (B, 3, H, W), any dtype; key, from `raymi.counter_rng.random_key`; index, (B,) int64;
-        padding, pixels on each side.
-    Returns: as x.
+    Args:
+        x: (B, 3, H, W), any dtype.
+        key: from `raymi.counter_rng.random_key`.
+        index: (B,) int64, positions of the samples in their data set.
+        padding: padding on each side, in pixels.
+
+    Returns:
+        Shape and type of x.
     """
     height, width = x.shape[2:]
     offsets = integers(key, index.to(x.device), 2 * padding + 1, (2,))
@@ -54,10 +62,13 @@ def random_crop(x: Tensor, key: int, index: Tensor, padding: int) -> Tensor:
 
 
 def random_flip(x: Tensor, key: int, index: Tensor) -> Tensor:
-    """Mirror each image left to right with probability 1/2.
+    """Mirrors each image left to right with probability 1/2.
 
-    Args: as in `random_crop`.
-    Returns: as x.
+    Args:
+        As in `random_crop`.
+
+    Returns:
+        Shape and type of x.
     """
     flipped = uniform(key, index.to(x.device)) < 0.5
     return torch.where(flipped[:, None, None, None], x.flip(3), x)

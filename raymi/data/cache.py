@@ -1,4 +1,4 @@
-"""Where raymi keeps what it downloads and decodes, and arrays that are computed once per node."""
+"""Folders of downloaded and decoded data, and arrays that are computed once per node."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from raymi.local_paths import local_path
 
 
 def cache_folder() -> Path:
-    """Returns `$RAYMI_CACHE`, or `~/.cache/raymi`; all of it can be deleted at any time."""
+    """Returns `$RAYMI_CACHE`, or `~/.cache/raymi`; its content can be deleted at any time."""
     return local_path(os.environ.get("RAYMI_CACHE") or "~/.cache/raymi", "RAYMI_CACHE")
 
 
 def data_folder() -> Path:
-    """Where data sets are looked for and downloaded to: `$RAYMI_DATA`, or `data` in the cache."""
+    """Returns the folder of downloaded data sets: `$RAYMI_DATA`, or `data` in the cache."""
     return local_path(os.environ.get("RAYMI_DATA") or cache_folder() / "data", "RAYMI_DATA")
 
 
 @contextlib.contextmanager
 def locked_if_writable(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for other processes; no lock where none can be made.
+    """Holds the lock file `path`, or no lock where it cannot be created.
 
-    The caller must be correct without the lock too: it saves work, it does not protect data.
+    The lock saves work and does not protect data: callers must be correct without it.
     """
     from filelock import FileLock
 
@@ -39,13 +39,17 @@ def locked_if_writable(path: Path) -> Iterator[None]:
 
 
 def cached_array(key: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """What `compute()` returns, from the cache where it was computed before.
+    """Returns the result of `compute()`, from the cache if it was computed before.
 
-    Several processes that ask at once compute once. A cache that cannot be written or read is no
-    error: the array is computed.
+    Concurrent processes compute once. If the cache cannot be read or written, the array is
+    computed.
 
-    Args: key, a file name that changes whenever the result would.
-    Returns: the array; from the cache it is mapped copy-on-write, so processes share its memory.
+    Args:
+        key: file name that is unique to the result.
+        compute: function that returns the array.
+
+    Returns:
+        The array; a cached one is mapped copy-on-write, so that processes share its memory.
     """
     path = cache_folder() / "decoded" / f"{key}.npy"
     with locked_if_writable(path.with_suffix(".lock")):

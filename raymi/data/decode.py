@@ -1,4 +1,4 @@
-"""Image files to one array: decoded once, in a thread pool, and cached."""
+"""Decoder of image files into one array, in a thread pool, with a cache."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ from raymi.data.resize import fit_square_image
 from raymi.errors import UserError
 from raymi.formatting import printable
 
-_FORMAT = 2  # part of the cache key: change it when the same files would decode differently
+_FORMAT = 2  # part of the cache key; change it with the decoder
 _FILES_PER_TASK = 64
 
 logger = logging.getLogger(__name__)
 
 
 def decode_files(paths: Sequence[Path], image_size: int | None) -> Tensor:
-    """Decodes image files to RGB, from the cache if no name, size or time of change differs.
+    """Decodes image files to RGB, or reads them from the cache if no file has changed.
 
     Args:
         paths: N > 0 image files, absolute.
         image_size: side in pixels, see `fit_square`; None keeps the size of the files, which must
-            be the same for all.
-    Returns: (N, 3, H, W) uint8.
-    Raises: UserError, naming the file that `read_image` refuses, two files that differ in size,
-        or the folder whose files of more than 8 bits are all nearly black.
+            be equal.
+
+    Returns:
+        (N, 3, H, W) uint8.
+
+    Raises:
+        UserError: `read_image` refuses a file, two files differ in size, or all files of more than
+            8 bits are nearly black.
     """
     key = _cache_key(paths, image_size)
     return torch.from_numpy(np.asarray(cached_array(key, lambda: _decode_all(paths, image_size))))
@@ -85,7 +89,7 @@ def _decode_all(paths: Sequence[Path], image_size: int | None) -> np.ndarray:
 
 
 def decode_one(path: Path, image_size: int | None) -> tuple[np.ndarray, float | None]:
-    """Reads one image file: (3, H, W) uint8, and `Decoded.brightest`."""
+    """Reads one image file as (3, H, W) uint8, and `Decoded.brightest`."""
     rgb, brightest = read_image(path)
     if image_size is not None:
         rgb = fit_square_image(rgb, image_size)
@@ -93,7 +97,7 @@ def decode_one(path: Path, image_size: int | None) -> tuple[np.ndarray, float | 
 
 
 def _require_memory(num_images: int, first: np.ndarray) -> None:
-    """Refuses images that this machine cannot hold, before they take its memory."""
+    """Refuses images that do not fit into this machine's memory."""
     import psutil
 
     needed, total = num_images * first.nbytes, psutil.virtual_memory().total

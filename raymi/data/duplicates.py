@@ -1,4 +1,4 @@
-"""Images with the same pixels in two splits of a data set, which no longer judge each other."""
+"""Detection of images with equal pixels in two splits of a data set."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-_JUDGING = (("val", "train"), ("test", "train"), ("test", "val"))
-_JUDGING_GENERATED = (("val", "generated"), ("test", "generated"))
+_PAIRS = (("val", "train"), ("test", "train"), ("test", "val"))
+_PAIRS_GENERATED = (("val", "generated"), ("test", "generated"))
 
 
 def count_duplicates(sets: Mapping[str, Tensor]) -> dict[str, int]:
-    """Counts images of one split that are also in another one, under any label.
+    """Counts images of one split that are also in another split, under any label.
 
     Args:
-        sets: (N, 3, H, W) uint8 images, of one size, by the name of the split: `train`, `val`,
-            `test`, and perhaps `generated`.
-    Returns: numbers above 0 by pair of splits: "test/train" of test images that are also in train.
+        sets: (N, 3, H, W) uint8 images of one size by split: `train`, `val`, `test`, and
+            optionally `generated`.
+
+    Returns:
+        Numbers above 0 by pair of splits; "test/train" counts test images that are also in train.
     """
     digests = {name: _digests(images) for name, images in sets.items()}
-    pairs = _JUDGING + _JUDGING_GENERATED * ("generated" in sets)
+    pairs = _PAIRS + _PAIRS_GENERATED * ("generated" in sets)
     known = {name: frozenset(digests[name]) for _, name in pairs}
     counts = {
         f"{one}/{other}": sum(digest in known[other] for digest in digests[one])
@@ -30,7 +32,7 @@ def count_duplicates(sets: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def describe_duplicates(duplicates: Mapping[str, int], sizes: Mapping[str, int]) -> str:
-    """Returns the warning about images that two splits share; empty if they share none.
+    """Returns the warning about images shared by two splits; empty without any.
 
     Args:
         duplicates: as `count_duplicates` returns them.
@@ -44,8 +46,8 @@ def describe_duplicates(duplicates: Mapping[str, int], sizes: Mapping[str, int])
         found.append(f"{count} of {sizes[one]} {one} images are also in {other}")
     concerned = {pair.split("/")[0] for pair in duplicates}
     harm = {
-        "val": "the best epoch is chosen on images that were trained on",
-        "test": "accuracies on the test set are not those of unseen images",
+        "val": "the best epoch is chosen on training images",
+        "test": "accuracies on the test set are not on unseen images",
     }
     harms = " and ".join(text for one, text in harm.items() if one in concerned)
     return f"{', '.join(found)} (equal pixels): {harms}; remove the copies from the data set"

@@ -1,4 +1,4 @@
-"""Image files in class folders: each counted once, none left out without an error."""
+"""Lists of image files in class folders: each file once, and an error for each skipped one."""
 
 from __future__ import annotations
 
@@ -59,24 +59,27 @@ _OTHER_IMAGE_SUFFIXES = frozenset(
     ]
 )
 
-_NO_TEXT = ("Cs", "Cc")
-"""Unicode categories of bytes that are not UTF-8 in a file name, and of control characters."""
+_INVALID_IN_NAMES = ("Cs", "Cc")
+"""Unicode categories of control characters and of bytes that are not UTF-8."""
 
 
 class FileList(NamedTuple):
-    """Image files and the number of the class of each."""
+    """Image files and the class number of each."""
 
     paths: list[Path]
     labels: list[int]
 
 
 def class_folders(folder: Path) -> dict[str, Path]:
-    """Finds the class folders of a part of a data set; hidden ones are left out.
+    """Returns the class folders of a part of a data set, without hidden ones.
 
-    Returns: folders by the name of the class, in Unicode's composed form (NFC: file systems
-        differ in it), in alphabetical order.
-    Raises: UserError, for images beside the folders, links that lead nowhere, names that are not
-        UTF-8, and two names that look the same.
+    Returns:
+        Folders by class name in composed Unicode (NFC, as file systems differ in it), in
+        alphabetical order.
+
+    Raises:
+        UserError: An image is outside of the folders, a link is broken, a name is not UTF-8, or two
+            names are equal in NFC.
     """
     found: dict[str, Path] = {}
     for path in sorted(_entries(folder)):
@@ -86,13 +89,11 @@ def class_folders(folder: Path) -> dict[str, Path]:
             _require_no_image(path)
             continue
         name = unicodedata.normalize("NFC", path.name)
-        if any(unicodedata.category(c) in _NO_TEXT for c in name):
-            raise UserError(
-                f"{printable(path)} has a name that is no text in UTF-8: rename this class"
-            )
+        if any(unicodedata.category(c) in _INVALID_IN_NAMES for c in name):
+            raise UserError(f"{printable(path)} has a name that is not UTF-8: rename this class")
         if name in found:
             raise UserError(
-                f"{folder} has two folders of the name {name!r}, in two Unicode forms "
+                f"{folder} has two folders named {name!r}, in two Unicode forms "
                 f"({found[name].name!a} and {path.name!a}): merge them into one, or "
                 "rename one"
             )
@@ -101,13 +102,15 @@ def class_folders(folder: Path) -> dict[str, Path]:
 
 
 def list_images(folder: Path, class_names: tuple[str, ...]) -> FileList:
-    """Lists all images below the class folders, class by class, each in alphabetical order.
+    """Lists all images in the class folders, by class and in alphabetical order.
 
     Args:
-        folder: of a part of a data set.
+        folder: folder of a part of a data set.
         class_names: names of all classes; the part may lack some.
-    Raises: UserError, for other classes, no image at all, a file or folder that is reached twice,
-        and other files that can neither be counted as an image nor left out.
+
+    Raises:
+        UserError: A class is unknown, no image exists, a file or folder is reached twice, or a
+            file can neither be read nor skipped.
     """
     folders = class_folders(folder)
     if unknown := sorted(set(folders) - set(class_names)):
@@ -139,26 +142,26 @@ def require_all_classes(files: FileList, class_names: tuple[str, ...], folder: P
 
 
 class _Seen:
-    """Files and folders of one part of a data set, known by device and inode."""
+    """Visited files and folders of a part of a data set, by device and inode."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[int, int], Path] = {}
 
     def add(self, path: Path, status: os.stat_result) -> None:
-        """Refuses what was reached before by another path, through a link or a hard link."""
-        if status.st_ino == 0:  # of file systems without inodes
+        """Refuses a path whose target was already reached through a link or a hard link."""
+        if status.st_ino == 0:  # file systems without inodes
             return
         first = self._first.setdefault((status.st_dev, status.st_ino), path)
         if first is not path:
             kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
             raise UserError(
                 f"{printable(path)} and {printable(first)} are the same {kind}, which would count "
-                "twice: remove one of them (links to files outside are fine)"
+                "twice: remove one (links to files outside are fine)"
             )
 
 
 def _images_below(folder: Path, seen: _Seen) -> Iterator[Path]:
-    """Yields the images; hidden files and folders (checkpoints, thumbnails) are left out."""
+    """Yields the images, without hidden files and folders (checkpoints, thumbnails)."""
     for where, folders, names in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
         seen.add(Path(where), os.stat(where))
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -172,8 +175,8 @@ def _is_image(path: Path, seen: _Seen) -> bool:
     suffix = path.suffix.lower()
     if suffix in _OTHER_IMAGE_SUFFIXES:
         raise UserError(
-            f"{printable(path)} is in a format that is not read: convert it to PNG, or take it "
-            "out of the data set"
+            f"{printable(path)} has an unsupported format: convert it to PNG, or remove it from "
+            "the data set"
         )
     if suffix not in IMAGE_SUFFIXES and not path.is_symlink():
         return False
@@ -181,26 +184,25 @@ def _is_image(path: Path, seen: _Seen) -> bool:
         status = path.stat()
     except OSError as error:
         raise UserError(
-            f"{printable(path)} leads nowhere ({error.strerror}): remove the link, or bring back "
-            "its target"
+            f"{printable(path)} is a broken link ({error.strerror}): remove it or restore its target"
         ) from error
     if suffix not in IMAGE_SUFFIXES:
         return False
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{printable(path)} is not a regular file: take it out of the data set")
+        raise UserError(f"{printable(path)} is not a regular file: remove it from the data set")
     seen.add(path, status)
     return True
 
 
 def _require_no_image(path: Path) -> None:
-    """Refuses an image, or a link to nothing, that lies beside the class folders."""
+    """Refuses an image or a broken link outside of the class folders."""
     if path.suffix.lower() in IMAGE_SUFFIXES | _OTHER_IMAGE_SUFFIXES:
         raise UserError(
             f"{printable(path)} belongs to no class: put the images of each class in a sub-folder "
             "named after it"
         )
     if path.is_symlink() and not path.exists():
-        raise UserError(f"{printable(path)} is a link that leads nowhere: remove or mend it")
+        raise UserError(f"{printable(path)} is a broken link: remove or repair it")
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -217,5 +219,5 @@ def _refuse_unreadable(error: OSError) -> None:
 def _unreadable_folder(error: OSError) -> UserError:
     return UserError(
         f"{printable(error.filename)} cannot be read ({error.strerror}): its images would be "
-        "left out. Make it readable"
+        "skipped, make it readable"
     )

@@ -1,4 +1,4 @@
-"""Data sets that are image files in folders: the user's own, and Tiny-ImageNet."""
+"""Data sets of image files in folders: the user's own, and Tiny-ImageNet."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from raymi.errors import UserError
 
 _FOLDER_LAYOUT = "a folder with train/CLASS/IMAGE, test/CLASS/IMAGE [and val/CLASS/IMAGE]"
 _OTHER_NAMES = ("valid", "validation", "dev")
-"""Names that other tools give to the folder of validation images."""
+"""Names of the folder of validation images in other tools."""
 
 _TINY_IMAGENET = "tiny-imagenet-200"
 _TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 
 
 def folder_source() -> Source:
-    """Returns the user's own images: the sub-folders of train/ are the classes, alphabetically.
+    """Returns the reader of the user's own images; sub-folders of train/ are the classes.
 
-    test/ is required; val/, where it exists, is used instead of a split of train/.
+    test/ is required; val/, if it exists, replaces the split of train/.
     """
     return Source(
         check=_check_folder,
@@ -34,9 +34,9 @@ def folder_source() -> Source:
 
 
 def tiny_imagenet_source() -> Source:
-    """Returns Tiny-ImageNet in its own layout; the official validation images are the test set.
+    """Returns the reader of Tiny-ImageNet; the official validation images are the test set.
 
-    Classes are in the order of their WordNet ids, as `torchvision.datasets.ImageFolder` has them.
+    Classes are in the order of their WordNet ids, as in `torchvision.datasets.ImageFolder`.
     """
     return Source(
         check=lambda request: _check_tiny_imagenet(_tiny_imagenet_root(request)),
@@ -49,7 +49,7 @@ def _check_folder(request: Request) -> None:
 
 
 def _class_names(request: Request) -> tuple[str, ...]:
-    """Returns the names of the classes of a folder whose layout is right."""
+    """Checks the layout of a folder and returns the names of its classes."""
     root = request.given_root(_FOLDER_LAYOUT)
     classes: dict[str, tuple[str, ...]] = {}
     for part in ("train", "test"):
@@ -64,12 +64,12 @@ def _class_names(request: Request) -> tuple[str, ...]:
     for name in _OTHER_NAMES:
         if (root / name).is_dir() and not (root / "val").is_dir():
             raise UserError(
-                f"{root / name} would be left out: rename it to val, or move it elsewhere"
+                f"{root / name} would be skipped: rename it to val, or move it elsewhere"
             )
     if len(classes["train"]) == 1:
         raise UserError(
             f"{root / 'train'} has the single class {classes['train'][0]!r}: expected at least "
-            "two, there is nothing to learn from one"
+            "two classes"
         )
     return classes["train"]
 

@@ -1,6 +1,6 @@
-"""Generated images that are mixed into the training batches: one .npz file.
+"""Generated images for training batches, from one .npz file.
 
-Such files are large: wrong ones are refused before an image is read.
+Such files are large: invalid ones are refused before an image is read.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from raymi.errors import UserError
 
 
 def check_generated(path: Path) -> None:
-    """Finds faults of the file alone, without reading an image.
+    """Checks the file without reading an image.
 
-    Args: path, a .npz file with arrays `image`, uint8 in any layout of `rgb_images`, and `label`,
-        (N,) integers from 0 on.
-    Raises: UserError, with the remedy.
+    Args:
+        path: .npz file with arrays `image`, uint8 in any layout of `rgb_images`, and `label`,
+            (N,) integers from 0 on.
+
+    Raises:
+        UserError: The file is missing or invalid.
     """
     _facts(path)
 
@@ -25,14 +28,16 @@ def check_generated(path: Path) -> None:
 def read_generated(
     path: Path, class_names: tuple[str, ...], image_size: int, *, resize: bool
 ) -> ImageSet:
-    """Reads generated images as images of the classes and the size of the training set.
+    """Reads generated images with the classes and the image size of the training set.
 
     Args:
         path: as in `check_generated`.
         class_names: K names; labels must be below K.
         image_size: side of the square training images, in pixels.
-        resize: bring images of another size to this one by `fit_square`, or refuse them.
-    Raises: UserError, with the remedy, before an image is read unless the file is damaged.
+        resize: resize images of another size with `fit_square`, instead of refusing them.
+
+    Raises:
+        UserError: The file is invalid; raised before an image is read unless it is damaged.
     """
     facts = _facts(path)
     largest, num_classes = int(facts.labels.max()), len(class_names)

@@ -1,4 +1,4 @@
-"""Pixels of one image file as 8-bit RGB; a file that would lose its meaning is refused.
+"""Reader of one image file as 8-bit RGB; ambiguous files are refused.
 
 Grey of 16 bits is scaled by 255/65535 (TIFF of 12 bits by 255/4095), floats in [0, 1] by 255.
 Palettes, CMYK and YCbCr are converted, EXIF's orientation is applied, colour profiles are not.
@@ -29,16 +29,15 @@ _CONVERTED = ("1", "L", "P", "RGB", "RGBX", "RGBA", "RGBa", "LA", "La", "PA", "C
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 """Tags of TIFF."""
 
-_REMEDY = "replace it by an intact copy, or take it out of the data set"
+_REMEDY = "replace it by an intact copy, or remove it from the data set"
 
 
 class Decoded(NamedTuple):
-    """An image file, read.
+    """Decoded image file.
 
     Args:
         image: mode RGB, upright.
-        brightest: largest value as a share of full scale, where the file has more than 8 bits;
-            None for others.
+        brightest: largest value as a share of full scale for files of more than 8 bits, else None.
     """
 
     image: Image
@@ -48,8 +47,8 @@ class Decoded(NamedTuple):
 def read_image(path: Path) -> Decoded:
     """Reads one image file.
 
-    Raises: UserError, naming the file, its mode and the remedy, for a file that is damaged, too
-        large or cannot be converted without loss of meaning.
+    Raises:
+        UserError: The file is damaged, too large, or has no defined conversion to RGB.
     """
     from PIL import Image
 
@@ -70,12 +69,12 @@ def read_image(path: Path) -> Decoded:
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    """Returns the error for a file that is no intact image."""
+    """Returns the error for a file that is not an intact image."""
     return UserError(f"{printable(path)} cannot be read as an image ({error}): {_REMEDY}")
 
 
 def _refused(path: Path, why: str, remedy: str) -> UserError:
-    return UserError(f"{printable(path)} {why}: {remedy}, or take it out of the data set")
+    return UserError(f"{printable(path)} {why}: {remedy}, or remove it from the data set")
 
 
 def _require_one_image_of_usual_size(image: Image, path: Path) -> None:
@@ -86,7 +85,7 @@ def _require_one_image_of_usual_size(image: Image, path: Path) -> None:
             f"has {image.width}x{image.height} pixels, expected at most {MAX_PIXELS:,}",
             "scale it down",
         )
-    # JPEG files of phones (MPO) carry previews and depth maps behind their first image.
+    # JPEG files of phones (MPO) have previews and depth maps behind their first image.
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > 1:
         raise _refused(
@@ -97,7 +96,7 @@ def _require_one_image_of_usual_size(image: Image, path: Path) -> None:
 
 
 def _has_more_than_8_bits(image: ImageFile) -> bool:
-    """Returns whether the file has more bits of a colour than Pillow's RGB; ask before loading."""
+    """Returns True if the file has more than 8 bits of a colour; call it before loading."""
     stored = repr(image.tile)  # has the layout in the file, such as RGB;16B
     return any(layout in stored for layout in (";16B", ";16L", ";16N"))
 
@@ -129,7 +128,7 @@ def _from_numbers(image: Image, path: Path) -> Decoded:
 
 
 def _full_scale(image: Image, path: Path) -> float:
-    """Returns the value of white of an integer grey image, if its format defines one."""
+    """Returns the value of white of an integer grey image."""
     bits = _tag(image, _BITS_PER_SAMPLE) or 16
     signed = _tag(image, _SAMPLE_FORMAT) == 2
     if signed or bits > 16:
@@ -174,7 +173,7 @@ def _transparent(image: Image, path: Path) -> UserError:
 
 
 def _upright(pixels: Image, opened: Image) -> Image:
-    """Turns pixels as the EXIF data of the opened file say; damaged EXIF data are ignored."""
+    """Rotates pixels by the EXIF orientation of the opened file; damaged EXIF data are ignored."""
     from PIL import ExifTags, ImageOps
 
     with contextlib.suppress(Exception):

@@ -23,9 +23,10 @@ class ImageSet:
         images: (N, 3, H, W) uint8.
         labels: (N,) int64, positions in `class_names`.
         class_names: K names.
-        selected: (N,) int64, places of the images in the set that they were first part of; None:
-            this is that set.
-    Raises: ValueError, for other shapes or dtypes.
+        selected: (N,) int64, indices of the images in the original set; None: this is the original.
+
+    Raises:
+        ValueError: A shape or dtype differs.
     """
 
     images: Tensor = field(repr=False)
@@ -47,32 +48,32 @@ class ImageSet:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """The same set on `device`."""
+        """Returns the set on `device`."""
         places = self.places.to(device)
         return ImageSet(self.images.to(device), self.labels.to(device), self.class_names, places)
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageSet:
-        """The samples at `indices`, (M,) integers, in that order: a set of M."""
+        """Returns the set of the samples at `indices`, (M,) integers, in that order."""
         index = torch.as_tensor(indices, dtype=torch.int64, device=self.labels.device)
         images, labels, places = self.images[index], self.labels[index], self.places[index]
         return ImageSet(images, labels, self.class_names, places)
 
     def at_most(self, num: int | None) -> ImageSet:
-        """An evenly spaced selection of `num` samples; all where num is None."""
+        """Returns an evenly spaced selection of `num` samples; all if num is None."""
         if num is None or num >= len(self):
             return self
         return self.subset(torch.arange(num) * len(self) // num)
 
     @cached_property
     def places(self) -> Tensor:
-        """(N,) int64, of the images in the set that they were first part of."""
+        """Indices of the images in the original set, (N,) int64."""
         if self.selected is None:
             return torch.arange(len(self), device=self.labels.device)
         return self.selected
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 in hexadecimal over shape, images and labels; the same on every device."""
+        """SHA-256 of shape, images and labels in hexadecimal; the same on every device."""
         sha = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         for tensor in (self.images, self.labels):
             sha.update(tensor.cpu().contiguous().view(-1).numpy().data)
@@ -81,16 +82,18 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """A data set ready for training: three sets of images and facts that a model needs.
+    """Data set ready for training: three sets of images and their statistics.
 
     Args:
-        train, val, test: of the same image size and classes; `val` is empty if none was asked for.
-        generated: images to mix into the training batches, of that size and those classes; None if
-            none were asked for.
-        name: as in `raymi.data.DATASETS`.
+        train: training images.
+        val: validation images; may be empty.
+        test: test images.
+        name: key of `raymi.data.DATASETS`.
         num_classes: K.
         image_size: side of the square images, in pixels.
-        mean, std: per channel over all pixels of `train`, in [0, 1] units; std is at least 1/255.
+        mean: mean of each channel of `train`, in [0, 1] units.
+        std: standard deviation of each channel of `train`, in [0, 1] units, at least 1/255.
+        generated: generated images to mix into training batches, or None.
     """
 
     train: ImageSet
@@ -105,18 +108,18 @@ class Splits:
 
     @property
     def sets(self) -> dict[str, ImageSet]:
-        """Splits by name, with `generated` where generated images were asked for."""
+        """Splits by name, with `generated` if set."""
         sets = {"train": self.train, "val": self.val, "test": self.test}
         return sets if self.generated is None else {**sets, "generated": self.generated}
 
     @cached_property
     def duplicates(self) -> dict[str, int]:
-        """Numbers of images that two splits share, see `count_duplicates`."""
+        """Numbers of images shared by two splits, see `count_duplicates`."""
         return count_duplicates({name: images.images for name, images in self.sets.items()})
 
     @property
     def warning(self) -> str:
-        """Warning about images that two splits share; empty if they share none."""
+        """Warning about images shared by two splits; empty without any."""
         sizes = {name: len(images) for name, images in self.sets.items()}
         return describe_duplicates(self.duplicates, sizes)
 
@@ -124,9 +127,12 @@ class Splits:
 def channel_stats(images: Tensor) -> tuple[ChannelStats, ChannelStats]:
     """Computes mean and standard deviation of each channel, exactly, from counts of 256 levels.
 
-    Args: images, (N, 3, H, W) uint8, N > 0.
-    Returns: (mean, std), three floats each, in [0, 1] units; std is at least 1/255, so that a
-        constant channel can be divided by it.
+    Args:
+        images: (N, 3, H, W) uint8, N > 0.
+
+    Returns:
+        (mean, std), three floats each, in [0, 1] units; std is at least 1/255, also for a constant
+        channel.
     """
     levels = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []

@@ -19,15 +19,19 @@ _SHOWN = 6
 
 
 def integer_labels(path: Path, label: np.ndarray, num_images: int) -> Tensor:
-    """Returns the labels of a file.
+    """Checks the labels of a file and returns them.
 
     Args:
-        path: of the file, for messages.
-        label: as the file has it.
-        num_images: that it has.
-    Returns: (num_images,) int64, from 0 on.
-    Raises: UserError, with the line of numpy that helps, unless they are that many integers from
-        0 on, at least one.
+        path: file, for messages.
+        label: array of the file.
+        num_images: number of images in the file.
+
+    Returns:
+        (num_images,) int64, from 0 on.
+
+    Raises:
+        UserError: They are not `num_images` integers >= 0, or empty; the message has a
+            numpy expression that converts them.
     """
     if not np.issubdtype(label.dtype, np.integer) or label.shape != (num_images,):
         raise UserError(
@@ -55,10 +59,13 @@ def count_classes(labels: Mapping[Path, Tensor]) -> int:
     """Returns the number of classes of a data set.
 
     Args:
-        labels: (N,) int64 of each of its files, from 0 on, the training set's first.
-    Returns: K; the training labels are 0 .. K-1, and others are among them.
-    Raises: UserError, with what was found, what is missing and how to renumber, for anything else,
-        and where K is 1.
+        labels: (N,) int64 labels >= 0 of each file, the training set's first.
+
+    Returns:
+        K; the training labels are 0 .. K-1, and other files have no further ones.
+
+    Raises:
+        UserError: Labels have gaps, a file has labels that the training set lacks, or K is 1.
     """
     sets = {path: np.unique(part.numpy()) for path, part in labels.items()}
     train, *others = sets
@@ -71,10 +78,7 @@ def count_classes(labels: Mapping[Path, Tensor]) -> int:
                 "training images, add some or remove these images"
             )
     if len(found) == 1:
-        raise UserError(
-            f"{train}: all labels are {found[0]}: expected at least two classes, there is nothing "
-            "to learn from one"
-        )
+        raise UserError(f"{train}: all labels are {found[0]}: expected at least two classes")
     num_missing = int(found[-1]) + 1 - len(found)
     if num_missing:
         how = _RENUMBER_ALL.format(train=train.name) if others else _RENUMBER
@@ -89,13 +93,16 @@ def count_classes(labels: Mapping[Path, Tensor]) -> int:
 def require_training_images(
     train: Tensor, others: Tensor, names: tuple[str, ...], part: str
 ) -> None:
-    """Refuses a class all of whose images a split took from the training set.
+    """Refuses a split that leaves a class without training images.
 
     Args:
-        train, others: (N,) and (M,) int64 labels of the two sides of the split.
-        names: of the classes.
+        train: (N,) int64 labels of the training side.
+        others: (M,) int64 labels of the other side.
+        names: names of the classes.
         part: name of the other side, for the message.
-    Raises: UserError, naming the classes.
+
+    Raises:
+        UserError: A class has no training images left.
     """
     left = torch.bincount(train, minlength=len(names))
     taken = torch.bincount(others, minlength=len(names))
@@ -109,7 +116,7 @@ def require_training_images(
 
 
 def _conversion(label: np.ndarray, num_images: int) -> str:
-    """Returns the remedy for labels of another type or shape, to be appended to a message."""
+    """Returns the remedy for labels of another type or shape, as the end of a message."""
     finite = label.dtype.kind != "f" or bool(np.isfinite(label).all())
     integral = label.dtype.kind in "biu" or (
         label.dtype.kind == "f" and finite and bool((np.floor(label) == label).all())
@@ -130,7 +137,7 @@ def _conversion(label: np.ndarray, num_images: int) -> str:
 
 
 def _missing(found: np.ndarray, num_missing: int) -> str:
-    """Returns the first labels that `found` lacks, and their number."""
+    """Returns the first missing labels, and their number."""
     first = np.setdiff1d(np.arange(len(found) + _SHOWN), found)[: min(_SHOWN, num_missing)]
     text = ", ".join(str(number) for number in first)
     return text if num_missing <= _SHOWN else f"{text}, ... ({num_missing} labels)"

@@ -1,4 +1,4 @@
-"""Data sets by name: read, limited, resized, split and measured."""
+"""Loader of data sets by name: reads, limits, resizes and splits them."""
 
 from __future__ import annotations
 
@@ -39,11 +39,14 @@ def check_data(
     limit: int | None = None,
     generated: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Finds quickly, without reading an image, faults at which `load_splits` would fail.
+    """Refuses arguments and files with which `load_splits` would fail, without reading an image.
 
-    Args: as in `load_splits`.
-    Raises: UserError, for an unknown name, a number out of range, labels that are not 0, 1, 2, ...,
-        or files that are not there and cannot be downloaded.
+    Args:
+        As in `load_splits`.
+
+    Raises:
+        UserError: The name is unknown, a number is out of range, labels are not 0, 1, 2, ..., or
+            files are missing and cannot be downloaded.
     """
     request = _checked_request(name, root, image_size, val_fraction, download, limit)
     if (file := _absolute(generated)) is not None:
@@ -65,23 +68,25 @@ def load_splits(
     """Loads a data set into memory, with a validation split held out from its training images.
 
     Args:
-        name: one of `DATASETS`.
-        root: the folder with the data, or a .npz file; None for where raymi keeps data sets
-            (`$RAYMI_DATA`, else `~/.cache/raymi/data`). `folder` and `npz` need it.
-        image_size: side of the images in pixels; None keeps the native size. Others are resized
-            bilinearly, see `raymi.data.resize.fit_square`.
-        val_fraction: of every class of the training images, in [0, 1); unused where the data set
-            brings its own validation images. The test images are never touched.
-        split_seed: the split depends on it and on the labels, on nothing else.
-        download: whether missing files may be downloaded.
-        limit: number of first training images to use (before the split), and of test and
-            validation images, of all classes in proportion; for quick tries. Labels are checked
-            before.
-        generated: a .npz file of generated images, to be mixed into training batches, with arrays
-            `image` (uint8) and `label`; all of it is read, also with `limit`. Neither the splits
-            nor mean and std depend on it.
-    Returns: the splits, on the CPU.
-    Raises: UserError, with the remedy, for wrong arguments or files.
+        name: key of `DATASETS`.
+        root: folder of the data, or a .npz file; None: `$RAYMI_DATA`, else `~/.cache/raymi/data`.
+            `folder` and `npz` need it.
+        image_size: side of the images, in pixels, to which they are resized bilinearly (see
+            `raymi.data.resize.fit_square`); None: the native size.
+        val_fraction: share of each class of the training images to hold out, in [0, 1); unused if
+            the data set has its own validation images.
+        split_seed: seed of the split, which depends on it and on the labels only.
+        download: download missing files.
+        limit: number of training images before the split, and of test and validation images, in
+            proportion to the classes. Labels are checked before.
+        generated: .npz file of generated images for training batches, with arrays `image` (uint8)
+            and `label`; read whole, also with `limit`. Splits, mean and std do not depend on it.
+
+    Returns:
+        The splits, on the CPU.
+
+    Raises:
+        UserError: Invalid arguments or files.
     """
     request = _checked_request(name, root, image_size, val_fraction, download, limit)
     if (file := _absolute(generated)) is not None:

@@ -1,7 +1,7 @@
-"""Arrays `image` and `label` of one .npz file: checked by their headers, images read in pieces.
+"""Arrays `image` and `label` of one .npz file, checked by their headers and read in chunks.
 
-Such files are large, 3 GB for the public million of 32x32 images: wrong ones are refused before
-an image is read, and the images are never held twice.
+Such files are large, 3 GB for the public million of 32x32 images: invalid ones are refused before
+an image is read, and memory holds the images once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _UNREADABLE = (
 
 
 class NpzFacts(NamedTuple):
-    """Everything about a file but its pixels.
+    """Labels and image size of a file.
 
     Args:
         labels: (N,) int64, from 0 on, N > 0.
@@ -50,9 +50,10 @@ class NpzFacts(NamedTuple):
 
 
 def open_npz(path: Path) -> np.lib.npyio.NpzFile:
-    """Opens a file that has arrays `image` and `label`, and reads neither.
+    """Opens a file with arrays `image` and `label`, without reading them.
 
-    Raises: UserError, if it is not there, not readable, or lacks an array.
+    Raises:
+        UserError: It is missing, not readable, or lacks an array.
     """
     try:
         arrays = np.load(path, allow_pickle=False)
@@ -72,8 +73,9 @@ def open_npz(path: Path) -> np.lib.npyio.NpzFile:
 def read_facts(path: Path) -> NpzFacts:
     """Reads the labels and the header of the images.
 
-    Raises: UserError, with the remedy, for labels that are not integers from 0 on, one for each
-        image, and for images of another type or shape than `rgb_images` takes.
+    Raises:
+        UserError: Labels are not one integer >= 0 for each image, or `rgb_images` does not take the
+            type or shape of the images.
     """
     open_npz(path).close()
     image, label = _header(path, "image"), _header(path, "label")
@@ -90,14 +92,18 @@ def read_facts(path: Path) -> NpzFacts:
 
 
 def read_images(path: Path, facts: NpzFacts, image_size: int | None = None) -> Tensor:
-    """Reads all images of a file, some at a time.
+    """Reads all images of a file in chunks.
 
     Args:
-        path: of the file.
-        facts: of the same file.
-        image_size: side in pixels, to which `fit_square` brings the images; None for their own.
-    Returns: (N, 3, H, W) uint8.
-    Raises: UserError, if the file is damaged or all images are nearly black.
+        path: file.
+        facts: its labels and image size.
+        image_size: side in pixels to resize to with `fit_square`; None: no resizing.
+
+    Returns:
+        (N, 3, H, W) uint8.
+
+    Raises:
+        UserError: The file is damaged, or all images are nearly black.
     """
     height, width = facts.size if image_size is None else (image_size, image_size)
     images = torch.empty(len(facts.labels), 3, height, width, dtype=torch.uint8)
@@ -122,7 +128,7 @@ def _read_label(path: Path) -> np.ndarray:
 
 
 def _chunks(path: Path) -> Iterator[np.ndarray]:
-    """Yields all images in the layout of the file, some at a time; in Fortran's order all."""
+    """Yields the images in chunks and in the file's layout; one chunk in Fortran order."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("image.npy") as file:
             (num_images, *shape), fortran_order, dtype = _read_header(file)
@@ -138,7 +144,7 @@ def _chunks(path: Path) -> Iterator[np.ndarray]:
 
 
 class _Header(NamedTuple):
-    """Shape, order and type that stand before the values of a stored array."""
+    """Shape, order and type in the header of a stored array."""
 
     shape: tuple[int, ...]
     fortran_order: bool
@@ -161,5 +167,5 @@ def _read_header(file: IO[bytes]) -> _Header:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    """Returns the error for a file that opened and could not be read to its end."""
+    """Returns the error for a file that cannot be read to its end."""
     return UserError(f"{path} is damaged ({error}): write it again")

@@ -1,4 +1,4 @@
-"""Remedies for pixels that are not bytes on the scale 0..255."""
+"""Checks and remedies for pixels that are not uint8 on the scale 0..255."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from raymi.errors import UserError
 
 DIM = 1 / 15
-"""Share of full scale; images none of whose pixels is brighter have another scale.
+"""Share of full scale; images without a brighter pixel have another scale.
 
 12 of 16 bits reach 4095/65535, and the grey levels 0..16 of scikit-learn's digits 16/255.
 """
 
 
 def object_array(name: str) -> str:
-    """Returns the error for an array of Python objects, which only pickle could read."""
+    """Returns the error for an array of Python objects, which needs pickle."""
     convert = {"image": "np.stack(list(image))", "label": "np.array(label.tolist())"}[name]
     return (
         f"`{name}` is an array of Python objects, expected one of numbers: save it with "
@@ -27,11 +27,11 @@ def object_array(name: str) -> str:
 
 
 def remedy(dtype: np.dtype, chunks: Iterable[np.ndarray]) -> str:
-    """Returns the error for images that are not uint8, with the line that converts them.
+    """Returns the error for images that are not uint8, with an expression that converts them.
 
     Args:
-        dtype: of the images.
-        chunks: all images, in parts; read until their range is known.
+        dtype: type of the images.
+        chunks: all images, in chunks; read until their range is known.
     """
     if dtype.hasobject:
         return object_array("image")
@@ -44,7 +44,7 @@ def remedy(dtype: np.dtype, chunks: Iterable[np.ndarray]) -> str:
     if found is None:
         return f"{expected} and no image"
     if not (math.isfinite(found.low) and math.isfinite(found.high)):
-        return f"{expected} with NaN or infinite values: mend or remove those images"
+        return f"{expected} with NaN or infinite values: repair or remove those images"
     line = _conversion(dtype, found)
     came = f"{expected} from {found.low:.6g} to {found.high:.6g}"
     if line is None:
@@ -53,12 +53,14 @@ def remedy(dtype: np.dtype, chunks: Iterable[np.ndarray]) -> str:
 
 
 def check_scale(images: str, brightest: float) -> None:
-    """Refuses images that are nearly black because their scale is another one.
+    """Refuses nearly black images, which have another scale.
 
     Args:
-        images: name of them, for the message.
-        brightest: value of the brightest of all their pixels, as a share of full scale.
-    Raises: UserError, if it is above 0 and at most `DIM`.
+        images: name of the images, for the message.
+        brightest: largest value of all pixels, as a share of full scale.
+
+    Raises:
+        UserError: `brightest` is above 0 and at most `DIM`.
     """
     if 0 < brightest <= DIM:
         raise UserError(
@@ -87,7 +89,7 @@ def _range(chunks: Iterable[np.ndarray]) -> _Range | None:
 
 
 def _conversion(dtype: np.dtype, found: _Range) -> str | None:
-    """Returns the line of numpy; None where the scale cannot be guessed."""
+    """Returns a numpy expression; None if the scale is unknown."""
     low, high = found
     whole = dtype.kind in "iu"
     if low >= 0 and high <= 1:

@@ -1,4 +1,4 @@
-"""Pixels in any usual layout and size, to square RGB."""
+"""Conversion of images in any usual layout and size to square RGB."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ _CHUNK = 1024  # images turned to float32 at a time
 
 
 def rgb_images(array: np.ndarray) -> Tensor:
-    """Returns images of any usual layout with three channels first; grey is repeated.
+    """Converts images of any usual layout to three channels first; grey is repeated.
 
-    Args: array, uint8: (N, H, W), (N, H, W, C) or (N, C, H, W), with C 1 or 3.
-    Returns: (N, 3, H, W) uint8, contiguous.
-    Raises: UserError, for another dtype or shape.
+    Args:
+        array: uint8: (N, H, W), (N, H, W, C) or (N, C, H, W), with C 1 or 3.
+
+    Returns:
+        (N, 3, H, W) uint8, contiguous.
+
+    Raises:
+        UserError: The dtype or shape is another one.
     """
     if array.dtype != np.uint8:
         raise UserError(remedy(array.dtype, [array]))
@@ -37,9 +42,10 @@ def rgb_images(array: np.ndarray) -> Tensor:
 
 
 def height_and_width(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Returns height and width, in pixels, of images in an array that `rgb_images` takes.
+    """Returns height and width, in pixels, of images in a layout of `rgb_images`.
 
-    Raises: UserError, for another shape, or images without pixels.
+    Raises:
+        UserError: The shape is another one, or images have no pixels.
     """
     match shape:
         case (_, height, width) | (_, height, width, 1 | 3) | (_, 1 | 3, height, width):
@@ -53,11 +59,15 @@ def height_and_width(shape: tuple[int, ...]) -> tuple[int, int]:
 def fit_square(images: Tensor, size: int) -> Tensor:
     """Resizes the shorter side to `size` and crops the centre of the longer one.
 
-    Bilinear with antialiasing, in float32, rounded to the nearest level; enlarging uses the same
-    rule. Images that have the size already come back as they are.
+    Bilinear with antialiasing, in float32, rounded to the nearest level, also for enlarging.
+    Images of that size are returned unchanged.
 
-    Args: images, (N, 3, H, W) uint8; size, in pixels.
-    Returns: (N, 3, size, size) uint8.
+    Args:
+        images: (N, 3, H, W) uint8.
+        size: side, in pixels.
+
+    Returns:
+        (N, 3, size, size) uint8.
     """
     height, width = images.shape[2:]
     if height == width == size:
@@ -72,9 +82,9 @@ def fit_square(images: Tensor, size: int) -> Tensor:
 
 
 def fit_square_image(image: Image, size: int) -> Image:
-    """Does `fit_square` to one RGB image, without torch's threads: equal but for one level of 255.
+    """Resizes one RGB image as `fit_square` does, up to one level of 255, without torch's threads.
 
-    For pools that decode on many threads, where each would start a team of its own.
+    It is for decoding in a thread pool, where torch would start threads in every thread.
     """
     from PIL.Image import Resampling
 
@@ -84,7 +94,7 @@ def fit_square_image(image: Image, size: int) -> Image:
 
 
 def _scaled_and_centred(height: int, width: int, size: int) -> tuple[int, int, int, int]:
-    """Height and width after the shorter side became `size`; top and left of the centre crop."""
+    """Returns the size with a shorter side of `size`, and top and left of the centre crop."""
     scale = size / min(height, width)
     new_height, new_width = max(size, round(height * scale)), max(size, round(width * scale))
     return new_height, new_width, (new_height - size) // 2, (new_width - size) // 2

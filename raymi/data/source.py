@@ -1,4 +1,4 @@
-"""The contract between `load_splits` and the readers of the single data sets."""
+"""Interface of the readers of single data sets, which `load_splits` calls."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from raymi.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """Data set that was asked for.
+    """Requested data set.
 
     Args:
-        name: of the data set.
-        root: file or folder where it lies; None for the place where raymi keeps data sets.
-        image_size: side in pixels; None for the native size.
-        limit: number of training images, and of test images, that will be used; None for all.
-        download: whether missing files may be downloaded.
+        name: name of the data set.
+        root: its file or folder; None: raymi's folder of data sets.
+        image_size: side in pixels; None: the native size.
+        limit: number of training images, and of test images, that will be used; None: all.
+        download: download missing files.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Request:
     download: bool
 
     def given_root(self, expected: str) -> Path:
-        """`root`, for data sets that are the user's own; UserError if it is not there."""
+        """Returns `root` for data sets of the user; raises UserError if it is missing."""
         if self.root is None:
             raise UserError(f"data set {self.name!r} needs data.root: give {expected}")
         if not self.root.exists():
@@ -39,7 +39,7 @@ class Request:
 
 
 class Parts(NamedTuple):
-    """Official parts of a data set, as read; `val` is None where it has to be split off."""
+    """Official parts of a data set; `val` is None if it must be split off `train`."""
 
     train: ImageSet
     test: ImageSet
@@ -51,9 +51,9 @@ class Source:
     """Reader of a data set.
 
     Args:
-        check: raises UserError for faults that show without reading any image.
-        load: reads everything. A reader of files may apply `image_size` and `limit` by itself, to
-            save time and memory; `load_splits` applies both in any case.
+        check: raises UserError for faults that it can find without reading an image.
+        load: reads all images. It may apply `image_size` and `limit`, to save time and memory;
+            `load_splits` applies both in any case.
     """
 
     check: Callable[[Request], None]

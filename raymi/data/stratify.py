@@ -1,4 +1,4 @@
-"""Which samples are held out, or kept for a quick try: the same share of every class."""
+"""Stratified selection of samples: the same share of every class."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from raymi.errors import UserError
 
 
 def hold_out(labels: Tensor, fraction: float, key: int) -> tuple[Tensor, Tensor]:
-    """Split samples in two at random, with the same fraction of every class (within one sample).
+    """Splits samples in two at random, stratified by class to within one sample.
 
     Args:
         labels: (N,) int64.
-        fraction: held out, in [0, 1); above 0, at least one sample is held out and one is kept.
+        fraction: share to hold out, in [0, 1); above 0, either side has at least one sample.
         key: from `raymi.counter_rng.random_key`; the split depends on `labels`, `fraction` and it.
-    Returns: (kept, held): ascending indices, int64, disjoint, together all N.
-    Raises: UserError, if there are fewer than two samples to share out.
+
+    Returns:
+        (remaining, held out): ascending indices, int64, a partition of all N.
+
+    Raises:
+        UserError: Fewer than two samples.
     """
     num_samples = len(labels)
     if fraction == 0:
@@ -33,10 +37,14 @@ def hold_out(labels: Tensor, fraction: float, key: int) -> tuple[Tensor, Tensor]
 
 
 def first_of_each_class(labels: Tensor, limit: int) -> Tensor:
-    """The first samples of every class in proportion to its size, `limit` in all.
+    """Returns the first samples of every class in proportion to its size, `limit` in total.
 
-    Args: labels, (N,) int64; limit, at least 0.
-    Returns: (min(limit, N),) int64, ascending indices.
+    Args:
+        labels: (N,) int64.
+        limit: number of samples, at least 0.
+
+    Returns:
+        (min(limit, N),) int64, ascending indices.
     """
     num_samples = len(labels)
     if limit >= num_samples:
@@ -47,9 +55,12 @@ def first_of_each_class(labels: Tensor, limit: int) -> Tensor:
 
 
 def _quotas(counts: Tensor, fraction: float, total: int) -> Tensor:
-    """Largest remainders: `fraction` of each count, rounded down or up so that the sum is `total`.
+    """Rounds `fraction` of each count down or up to the sum `total`, by largest remainders.
 
-    Ties go to the class of the smaller number. (K,) int64.
+    Ties go to the class of the smaller number.
+
+    Returns:
+        (K,) int64.
     """
     exact = fraction * counts.double()
     quotas = exact.floor().long()
@@ -60,7 +71,7 @@ def _quotas(counts: Tensor, fraction: float, total: int) -> Tensor:
 
 
 def _rank_in_class(labels: Tensor, order: Tensor) -> Tensor:
-    """For each sample, how many of its class come before it in `order`: (N,) int64."""
+    """Returns for each sample the number of its class before it in `order`: (N,) int64."""
     by_class = order[torch.argsort(labels[order], stable=True)]
     counts = torch.bincount(labels)
     starts = counts.cumsum(0) - counts

@@ -1,4 +1,4 @@
-"""Data sets that torchvision downloads and reads: CIFAR-10/100, SVHN, MNIST, Fashion-MNIST."""
+"""Data sets of torchvision: CIFAR-10/100, SVHN, MNIST, Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from raymi.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_STALLED_AFTER = 60.0  # seconds without a byte, after which a download is given up
+_STALLED_AFTER = 60.0  # seconds without a byte before a download fails
 _DIGITS = tuple("0123456789")
 _IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -37,14 +37,14 @@ _IDX_FILES = (
 
 @dataclass(frozen=True)
 class Dataset:
-    """A class of `torchvision.datasets`.
+    """Data set of `torchvision.datasets`.
 
     Args:
-        cls: its name.
-        folder: where its files lie, below root; may be empty.
-        files: their names, unpacked.
-        url: where they are published.
-        class_names: None to take torchvision's.
+        cls: name of the class in torchvision.
+        folder: folder of the files in root; may be empty.
+        files: names of the unpacked files.
+        url: address of the data set.
+        class_names: names of the classes; None: torchvision's.
     """
 
     cls: str
@@ -102,7 +102,7 @@ TORCHVISION_SETS = {
 
 
 def torchvision_sources() -> dict[str, Source]:
-    """The sources by the name of their data set."""
+    """Returns the readers by name of the data set."""
     return {name: _source(dataset) for name, dataset in TORCHVISION_SETS.items()}
 
 
@@ -110,7 +110,7 @@ def _source(dataset: Dataset) -> Source:
     def check(request: Request) -> None:
         root = request.root or data_folder()
         if not request.download and dataset.missing(root):
-            raise _absent(dataset, root, request.name, "downloading is switched off")
+            raise _missing_error(dataset, root, request.name, "downloading is switched off")
 
     def load(request: Request) -> Parts:
         root = request.root or data_folder()
@@ -123,21 +123,23 @@ def _source(dataset: Dataset) -> Source:
 
 
 def _download_once(dataset: Dataset, root: Path, name: str) -> None:
-    """Download what is missing; of several processes one does it and the others wait.
+    """Downloads missing files; one process downloads while others wait.
 
-    Files count as there only under the lock: while another process unpacks them, they are not.
+    Files are checked under the lock only, as another process may be unpacking them.
     """
     with locked_if_writable(root / f".{name}.lock"):
         if not dataset.missing(root):
             return
         logger.info("downloading %s to %s", name, root)
         try:
-            with _patient_but_not_forever(), _progress_on_terminals_only():
+            with _download_timeout(), _no_progress_in_logs():
                 for train in (True, False):
                     dataset.open(root, train, download=True)
         except (OSError, EOFError, RuntimeError, http.client.HTTPException, tarfile.TarError) as e:
             cause = " ".join(str(e).split())
-            raise _absent(dataset, root, name, f"it could not be downloaded ({cause})") from e
+            raise _missing_error(
+                dataset, root, name, f"it could not be downloaded ({cause})"
+            ) from e
 
 
 def _read(dataset: Dataset, root: Path, train: bool) -> ImageSet:
@@ -148,8 +150,8 @@ def _read(dataset: Dataset, root: Path, train: bool) -> ImageSet:
             f"{root / dataset.folder} holds damaged files of {dataset.cls} ({error}): delete "
             f"{', '.join(dataset.files)} there and start again with data.download=true"
         ) from error
-    of_reader = opened.labels if dataset.cls == "SVHN" else opened.targets
-    labels = torch.as_tensor(of_reader, dtype=torch.int64)
+    targets = opened.labels if dataset.cls == "SVHN" else opened.targets
+    labels = torch.as_tensor(targets, dtype=torch.int64)
     class_names = dataset.class_names or tuple(opened.classes)
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise UserError(
@@ -159,7 +161,7 @@ def _read(dataset: Dataset, root: Path, train: bool) -> ImageSet:
     return ImageSet(rgb_images(np.asarray(opened.data)), labels, class_names)
 
 
-def _absent(dataset: Dataset, root: Path, name: str, why: str) -> UserError:
+def _missing_error(dataset: Dataset, root: Path, name: str, why: str) -> UserError:
     return UserError(
         f"data set {name!r} is not in {root} and {why}. Set data.download=true where there is a "
         f"network, or get it from {dataset.url} and unpack it to {root / dataset.folder}/ as "
@@ -168,8 +170,8 @@ def _absent(dataset: Dataset, root: Path, name: str, why: str) -> UserError:
 
 
 @contextlib.contextmanager
-def _patient_but_not_forever() -> Iterator[None]:
-    """torchvision opens its connections without a timeout."""
+def _download_timeout() -> Iterator[None]:
+    """Sets a timeout for connections, which torchvision opens without one."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_STALLED_AFTER)
     try:
@@ -179,7 +181,7 @@ def _patient_but_not_forever() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress_on_terminals_only() -> Iterator[None]:
+def _no_progress_in_logs() -> Iterator[None]:
     """Keeps torchvision's progress bar out of log files."""
     if sys.stderr.isatty():
         yield

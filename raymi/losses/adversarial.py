@@ -16,8 +16,14 @@ def at_loss(
 ) -> Tensor:
     """Adversarial training: cross-entropy of the adversarial output.
 
-    Args: logits_adv (b, K); y (b,); num, samples in the global batch.
-    Returns: 0-d loss in nats.
+    Args:
+        logits_adv: (b, K).
+        y: (b,).
+        num: samples in the global batch.
+
+    Returns:
+        0-d loss in nats.
+
     Source: Madry et al. 2018, Eq. 2.1.
     """
     # CE(h(x_adv), y)
@@ -30,8 +36,15 @@ def trades_loss(
 ) -> Tensor:
     """TRADES: natural cross-entropy plus beta times KL(p(x) || p(x_adv)).
 
-    Args: logits, logits_adv (b, K); y (b,); num, samples in the global batch.
-    Returns: 0-d loss in nats.
+    Args:
+        logits: (b, K).
+        logits_adv: (b, K).
+        y: (b,).
+        num: samples in the global batch.
+
+    Returns:
+        0-d loss in nats.
+
     Source: Zhang et al. 2019, Eq. 5. With log-probabilities on both sides, its gradient is finite
         where a class has probability 0 (torch's KL on probabilities gives NaN there).
     """
@@ -47,8 +60,15 @@ def mart_loss(
 ) -> Tensor:
     """MART: boosted cross-entropy plus beta times the KL, weighted by natural misclassification.
 
-    Args: logits, logits_adv (b, K); y (b,); num, samples in the global batch.
-    Returns: 0-d loss in nats.
+    Args:
+        logits: (b, K).
+        logits_adv: (b, K).
+        y: (b,).
+        num: samples in the global batch.
+
+    Returns:
+        0-d loss in nats.
+
     Source: Wang et al. 2020, Eq. 8-11; 1.0001 and 1.0000001 as in the authors' code. The KL is of
         log-probabilities, as in `trades_loss`, where the authors add 1e-12 to probabilities.
     """

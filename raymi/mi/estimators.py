@@ -1,6 +1,6 @@
-"""Local DIM critics: how well does the output of a sample match the pattern at each image location?
+"""Local DIM estimators: scores of a sample's output against the pattern at each image location.
 
-A critic encodes an image-like pattern to features L(u) in (B, H, P), P locations, and the logits to
+An estimator encodes an image-like pattern to features L(u) in (B, H, P), P locations, and logits to
 G(z) in (B, H); the score of output i and location p of pattern j is T[i, j, p] = <G(z_i),
 L(u_j)_p>.
 
@@ -19,9 +19,9 @@ from raymi.errors import UserError
 
 
 class Block1x1(nn.Module):
-    """Two 1x1 convolutions beside a shortcut that starts near the identity, then LayerNorm over H.
+    """Two 1x1 convolutions, a shortcut that starts near the identity, and LayerNorm over H.
 
-    (B, in_channels, h, w) to (B, hidden, h, w), normalised at each location.
+    It maps (B, in_channels, h, w) to (B, hidden, h, w), normalised at each location.
     """
 
     def __init__(self, in_channels: int, hidden: int) -> None:
@@ -44,7 +44,7 @@ class Block1x1(nn.Module):
 
 
 class LocalEncoder(nn.Module):
-    """Stride-2 convolutions, then a 1x1 block: (B, C, h, w) to (B, hidden, P).
+    """Stride-2 convolutions and a 1x1 block, from (B, C, h, w) to (B, hidden, P).
 
     P = (h // 2**depth) * (w // 2**depth) locations.
     """
@@ -69,16 +69,21 @@ class LocalEncoder(nn.Module):
 
 
 class LocalDIM(nn.Module):
-    """The critic of one kind of MI, between an image-like pattern and the logits.
+    """Estimator of one kind of MI, between an image-like pattern and the logits.
 
     Args:
         num_classes: K, length of a logit vector.
         image_size: side of the square patterns, in pixels.
-        hidden: H, units of the feature space. With `base_width` (channels of the first convolution)
-            and `depth` (number of stride-2 convolutions) it is the critic's capacity.
+        hidden: H, units of the feature space.
+        base_width: channels of the first convolution.
+        depth: number of stride-2 convolutions.
         score: "dot", the plain product of LayerNormed features, reaches +-H; "cosine" divides it by
-            both norms and by `temperature`, so that |T| <= 1 / temperature whatever H is.
-    Raises: UserError where the image is too small for the depth.
+            both norms and by `temperature`, so that |T| <= 1 / temperature for any H.
+        temperature: temperature of cosine scores.
+        channels: channels of the pattern.
+
+    Raises:
+        UserError: The image is too small for the depth.
     """
 
     def __init__(
@@ -105,12 +110,12 @@ class LocalDIM(nn.Module):
         self.temperature = temperature
 
     def local_features(self, u: Tensor) -> Tensor:
-        """L(u): a pattern (B, C, h, w), in pixel units, to (B, H, P)."""
+        """Computes L(u) (B, H, P) of a pattern (B, C, h, w) in pixel units."""
         features = self.local(u)
         return F.normalize(features, dim=1) if self.score == "cosine" else features
 
     def global_features(self, logits: Tensor) -> Tensor:
-        """G(z): logits (B, K) to (B, H); the temperature is in here."""
+        """Computes G(z) (B, H) of logits (B, K), divided by the temperature."""
         features = self.global_(logits[:, :, None, None])[:, :, 0, 0]
         if self.score == "cosine":
             features = F.normalize(features, dim=1) / self.temperature
@@ -118,7 +123,7 @@ class LocalDIM(nn.Module):
 
 
 class MIEstimators(nn.Module):
-    """The natural and the adversarial critic; an ablated one is None."""
+    """Natural and adversarial estimator; an ablated one is None."""
 
     def __init__(self, natural: LocalDIM | None, adversarial: LocalDIM | None) -> None:
         super().__init__()

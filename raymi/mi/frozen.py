@@ -1,8 +1,8 @@
-"""Estimates by critics that stay as they are: only their slopes at the logits outlive the estimate.
+"""Estimates by frozen estimators, which store only their slopes at the logits for backward.
 
-The estimate of sample i depends on the classifier through its own logits alone. So all that
-backpropagation needs of it is one slope (K,) for each sample, and not the scores (B, B, P) nor the
-local features (B, H, P) that it came from.
+The estimate of sample i depends on the classifier through its own logits only. So backpropagation
+needs one slope (K,) for each sample, and neither the scores (B, B, P) nor the local features
+(B, H, P).
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from torch.autograd.function import once_differentiable
 
 
 def sloped_estimates(estimate: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """Per-sample estimates that hold nothing but their slopes for the backward pass.
+    """Computes per-sample estimates that store only their slopes for the backward pass.
 
-    Args: estimate, from logits (b, K) to (b,), whose i-th value depends on the i-th row alone;
-        logits (b, K).
-    Returns: (b,) with the value and the gradient of `estimate(logits)`.
+    Args:
+        estimate: maps logits (b, K) to (b,); the i-th value depends on the i-th row only.
+        logits: (b, K).
+
+    Returns:
+        (b,) with the value and the gradient of `estimate(logits)`.
     """
     if not (torch.is_grad_enabled() and logits.requires_grad):
         with torch.no_grad():

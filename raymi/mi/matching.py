@@ -1,10 +1,10 @@
-"""What a bound needs of the scores of a global batch, computed where the local features are.
+"""Scores over a global batch, reduced to the terms of a bound where the local features are.
 
 The local features (b, H, P) are large, the global ones (b, H) small. So each worker gathers the
 global features of all B samples, scores them against its own patterns, takes a partial logsumexp
 over its own columns, and sends each worker the parts of its rows. A worker communicates
-O(B (H + P)) numbers, never the features of locations. Scores (b, B, P) are computed in parts, some
-columns at a time, and once more in the backward pass: none of them outlives its part.
+O(B (H + P)) numbers, never local features. Scores (b, B, P) are computed a few columns at a time,
+and again in the backward pass; none are stored.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from raymi.mi.bounds import F_DIVERGENCES
 class Matching:
     """Scores of a worker's own b samples, reduced over the global batch of B.
 
-    positive: (b, P), T[i, i, p].
-    log_negatives: (b, P), logsumexp of T[i, j, p] over j != i, i's own pattern truly left out.
-    num: B.
-    divergence: name of the f-divergence that `negative` is for, where one was asked for.
-    negative: (b, P), mean of its negative term of T[i, j, p] over j != i.
+    Args:
+        positive: (b, P), T[i, i, p].
+        log_negatives: (b, P), logsumexp of T[i, j, p] over j != i.
+        num: B.
+        divergence: name of the f-divergence of `negative`; None: none requested.
+        negative: (b, P), mean of its negative term of T[i, j, p] over j != i.
     """
 
     positive: Tensor
@@ -39,49 +40,47 @@ class Matching:
     negative: Tensor | None = None
 
     def infonce(self) -> Tensor:
-        """(b,) nats, each at most log B; equals `bounds.infonce` on the whole matrix."""
+        """Computes (b,) nats, each at most log B; equals `bounds.infonce`."""
         log_candidates = torch.logaddexp(self.positive, self.log_negatives)
         return (self.positive - log_candidates + math.log(max(self.num, 1))).mean(dim=1)
 
     def donsker_varadhan(self) -> Tensor:
-        """(b,) nats, zeros where B is 1; equals `bounds.donsker_varadhan` on the whole matrix."""
+        """Computes (b,) nats, zeros for B = 1; equals `bounds.donsker_varadhan`."""
         if self.num <= 1:
             return 0 * self.positive.mean(dim=1)
         return (self.positive - self.log_negatives + math.log(self.num - 1)).mean(dim=1)
 
     def f_divergence(self) -> Tensor:
-        """(b,), no MI in nats; equals `bounds.f_divergence` on the whole matrix."""
-        assert self.divergence is not None, "match(..., divergence=name) computes what it needs"
+        """Computes (b,), not MI in nats; equals `bounds.f_divergence`."""
+        assert self.divergence is not None, "call match(..., divergence=name)"
         assert self.negative is not None
         return (F_DIVERGENCES[self.divergence].positive(self.positive) - self.negative).mean(dim=1)
 
-    def released_donsker_varadhan(self) -> Tensor:
-        """(b,) nats, no bound; equals `bounds.released_donsker_varadhan` on the whole matrix."""
-        return (self.positive - self.released_log_mean()).mean(dim=1)
+    def reference_donsker_varadhan(self) -> Tensor:
+        """Computes (b,) nats, no bound; equals `bounds.reference_donsker_varadhan`."""
+        return (self.positive - self.reference_log_mean()).mean(dim=1)
 
-    def released_log_mean(self) -> Tensor:
-        """(b, P), the second term of the released Donsker-Varadhan: exp 0 is among the B - 1."""
+    def reference_log_mean(self) -> Tensor:
+        """Computes the authors' negative term of Donsker-Varadhan (b, P), with one more exp 0."""
         log_negatives = torch.logaddexp(self.log_negatives, torch.zeros_like(self.log_negatives))
         return log_negatives - math.log(max(self.num - 1, 1))
 
-    def released_infonce(self) -> Tensor:
-        """(b,), no MI in nats; equals `bounds.released_infonce` on the whole matrix."""
+    def reference_infonce(self) -> Tensor:
+        """Computes (b,), not MI in nats; equals `bounds.reference_infonce`."""
         own = self.positive.new_tensor(math.log(self.positive.shape[1]) - 10)
         negatives = torch.logaddexp(torch.logsumexp(self.log_negatives, dim=1, keepdim=True), own)
         return (self.positive - torch.logaddexp(self.positive, negatives)).mean(dim=1)
 
     def bound(self, name: str) -> Tensor:
-        """The bound or objective of this name, as in `MIConfig.bound`: (b,)."""
+        """Computes the bound or objective of a name of `MIConfig.bound`: (b,)."""
         if name in F_DIVERGENCES:
-            assert name == self.divergence, (
-                f"match(..., divergence={name!r}) computes what it needs"
-            )
+            assert name == self.divergence, f"call match(..., divergence={name!r})"
             return self.f_divergence()
         return {
             "infonce": self.infonce,
             "dv": self.donsker_varadhan,
-            "infonce-released": self.released_infonce,
-            "dv-released": self.released_donsker_varadhan,
+            "infonce-released": self.reference_infonce,
+            "dv-released": self.reference_donsker_varadhan,
         }[name]()
 
 
@@ -97,24 +96,26 @@ def match(
     """Scores all outputs of the global batch against all of its patterns.
 
     Args:
-        global_features: (b, H), of the worker's own outputs.
-        local_features: (b, H, P), of the worker's own patterns.
-        sizes: how many samples each worker holds; they sum to B.
+        global_features: (b, H) of the worker's own outputs.
+        local_features: (b, H, P) of the worker's own patterns.
+        sizes: number of samples of each worker; their sum is B.
         group: the workers.
-        divergence: name of an f-divergence; what it needs is computed, too.
-        score_memory: MiB that a tensor of scores may take; more are computed in parts of at least
-            one column, exactly.
-    Returns: the `Matching` of the worker's own samples; exact in value and, under the convention of
+        divergence: name of an f-divergence whose negative term is computed, too.
+        score_memory: largest tensor of scores, in MiB; larger ones are computed in parts of at
+            least one column, exactly.
+
+    Returns:
+        The `Matching` of the worker's own samples; exact in value and, under the convention of
         `raymi.collectives`, in gradient.
     """
     num, first = sum(sizes), sum(sizes[: group.rank])
     if num <= 1:
         positive = (global_features[:, :, None] * local_features).sum(dim=1)
-        nothing = torch.full_like(positive, -math.inf)
-        return Matching(positive, nothing, num, divergence, torch.zeros_like(positive))
+        no_negatives = torch.full_like(positive, -math.inf)
+        return Matching(positive, no_negatives, num, divergence, torch.zeros_like(positive))
     outputs = group.gather(global_features, sizes)  # (B, H)
     rows = first + torch.arange(len(local_features), device=outputs.device)
-    part = _columns_at_once(local_features, num, score_memory)
+    part = _columns_per_part(local_features, num, score_memory)
     positive, log_sum, total = _Reduced.apply(outputs, local_features, rows, divergence, part)
     log_negatives = torch.logsumexp(group.exchange(log_sum, sizes), dim=0)  # (W, b, P) to (b, P)
     if divergence is None:
@@ -123,20 +124,26 @@ def match(
     return Matching(positive, log_negatives, num, divergence, negative)
 
 
-def _columns_at_once(local_features: Tensor, num: int, score_memory: float) -> int:
-    """How many columns are scored at once."""
+def _columns_per_part(local_features: Tensor, num: int, score_memory: float) -> int:
+    """Returns the number of columns per part."""
     bytes_per_column = num * local_features.shape[2] * local_features.element_size()
     columns = min(score_memory * 2**20 / bytes_per_column, len(local_features))
     return max(1, int(columns))
 
 
 class _Reduced(torch.autograd.Function):
-    """What a worker's own columns contribute, scored some at a time in both passes.
+    """Reduction of the scores of a worker's own columns, a few columns at a time.
 
-    Args: outputs (B, H); features (b, H, P) of the samples `rows` (b,); divergence, or None; part,
-        columns scored at once.
-    Returns: (b, P) scores of matching pairs; (B, P) logsumexp over the other pairs, -inf where
-        there are none; (B, P) sum of the divergence's negative term over them.
+    Args:
+        outputs: (B, H) global features.
+        features: (b, H, P) local features of the samples `rows`.
+        rows: (b,) indices of the worker's samples in the batch.
+        divergence: name of an f-divergence, or None.
+        part: columns that are scored together.
+
+    Returns:
+        (b, P) scores of matching pairs; (B, P) logsumexp over the other pairs, -inf without
+        any; (B, P) sum of the divergence's negative term over them.
     """
 
     @staticmethod
@@ -173,7 +180,7 @@ class _Reduced(torch.autograd.Function):
         for columns in _parts(len(features), ctx.part):
             own_features = features[columns]
             scores, own = _scores(outputs, own_features, rows[columns])
-            # d logsumexp / d score; then of the divergence's term; own pairs are in neither
+            # d logsumexp / d score, plus the divergence's term; both without own pairs
             slopes = torch.exp(scores - log_sum) * grad_log_sum
             if ctx.divergence is not None:
                 slopes += _slope(ctx.divergence, scores.masked_fill(own[..., None], 0)) * grad_total
@@ -185,24 +192,27 @@ class _Reduced(torch.autograd.Function):
 
 
 def _parts(num: int, part: int) -> list[slice]:
-    """`num` columns, `part` at a time."""
+    """Returns slices of `num` columns, `part` at a time."""
     return [slice(first, first + part) for first in range(0, num, part)]
 
 
 def _pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the matching pairs in scores of the samples `rows`: columns, rows."""
+    """Returns the indices (columns, rows) of matching pairs in scores of the samples `rows`."""
     return torch.arange(len(rows), device=rows.device), rows
 
 
 def _scores(outputs: Tensor, features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(c, B, P) scores of outputs (B, H) against features (c, H, P), column by column; (c, B),
-    where row and column belong to the same sample."""
+    """Scores outputs (B, H) against features (c, H, P), column by column.
+
+    Returns:
+        (c, B, P) scores, and (c, B) bool, true where row and column belong to the same sample.
+    """
     own = rows[:, None] == torch.arange(len(outputs), device=rows.device)
     return outputs @ features, own
 
 
 def _slope(divergence: str, scores: Tensor) -> Tensor:
-    """Derivative of the divergence's negative term at each score."""
+    """Computes the derivative of the divergence's negative term at each score."""
     with torch.enable_grad():
         leaf = scores.detach().requires_grad_()
         (slope,) = torch.autograd.grad(F_DIVERGENCES[divergence].negative(leaf).sum(), leaf)

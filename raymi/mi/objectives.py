@@ -1,12 +1,11 @@
-"""The objectives of NAMID over per-sample MI estimates: selection, critics' and classifier's
-losses.
+"""Objectives of NAMID over per-sample MI estimates: selection, estimator and classifier losses.
 
 Every function takes the worker's own b samples and returns a loss whose *mean over workers* is the
 loss of the global batch (see `raymi.collectives`).
 
-An estimate by a critic fitted on h(x) is still a lower bound on I(x; h(x_adv)), so raising natural
-MI is sound. *Lowering* adversarial MI lowers a lower bound: it says something relative to that
-critic only.
+An estimate by an estimator fitted on h(x) is still a lower bound on I(x; h(x_adv)), so raising
+natural MI is sound. *Lowering* adversarial MI lowers a lower bound: it is meaningful relative to
+that estimator only.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ from raymi.collectives import Collectives
 
 
 class PairMI(NamedTuple):
-    """One kind of MI of both outputs, in nats: (b,) each.
+    """One kind of MI of both outputs.
 
-    of_adversarial is I(u; h(x_adv)); of_natural is I(u; h(x)), None where no cosine term asks for
-    it.
+    Args:
+        of_adversarial: (b,) nats, I(u; h(x_adv)).
+        of_natural: (b,) nats, I(u; h(x)); None without cosine terms.
     """
 
     of_adversarial: Tensor
@@ -32,19 +32,29 @@ class PairMI(NamedTuple):
 
 
 def selected(logits: Tensor, logits_adv: Tensor, y: Tensor) -> Tensor:
-    """Eq. 6: samples that are classified right as natural and wrong as adversarial images.
+    """Selects samples classified right as natural and wrong as adversarial images (Eq. 6).
 
-    Args: logits, logits_adv (b, K); y (b,).
-    Returns: (b,) bool.
+    Args:
+        logits: (b, K).
+        logits_adv: (b, K).
+        y: (b,).
+
+    Returns:
+        (b,) bool.
     """
     return (logits.argmax(dim=1) == y) & (logits_adv.argmax(dim=1) != y)
 
 
 def global_mean(values: Tensor, mask: Tensor | None, num: int, group: Collectives) -> Tensor:
-    """Mean over the samples of all workers, where mask is true; 0 where it never is.
+    """Computes the mean over the samples of all workers with a true mask; 0 without any.
 
-    Args: values (b,); mask (b,) bool, None: all; num, samples in the global batch.
-    Returns: 0-d; its mean over workers is the mean, its gradient is exact after DDP's averaging.
+    Args:
+        values: (b,).
+        mask: (b,) bool; None: all.
+        num: samples in the global batch.
+
+    Returns:
+        0-d; its mean over workers is the mean, its gradient is exact after DDP's averaging.
     """
     if mask is None:
         return group.world_size * values.sum() / num
@@ -54,9 +64,13 @@ def global_mean(values: Tensor, mask: Tensor | None, num: int, group: Collective
 
 
 def clamp_mean(mean: Tensor, low: float, high: float, group: Collectives) -> Tensor:
-    """A batch mean that stops counting, in value and gradient, outside of [low, high] nats.
+    """Clamps a batch mean, in value and gradient, to [low, high] nats.
 
-    Args: mean, 0-d, as `global_mean` returns it; what is tested is the mean over the workers.
+    Args:
+        mean: 0-d, as `global_mean` returns it; the mean over workers is clamped.
+        low: lower limit, in nats.
+        high: upper limit, in nats.
+        group: the workers.
     """
     if low == -math.inf and high == math.inf:
         return mean
@@ -66,10 +80,15 @@ def clamp_mean(mean: Tensor, low: float, high: float, group: Collectives) -> Ten
 
 
 def cosine_distance(a: Tensor, b: Tensor, mask: Tensor, group: Collectives) -> Tensor:
-    """L_cos of Eq. 8: |1 - cos(a, b)|, one cosine of two vectors over the selected global batch.
+    """Computes L_cos of Eq. 8, |1 - cos(a, b)|, over the selected samples of the global batch.
 
-    Args: a, b (b,); mask (b,) bool.
-    Returns: 0-d, the same on every worker; 0 where nothing is selected or a vector vanishes.
+    Args:
+        a: (b,).
+        b: (b,).
+        mask: (b,) bool.
+
+    Returns:
+        0-d, the same on every worker; 0 if nothing is selected or a vector is zero.
     """
     return (1 - cosine_of(a, b, mask, group, undefined=1.0)).abs()
 
@@ -77,11 +96,16 @@ def cosine_distance(a: Tensor, b: Tensor, mask: Tensor, group: Collectives) -> T
 def cosine_of(
     a: Tensor, b: Tensor, mask: Tensor, group: Collectives, *, undefined: float = 0.0
 ) -> Tensor:
-    """Cosine of two vectors over the selected samples of the global batch.
+    """Computes the cosine of two vectors over the selected samples of the global batch.
 
-    Args: a, b (b,); mask (b,) bool; undefined, the value where nothing is selected or a vector
-        vanishes; its gradient is zero there.
-    Returns: 0-d, the same on every worker.
+    Args:
+        a: (b,).
+        b: (b,).
+        mask: (b,) bool.
+        undefined: value if nothing is selected or a vector is zero, with gradient zero.
+
+    Returns:
+        0-d, the same on every worker.
     """
     a, b = torch.where(mask, a, 0), torch.where(mask, b, 0)
     dot, aa, bb = group.sum(torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]))
@@ -99,15 +123,21 @@ def estimator_loss(
     *,
     clip: bool = True,
 ) -> Tensor:
-    """Loss of one critic: minus the MI of its own output, plus that of the other (contrast).
+    """Computes the loss of one estimator: minus its matching MI, plus the other (contrast).
 
-    Natural critic: `matching` = I_N(h(x)), `other` = I_N(h(x_adv)); adversarial critic: the twin.
-    mim (Eq. 4): other = mask = None. contrast (Eq. 5): over the selected samples; with `clip` the
-    other MI stops counting below 0 nats. Measured warning: unclipped, with Donsker-Varadhan, the
-    contrast is unbounded below and ran to -80 nats before training collapsed.
+    Natural estimator: `matching` = I_N(h(x)), `other` = I_N(h(x_adv)); adversarial: vice versa.
+    mim (Eq. 4): other = mask = None. contrast (Eq. 5): over the selected samples; `clip` clamps the
+    other MI at 0 nats. Measured warning: unclipped, with Donsker-Varadhan, the contrast is
+    unbounded below and ran to -80 nats before training collapsed.
 
-    Args: matching, other (b,) nats; mask (b,) bool; num, samples in the global batch.
-    Returns: 0-d loss in nats.
+    Args:
+        matching: (b,) nats.
+        other: (b,) nats.
+        mask: (b,) bool.
+        num: samples in the global batch.
+
+    Returns:
+        0-d loss in nats.
     """
     # Eq. 4: -mean I(own)        Eq. 5: -mean_S [I(own) - max(I(other), 0)]
     loss = -global_mean(matching, mask, num, group)
@@ -129,17 +159,20 @@ def classifier_mi_loss(
     natural_range: tuple[float, float] = (-math.inf, math.inf),
     adversarial_range: tuple[float, float] = (-math.inf, math.inf),
 ) -> Tensor:
-    """L_mi of Eq. 8, with every term switchable.
+    """Computes L_mi of Eq. 8, with optional terms.
 
     Args:
-        natural, adversarial: the two kinds of MI of both outputs; None leaves its terms out (the
-            paper's ablations ii and i).
-        mask: (b,) bool, the samples that count (Eq. 6); None: all.
+        natural: natural MI of both outputs; None: without its terms (ablation ii).
+        adversarial: adversarial MI of both outputs; None: without its terms (ablation i).
+        mask: (b,) bool, selected samples (Eq. 6); None: all.
         num: samples in the global batch.
         difference: weight of mean[I_A(h(x_adv)) - I_N(h(x_adv))], lambda in the paper.
         cosine: weight of the two cosine terms, 1 in the paper.
-        natural_range, adversarial_range: nats outside of which a batch mean stops counting.
-    Returns: 0-d loss in nats (the cosine terms have no unit).
+        natural_range: limits of the clamped batch mean of natural MI, in nats.
+        adversarial_range: limits of the clamped batch mean of adversarial MI, in nats.
+
+    Returns:
+        0-d loss in nats (the cosine terms have no unit).
     """
     # cos * [L_cos(I_N) + L_cos(I_A)] + lambda * [mean I_A(h(x_adv)) - mean I_N(h(x_adv))]
     terms: list[Tensor] = []

@@ -1,8 +1,8 @@
-"""What the method's released code computes where it departs from the paper, for parity.
+"""Objectives of the authors' code where it departs from the paper, to reproduce its numbers.
 
-`mi.form=released` uses these. They are kept to compare with published numbers, not to train with:
-the positive pair is among its own negatives with score 0, samples are selected by a softmax over
-the *batch*, the contrast is a cosine, and nothing is bounded.
+`mi.form=released` uses them, for comparison with published numbers, not for training: the positive
+pair is among its own negatives with score 0, samples are selected by a softmax over the *batch*,
+the contrast is a cosine, and all terms are unbounded.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from raymi.mi.objectives import cosine_distance, cosine_of, global_mean
 def selected_over_batch(
     logits: Tensor, logits_adv: Tensor, y: Tensor, group: Collectives
 ) -> tuple[Tensor, Tensor]:
-    """The released selection: argmax over classes of a softmax over the batch axis.
+    """Selects samples by the argmax over classes of a softmax over the batch axis.
 
-    What Eq. 6 says is `objectives.selected`; here a sample's selection depends on its company.
+    Eq. 6 is `objectives.selected`; here a sample's selection depends on the other samples.
 
-    Args: logits, logits_adv (b, K); y (b,).
-    Returns: (b,) bool each: clean right and adversarial wrong; both right.
+    Args:
+        logits: (b, K).
+        logits_adv: (b, K).
+        y: (b,).
+
+    Returns:
+        Two (b,) bool: clean right and adversarial wrong; both right.
     """
     # argmax_c z[i, c] - logsumexp_k z[k, c]
     right = _log_softmax_over_batch(logits, group).argmax(dim=1) == y
@@ -33,12 +38,15 @@ def selected_over_batch(
 def natural_estimator_loss(
     own: Tensor, other: Tensor, wrong: Tensor, right: Tensor, num: int, group: Collectives
 ) -> Tensor:
-    """Released loss of the natural critic, where Eq. 5 says max I_N(h(x)) - I_N(h(x_adv)).
+    """Computes the authors' natural estimator loss; Eq. 5: max I_N(h(x)) - I_N(h(x_adv)).
 
     Args:
         own, other: (b,) nats, MI of x with h(x) and with h(x_adv).
-        wrong, right: (b,) bool, from `selected_over_batch`. num: samples in the global batch.
-    Returns: 0-d.
+        wrong, right: (b,) bool, from `selected_over_batch`.
+        num: samples in the global batch.
+
+    Returns:
+        0-d.
     """
     # a = -own, b = -other, k = |w| + |r|:
     # 5 |cos_w(a, b)| + sum_w(a) / k + (5 |1 - cos_r(a, b)| + sum_r(a) / k) / 2
@@ -52,11 +60,13 @@ def natural_estimator_loss(
 def adversarial_estimator_loss(
     own: Tensor, other: Tensor, wrong: Tensor, right: Tensor, num: int, group: Collectives
 ) -> Tensor:
-    """Released loss of the adversarial critic, where Eq. 5 says max I_A(h(x_adv)) - I_A(h(x)).
+    """Computes the authors' adversarial estimator loss; Eq. 5: max I_A(h(x_adv)) - I_A(h(x)).
 
     Args:
         own, other: (b,) nats, MI of the noise with h(x_adv) and with h(x). The rest as above.
-    Returns: 0-d.
+
+    Returns:
+        0-d.
     """
     # a = -own, b = -other: 5 |cos_w(a, b)| + mean_w(a) + (8 |1 - cos_r(a, b)| - 0.1 mean_r(a)) / 2
     gain = global_mean(own, wrong, num, group) - 0.05 * global_mean(own, right, num, group)

@@ -98,8 +98,8 @@ class MIConfig(Section):
     weight: NonNegative | None = None
     """Fixed weight of the MI loss (the paper's alpha); 0: MI is off. Excludes `balance`."""
     balance: NonNegative | None = None
-    """Norm of the MI gradient at the logits, as a share of that of the adversarial loss: sets the
-    weight at each step. Excludes `weight`."""
+    """Ratio of the norms of the MI and the adversarial gradient at the logits: sets the weight at
+    each step. Excludes `weight`."""
     alpha_max: Positive = 1000.0
     """Largest weight that `balance` may choose."""
     bound: Literal[
@@ -134,8 +134,8 @@ class MIConfig(Section):
     natural_pattern: Literal["clean", "adversarial"] = "clean"
     """Pattern of the natural estimator: the clean image, or the whole adversarial one (WMIM)."""
     gradient: Literal["mi", "random"] = "mi"
-    """Gradient added to the adversarial loss's at the logits: that of the MI loss, or Gaussian
-    noise of the same norm (a control)."""
+    """Gradient added to the adversarial loss's at the logits: the MI loss's, or Gaussian noise of
+    the same norm (a control)."""
     difference: NonNegative = 1.0
     """Weight of adversarial minus natural MI of the adversarial output (lambda in Eq. 8)."""
     cosine: NonNegative = 0.0

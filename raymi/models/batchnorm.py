@@ -1,6 +1,6 @@
 """BatchNorm over the global batch: the same mathematics for any number of workers.
 
-Unlike torch.nn.SyncBatchNorm it runs on gloo and the CPU too, and takes part with an empty batch.
+Unlike torch.nn.SyncBatchNorm it also runs on gloo and the CPU, and accepts an empty batch.
 With x^ = (x - mean) / sqrt(var + eps), mean and var over all N values of a channel on all ranks:
 
     y     = weight * x^ + bias
@@ -26,7 +26,7 @@ from raymi.collectives import sum_over_ranks
 
 
 class _GlobalBatchNorm(_BatchNorm):
-    """Train-mode statistics over every rank of `group`; otherwise what it is mixed into."""
+    """Mix-in: train-mode statistics over all ranks of `group`; otherwise the base class."""
 
     def __init__(self, *args: Any, group: dist.ProcessGroup | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -35,8 +35,11 @@ class _GlobalBatchNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Normalises; in train mode every rank of the group must call it, forward and backward.
 
-        Args: x (B, C, ...), B may differ between ranks and may be 0.
-        Returns: the shape of x.
+        Args:
+            x: (B, C, ...), B may differ between ranks and may be 0.
+
+        Returns:
+            The shape of x.
         """
         if not self.training or not _spans_ranks(self.group):
             return super().forward(x)
@@ -47,11 +50,11 @@ class _GlobalBatchNorm(_BatchNorm):
         return _Normalize.apply(x, self.weight, self.bias, mean, var, count, self.eps, self.group)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _GlobalBatchNorm:
-        """A copy, as weight averaging makes one, stays in the same process group."""
-        twin = self.__class__.__new__(self.__class__)
-        memo[id(self)], memo[id(self.group)] = twin, self.group  # a group itself cannot be copied
-        twin.__dict__ = copy.deepcopy(self.__dict__, memo)
-        return twin
+        """Copies the module, as weight averaging does, in the same process group."""
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)], memo[id(self.group)] = copied, self.group  # a group itself cannot be copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return copied
 
     def _update_running_statistics(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
         assert self.running_mean is not None
@@ -67,15 +70,18 @@ class _GlobalBatchNorm(_BatchNorm):
 
 
 class GlobalBatchNorm1d(_GlobalBatchNorm, nn.BatchNorm1d):
-    """nn.BatchNorm1d on (B, C) or (B, C, L) with the statistics of all ranks' batches together."""
+    """nn.BatchNorm1d on (B, C) or (B, C, L) with statistics over the batches of all ranks."""
 
 
 class GlobalBatchNorm2d(_GlobalBatchNorm, nn.BatchNorm2d):
-    """nn.BatchNorm2d on (B, C, H, W) with the statistics of all ranks' batches together.
+    """nn.BatchNorm2d on (B, C, H, W) with statistics over the batches of all ranks.
 
     In eval mode, without torch.distributed and in a group of one it is nn.BatchNorm2d, bit for bit.
 
-    Args: those of nn.BatchNorm2d; group, the process group, None for the default one.
+    Args:
+        *args: as in nn.BatchNorm2d.
+        group: process group; None: the default one.
+        **kwargs: as in nn.BatchNorm2d.
     """
 
 
@@ -86,15 +92,19 @@ _GLOBAL: dict[type, type[_GlobalBatchNorm]] = {
 
 
 def convert_batchnorm(module: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
-    """Replaces every nn.BatchNorm1d and nn.BatchNorm2d in a module, in place, by the global one.
+    """Replaces every nn.BatchNorm1d and nn.BatchNorm2d of a module, in place, by the global one.
 
     Parameters and buffers are the same tensors under the same names, so optimisers and state dicts
-    stay valid; train flags are kept. Subclasses are left alone: they are something else.
+    stay valid; train flags are kept. Subclasses are not replaced.
 
-    Args: module, any; group, the process group, None for the default one.
-    Returns: the module, or its replacement where the module itself is a BatchNorm.
+    Args:
+        module: any module.
+        group: process group; None: the default one.
+
+    Returns:
+        The module, or its replacement where the module itself is a BatchNorm.
     """
-    converted: dict[nn.Module, nn.Module] = {}  # a module under two names stays one module
+    converted: dict[nn.Module, nn.Module] = {}  # a module under two names stays one
     for name, old in list(module.named_modules(remove_duplicate=False)):
         if isinstance(old, _GlobalBatchNorm):
             old.group = group
@@ -102,7 +112,7 @@ def convert_batchnorm(module: nn.Module, group: dist.ProcessGroup | None = None)
             continue
         assert isinstance(old, _BatchNorm)
         if old not in converted:
-            converted[old] = _global_twin(old, group)
+            converted[old] = _global_batchnorm(old, group)
         if not name:
             return converted[old]
         parent, _, leaf = name.rpartition(".")
@@ -111,7 +121,7 @@ def convert_batchnorm(module: nn.Module, group: dist.ProcessGroup | None = None)
 
 
 class _Normalize(torch.autograd.Function):
-    """Normalises with given global moments; the gradient flows through the moments as well."""
+    """Normalisation with given global moments, through which the gradient flows, too."""
 
     @staticmethod
     def forward(
@@ -156,10 +166,11 @@ class _Normalize(torch.autograd.Function):
 
 
 def _global_moments(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (C,), biased variance (C,) and number of values per channel () over all ranks.
+    """Returns mean (C,), biased variance (C,) and number of values per channel over all ranks.
 
-    Each rank gathers the (count, mean, sum of squared deviations) of all and combines them in rank
-    order: no difference of large squares, and bit-identical results everywhere.
+    Each rank gathers (count, mean, sum of squared deviations) and combines them in rank order,
+    without differences of large squares and with the same bits on every rank.
+
     Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
         variances", 1979.
     """
@@ -187,7 +198,7 @@ def _local_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _local_sums(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """(2, C): the sums of dy * x^ and of dy, the gradients of weight and bias."""
+    """Returns the sums of dy * x^ and of dy, the gradients of weight and bias: (2, C)."""
     if x.numel() == 0:
         return mean.new_zeros(2, len(mean))
     backward = torch.ops.aten.native_batch_norm_backward
@@ -197,7 +208,7 @@ def _local_sums(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) ->
     return torch.stack([dy_xhat, dy_sum])
 
 
-def _global_twin(old: _BatchNorm, group: dist.ProcessGroup | None) -> _GlobalBatchNorm:
+def _global_batchnorm(old: _BatchNorm, group: dist.ProcessGroup | None) -> _GlobalBatchNorm:
     affine, tracked = old.affine, old.track_running_stats
     size = old.num_features
     new = _GLOBAL[type(old)](

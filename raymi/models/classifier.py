@@ -1,7 +1,7 @@
-"""The classifier that everything else attacks, trains and exports: normalisation, then a network.
+"""Classifier of raw pixels: normalisation, then a network.
 
 Attacks work on pixels in [0, 1]. A normalisation outside of the model would change the meaning of
-eps, and would have to be remembered by whoever loads the weights: so it lives inside.
+eps and get lost when weights are loaded elsewhere, so it is part of the model.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """Subtracts the mean and divides by the standard deviation of each of the three channels.
+    """Normalisation of the three channels by mean and standard deviation.
 
-    Args: mean and std, three floats each, in units of [0, 1] pixels; every std is positive.
-    Raises: ValueError when they are not.
+    Args:
+        mean: three floats each, in units of [0, 1] pixels.
+        std: three floats each, in units of [0, 1] pixels; every std is positive.
+
+    Raises:
+        ValueError: When they are not.
     """
 
     mean: Tensor
@@ -33,12 +37,12 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, 3, H, W) in [0, 1]. Returns: (B, 3, H, W), in x's memory format."""
+        """Maps x (B, 3, H, W) in [0, 1] to (B, 3, H, W), in x's memory format."""
         return (x - self.mean) / self.std
 
 
 class Classifier(nn.Module):
-    """Maps raw images to logits: `net(normalize(x))`.
+    """Network with its normalisation: `net(normalize(x))`, raw images to logits.
 
     Args:
         net: maps normalised images (B, 3, H, W) to logits (B, K).
@@ -52,5 +56,5 @@ class Classifier(nn.Module):
         self.net = net
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, 3, H, W) in [0, 1]. Returns: logits (B, K)."""
+        """Maps x (B, 3, H, W) in [0, 1] to logits (B, K)."""
         return self.net(self.normalize(x))

@@ -107,9 +107,12 @@ def check_model(
 ) -> None:
     """Refuses a model that `build_model` could not build, without allocating it.
 
-    Args: as in `build_model`.
-    Raises: UserError on an unknown name, a depth that the family does not have, a width or an image
-        size that is too small, or a `package.module:function` that cannot be imported or called.
+    Args:
+        As in `build_model`.
+
+    Raises:
+        UserError: An unknown name, a depth that the family does not have, a width or an image size
+            that is too small, or a `package.module:function` that cannot be imported or called.
     """
     if image_size < MIN_IMAGE_SIZE:
         raise UserError(f"image_size must be at least {MIN_IMAGE_SIZE} pixels, got {image_size}")

@@ -1,8 +1,8 @@
-"""A twin of a classifier for attacks: in eval mode a BatchNorm after a convolution is part of it.
+"""Copy of a classifier for attacks, with BatchNorms folded into the convolutions before them.
 
 In eval mode BatchNorm is an affine map with constant coefficients; right after a convolution both
-are one convolution with other weights. An attack calls the network some twenty times for each
-update of its weights, so folding once saves a pass over all activations each time.
+equal one convolution with other weights. An attack calls the network about twenty times for each
+update of its weights, so folding once saves a pass over all activations in each call.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from raymi.errors import UserError
 class FoldedClassifier(nn.Module):
     """Eval-mode outputs of a classifier, with every BatchNorm that follows a convolution folded.
 
-    Shares all other modules with the classifier; `refresh` takes over what training has changed.
+    All other modules are shared with the classifier; `refresh` copies what training has changed.
 
-    Args: model, images to logits.
-    Raises: UserError where torch.fx cannot trace the model.
+    Args:
+        model: images to logits.
+
+    Raises:
+        UserError: Where torch.fx cannot trace the model.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -51,12 +54,12 @@ class FoldedClassifier(nn.Module):
 
     @property
     def num_folded(self) -> int:
-        """How many BatchNorms are folded away."""
+        """Number of folded BatchNorms."""
         return len(self._pairs)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Takes over the classifier's present weights and running statistics."""
+        """Recomputes the folded weights from the classifier's weights and running statistics."""
         for conv, norm, folded in self._pairs:
             assert norm.running_mean is not None
             assert norm.running_var is not None
@@ -68,34 +71,34 @@ class FoldedClassifier(nn.Module):
             folded.bias.copy_(norm.bias - bias * scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, 3, H, W) in [0, 1]. Returns: logits (B, K), those of eval mode."""
+        """Maps x (B, 3, H, W) in [0, 1] to logits (B, K) of eval mode."""
         return self.network(x)
 
 
 class _Tracer(fx.Tracer):
-    """Looks only into modules that are made of others; what a single one does stays in there."""
+    """Tracer that does not enter modules without children."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        alone = next(m.children(), None) is None
-        return alone or super().is_leaf_module(m, module_qualified_name)
+        childless = next(m.children(), None) is None
+        return childless or super().is_leaf_module(m, module_qualified_name)
 
 
 def _pair(
     node: fx.Node, modules: dict[str, nn.Module]
 ) -> tuple[nn.Conv2d | None, _BatchNorm | None]:
-    """The convolution and the BatchNorm that are called one after the other here, each once."""
+    """Returns a convolution and the BatchNorm right after it, if each is called once."""
     norm = _called(node, modules)
     source = node.args[0] if node.args else None
     if not isinstance(norm, _BatchNorm) or not isinstance(source, fx.Node):
         return None, None
     conv = _called(source, modules)
-    alone = len(source.users) == 1 and all(
+    called_once = len(source.users) == 1 and all(
         sum(other.op == "call_module" and other.target == one.target for other in node.graph.nodes)
         == 1
         for one in (node, source)
     )
-    followed = norm.running_mean is not None and norm.affine
-    if not isinstance(conv, nn.Conv2d) or not alone or not followed:
+    has_statistics = norm.running_mean is not None and norm.affine
+    if not isinstance(conv, nn.Conv2d) or not called_once or not has_statistics:
         return None, None
     return conv, norm
 
@@ -105,7 +108,7 @@ def _called(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
 
 
 def _like(conv: nn.Conv2d) -> nn.Conv2d:
-    """A convolution of the same kind with a bias, that nobody trains."""
-    made = deepcopy(conv)
-    made.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
-    return made.requires_grad_(False)
+    """Returns a convolution of the same shape with a bias, without gradients."""
+    folded = deepcopy(conv)
+    folded.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+    return folded.requires_grad_(False)

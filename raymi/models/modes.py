@@ -1,4 +1,4 @@
-"""How a network is used for a while: in eval mode, once more, with outputs in full precision."""
+"""Temporary modes of a network: eval mode, a repeated forward, outputs in full precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """All modules in eval mode inside; each module's own train flag back afterwards."""
+    """Puts all modules in eval mode, and restores each module's train flag on exit."""
     was_training = [module for module in model.modules() if module.training]
     for module in was_training:
         module.training = False
@@ -22,32 +22,35 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 class Repetition:
-    """A context in which a forward that begins now can be made again, and computes the same.
+    """Reusable context that repeats a forward from the state at construction.
 
-    Inside, modules are in the mode of now, and buffers (running statistics, the vectors of spectral
-    norm) are copies of those of now, so that what the forward does to them is forgotten. Afterwards
-    modules have the modes and the very buffers that they had. It can be entered many times, not
-    within itself.
+    Inside, modules have the modes of that time, and their buffers (running statistics, vectors of
+    spectral norm) are copies of the values of that time, so that the forward's updates are
+    discarded. On exit modes and buffer objects are restored. It can be entered many times, but not
+    nested.
 
-    Args: module, any; a forward must not change its parameters.
+    Args:
+        module: any module; a forward must not change its parameters.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = list(module.modules())
-        self._now = [_modes(one) for one in self._modules]
-        self._values = [_copies(one) for one in self._modules]
+        self._saved_modes = [_modes(one) for one in self._modules]
+        self._saved_buffers = [_copies(one) for one in self._modules]
 
     def __enter__(self) -> None:
         self._modes_before = [_modes(one) for one in self._modules]
         self._buffers_before = [dict(one._buffers) for one in self._modules]
-        for module, modes, buffers in zip(self._modules, self._now, self._values, strict=True):
+        for module, modes, buffers in zip(
+            self._modules, self._saved_modes, self._saved_buffers, strict=True
+        ):
             vars(module).update(modes)
-            # Copies again: what autograd keeps of this time must not change the next time.
+            # new copies: autograd may hold those of an earlier entry
             module._buffers.update({k: v.clone() for k, v in buffers.items()})
 
     def __exit__(self, *_: object) -> None:
-        then = zip(self._modules, self._modes_before, self._buffers_before, strict=True)
-        for module, modes, buffers in then:
+        previous = zip(self._modules, self._modes_before, self._buffers_before, strict=True)
+        for module, modes, buffers in previous:
             vars(module).update(modes)
             module._buffers.update(buffers)
 
@@ -62,10 +65,10 @@ def _copies(module: nn.Module) -> dict[str, Tensor]:
 
 
 class FullPrecision(nn.Module):
-    """A network as attacks use it: logits in fp32 at least, and a private copy of each input.
+    """Network as attacks use it: logits in fp32 at least, and a private copy of each input.
 
-    Attacks write numbers of their own beside the logits; and a network that changes its input
-    must not change the images of the attack.
+    Attacks combine logits with their own fp32 numbers, and a network that changes its input must
+    not change the images of the attack.
 
     Args:
         model: maps x (B, C, H, W) to logits (B, K).
@@ -76,10 +79,10 @@ class FullPrecision(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, C, H, W). Returns: logits (B, K), fp32 at least."""
+        """Maps x (B, C, H, W) to logits (B, K), fp32 at least."""
         return full_precision(self.model(x.clone()))
 
 
 def full_precision(logits: Tensor) -> Tensor:
-    """Logits in fp32 at least, (B, K): under autocast a network answers in bf16."""
+    """Returns logits (B, K) in fp32 at least: under autocast a network returns bf16."""
     return logits if logits.element_size() >= 4 else logits.float()

@@ -13,7 +13,7 @@ from raymi.models.resnet import conv3x3
 
 
 class PreActBlock(nn.Module):
-    """BatchNorm and ReLU before each of two 3x3 convolutions; the projection sees the first one."""
+    """BatchNorm and ReLU before each of two 3x3 convolutions; the projection follows the first."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(projection)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, C_in, H, W). Returns: (B, C, ceil(H / stride), ceil(W / stride))."""
+        """Maps x (B, C_in, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         out = F.relu(self.bn1(x), inplace=True)
         shortcut = x if self.shortcut is None else self.shortcut(out)
         out = F.relu(self.bn2(self.conv1(out)), inplace=True)
@@ -42,8 +42,9 @@ class PreActResNet(nn.Module):
 
     Args:
         num_classes: K.
-        channels: of the four stages.
+        channels: channels of the four stages.
         depth: number of layers, a key of `DEPTHS`.
+
     Source: He et al., "Identity mappings in deep residual networks", ECCV 2016.
     """
 
@@ -62,7 +63,7 @@ class PreActResNet(nn.Module):
         self.linear = nn.Linear(c4, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, 3, H, W), normalised. Returns: logits (B, K)."""
+        """Maps x (B, 3, H, W), normalised to logits (B, K)."""
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
         x = F.relu(self.bn(x), inplace=True)
         return self.linear(x.mean((2, 3)))

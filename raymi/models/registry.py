@@ -1,4 +1,4 @@
-"""Models by name: what there is, what may be asked of it, and how to build it."""
+"""Builders of classifiers by name."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ def architecture(
     width: float | None = None,
     depth: int | None = None,
 ) -> dict[str, Any]:
-    """What `build_model` needs beside mean and std, in JSON's types.
+    """Returns the arguments of `build_model` except mean and std, in JSON's types.
 
-    A family's own width and depth are written out: the same network has one description, and it
-    stays what it is when the defaults change.
+    A family's default width and depth are written out, so that a network has one description, which
+    does not change with the defaults.
 
-    Args: as in `build_model`.
-    Raises: UserError as `check_model` does.
+    Args:
+        As in `build_model`.
+
+    Raises:
+        UserError: As `check_model` does.
     """
     check_model(name, image_size=image_size, width=width, depth=depth)
     if name in FAMILIES:
@@ -50,21 +53,25 @@ def build_model(
     width: float | None = None,
     depth: int | None = None,
 ) -> Classifier:
-    """Builds a freshly initialised classifier; the caller seeds torch's global generator.
+    """Builds and initialises a classifier; the caller seeds torch's global generator.
 
     Args:
         name: a key of `MODELS`, or `package.module:function`, called with num_classes= and
             image_size= for a network that maps normalised images to logits.
         num_classes: K.
         image_size: height and width in pixels, at least 8.
-        mean: of the training images' three channels, in [0, 1] pixels.
-        std: of the training images' three channels, in [0, 1] pixels.
-        width: multiplies the family's channels (for a Wide ResNet it is the widening factor, 10 by
-            default); None is the family's own.
-        depth: number of layers; None is the family's own.
-    Returns: a classifier of images (B, 3, H, W) in [0, 1] to logits (B, K).
-    Raises: UserError as `check_model` does, and when a user's network fails or its logits of two
-        images are not (2, K).
+        mean: mean of each channel of the training images, in [0, 1] pixel units.
+        std: standard deviation of each channel, in [0, 1] pixel units.
+        width: multiplier of the family's channels (the widening factor of a Wide ResNet); None: the
+            family's own.
+        depth: number of layers; None: the family's own.
+
+    Returns:
+        A classifier of images (B, 3, H, W) in [0, 1] to logits (B, K).
+
+    Raises:
+        UserError: As `check_model` does, and when a user's network fails or its logits of two
+            images are not (2, K).
     """
     check_model(name, image_size=image_size, width=width, depth=depth)
     if ":" in name:
@@ -78,9 +85,10 @@ def build_model(
 def net_arguments(
     name: str, *, num_classes: int, width: float | None, depth: int | None
 ) -> dict[str, Any]:
-    """What a family's network is made with.
+    """Returns the arguments of the constructor of a family's network.
 
-    Args: as in `build_model`; name, a key of `FAMILIES`.
+    Args:
+        As in `build_model`; name, a key of `FAMILIES`.
     """
     family = FAMILIES[name]
     width = family.width if width is None else width

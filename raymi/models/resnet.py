@@ -12,7 +12,7 @@ from raymi.models.families import RESNET_DEPTHS
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution without bias, padded to keep the size at stride 1."""
+    """Returns a 3x3 convolution without bias, padded to keep the size at stride 1."""
     return nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
 
 
@@ -33,7 +33,7 @@ class BasicBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, C_in, H, W). Returns: (B, C, ceil(H / stride), ceil(W / stride))."""
+        """Maps x (B, C_in, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.shortcut(x), inplace=True)
@@ -47,8 +47,9 @@ class ResNet(nn.Module):
 
     Args:
         num_classes: K.
-        channels: of the four stages.
+        channels: channels of the four stages.
         depth: number of layers, a key of `DEPTHS`.
+
     Source: He et al., "Deep residual learning for image recognition", CVPR 2016.
     """
 
@@ -67,7 +68,7 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(c4, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, 3, H, W), normalised. Returns: logits (B, K)."""
+        """Maps x (B, 3, H, W), normalised to logits (B, K)."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.linear(x.mean((2, 3)))

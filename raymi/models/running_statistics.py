@@ -1,7 +1,7 @@
-"""Which forwards a BatchNorm's running statistics follow.
+"""Control over the forwards that update BatchNorm's running statistics.
 
-A step of NAMID sends two batches through one network. Which of them the running statistics follow
-is a choice that alone moved robust accuracy by several points: it must not happen by accident.
+A step of NAMID sends two batches through one network. The choice of the batches that update the
+running statistics alone changed robust accuracy by several points, so it is explicit.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @contextmanager
 def running_statistics_frozen(module: nn.Module) -> Iterator[None]:
-    """Within it, train-mode forwards use batch statistics and leave the running ones untouched.
+    """Keeps running statistics unchanged in train-mode forwards, which use batch statistics.
 
-    Modules in eval mode go on using their running statistics.
+    Modules in eval mode use their running statistics.
 
-    Args: module, any; every BatchNorm inside it takes part.
+    Args:
+        module: module whose BatchNorms are affected.
     """
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
     flags = [norm.track_running_stats for norm in norms]
@@ -34,14 +35,16 @@ def running_statistics_frozen(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def running_statistics_of(module: nn.Module, order: str) -> Iterator[Callable[[str], None]]:
-    """Running statistics as if the batches had gone through in `order`, each forward being made
-    once.
+    """Updates running statistics as if batches had been forwarded in `order`.
 
-    Inside, call the yielded function with a batch's letter right after its train-mode forward.
-    The released code's seven forwards of a step are order "ananaan", a for adversarial, n for
-    natural.
+    Each batch is forwarded once.
 
-    Args: module; order, letters of batches.
+    Inside, call the yielded function with a batch's letter right after its train-mode forward. The
+    seven forwards of the authors' code are "ananaan", a for adversarial, n for natural.
+
+    Args:
+        module: .
+        order: letters of batches.
     """
     norms = [
         norm
@@ -73,8 +76,8 @@ def running_statistics_of(module: nn.Module, order: str) -> Iterator[Callable[[s
             total = count + (len(order) if complete else 0)
             values = {"running_mean": mean, "running_var": var, "num_batches_tracked": total}
             for name, value in values.items():
-                # autograd has saved the statistics, though in train mode backward does not use
-                # them: written through .data, it does not take them for changed
+                # autograd saved the statistics, though backward in train mode does not use them:
+                # writes through .data do not count as changes
                 norm.get_buffer(name).data.copy_(value)
 
 

@@ -1,4 +1,4 @@
-"""The source of a network as one text that needs torch alone: for those who have no raymi."""
+"""Source of a network as one text that needs torch only, to load it without raymi."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _FUTURE = "from __future__ import annotations"
 
 
 def classifier_source(architecture: Mapping[str, Any], imports: Iterable[str] = ()) -> str:
-    """Writes Python that defines `make_model()`, which builds a classifier as `build_model` does.
+    """Returns code of a function `make_model()` that builds a classifier as `build_model` does.
 
-    It is freshly initialised; mean and standard deviation come with its weights.
+    Mean and standard deviation are loaded with its weights.
 
     Args:
         architecture: see `raymi.models.architecture`. The module of a user's own network is
@@ -26,7 +26,7 @@ def classifier_source(architecture: Mapping[str, Any], imports: Iterable[str] = 
         imports: further statements, such as "import io".
     """
     name = architecture["name"]
-    found = _Found()
+    found = _Definitions()
     found.imports |= dict.fromkeys(imports)
     found.add(Classifier.__module__, Classifier.__name__)
     if name in FAMILIES:
@@ -50,15 +50,15 @@ def classifier_source(architecture: Mapping[str, Any], imports: Iterable[str] = 
     )
 
 
-class _Found:
-    """What a text needs: definitions of raymi's modules, and imports of others."""
+class _Definitions:
+    """Definitions from raymi's modules and imports of other modules that a text needs."""
 
     def __init__(self) -> None:
         self.imports = dict.fromkeys(("import torch", "from torch import nn"))
         self._wanted: dict[str, set[str]] = {}  # names, by the module that defines them
 
     def add(self, module: str, name: str) -> None:
-        """Adds a definition and, for all names in it, whatever they are."""
+        """Adds a definition and, recursively, the definitions and imports of the names in it."""
         wanted = self._wanted.setdefault(module, set())
         if name in wanted:
             return
@@ -76,8 +76,7 @@ class _Found:
                 self.add(module, node.id)
 
     def definitions(self) -> Iterator[str]:
-        """The texts of all definitions: in the order of each module, and what a module imports
-        before it."""
+        """Yields the texts of all definitions; a module's imports come before its own."""
         for module, names in reversed(self._wanted.items()):
             defined, _ = _top_level(module)
             text = inspect.getsource(importlib.import_module(module))
@@ -87,8 +86,7 @@ class _Found:
 
 
 def _top_level(module: str) -> tuple[dict[str, ast.stmt], dict[str, tuple[str, str]]]:
-    """The definitions of a module by their names; and where imported names are from, with the
-    statement that imports them."""
+    """Returns a module's definitions by name, and (origin, import statement) of imported names."""
     tree = ast.parse(inspect.getsource(importlib.import_module(module)))
     defined: dict[str, ast.stmt] = {}
     imported: dict[str, tuple[str, str]] = {}

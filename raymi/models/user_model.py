@@ -1,8 +1,7 @@
-"""The user's own network, named on the command line as `package.module:function`.
+"""User's own network, named on the command line as `package.module:function`.
 
-Where raymi trains it, it is a network of normalised images: raymi normalises. Where a classifier is
-only evaluated, the function returns all of it, weights and normalisation included: it gets raw
-pixels in [0, 1].
+For training, the function returns a network of normalised images; raymi adds the normalisation. For
+evaluation, it returns a whole classifier of raw pixels in [0, 1], with weights and normalisation.
 """
 
 from __future__ import annotations
@@ -25,22 +24,25 @@ from raymi.models.modes import evaluation_mode
 
 
 def import_function(name: str) -> Callable[..., nn.Module]:
-    """Imports what `package.module:function` names; the working directory is importable.
+    """Imports a function `package.module:function`, also from the working directory.
 
-    Args: name, as the user wrote it.
-    Raises: UserError when there is no such module or function, or when the module fails on import.
+    Args:
+        name: `package.module:function`.
+
+    Raises:
+        UserError: If the module or function is missing, or the module fails on import.
     """
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name.isidentifier():
         raise UserError(f"model {name!r} must read package.module:function")
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # stays: the network may import more when it runs
+        sys.path.insert(0, os.getcwd())  # not undone: the network may import more when it runs
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise UserError(
             f"model {name!r}: cannot import module {module_name!r}, {what_happened(error)}."
-            f" It was looked for in {os.getcwd()} and among the installed packages"
+            f" Searched in {os.getcwd()} and in the installed packages"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -54,12 +56,16 @@ def import_function(name: str) -> Callable[..., nn.Module]:
 
 
 def find_function(name: str) -> Callable[..., nn.Module]:
-    """Imports a function that makes networks to train.
+    """Imports a function that builds networks to train.
 
-    Args: name, as the user wrote it.
-    Returns: a callable that takes num_classes= and image_size=.
-    Raises: UserError as `import_function` does, or when the function does not take these two
-        arguments.
+    Args:
+        name: `package.module:function`.
+
+    Returns:
+        Function that takes num_classes= and image_size=.
+
+    Raises:
+        UserError: As in `import_function`, or if the function does not take both arguments.
     """
     function = import_function(name)
     try:
@@ -72,15 +78,16 @@ def find_function(name: str) -> Callable[..., nn.Module]:
 
 
 def source_digest(name: str) -> str | None:
-    """SHA-256 in hexadecimal of the file of a function's module; None where it has no such file.
+    """Returns the SHA-256 of the source file of a function's module, in hexadecimal, or None.
 
-    Raises: UserError as `import_function` does.
+    Raises:
+        UserError: As in `import_function`.
     """
     import_function(name)
     module = sys.modules[name.partition(":")[0]]
     try:
         path = inspect.getsourcefile(module)
-    except TypeError:  # a module that is built in
+    except TypeError:  # a built-in module
         return None
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None
 
@@ -88,20 +95,33 @@ def source_digest(name: str) -> str | None:
 def build_user_net(name: str, num_classes: int, image_size: int) -> nn.Module:
     """Calls the user's function for a network of normalised images.
 
-    Args: name, `package.module:function`; num_classes, K; image_size, height and width in pixels.
-    Returns: the network that the function made.
-    Raises: UserError when the function fails or returns something else than an nn.Module.
+    Args:
+        name: `package.module:function`.
+        num_classes: K.
+        image_size: height and width in pixels.
+
+    Returns:
+        The network.
+
+    Raises:
+        UserError: If the function fails or returns no nn.Module.
     """
     return _called(name, find_function(name), num_classes=num_classes, image_size=image_size)
 
 
 def build_user_classifier(name: str, num_classes: int, image_size: int) -> nn.Module:
-    """Calls the user's function for a finished classifier of raw images.
+    """Calls the user's function for a whole classifier of raw images.
 
-    Args: as in `build_user_net`; the function gets those of num_classes= and image_size= that it
-        takes, which may be none.
-    Returns: what the function made: it maps images (B, 3, H, W) in [0, 1] to logits.
-    Raises: UserError as `build_user_net` does.
+    Args:
+        name: `package.module:function`.
+        num_classes: K, passed if the function takes num_classes=.
+        image_size: height and width in pixels, passed if the function takes image_size=.
+
+    Returns:
+        Classifier that maps images (B, 3, H, W) in [0, 1] to logits.
+
+    Raises:
+        UserError: As in `build_user_net`.
     """
     function = import_function(name)
     known = {"num_classes": num_classes, "image_size": image_size}
@@ -111,7 +131,7 @@ def build_user_classifier(name: str, num_classes: int, image_size: int) -> nn.Mo
 def _takes(function: Callable[..., nn.Module], argument: str) -> bool:
     try:
         inspect.signature(function).bind_partial(**{argument: None})
-    except (TypeError, ValueError):  # ValueError: a signature that nobody knows
+    except (TypeError, ValueError):  # ValueError: unknown signature
         return False
     return True
 
@@ -127,10 +147,16 @@ def _called(name: str, function: Callable[..., nn.Module], **arguments: Any) -> 
 
 
 def check_output(name: str, classifier: Classifier, num_classes: int, image_size: int) -> None:
-    """Runs the network once in eval mode on two grey images, and leaves its train flags alone.
+    """Checks the logits of two grey images in eval mode; keeps train flags.
 
-    Args: as in `build_user_net`; classifier, around the user's network.
-    Raises: UserError unless the logits are a tensor (2, num_classes).
+    Args:
+        name: name of the model, for the message.
+        classifier: classifier with the user's network.
+        num_classes: K.
+        image_size: height and width, in pixels.
+
+    Raises:
+        UserError: Unless the logits are a tensor (2, num_classes).
     """
     device = next(classifier.net.parameters(), classifier.normalize.mean).device
     classifier.normalize.to(device)
@@ -140,10 +166,15 @@ def check_output(name: str, classifier: Classifier, num_classes: int, image_size
 def check_logits(
     name: str, model: nn.Module, num_classes: int, image_size: int, num_images: int = 2
 ) -> None:
-    """Runs a classifier once in eval mode on grey images, and leaves its train flags alone.
+    """Checks the logits of grey images in eval mode; keeps train flags.
 
-    Args: name, for the message; model, images (B, 3, H, W) in [0, 1] to logits; num_classes, K.
-    Raises: UserError unless the logits are a tensor (num_images, K).
+    Args:
+        name: name of the model, for the message.
+        model: maps images (B, 3, H, W) in [0, 1] to logits.
+        num_classes: K.
+
+    Raises:
+        UserError: Unless the logits are a tensor (num_images, K).
     """
     x = torch.full((num_images, 3, image_size, image_size), 0.5)
     expected = f"model {name!r} must map images {tuple(x.shape)} to logits"

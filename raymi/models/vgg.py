@@ -12,10 +12,10 @@ from raymi.models.families import SMALL_CNN_DEPTHS, VGG_DEPTHS
 
 
 class Halve(nn.Module):
-    """2x2 max-pooling that leaves an image of height or width 1 as it is."""
+    """2x2 max-pooling; an image of height or width 1 is returned unchanged."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, C, H, W). Returns: (B, C, H // 2, W // 2), or x where H or W is 1."""
+        """Maps x (B, C, H, W) to (B, C, H // 2, W // 2), or x where H or W is 1."""
         return F.max_pool2d(x, 2) if min(x.shape[-2:]) > 1 else x
 
 
@@ -27,11 +27,12 @@ class VGG(nn.Module):
 
     Args:
         num_classes: K.
-        channels: of the stages.
+        channels: channels of the stages.
         depth: a key of `DEPTHS`, whose values are the convolutions of each stage.
+
     Source: Simonyan and Zisserman, "Very deep convolutional networks for large-scale image
-        recognition", ICLR 2015; with BatchNorm and without the hidden linear layers, as is usual
-        on CIFAR (so VGG-19 has 17 layers with weights).
+        recognition", ICLR 2015; with BatchNorm and without the hidden linear layers, as is usual on
+        CIFAR (so VGG-19 has 17 layers with weights).
     """
 
     DEPTHS: ClassVar[Mapping[int, Sequence[int]]] = VGG_DEPTHS
@@ -51,14 +52,15 @@ class VGG(nn.Module):
         self.classifier = nn.Linear(in_channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, 3, H, W), normalised. Returns: logits (B, K)."""
+        """Maps x (B, 3, H, W), normalised to logits (B, K)."""
         return self.classifier(self.features(x).mean((2, 3)))
 
 
 class SmallCNN(VGG):
     """Three stages of one, two or three convolutions: for digits on a laptop's CPU.
 
-    Args: as in `VGG`; depth counts the convolutions and the linear layer.
+    Args:
+        As in `VGG`; depth counts the convolutions and the linear layer.
     """
 
     DEPTHS: ClassVar[Mapping[int, Sequence[int]]] = SMALL_CNN_DEPTHS

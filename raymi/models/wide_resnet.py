@@ -16,7 +16,7 @@ STEM_CHANNELS = 16  # the stem is never widened
 
 
 class WideBlock(nn.Module):
-    """A pre-activation block: BatchNorm, ReLU and a 3x3 convolution, twice, and a shortcut."""
+    """Pre-activation block: BatchNorm, ReLU and a 3x3 convolution, twice, and a shortcut."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class WideBlock(nn.Module):
             self.convShortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, C_in, H, W). Returns: (B, C, ceil(H / stride), ceil(W / stride))."""
+        """Maps x (B, C_in, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         out = F.relu(self.bn1(x), inplace=True)
         shortcut = x if self.convShortcut is None else self.convShortcut(out)
         out = F.relu(self.bn2(self.conv1(out)), inplace=True)
@@ -44,8 +44,9 @@ class WideResNet(nn.Module):
 
     Args:
         num_classes: K.
-        channels: of the three stages.
+        channels: channels of the three stages.
         depth: number of layers, 6n + 4 with n blocks in each stage.
+
     Source: Zagoruyko and Komodakis, "Wide residual networks", BMVC 2016.
     """
 
@@ -67,7 +68,7 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x (B, 3, H, W), normalised. Returns: logits (B, K)."""
+        """Maps x (B, 3, H, W), normalised to logits (B, K)."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         x = F.relu(self.bn1(x), inplace=True)
         return self.fc(x.mean((2, 3)))

@@ -49,7 +49,7 @@ def test_the_warning_has_the_numbers_and_the_harm():
     both = describe_duplicates({"val/train": 3, "test/train": 4, "test/val": 1}, sizes)
     assert "3 of 10 val images are also in train, 4 of 20 test images are also in train" in both
     assert "1 of 20 test images are also in val" in both
-    assert "best epoch is chosen on images that were trained on and accuracies" in both
+    assert "best epoch is chosen on training images and accuracies" in both
     assert "best epoch" not in describe_duplicates({"test/train": 4}, sizes)
 
 

@@ -213,7 +213,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
 def test_files_that_would_lose_their_meaning_are_refused(kind, tmp_path):
     name, write, message = REFUSED[kind]
     write(tmp_path / name)
-    with pytest.raises(UserError, match=rf"{name} has .*{message}.*take it out") as caught:
+    with pytest.raises(UserError, match=rf"{name} has .*{message}.*remove it") as caught:
         read_image(tmp_path / name)
     assert "\n" not in str(caught.value)
 

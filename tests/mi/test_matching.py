@@ -20,8 +20,8 @@ from raymi.mi.bounds import (
     donsker_varadhan,
     f_divergence,
     infonce,
-    released_donsker_varadhan,
-    released_infonce,
+    reference_donsker_varadhan,
+    reference_infonce,
 )
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import match
@@ -30,8 +30,8 @@ SHARES = [[6], [3, 3], [4, 2], [3, 1, 2], [5, 0, 1], [0, 6, 0], [1, 1]]
 IN_NATS = {"infonce": infonce, "dv": donsker_varadhan}
 BOUNDS = {
     **IN_NATS,
-    "infonce-released": released_infonce,
-    "dv-released": released_donsker_varadhan,
+    "infonce-released": reference_infonce,
+    "dv-released": reference_donsker_varadhan,
     **{name: partial(f_divergence, name=name) for name in F_DIVERGENCES},
 }
 OVERFLOWING = {"kl", "rkl", "hellinger"}  # exponentials of scores, so their value overflows too

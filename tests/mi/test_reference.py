@@ -58,7 +58,7 @@ def test_encoders_reproduce_the_released_features(critics, features):
     assert_close(noise[:3], features["local_noise_eval"].flatten(2))
     assert_close(critics.natural.global_features(z), features["global_eval"].flatten(1))
     scores = match(critics.natural.global_features(z), critics.natural.local_features(x), [6], ONE)
-    assert_close(-scores.released_donsker_varadhan(), features["dv_eval"])
+    assert_close(-scores.reference_donsker_varadhan(), features["dv_eval"])
 
 
 def test_encoders_reproduce_the_released_features_in_train_mode(features):
@@ -75,7 +75,7 @@ def test_donsker_varadhan_has_the_positive_among_the_negatives(tag, scale):
     values = golden("critics")
     outputs = values["G"][:, :, 0].requires_grad_()
     patterns = (values["L"] * scale).requires_grad_()
-    estimates = -match(outputs, patterns, [6], ONE).released_donsker_varadhan()
+    estimates = -match(outputs, patterns, [6], ONE).reference_donsker_varadhan()
     assert_close(estimates, values[f"dv_per_sample_{tag}"])
     assert_close(estimates.mean(), values[f"dv_mean_{tag}"])
     of_outputs, of_patterns = torch.autograd.grad(estimates.sum(), (outputs, patterns))
@@ -87,7 +87,7 @@ def test_both_terms_of_donsker_varadhan_are_the_released_ones():
     values = golden("critics")
     matching = match(values["G"][:, :, 0], values["L"], [6], ONE)
     assert_close(matching.positive, values["dv_Epos_unit"])
-    assert_close(matching.released_log_mean(), values["dv_Eneg_unit"])
+    assert_close(matching.reference_log_mean(), values["dv_Eneg_unit"])
 
 
 @pytest.fixture(params=NETS)
@@ -122,7 +122,7 @@ def test_estimates_of_both_outputs_and_their_cosines_are_the_released_ones(criti
         estimates = {}
         for output in ("nat", "adv"):
             outputs = critic.global_features(values[f"logits_{output}_train"])
-            estimates[output] = match(outputs, features, [6], ONE).released_donsker_varadhan()
+            estimates[output] = match(outputs, features, [6], ONE).reference_donsker_varadhan()
             assert_close(-estimates[output], values[f"neg_mi_{kind}_of_{output}"])
         cosine = cosine_of(estimates["adv"], estimates["nat"], values["selected"], ONE)
         assert_close(cosine, values[f"cos_{kind}"])

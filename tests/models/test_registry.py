@@ -102,7 +102,7 @@ def test_building_a_users_model_twice_imports_it_once():
         (":net", "must read package.module:function"),
         ("my_nets:", "must read package.module:function"),
         ("my_nets:a:b", "must read package.module:function"),
-        ("my_netz:net", "cannot import module 'my_netz', .*'my_netz'. It was looked for in /"),
+        ("my_netz:net", "cannot import module 'my_netz', .*'my_netz'. Searched in /"),
         ("my_nets.sub:net", "cannot import module 'my_nets.sub'"),
         ("my_broken_nets:net", r"a_package_that_is_not_there.*my_broken_nets\.py:1"),
         ("my_script:net", r"cannot import module 'my_script', SystemExit: 3"),
