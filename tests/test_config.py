@@ -48,7 +48,7 @@ def test_defaults_are_a_valid_configuration_that_survives_json() -> None:
     assert Config.model_validate_json(config.model_dump_json()) == config
 
 
-def test_eps_is_in_pixel_units_and_the_paper_s_by_default() -> None:
+def test_eps_is_8_over_255_by_default() -> None:
     assert AttackConfig().eps == 8 / 255
     assert AttackConfig().step_size == 2 / 255
     assert AttackConfig(alpha=0.01).step_size == 0.01
@@ -63,12 +63,12 @@ def test_numbers_may_be_fractions_and_powers(text: object, value: float) -> None
 
 
 @pytest.mark.parametrize("text", ["8/255/2", "8/0", "/255", "8/", "nan", "inf", "-1", "1e999", "x"])
-def test_what_is_no_radius_is_refused(text: str) -> None:
+def test_invalid_radii_are_refused(text: str) -> None:
     with pytest.raises(ValidationError):
         AttackConfig.model_validate({"eps": text})
 
 
-def test_eps_in_0_to_255_is_refused_with_the_fraction_that_was_meant() -> None:
+def test_eps_in_0_to_255_is_refused_with_the_intended_fraction() -> None:
     with pytest.raises(ValidationError, match=r"got 8: .*eps=8/255\?"):
         AttackConfig(eps=8)
 
@@ -79,7 +79,7 @@ def test_l2_radii_may_exceed_one() -> None:
         AttackConfig(norm="linf", eps=2.0)
 
 
-def test_steps_longer_than_the_ball_are_refused_unless_there_is_no_ball() -> None:
+def test_steps_longer_than_the_ball_are_refused_unless_eps_is_0() -> None:
     with pytest.raises(ValidationError, match=r"alpha must be at most 2 \* eps"):
         AttackConfig(eps=0.1, alpha=0.21)
     assert AttackConfig(eps=0.1, alpha=0.2).step_size == 0.2
@@ -132,16 +132,16 @@ def test_values_out_of_range_are_refused(section: type[Config], values: dict[str
         section.model_validate(values)
 
 
-def test_one_image_batches_are_fine_without_mi() -> None:
+def test_one_image_batches_are_valid_without_mi() -> None:
     assert Config(optim=OptimConfig(batch_size=1), mi=MIConfig(weight=0)).optim.batch_size == 1
 
 
-def test_a_model_of_the_user_is_not_imported_by_the_configuration() -> None:
+def test_the_configuration_does_not_import_a_user_model() -> None:
     assert ModelConfig(name="no_such_module:net").name == "no_such_module:net"
 
 
 @pytest.mark.parametrize(("base", "beta"), [("trades", 6.0), ("mart", 5.0), ("at", None)])
-def test_beta_is_the_customary_one_of_the_loss(base: str, beta: float | None) -> None:
+def test_beta_defaults_to_the_loss_s_usual_value(base: str, beta: float | None) -> None:
     assert LossConfig.model_validate({"base": base}).beta == beta
     assert LossConfig.model_validate({"base": base, "beta": 2}).beta == 2
 
@@ -152,7 +152,7 @@ def test_the_default_form_balances_gradients() -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_form_brings_its_values(form: str) -> None:
+def test_a_form_sets_its_values(form: str) -> None:
     mi = MIConfig.model_validate({"form": form})
     assert {key: getattr(mi, key) for key in FORMS[form]} == FORMS[form]
 

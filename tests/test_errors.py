@@ -1,4 +1,4 @@
-"""What a user is told of an error that is not raymi's own."""
+"""What a user is described of an error that is not raymi's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raymi.errors import first_line, what_happened
 from raymi.models import build_model
 
 
-def told(body: Callable[[], Any]) -> str:
+def described(body: Callable[[], Any]) -> str:
     try:
         body()
     except Exception as error:
@@ -22,35 +22,35 @@ def told(body: Callable[[], Any]) -> str:
     pytest.fail("nothing was raised")
 
 
-def test_the_line_is_the_users_own_however_deep_the_error_is(tmp_path, monkeypatch):
+def test_the_line_is_the_users_innermost_one(tmp_path, monkeypatch):
     (tmp_path / "deep_nets.py").write_text(
         "import torch\n\ndef run(x):\n    return torch.nn.functional.linear(x, x[:, :1])\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     run = importlib.import_module("deep_nets").run
-    said = told(partial(run, torch.eye(3)))
-    assert said.startswith("RuntimeError: ")
-    assert said.endswith(f"({tmp_path / 'deep_nets.py'}:4)")
+    text = described(partial(run, torch.eye(3)))
+    assert text.startswith("RuntimeError: ")
+    assert text.endswith(f"({tmp_path / 'deep_nets.py'}:4)")
 
 
-def test_without_a_line_of_the_user_it_is_one_that_called_torch():
+def test_without_user_code_the_line_is_the_one_that_called_torch():
     plain = {"width": 0.5, "depth": 4, "mean": [0] * 3, "std": [1] * 3}
     model = build_model("small-cnn", num_classes=2, image_size=8, **plain)
-    said = told(partial(model, torch.zeros(1, 2, 8, 8)))
-    assert "/raymi/models/" in said
-    assert "/torch/" not in said
+    text = described(partial(model, torch.zeros(1, 2, 8, 8)))
+    assert "/raymi/models/" in text
+    assert "/torch/" not in text
 
 
-def test_a_module_that_is_not_there_has_no_line():
-    said = told(partial(importlib.import_module, "nowhere_to_be_found"))
-    assert said == "ModuleNotFoundError: No module named 'nowhere_to_be_found'"
+def test_a_missing_module_has_no_line():
+    text = described(partial(importlib.import_module, "nowhere_to_be_found"))
+    assert text == "ModuleNotFoundError: No module named 'nowhere_to_be_found'"
 
 
 @pytest.mark.parametrize(
     ("message", "line"),
     [("", ""), ("one", "one"), ("one\ntwo", "one"), ("x" * 300, "x" * 200)],
 )
-def test_of_a_long_message_the_first_line_is_said(message, line):
+def test_first_line_shortens_long_messages(message, line):
     assert first_line(RuntimeError(message)) == line
 
 
@@ -58,6 +58,6 @@ def test_a_message_of_several_lines_becomes_one():
     def fail():
         raise TypeError("expected one of:\n * (int size)\n * (str name)")
 
-    message = told(fail)
+    message = described(fail)
     assert message.startswith("TypeError: expected one of: * (int size) * (str name) (")
     assert "\n" not in message

@@ -94,7 +94,7 @@ def test_gradients_are_finite_where_a_class_has_probability_zero(loss, swapped):
 
 
 @pytest.mark.parametrize("net_of", NETS)
-def test_at_and_mart_reproduce_the_released_values(net_of):
+def test_at_and_mart_reproduce_the_reference_values(net_of):
     values = golden(net_of)
     net = TinyNet(values).train()
     y = values["y"]
@@ -117,7 +117,7 @@ L2 = {"eps": 0.5, "alpha": 2 * 0.5 / 5, "steps": 5, "norm": "l2", "projection": 
     [(1, "{}_beta1", LINF, "draw1"), (6, "{}_beta6", LINF, "draw1"), (1, "l2_{}", L2, "draw2")],
     ids=["linf-beta-1", "linf-beta-6", "l2"],
 )
-def test_trades_and_its_attack_reproduce_the_released_values(net_of, beta, stored, attack, noise):
+def test_trades_and_its_attack_reproduce_the_reference_values(net_of, beta, stored, attack, noise):
     values = golden(net_of)
     net, x, y = TinyNet(values).train(), values["x"], values["y"]
     start = x + golden("start_noise")[noise]

@@ -48,14 +48,14 @@ def complaint(*words: str) -> str:
     ],
     ids=str,
 )
-def test_every_comparison_between_sections_is_said_once_and_ends(section: dict[str, Any]) -> None:
+def test_every_comparison_between_sections_is_reported_once(section: dict[str, Any]) -> None:
     config, problems = examine(section)
     assert isinstance(config, Config)
     assert 1 <= len(problems) <= 2
     assert len(set(problems)) == len(problems)
 
 
-def test_a_unique_last_part_is_enough() -> None:
+def test_unique_last_parts_are_keys() -> None:
     assert from_words("lr=1e-3").optim.lr == 1e-3
     assert from_words("optim.lr=1e-3").optim.lr == 1e-3
     assert from_words("--optim.lr=1e-3").optim.lr == 1e-3
@@ -65,7 +65,7 @@ def test_a_whole_key_wins_over_last_parts() -> None:
     assert from_words("name=mine").name == "mine"
 
 
-def test_fractions_powers_lists_and_none_are_understood() -> None:
+def test_fractions_powers_lists_and_none_are_parsed() -> None:
     config = from_words("eps=4/255", "milestones=0.5,3/4", "weight=2", "flip=no", "limit=none")
     assert config.attack.eps == 4 / 255
     assert config.optim.milestones == (0.5, 0.75)
@@ -78,7 +78,7 @@ def test_a_value_may_contain_equals_signs() -> None:
     assert from_words("experiment=a=b c").tracking.experiment == "a=b c"
 
 
-def test_everything_wrong_is_said_in_one_message() -> None:
+def test_one_message_lists_all_problems() -> None:
     text = complaint(
         "lrr=1", "lonely", "alpha=3", "seed=1", "seed=2", "norm=l1", "eps=-1", "epochs=0",
         "data.name=cifr10", "model.depth=3", "workers=x", "momentum=1/0", "flip=perhaps",
@@ -106,18 +106,18 @@ def test_everything_wrong_is_said_in_one_message() -> None:
     assert len(text.splitlines()) == len(expected_lines)
 
 
-def test_rules_between_sections_are_said_together_with_wrong_values_elsewhere() -> None:
+def test_rules_between_sections_are_reported_with_invalid_values_elsewhere() -> None:
     text = complaint("workers=200", "eps=8")
     assert "optim.batch_size must be at least scaling.workers, got 128 for 200 workers" in text
     assert "did you mean eps=8/255?" in text
 
 
-def test_rules_between_sections_are_not_judged_by_defaults() -> None:
+def test_rules_between_sections_are_not_applied_to_defaults() -> None:
     text = complaint("workers=200", "batch_size=many")
     assert text == "optim.batch_size: expected whole number >= 1, got 'many'"
 
 
-def test_a_range_of_workers_is_checked_by_its_most_and_typed_as_it_was() -> None:
+def test_a_range_of_workers_is_checked_by_its_maximum_and_round_trips() -> None:
     text = complaint("workers=2..200")
     assert "optim.batch_size must be at least scaling.workers, got 128 for 2..200 workers" in text
     assert "expected a range from fewer to more, such as 1..2, got 2..1" in complaint(
@@ -145,12 +145,12 @@ def test_a_typo_gets_a_suggestion(typo: str, meant: str) -> None:
     assert meant in problem.partition("did you mean")[2]
 
 
-def test_a_wrong_key_of_a_section_is_answered_by_what_the_section_has() -> None:
+def test_an_unknown_key_of_a_section_gets_the_section_s_keys() -> None:
     (problem,) = split_words(["optim.learning_rate=1"]).problems
     assert problem.startswith("unknown key 'optim.learning_rate': optim has epochs, batch_size, lr")
 
 
-def test_a_key_like_nothing_else_is_sent_to_the_help() -> None:
+def test_an_unknown_key_without_similar_ones_refers_to_help() -> None:
     assert split_words(["qqqqqq=1"]).problems == ["unknown key 'qqqqqq' (--help lists every key)"]
 
 
@@ -181,7 +181,7 @@ def test_unknown_keys_of_a_tree_get_suggestions_too() -> None:
         validate({"sed": 1})
 
 
-def test_the_command_s_own_keys_are_kept_apart_and_not_repeated() -> None:
+def test_options_of_the_command_are_separated_and_not_repeated() -> None:
     parsed = split_words(["recipe=a", "seed=3"], RECIPE)
     assert (parsed.own, parsed.settings, parsed.problems) == ({"recipe": "a"}, {"seed": "3"}, [])
     assert split_words(["recipe=a", "recipe=b"], RECIPE).problems == [
@@ -193,7 +193,7 @@ def test_short_and_whole_form_of_a_key_are_the_same_key() -> None:
     assert "optim.lr is given 2 times" in complaint("lr=1", "optim.lr=1")
 
 
-def test_examine_gives_what_is_sound_beside_what_is_wrong() -> None:
+def test_examine_returns_valid_sections_and_problems() -> None:
     config, problems = examine({"attack": {"eps": "x"}, "scaling": {"workers": 3}, "seed": 4})
     assert len(problems) == 1
     assert (config.scaling.workers, config.seed, config.attack.eps) == (3, 4, 8 / 255)
@@ -204,7 +204,7 @@ def test_nest_and_flatten_are_inverse() -> None:
     assert flatten(nest(flat)) == flat
 
 
-def test_setting_weight_replaces_balance_and_the_other_way_round() -> None:
+def test_weight_and_balance_replace_each_other() -> None:
     base = {"mi": {"balance": 0.4}}
     assert validate(overlay(base, {"mi": {"weight": "2"}})).mi.balance is None
     fixed = {"mi": {"weight": 3.0}}
@@ -215,7 +215,7 @@ def test_setting_weight_replaces_balance_and_the_other_way_round() -> None:
         validate(overlay(fixed, {"mi": {"weight": "1", "balance": "0.1"}}))
 
 
-def test_another_form_drops_what_the_recipe_said_of_the_form_and_keeps_its_capacity() -> None:
+def test_another_form_drops_form_keys_and_keeps_capacity() -> None:
     capacity = {"hidden": 128, "base_width": 16, "depth": 1, "estimator_lr": 0.01}
     of_form = {"balance": 0.4, "difference": 0.7, "adversarial": False, "samples": "selected"}
     base = {"mi": {**capacity, **of_form, "schedule": "staged"}}
@@ -228,11 +228,11 @@ def test_another_form_drops_what_the_recipe_said_of_the_form_and_keeps_its_capac
     assert kept.hidden == 256
 
 
-def test_a_form_s_own_capacity_is_for_recipes_that_say_nothing() -> None:
+def test_a_form_s_capacity_applies_without_a_recipe_s() -> None:
     assert validate(overlay({}, {"mi": {"form": "paper"}})).mi.hidden == 2048
 
 
-def test_another_base_loss_drops_the_weight_and_the_smoothing_of_the_one_before() -> None:
+def test_another_base_loss_drops_weight_and_smoothing() -> None:
     at = {"loss": {"label_smoothing": 0.1, "batchnorm": "mix"}}
     assert overlay(at, {"loss": {"base": "trades"}})["loss"] == {
         "base": "trades",
@@ -243,7 +243,7 @@ def test_another_base_loss_drops_the_weight_and_the_smoothing_of_the_one_before(
     assert validate(overlay(trades, {"loss": {"base": "mart"}})).loss.beta == 5
 
 
-def test_the_same_form_said_again_changes_nothing() -> None:
+def test_repeating_the_form_changes_nothing() -> None:
     base = {"mi": {"hidden": 128}}
     assert overlay(base, {"mi": {"form": "bounded"}})["mi"]["hidden"] == 128
     paper = {"mi": {"form": "paper", "hidden": 128}}
@@ -301,7 +301,7 @@ def test_values_are_shown_as_they_would_be_typed(value: object, text: str) -> No
     assert as_typed(value) == text
 
 
-def test_help_says_what_each_kind_of_key_accepts() -> None:
+def test_expected_describes_each_kind_of_key() -> None:
     fields = dict(leaves())
     accepts = {
         "attack.norm": "linf | l2",

@@ -54,7 +54,7 @@ def test_the_quickstart_is_digits_on_two_workers() -> None:
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_the_paper_s_recipes_train_as_the_paper_says(name: str) -> None:
+def test_the_paper_s_recipes_have_the_paper_s_settings(name: str) -> None:
     config = build_config(name)
     optim, mi = config.optim, config.mi
     assert (optim.lr, optim.momentum, optim.nesterov, optim.weight_decay) == (0.1, 0.9, False, 2e-4)
@@ -79,7 +79,7 @@ def test_the_paper_s_recipes_train_as_the_paper_says(name: str) -> None:
     assert config.evaluation.steps == 40
 
 
-def test_the_strong_baseline_is_what_reaches_the_numbers_to_measure_up_to() -> None:
+def test_the_strong_baseline_has_the_settings_of_strong_baselines() -> None:
     config = build_config("strong-cifar10-at")
     optim, attack = config.optim, config.attack
     assert (optim.lr, optim.momentum, optim.weight_decay, optim.batch_size) == (0.1, 0.9, 5e-4, 128)
@@ -140,9 +140,7 @@ ALWAYS_THE_SAME = (
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("base", BASE_RECIPES)
-def test_a_variant_is_the_method_that_it_names_and_changes_nothing_else(
-    base: str, variant: str
-) -> None:
+def test_a_variant_changes_the_method_only(base: str, variant: str) -> None:
     if f"{base}-{variant}" not in RECIPES:
         assert (variant, build_config(base).mi.cosine) == ("no-difference", 0)
         return
@@ -164,7 +162,7 @@ def test_a_variant_is_the_method_that_it_names_and_changes_nothing_else(
         assert config.mi == plain.mi
 
 
-def test_every_variant_is_pinned_by_a_fact() -> None:
+def test_every_variant_has_an_expected_fact() -> None:
     assert set(SAID) == set(VARIANTS)
 
 
@@ -175,13 +173,13 @@ def test_with_weight_0_a_run_is_plain_training_in_one_phase(base: str) -> None:
         assert [phase.name for phase in phases_of(config)] == ["classifier"]
 
 
-def test_smoothing_is_left_out_where_the_loss_has_none() -> None:
+def test_smoothing_is_dropped_for_losses_without_it() -> None:
     assert build_config("strong-cifar10-mi-off").loss.label_smoothing == 0.1
     for variant in ("trades", "mart", "namid-t", "namid-m"):
         assert build_config(f"strong-cifar10-{variant}").loss.label_smoothing == 0
 
 
-def test_a_variant_that_leaves_nothing_of_the_mi_loss_is_refused_with_a_remedy() -> None:
+def test_a_variant_without_an_mi_term_is_refused_with_a_remedy() -> None:
     with pytest.raises(UserError) as caught:
         build_config("quickstart-no-difference")
     assert "quickstart-no-difference has no MI term left" in str(caught.value)
@@ -195,7 +193,7 @@ def test_a_variant_that_leaves_nothing_of_the_mi_loss_is_refused_with_a_remedy()
     }
 
 
-def test_a_variant_stays_what_it_is_when_another_form_is_asked_for() -> None:
+def test_a_variant_keeps_its_method_with_another_form() -> None:
     paper = {"mi": {"form": "paper"}}
     off = build_config("quickstart-at", paper).mi
     assert (off.form, off.enabled) == ("paper", False)
@@ -204,12 +202,12 @@ def test_a_variant_stays_what_it_is_when_another_form_is_asked_for() -> None:
     assert build_config("quickstart-wmim", paper).mi.adversarial  # wmim's, which it is no more
 
 
-def test_what_is_said_of_a_recipe_is_said_over_its_variant() -> None:
+def test_settings_override_the_variant() -> None:
     assert build_config("quickstart-at", {"mi": {"balance": 0.3}}).mi.enabled
     assert build_config("quickstart-trades", {"loss": {"beta": 1.0}}).loss.beta == 1
 
 
-def test_a_full_name_is_its_base_with_the_variant_laid_over_it() -> None:
+def test_a_full_name_is_its_base_overlaid_with_the_variant() -> None:
     for base, recipe in BASE_RECIPES.items():
         assert RECIPES[base] is recipe
         assert RECIPES[f"{base}-paper"].settings == overlay(
@@ -218,7 +216,7 @@ def test_a_full_name_is_its_base_with_the_variant_laid_over_it() -> None:
         assert RECIPES[f"{base}-paper"].settings == on_recipe(f"{base}-paper", {})[0]
 
 
-def test_an_unknown_recipe_gets_a_suggestion_together_with_what_else_is_wrong() -> None:
+def test_an_unknown_recipe_gets_a_suggestion_with_other_problems() -> None:
     with pytest.raises(UserError) as caught:
         build_config("quikstart", {"attack": {"eps": "8"}})
     first, second = str(caught.value).splitlines()
@@ -231,7 +229,7 @@ def test_a_misspelt_variant_gets_the_full_name() -> None:
         build_config("paper-cifar10-linf-trade")
 
 
-def test_a_recipe_like_no_other_is_answered_by_all_there_are() -> None:
+def test_an_unknown_recipe_without_similar_ones_lists_all() -> None:
     with pytest.raises(UserError) as caught:
         build_config("zzzzzz")
     assert f"there are {', '.join(BASE_RECIPES)}" in str(caught.value)

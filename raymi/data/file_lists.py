@@ -184,7 +184,7 @@ def _is_image(path: Path, seen: _Seen) -> bool:
         status = path.stat()
     except OSError as error:
         raise UserError(
-            f"{printable(path)} is a broken link ({error.strerror}): remove it or restore its target"
+            f"{printable(path)} is a broken link ({error.strerror}): remove it, or fix its target"
         ) from error
     if suffix not in IMAGE_SUFFIXES:
         return False

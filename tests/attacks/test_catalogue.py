@@ -55,7 +55,7 @@ def random_numbers():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["linf", pytest.param("l2", marks=pytest.mark.exhaustive)])
-def test_autoattack_by_parts_equals_the_reference_called_at_once(model, digits, norm):
+def test_autoattack_by_parts_equals_the_reference(model, digits, norm):
     """Each part on those that withstood, in one batch: 5,000 queries of Square included."""
     threat = Threat("linf", 0.02) if norm == "linf" else Threat("l2", 0.25)
     whole = batch(digits, 8)
@@ -78,7 +78,7 @@ def test_autoattack_by_parts_equals_the_reference_called_at_once(model, digits, 
     assert 0 < int(left.sum()) < 8, "some are broken and some are not, or this shows little"
 
 
-def test_pgd_with_restarts_breaks_what_any_of_them_breaks(model, digits):
+def test_pgd_breaks_the_union_over_restarts(model, digits):
     whole = batch(digits, 40)
     once, thrice = (
         run_attack(find_attack(name), model, whole, LINF) for name in ("pgd-3", "pgd-3x3")
@@ -91,7 +91,7 @@ def test_pgd_with_restarts_breaks_what_any_of_them_breaks(model, digits):
     torch.testing.assert_close(alone.x_adv, once.x_adv[5:9], rtol=0, atol=1e-6)
 
 
-def test_ti_dim_is_torchattacks(model, digits):
+def test_ti_dim_equals_torchattacks(model, digits):
     whole = batch(digits)
     found = run_attack(ATTACKS["ti-dim"], model, whole, LINF)
     torch.manual_seed(7)
@@ -128,7 +128,7 @@ def test_cw_and_ddn_agree_with_foolbox(name, theirs, model, digits):
 
 
 @pytest.mark.parametrize("name", [*FAST, "apgd-t", "fab-t", "fab-plus", "square-1000"])
-def test_model_and_random_state_are_left_alone(name, model, digits):
+def test_model_and_random_state_are_unchanged(name, model, digits):
     model.train()
     next(one for one in model.modules() if isinstance(one, nn.BatchNorm2d)).eval()
     handle = model.register_forward_hook(lambda *_: None)
@@ -158,7 +158,7 @@ def test_model_and_random_state_are_left_alone(name, model, digits):
 
 
 @pytest.mark.parametrize("name", FAST)
-def test_the_same_seed_gives_the_same_samples_and_not_all_withstand(name, model, digits):
+def test_the_same_seed_gives_the_same_samples(name, model, digits):
     whole = batch(digits, 6)
     threat = Threat(threat_of(name).norm, 10 * threat_of(name).eps)
     one = run_attack(find_attack(name), model, whole, threat)
@@ -172,7 +172,7 @@ def test_the_same_seed_gives_the_same_samples_and_not_all_withstand(name, model,
     assert run_attack(find_attack(name), model, nobody, threat).broken.shape == (0,)
 
 
-def test_a_radius_of_its_own_multiplies_that_of_the_threat(model, digits):
+def test_an_attack_s_radius_multiplies_the_threat_s(model, digits):
     whole = batch(digits)
     twice = run_attack(find_attack("pgd-5@2eps"), model, whole, LINF)
     same = run_attack(find_attack("pgd-5"), model, whole, Threat("linf", 0.06))
@@ -194,7 +194,7 @@ class Drawing(nn.Module):
         return self.model(x) + np.random.rand()  # noqa: NPY002
 
 
-def test_random_numbers_of_a_network_follow_from_the_seed(model, digits):
+def test_random_numbers_of_a_network_depend_on_the_seed(model, digits):
     found = []
     for _ in range(2):
         found.append(run_attack(find_attack("pgd-2"), Drawing(model), batch(digits), LINF).x_adv)
@@ -202,7 +202,7 @@ def test_random_numbers_of_a_network_follow_from_the_seed(model, digits):
     assert torch.equal(*found)
 
 
-def test_samples_that_break_the_rules_do_not_count(model, digits):
+def test_invalid_samples_do_not_count(model, digits):
     whole = batch(digits, 4)
 
     def cheat(model, given, threat):
@@ -232,7 +232,7 @@ class Undefined(nn.Module):
         return self.model(x) + (float("nan") if self.logits else 0 * broken)
 
 
-def test_one_gradient_that_is_not_a_number_does_not_stop_fwa(model, digits):
+def test_one_nan_gradient_does_not_stop_fwa(model, digits):
     whole, threat = batch(digits, 10), Threat("linf", 0.3)
     honest, undefined = (
         run_attack(ATTACKS["fwa-40"], one, whole, threat) for one in (model, Undefined(model))
@@ -241,7 +241,7 @@ def test_one_gradient_that_is_not_a_number_does_not_stop_fwa(model, digits):
     assert undefined.broken.sum() >= honest.broken.sum() - 1 > 3
 
 
-def test_logits_that_are_not_numbers_are_no_class(model, digits):
+def test_nan_logits_give_no_class(model, digits):
     zeros = Batch(digits[0][:4], torch.zeros(4, dtype=torch.int64), torch.arange(4), 7)
     found = run_attack(find_attack("pgd-2"), Undefined(model, logits=True), zeros, LINF)
     assert found.prediction.tolist() == [-1] * 4
@@ -251,7 +251,7 @@ def test_logits_that_are_not_numbers_are_no_class(model, digits):
 @pytest.mark.parametrize("num", [1, 4])
 @pytest.mark.parametrize("num_classes", [2, 3])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_few_samples_and_few_classes_are_no_trouble(norm, num_classes, num, model, digits):
+def test_few_samples_and_few_classes_are_attacked(norm, num_classes, num, model, digits):
     few = digits[1] < num_classes
     some = Batch(digits[0][few][:num], digits[1][few][:num], torch.arange(num), 1)
     threat, small = (LINF if norm == "linf" else L2), Sliced(model, num_classes)
@@ -262,7 +262,7 @@ def test_few_samples_and_few_classes_are_no_trouble(norm, num_classes, num, mode
         assert found.usable.all(), name
 
 
-def test_minus_infinity_rules_a_class_out_and_nothing_else(model, digits):
+def test_minus_infinity_excludes_its_class_only(model, digits):
     class Masked(nn.Module):
         def forward(self, x):
             return model(x).index_fill(1, torch.tensor([9]), -torch.inf)
@@ -289,7 +289,7 @@ class Counting(nn.Module):
         return self.model(x) * self.asked
 
 
-def test_what_a_network_keeps_of_its_forwards_is_undone(model, digits):
+def test_buffers_changed_by_forwards_are_restored(model, digits):
     counting = Counting(model)
     buffer = counting.asked
     run_attack(find_attack("pgd-2"), counting, batch(digits, 3), LINF)
@@ -297,7 +297,7 @@ def test_what_a_network_keeps_of_its_forwards_is_undone(model, digits):
     assert counting.asked == 0
 
 
-def test_few_classes_are_attacked_towards_as_many_as_there_are(model, digits):
+def test_targeted_attacks_use_all_classes_if_there_are_few(model, digits):
     few = digits[1] < 5
     some = Batch(digits[0][few][:3], digits[1][few][:3], torch.arange(3), 1)
     for name in ("apgd-t", "fab-t"):
@@ -305,14 +305,14 @@ def test_few_classes_are_attacked_towards_as_many_as_there_are(model, digits):
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_every_suite_can_be_used_as_it_is_meant(name):
+def test_every_suite_is_valid_for_its_threat(name):
     threat = L2 if name == "paper-l2" else LINF
     ensembles = ensembles_of(suite(name), threat, 10)
     assert [ensemble.name for ensemble in ensembles] == list(suite(name))
     assert all(ensemble.attacks for ensemble in ensembles)
 
 
-def test_a_name_that_is_given_twice_counts_once():
+def test_duplicate_names_count_once():
     assert len(ensembles_of(["pgd-2", "autoattack", "pgd-2"], LINF, 10)) == 2
 
 
@@ -339,7 +339,7 @@ def test_autoattack_is_the_standard_ensemble():
         (["pgd-0"], LINF, 10, 3, "unknown attack 'pgd-0'"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_the_reason(
+def test_unusable_attacks_are_refused_with_the_reason(
     names, threat, num_classes, channels, message
 ):
     with pytest.raises(UserError, match=message):

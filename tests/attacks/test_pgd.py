@@ -54,7 +54,7 @@ def both_attacks(model, x, y, norm, with_start):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("with_start", [False, True], ids=["from-x", "from-a-start"])
 @pytest.mark.parametrize("num", [1, 16, 64])
-def test_it_equals_torchattacks_bit_for_bit_where_the_batch_is_a_power_of_two(
+def test_pgd_equals_torchattacks_bit_for_bit_for_batches_of_a_power_of_two(
     model, digits, norm, num, with_start
 ):
     expected, x_adv = both_attacks(model, digits[0][:num], digits[1][:num], norm, with_start)
@@ -127,7 +127,7 @@ def test_one_linf_step_from_the_image_is_fgsm(model, digits):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_sample_does_not_depend_on_its_company(model, digits, norm):
+def test_a_sample_is_independent_of_its_batch(model, digits, norm):
     twin = copy.deepcopy(model).double()
     x, y = digits[0][:12].double(), digits[1][:12]
     start = random_start(x, SETTINGS[norm]["eps"], norm, 3, torch.arange(12))
@@ -154,7 +154,7 @@ def mixed(model):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("objective", ["ce", "kl"])
-def test_the_classifier_is_left_as_found(mixed, digits, norm, objective):
+def test_the_classifier_is_unchanged(mixed, digits, norm, objective):
     flags = [module.training for module in mixed.modules()]
     grads = [None if p.grad is None else p.grad.clone() for p in mixed.parameters()]
     needs = [p.requires_grad for p in mixed.parameters()]
@@ -176,7 +176,7 @@ def test_the_classifier_is_left_as_found(mixed, digits, norm, objective):
         assert (p.grad is None) if before is None else torch.equal(before, p.grad)
 
 
-def test_flags_come_back_after_an_error(mixed):
+def test_flags_are_restored_after_an_error(mixed):
     flags = [module.training for module in mixed.modules()]
 
     def fail_inside():
@@ -189,14 +189,14 @@ def test_flags_come_back_after_an_error(mixed):
     assert flags == [module.training for module in mixed.modules()]
 
 
-def test_crafting_is_in_eval_mode_whatever_the_mode_of_the_classifier(model, digits):
+def test_attacks_run_in_eval_mode(model, digits):
     x, y = digits[0][:9], digits[1][:9]
     training, evaluating = copy.deepcopy(model).train(), copy.deepcopy(model).eval()
     first, second = (pgd(m, x, y, **SETTINGS["linf"]) for m in (training, evaluating))
     assert torch.equal(first, second)
 
 
-def test_it_works_where_gradients_are_off_and_leaves_them_off(model, digits):
+def test_attacks_work_under_no_grad(model, digits):
     x, y = digits[0][:4], digits[1][:4]
     expected = pgd(model, x, y, **SETTINGS["linf"])
     with torch.no_grad():
@@ -220,7 +220,7 @@ def test_without_steps_the_start_is_returned(model, digits):
     assert torch.equal(pgd(model, x, y, eps=0.1, alpha=0.1, steps=0), x)
 
 
-def test_under_bfloat16_samples_stay_in_the_ball_in_single_precision(model, digits):
+def test_samples_stay_in_the_ball_under_bfloat16_autocast(model, digits):
     x, y = digits[0][:16], digits[1][:16]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         x_adv = pgd(model, x, y, **SETTINGS["linf"])
@@ -230,7 +230,7 @@ def test_under_bfloat16_samples_stay_in_the_ball_in_single_precision(model, digi
 
 
 @pytest.mark.parametrize("net_of", NETS)
-def test_linf_reproduces_the_released_samples(net_of):
+def test_linf_reproduces_the_reference_samples(net_of):
     values = golden(net_of)
     x, y = values["x"], values["y"]
     start = x + golden("start_noise")["draw1"]
@@ -239,7 +239,7 @@ def test_linf_reproduces_the_released_samples(net_of):
 
 
 @pytest.mark.parametrize("net_of", NETS)
-def test_l2_reproduces_the_released_samples_box_first(net_of):
+def test_l2_reproduces_the_reference_samples_box_first(net_of):
     """They are stored in float32. TRADES steps by 2 * eps / steps."""
     values = golden(net_of)
     settings = {"eps": 0.5, "alpha": 2 * 0.5 / 10, "steps": 10, "norm": "l2"}

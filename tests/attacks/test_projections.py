@@ -28,7 +28,7 @@ def far_from(x, size=3.0):
     return x + size * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
 
 
-def test_l2_norms_are_of_each_sample(x):
+def test_l2_norms_are_per_sample(x):
     for row, norm in zip(x, l2_norms(x), strict=True):
         assert norm.item() == pytest.approx(row.double().square().sum().sqrt().item(), rel=1e-6)
     assert l2_norms(x).shape == (6, 1, 1, 1)
@@ -73,7 +73,7 @@ def test_in_l2_box_first_uses_the_radius_that_clamped_pixels_leave():
 
 
 @pytest.mark.parametrize("projection", PROJECTIONS)
-def test_steepest_steps_have_unit_norm_and_rest_where_there_is_no_gradient(x, projection):
+def test_steepest_steps_have_unit_norm_or_are_zero_for_zero_gradients(x, projection):
     grad = far_from(x) * 1e-3
     grad[2] = 0
     sign, direction = (steepest_step(grad, norm, projection) for norm in ("linf", "l2"))
@@ -120,7 +120,7 @@ def test_starts_are_a_function_of_key_and_sample(norm):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_starts_are_images_and_leave_the_global_random_state_alone(norm):
+def test_starts_are_images_and_keep_the_global_random_state(norm):
     x = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 8, 8)
     before = torch.get_rng_state()
     start = random_start(x, 0.3, norm, 7, torch.arange(2))

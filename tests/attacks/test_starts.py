@@ -30,7 +30,7 @@ def model():
     return nn.Sequential(nn.Flatten(), nn.Linear(48, 12), nn.Tanh(), nn.Linear(12, 3))
 
 
-def test_each_kind_of_start_is_what_its_name_says(batch):
+def test_starts_equal_their_definitions(batch):
     x, _, index = batch
     assert start_of("image", x, 0.1, "l2", KEY, index) is None
     ball = start_of("ball", x, 0.1, "l2", KEY, index)
@@ -41,7 +41,7 @@ def test_each_kind_of_start_is_what_its_name_says(batch):
 
 @pytest.mark.parametrize("start", ["ball", "gaussian", "image"])
 @pytest.mark.parametrize("projection", ["ball-first", "box-first"])
-def test_training_samples_are_crafted_as_configured(model, batch, start, projection):
+def test_training_samples_follow_the_configuration(model, batch, start, projection):
     x, y, index = batch
     attack = AttackConfig(norm="l2", eps=0.9, steps=3, start=start, projection=projection)
     x_adv = Attacker(model, attack, "ce", nullcontext)(x, y, index, KEY)
@@ -61,12 +61,12 @@ def test_training_samples_are_crafted_as_configured(model, batch, start, project
         ({"start": "corner"}, "attack.start"),
     ],
 )
-def test_starts_that_make_no_sense_are_refused(attack, message):
+def test_invalid_starts_are_refused(attack, message):
     with pytest.raises(ValidationError, match=message):
         Config(attack=attack)
 
 
-def test_undefended_training_is_without_steps_from_the_image(model, batch):
+def test_without_steps_from_the_image_samples_are_clean(model, batch):
     x, y, index = batch
     attack = AttackConfig(steps=0, start="image")
     assert torch.equal(Attacker(model, attack, "ce", nullcontext)(x, y, index, KEY), x)

@@ -42,7 +42,7 @@ def ways(height, width, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_what_arrives_is_what_was_sent_there(kernel):
+def test_received_mass_equals_sent_mass(kernel):
     x = images()
     plans = LocalPlans(4, 5, kernel, like=x)
     plan = torch.rand_like(plans.identity(x)) * plans.allowed
@@ -59,7 +59,7 @@ def test_what_arrives_is_what_was_sent_there(kernel):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
-def test_projected_plans_keep_the_laws(kernel, scale):
+def test_projected_plans_satisfy_the_constraints(kernel, scale):
     x = images()
     plans, budget = LocalPlans(4, 5, kernel, like=x), torch.tensor([0.0, 0.1, 2.0]).double()
     plan = plans.project(random_plan(plans, x, scale), x, budget)
@@ -72,14 +72,14 @@ def test_projected_plans_keep_the_laws(kernel, scale):
     torch.testing.assert_close(unmoved, x[:1], rtol=0, atol=1e-12 * scale)  # budget 0
 
 
-def test_projecting_again_changes_nothing():
+def test_projection_is_idempotent():
     x = images()
     plans, budget = LocalPlans(4, 5, 3, like=x), torch.tensor([0.3, 0.1, 2.0]).double()
     plan = plans.project(random_plan(plans, x, 1.0), x, budget)
     torch.testing.assert_close(plans.project(plan, x, budget), plan, rtol=0, atol=1e-14)
 
 
-def test_the_budget_is_used_up_where_it_binds():
+def test_an_active_budget_is_fully_used():
     x = images()
     plans, budget = LocalPlans(4, 5, 3, like=x), torch.tensor([0.3, 0.1, 1e9]).double()
     plan = plans.project(random_plan(plans, x, 1.0), x, budget, iterations=50)
@@ -89,7 +89,7 @@ def test_the_budget_is_used_up_where_it_binds():
 
 
 @pytest.mark.parametrize("budget", [0.02, 0.3, 50.0])
-def test_it_is_the_nearest_plan_as_a_solver_of_quadratic_programs_finds(budget):
+def test_projection_equals_a_quadratic_program_solver(budget):
     x = images(1, 1, 2, 3)
     plans = LocalPlans(2, 3, 3, like=x)
     torch.manual_seed(1)
@@ -132,7 +132,7 @@ def wasserstein_distance(one, other):
     return found.fun
 
 
-def test_what_arrives_is_within_the_budget_as_a_linear_program_measures_it():
+def test_cost_is_within_the_budget_of_a_linear_program():
     x = images(3, 1, 4, 5)
     plans, budget = LocalPlans(4, 5, 4, like=x), 0.05 * x.sum((1, 2, 3))
     z = plans.arrival(plans.project(random_plan(plans, x, 0.5), x, budget))
@@ -159,7 +159,7 @@ def test_the_attack_breaks_more_with_a_larger_budget(model, digits):
     assert found[2] < 0.2
 
 
-def test_samples_are_images_and_do_not_depend_on_their_company(model, digits):
+def test_samples_are_images_independent_of_their_batch(model, digits):
     x, y = digits[0][:6].double(), digits[1][:6]
     model = copy.deepcopy(model).double()
     together = wasserstein_pgd(model, x, y, eps=0.1, steps=5)
@@ -172,7 +172,7 @@ def test_samples_are_images_and_do_not_depend_on_their_company(model, digits):
     assert wasserstein_pgd(model, x[:0], y[:0]).shape == (0, 3, 16, 16)
 
 
-def test_it_leaves_model_and_random_state_alone(model, digits):
+def test_wasserstein_pgd_keeps_model_and_random_state(model, digits):
     model.train()
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()

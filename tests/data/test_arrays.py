@@ -14,7 +14,7 @@ def pixels_and_labels(num_samples: int = 60, size: int = 6) -> dict[str, np.ndar
     return {"image": image, "label": np.arange(num_samples) % 3}
 
 
-def test_digits_are_scikit_learns_in_grey_levels_up_to_255():
+def test_digits_are_scikit_learns_scaled_to_255():
     from sklearn.datasets import load_digits
 
     splits = load_splits("digits", val_fraction=0)
@@ -28,7 +28,7 @@ def test_digits_are_scikit_learns_in_grey_levels_up_to_255():
     assert torch.equal(found_keys.sort().values, (expected * key).sum(1).sort().values)
 
 
-def test_the_test_split_of_digits_never_changes():
+def test_the_test_split_of_digits_is_fixed():
     first = load_splits("digits")
     other = load_splits("digits", split_seed=5, val_fraction=0.3)
     assert first.test.digest == other.test.digest
@@ -90,7 +90,7 @@ def test_wrong_npz_arrays_are_named(tmp_path, changes, message):
         load_splits("npz", path)
 
 
-def test_npz_errors_name_the_file_and_are_found_by_the_quick_check(tmp_path):
+def test_npz_errors_name_the_file_in_check_data(tmp_path):
     np.savez(tmp_path / "names.npz", x=np.zeros(3), label=np.zeros(3))
     np.save(tmp_path / "single.npy", np.zeros(3))
     (tmp_path / "text.npz").write_text("hello")

@@ -25,7 +25,7 @@ def as_is(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("convert", [as_is, to_unit])
 @pytest.mark.parametrize(("height", "width", "padding"), [(8, 8, 4), (5, 9, 2), (6, 6, 0)])
-def test_crop_is_the_naive_loop(convert, height, width, padding):
+def test_crop_equals_the_naive_loop(convert, height, width, padding):
     x = convert(random_batch(40, height, width))
     index = torch.arange(40) * 7
     offsets = integers(KEY, index, 2 * padding + 1, (2,))
@@ -43,7 +43,7 @@ def test_crop_is_the_naive_loop(convert, height, width, padding):
 @pytest.mark.parametrize(
     "parts", [{"crop_padding": 4, "flip": False}, {"crop_padding": 0, "flip": True}]
 )
-def test_crop_and_flip_alone_each_follow_seed_and_epoch(parts):
+def test_crop_and_flip_depend_on_seed_and_epoch(parts):
     x, index = random_batch(), torch.arange(40)
     results = [
         augment(x, seed=seed, epoch=epoch, index=index, **parts)
@@ -61,7 +61,7 @@ def test_crop_reaches_every_offset_equally_often():
 
 
 @pytest.mark.parametrize("convert", [as_is, to_unit])
-def test_flip_is_the_naive_loop(convert):
+def test_flip_equals_the_naive_loop(convert):
     x = convert(random_batch())
     index = torch.arange(40)
     expected = x.clone()
@@ -73,7 +73,7 @@ def test_flip_is_the_naive_loop(convert):
     assert 5 < sum(not torch.equal(a, b) for a, b in zip(expected, x, strict=True)) < 35
 
 
-def test_what_happens_to_a_sample_does_not_depend_on_its_batch():
+def test_augmentation_is_independent_of_the_batch():
     x, index = random_batch(), torch.arange(40) + 1000
     options = {"seed": 0, "epoch": 3, "crop_padding": 4, "flip": True}
     together = augment(x, index=index, **options)
@@ -101,7 +101,7 @@ def test_seed_epoch_and_index_each_change_the_result():
     assert torch.equal(again, results[0])
 
 
-def test_half_of_the_images_are_flipped_whatever_their_crop():
+def test_half_of_the_images_are_flipped_for_any_crop():
     image = torch.arange(1, 26, dtype=torch.uint8).view(5, 5)
     x, index = image.expand(4000, 3, 5, 5), torch.arange(4000)
     cropped = augment(x, seed=0, epoch=0, index=index, crop_padding=1, flip=False)
@@ -120,13 +120,13 @@ def test_padding_as_wide_as_the_image_is_refused():
             check_crop(padding, 8)
 
 
-def test_nothing_asked_for_is_nothing_done():
+def test_without_crop_and_flip_the_input_is_returned():
     x = random_batch()
     index = torch.arange(40)
     assert augment(x, seed=0, epoch=0, index=index, crop_padding=0, flip=False) is x
 
 
-def test_input_and_global_random_state_are_left_alone():
+def test_input_and_global_random_state_are_unchanged():
     x, state = random_batch(), torch.get_rng_state()
     before = x.clone()
     augment(x, seed=0, epoch=0, index=torch.arange(40), crop_padding=2, flip=True)
@@ -134,14 +134,14 @@ def test_input_and_global_random_state_are_left_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_to_unit_maps_the_ends_exactly():
+def test_to_unit_maps_0_and_255_exactly():
     unit = to_unit(torch.tensor([0, 51, 255], dtype=torch.uint8))
     assert unit.dtype == torch.float32
     assert unit.tolist() == [0.0, pytest.approx(0.2), 1.0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_augments_as_the_cpu_does():
+def test_gpu_and_cpu_augment_alike():
     x, index = random_batch(), torch.arange(40)
     options = {"seed": 0, "epoch": 3, "crop_padding": 4, "flip": True}
     assert torch.equal(

@@ -59,7 +59,7 @@ def test_share_sizes_literals():
 
 @pytest.mark.parametrize("fraction", [0.0, 0.01, 0.3, 0.5, 0.7, 0.99])
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 32, 64, 100, 250])  # last: 1, 2, 5, 4, 36, 100
-def test_each_batch_has_its_share_of_generated_images_and_each_worker_too(batch_size, fraction):
+def test_batches_and_workers_have_their_share_of_generated_images(batch_size, fraction):
     slots = generated_slots(100, batch_size, fraction)
     for start in range(0, 100, batch_size):
         batch = slots[start : start + batch_size]
@@ -78,9 +78,7 @@ def test_share_of_generated_images_literals():
 
 @pytest.mark.parametrize(("num_samples", "num_generated"), [(50, 400), (50, 7), (7, 50), (1, 1)])
 @pytest.mark.parametrize("fraction", [0.3, 0.7])
-def test_over_any_epochs_every_image_is_visited_equally_often_up_to_one(
-    num_samples, num_generated, fraction
-):
+def test_visits_of_images_differ_by_at_most_one(num_samples, num_generated, fraction):
     visits = torch.zeros(num_samples + num_generated, dtype=torch.int64)
     for epoch in range(12):
         order = mixed_order(num_samples, num_generated, fraction, 8, seed=1, epoch=epoch)
@@ -90,7 +88,7 @@ def test_over_any_epochs_every_image_is_visited_equally_often_up_to_one(
             assert kind.max() - kind.min() <= 1
 
 
-def test_a_mixed_epoch_continues_each_kind_where_the_one_before_ended():
+def test_mixed_epochs_continue_the_sequences_of_both_kinds():
     epochs = [mixed_order(30, 20, 0.5, 10, seed=2, epoch=e) for e in range(8)]
     row = torch.cat(epochs)
     real, made = row[row < 30], row[row >= 30] - 30
@@ -111,5 +109,5 @@ def test_a_mixed_order_is_a_function_of_seed_and_epoch_only():
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 6])
-def test_no_share_of_generated_images_is_the_plain_order(epoch):
+def test_fraction_0_gives_the_plain_order(epoch):
     assert torch.equal(mixed_order(90, 40, 0.0, 8, 3, epoch), epoch_order(90, 3, epoch))

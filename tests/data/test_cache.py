@@ -26,13 +26,13 @@ def test_an_array_is_computed_once():
     assert compute.calls == 2
 
 
-def test_what_a_caller_writes_into_a_cached_array_stays_his_own():
+def test_writes_into_a_cached_array_are_private():
     cached_array("key", Counted())
     cached_array("key", Counted())[:] = 0
     np.testing.assert_array_equal(cached_array("key", Counted()), Counted()())
 
 
-def test_a_damaged_entry_is_computed_again(own_cache):
+def test_a_damaged_entry_is_recomputed(own_cache):
     cached_array("key", Counted())
     (entry,) = own_cache.rglob("*.npy")
     for damage in (b"", entry.read_bytes()[:-1], b"nonsense"):
@@ -43,7 +43,7 @@ def test_a_damaged_entry_is_computed_again(own_cache):
     assert not list(own_cache.rglob("*.tmp"))
 
 
-def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+def test_an_unwritable_cache_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("RAYMI_CACHE", str(tmp_path / "file" / "below"))
     compute = Counted()
@@ -52,7 +52,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     assert compute.calls == 2
 
 
-def test_a_disk_that_fills_up_leaves_nothing_behind(own_cache, monkeypatch):
+def test_a_full_disk_leaves_no_partial_file(own_cache, monkeypatch):
     def full(file, array, **_):
         file.write(b"half")
         raise OSError("No space left on device")
@@ -62,7 +62,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(own_cache, monkeypatch):
     assert [p.suffix for p in own_cache.rglob("*") if p.is_file()] in ([], [".lock"])
 
 
-def test_environment_variables_choose_the_folders(monkeypatch):
+def test_environment_variables_set_the_folders(monkeypatch):
     monkeypatch.setenv("RAYMI_CACHE", "/some/cache")
     assert data_folder() == Path("/some/cache/data")
     monkeypatch.setenv("RAYMI_DATA", "~/sets")

@@ -33,7 +33,7 @@ def test_counts_equal_the_naive_loop():
     assert count_duplicates(sets) == expected
 
 
-def test_one_pixel_makes_another_image():
+def test_images_that_differ_in_one_pixel_are_not_duplicates():
     images = random_images(10, 0)
     other = images.clone()
     other[:, 2, 1, 1] ^= 1
@@ -43,7 +43,7 @@ def test_one_pixel_makes_another_image():
     }
 
 
-def test_the_warning_has_the_numbers_and_the_harm():
+def test_the_warning_has_numbers_and_consequences():
     sizes = {"train": 100, "val": 10, "test": 20}
     assert describe_duplicates({}, sizes) == ""
     both = describe_duplicates({"val/train": 3, "test/train": 4, "test/val": 1}, sizes)
@@ -84,7 +84,7 @@ def test_digits_have_no_duplicates():
     assert load_splits("digits").duplicates == {}
 
 
-def test_a_set_that_is_used_twice_is_all_duplicates():
+def test_a_set_used_twice_is_all_duplicates():
     images = random_images(9, 0)
     whole = ImageSet(images, torch.zeros(9, dtype=torch.int64), ("a", "b"))
     splits = Splits(whole, whole, whole, "x", 2, 2, (0.5,) * 3, (1.0,) * 3)

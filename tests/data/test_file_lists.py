@@ -77,7 +77,7 @@ def two_links_to_a_file_outside(root: Path) -> None:
         link_to_an_image_of_another_class, hard_link, two_links_to_a_file_outside,
     ],
 )  # fmt: skip
-def test_an_image_that_would_count_twice_is_refused(change: Callable[[Path], None], folder):
+def test_duplicate_images_are_refused(change: Callable[[Path], None], folder):
     change(folder)
     with pytest.raises(UserError, match=r"are the same (file|folder), which would count twice"):
         load_splits("folder", folder)
@@ -145,13 +145,13 @@ def image_beside_classes(root: Path) -> None:
         (image_beside_classes, "belongs to no class"),
     ],
 )
-def test_a_file_that_cannot_count_is_refused_by_name(change, message, folder):
+def test_unreadable_files_are_refused_by_name(change, message, folder):
     change(folder)
     with pytest.raises(UserError, match=rf"/x\S* .*{message}"):
         load_splits("folder", folder)
 
 
-def test_hidden_files_and_folders_do_not_count(folder):
+def test_hidden_files_and_folders_are_skipped(folder):
     expected = load_splits("folder", folder).train.digest
     hidden = folder / "train" / "cat" / ".ipynb_checkpoints"
     hidden.mkdir()
@@ -161,7 +161,7 @@ def test_hidden_files_and_folders_do_not_count(folder):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="needs a user whom permissions bind")
-def test_a_folder_that_cannot_be_read_is_named(folder):
+def test_unreadable_folders_are_named(folder):
     (folder / "train" / "cat" / "more").mkdir(mode=0)
     with pytest.raises(UserError, match=r"more cannot be read .*its images would be skipped"):
         load_splits("folder", folder)
@@ -183,7 +183,7 @@ def test_file_names_that_are_not_utf_8_are_read_and_shown(folder):
 
 
 @pytest.mark.parametrize("name", [b"\xff", b"a\nb"])
-def test_class_names_that_are_no_text_are_refused(folder, name):
+def test_class_names_that_are_not_utf_8_are_refused(folder, name):
     for part in ("train", "test"):
         os.rename(folder / part / "cat", os.fsencode(folder / part) + b"/" + name)
     for function in (check_data, load_splits):
@@ -192,7 +192,7 @@ def test_class_names_that_are_no_text_are_refused(folder, name):
         str(caught.value).encode()
 
 
-def test_a_class_is_the_same_in_both_unicode_forms(folder):
+def test_class_names_are_compared_in_composed_unicode(folder):
     (folder / "train" / "cat").rename(folder / "train" / "caf\u00e9")
     (folder / "test" / "cat").rename(folder / "test" / "cafe\u0301")
     check_data("folder", folder)
@@ -201,7 +201,7 @@ def test_a_class_is_the_same_in_both_unicode_forms(folder):
     assert torch.bincount(splits.test.labels).tolist() == [3, 3]
 
 
-def test_two_classes_that_differ_in_unicode_form_alone_are_refused(folder):
+def test_classes_that_differ_only_in_unicode_form_are_refused(folder):
     (folder / "train" / "cat").rename(folder / "train" / "caf\u00e9")
     (folder / "train" / "cafe\u0301").mkdir()
     for function in (check_data, load_splits):
@@ -209,7 +209,7 @@ def test_two_classes_that_differ_in_unicode_form_alone_are_refused(folder):
             function("folder", folder)
 
 
-def test_one_class_is_refused_at_once(folder):
+def test_a_single_class_is_refused(folder):
     for part in ("train", "test"):
         shutil.rmtree(folder / part / "dog")
     for function in (check_data, load_splits):
@@ -218,7 +218,7 @@ def test_one_class_is_refused_at_once(folder):
 
 
 @pytest.mark.parametrize("name", ["valid", "validation", "dev"])
-def test_a_validation_folder_of_another_name_is_not_left_out(folder, write_images, name):
+def test_a_validation_folder_of_another_name_is_refused(folder, write_images, name):
     write_images(folder / name, "cat dog", 1, seed=2)
     with pytest.raises(UserError, match=rf"{name} would be skipped: rename it to val"):
         check_data("folder", folder)

@@ -21,7 +21,7 @@ def folder(tmp_path, write_images):
     return tmp_path / "set"
 
 
-def test_a_folder_serves_the_pixels_of_its_files(folder):
+def test_a_folder_has_the_pixels_of_its_files(folder):
     check_data("folder", folder)
     splits = load_splits("folder", folder, val_fraction=0)
     assert splits.train.class_names == ("cat", "dog")
@@ -30,7 +30,7 @@ def test_a_folder_serves_the_pixels_of_its_files(folder):
     assert torch.equal(splits.test.images[8].permute(1, 2, 0), torch.tensor(pixels))
 
 
-def test_a_given_val_folder_is_used_instead_of_a_split(folder, write_images):
+def test_a_val_folder_replaces_the_split(folder, write_images):
     assert len(load_splits("folder", folder, val_fraction=0.25).val) == 10
     write_images(folder / "val", "cat dog", 3, seed=2)
     splits = load_splits("folder", folder, val_fraction=0.25)
@@ -67,7 +67,7 @@ def test_files_are_decoded_once_until_one_changes(folder, monkeypatch):
     assert set(decoded) == set((folder / "test").rglob("*.png"))
 
 
-def test_the_cache_tells_image_sizes_apart(folder, own_cache):
+def test_the_cache_depends_on_the_image_size(folder, own_cache):
     native = load_splits("folder", folder)
     assert load_splits("folder", folder, image_size=6).image_size == 6
     large = load_splits("folder", folder, image_size=12)
@@ -82,7 +82,7 @@ def test_an_unwritable_cache_changes_nothing(folder, monkeypatch):
     assert load_splits("folder", folder).train.digest == cached.train.digest
 
 
-def test_limit_takes_the_same_first_images_as_reading_everything(folder):
+def test_limit_selects_the_same_images_as_without_early_limiting(folder):
     everything = load_splits("folder", folder, val_fraction=0)
     (folder / "train" / "dog" / "9.png").write_text("corrupt, but not among the first")
     few = load_splits("folder", folder, val_fraction=0, limit=6)
@@ -121,7 +121,7 @@ def test_a_corrupt_image_is_one_error_that_names_the_file(folder, suffix, conten
     assert "\n" not in str(caught.value)
 
 
-def test_images_that_the_memory_cannot_hold_are_refused(folder, monkeypatch):
+def test_images_larger_than_memory_are_refused(folder, monkeypatch):
     memory = psutil.virtual_memory()
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory._replace(total=40 * 192 - 1))
     with pytest.raises(UserError, match=r"40 images of 8x8 pixels .*data.image_size"):
@@ -177,9 +177,7 @@ def test_tiny_imagenet_is_read_in_its_own_layout(tiny_imagenet_root):
     assert torch.equal(splits.test.images[7].permute(1, 2, 0), torch.tensor(pixels))
 
 
-def test_tiny_imagenet_may_be_given_as_the_folder_itself_or_lie_in_the_default_place(
-    tiny_imagenet_root, monkeypatch
-):
+def test_tiny_imagenet_is_found_by_root_or_in_the_default_folder(tiny_imagenet_root, monkeypatch):
     itself = load_splits("tiny-imagenet", tiny_imagenet_root / "tiny-imagenet-200", limit=40)
     monkeypatch.setenv("RAYMI_DATA", str(tiny_imagenet_root))
     default = load_splits("tiny-imagenet", limit=40)
@@ -199,7 +197,7 @@ def test_grey_jpegs_among_tiny_imagenet_become_rgb(tiny_imagenet_root):
     assert flat.sum() >= len(grey)
 
 
-def test_tiny_imagenet_that_is_not_there_is_explained(tmp_path):
+def test_missing_tiny_imagenet_has_a_remedy(tmp_path):
     for function in (check_data, load_splits):
         with pytest.raises(UserError, match=r"wnids.txt does not exist: unpack http.*data.root"):
             function("tiny-imagenet", tmp_path)

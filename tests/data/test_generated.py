@@ -36,7 +36,7 @@ def path(tmp_path):
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 30, 8192])
-def test_images_and_labels_are_those_of_the_file(path, chunk, monkeypatch):
+def test_images_and_labels_equal_the_file(path, chunk, monkeypatch):
     monkeypatch.setattr(npz_file, "CHUNK", chunk)
     arrays = write(path)
     check_data("digits", generated=path)
@@ -50,7 +50,7 @@ def test_images_and_labels_are_those_of_the_file(path, chunk, monkeypatch):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW", "Fortran"])
-def test_every_layout_and_compression_reads_the_same_as_at_once(path, save, layout):
+def test_every_layout_and_compression_gives_the_same_images(path, save, layout):
     image = write(path)["image"]
     image = {
         "NHWC": image,
@@ -72,7 +72,7 @@ def test_other_sizes_are_resized_where_image_size_is_set(path, monkeypatch):
     assert torch.equal(splits.generated.images, fit_square(rgb_images(image), 16))
 
 
-def test_nothing_else_of_the_splits_changes(path):
+def test_generated_images_change_no_split(path):
     write(path)
     plain, mixed = load_splits("digits", limit=99), load_splits("digits", limit=99, generated=path)
     assert plain.generated is None
@@ -107,7 +107,7 @@ def test_nothing_else_of_the_splits_changes(path):
         ({"num_images": 0}, "expected at least one image and its label, got none"),
     ],
 )
-def test_a_wrong_file_is_refused_before_anything_is_loaded(path, function, changes, message):
+def test_an_invalid_file_is_refused_before_loading(path, function, changes, message):
     write(path, **changes)
     with pytest.raises(UserError, match=rf"made\.npz:? {message}"):
         function("cifar10", path.parent / "nothing-here", generated=path)
@@ -131,7 +131,7 @@ def test_a_missing_file_a_folder_and_another_format_are_refused(path, function):
         ({"image": np.zeros((30, 40, 8, 3), np.uint8)}, "must be 8x8 .* got 8x40"),
     ],
 )
-def test_what_does_not_fit_the_data_set_is_refused_before_an_image_is_read(path, changes, message):
+def test_a_mismatch_with_the_data_set_is_refused_before_reading_images(path, changes, message):
     """Reading the images would fail, as they are damaged."""
     write(path, **changes)
     damage_images(path)

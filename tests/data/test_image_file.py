@@ -105,13 +105,13 @@ GREY_OF_MANY_BITS: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 
 @pytest.mark.parametrize("kind", GREY_OF_MANY_BITS)
-def test_grey_of_more_than_8_bits_keeps_its_levels(kind, tmp_path):
+def test_grey_of_more_than_8_bits_is_scaled(kind, tmp_path):
     name, write = GREY_OF_MANY_BITS[kind]
     write(tmp_path / name)
     assert (read(tmp_path / name) == grey(RAMP)).all()
 
 
-def test_tiff_of_12_bits_has_its_white_at_4095(tmp_path):
+def test_white_of_12_bit_tiff_is_4095(tmp_path):
     levels = np.rint(RAMP / 255 * 4095).astype(int)
     first, second = levels[:, ::2], levels[:, 1::2]
     packed = [first >> 4, (first & 15) << 4 | second >> 8, second & 255]  # two pixels in 3 bytes
@@ -120,7 +120,7 @@ def test_tiff_of_12_bits_has_its_white_at_4095(tmp_path):
     assert (read(tmp_path / "x.tif") == grey(RAMP)).all()
 
 
-def test_levels_between_those_of_8_bits_are_rounded(tmp_path):
+def test_levels_are_rounded_to_8_bits(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 2**16, (16, 16)).astype(np.uint16)
     pil(tmp_path / "x.png", pixels)
     assert (read(tmp_path / "x.png") == grey(np.rint(pixels / 257))).all()
@@ -141,7 +141,7 @@ COLOUR_OF_MANY_BITS: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 
 @pytest.mark.parametrize("kind", COLOUR_OF_MANY_BITS)
-def test_colour_of_16_bits_keeps_its_upper_8(kind, tmp_path):
+def test_colour_of_16_bits_keeps_its_upper_8_bits(kind, tmp_path):
     name, write = COLOUR_OF_MANY_BITS[kind]
     write(tmp_path / name)
     assert np.abs(read(tmp_path / name) - COLOUR_16 / 257).max() <= 1
@@ -210,7 +210,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_files_that_would_lose_their_meaning_are_refused(kind, tmp_path):
+def test_ambiguous_files_are_refused(kind, tmp_path):
     name, write, message = REFUSED[kind]
     write(tmp_path / name)
     with pytest.raises(UserError, match=rf"{name} has .*{message}.*remove it") as caught:
@@ -247,14 +247,14 @@ USUAL: dict[str, tuple[str, Callable[[Path], None]]] = {
 
 
 @pytest.mark.parametrize("kind", USUAL)
-def test_usual_kinds_are_read_as_they_look(kind, tmp_path):
+def test_usual_modes_are_converted(kind, tmp_path):
     name, write = USUAL[kind]
     write(tmp_path / name)
     expected = np.maximum(RAMP, 1) if "unused" in kind else RAMP
     assert np.abs(read(tmp_path / name).astype(int) - grey(expected)).max() <= 2
 
 
-def test_two_levels_become_black_and_white(tmp_path):
+def test_bilevel_images_become_black_and_white(tmp_path):
     Image.fromarray(RAMP > 99).save(tmp_path / "x.png")
     assert (read(tmp_path / "x.png") == grey(np.where(RAMP > 99, 255, 0))).all()
 
@@ -286,12 +286,12 @@ def test_exif_orientation_is_applied(orientation, suffix, tmp_path):
     assert np.abs(found.astype(int) - grey(upright)).mean() < 3
 
 
-def test_damaged_exif_data_leave_the_image_as_it_is(tmp_path):
+def test_damaged_exif_data_are_ignored(tmp_path):
     Image.fromarray(grey(RAMP)).save(tmp_path / "x.png", exif=b"Exif\0\0nonsense")
     assert (read(tmp_path / "x.png") == grey(RAMP)).all()
 
 
-def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+def test_too_large_images_are_refused_before_decoding(tmp_path):
     for width in (10_001, 60_000):  # the second one is refused by Pillow itself
         path = tmp_path / f"{width}.pgm"
         path.write_bytes(f"P5\n{width} 10000 255\n".encode())  # decoding would find no pixels
@@ -309,7 +309,7 @@ def test_the_limit_counts_pixels(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_12_bits_stored_in_16_are_refused_for_the_whole_set(channels, tmp_path):
+def test_sets_of_12_bits_stored_in_16_are_refused(channels, tmp_path):
     rng = np.random.default_rng(0)
     for part in ("train", "test"):
         for name in ("a", "b"):
@@ -326,7 +326,7 @@ def test_12_bits_stored_in_16_are_refused_for_the_whole_set(channels, tmp_path):
     assert load_splits("folder", tmp_path).train.images.max() > 250
 
 
-def test_one_dark_image_of_16_bits_among_others_is_no_error(tmp_path):
+def test_one_dark_16_bit_image_is_accepted(tmp_path):
     for part in ("train", "test"):
         for name in ("a", "b"):
             (tmp_path / part / name).mkdir(parents=True)

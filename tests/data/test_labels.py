@@ -42,7 +42,7 @@ def renumbered(message: str, label: np.ndarray) -> np.ndarray:
     ],
     ids=["from 1", "gaps", "0 and 255", "an id", "a large id", "many gaps"],
 )
-def test_labels_with_gaps_are_refused_with_the_line_that_renumbers_them(
+def test_labels_with_gaps_are_refused_with_a_renumbering_expression(
     function, label, found, missing, tmp_path
 ):
     path = write(tmp_path / "x.npz", label)
@@ -56,7 +56,7 @@ def test_labels_with_gaps_are_refused_with_the_line_that_renumbers_them(
     check_data("npz", write(path, right))
 
 
-def test_files_of_parts_are_renumbered_alike(tmp_path):
+def test_files_of_parts_get_one_renumbering(tmp_path):
     labels = {"train": np.array([3, 5, 9])[LABEL], "test": np.full(60, 9)}
     for part, label in labels.items():
         write(tmp_path / f"{part}.npz", label)
@@ -122,9 +122,7 @@ def test_labels_are_checked_on_the_whole_set_before_the_limit(tmp_path):
         (np.array(3), r"integers of shape \(60,\).*got int64 \(\)"),
     ],
 )
-def test_other_labels_are_refused_with_the_line_that_converts_them(
-    function, label, message, tmp_path
-):
+def test_invalid_labels_are_refused_with_a_conversion(function, label, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         function("npz", write(tmp_path / "x.npz", label))
     assert "x.npz: " in str(caught.value)
@@ -149,7 +147,7 @@ def test_other_labels_are_refused_with_the_line_that_converts_them(
         (IMAGE.astype("S3"), "got |S3", "convert them"),
     ],
 )
-def test_other_images_are_refused_with_the_line_that_converts_them(
+def test_images_of_other_types_are_refused_with_a_conversion(
     function, image, message, convert, tmp_path
 ):
     with pytest.raises(UserError) as caught:
@@ -169,7 +167,7 @@ def test_other_images_are_refused_with_the_line_that_converts_them(
 
 
 @pytest.mark.parametrize("most", [1, 16])
-def test_images_of_another_scale_in_bytes_are_refused(most, tmp_path):
+def test_uint8_images_of_another_scale_are_refused(most, tmp_path):
     """Bytes of 0..1 were floats once; scikit-learn's digits have 0..16."""
     path = write(tmp_path / "x.npz", LABEL, IMAGE % (most + 1))
     with pytest.raises(UserError, match=r"the 60 images of .*x.npz are nearly black: .* white"):
@@ -178,14 +176,14 @@ def test_images_of_another_scale_in_bytes_are_refused(most, tmp_path):
         load_splits("digits", image_size=8, generated=path)
 
 
-def test_a_class_that_the_fixed_test_set_takes_away_is_refused(tmp_path):
+def test_a_class_left_only_in_the_test_set_is_refused(tmp_path):
     label = np.arange(60) // 2  # pairs: nothing is lost
     assert load_splits("npz", write(tmp_path / "x.npz", label), val_fraction=0).num_classes == 30
     with pytest.raises(UserError, match=r"no training images are left of 12 classes .*test set"):
         load_splits("npz", write(tmp_path / "x.npz", np.arange(60)), val_fraction=0)
 
 
-def test_a_class_that_validation_takes_away_is_refused(tmp_path):
+def test_a_class_left_only_in_validation_is_refused(tmp_path):
     for part in ("train", "test"):
         write(tmp_path / f"{part}.npz", np.arange(60))
     with pytest.raises(UserError, match=r"no training images are left of 6 .*validation set"):
@@ -194,7 +192,7 @@ def test_a_class_that_validation_takes_away_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("function", [check_data, load_splits])
-def test_memory_does_not_grow_with_the_value_of_a_label(function, tmp_path):
+def test_memory_is_independent_of_label_values(function, tmp_path):
     path = write(tmp_path / "x.npz", np.where(LABEL, 10**9, 0))
     tracemalloc.start()
     try:

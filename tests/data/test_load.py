@@ -11,7 +11,7 @@ from raymi.data import DATASETS, check_data, load_splits
 from raymi.errors import UserError
 
 
-def test_cifar10_is_whole_and_split_in_exact_proportions(cifar10_root):
+def test_cifar10_is_complete_and_stratified(cifar10_root):
     splits = load_splits("cifar10", cifar10_root, download=False)
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [45000, 5000, 10000]
     for part, count in ((splits.train, 4500), (splits.val, 500), (splits.test, 1000)):
@@ -43,7 +43,7 @@ def test_train_and_val_are_disjoint_and_cover_the_training_images():
     assert splits.test.digest == whole.test.digest
 
 
-def test_the_split_follows_split_seed_and_nothing_else():
+def test_the_split_depends_on_split_seed_only():
     first = load_splits("digits", split_seed=3)
     torch.manual_seed(1234)
     state = torch.get_rng_state()
@@ -73,7 +73,7 @@ def test_limit_keeps_the_first_of_every_class_before_the_split():
         assert torch.equal(chosen, of_class[: len(chosen)])
 
 
-def test_mean_and_std_are_those_of_the_training_images_served():
+def test_mean_and_std_are_computed_from_the_training_images():
     splits = load_splits("digits", val_fraction=0.5)
     pixels = splits.train.images.double() / 255
     assert splits.mean[0] == pytest.approx(pixels[:, 0].mean().item())
@@ -93,7 +93,7 @@ def test_mean_and_std_are_those_of_the_training_images_served():
         ("digits", {"limit": 0}, "limit must be at least 1"),
     ],
 )
-def test_wrong_arguments_are_explained(function, name, options, message):
+def test_invalid_arguments_are_refused(function, name, options, message):
     with pytest.raises(UserError, match=message):
         function(name, **options)
 

@@ -33,12 +33,12 @@ def test_every_layout_of_the_same_pixels_gives_the_same_images():
         (np.zeros((2, 4, 4, 4), np.uint8), r"got \(2, 4, 4, 4\)"),
     ],
 )
-def test_other_arrays_are_refused(array, message):
+def test_invalid_arrays_are_refused(array, message):
     with pytest.raises(UserError, match=message):
         rgb_images(array)
 
 
-def test_the_right_size_is_left_alone():
+def test_images_of_the_right_size_are_unchanged():
     images = torch.from_numpy(random_pixels(2, 3, 8, 8))
     assert fit_square(images, 8) is images
 
@@ -50,7 +50,7 @@ def test_a_flat_image_stays_flat_at_any_size():
         assert fit_square(images, size).unique().tolist() == [201]
 
 
-def test_halving_averages_so_nothing_aliases():
+def test_halving_averages_without_aliasing():
     stripes = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
     stripes[..., ::2] = 255
     inner = fit_square(stripes, 8)[..., 2:-2]
@@ -64,7 +64,7 @@ def test_the_centre_of_the_longer_side_is_kept():
     assert fit_square(images.transpose(2, 3), 10).unique().tolist() == [77]
 
 
-def test_an_image_is_resized_the_same_alone_and_among_others():
+def test_resizing_is_independent_of_the_batch():
     images = torch.from_numpy(random_pixels(1500, 3, 7, 7))  # more than one chunk
     together = fit_square(images, 9)
     for i in (0, 1023, 1024, 1499):
@@ -72,7 +72,7 @@ def test_an_image_is_resized_the_same_alone_and_among_others():
 
 
 @pytest.mark.parametrize("size", [5, 16, 33])
-def test_single_images_are_resized_as_batches_are_within_one_level(size):
+def test_single_images_are_resized_as_batches_within_one_level(size):
     pixels = random_pixels(1, 20, 26, 3)
     single = np.asarray(fit_square_image(Image.fromarray(pixels[0]), size)).transpose(2, 0, 1)
     batch = fit_square(rgb_images(pixels), size)[0]

@@ -25,7 +25,7 @@ def test_hold_out_partitions_with_the_exact_fraction_of_every_class(fraction, nu
     assert (held_counts - fraction * counts).abs().max() < 1
 
 
-def test_hold_out_returns_ascending_indices_that_follow_the_key():
+def test_hold_out_returns_ascending_indices_that_depend_on_the_key():
     labels = random_labels(200, 5)
     kept, held = hold_out(labels, 0.3, key=1)
     assert torch.equal(kept, kept.sort().values)
@@ -38,7 +38,7 @@ def test_hold_out_is_spread_over_the_whole_class():
     assert abs(held.double().mean().item() - 5000) < 300  # standard error about 90
 
 
-def test_any_fraction_keeps_one_and_holds_one():
+def test_any_fraction_leaves_one_sample_on_each_side():
     labels = torch.tensor([0, 1, 1])
     assert [len(part) for part in hold_out(labels, 0.001, key=0)] == [2, 1]
     assert [len(part) for part in hold_out(labels, 0.999, key=0)] == [1, 2]
@@ -47,7 +47,7 @@ def test_any_fraction_keeps_one_and_holds_one():
         hold_out(labels[:1], 0.5, key=0)
 
 
-def test_first_of_each_class_is_the_naive_loop():
+def test_first_of_each_class_equals_the_naive_loop():
     labels = random_labels(97, 6, seed=3)
     for limit in (0, 1, 5, 6, 50, 96, 97, 500):
         chosen = first_of_each_class(labels, limit)

@@ -105,7 +105,7 @@ def no_network(monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_set_is_served_as_its_reader_has_it(name, tmp_path, write, no_network):
+def test_every_set_equals_its_torchvision_reader(name, tmp_path, write, no_network):
     write(name, tmp_path)
     check_data(name, tmp_path, download=False)
     splits = load_splits(name, tmp_path, val_fraction=0.25)
@@ -127,7 +127,7 @@ def test_every_set_is_served_as_its_reader_has_it(name, tmp_path, write, no_netw
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_network_the_error_says_what_to_put_where(name, tmp_path, no_network):
+def test_a_failed_download_names_files_and_folder(name, tmp_path, no_network):
     check_data(name, tmp_path)  # could be downloaded, as far as one sees
     with pytest.raises(UserError, match=r"could not be downloaded .*not known") as caught:
         load_splits(name, tmp_path)
@@ -138,9 +138,7 @@ def test_without_network_the_error_says_what_to_put_where(name, tmp_path, no_net
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_switched_off_downloads_touch_neither_network_nor_disk(
-    name, tmp_path, monkeypatch, no_network
-):
+def test_download_false_uses_neither_network_nor_disk(name, tmp_path, monkeypatch, no_network):
     monkeypatch.setenv("RAYMI_DATA", str(tmp_path / "sets"))
     for function in (check_data, load_splits):
         with pytest.raises(UserError, match=r"sets and downloading is switched off.*http"):
@@ -158,7 +156,7 @@ def test_damaged_files_are_one_error(name, tmp_path, write, no_network):
         load_splits(name, tmp_path)
 
 
-def test_a_stalled_download_is_given_up_and_the_timeout_is_nobody_elses(tmp_path, monkeypatch):
+def test_a_stalled_download_fails_and_the_timeout_is_restored(tmp_path, monkeypatch):
     timeouts = []
 
     def stall(*args, **kwargs):
@@ -173,7 +171,7 @@ def test_a_stalled_download_is_given_up_and_the_timeout_is_nobody_elses(tmp_path
     assert socket.getdefaulttimeout() is None
 
 
-def test_archives_that_were_put_there_by_hand_are_unpacked(tmp_path, monkeypatch, no_network):
+def test_archives_copied_by_hand_are_unpacked(tmp_path, monkeypatch, no_network):
     write_mnist(tmp_path, datasets.MNIST)
     raw = tmp_path / "MNIST" / "raw"
     resources = []
@@ -233,7 +231,7 @@ sys.exit(any(process.exitcode for process in processes))
 """
 
 
-def test_processes_that_ask_at_once_download_once(tmp_path):
+def test_concurrent_processes_download_once(tmp_path):
     root, files = tmp_path / "root", tmp_path / "files"
     write_mnist(files, datasets.FashionMNIST)
     command = [sys.executable, "-c", PROCESSES, str(root), str(files)]

@@ -40,16 +40,16 @@ def test_the_weight_is_zero_where_the_mi_gradient_vanishes(norm_mi, norm_adv):
     assert weight == 0
 
 
-def test_a_vanishing_gradient_is_one_below_a_trillionth_of_the_other():
+def test_gradients_below_a_trillionth_of_the_other_vanish():
     weight = balanced_weight(torch.tensor(1e-11), torch.tensor(1.0), 0.2, largest=1e30)
     torch.testing.assert_close(weight, torch.tensor(2e10))
 
 
-def test_a_broken_gradient_is_not_hidden():
+def test_nan_gradients_are_not_hidden():
     assert balanced_weight(torch.tensor(torch.nan), torch.tensor(1.0), 0.2, 1000.0).isnan()
 
 
-def test_norms_of_half_precision_gradients_are_taken_in_single_precision():
+def test_norms_of_half_precision_gradients_use_single_precision():
     grads = [torch.full((1000,), 200.0, dtype=torch.float16)]
     norm = global_norm(grads, Collectives())
     assert norm.dtype == torch.float32
@@ -63,7 +63,7 @@ def norm_on_a_rank(rank, world_size, sizes):
 
 
 @pytest.mark.parametrize("sizes", [[4, 2], [5, 0, 1]], ids=str)
-def test_the_norm_is_that_of_the_global_batch(sizes, tmp_path):
+def test_the_norm_is_over_the_global_batch(sizes, tmp_path):
     expected = torch.cat(two_gradients()[0]).norm().item()
     results = run_ranks(norm_on_a_rank, len(sizes), sizes, tmp_path=tmp_path)
     assert results == pytest.approx([expected] * len(sizes), rel=1e-12)

@@ -23,7 +23,7 @@ def test_local_features_have_one_vector_for_each_location(size, depth):
     assert critic.global_features(torch.randn(3, 10)).shape == (3, 12)
 
 
-def test_the_papers_critic_sees_64_locations_of_a_cifar_image():
+def test_the_papers_estimator_has_64_locations_of_a_cifar_image():
     critic = LocalDIM(10, 32, hidden=2048)
     assert critic.local_features(torch.rand(2, 3, 32, 32)).shape == (2, 2048, 64)
     widths = [layer[0].out_channels for layer in critic.local.layers]

@@ -29,7 +29,7 @@ def estimator_of(bound, num, hidden, size=8, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
-def test_value_and_gradient_are_those_of_the_whole_estimate(bound):
+def test_value_and_gradient_equal_the_full_estimate(bound):
     estimate = estimator_of(bound, 12, 16)
     z = torch.randn(12, 5, dtype=torch.float64, requires_grad=True)
     results = []
@@ -41,7 +41,7 @@ def test_value_and_gradient_are_those_of_the_whole_estimate(bound):
 
 
 @pytest.mark.parametrize("bound", ["dv", pytest.param("infonce", marks=pytest.mark.exhaustive)])
-def test_less_than_two_megabytes_are_held_for_backward(bound):
+def test_less_than_two_megabytes_are_saved_for_backward(bound):
     """256 samples and 2048 units: 134 MB of local features, 17 MB of scores."""
     estimate = estimator_of(bound, 256, 2048, size=32, dtype=torch.float32)
     logits = torch.randn(256, 5, requires_grad=True)

@@ -117,7 +117,7 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["infonce", "dv", "kl"])
 @pytest.mark.parametrize("columns", [64, 7, 1])
-def test_no_tensor_is_larger_than_the_budget_of_scores(name, columns):
+def test_no_tensor_exceeds_score_memory(name, columns):
     num, hidden, locations = 64, 4, 10
     outputs, patterns = torch.randn(num, hidden), torch.randn(num, hidden, locations)
     leaves = [outputs.requires_grad_(), patterns.requires_grad_()]
@@ -138,14 +138,14 @@ def test_large_scores_neither_overflow_nor_underflow(name):
 
 
 @pytest.mark.parametrize("name", F_DIVERGENCES)
-def test_an_own_score_whose_exponential_overflows_leaves_gradients_finite(name):
+def test_gradients_are_finite_if_an_own_score_s_exponential_overflows(name):
     outputs, patterns = torch.eye(3), 500 * torch.eye(3)[:, :, None]
     leaves = [outputs.requires_grad_(), patterns.requires_grad_()]
     estimates = match_for(name, *leaves, [3], Collectives()).bound(name)
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(estimates.sum(), leaves))
 
 
-def test_an_f_divergence_that_was_not_asked_for_is_refused():
+def test_an_f_divergence_that_was_not_requested_is_refused():
     matching = match(*features(3), [3], Collectives(), divergence="jsd")
     with pytest.raises(AssertionError, match="divergence='kl'"):
         matching.bound("kl")
@@ -163,7 +163,7 @@ def test_without_negatives_estimates_and_gradients_are_zero(name, num):
 
 @pytest.mark.parametrize("name", sorted(BOUNDS.keys() - IN_NATS.keys()))
 @pytest.mark.parametrize("num", [0, 1])
-def test_without_negatives_the_other_objectives_are_those_of_the_whole_matrix(name, num):
+def test_without_negatives_other_objectives_equal_the_whole_matrix(name, num):
     outputs, patterns = (t.requires_grad_() for t in features(num))
     estimates = match_for(name, outputs, patterns, [num], Collectives()).bound(name)
     grads = torch.autograd.grad(estimates.sum(), (outputs, patterns))
@@ -206,7 +206,7 @@ def counted_on_a_rank(rank, world_size, sizes, name):
 
 
 @pytest.mark.parametrize("name", ["infonce", "infonce-released", "kl"])
-def test_communication_is_of_the_small_side_only(name, tmp_path):
+def test_only_global_features_are_communicated(name, tmp_path):
     num, hidden, locations = 8, 16, 25
     # outputs and their gradients (B, H); partial sums and their gradients (B, P), of which an
     # f-divergence has two, one without gradient
@@ -214,12 +214,12 @@ def test_communication_is_of_the_small_side_only(name, tmp_path):
     assert run_ranks(counted_on_a_rank, 2, [4, 4], name, tmp_path=tmp_path) == [expected] * 2
 
 
-def test_the_configuration_names_every_bound():
+def test_mi_bound_accepts_every_bound():
     assert set(get_args(MIConfig.model_fields["bound"].annotation)) == set(BOUNDS)
 
 
 @pytest.mark.parametrize("name", BOUNDS)
-def test_critics_learn_with_every_bound_of_the_configuration(name):
+def test_estimators_learn_with_every_bound(name):
     torch.manual_seed(0)
     critic = LocalDIM(5, 8, hidden=16, base_width=4, temperature=0.5)
     task = EstimatorTask(MIEstimators(critic, None), MIConfig(bound=name), Collectives())

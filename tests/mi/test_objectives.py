@@ -42,7 +42,7 @@ def test_selected_samples_are_right_as_natural_and_wrong_as_adversarial_images()
     assert selected(logits, logits_adv, y).tolist() == [True, False, False, False]
 
 
-def test_the_selection_of_a_sample_does_not_depend_on_its_company():
+def test_selection_is_independent_of_the_batch():
     """The released code's softmax over the batch does."""
     logits, logits_adv = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -68,7 +68,7 @@ def test_unselected_values_may_be_nan():
 @pytest.mark.parametrize(
     ("mean", "value", "slope"), [(-0.5, 0, 0), (0.0, 0, 1), (1.0, 1, 1), (2.0, 2, 1), (2.5, 2, 0)]
 )
-def test_a_clamp_gates_value_and_gradient(mean, value, slope):
+def test_clamp_mean_gates_value_and_gradient(mean, value, slope):
     mean = torch.tensor(mean, requires_grad=True)
     clamped = clamp_mean(mean, 0.0, 2.0, ALONE)
     (grad,) = gradients(clamped, [mean])
@@ -85,7 +85,7 @@ def clamped_on_a_rank(rank, world_size):
     )  # fmt: skip
 
 
-def test_a_clamp_tests_the_mean_over_all_workers(tmp_path):
+def test_clamp_mean_uses_the_mean_over_all_workers(tmp_path):
     results = run_ranks(clamped_on_a_rank, 2, tmp_path=tmp_path)
     assert results == [(-3.0, 2.0, 1.0, 0.0), (5.0, 2.0, 1.0, 0.0)]
 
@@ -115,7 +115,7 @@ def test_estimators_maximise_the_matching_mi():
 
 @pytest.mark.parametrize("shift", [3.0, -3.0])
 @pytest.mark.parametrize("clip", [True, False])
-def test_contrast_stops_pushing_the_other_mi_below_zero_where_clipped(shift, clip):
+def test_clipped_contrast_clamps_the_other_mi_at_zero(shift, clip):
     own, other = estimates(2, shift=shift)
     loss = estimator_loss(own, other, SOME, 5, ALONE, clip=clip)
     other_mean = other[SOME].mean().item()
@@ -167,7 +167,7 @@ def test_each_ablation_drops_its_own_terms():
     assert [value > 0 for value in silent] == [False, False, True, True]
 
 
-def test_without_lambda_only_the_cosines_remain_and_the_reverse():
+def test_without_lambda_only_the_cosines_remain_and_vice_versa():
     pair = estimates(4)
     cosines, difference = mi_loss(pair, difference=0.0), mi_loss(pair, cosine=0.0)
     assert (cosines + difference).item() == pytest.approx(mi_loss(pair).item())
@@ -185,7 +185,7 @@ def test_an_empty_selection_contributes_zero_with_finite_gradients():
     assert all((grad == 0).all() for grad in gradients(contrast, pair[:2]))
 
 
-def test_vectors_of_zeros_have_no_angle_and_finite_gradients():
+def test_zero_vectors_have_finite_gradients():
     a, b = torch.zeros(2, 5, dtype=torch.float64).requires_grad_().unbind()
     distance = cosine_distance(a, b, SOME, ALONE)
     assert distance.item() == 0
@@ -199,7 +199,7 @@ def test_a_batch_of_one_is_finite():
     assert all(grad.isfinite().all() for grad in gradients(loss, pair))
 
 
-def test_ranges_gate_each_kind_by_itself():
+def test_ranges_gate_each_kind_separately():
     pair = estimates(4, shift=10.0)
     capped = mi_loss(pair, cosine=0.0, natural_range=(0.0, 2.0))
     expected = 0.3 * (pair[2][SOME].mean() - 2.0)
@@ -222,7 +222,7 @@ def shares_of_the_loss(rank, world_size, sizes, mask):
 
 @pytest.mark.parametrize("mask", [None, SOME, NONE], ids=["all", "selected", "none"])
 @pytest.mark.parametrize("sizes", [[3, 2], [4, 0, 1]], ids=str)
-def test_losses_and_gradients_over_workers_are_those_of_one_process(sizes, mask, tmp_path):
+def test_losses_and_gradients_over_workers_equal_one_process(sizes, mask, tmp_path):
     pair = estimates(4)
     loss, critics = mi_loss(pair, mask=mask), estimator_loss(pair[0], pair[1], mask, 5, ALONE)
     grads = torch.stack(gradients(loss + critics, pair))

@@ -51,7 +51,7 @@ def features() -> dict:
     return golden("estimators")
 
 
-def test_encoders_reproduce_the_released_features(critics, features):
+def test_encoders_reproduce_the_reference_features(critics, features):
     x, x_adv, z = features["x"], features["x_adv"], features["z"]
     assert_close(critics.natural.local_features(x)[:3], features["local_eval"].flatten(2))
     noise = critics.adversarial.local_features(x_adv - x)
@@ -61,7 +61,7 @@ def test_encoders_reproduce_the_released_features(critics, features):
     assert_close(-scores.reference_donsker_varadhan(), features["dv_eval"])
 
 
-def test_encoders_reproduce_the_released_features_in_train_mode(features):
+def test_encoders_reproduce_the_reference_features_in_train_mode(features):
     made = critic("n").train()
     assert_close(made.local_features(features["x"])[:3], features["local_train"].flatten(2))
     assert_close(made.global_features(features["z"]), features["global_train"].flatten(1))
@@ -83,7 +83,7 @@ def test_donsker_varadhan_has_the_positive_among_the_negatives(tag, scale):
     assert_close(of_patterns.mean(dim=0), values[f"dv_gradL_{tag}"])
 
 
-def test_both_terms_of_donsker_varadhan_are_the_released_ones():
+def test_both_terms_of_donsker_varadhan_equal_the_reference():
     values = golden("critics")
     matching = match(values["G"][:, :, 0], values["L"], [6], ONE)
     assert_close(matching.positive, values["dv_Epos_unit"])
@@ -98,7 +98,7 @@ def values(request) -> dict:
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize(("images", "kind"), [("x", "nat"), ("x_adv", "adv")])
-def test_the_classifier_of_the_stored_values_is_ours(values, images, kind, mode):
+def test_the_classifier_reproduces_the_stored_values(values, images, kind, mode):
     net = TinyNet(values).train(mode == "train")
     assert_close(net(values[images]), values[f"logits_{kind}_{mode}"])
 
@@ -112,7 +112,7 @@ def test_selection_is_a_softmax_over_the_batch(values):
     assert wrong.equal(values["est_wrong"])
 
 
-def test_estimates_of_both_outputs_and_their_cosines_are_the_released_ones(critics, values):
+def test_estimates_and_cosines_equal_the_reference(critics, values):
     noise = values["x_adv"] - values["x"]
     for critic, pattern, kind in (
         (critics.natural, values["x"], "nat"),
@@ -133,7 +133,7 @@ def classifier_task(critics: MIEstimators, values: dict, **mi) -> ClassifierTask
     return ClassifierTask(TinyNet(values).train(), LossConfig(), mi, critics, ONE)
 
 
-def test_natural_mi_alone_is_the_released_variant(critics, values):
+def test_natural_mi_alone_equals_the_reference(critics, values):
     """Weight 1, and a tenth of the natural MI of the adversarial output on top."""
     alone = MIEstimators(critics.natural, None)
     task = classifier_task(alone, values, weight=1.0, difference=0.1)
@@ -141,7 +141,7 @@ def test_natural_mi_alone_is_the_released_variant(critics, values):
     assert_close(loss, values["mi_loss_nat_total"])
 
 
-def test_classifier_loss_and_gradients_are_the_released_ones(critics, values):
+def test_classifier_loss_and_gradients_equal_the_reference(critics, values):
     task = classifier_task(critics, values)
     loss, metrics = task(values["x"], values["x_adv"], values["y"], [6])
     assert_close(metrics["loss_adv"], values["ce_adv"])
@@ -151,7 +151,7 @@ def test_classifier_loss_and_gradients_are_the_released_ones(critics, values):
     assert_close(task.model.conv.weight.grad, values["mi_loss_grad_conv_weight"])
 
 
-def test_paper_objective_on_released_estimates_is_equation_9(values):
+def test_paper_objective_on_reference_estimates_is_equation_9(values):
     natural = PairMI(-values["neg_mi_nat_of_adv"], -values["neg_mi_nat_of_nat"])
     adversarial = PairMI(-values["neg_mi_adv_of_adv"], -values["neg_mi_adv_of_nat"])
     mask = values["selected"]
@@ -163,7 +163,7 @@ def test_paper_objective_on_released_estimates_is_equation_9(values):
     assert_close(10 * (loss - only_cosines), values["eq8_lambda_bracket"])
 
 
-def test_critics_losses_and_gradients_are_the_released_ones(values):
+def test_estimator_losses_and_gradients_equal_the_reference(values):
     estimators = MIEstimators(critic("n"), critic("a")).train()
     outputs = values["logits_nat_eval"], values["logits_adv_eval"]
     batch = (values["x"], values["x_adv"], *outputs, values["y_est"], [6])
@@ -182,7 +182,7 @@ def test_critics_losses_and_gradients_are_the_released_ones(values):
     assert_close(critic_n.local.layers[0][0].weight.grad, values["est_loss_nat_grad_local_layer0"])
 
 
-def test_maximising_alone_is_the_released_objective_without_contrast(values):
+def test_mim_released_is_the_reference_objective_without_contrast(values):
     outputs = values["logits_nat_eval"], values["logits_adv_eval"]
     batch = (values["x"], values["x_adv"], *outputs, values["y_est"], [6])
     mi = MIConfig(form="released", objective="mim-released", hidden=HIDDEN)
@@ -192,7 +192,7 @@ def test_maximising_alone_is_the_released_objective_without_contrast(values):
         assert_close(loss, values[expected])
 
 
-def test_running_statistics_are_those_of_the_released_seven_forwards(critics):
+def test_running_statistics_equal_the_reference_of_seven_forwards(critics):
     values = golden("losses_bn")
     model = TinyNet(values).train()
     mi = MIConfig(form="released", hidden=HIDDEN)
@@ -205,7 +205,7 @@ def test_running_statistics_are_those_of_the_released_seven_forwards(critics):
     assert model.bn.momentum == 0.1
 
 
-def test_mixed_running_statistics_are_those_of_two_plain_forwards():
+def test_mixed_running_statistics_equal_two_plain_forwards():
     values = golden("losses_bn")
     model, plain = TinyNet(values).train(), TinyNet(values).train()
     task = ClassifierTask(model, LossConfig(batchnorm="mix"), MIConfig(weight=0), None, ONE)
@@ -217,7 +217,7 @@ def test_mixed_running_statistics_are_those_of_two_plain_forwards():
     assert model.bn.num_batches_tracked.equal(plain.bn.num_batches_tracked)
 
 
-def test_interrupted_forwards_leave_the_running_statistics():
+def test_interrupted_forwards_keep_the_running_statistics():
     values = golden("losses_bn")
     model = TinyNet(values).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}

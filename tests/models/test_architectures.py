@@ -65,7 +65,7 @@ def test_default_models_have_the_published_number_of_parameters(name, parameters
         assert num_parameters(build(name)) == parameters
 
 
-def test_wide_resnet_16_4_is_a_width_and_a_depth():
+def test_wide_resnet_16_4_is_width_4_and_depth_16():
     with torch.device("meta"):
         model = build("wrn-28-10", depth=16, width=4)
     assert num_parameters(model) == 2_748_890
@@ -123,12 +123,12 @@ def test_classifier_normalises_with_its_own_mean_and_std():
 
 
 @pytest.mark.parametrize(("mean", "std"), [((0.5,), (1, 1, 1)), ((0.5, 0.5, 0.5), (1, 1, 0))])
-def test_a_mean_or_std_that_cannot_normalise_is_refused(mean, std):
+def test_invalid_mean_and_std_are_refused(mean, std):
     with pytest.raises(ValueError, match="std positive"):
         Classifier(nn.Identity(), mean, std)
 
 
-def test_the_global_seed_alone_decides_the_weights():
+def test_weights_depend_on_the_global_seed_only():
     states = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)

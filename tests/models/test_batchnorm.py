@@ -182,7 +182,7 @@ def train_step_on_rank(rank, world_size, xs, ys, ddp):
 
 @pytest.mark.parametrize("ddp", [False, True])
 @pytest.mark.parametrize("sizes", [(4, 3), (5, 0, 2)])
-def test_a_converted_network_takes_the_step_of_one_process(tmp_path, sizes, ddp):
+def test_a_converted_network_s_step_equals_one_process(tmp_path, sizes, ddp):
     torch.manual_seed(0)
     x = torch.rand(7, 3, 8, 8, dtype=torch.float64)
     y = torch.arange(7) % 3
@@ -211,7 +211,7 @@ def norms_in_groups(rank, world_size, x):
     return *outputs, everyone, torch.equal(norm(x), plain(x))
 
 
-def test_a_group_bounds_the_batch_and_a_copy_stays_in_it(tmp_path):
+def test_a_copy_stays_in_its_process_group(tmp_path):
     torch.manual_seed(0)
     x = torch.randn(3, 4, 2, 2, dtype=torch.float64)
     pair, alone = (make_norm(nn.BatchNorm2d)(part).detach() for part in x.split((2, 1)))
@@ -256,7 +256,7 @@ def test_conversion_keeps_tensors_names_flags_and_sharing():
     assert type(model[3]) is nn.BatchNorm3d
 
 
-def test_a_bare_batchnorm_is_replaced_and_a_subclass_left_alone():
+def test_a_bare_batchnorm_is_replaced_and_a_subclass_is_not():
     class Special(nn.BatchNorm2d):
         pass
 
@@ -273,7 +273,7 @@ def test_a_converted_model_exports_with_a_dynamic_batch():
 
 
 @pytest.mark.parametrize("convert", [False, True])
-def test_frozen_statistics_stay_bit_identical_and_the_output_is_that_of_train_mode(convert):
+def test_frozen_statistics_are_unchanged_with_train_mode_output(convert):
     model = small_resnet()
     if convert:
         convert_batchnorm(model)
@@ -287,7 +287,7 @@ def test_frozen_statistics_stay_bit_identical_and_the_output_is_that_of_train_mo
     assert len(moved) == 3 * sum("num_batches_tracked" in name for name in before)
 
 
-def test_frozen_statistics_leave_eval_mode_as_it_is():
+def test_frozen_statistics_do_not_affect_eval_mode():
     model = small_resnet().eval()
     x = torch.rand(4, 3, 8, 8, dtype=torch.float64)
     expected = model(x)
@@ -301,7 +301,7 @@ def fail_while_frozen(model):
         raise ZeroDivisionError
 
 
-def test_frozen_statistics_thaw_after_an_exception_to_what_each_module_had():
+def test_frozen_statistics_are_restored_after_an_exception():
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
     with pytest.raises(ZeroDivisionError):
         fail_while_frozen(model)

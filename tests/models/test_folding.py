@@ -42,7 +42,7 @@ def learn(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", FOLDED)
-def test_outputs_and_gradients_are_those_of_eval_mode(name: str) -> None:
+def test_outputs_and_gradients_equal_eval_mode(name: str) -> None:
     model = learned(name)
     folded = FoldedClassifier(model).eval()
     if FOLDED[name] is not None:
@@ -66,7 +66,7 @@ def test_batchnorm_over_all_workers_folds_too() -> None:
     torch.testing.assert_close(folded(x), model(x), rtol=1e-9, atol=1e-9)
 
 
-def test_the_classifier_is_left_alone_and_nothing_of_the_twin_is_trained() -> None:
+def test_the_classifier_is_unchanged_and_the_copy_is_not_trained() -> None:
     model = learned("small-cnn")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     folded = FoldedClassifier(model)
@@ -88,6 +88,6 @@ class Branching(nn.Module):
         return self.linear(x) if x.sum() > 0 else -self.linear(x)
 
 
-def test_a_network_that_cannot_be_traced_is_refused_with_the_remedy() -> None:
+def test_an_untraceable_network_is_refused_with_the_remedy() -> None:
     with pytest.raises(UserError, match=r"cannot trace .*: set scaling\.fold_batchnorm=false"):
         FoldedClassifier(Branching())

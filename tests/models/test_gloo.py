@@ -39,12 +39,12 @@ def die(rank, world_size):
     time.sleep(600)
 
 
-def test_results_come_back_in_the_order_of_the_ranks(tmp_path):
+def test_results_are_in_rank_order(tmp_path):
     results = run_ranks(sum_of_ranks, 3, torch.tensor([10.0]), tmp_path=tmp_path)
     assert results == [(rank, 3, torch.tensor([33.0])) for rank in range(3)]
 
 
-def test_an_exception_is_raised_again_with_the_traceback_of_its_rank(tmp_path):
+def test_an_exception_is_reraised_with_its_traceback(tmp_path):
     with pytest.raises(KeyError, match="only here") as caught:
         run_ranks(fail_on_rank_one, 2, tmp_path=tmp_path)
     (note,) = caught.value.__notes__
@@ -52,7 +52,7 @@ def test_an_exception_is_raised_again_with_the_traceback_of_its_rank(tmp_path):
     assert "in fail_on_rank_one" in note
 
 
-def test_an_exception_that_cannot_be_pickled_arrives_as_a_runtime_error(tmp_path):
+def test_an_unpicklable_exception_becomes_a_runtime_error(tmp_path):
     with pytest.raises(RuntimeError, match="LocalError: cannot be pickled"):
         run_ranks(fail_with_a_local_exception, 1, tmp_path=tmp_path)
 

@@ -71,7 +71,7 @@ def test_every_listed_model_has_a_description_and_passes_the_check(name):
         ({"image_size": 7}, "image_size must be at least 8 pixels, got 7"),
     ],
 )
-def test_what_no_family_has_is_refused_with_a_remedy(options, message):
+def test_unavailable_models_are_refused_with_a_remedy(options, message):
     options = {"name": "resnet18", "image_size": 32, "width": None, "depth": None} | options
     with pytest.raises(UserError, match=message):
         check_model(**options)
@@ -80,7 +80,7 @@ def test_what_no_family_has_is_refused_with_a_remedy(options, message):
 
 
 @pytest.mark.usefixtures("user_module")
-def test_a_function_of_the_users_becomes_a_classifier_and_keeps_its_train_flags():
+def test_a_user_function_becomes_a_classifier_with_its_train_flags():
     check_model("my_nets:net", image_size=8, width=None, depth=None)
     model = build("my_nets:net")
     x = torch.rand(4, 3, 8, 8)
@@ -111,7 +111,7 @@ def test_building_a_users_model_twice_imports_it_once():
         ("my_nets:wrong_arguments", "is called with num_classes= and image_size="),
     ],
 )
-def test_a_users_function_that_cannot_be_called_is_refused_by_the_check(name, message):
+def test_an_uncallable_user_function_is_refused_by_the_check(name, message):
     with pytest.raises(UserError, match=message):
         check_model(name, image_size=8, width=None, depth=None)
 
@@ -127,13 +127,13 @@ def test_a_users_function_that_cannot_be_called_is_refused_by_the_check(name, me
         ("my_nets:wrong_image", r"images \(2, 3, 8, 8\) .* but RuntimeError: .*my_nets\.py:12\)"),
     ],
 )
-def test_a_users_network_that_does_not_map_images_to_logits_is_refused(name, message):
+def test_a_user_network_without_logits_is_refused(name, message):
     check_model(name, image_size=8, width=None, depth=None)
     with pytest.raises(UserError, match=message):
         build(name)
 
 
 @pytest.mark.usefixtures("user_module")
-def test_width_and_depth_are_not_silently_ignored_for_a_users_model():
+def test_width_and_depth_are_refused_for_a_user_model():
     with pytest.raises(UserError, match="do not apply"):
         check_model("my_nets:net", image_size=8, width=2, depth=None)

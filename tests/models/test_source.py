@@ -23,7 +23,7 @@ def defined(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_makes_the_network_of_the_same_weights(name: str) -> None:
+def test_the_source_builds_the_same_network(name: str) -> None:
     how = {"width": 0.25, **SMALL.get(name, {})}
     ours = build_model(name, num_classes=7, image_size=16, mean=MEAN, std=STD, **how).eval()
     text = classifier_source(architecture(name, num_classes=7, image_size=16, **how))
@@ -35,7 +35,7 @@ def test_it_makes_the_network_of_the_same_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_it_imports_torch_alone(name: str) -> None:
+def test_the_source_imports_torch_only(name: str) -> None:
     text = classifier_source(architecture(name, num_classes=10, image_size=32))
     imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
     modules = {node.module for node in imports}
@@ -51,13 +51,13 @@ def test_it_imports_torch_alone(name: str) -> None:
     assert "raymi" not in text
 
 
-def test_nothing_is_in_it_that_is_not_needed() -> None:
+def test_the_source_has_needed_definitions_only() -> None:
     text = classifier_source(architecture("vgg19", num_classes=10, image_size=32))
     kinds = {node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
     assert kinds == {"Halve", "VGG", "Normalize", "Classifier"}
 
 
-def test_a_users_own_network_is_imported_from_where_it_is() -> None:
+def test_a_user_network_is_imported_from_its_module() -> None:
     name = "tiny_runs:norm_free_net"
     ours = build_model(name, num_classes=5, image_size=8, mean=MEAN, std=STD).eval()
     text = classifier_source(architecture(name, num_classes=5, image_size=8))
