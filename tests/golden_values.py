@@ -1,4 +1,4 @@
-"""Values of the method's released code on tiny inputs, and the classifier that they are of."""
+"""Values of the authors' code on tiny inputs, and the classifier behind them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ NETS = ["losses_bn", "losses_nobn"]
 
 
 def golden(name: str) -> dict[str, Tensor]:
-    """The arrays of a file in tests/golden; floating ones in float64."""
+    """Returns the arrays of a file in tests/golden, floats in float64."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         tensors = {key: torch.from_numpy(file[key]) for key in file}
     return {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 class TinyNet(nn.Module):
-    """conv 3x3 stride 2 - BatchNorm, or nothing - ReLU - 4x4 pooling - linear, in float64."""
+    """Network conv 3x3 stride 2 - optional BatchNorm - ReLU - 4x4 pooling - linear, in float64."""
 
     def __init__(self, values: dict[str, Tensor]) -> None:
         super().__init__()

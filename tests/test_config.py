@@ -1,4 +1,4 @@
-"""The tree itself: documented, frozen, and what it refuses when built from Python."""
+"""The tree of settings: documentation, immutability, and refused values."""
 
 from __future__ import annotations
 

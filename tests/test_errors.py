@@ -1,4 +1,4 @@
-"""What a user is described of an error that is not raymi's own."""
+"""Texts about errors that are not raymi's own."""
 
 from __future__ import annotations
 

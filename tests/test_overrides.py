@@ -1,4 +1,4 @@
-"""From words to a configuration, and everything that is wrong said at once."""
+"""Parsing of command lines into a configuration, with one message for all problems."""
 
 from __future__ import annotations
 

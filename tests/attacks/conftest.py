@@ -1,4 +1,4 @@
-"""What attacks are tried on."""
+"""Models and images for tests of attacks."""
 
 from __future__ import annotations
 

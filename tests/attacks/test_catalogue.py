@@ -49,7 +49,7 @@ def seed_everything(seed):
 
 
 def random_numbers():
-    """From each of the global generators."""
+    """Returns a number of each global generator."""
     return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
 
 

@@ -24,7 +24,7 @@ NORMS = list(SETTINGS)
 
 
 def start_of_torchattacks(x, eps, norm):
-    """What torchattacks draws at the global state that we are at, in its own order."""
+    """Returns the start that torchattacks draws from the current global state."""
     if norm == "linf":
         return (x + torch.empty_like(x).uniform_(-eps, eps)).clamp(0, 1)
     delta = torch.empty_like(x).normal_()

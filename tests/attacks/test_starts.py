@@ -1,4 +1,4 @@
-"""Where the training attack begins, and how the configuration says so."""
+"""Starts of the training attack, and their configuration."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ KEY = 1234567
 
 
 def random_batch(batch_size: int = 40, height: int = 8, width: int = 8) -> Tensor:
-    """Without zeros, so that padding can be told from pixels."""
+    """Returns images without zeros, so that padding differs from pixels."""
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, 3, height, width)
     return torch.randint(1, 256, shape, generator=generator, dtype=torch.uint8)

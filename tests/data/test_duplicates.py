@@ -1,4 +1,4 @@
-"""Images that two splits share are counted and reported; the training goes on."""
+"""Images shared by two splits are counted and reported; training continues."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def md5(path: Path) -> str:
 
 
 def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, cls: type, label_key: str) -> None:
-    """Pickled batches; the checksums that torchvision expects become those of these files."""
+    """Writes pickled batches, and replaces the checksums that torchvision expects."""
     rng = np.random.default_rng(0)
     folder = root / cls.base_folder
     folder.mkdir(parents=True)

@@ -62,7 +62,7 @@ def test_bounds_equal_loops_over_pairs_and_locations():
 
 
 def test_reference_infonce_equals_loops_over_candidates():
-    """All locations of all others, and as many entries of -10 as there are locations."""
+    """Compares with all locations of other samples, and one entry of -10 for each location."""
     scores = random_scores()
     T, num, locations = scores.tolist(), scores.shape[0], scores.shape[2]
     expected = []

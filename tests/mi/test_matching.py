@@ -1,4 +1,4 @@
-"""What a worker computes from its own columns equals the bound on the whole matrix."""
+"""Sums over a worker's own columns give the bound on the whole matrix."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def features(num, scale=1.0):
 
 
 def sample_weights(num):
-    """Different for each sample, so that gradients of single estimates are told apart."""
+    """Weights that differ by sample, so that gradients of single estimates differ."""
     return torch.arange(1, num + 1, dtype=torch.float64)
 
 
@@ -78,7 +78,7 @@ TWO_COLUMNS = 2 * 6 * 5 * 8 / 2**20
 
 
 def own_shares(rank, world_size, sizes, scale):
-    """By name of the bound and memory; in one go, since starting processes is what takes time."""
+    """Computes results by bound and memory in one call, since starting processes is slow."""
     return {
         (name, score_memory): own_share(rank, world_size, name, sizes, scale, score_memory)
         for name in BOUNDS
@@ -88,7 +88,7 @@ def own_shares(rank, world_size, sizes, scale):
 
 @pytest.mark.parametrize("sizes", SHARES, ids=str)
 def test_matching_equals_the_bound_on_the_whole_matrix(sizes, tmp_path):
-    """At once, in parts of two columns and one by one."""
+    """Compares one part, parts of two columns, and single columns."""
     scale = 3.0
     if len(sizes) == 1:
         shares = [own_shares(0, 1, sizes, scale)]
