@@ -89,9 +89,9 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "raymi.evaluate": partial(_run_parser, "raymi.commands.evaluate.options:requested"),
     "raymi.tune": _tune,
     "raymi.select": partial(_run_parser, "raymi.commands.select.options:requested"),
-    "raymi.report": partial(_run_parser, "raymi.commands.report.options:requested"),
-    "raymi.compare": partial(_run_parser, "raymi.commands.compare.options:planned"),
+    "raymi.report": partial(_run_parser, "raymi.commands.report.options:plan_report"),
+    "raymi.compare": partial(_run_parser, "raymi.commands.compare.options:plan_comparison"),
     "raymi.probe": _probe,
     "raymi.export": _export,
-    "raymi.bench": partial(_run_parser, "raymi.benchmarks.plan:planned"),
+    "raymi.bench": partial(_run_parser, "raymi.commands.bench.options:planned"),
 }

@@ -33,7 +33,7 @@ def forward_warnings(on_warning: Callable[[str], None]) -> None:
         if Path(filename).is_relative_to(_PACKAGE):
             on_warning(str(message))
 
-    warnings.showwarning = show  # type: ignore[assignment]
+    warnings.showwarning = show
 
 
 def worker_resources(cpus: int, use_gpu: bool) -> dict[str, float]:
