@@ -33,7 +33,7 @@ from rich.console import Console
 from raymi.attacks.catalogue import ATTACKS
 from raymi.attacks.suites import ENSEMBLES, SUITES
 from raymi.commands.cli import EXIT_FAILED, print_help, wants_help
-from raymi.commands.evaluate.options import COMMAND, takes
+from raymi.commands.evaluate.options import COMMAND, EvaluateOptions, takes
 from raymi.commands.evaluate.plan import EvaluationPlan, plan_evaluation
 from raymi.commands.evaluate.run import evaluate, track
 from raymi.data import DATASETS
@@ -70,7 +70,7 @@ def evaluate_command(words: list[str]) -> int:
             | {"pgd-N, pgd-NxR": "PGD of N steps of eps / 4, with R restarts, in linf and l2"},
             "data sets (data.name)": DATASETS,
         }
-        print_help(console, USAGE, __doc__, named, takes)
+        print_help(console, USAGE, __doc__, named, takes, EvaluateOptions)
         return 0
     plan = plan_evaluation(words, lambda line: print_line(console, line))
     try:

@@ -8,38 +8,60 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from raymi.attacks.catalogue import ATTACKS, Threat, find_attack
 from raymi.attacks.suites import ENSEMBLES, SUITES, Ensemble, ensembles_of, suite
 from raymi.commands.command_line import split_command_line, value_problems
-from raymi.commands.option_types import names, new_file, new_folder, whole, with_json
-from raymi.config import Config, ScalingConfig
+from raymi.commands.option_types import names, new_file, new_folder, with_json
+from raymi.config import Config, Count, ScalingConfig, Section, Whole
 from raymi.data import DATASETS, ImageSet
 from raymi.engine.validation import load_data
 from raymi.errors import UserError, did_you_mean
 from raymi.formatting import as_typed, shown
-from raymi.overrides import examine, flatten, nest
+from raymi.overrides import examine, flatten, nest, parse_options
 from raymi.ray_backend.session import check_this_machine, scale_to_fit
 from raymi.runs.events import MODELS
 from raymi.runs.run_paths import home_folder
 
 COMMAND = "python -m raymi.evaluate"
 SPLITS = ("test", "val")
+
+
+class EvaluateOptions(Section):
+    """Options of `python -m raymi.evaluate`, beside the settings of a run."""
+
+    model: str | None = None
+    """Classifiers to evaluate, with commas between them."""
+    surrogate: str | None = None
+    """Classifiers that make the adversarial images for `model` (black-box transfer)."""
+    which: str | None = None
+    """Model of a run or of a file with several; none: the chosen one."""
+    suite: str | None = None
+    """Attacks to report, by the name of a suite; none: standard, of surrogates pgd-40."""
+    attacks: str | None = None
+    """Attacks and ensembles to report, with commas between them, in place of a suite."""
+    split: Literal["test", "val"] = "test"
+    """Images to attack."""
+    samples: Count | None = None
+    """Number of images, evenly selected; none: all."""
+    checks: Whole = 200
+    """Approximate number of images that are attacked to look for signs of false robustness."""
+    keep: Literal["true", "false"] = "false"
+    """Save adversarial images, too."""
+    results: str | None = None
+    """Folder of all outcomes; none: evaluations."""
+
+
 OPTIONS: dict[str, Iterable[str]] = {
-    "model": (),
-    "surrogate": (),
+    **dict.fromkeys((*EvaluateOptions.model_fields, "json"), ()),
     "which": MODELS,
     "suite": SUITES,
     "attacks": (*ENSEMBLES, *ATTACKS),
     "split": SPLITS,
-    "samples": (),
-    "checks": (),
     "keep": ("true", "false"),
-    "results": (),
-    "json": (),
 }
-"""Options of the command with their known values."""
+"""Options with their known values."""
 _ACCEPTED = (
     "data.", "model.", "attack.norm", "attack.eps", "evaluation.block", "scaling.workers",
     "scaling.use_gpu", "scaling.cpus_per_worker", "scaling.wait_minutes", "scaling.max_failures",
@@ -56,8 +78,6 @@ _REMEDIES = {
     "tracking.registered_name": "name the model, such as model=models:/NAME@ALIAS",
 }
 """Remedies for settings of training that have a counterpart here."""
-
-_CHECKS = 200
 
 
 @dataclass(frozen=True)
@@ -105,7 +125,7 @@ def requested(words: Sequence[str]) -> Request:
         UserError: with a line for each problem.
     """
     joined: list[str] = []
-    options, settings, problems = split_command_line(
+    texts, settings, problems = split_command_line(
         with_json(words, joined),
         OPTIONS,
         takes,
@@ -115,30 +135,32 @@ def requested(words: Sequence[str]) -> Request:
         ),
     )
     problems[:0] = joined
-    models, surrogates = (names(key, options.get(key), problems) for key in ("model", "surrogate"))
-    if not models and "model" not in options:
+    options, wrong_options = parse_options(
+        EvaluateOptions, {key: text for key, text in texts.items() if key != "json"}
+    )
+    problems += wrong_options
+    models, surrogates = (names(key, texts.get(key), problems) for key in ("model", "surrogate"))
+    if not models and "model" not in texts:
         problems.append(
             "model=NAME is needed: a run, a registered model (models:/NAME@ALIAS), a file of "
             "weights, or module:function; several with commas between them"
         )
-    reported = _reported(options, surrogates, problems)
+    reported = _reported(texts, surrogates, problems)
     files = any(map(os.path.isfile, (*models, *surrogates)))  # may hold models of any name
-    for key in ("split", "keep") if files else ("which", "split", "keep"):
-        if key in options and options[key] not in OPTIONS[key]:
-            expected = " | ".join(OPTIONS[key])
-            problems.append(f"{key}: expected {expected}, got {shown(options[key])}")
+    if "which" in texts and texts["which"] not in MODELS and not files:
+        problems.append(f"which: expected {' | '.join(MODELS)}, got {shown(texts['which'])}")
     results = home_folder() / "evaluations"
     request = Request(
         models=models,
         surrogates=surrogates,
-        which=options.get("which"),
+        which=texts.get("which"),
         names=reported,
-        split=options.get("split", "test"),
-        samples=whole("samples", options.get("samples"), None, problems),
-        checks=whole("checks", options.get("checks"), _CHECKS, problems, least=0),
-        keep=options.get("keep") == "true",
-        results=new_folder("results", options.get("results"), results, problems),
-        json=new_file("json", options.get("json"), problems),
+        split=options.split,
+        samples=options.samples,
+        checks=options.checks,
+        keep=options.keep == "true",
+        results=new_folder("results", texts.get("results"), results, problems),
+        json=new_file("json", texts.get("json"), problems),
         settings=settings,
         command=f"{COMMAND} {shlex.join(words)}".strip(),
     )
@@ -260,19 +282,19 @@ def select_attacks(request: Request, config: Config, num_classes: int) -> tuple[
 
 
 def _reported(
-    options: dict[str, str], surrogates: Sequence[str], problems: list[str]
+    texts: dict[str, str], surrogates: Sequence[str], problems: list[str]
 ) -> tuple[str, ...]:
     """Returns the names of a suite, or the given attacks."""
-    if "attacks" in options and "suite" in options:
+    if "attacks" in texts and "suite" in texts:
         problems.append("suite and attacks are both given: keep one")
     reported: tuple[str, ...] = ("pgd-40",) if surrogates else suite("standard")
-    if "suite" in options:
+    if "suite" in texts:
         try:
-            reported = suite(options["suite"])
+            reported = suite(texts["suite"])
         except UserError as error:
             problems.append(str(error))
-    if "attacks" in options:
-        reported = names("attacks", options["attacks"], problems)
+    if "attacks" in texts:
+        reported = names("attacks", texts["attacks"], problems)
     for name in reported:
         if name in ENSEMBLES and surrogates:
             problems.append(
