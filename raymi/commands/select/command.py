@@ -20,7 +20,7 @@ from __future__ import annotations
 from functools import partial
 
 from raymi.commands.cli import print_help, wants_help
-from raymi.commands.select.options import COMMAND, requested
+from raymi.commands.select.options import COMMAND, SelectOptions, requested
 from raymi.commands.select.run import select_model
 from raymi.terminal.console import Terminal
 from raymi.terminal.selection import print_choice, print_ranking
@@ -46,7 +46,7 @@ def select_command(words: list[str]) -> int:
     """
     console = Terminal()
     if wants_help(words):
-        print_help(console, USAGE, __doc__, {}, lambda key: False)
+        print_help(console, USAGE, __doc__, {}, lambda key: False, SelectOptions)
         return 0
     request = requested(words)
     ranking, update = select_model(request, partial(print_ranking, console))

@@ -7,28 +7,60 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from raymi.commands.option_types import names, new_file, with_json
-from raymi.config import TrackingConfig
+from raymi.config import Section, TrackingConfig
 from raymi.errors import UserError
-from raymi.overrides import flatten, split_words
+from raymi.formatting import shown
+from raymi.overrides import flatten, parse_options, split_words
 from raymi.selection.candidate import CLEAN
 from raymi.selection.constraints import Constraint, split_constraints
 
 COMMAND = "python -m raymi.select"
-OWN: dict[str, Iterable[str]] = {
-    "experiment": (),
-    "sweep": (),
-    "run": (),
-    "metric": (),
-    "data": (),
-    "threat": (),
-    "alias": (),
-    "doubtful": ("allow", "refuse"),
-    "registered_name": (),
-    "json": (),
-}
 _ALIAS = re.compile(r"(?!v\d+$|latest$)[A-Za-z0-9_-]+")  # MLflow refuses others
+
+
+def _check_alias(text: str) -> str:
+    if not _ALIAS.fullmatch(text):
+        raise ValueError(
+            f"expected letters, digits, - and _, not latest and not v1, got {shown(text)}"
+        )
+    return text
+
+
+def _check_name(text: str | None) -> str | None:
+    if set(text or "") & set("/:"):
+        raise ValueError(f"expected a name without / and :, got {shown(text)}")
+    return text
+
+
+class SelectOptions(Section):
+    """Options of `python -m raymi.select`, beside its constraints."""
+
+    experiment: str = TrackingConfig().experiment
+    """Experiment in MLflow."""
+    sweep: str | None = None
+    """Sweep whose models are candidates; none: all models."""
+    run: str | None = None
+    """Runs whose models are candidates, comma-separated names or ids; none: all models."""
+    metric: str | None = None
+    """Attack to rank by; none: AutoAttack, or the attack with the lowest mean accuracy."""
+    data: str | None = None
+    """Name of the images; none: the only ones."""
+    threat: str | None = None
+    """Threat, such as linf-8/255; none: the only one."""
+    alias: Annotated[str, AfterValidator(_check_alias)] = "champion"
+    """Alias in the registry."""
+    doubtful: Literal["allow", "refuse"] = "refuse"
+    """Whether a model with signs of false robustness may be chosen."""
+    registered_name: Annotated[str | None, AfterValidator(_check_name)] = None
+    """Name under which the model is registered; none: of its run."""
+
+
+OWN: dict[str, Iterable[str]] = {**dict.fromkeys(SelectOptions.model_fields, ()), "json": ()}
 
 
 @dataclass(frozen=True)
@@ -82,36 +114,30 @@ def requested(words: Sequence[str]) -> SelectRequest:
         )
     others = with_json([word for word in rest if word not in unquoted], problems)
     parsed = split_words(others, OWN)
-    own = parsed.own
-    problems += parsed.problems
+    given = {key: text for key, text in parsed.own.items() if text}
+    file = new_file("json", given.pop("json", None), problems)
+    options, wrong = parse_options(SelectOptions, given)
+    problems += [*parsed.problems, *wrong]
     problems += [
         f"{key} has no effect on a selection: expected one of {', '.join(OWN)}"
         for key in flatten(parsed.settings)
     ]
-    problems += [f"{key}: expected a value after {key}=" for key, text in own.items() if not text]
-    alias, doubtful = own.get("alias", "champion"), own.get("doubtful", "refuse")
-    if alias and not _ALIAS.fullmatch(alias):
-        problems.append(
-            f"alias: expected letters, digits, - and _, not latest and not v1, got {alias!r}"
-        )
-    if doubtful and doubtful not in OWN["doubtful"]:
-        problems.append(f"doubtful: expected {' | '.join(OWN['doubtful'])}, got {doubtful!r}")
-    name = own.get("registered_name")
-    if name and set(name) & set("/:"):
-        problems.append(f"registered_name: expected a name without / and :, got {name!r}")
-    threat = own.get("threat")
+    problems += [
+        f"{key}: expected a value after {key}=" for key, text in parsed.own.items() if not text
+    ]
+    threat = options.threat
     request = SelectRequest(
-        experiment=own.get("experiment", TrackingConfig().experiment),
-        sweep=own.get("sweep"),
-        runs=names("run", own.get("run"), problems),
-        metric=own.get("metric"),
-        data=own.get("data"),
+        experiment=options.experiment,
+        sweep=options.sweep,
+        runs=names("run", options.run, problems),
+        metric=options.metric,
+        data=options.data,
         threat=None if threat is None else re.sub(r"[^\w.]", "_", threat),
         constraints=constraints,
-        alias=alias,
-        allow_doubtful=doubtful == "allow",
-        name=name,
-        json=new_file("json", own.get("json"), problems),
+        alias=options.alias,
+        allow_doubtful=options.doubtful == "allow",
+        name=options.registered_name,
+        json=file,
         dry_run="--dry-run" in words,
         command=f"{COMMAND} {shlex.join(_without_output_options(words))}".strip(),
     )
