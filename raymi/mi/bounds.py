@@ -129,7 +129,7 @@ def reference_infonce(scores: Tensor) -> Tensor:
     """Computes InfoNCE as in the authors' code, to reproduce its numbers.
 
     The positive T[i, i, p] competes with *all locations* of the other samples, and with P entries
-    of -10 in place of its own sample; `infonce` compares at the same location only and has no such
+    of -10 for the same sample; `infonce` compares at the same location only and has no such
     entries. The log of the number of candidates is not added. So it is not MI in nats, is never
     above 0, and changes when a constant is added to all scores.
 

@@ -20,7 +20,7 @@ from raymi.collectives import Collectives
 
 
 class PairMI(NamedTuple):
-    """One kind of MI of both outputs.
+    """MI of both outputs, natural or adversarial.
 
     Args:
         of_adversarial: (b,) nats, I(u; h(x_adv)).

@@ -37,13 +37,12 @@ def running_statistics_frozen(module: nn.Module) -> Iterator[None]:
 def running_statistics_of(module: nn.Module, order: str) -> Iterator[Callable[[str], None]]:
     """Updates running statistics as if batches had been forwarded in `order`.
 
-    Each batch is forwarded once.
-
-    Inside, call the yielded function with a batch's letter right after its train-mode forward. The
-    seven forwards of the authors' code are "ananaan", a for adversarial, n for natural.
+    Each batch is forwarded once. Inside, call the yielded function with a batch's letter right
+    after its train-mode forward. The seven forwards of the authors' code are "ananaan", a for
+    adversarial, n for natural.
 
     Args:
-        module: .
+        module: module whose BatchNorms are affected.
         order: letters of batches.
     """
     norms = [
