@@ -350,7 +350,7 @@ def test_other_settings_under_the_same_name_are_refused(run: Run, fake: Path) ->
         (["workers=2"], ["scaling.workers cannot be set here"]),
         (["loss.base=trades"], ["it defines the arms at, at-clean-forward"]),
         (["mi.form=paper"], ["mi.form cannot be set here"]),
-        (["arms=at,no-difference"], ["quickstart-no-difference leaves nothing"]),
+        (["arms=at,no-difference"], ["quickstart-no-difference has no MI term left"]),
         (["eps=8", "lrr=1", "parallel=0"], ["did you mean eps=8/255?", "'lrr'", "parallel"]),
         (["eps=8"], ["did you mean eps=8/255?"]),
         (["data.name=folder", "data.root=/nope"], ["data.root=/nope does not exist"]),

@@ -270,7 +270,7 @@ def test_a_leader_at_another_position_is_refused(both, tmp_path):
         transfer_checkpoint(leader, follower, 1)
     with (
         follower.lock(),
-        pytest.raises(UserError, match="follower is going on in another pro"),
+        pytest.raises(UserError, match="follower is running in another pro"),
     ):
         transfer_checkpoint(leader, follower, 1)
     assert newest_checkpoint(follower.checkpoints) == before
