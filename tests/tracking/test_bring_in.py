@@ -48,7 +48,7 @@ def test_a_standalone_run_is_uploaded_with_its_recipe_and_command(
     assert run.info.status == "FINISHED"
     assert run.data.tags["raymi.recipe"] == "quickstart-at"
     command = shlex.join(["recipe=quickstart-at", *TINY])
-    assert run.data.tags["raymi.commands.cli"] == f"python -m raymi.standalone {command}"
+    assert run.data.tags["raymi.command"] == f"python -m raymi.standalone {command}"
 
 
 def test_a_run_without_run_json_gets_one(finished: RunFolder) -> None:
@@ -57,7 +57,7 @@ def test_a_run_without_run_json_gets_one(finished: RunFolder) -> None:
         assert train.main(["resume=mine"]) == 0
     (run,) = runs()
     assert run.data.tags["raymi.id"] == json.loads(finished.about.read_text())["id"]
-    assert run.data.tags["raymi.commands.cli"] == "python -m raymi.train resume=mine"
+    assert run.data.tags["raymi.command"] == "python -m raymi.train resume=mine"
 
 
 def test_a_damaged_run_json_can_be_removed(

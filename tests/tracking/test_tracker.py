@@ -140,7 +140,7 @@ def test_a_run_has_a_description_and_ends_with_its_status(
     expected = {
         "raymi.id": "0123abcd",
         "raymi.recipe": "quickstart",
-        "raymi.commands.cli": "python -m raymi.train seed=3",
+        "raymi.command": "python -m raymi.train seed=3",
         "raymi.workers": "2",
         "raymi.device": "cpu",
         "raymi.machine": "a good one, 2 cores",
