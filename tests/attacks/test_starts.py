@@ -57,7 +57,7 @@ def test_training_samples_follow_the_configuration(model, batch, start, projecti
     ("attack", "message"),
     [
         ({"start": "image", "objective": "kl"}, "KL has no gradient at the image itself"),
-        ({"start": "gaussian", "steps": 0}, "got gaussian: without a step"),
+        ({"start": "gaussian", "steps": 0}, "got gaussian: only a step"),
         ({"start": "corner"}, "attack.start"),
     ],
 )

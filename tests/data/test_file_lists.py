@@ -141,7 +141,7 @@ def image_beside_classes(root: Path) -> None:
         (pipe, "not a regular file"),
         (empty_file, "empty"),
         (other_format, "an unsupported format: convert it to PNG"),
-        (array, "a format that is not read"),
+        (array, "unsupported format"),
         (image_beside_classes, "belongs to no class"),
     ],
 )

@@ -165,7 +165,7 @@ def test_two_networks_are_compared_on_the_same_samples(images, nets, tmp_path):
     clean, pgd = differences(reports)
     assert (clean.attack, pgd.attack) == ("clean", "pgd-5")
     first, second = (report.robust["pgd-5"] for report in reports)
-    assert pgd.found.only_first == int((first & ~second).sum())
+    assert pgd.pairs.only_first == int((first & ~second).sum())
     assert pgd.as_json()["difference"] == pytest.approx(
         reports[0].results[1].accuracy - reports[1].results[1].accuracy
     )
