@@ -30,10 +30,12 @@ OPTIONS = [
     f"commands.{path.parent.name}.options" for path in ROOT.glob("raymi/commands/*/options.py")
 ]
 NEED_TORCH = {
+    "commands.bench.options",
     "commands.compare.options",
     "commands.evaluate.options",
     "commands.report.options",
     "commands.select.options",
+    "commands.train.options",
     "commands.tune.options",
 }
 """Options that still import torch through other modules; to be emptied."""
