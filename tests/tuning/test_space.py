@@ -98,7 +98,7 @@ def test_a_users_space_is_found_by_name_and_by_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("recipe", "why"),
     [
-        ("quickstart-at", "has no estimators of MI"),
+        ("quickstart-at", "has no MI estimators"),
         ("quickstart-no-natural-mi", "is defined by mi.natural"),
         ("quickstart-wmim", "does not fit the recipe quickstart-wmim"),
         ("quickstrt", "did you mean quickstart"),
