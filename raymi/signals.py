@@ -148,6 +148,11 @@ def skip_cleanup() -> None:
     _skips_cleanup = True
 
 
+def skips_cleanup() -> bool:
+    """Returns whether `skip_cleanup` was called."""
+    return _skips_cleanup
+
+
 def exit_without_cleanup(code: int) -> None:
     """Ends the process with an exit code if `skip_cleanup` was called; returns otherwise."""
     if _skips_cleanup:
