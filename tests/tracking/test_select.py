@@ -88,7 +88,9 @@ def evaluated(
         "model": model.model_id, "images": 64 * images, "places": "p" * 16, "seed": 0,
         "threat": {"norm": "linf", "eps": eps},
     }  # fmt: skip
-    store = OutcomeStore(home / f"{model.model_id}-{attack}-{data}-{images}-{eps}", protocol, {})
+    outcome_store = OutcomeStore(
+        home / f"{model.model_id}-{attack}-{data}-{images}-{eps}", protocol, {}
+    )
     steps = {}
     for name, withstands in ((CLEAN, clean), (attack, right)):
         given = torch.arange(NUM) if name == CLEAN else torch.tensor(clean)
@@ -99,9 +101,9 @@ def evaluated(
             given, given, labels, labels, broken, ~zeros.bool(), zeros, zeros, 0.0
         )
     for step, outcome in steps.items():
-        store.save_outcome(step, outcome)
+        outcome_store.save_outcome(step, outcome)
     files = [home / "outcomes.parquet"] if outcomes else []
-    store.export(home / "outcomes.parquet")
+    outcome_store.export(home / "outcomes.parquet")
     made = list(steps.items())
     report = Report(
         name=model.name, data=data, num=NUM, protocol=protocol, attacks={}, folder=home,
@@ -400,7 +402,7 @@ def test_a_missing_store_is_not_created(tmp_path, monkeypatch, capsys):
     in_folder(tmp_path, monkeypatch)
     assert f"there is no MLflow store {tmp_path}/mlflow.db: change to" in refusal(capsys)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
-    assert "none.db: go to the folder with mlflow.db" in refusal(capsys)
+    assert "none.db: change to the folder with mlflow.db" in refusal(capsys)
     assert not list(tmp_path.iterdir())
 
 

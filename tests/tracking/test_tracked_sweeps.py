@@ -346,7 +346,7 @@ def test_an_unreachable_store_prints_one_line_and_gets_the_data_later(sweep, mon
     driver.tracker.join(WAIT)
     (line,) = driver.told
     assert "rejects data: ConnectionError: " in line
-    assert line.endswith("the sweep goes on, and all of it is kept and sent again")
+    assert line.endswith("the sweep continues, and unsent data are queued")
     outage.over = True
     Driver(sweep).close()
     parent, children = in_mlflow()
