@@ -19,7 +19,7 @@ EVALUATION = (
 )  # fmt: skip
 SWEEP = (
     "space=smoke", "name=s", "tune.trials=2", "tune.search=random", "tune.scheduler=none",
-    "tune.finalists=0", "tune.test_suite=none", "data.limit=100", "data.image_size=8",
+    "tune.finalists=1", "tune.samples=12", "tune.test_suite=quick", "data.limit=100", "data.image_size=8",
     "attack.steps=2", "validation.steps=2", "epochs=2",
 )  # fmt: skip
 

@@ -369,7 +369,7 @@ class ToHalf(nn.Module):
         return self.model(x.bfloat16())
 
 
-@pytest.mark.parametrize("name", ["pgd-2", "square-50", "cw"])
+@pytest.mark.parametrize("name", ["pgd-2", "square-1000", "cw"])
 def test_a_network_in_half_precision_can_be_attacked(name, model, digits):
     some = batch(digits, 3)
     found = run_attack(find_attack(name), ToHalf(model), some, threat_of(name))

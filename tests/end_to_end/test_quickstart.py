@@ -43,7 +43,7 @@ def test_a_third_of_the_quickstart_is_robust_and_accurate(home: Path) -> None:
     for which in ("best", "last"):
         result = results(home / "runs" / "seed0", which)
         assert result["robust"] >= 0.40
-        assert result["clean"] >= 0.90
+        assert result["clean"] >= 0.85
 
 
 @pytest.mark.exhaustive
