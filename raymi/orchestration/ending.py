@@ -14,6 +14,11 @@ def end_at_once() -> None:
     _at_once = True
 
 
+def ends_at_once() -> bool:
+    """Returns whether `end_at_once` was called."""
+    return _at_once
+
+
 def exit_if_asked(code: int) -> None:
     """Ends the process with an exit code where `end_at_once` was called."""
     if _at_once:

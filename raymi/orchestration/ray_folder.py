@@ -17,6 +17,7 @@ from pathlib import Path
 
 from raymi.errors import UserError
 from raymi.orchestration import ray_guard
+from raymi.orchestration.ending import ends_at_once
 
 _SOCKET_BYTES = 103 if sys.platform == "darwin" else 107  # most of a socket's path
 _BELOW = len("/raymi-12345678/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
@@ -37,7 +38,9 @@ def private_folder() -> Iterator[Path]:
         try:
             yield folder / ray_guard.INSIDE
         finally:
-            _dismiss(guard)
+            # Ray ends a process that still connects when its raylet goes: the guard waits for it
+            if not ends_at_once():
+                _dismiss(guard)
     finally:
         os.close(lock)
 
