@@ -19,8 +19,8 @@ EVALUATION = (
 )  # fmt: skip
 SWEEP = (
     "space=smoke", "name=s", "tune.trials=2", "tune.search=random", "tune.scheduler=none",
-    "tune.finalists=1", "tune.samples=12", "tune.test_suite=quick", "data.limit=100", "data.image_size=8",
-    "attack.steps=2", "validation.steps=2", "epochs=2",
+    "tune.finalists=1", "tune.samples=12", "tune.test_suite=quick", "data.limit=100",
+    "data.image_size=8", "attack.steps=2", "validation.steps=2", "epochs=2", "evaluation.steps=2",
 )  # fmt: skip
 
 
