@@ -184,7 +184,7 @@ def test_errors_are_one_message_each_and_leave_the_worker_usable(start: Any, min
     here = LocalPool(Attackers(work(faulty=sources["faulty"])))
     assert message_of(here, "faulty", StepFailed) == message
     message = message_of(pool, "large", UserError)
-    assert re.search(r"block 0 of large: 10 images .* smaller evaluation.block", message)
+    assert re.search(r"block 0 of large: a batch of 10 images .* smaller evaluation.block", message)
     message = message_of(pool, "missing", StepFailed)
     assert re.search(r"block 0 of missing: FileNotFoundError: .*nowhere.pt", message)
     for _ in range(2):
