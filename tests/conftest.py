@@ -7,6 +7,7 @@ than they compute. Commands that tests start have the user's own number.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -52,6 +53,14 @@ class _Scheduling(LoadScopeScheduling):
 @cache
 def _uses_ray(file: Path) -> bool:
     return "pytest.mark.ray" in file.read_text()
+
+
+@pytest.fixture(autouse=True)
+def usual_threads() -> Iterator[None]:
+    """Resets torch's number of threads, which a command in this process may have set."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")
