@@ -107,7 +107,7 @@ class ScalingConfig(Section):
     shrinks when a node is lost and grows at a checkpoint when nodes join. A lost node costs the
     work since the last checkpoint, which checkpoint.every_minutes limits."""
     use_gpu: Annotated[Literal["auto", "true", "false"], Choice] = "auto"
-    """One GPU for each worker; auto: if the cluster has enough GPUs."""
+    """Give each worker one GPU; auto: if the cluster has enough GPUs."""
     cpus_per_worker: Annotated[int, Field(ge=1), at_most(10_000)] = 1
     """CPUs for each worker."""
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -33,7 +33,7 @@ def split_command_line(
     Args:
         words: `key=value` each.
         options: of the command, with their known values.
-        accepts: whether the command accepts a key of `Config`.
+        takes: returns whether the command accepts a key of `Config`.
         refusal: returns the message for a key that it does not accept.
     """
     parsed = split_words(words, options)
@@ -48,6 +48,9 @@ def value_problems(settings: Mapping[str, Any]) -> list[str]:
 
     Args:
         settings: as text by key.
+
+    Returns:
+        A line for each invalid value.
     """
     # The norm may be that of the run; l2 allows the larger radii.
     return examine(nest({"data.name": "digits", "attack.norm": "l2", **settings}))[1]

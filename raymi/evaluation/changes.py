@@ -52,8 +52,8 @@ class Changes:
         if self.state:
             return (
                 f"it changes itself in eval mode (state that changes: "
-                f"{listed(self.state)}), so each forward pass is that of another network and no "
-                "accuracy is its own: let eval mode leave parameters, buffers and attributes alone"
+                f"{listed(self.state)}), so each forward pass evaluates another network and "
+                "its accuracy is undefined: let eval mode leave parameters, buffers and attributes alone"
             )
         if self.outputs:
             return (

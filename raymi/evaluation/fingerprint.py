@@ -127,7 +127,7 @@ def check_unchanged(model: nn.Module, images: ImageSet, fingerprint: Fingerprint
     if not _has_logits(model, images, fingerprint, CHUNK):
         raise UserError(
             "the network has other outputs after this step than before any attack (state that "
-            "changes), so no accuracy is its own: let it hold no state in eval mode"
+            "changes), so its accuracy is undefined: let it hold no state in eval mode"
         )
 
 

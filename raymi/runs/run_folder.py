@@ -123,5 +123,5 @@ class RunFolder:
         """
         if not self.about.is_file():
             return {}
-        remedy = "remove it, the run goes on without what it says of its recipe and command"
+        remedy = "remove it: the run continues, and its recipe and command are unknown"
         return read_json(self.about, About, remedy).root

@@ -273,7 +273,7 @@ def select_attacks(request: Request, config: Config, num_classes: int) -> tuple[
     threat = Threat(config.attack.norm, config.attack.eps)
     if threat.eps == 0:
         usual = "8/255" if threat.norm == "linf" else "0.5"
-        raise UserError(f"attack.eps is 0, there is nothing to attack with: give eps={usual}, say")
+        raise UserError(f"attack.eps is 0, which allows no perturbation: give eps={usual}, say")
     try:
         return ensembles_of(request.names, threat, num_classes)
     except UserError as error:

@@ -55,7 +55,7 @@ class SelectOptions(Section):
     alias: Annotated[str, AfterValidator(_check_alias)] = "champion"
     """Alias in the registry."""
     doubtful: Literal["allow", "refuse"] = "refuse"
-    """Whether a model with signs of false robustness may be chosen."""
+    """Allow models with signs of false robustness to be chosen."""
     registered_name: Annotated[str | None, AfterValidator(_check_name)] = None
     """Name under which the model is registered; none: of its run."""
 
