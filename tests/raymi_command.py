@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -69,6 +69,14 @@ def write_slow_model(folder: Path, halt_after: float = math.inf) -> Path:
         _SLOW_MODEL.format(release=str(release), halt_after=halt_after)
     )
     return release
+
+
+class Ended(NamedTuple):
+    """End of a command that was called in this process."""
+
+    code: int
+    out: str
+    err: str
 
 
 def environment(**extra: str) -> dict[str, str]:

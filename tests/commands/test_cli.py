@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from raymi_command import Ended
 
 from raymi import train
 from raymi.commands.train import options as train_options
@@ -26,13 +26,6 @@ from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config
 from raymi.runs.journal import Journal
 from raymi.runs.run_folder import RunFolder
 from raymi.signals import Stopped
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
 
 Run = Callable[..., Ended]
 
@@ -92,18 +85,14 @@ def test_help_lists_recipes_variants_data_sets_and_models(run: Run) -> None:
         assert f"\n  {name} " in out
 
 
-def test_help_takes_less_than_five_seconds_and_loads_neither_ray_nor_mlflow() -> None:
+def test_help_loads_neither_ray_nor_mlflow() -> None:
     code = (
         "import sys; from raymi.train import main; status = main(['--help'])\n"
         "sys.exit(status or len({'ray', 'mlflow', 'sklearn'} & set(sys.modules)))"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
-    # processor time: other tests may keep this machine busy
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
 
 
 def test_dry_run_checks_no_hardware_and_writes_nothing(run: Run, tmp_path: Path) -> None:

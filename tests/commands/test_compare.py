@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from raymi_command import Ended
 from tiny_runs import TINY
 
 from raymi import compare
@@ -141,12 +142,6 @@ def test_slots_share_the_cores_and_take_the_gpus_in_turn() -> None:
     many = slots(3, 2, ["0", "5"])
     assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in many] == ["0", "5", "0"]
     assert {s.environment["OMP_NUM_THREADS"] for s in many} == {"1"}
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
 
 
 Run = Callable[..., Ended]
