@@ -78,6 +78,9 @@ def run_attack(
         batch: samples to attack.
         threat: norm and radius.
         x_adv: (B, C, H, W) samples of an earlier attack on another model; None: run the attack.
+
+    Returns:
+        The outcome for each sample.
     """
     answers = FullPrecision(model)
     with untouched(answers, batch.seed):
@@ -141,15 +144,18 @@ def pgd_with_restarts(
 
 
 def fgsm(model: nn.Module, batch: Batch, threat: Threat, step_per_eps: float) -> Tensor:
+    """Takes one signed gradient step from the image (Goodfellow et al. 2015)."""
     alpha = step_per_eps * threat.eps
     return pgd(model, batch.x, batch.y, eps=threat.eps, alpha=alpha, steps=1, norm=threat.norm)
 
 
 def fwa(model: nn.Module, batch: Batch, threat: Threat, **settings: Any) -> Tensor:
+    """Attacks in a Wasserstein ball (Wu et al. 2020), see `wasserstein_pgd`."""
     return wasserstein_pgd(model, batch.x, batch.y, eps=threat.eps, **settings)
 
 
 def ti_dim(model: nn.Module, batch: Batch, threat: Threat, **settings: Any) -> Tensor:
+    """Runs TI-DIM, the translation-invariant attack (Dong et al. 2019), of torchattacks."""
     import torchattacks
 
     return torchattacks.TIFGSM(model, eps=threat.eps, **settings)(batch.x, batch.y)
@@ -170,7 +176,7 @@ def auto_attack(
         device=batch.x.device,
     )
     whole.attacks_to_run = [part]
-    # raymi's checks report once what it remarks on a network in each call
+    # it warns of properties of the network in each call; raymi.evaluation checks them once
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     whole.square.n_queries = queries
     tracer = sys.gettrace()  # of a debugger; the reference code replaces it

@@ -12,6 +12,8 @@ T = TypeVar("T")
 class BackgroundCall(threading.Thread, Generic[T]):
     """Daemon thread that calls a function.
 
+    A thread of `concurrent.futures` is no daemon: a Ray that hangs would keep the command alive.
+
     Args:
         name: Name of the thread.
         function: The function.
