@@ -53,7 +53,8 @@ class Changes:
             return (
                 f"it changes itself in eval mode (state that changes: "
                 f"{listed(self.state)}), so each forward pass evaluates another network and "
-                "its accuracy is undefined: let eval mode leave parameters, buffers and attributes alone"
+                "its accuracy is undefined: let eval mode leave parameters, buffers and attributes "
+                "alone"
             )
         if self.outputs:
             return (
