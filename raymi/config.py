@@ -14,7 +14,6 @@ from pydantic import AfterValidator, Field, model_validator
 from raymi.attacks.settings import AttackConfig
 from raymi.data.settings import DataConfig
 from raymi.fields import (
-    Accepts,
     Choice,
     Count,
     Duration,
@@ -36,29 +35,6 @@ from raymi.fields import (
 from raymi.losses.settings import LossConfig
 from raymi.mi.settings import MIConfig
 from raymi.models.settings import ModelConfig
-
-__all__ = [
-    "Accepts",
-    "AttackConfig",
-    "CheckpointConfig",
-    "Config",
-    "Count",
-    "DataConfig",
-    "EvaluationConfig",
-    "LimitConfig",
-    "LossConfig",
-    "MIConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "Positive",
-    "ProbeConfig",
-    "ScalingConfig",
-    "Section",
-    "TrackingConfig",
-    "ValidationConfig",
-    "Whole",
-    "at_most",
-]
 
 
 def _experiment(value: str) -> str:

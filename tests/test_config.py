@@ -8,19 +8,13 @@ import os
 import pytest
 from pydantic import ValidationError
 
-from raymi.config import (
-    AttackConfig,
-    Config,
-    DataConfig,
-    LossConfig,
-    MIConfig,
-    ModelConfig,
-    OptimConfig,
-    ScalingConfig,
-    TrackingConfig,
-)
+from raymi.attacks.settings import AttackConfig
+from raymi.config import Config, OptimConfig, ScalingConfig, TrackingConfig
 from raymi.data import DATASETS
-from raymi.mi.settings import FORMS
+from raymi.data.settings import DataConfig
+from raymi.losses.settings import LossConfig
+from raymi.mi.settings import FORMS, MIConfig
+from raymi.models.settings import ModelConfig
 from raymi.overrides import leaves
 
 

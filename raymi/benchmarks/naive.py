@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from raymi.config import AttackConfig
+from raymi.attacks.settings import AttackConfig
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.models.modes import full_precision
 

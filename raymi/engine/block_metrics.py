@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from raymi.attacks.pgd import pgd
 from raymi.collectives import Collectives
-from raymi.config import MIConfig
 from raymi.engine.estimator_task import score_outputs
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.micro_batches import in_pieces, pieces_of
 from raymi.engine.pgd_evaluation import AttackedBlock
 from raymi.mi.estimators import MIEstimators
 from raymi.mi.objectives import global_mean, selected
+from raymi.mi.settings import MIConfig
 from raymi.models.modes import evaluation_mode
 
 

@@ -15,15 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from raymi.collectives import Collectives
-from raymi.config import LossConfig, MIConfig
 from raymi.engine.estimator_task import Metrics, score_outputs
 from raymi.engine.micro_batches import in_pieces
 from raymi.losses import at_loss, mart_loss, trades_loss
+from raymi.losses.settings import LossConfig
 from raymi.mi.balance import balanced_weight, global_norm, gradients_at, with_gradient
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.frozen import sloped_estimates
 from raymi.mi.objectives import PairMI, classifier_mi_loss, global_mean, selected
 from raymi.mi.reference import selected_over_batch
+from raymi.mi.settings import MIConfig
 from raymi.models.modes import evaluation_mode, full_precision
 from raymi.models.running_statistics import running_statistics_frozen, running_statistics_of
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from raymi.collectives import Collectives
-from raymi.config import MIConfig
 from raymi.engine.micro_batches import in_pieces
 from raymi.mi.bounds import F_DIVERGENCES
 from raymi.mi.estimators import LocalDIM, MIEstimators
@@ -21,6 +20,7 @@ from raymi.mi.reference import (
     natural_estimator_loss,
     selected_over_batch,
 )
+from raymi.mi.settings import MIConfig
 
 Metrics = dict[str, Tensor]
 

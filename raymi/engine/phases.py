@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raymi.config import Config, LossConfig, MIConfig, OptimConfig
+from raymi.config import Config, OptimConfig
+from raymi.losses.settings import LossConfig
+from raymi.mi.settings import MIConfig
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raymi.collectives import Collectives
-from raymi.config import MIConfig, ProbeConfig
+from raymi.config import ProbeConfig
 from raymi.counter_rng import permutation, random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
@@ -23,6 +23,7 @@ from raymi.engine.estimator_task import EstimatorTask
 from raymi.engine.learner import Learner, distributed
 from raymi.engine.pgd_evaluation import AttackedBlock, PGDAttack, evaluate_pgd
 from raymi.mi.estimators import LocalDIM, MIEstimators
+from raymi.mi.settings import MIConfig
 from raymi.models.batchnorm import convert_batchnorm
 
 Heartbeat = Callable[[int, int], None]

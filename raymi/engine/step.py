@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raymi import counter_rng
 from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import start_of
-from raymi.config import AttackConfig
+from raymi.attacks.settings import AttackConfig
 from raymi.counter_rng import random_key
 from raymi.engine.awp import AdversarialWeightPerturbation
 from raymi.engine.ema import WeightEMA

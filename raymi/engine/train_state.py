@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from raymi.collectives import Collectives
-from raymi.config import Config, MIConfig
+from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import Splits
 from raymi.engine.awp import AdversarialWeightPerturbation
@@ -27,6 +27,7 @@ from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Attacker, EstimatorStep, TrainStep
 from raymi.engine.train_loader import Batch
 from raymi.mi.estimators import LocalDIM, MIEstimators
+from raymi.mi.settings import MIConfig
 from raymi.models import build_model
 from raymi.models.batchnorm import convert_batchnorm
 from raymi.models.user_model import find_function

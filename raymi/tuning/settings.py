@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from raymi.config import Count, Section, Whole, at_most
+from raymi.fields import Count, Section, Whole, at_most
 
 
 class TuneConfig(Section):

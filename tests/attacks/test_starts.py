@@ -11,7 +11,8 @@ from torch import nn
 
 from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import gaussian_start, random_start, start_of
-from raymi.config import AttackConfig, Config
+from raymi.attacks.settings import AttackConfig
+from raymi.config import Config
 from raymi.engine.step import Attacker
 
 KEY = 5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raymi.commands.option_types import names, new_file, new_folder, seed_list, whole, with_json
-from raymi.config import Count, Section
+from raymi.fields import Count, Section
 from raymi.overrides import parse_options
 
 

@@ -8,11 +8,11 @@ from closeness import assert_close
 from torch import Tensor
 
 from raymi.collectives import Collectives
-from raymi.config import MIConfig
 from raymi.engine.estimator_task import score_outputs
 from raymi.mi.bounds import F_DIVERGENCES
 from raymi.mi.estimators import LocalDIM
 from raymi.mi.frozen import sloped_estimates
+from raymi.mi.settings import MIConfig
 
 BOUNDS = ["infonce", "dv", "infonce-released", "dv-released", *F_DIVERGENCES]
 

@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from raymi.collectives import Collectives, ProcessGroup
-from raymi.config import MIConfig
 from raymi.engine.estimator_task import EstimatorTask
 from raymi.mi.bounds import (
     F_DIVERGENCES,
@@ -25,6 +24,7 @@ from raymi.mi.bounds import (
 )
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import match
+from raymi.mi.settings import MIConfig
 
 SHARES = [[6], [3, 3], [4, 2], [3, 1, 2], [5, 0, 1], [0, 6, 0], [1, 1]]
 IN_NATS = {"infonce": infonce, "dv": donsker_varadhan}

@@ -8,13 +8,14 @@ from closeness import assert_close
 from golden_values import NETS, TinyNet, golden
 
 from raymi.collectives import Collectives
-from raymi.config import LossConfig, MIConfig
 from raymi.engine.classifier_task import ClassifierTask
 from raymi.engine.estimator_task import EstimatorTask
+from raymi.losses.settings import LossConfig
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import match
 from raymi.mi.objectives import PairMI, classifier_mi_loss, cosine_of
 from raymi.mi.reference import selected_over_batch
+from raymi.mi.settings import MIConfig
 from raymi.models.running_statistics import running_statistics_of
 
 ONE = Collectives()

@@ -8,10 +8,11 @@ import pytest
 from safetensors.torch import load_file
 from tiny_runs import tiny_config
 
-from raymi.config import Config, MIConfig
+from raymi.config import Config
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.engine.phases import phases_of
+from raymi.mi.settings import MIConfig
 from raymi.overrides import examine, leaves, overlay
 from raymi.recipes import build_config
 from raymi.runs.pretrained import pretrained_problems

@@ -11,8 +11,9 @@ from pydantic import Field
 from raymi.benchmarks.plan import PARTS, Plan, free_slots
 from raymi.benchmarks.synthetic import image_size
 from raymi.commands.option_types import names, new_file, with_json
-from raymi.config import Config, Count, Section, at_most
+from raymi.config import Config
 from raymi.errors import UserError, did_you_mean
+from raymi.fields import Count, Section, at_most
 from raymi.models import check_model
 from raymi.overrides import examine, flatten, overlay, parse_options, split_words
 from raymi.recipes import RECIPES, on_recipe

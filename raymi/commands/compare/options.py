@@ -11,8 +11,9 @@ from typing import Any
 from raymi.commands.compare.run import ArmRun
 from raymi.commands.option_types import names, seed_list
 from raymi.commands.preflight import input_problems
-from raymi.config import Count, ScalingConfig, Section
+from raymi.config import ScalingConfig
 from raymi.errors import UserError, did_you_mean
+from raymi.fields import Count, Section
 from raymi.formatting import as_typed
 from raymi.hardware import available_cores, available_gpus
 from raymi.overrides import examine, flatten, nest, parse_options, split_words

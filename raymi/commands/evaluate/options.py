@@ -14,10 +14,11 @@ from raymi.attacks.catalogue import ATTACKS, Threat, find_attack
 from raymi.attacks.suites import ENSEMBLES, SUITES, Ensemble, ensembles_of, suite
 from raymi.commands.command_line import split_command_line, value_problems
 from raymi.commands.option_types import names, new_file, new_folder, with_json
-from raymi.config import Config, Count, ScalingConfig, Section, Whole
+from raymi.config import Config, ScalingConfig
 from raymi.data import DATASETS, ImageSet
 from raymi.engine.validation import load_data
 from raymi.errors import UserError, did_you_mean
+from raymi.fields import Count, Section, Whole
 from raymi.formatting import as_typed, shown
 from raymi.overrides import examine, flatten, nest, parse_options
 from raymi.ray_backend.session import check_this_machine, scale_to_fit

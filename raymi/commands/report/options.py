@@ -13,8 +13,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from raymi.commands.option_types import names, new_folder
-from raymi.config import Count, Positive, Section, Whole
 from raymi.errors import UserError, did_you_mean
+from raymi.fields import Count, Positive, Section, Whole
 from raymi.formatting import plain_name, shown
 from raymi.local_paths import local_path
 from raymi.overrides import examine, flatten, nest, parse_options, split_words, validate

@@ -11,8 +11,9 @@ import torch
 from raymi.attacks.catalogue import Threat
 from raymi.commands.find_model import LocatedModel, find_model_source, tracked
 from raymi.commands.report.options import ReportPlan, RunChoice
-from raymi.config import Config, DataConfig
+from raymi.config import Config
 from raymi.data import ImageSet
+from raymi.data.settings import DataConfig
 from raymi.engine.validation import load_data
 from raymi.errors import UserError
 from raymi.evaluation.model_source import check_classifier

@@ -12,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator
 
 from raymi.commands.option_types import names, new_file, with_json
-from raymi.config import Section, TrackingConfig
+from raymi.config import TrackingConfig
 from raymi.errors import UserError
+from raymi.fields import Section
 from raymi.formatting import shown
 from raymi.overrides import flatten, parse_options, split_words
 from raymi.selection.candidate import CLEAN
