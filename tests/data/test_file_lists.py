@@ -160,7 +160,7 @@ def test_hidden_files_and_folders_are_skipped(folder):
     assert load_splits("folder", folder).train.digest == expected
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="needs a user whom permissions bind")
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
 def test_unreadable_folders_are_named(folder):
     (folder / "train" / "cat" / "more").mkdir(mode=0)
     with pytest.raises(UserError, match=r"more cannot be read .*its images would be skipped"):
