@@ -54,21 +54,23 @@ def _measure(words: list[str]) -> int:
     if {"--help", "-h"} & set(words):
         print_line(console, __doc__ or "")
         return 0
-    problems: list[str] = []
-    place = words[0] if words and "=" not in words[0] else None
-    parsed = split_words(words if place is None else words[1:], {"seeds": ()})
-    seeds = seed_list("seeds", parsed.own.get("seeds", "0..4"), problems)
-    out = new_folder("OUT", place, OUT, problems)
-    problems += parsed.problems
-    if parsed.settings:
-        given = ", ".join(flatten(parsed.settings))
+    parsed = split_words(words, SearchOptions, lambda word: "=" not in word)
+    options, wrong = read_options(SearchOptions, parsed.own)
+    problems = [*parsed.problems, *wrong]
+    out = OUT
+    try:
+        out = writable_folder(parsed.others[0] if parsed.others else OUT)
+    except UserError as error:
+        problems.append(f"OUT: {error}")
+    if parsed.settings or len(parsed.others) > 1:
+        given = ", ".join([*flatten(parsed.settings), *parsed.others[1:]])
         problems.append(f"expected OUT and seeds alone, got {given}: the setting is fixed")
     if problems:
         raise UserError("\n".join(problems))
     try:
         with ended_by_sigterm():
             print_line(
-                console, measure(SETTING, seeds, out, f"{COMMAND} {shlex.join(words)}".strip())
+                console, measure(SETTING, options.seeds, out, f"{COMMAND} {shlex.join(words)}".strip())
             )
     except MeasurementFailed as failure:
         print_line(console, f"a search failed: {failure}")
