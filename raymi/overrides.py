@@ -74,7 +74,7 @@ def split_words(
         and for each unknown, ambiguous or repeated key, and other words.
     """
     own_fields, fields = dict(leaves(options)), dict(leaves())
-    known = {**fields, **own_fields}
+    known = {**own_fields, **fields, **own_fields}  # the command's own come first
     given: dict[str, list[str]] = {}
     problems: list[str] = []
     others: list[str] = []
@@ -104,8 +104,8 @@ def split_words(
                 del rest[: len(follows)]
                 text = follows[0] if follows else "true" if is_flag else ""
             if not text and (key in own_fields or not equals):
-                typed = word if dashed else f"{key}="
-                problems.append(f"{key}: expected {expected(known[key])} after {typed}")
+                if NEEDED not in known[key].metadata:  # else `read_options` says what is needed
+                    problems.append(f"{key}: expected a value: {typed_as(key, known[key])}")
                 continue
             given.setdefault(key, []).append(text)
     problems += [
@@ -229,11 +229,11 @@ def read_options(model: type[Options], given: Mapping[str, str]) -> tuple[Option
         else text
         for key, text in given.items()
     }  # fmt: skip
-    problems = [
-        f"{typed_as(key, field)} is needed: {' '.join((field.description or '').split())}"
-        for key, field in fields.items()
-        if NEEDED in field.metadata and key not in given
-    ]
+    problems = []
+    for key, field in fields.items():
+        if NEEDED in field.metadata and key not in given:
+            text = " ".join((field.description or "").split()).rstrip(".")
+            problems.append(f"{typed_as(key, field)} is needed: {text[:1].lower()}{text[1:]}")
     while True:
         try:
             return model.model_validate(nest(values)), problems
@@ -297,11 +297,9 @@ def typed_as(key: str, field: FieldInfo) -> str:
     """Returns how an option is typed, for a usage line: `samples=N`, `split=test|val`."""
     if field.annotation is bool:
         return f"--{key.replace('_', '-')}"
-    kinds = (field, *map(FieldInfo.from_annotation, get_args(field.annotation)[:1]))
-    for kind in kinds:
-        for one in kind.metadata:
-            if isinstance(one, Accepts):
-                return f"{key}={one.word}"
+    for one in _metadata(field):
+        if isinstance(one, Accepts):
+            return f"{key}={one.word}"
     choices = expected(field).removesuffix(" | none")
     if " | " in choices:
         return f"{key}={choices.replace(' | ', '|')}"
@@ -331,7 +329,13 @@ def _remedy_for_bare_word(
 
 def listings(field: FieldInfo) -> list[Listed]:
     """Returns the lists of names in a key's documentation."""
-    return [one for one in field.metadata if isinstance(one, Listed)]
+    return [one for one in _metadata(field) if isinstance(one, Listed)]
+
+
+def _metadata(field: FieldInfo) -> list[Any]:
+    """Returns the metadata of a field and of its type, if that may be None."""
+    inner = get_args(field.annotation)[:1]
+    return [*field.metadata, *(one for kind in inner for one in getattr(kind, "__metadata__", ()))]
 
 
 def _suggest(word: str, known: Mapping[str, FieldInfo]) -> str:

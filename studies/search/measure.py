@@ -24,12 +24,13 @@ from rich.console import Console
 from raymi.benchmarks.processes import run_processes
 from raymi.benchmarks.section import MeasurementFailed
 from raymi.commands.cli import EXIT_FAILED, run_command
-from raymi.commands.option_types import new_folder, seed_list
+from raymi.commands.option_types import Seeds, writable_folder
 from raymi.errors import UserError
+from raymi.fields import Section
 from raymi.files import save, save_json
 from raymi.formatting import markdown_table
 from raymi.hardware import processor_name
-from raymi.overrides import flatten, split_words
+from raymi.overrides import flatten, read_options, split_words
 from raymi.signals import ended_by_sigterm
 from raymi.terminal.print_line import print_line
 from studies.search.curves import Comparison, Found, compare, median_share
@@ -39,6 +40,14 @@ from studies.search.setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Sett
 OUT = Path(__file__).with_name("results")
 AIM = 0.5
 """Upper limit of the share of the budget until TPE+ASHA is as good, in the median over seeds."""
+
+
+class SearchOptions(Section):
+    """Options of the study."""
+
+    seeds: Seeds = (0, 1, 2, 3, 4)
+    """Seeds of the searches."""
+
 
 Searches = dict[str, dict[str, Any]]
 """Seed, as text -> search -> its trials and its seconds."""
@@ -70,7 +79,8 @@ def _measure(words: list[str]) -> int:
     try:
         with ended_by_sigterm():
             print_line(
-                console, measure(SETTING, options.seeds, out, f"{COMMAND} {shlex.join(words)}".strip())
+                console,
+                measure(SETTING, options.seeds, out, f"{COMMAND} {shlex.join(words)}".strip()),
             )
     except MeasurementFailed as failure:
         print_line(console, f"a search failed: {failure}")

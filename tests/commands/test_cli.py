@@ -22,7 +22,7 @@ from raymi.config import Config
 from raymi.errors import StorageError, UserError
 from raymi.overrides import leaves, split_words
 from raymi.ray_backend.train_driver import RunFailed
-from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config
+from raymi.recipes import BASE_RECIPES, VARIANTS, build_config
 from raymi.runs.journal import Journal
 from raymi.runs.run_folder import RunFolder
 from raymi.signals import Stopped
@@ -73,7 +73,7 @@ def test_help_lists_every_key_with_default_and_documentation(run: Run) -> None:
 
 def test_help_lists_recipes_variants_data_sets_and_models(run: Run) -> None:
     out = run("-h", "nonsense").out
-    assert "\nvariants, added to a recipe's name (recipe=quickstart-at)\n" in out
+    assert "\nvariants, added to a recipe's name as in quickstart-at (recipe=NAME)\n" in out
     for name in (
         *BASE_RECIPES,
         *VARIANTS,
@@ -106,7 +106,7 @@ def test_dry_run_prints_words_that_reproduce_the_run(run: Run) -> None:
     first = run(*words)
     printed = shlex.split(first.out)
     assert run(*printed, "--dry-run") == first
-    parsed = split_words(printed, {"recipe": RECIPES})
+    parsed = split_words(printed, train_options.TrainOptions)
     assert parsed.own == {"recipe": "quickstart"}
     assert build_config("quickstart", parsed.settings).tracking.experiment == "two words"
 

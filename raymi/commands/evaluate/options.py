@@ -20,7 +20,7 @@ from pydantic import Field
 from raymi.attacks.catalogue import ATTACKS, find_attack
 from raymi.attacks.suites import ENSEMBLES, SUITES, suite
 from raymi.commands.command_line import Command, CommandLine
-from raymi.commands.option_types import Names, NewFile, NewFolder, in_home, known
+from raymi.commands.option_types import Names, NewFile, NewFolder, in_home
 from raymi.config import Config
 from raymi.data.settings import DATASETS
 from raymi.errors import UserError, did_you_mean
@@ -51,7 +51,7 @@ class EvaluateOptions(Section):
     which: str | None = None
     """Model of a run (best, last, best-averaged or last-averaged) or of a file with several, such
     as ema; none: the chosen one."""
-    suite: Annotated[str, known("suite", SUITES), Listed("suites", _SUITES)] | None = None
+    suite: Annotated[str, Listed("suites", _SUITES)] | None = None
     """Attacks to report, by the name of a suite; none: standard, of surrogates pgd-40."""
     attacks: Annotated[Names, Listed("ensembles", _ENSEMBLES), Listed("attacks", _ATTACKS)] = ()
     """Attacks and ensembles to report, with commas between them, in place of a suite; @2eps after
@@ -184,7 +184,13 @@ def _attack_problems(options: EvaluateOptions) -> list[str]:
     problems = []
     if options.suite is not None and options.attacks:
         problems.append("suite and attacks are both given: keep one")
-    for name in options.reported:
+    reported = options.attacks
+    try:
+        reported = reported or options.reported
+        suite(options.suite or "standard")
+    except UserError as error:
+        problems.append(str(error))
+    for name in reported:
         if name in ENSEMBLES and options.surrogate:
             problems.append(
                 f"{name} is an ensemble, and surrogates make samples with single attacks: give "

@@ -51,11 +51,6 @@ def _check_name(text: str | None) -> str | None:
     return text
 
 
-def _threat_name(text: str | None) -> str | None:
-    """Returns a threat as metrics name it: `linf_8_255` for `linf-8/255`."""
-    return text and re.sub(r"[^\w.]", "_", text)
-
-
 class SelectOptions(Section):
     """Options of `python -m raymi.select`, beside its constraints."""
 
@@ -69,7 +64,7 @@ class SelectOptions(Section):
     """Attack to rank by; none: AutoAttack, or the attack with the lowest mean accuracy."""
     data: str | None = None
     """Name of the images; none: the only ones."""
-    threat: Annotated[str | None, AfterValidator(_threat_name)] = None
+    threat: str | None = None
     """Threat, such as linf-8/255; none: the only one."""
     alias: Annotated[str, AfterValidator(_check_alias)] = "champion"
     """Alias in the registry."""
@@ -81,6 +76,11 @@ class SelectOptions(Section):
     """File for all numbers."""
     dry_run: bool = False
     """Rank only, and leave MLflow as it is."""
+
+    @property
+    def threat_name(self) -> str | None:
+        """Threat as metrics name it: `linf_8_255` for `linf-8/255`."""
+        return self.threat and re.sub(r"[^\w.]", "_", self.threat)
 
 
 @dataclass(frozen=True)

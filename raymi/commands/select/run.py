@@ -41,7 +41,7 @@ def select_model(
     with store_errors_as_user_errors(uri):
         client = connect(uri)
         candidates = find_candidates(client, options.experiment, options.sweep, options.run)
-        comparable = by_protocol(candidates, options.metric, options.data, options.threat)
+        comparable = by_protocol(candidates, options.metric, options.data, options.threat_name)
         metric = options.metric or strongest(comparable)
         check_names(comparable, request.constraints)
         measured = [one for one in comparable if metric in one.numbers]
