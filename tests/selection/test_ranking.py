@@ -203,9 +203,12 @@ def test_all_invalid_options_are_reported_together() -> None:
 def test_the_saved_command_has_no_output_options(tmp_path) -> None:
     plain = requested(["threat=linf-8/255", "clean>=0.8"])
     assert plain.command == "python -m raymi.select 'clean>=0.8' threat=linf-8/255"
-    assert (plain.threat, plain.alias, plain.experiment) == ("linf_8_255", "champion", "raymi")
+    options = plain.options
+    assert (options.threat_name, options.alias, options.experiment) == (
+        "linf_8_255", "champion", "raymi",
+    )  # fmt: skip
     file = str(tmp_path / "all.json")
     other = requested(["--dry-run", "threat=linf-8/255", "--json", file, "clean>=0.8"])
     assert other.command == plain.command
-    assert other.dry_run
-    assert str(other.json) == file
+    assert other.options.dry_run
+    assert str(other.options.json_file) == file
