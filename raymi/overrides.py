@@ -111,7 +111,7 @@ def split_words(
     problems += [
         f"{key} is given {len(texts)} times, as {', '.join(map(shortened, texts))}: keep one"
         for key, texts in given.items()
-        if len(texts) > 1
+        if len(texts) > 1 and set(texts) != {"true"}  # a flag may be given twice
     ]
     last = {key: texts[-1] for key, texts in given.items()}
     own = {key: text for key, text in last.items() if key in own_fields}
