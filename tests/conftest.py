@@ -1,4 +1,4 @@
-"""One Ray head and one MLflow server for each process of the tests, and their order.
+"""Ray head and MLflow server of each test process, and order of the tests.
 
 Each process computes with one thread: on networks this small, threads wait for each other longer
 than they compute. Commands that tests start have the user's own number.

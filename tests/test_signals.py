@@ -74,7 +74,7 @@ def test_sigterm_ends_a_block():
         signal.signal(signal.SIGINT, before)
 
 
-def test_the_exit_code_of_a_command_is_that_of_the_signal(capsys: pytest.CaptureFixture[str]):
+def test_the_exit_code_of_a_command_equals_that_of_the_signal(capsys: pytest.CaptureFixture[str]):
     def body(_: list[str]) -> int:
         with ended_by_sigterm():
             send(signal.SIGTERM)
