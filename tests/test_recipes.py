@@ -16,6 +16,15 @@ from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config, on_reci
 PAPER = [name for name in BASE_RECIPES if name.startswith("paper-")]
 
 
+def test_every_recipe_states_hardware_time_and_accuracy() -> None:
+    for name, recipe in RECIPES.items():
+        assert recipe.hardware in ("a GPU", "2 CPU cores"), name
+        assert recipe.time
+        assert recipe.accuracy == "not measured" or recipe.accuracy.startswith("clean "), name
+    assert {RECIPES[name].accuracy for name in PAPER} == {"not measured"}
+    assert "70.5 ± 0.5 %" in RECIPES["quickstart-at-clean-forward"].accuracy
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_validates_and_round_trips(name: str) -> None:
     config = build_config(name)
@@ -139,15 +148,6 @@ ALWAYS_THE_SAME = (
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_recipe_states_hardware_time_and_accuracy() -> None:
-    for name, recipe in RECIPES.items():
-        assert recipe.hardware in ("a GPU", "2 CPU cores"), name
-        assert recipe.time
-        assert recipe.accuracy == "not measured" or recipe.accuracy.startswith("clean "), name
-    assert {RECIPES[name].accuracy for name in PAPER} == {"not measured"}
-    assert "70.5 ± 0.5 %" in RECIPES["quickstart-at-clean-forward"].accuracy
-
-
 @pytest.mark.parametrize("base", BASE_RECIPES)
 def test_a_variant_changes_the_method_only(base: str, variant: str) -> None:
     if f"{base}-{variant}" not in RECIPES:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any, Generic, TypeVar
 
@@ -56,8 +56,7 @@ class Command(Generic[Options]):
         request: parses and checks the words of a command line, without torch.
         function: "module:function" that is called with the request; returns the exit code.
         takes: returns whether the command accepts a key of `Config`.
-        refusal: message for a key that it does not accept, with `{key}`.
-        remedies: text after its colon, by key.
+        refusal: returns the message for a key that it does not accept.
         others: usage of words that are neither options nor settings; empty: none.
         is_other: returns whether a word is one of these.
     """
@@ -67,8 +66,7 @@ class Command(Generic[Options]):
     request: Callable[[Sequence[str]], Any]
     function: str
     takes: Callable[[str], bool] = lambda key: True
-    refusal: str = ""
-    remedies: Mapping[str, str] = field(default_factory=dict)
+    refusal: Callable[[str], str] = str
     others: str = ""
     is_other: Callable[[str], bool] = lambda word: False
 
@@ -88,7 +86,7 @@ class Command(Generic[Options]):
         given = split_words(words, self.options, self.is_other)
         options, wrong = read_options(self.options, given.own)
         settings = flatten(given.settings)
-        refused = [self._refusal(key) for key in settings if not self.takes(key)]
+        refused = [self.refusal(key) for key in settings if not self.takes(key)]
         return CommandLine(
             f"{self.program} {shlex.join(words)}".strip(),
             options,
@@ -96,10 +94,6 @@ class Command(Generic[Options]):
             given.others,
             [*given.problems, *refused, *wrong],
         )
-
-    def _refusal(self, key: str) -> str:
-        text = self.refusal.format(key=key)
-        return f"{text.partition(':')[0]}: {self.remedies[key]}" if key in self.remedies else text
 
     @property
     def program(self) -> str:

@@ -225,7 +225,8 @@ COMMAND: Command[EvaluateOptions] = Command(
     requested,
     "raymi.commands.evaluate.command:evaluate_command",
     takes=takes,
-    refusal="{key} decides nothing in an evaluation: "
-    "leave it out (--help lists the keys that count)",
-    remedies=_REMEDIES,
+    refusal=lambda key: (
+        f"{key} decides nothing in an evaluation: "
+        + _REMEDIES.get(key, "leave it out (--help lists the keys that count)")
+    ),
 )

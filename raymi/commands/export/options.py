@@ -47,5 +47,5 @@ COMMAND: Command[ExportOptions] = Command(
     requested,
     "raymi.commands.export.command:export_command",
     takes=lambda key: key == "out",
-    refusal="{key} decides nothing in an export: expected model, which, folder or out",
+    refusal=lambda key: f"{key} decides nothing in an export: expected model, which, folder or out",
 )

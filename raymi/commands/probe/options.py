@@ -32,7 +32,7 @@ class ProbeOptions(Section):
     run: Annotated[str, NEEDED] = ""
     """Name or folder of a finished run."""
     model: Annotated[str, known("model", MODELS), Accepts(" | ".join(MODELS), "NAME")] = "best"
-    """One of the run's models."""
+    """Name of a model of the run."""
 
 
 class ProbeRequest(NamedTuple):
@@ -73,5 +73,7 @@ COMMAND: Command[ProbeOptions] = Command(
     requested,
     "raymi.commands.probe.command:probe_command",
     takes=lambda key: key == "out" or key.startswith(SECTIONS),
-    refusal="{key} belongs to the run and cannot change: give keys of " + ", ".join(SECTIONS),
+    refusal=lambda key: (
+        f"{key} belongs to the run and cannot change: give keys of {', '.join(SECTIONS)}"
+    ),
 )

@@ -215,8 +215,10 @@ COMMAND: Command[ReportOptions] = Command(
     plan_report,
     "raymi.commands.report.command:report",
     takes=lambda key: key in _SETTINGS,
-    refusal="{key} is fixed by the runs: options of a report are "
-    + ", ".join((*ReportOptions.model_fields, *_SETTINGS)),
+    refusal=lambda key: (
+        f"{key} is fixed by the runs: options of a report are "
+        + ", ".join((*ReportOptions.model_fields, *_SETTINGS))
+    ),
     others="RUN [RUN ...]",
     is_other=lambda word: "=" not in word or os.path.isdir(word),
 )

@@ -120,8 +120,10 @@ COMMAND: Command[SelectOptions] = Command(
     requested,
     "raymi.commands.select.command:select_command",
     takes=lambda key: False,
-    refusal="{key} has no effect on a selection: expected one of "
-    + ", ".join(key for key, _ in leaves(SelectOptions)),
+    refusal=lambda key: (
+        f"{key} has no effect on a selection: expected one of "
+        + ", ".join(key for key, _ in leaves(SelectOptions))
+    ),
     others="['clean>=0.80' ...]",
     is_other=lambda word: is_constraint(word) or word.partition("=")[0] == CLEAN,
 )
