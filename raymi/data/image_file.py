@@ -106,9 +106,8 @@ def _has_more_than_8_bits(image: ImageFile) -> bool:
     stored = repr(image.tile)  # has the layout in the file, such as RGB;16B
     if any(layout in stored for layout in (";16B", ";16L", ";16N")):
         return True
-    return any(  # their last entry is (mode, value of white)
-        tile[0] in ("ppm", "ppm_plain") and tile[-1][1] > 255 for tile in image.tile
-    )
+    layouts = [tile[-1] for tile in image.tile if tile[0] in ("ppm", "ppm_plain")]
+    return any(isinstance(layout, tuple) and layout[1] > 255 for layout in layouts)  # its white
 
 
 def _from_numbers(image: Image, path: Path) -> Decoded:

@@ -346,6 +346,8 @@ def test_colour_ppm_has_the_depth_of_its_white(tmp_path):
     assert read_image(tmp_path / "x.ppm").brightest == 16 / 255
     pil(tmp_path / "y.ppm", grey(RAMP))
     assert read_image(tmp_path / "y.ppm").brightest is None
+    (tmp_path / "z.pbm").write_text("P1 2 1 0 1")
+    assert read_image(tmp_path / "z.pbm").brightest is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])
