@@ -209,7 +209,7 @@ class _Checks:
                 "no gradient by the images in eval mode",
                 "compute in torch without detach(), no_grad() or numpy",
             )
-        if changed := changed or changes.state:
+        if changed := changed or list(changes.state):
             raise self.error(
                 "leave parameters, buffers and attributes alone in eval mode",
                 f"changes in {listed(changed)}",
