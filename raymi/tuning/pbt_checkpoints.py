@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from raymi.config import Config
+from raymi.engine.build_phase import build_estimators
 from raymi.engine.phases import phases_of
-from raymi.engine.train_state import build_estimators
 from raymi.errors import UserError
 from raymi.files import not_writable
 from raymi.formatting import as_typed
