@@ -20,6 +20,7 @@ class AT(AdversarialLoss):
     """
 
     title = "AT"
+    namid_title = "NAMID"
 
     class Settings(AdversarialLoss.Settings):
         """Settings of AT."""

@@ -21,6 +21,7 @@ class AdversarialLoss:
 
     Attributes:
         title: name in reports.
+        namid_title: name in reports of the loss with an MI term; empty: NAMID_{title}.
         attack_objective: maximised by the training attack, "ce" or "kl" (see `attacks.pgd`).
         needs_clean_gradient: whether the gradient at h(x) matters, or at h(x_adv) alone.
         progress: share of the phase that is over, in [0, 1); set before each step.
@@ -31,6 +32,7 @@ class AdversarialLoss:
     """
 
     title: ClassVar[str]
+    namid_title: ClassVar[str] = ""
     attack_objective: ClassVar[str] = "ce"
     needs_clean_gradient: ClassVar[bool] = False
 

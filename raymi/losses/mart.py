@@ -23,6 +23,7 @@ class MART(AdversarialLoss):
     """
 
     title = "MART"
+    namid_title = "NAMID_M"
     needs_clean_gradient = True
 
     class Settings(AdversarialLoss.Settings):

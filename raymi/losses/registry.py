@@ -19,6 +19,12 @@ def losses() -> dict[str, type[AdversarialLoss]]:
     return {name: _defined_in(name) for name in sorted(names) if name not in _NO_LOSS}
 
 
+def loss_titles(name: str) -> tuple[str, str]:
+    """Returns the names in reports of a loss, alone and with an MI term."""
+    one = losses()[name]
+    return one.title, one.namid_title or f"NAMID_{one.title}"
+
+
 def _defined_in(name: str) -> type[AdversarialLoss]:
     module = import_module(f"raymi.losses.{name}")
     (found,) = (

@@ -21,6 +21,7 @@ class TRADES(AdversarialLoss):
     """
 
     title = "TRADES"
+    namid_title = "NAMID_T"
     attack_objective = "kl"
     needs_clean_gradient = True
 
