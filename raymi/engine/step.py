@@ -134,6 +134,7 @@ class TrainStep:
             loss, metrics = self.objective(loss_adv, loss_mi, [logits, logits_adv], shard)
             self.classifier.backward(loss)
         self.classifier.update()
+        self.loss.observe(logits.detach(), logits_adv.detach(), y, shard)
         for average in self.averages:
             average.update(self.attack.model)
         accuracies = _accuracies(logits, logits_adv, y, shard)

@@ -57,6 +57,12 @@ class AdversarialLoss:
         """
         raise NotImplementedError
 
+    def observe(self, logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Shard) -> None:
+        """Called once after each step with its detached outputs, of which a loss may keep sums.
+
+        Arguments as of a call of the loss, which may be called twice in a step (AWP).
+        """
+
     def end_epoch(self, group: Collectives) -> None:
         """Called after the last step of an epoch, on every worker at the same point."""
 
