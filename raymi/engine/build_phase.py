@@ -24,6 +24,7 @@ from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Attacker, EstimatorStep, EstimatorUpdate, TrainStep, no_update
 from raymi.engine.train_state import TrainState
 from raymi.errors import UserError
+from raymi.fields import value_at
 from raymi.losses.base import AdversarialLoss
 from raymi.losses.own import check_loss
 from raymi.losses.registry import build_loss
@@ -163,7 +164,7 @@ def build_estimators(mi: MIConfig, num_classes: int, image_size: int) -> MIEstim
             base_width=mi.base_width,
             depth=mi.depth,
             score=mi.score,
-            temperature=mi.temperature,
+            temperature=value_at(mi.temperature, 0.0),
         )
 
     return MIEstimators(

@@ -297,6 +297,7 @@ class _Run:
         val: dict[str, float] = {}
         better: list[str] = []
         if last or epoch % config.validation.every == 0:
+            state.follow_schedules()  # also where a run continues with this validation
             outcome = self.validation.validate(state, epoch)
             if isinstance(outcome, StopReason):
                 return outcome

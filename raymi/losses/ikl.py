@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raymi.fields import NonNegative, Positive
+from raymi.fields import Positive, Weight, value_at
 from raymi.losses.base import AdversarialLoss
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ class IKL(AdversarialLoss):
     class Settings(AdversarialLoss.Settings):
         """Settings of IKL."""
 
-        beta: NonNegative = 20.0
+        beta: Weight = 20.0
         """Weight of the robust term."""
-        soft_weight: NonNegative = 4.0
+        soft_weight: Weight = 4.0
         """Weight of the cross-entropy of h(x_adv) against h(x)."""
         class_temperature: Positive = 4.0
         """Temperature of the class means that weigh the square of logit differences."""
@@ -56,8 +56,9 @@ class IKL(AdversarialLoss):
             w = self._weights.to(logits)[y]
         d = logits - logits_adv
         pairs = w.sum(dim=1) * (w * d.square()).sum(dim=1) - (w * d).sum(dim=1).square()
-        settings = self.settings
-        robust = settings.soft_weight * soft + settings.beta / 2 * pairs.sum()
+        alpha = value_at(self.settings.soft_weight, self.progress)
+        beta = value_at(self.settings.beta, self.progress)
+        robust = alpha * soft + beta / 2 * pairs.sum()
         return shard.world_size * (natural + robust) / shard.num
 
     def observe(self, logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Shard) -> None:
