@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +111,18 @@ def test_an_own_loss_is_trained_with_its_settings_and_its_attack():
     assert given["loss"] == first_step(
         **{"loss.base": "test_own_loss:Squared", "loss.beta": 1.0}
     )[1]["loss"]  # fmt: skip
+
+
+def test_the_loss_of_the_documentation_trains(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    (code,) = re.findall(r"```python\n(# my/losses.py\n.*?)```", page, re.DOTALL)
+    (tmp_path / "losses_of_the_page.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    losses = [
+        first_step(**{"loss.base": "losses_of_the_page:Paired", "loss.beta": beta})[1]["loss"]
+        for beta in (0, 2)
+    ]
+    assert losses[0] < losses[1]
 
 
 def test_a_loss_that_needs_other_workers_is_accepted():

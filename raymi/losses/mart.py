@@ -45,8 +45,5 @@ class MART(AdversarialLoss):
         boosted = F.nll_loss(log_p_adv, y, reduction="sum") - torch.log(1.0001 - runner_up).sum()
         divergence = F.kl_div(log_p_adv, log_p, reduction="none", log_target=True).sum(dim=1)
         robust = (divergence * (1.0000001 - p_true)).sum()
-        return (
-            shard.world_size
-            * (boosted + value_at(self.settings.beta, self.progress) * robust)
-            / shard.num
-        )
+        beta = value_at(self.settings.beta, self.progress)
+        return shard.world_size * (boosted + beta * robust) / shard.num

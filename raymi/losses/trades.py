@@ -40,8 +40,5 @@ class TRADES(AdversarialLoss):
         log_p, log_p_adv = F.log_softmax(logits, dim=1), F.log_softmax(logits_adv, dim=1)
         natural = F.nll_loss(log_p, y, reduction="sum")
         robust = F.kl_div(log_p_adv, log_p, reduction="sum", log_target=True)
-        return (
-            shard.world_size
-            * (natural + value_at(self.settings.beta, self.progress) * robust)
-            / shard.num
-        )
+        beta = value_at(self.settings.beta, self.progress)
+        return shard.world_size * (natural + beta * robust) / shard.num
