@@ -95,7 +95,7 @@ def weights_of_a_rank(rank, world_size, sizes):
 
 
 @pytest.mark.parametrize("sizes", [[4, 3], [5, 0, 2]], ids=str)
-def test_class_weights_are_those_of_all_workers(sizes, tmp_path):
+def test_class_weights_count_the_samples_of_all_workers(sizes, tmp_path):
     expected = weights_of_a_rank(0, 1, [NUM])
     for weights in run_ranks(weights_of_a_rank, len(sizes), sizes, tmp_path=tmp_path):
         assert_close(weights, expected, tolerance=1e-12)

@@ -168,7 +168,7 @@ def test_the_configuration_does_not_import_an_own_loss():
         tiny_state(tiny_config(settings))
 
 
-def test_a_loss_without_gradients_of_parameters_is_no_reason_to_change_the_random_state():
+def test_the_check_of_a_loss_leaves_the_random_state_alone():
     before = torch.get_rng_state()
     first_state, _ = tiny_state(tiny_config({"loss.base": "test_own_loss:Centred"}))
     assert torch.equal(before, torch.get_rng_state())

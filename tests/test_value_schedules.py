@@ -31,7 +31,7 @@ def test_a_schedule_goes_from_its_first_to_its_last_value(value, expected):
 @pytest.mark.parametrize(
     "value", ["linear:0", "linear:0:5:6", "step:0:5", "linear:0:-1", "linear:a:b", "2..8", True]
 )
-def test_what_is_no_schedule_is_refused(value):
+def test_other_texts_are_refused(value):
     with pytest.raises(ValidationError, match="linear:FIRST:LAST"):
         MIConfig(weight=value)
 
@@ -54,7 +54,7 @@ def weights_of_steps(settings):
     return found, state
 
 
-def test_the_weight_of_a_step_is_that_of_its_position():
+def test_the_weight_of_a_step_follows_its_position():
     found, state = weights_of_steps({"mi.weight": "linear:0:5", "mi.temperature": "linear:1:0.5"})
     assert found == pytest.approx([5 * step / 10 for step in range(10)])
     assert state.estimators.natural.temperature == pytest.approx(0.55)
