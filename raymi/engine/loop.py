@@ -51,7 +51,7 @@ class TrainResult:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is complete."""
+        """True for a complete run."""
         return self.stop is None
 
 

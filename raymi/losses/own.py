@@ -83,7 +83,7 @@ def check_loss(name: str, loss: AdversarialLoss, num_classes: int) -> None:
             try:
                 parts.append(_value(name, loss, z[rows], z_adv[rows], y[rows], shard))
             except _CollectiveUsed:
-                parts = [whole]  # tests of several processes alone can tell
+                parts = [whole]  # only several processes can show it
                 break
         mean = torch.stack(parts).mean()
         if not torch.allclose(mean, whole, rtol=1e-4, atol=1e-5):
