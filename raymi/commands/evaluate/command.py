@@ -7,11 +7,12 @@ give model.name=... if it is outside of a run, and which=ema, say, if it holds s
 module:function, which returns a torch module that maps images in [0, 1] to logits. Several models
 with commas between them are compared on the same images, in pairs.
 
-suite: the attacks to report, by default standard (clean, PGD-40, AutoAttack). Or attacks: names of
-single attacks (pgd-N, pgd-NxR with R restarts, and @2eps after a name for another radius) and of
-ensembles. Data and threat are by default those of the training run; data.name=...,
-attack.norm=..., attack.eps=... change them. split=val attacks validation images, samples=N an even
-selection.
+suite: the attacks to report, by default standard (clean, PGD-40, AutoAttack). fast takes a fraction
+of AutoAttack's time, few-classes is for 2 or 3 classes, corruptions classifies the files of
+corruptions=FOLDER. Or attacks: names of single attacks (pgd-N, pgd-NxR with R restarts,
+module:function, and @2eps after a name for another radius) and of ensembles. Data and threat are by
+default those of the training run; data.name=..., attack.norm=..., attack.eps=... change them.
+split=val attacks validation images, samples=N an even selection.
 
 surrogate: classifiers that make the adversarial images for the models (black-box transfer), with
 single attacks, by default pgd-40.
@@ -31,7 +32,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from raymi.attacks.catalogue import ATTACKS
-from raymi.attacks.suites import ENSEMBLES, SUITES
+from raymi.attacks.suites import CORRUPTIONS, ENSEMBLES, SUITES
 from raymi.commands.cli import EXIT_FAILED, print_help, wants_help
 from raymi.commands.evaluate.options import COMMAND, EvaluateOptions, takes
 from raymi.commands.evaluate.plan import EvaluationPlan, plan_evaluation
@@ -65,9 +66,13 @@ def evaluate_command(words: list[str]) -> int:
     if wants_help(words):
         named = {
             "suites": {name: ", ".join(("clean", *parts)) for name, parts in SUITES.items()},
-            "ensembles": {name: ", ".join(attacks) for name, attacks in ENSEMBLES.items()},
+            "ensembles": {name: ", ".join(attacks) for name, attacks in ENSEMBLES.items()}
+            | {CORRUPTIONS: "corrupted test images of corruptions=FOLDER, as in CIFAR-10-C"},
             "attacks": {name: f"in {' and '.join(a.norms)}" for name, a in ATTACKS.items()}
-            | {"pgd-N, pgd-NxR": "PGD of N steps of eps / 4, with R restarts, in linf and l2"},
+            | {
+                "pgd-N, pgd-NxR": "PGD of N steps of eps / 4, with R restarts, in linf and l2",
+                "module:function": "an attack of your own, see docs/extending.md",
+            },
             "data sets (data.name)": DATASETS,
         }
         print_help(console, USAGE, __doc__, named, takes, EvaluateOptions)

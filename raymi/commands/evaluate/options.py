@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raymi.attacks.catalogue import ATTACKS, Threat, find_attack
-from raymi.attacks.suites import ENSEMBLES, SUITES, Ensemble, ensembles_of, suite
+from raymi.attacks.suites import (
+    CORRUPTIONS,
+    ENSEMBLES,
+    FEW_CLASSES,
+    SUITES,
+    Ensemble,
+    ensembles_of,
+    suite,
+)
 from raymi.commands.command_line import split_command_line, value_problems
 from raymi.commands.option_types import names, new_file, new_folder, with_json
 from raymi.config import Config, ScalingConfig
@@ -41,7 +49,10 @@ class EvaluateOptions(Section):
     suite: str | None = None
     """Attacks to report, by the name of a suite; none: standard, of surrogates pgd-40."""
     attacks: str | None = None
-    """Attacks and ensembles to report, with commas between them, in place of a suite."""
+    """Attacks and ensembles to report, with commas between them, in place of a suite; one of your
+    own is module:function."""
+    corruptions: str | None = None
+    """Folder of corrupted test images, as CIFAR-10-C has them, for suite=corruptions."""
     split: Literal["test", "val"] = "test"
     """Images to attack."""
     samples: Count | None = None
@@ -58,7 +69,7 @@ OPTIONS: dict[str, Iterable[str]] = {
     **dict.fromkeys((*EvaluateOptions.model_fields, "json"), ()),
     "which": MODELS,
     "suite": SUITES,
-    "attacks": (*ENSEMBLES, *ATTACKS),
+    "attacks": (*ENSEMBLES, CORRUPTIONS, *ATTACKS),
     "split": SPLITS,
     "keep": ("true", "false"),
 }
@@ -90,6 +101,7 @@ class Request:
         surrogates: names of the classifiers that make samples for them.
         which: one of a run's models; None: the chosen one.
         names: attacks and ensembles to report.
+        corruptions: folder of corrupted images; None: `names` has no corruptions.
         split: "test" or "val".
         samples: number of images; None: all.
         checks: number of images that are attacked for signs of false robustness.
@@ -104,6 +116,7 @@ class Request:
     surrogates: tuple[str, ...]
     which: str | None
     names: tuple[str, ...]
+    corruptions: Path | None
     split: str
     samples: int | None
     checks: int
@@ -147,6 +160,7 @@ def requested(words: Sequence[str]) -> Request:
             "weights, or module:function; several with commas between them"
         )
     reported = _reported(texts, surrogates, problems)
+    corruptions = _corruptions(options, reported, surrogates, problems)
     files = any(map(os.path.isfile, (*models, *surrogates)))  # may hold models of any name
     if "which" in texts and texts["which"] not in MODELS and not files:
         problems.append(f"which: expected {' | '.join(MODELS)}, got {shown(texts['which'])}")
@@ -156,6 +170,7 @@ def requested(words: Sequence[str]) -> Request:
         surrogates=surrogates,
         which=texts.get("which"),
         names=reported,
+        corruptions=corruptions,
         split=options.split,
         samples=options.samples,
         checks=options.checks,
@@ -265,21 +280,58 @@ def load_images(
     return images, name if len(images) == len(split) else f"{name}-{len(images)}"
 
 
-def select_attacks(request: Request, config: Config, num_classes: int) -> tuple[Ensemble, ...]:
+def select_attacks(request: Request, config: Config, images: ImageSet) -> tuple[Ensemble, ...]:
     """Returns the ensembles to report, without clean accuracy.
 
     Raises:
-        UserError: with a line for each attack that does not support the threat or the data.
+        UserError: with a line for each attack that does not support the threat or the data, and
+            for each file of corrupted images that does not fit.
     """
+    num_classes = len(images.class_names)
     threat = Threat(config.attack.norm, config.attack.eps)
     if threat.eps == 0:
         usual = "8/255" if threat.norm == "linf" else "0.5"
         raise UserError(f"attack.eps is 0, which allows no perturbation: give eps={usual}, say")
+    names = [name for name in request.names if name != CORRUPTIONS]
     try:
-        return ensembles_of(request.names, threat, num_classes)
+        ensembles = ensembles_of(names, threat, num_classes)
     except UserError as error:
-        remedy = "choose others (suite=NAME or attacks=A,B), or another threat (attack.norm)"
+        few = f"suite={FEW_CLASSES}, " if num_classes < find_attack("apgd-t").least_classes else ""
+        remedy = f"choose others ({few}suite=NAME or attacks=A,B), or another threat (attack.norm)"
         raise UserError(f"{error}\n{remedy}") from None
+    if request.corruptions is None:
+        return ensembles
+    from raymi.attacks.corruptions import corruption_ensembles
+
+    return (*ensembles, *corruption_ensembles(request.corruptions, images))
+
+
+def _corruptions(
+    options: EvaluateOptions,
+    reported: Sequence[str],
+    surrogates: Sequence[str],
+    problems: list[str],
+) -> Path | None:
+    """Returns the folder of corrupted images, if they are to be classified."""
+    folder = options.corruptions
+    if CORRUPTIONS not in reported:
+        if folder is not None:
+            problems.append(
+                "corruptions=FOLDER is given without its suite: add suite=corruptions, or "
+                "corruptions to attacks"
+            )
+        return None
+    if not folder:
+        problems.append(
+            "corruptions=FOLDER is needed: the folder with labels.npy and a file such as fog.npy "
+            "for each corruption, as in CIFAR-10-C"
+        )
+        return None
+    if surrogates:
+        problems.append("corruptions are the same images for all models: leave out surrogate")
+    if options.split != "test":
+        problems.append("corruptions are of test images: leave out split=val")
+    return Path(folder).expanduser().absolute()
 
 
 def _reported(
@@ -302,7 +354,9 @@ def _reported(
                 f"{name} is an ensemble, and surrogates make samples with single attacks: give "
                 "attacks=pgd-40, say"
             )
-        elif name not in ENSEMBLES and (problem := _attack_problem(name)) is not None:
+        elif (
+            name not in (*ENSEMBLES, CORRUPTIONS) and (problem := _attack_problem(name)) is not None
+        ):
             problems.append(problem)
     return reported
 
@@ -319,7 +373,7 @@ def _attack_problem(name: str) -> str | None:
         if name in SUITES:
             return f"{name} is a suite: give suite={name}"
         if str(error).startswith("unknown attack"):
-            known = [*ENSEMBLES, *ATTACKS, "pgd-N", "pgd-NxR"]
+            known = [*ENSEMBLES, CORRUPTIONS, *ATTACKS, "pgd-N", "pgd-NxR", "module:function"]
             return f"unknown attack {shown(name)}: {did_you_mean(plain, known)}"
         return str(error)
     return None

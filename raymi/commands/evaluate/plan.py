@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from raymi.attacks.catalogue import Threat
+from raymi.attacks.execution import Batch, run_attack
 from raymi.attacks.suites import Ensemble
 from raymi.commands.evaluate.options import (
     Request,
@@ -37,6 +38,8 @@ from raymi.evaluation.transfer import (
 )
 from raymi.evaluation.worker_job import WorkerJob
 from raymi.overrides import examine, nest
+
+_TRIED = 4
 
 
 @dataclass(frozen=True)
@@ -217,7 +220,7 @@ def plan_evaluation(
     scaling = resolve_scaling(request, config)
     images, data = load_images(request, config, lambda text: log(f"warning: {text}"))
     num_classes, image_size = len(images.class_names), images.images.shape[-1]
-    main = select_attacks(request, config, num_classes)
+    main = select_attacks(request, config, images)
     for name in names:
         if name not in models:
             models[name] = find_model_source(
@@ -239,6 +242,7 @@ def plan_evaluation(
         surrogates=tuple(by_name[name] for name in request.surrogates),
     )
     _refuse_without_gradients(plan)
+    _try_attacks(plan, device)
     return plan
 
 
@@ -273,6 +277,28 @@ def _refuse_without_gradients(plan: EvaluationPlan) -> None:
             f"and {', '.join(sorted(attacks))} need gradients: let the network compute in torch "
             "without detach() or no_grad(), give attacks=square, or a surrogate=... that has them"
         )
+
+
+def _try_attacks(plan: EvaluationPlan, device: torch.device) -> None:
+    """Runs attacks with code or images of the user on a few images, before any long work.
+
+    Raises: UserError: an attack fails, or returns other samples than it should.
+    """
+    attacks = [a for ensemble in plan.main for a in ensemble.attacks if a.inputs]
+    if not attacks:
+        return
+    first = (plan.surrogates or plan.targets)[0]
+    model, some = first.source.load().to(device), plan.images.at_most(_TRIED).to(device)
+    batch = Batch(to_unit(some.images), some.labels, some.places, plan.config.seed)
+    for attack in attacks:
+        try:
+            run_attack(attack, model, batch, plan.threat)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"attack {attack.name!r} failed on {len(some)} images: {what_happened(error)}"
+            ) from error
 
 
 def _needs_gradient(ensemble: Ensemble) -> bool:
