@@ -238,6 +238,20 @@ def test_networks_of_the_pages_map_images_to_logits(in_home: Path) -> None:
         assert make(num_classes=10, image_size=16)(x).shape == (2, 10)
 
 
+def test_attacks_of_the_pages_find_adversarial_images(in_home: Path) -> None:
+    import torch
+
+    from raymi.attacks.catalogue import Threat, find_attack
+    from raymi.attacks.execution import Batch, run_attack
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 10))
+    x = torch.rand(6, 3, 8, 8)
+    batch = Batch(x, model(x).argmax(1), torch.arange(6), 0)
+    attack = find_attack("my.attacks:momentum")
+    assert run_attack(attack, model, batch, Threat("linf", 0.2)).broken.all()
+
+
 def test_spaces_of_the_pages_can_be_searched(in_home: Path) -> None:
     shown = [block for block in BLOCKS if block.language == "toml"]
     assert shown

@@ -132,17 +132,16 @@ def _check_labels(path: Path, images: ImageSet, problems: list[str]) -> int | No
     labels = _load(path, problems)
     if labels is None:
         return None
-    places, (length, *others) = images.places.cpu().numpy(), (*labels.shape, 0)[: labels.ndim or 1]
-    num = length // SEVERITIES
-    if others or not np.issubdtype(labels.dtype, np.integer) or length != num * SEVERITIES:
+    if labels.ndim != 1 or len(labels) % SEVERITIES or not np.issubdtype(labels.dtype, np.integer):
         problems.append(
             f"{path}: expected integers ({SEVERITIES} * N,), got {labels.dtype} {labels.shape}"
         )
         return None
+    places, num = images.places.cpu().numpy(), len(labels) // SEVERITIES
     if places.max() >= num:
         problems.append(
             f"{path}: expected labels of {SEVERITIES} severities of at least {places.max() + 1} "
-            f"test images, got {length} labels: give the data set that the files were made from"
+            f"test images, got {len(labels)} labels: give the data set of which the files are"
         )
         return num
     wrong = (labels.reshape(SEVERITIES, num)[:, places] != images.labels.cpu().numpy()).any(0)

@@ -17,7 +17,8 @@ from raymi.attacks.execution import Batch
 from raymi.attacks.projections import largest_distance
 from raymi.attacks.untouched import differing
 from raymi.errors import UserError
-from raymi.models.user_model import import_function, source_digest
+from raymi.models.user_model import source_digest
+from raymi.own_code import import_function
 
 
 def user_attack(name: str) -> EvaluationAttack:
@@ -29,7 +30,8 @@ def user_attack(name: str) -> EvaluationAttack:
     Raises:
         UserError: The function cannot be imported.
     """
-    digest = source_digest(name, "attack") or "none"
+    import_function(name, "attack")
+    digest = _digest(name)
     return EvaluationAttack(
         name,
         partial(run_function, "user_attack.call_user_attack", name=name, digest=digest),
@@ -46,14 +48,15 @@ def call_user_attack(
     Raises:
         UserError: The source has changed, the function changed the model, or `check_x_adv`.
     """
-    if (source_digest(name, "attack") or "none") != digest:
+    attack = import_function(name, "attack")
+    if _digest(name) != digest:
         raise UserError(
             f"attack {name!r}: its file has changed since the evaluation began, or differs between "
             "nodes: start again; every node must see the same file"
         )
     parameters = {key: value.clone() for key, value in model.named_parameters()}
     modes = {key: module.training for key, module in model.named_modules()}
-    x_adv = import_function(name, "attack")(
+    x_adv = attack(
         model,
         batch.x.clone(),
         batch.y.clone(),
@@ -74,6 +77,10 @@ def call_user_attack(
         )
     check_x_adv(name, batch.x, x_adv, threat)
     return x_adv.detach().float()
+
+
+def _digest(name: str) -> str:
+    return source_digest(name) or "none"  # built in
 
 
 def check_x_adv(name: str, x: Tensor, x_adv: object, threat: Threat) -> None:

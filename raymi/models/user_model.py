@@ -23,34 +23,33 @@ from raymi.models.classifier import Classifier
 from raymi.models.modes import evaluation_mode
 
 
-def import_function(name: str, kind: str = "model") -> Callable[..., Any]:
+def import_function(name: str) -> Callable[..., nn.Module]:
     """Imports a function `package.module:function`, also from the working directory.
 
     Args:
         name: `package.module:function`.
-        kind: purpose of the function, for messages.
 
     Raises:
         UserError: If the module or function is missing, or the module fails on import.
     """
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name.isidentifier():
-        raise UserError(f"{kind} {name!r} must read package.module:function")
+        raise UserError(f"model {name!r} must read package.module:function")
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())  # not undone: the network may import more when it runs
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise UserError(
-            f"{kind} {name!r}: cannot import module {module_name!r}, {what_happened(error)}."
+            f"model {name!r}: cannot import module {module_name!r}, {what_happened(error)}."
             f" Searched in {os.getcwd()} and in the installed packages"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(
-            f"{kind} {name!r}: no function {function_name!r} in {module.__file__}"
+            f"model {name!r}: no function {function_name!r} in {module.__file__}"
             if function is None
-            else f"{kind} {name!r}: {function_name!r} in {module.__file__} is {function!r},"
+            else f"model {name!r}: {function_name!r} in {module.__file__} is {function!r},"
             " not a function"
         )
     return function
@@ -78,13 +77,13 @@ def find_function(name: str) -> Callable[..., nn.Module]:
     return function
 
 
-def source_digest(name: str, kind: str = "model") -> str | None:
+def source_digest(name: str) -> str | None:
     """Returns the SHA-256 of the source file of a function's module, in hexadecimal, or None.
 
     Raises:
         UserError: As in `import_function`.
     """
-    import_function(name, kind)
+    import_function(name)
     module = sys.modules[name.partition(":")[0]]
     try:
         path = inspect.getsourcefile(module)

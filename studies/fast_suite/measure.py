@@ -33,18 +33,21 @@ SUITES = ("fast", "autoattack")
 MOST_POINTS, MOST_TIME = 0.5, 1 / 3
 """The aim: difference of robust accuracy in points, and share of AutoAttack's time."""
 
-SMALL = ("model.name=small-cnn", "model.width=0.5", "model.depth=4", "attack.steps=3", "lr=0.1")
+SMALL = (
+    "image_size=16", "model.name=small-cnn", "model.width=0.5", "model.depth=4", "attack.steps=3",
+    "lr=0.1",
+)  # fmt: skip
 CIFAR = (
     "data.name=cifar10", "data.limit=2000", *SMALL, "eps=8/255", "attack.alpha=4/255",
     "batch_size=64", "epochs=5",
 )  # fmt: skip
 TINY = (
-    "data.name=tiny-imagenet", "image_size=32", *SMALL, "eps=4/255", "attack.alpha=2/255",
-    "batch_size=32", "epochs=8",
+    "data.name=tiny-imagenet", *SMALL, "eps=4/255", "attack.alpha=2/255", "batch_size=32",
+    "epochs=8",
 )  # fmt: skip
 CLASSIFIERS = {
-    "digits-at": ("recipe=quickstart-at", "epochs=8"),
-    "digits-namid": ("recipe=quickstart", "epochs=8"),
+    "digits-at": ("recipe=quickstart-at", *SMALL, "epochs=6"),
+    "digits-namid": ("recipe=quickstart", *SMALL, "epochs=6"),
     "cifar10-trades": ("recipe=cifar10-cpu-trades", *CIFAR),
     "tiny-imagenet-mart": ("recipe=cifar10-cpu-mart", *TINY),
 }
