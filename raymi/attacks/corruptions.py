@@ -1,7 +1,8 @@
 """Common corruptions: files of corrupted test images, as CIFAR-10-C and CIFAR-100-C have them.
 
-A folder holds `labels.npy` and a file NAME.npy for each corruption, uint8 (5 * N, H, W, 3): N test
-images at severity 1, the same images at severity 2, and so on to 5.
+A folder holds `labels.npy` and a file NAME.npy for each corruption, uint8 (5 * N, H, W, 3): N
+images at severity 1, the same images at severity 2, and so on to 5. Their order is that of the
+original set, so that a sample's place in it (`ImageSet.places`) finds its rows.
 
 Source: Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and
 perturbations", ICLR 2019.
