@@ -104,4 +104,5 @@ def test_means_over_ensembles_have_the_interval_of_their_images():
     error = sqrt(sum((share - 0.375) ** 2 for share in shares) / 3 / 4)
     assert a.interval == pytest.approx((0.0, 0.375 + 1.96 * error)), "cut at 0"
     assert whole.interval == pytest.approx((0.0783, 0.9217), abs=1e-4)
+    assert a.note == ""
     assert whole.note == "all: mean error 50.0% over 3 sets of images"

@@ -46,8 +46,6 @@ def corruption_ensembles(folder: Path, images: ImageSet) -> tuple[Ensemble, ...]
         UserError: With a line for each file that is missing, damaged, of another shape, or of other
             labels than the images.
     """
-    if not folder.is_dir():
-        raise UserError(f"corruptions: no folder {folder}: give the one with {_LABELS}")
     problems: list[str] = []
     num = _check_labels(folder / _LABELS, images, problems)
     files = sorted(path for path in folder.glob("*.npy") if path.name != _LABELS)

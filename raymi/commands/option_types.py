@@ -106,6 +106,14 @@ def new_folder(key: str, text: str | None, default: Path, problems: list[str]) -
     return path
 
 
+def existing_folder(key: str, text: str, problems: list[str]) -> Path | None:
+    """Parses the path of a folder that exists."""
+    path = _path(key, text, problems)
+    if path is not None and not path.is_dir():
+        problems.append(f"{key}: no folder {path}: give an existing one")
+    return path
+
+
 def with_json(words: Sequence[str], problems: list[str]) -> list[str]:
     """Returns the words of a command line with `--json FILE` as one word, `json=FILE`."""
     joined: list[str] = []

@@ -139,18 +139,20 @@ def mean_results(
     for ensemble in ensembles:
         for name in ensemble.means:
             groups[name].append(robust[ensemble.name])
+    widest = max(map(len, groups.values()), default=0)
     for name, masks in sorted(groups.items(), key=lambda pair: len(pair[1])):
         right = torch.stack(masks).double()
         share, num = right.mean(dim=0), right.shape[1]
         margin = 1.96 * float(share.std()) / math.sqrt(num) if num > 1 else 1.0
         mean = float(share.mean())
+        note = f"{name}: mean error {100 * (1 - mean):.1f}% over {len(masks)} sets of images"
         yield Robustness(
             name,
             int(right.sum()),
             right.numel(),
             (),
             bounds=(max(0.0, mean - margin), min(1.0, mean + margin)),
-            note=f"{name}: mean error {100 * (1 - mean):.1f}% over {len(masks)} sets of images",
+            note=note if len(masks) == widest else "",
         )
 
 

@@ -175,7 +175,7 @@ def print_report(console: Console, report: Report) -> None:
     if corruptions:
         console.print(_corruption_table(corruptions))
     for result in report.results:
-        if result.note and result not in corruptions:
+        if result.note:
             print_line(console, result.note)
     for finding in report.suspicions:
         print_line(console, f"doubtful: {finding.check}: {finding.text}", "yellow")

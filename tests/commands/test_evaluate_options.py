@@ -336,6 +336,7 @@ def test_corruptions_are_those_of_a_folder(empty_folder):
     [
         (["suite=corruptions"], "corruptions=FOLDER is needed: the folder with labels.npy and"),
         (["suite=corruptions", "corruptions="], "corruptions=FOLDER is needed"),
+        (["suite=corruptions", "corruptions=c"], "corruptions: no folder "),
         (["corruptions=c"], "corruptions=FOLDER is given without its suite: add suite=corrupt"),
         (
             ["suite=corruptions", "corruptions=c", "surrogate=b"],
@@ -348,6 +349,8 @@ def test_corruptions_are_those_of_a_folder(empty_folder):
     ],
 )
 def test_corruptions_need_a_folder_and_test_images(words, line):
+    if line.startswith("corruptions are"):
+        Path("c").mkdir()
     (found,) = problems(requested, ["model=a", *words])
     assert found.startswith(line)
 

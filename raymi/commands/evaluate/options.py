@@ -21,7 +21,13 @@ from raymi.attacks.suites import (
     suite,
 )
 from raymi.commands.command_line import split_command_line, value_problems
-from raymi.commands.option_types import names, new_file, new_folder, with_json
+from raymi.commands.option_types import (
+    existing_folder,
+    names,
+    new_file,
+    new_folder,
+    with_json,
+)
 from raymi.config import Config, ScalingConfig
 from raymi.data import DATASETS, ImageSet
 from raymi.engine.validation import load_data
@@ -331,7 +337,7 @@ def _corruptions(
         problems.append("corruptions are the same images for all models: leave out surrogate")
     if options.split != "test":
         problems.append("corruptions are of test images: leave out split=val")
-    return Path(folder).expanduser().absolute()
+    return existing_folder("corruptions", folder, problems)
 
 
 def _reported(
