@@ -171,6 +171,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs and files that the pages' commands name."""
     folder = tmp_path_factory.mktemp("documentation")
     placeholder_runs(folder, RUNS)
+    (folder / "CIFAR-10-C").mkdir()
     for block in BLOCKS:
         first, _, rest = block.text.partition("\n")
         if match := re.fullmatch(r"# ([\w/]+\.(?:py|toml))", first):

@@ -7,6 +7,8 @@ and counting them as robust would flatter the classifier.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -30,7 +32,7 @@ def user_attack(name: str) -> EvaluationAttack:
     Raises:
         UserError: The function cannot be imported.
     """
-    import_function(name, "attack")
+    import_attack(name)
     digest = _digest(name)
     return EvaluationAttack(
         name,
@@ -48,7 +50,6 @@ def call_user_attack(
     Raises:
         UserError: The source has changed, the function changed the model, or `check_x_adv`.
     """
-    attack = import_function(name, "attack")
     if _digest(name) != digest:
         raise UserError(
             f"attack {name!r}: its file has changed since the evaluation began, or differs between "
@@ -56,14 +57,7 @@ def call_user_attack(
         )
     parameters = {key: value.clone() for key, value in model.named_parameters()}
     modes = {key: module.training for key, module in model.named_modules()}
-    x_adv = attack(
-        model,
-        batch.x.clone(),
-        batch.y.clone(),
-        eps=threat.eps,
-        norm=threat.norm,
-        generator=torch.Generator(batch.x.device).manual_seed(batch.seed),
-    )
+    x_adv = adversarial_images(name, model, batch.x, batch.y, threat, batch.seed)
     changed = differing(parameters, dict(model.named_parameters()))
     changed += [
         f"the mode of {key or 'the network'}"
@@ -75,7 +69,50 @@ def call_user_attack(
             f"attack {name!r} changed {', '.join(changed[:3])}: an attack must leave the model as "
             "it is, let it change a copy.deepcopy(model)"
         )
-    check_x_adv(name, batch.x, x_adv, threat)
+    return x_adv
+
+
+def import_attack(name: str) -> Callable[..., Tensor]:
+    """Imports the user's function.
+
+    Raises:
+        UserError: It is missing, or does not take the arguments of an attack.
+    """
+    attack = import_function(name, "attack")
+    try:
+        inspect.signature(attack).bind(None, None, None, eps=0.1, norm="linf", generator=None)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"attack {name!r}: the function is called with model, x, y, eps=, norm= and "
+            f"generator=, {error}"
+        ) from error
+    return attack
+
+
+def adversarial_images(
+    name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int
+) -> Tensor:
+    """Calls the user's function on copies of images (B, C, H, W) and labels (B,).
+
+    Args:
+        name: `package.module:function`.
+        model: images in [0, 1] to logits.
+        x: images in [0, 1].
+        y: labels.
+        threat: norm and radius.
+        seed: of the function's generator.
+
+    Returns:
+        x_adv (B, C, H, W), float32.
+
+    Raises:
+        UserError: As in `check_x_adv`.
+    """
+    generator = torch.Generator(x.device).manual_seed(seed)
+    x_adv = import_attack(name)(
+        model, x.clone(), y.clone(), eps=threat.eps, norm=threat.norm, generator=generator
+    )
+    check_x_adv(name, x, x_adv, threat)
     return x_adv.detach().float()
 
 

@@ -86,7 +86,7 @@ def test_the_function_is_given_images_labels_threat_and_generator(model, digits)
     assert (first.linf > 0.02).all()
 
 
-def test_a_radius_after_the_name_is_that_of_the_function(model, digits):
+def test_a_radius_after_the_name_is_given_to_the_function(model, digits):
     run_attack(find_attack("test_user_attack:mine@2eps"), model, batch(digits), LINF)
     assert GIVEN["eps"] == 0.06
 
@@ -147,6 +147,7 @@ def test_the_global_random_state_is_restored(model, digits):
         ("no_such_module:f", "attack 'no_such_module:f': cannot import module"),
         ("test_user_attack:LINF", "not a function"),
         (":f", "must read package.module:function"),
+        ("test_user_attack:batch", "the function is called with model, x, y, eps=, norm= and gen"),
     ],
 )
 def test_unknown_functions_are_refused(name, message):

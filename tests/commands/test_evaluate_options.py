@@ -317,7 +317,7 @@ def test_few_classes_are_refused_autoattack_with_the_suite_for_them(words, num_c
     assert attacks(["suite=few-classes"], num_classes) == ["pgd-40", "few-classes"]
 
 
-def test_corruptions_are_those_of_a_folder(empty_folder):
+def test_corruptions_are_found_in_a_folder(empty_folder):
     images = load_data(tiny_config({"data.limit": None})).test  # also where a run has fewer
     folder = write_corrupted_files(images, empty_folder / "c")
     words = ["attacks=pgd-3,corruptions", f"corruptions={folder}"]

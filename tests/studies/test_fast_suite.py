@@ -17,7 +17,7 @@ def result(name, accuracy, *seconds):
     return {"name": name, "accuracy": accuracy, "attacks": [{"seconds": s} for s in seconds]}
 
 
-def test_times_are_those_of_all_attacks_of_a_suite(tmp_path):
+def test_the_time_of_a_suite_includes_all_its_attacks(tmp_path):
     report = {
         "results": [
             result("clean", 0.9, 0.1),

@@ -90,6 +90,7 @@ _OF_RUN = ("data.", "attack.norm", "attack.eps")
 """Settings that a run supplies."""
 _OF_VALIDATION = ("data.val_fraction", "data.split_seed")
 _REMEDIES = {
+    "attack.name": "name the attack, such as attacks=pgd-40",
     "attack.steps": "name the attack, such as attacks=pgd-40",
     "evaluation.steps": "name the attack, such as attacks=pgd-40",
     "evaluation.max_samples": "give samples=N",
