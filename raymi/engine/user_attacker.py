@@ -72,15 +72,15 @@ class UserAttacker:
         before = [(parameter.grad, parameter._version) for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
+        model = FullPrecision(self.model)
         devices = [x.device] if x.device.type == "cuda" else []
         try:
             with (
                 random_state_kept(seed, devices),
                 self.autocast(),
-                evaluation_mode(self.model),
+                evaluation_mode(model),
                 torch.enable_grad(),
             ):
-                model = FullPrecision(self.model)
                 x_adv = adversarial_images(self.name, model, x, y, self.threat, seed)
         finally:
             for parameter, (gradient, _) in zip(parameters, before, strict=True):
