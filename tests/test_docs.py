@@ -171,6 +171,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the runs and files that the pages' commands name."""
     folder = tmp_path_factory.mktemp("documentation")
     placeholder_runs(folder, RUNS)
+    (folder / "CIFAR-10-C").mkdir()
     for block in BLOCKS:
         first, _, rest = block.text.partition("\n")
         if match := re.fullmatch(r"# ([\w/]+\.(?:py|toml))", first):
@@ -236,6 +237,20 @@ def test_networks_of_the_pages_map_images_to_logits(in_home: Path) -> None:
     x = torch.rand(2, 3, 16, 16)
     for make in (module.make_net, module.net):
         assert make(num_classes=10, image_size=16)(x).shape == (2, 10)
+
+
+def test_attacks_of_the_pages_find_adversarial_images(in_home: Path) -> None:
+    import torch
+
+    from raymi.attacks.catalogue import Threat, find_attack
+    from raymi.attacks.execution import Batch, run_attack
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64, 10))
+    x = torch.rand(6, 3, 8, 8)
+    batch = Batch(x, model(x).argmax(1), torch.arange(6), 0)
+    attack = find_attack("my.attacks:momentum")
+    assert run_attack(attack, model, batch, Threat("linf", 0.2)).broken.all()
 
 
 def test_spaces_of_the_pages_can_be_searched(in_home: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from raymi.attacks.catalogue import Threat
-from raymi.attacks.suites import ensembles_of
+from raymi.attacks.suites import Ensemble, ensembles_of
 from raymi.evaluation.blocks import CLEAN, Outcome, Step
-from raymi.evaluation.summary import summarise
+from raymi.evaluation.summary import mean_results, summarise
 from raymi.statistics import Mean, compare_paired, mean_of, wilson_interval
 
 
@@ -90,3 +90,19 @@ def test_accuracies_count_all_blocks_and_all_attacks():
     assert pgd.interval == wilson_interval(3, 6)
     with pytest.raises(ValueError, match="apgd-dlr-rand was made on 1 of 2 blocks"):
         summarise(made[:-1], ensembles)
+
+
+def test_means_over_ensembles_have_the_interval_of_their_images():
+    masks = {"a-1": [1, 1, 0, 0], "a-2": [1, 0, 0, 0], "b-1": [1, 1, 1, 0], "other": [0, 0, 0, 0]}
+    robust = {name: torch.tensor(mask, dtype=torch.bool) for name, mask in masks.items()}
+    means = {"a-1": ("a", "all"), "a-2": ("a", "all"), "b-1": ("all",)}
+    ensembles = [Ensemble(name, (), means=means.get(name, ())) for name in masks]
+    a, whole = mean_results(ensembles, robust)
+    assert (a.name, a.right, a.num, a.accuracy) == ("a", 3, 8, 0.375)
+    assert (whole.name, whole.right, whole.num) == ("all", 6, 12)
+    shares = [1, 0.5, 0, 0]  # of each image
+    error = sqrt(sum((share - 0.375) ** 2 for share in shares) / 3 / 4)
+    assert a.interval == pytest.approx((0.0, 0.375 + 1.96 * error)), "cut at 0"
+    assert whole.interval == pytest.approx((0.0783, 0.9217), abs=1e-4)
+    assert a.note == ""
+    assert whole.note == "all: mean error 50.0% over 3 sets of images"

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from raymi.errors import UserError, did_you_mean
@@ -65,6 +66,7 @@ class EvaluationAttack:
         in_ball: samples outside of the ball do not count.
         radius: radius as a multiple of the threat's eps; inf: any image.
         by_gradient: requires a network that is differentiable by autograd.
+        inputs: SHA-256 of the files that the outcome depends on, by name.
     """
 
     name: str
@@ -76,6 +78,7 @@ class EvaluationAttack:
     in_ball: bool = True
     radius: float = 1.0
     by_gradient: bool = True
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def problem(self, threat: Threat, num_classes: int, channels: int) -> str | None:
         """Returns why the attack cannot be used, or None if it can."""
@@ -91,11 +94,11 @@ class EvaluationAttack:
 def find_attack(name: str) -> EvaluationAttack:
     """Returns an attack by name.
 
-    Names are keys of `ATTACKS`, `pgd-N` with N steps and `pgd-NxR` with R restarts; a suffix
-    `@2eps` sets another radius, `@any` allows any image.
+    Names are keys of `ATTACKS`, `pgd-N` with N steps, `pgd-NxR` with R restarts, and
+    `module:function` of the user; a suffix `@2eps` sets another radius, `@any` allows any image.
 
     Raises:
-        UserError: The name is unknown.
+        UserError: The name is unknown, or the user's function cannot be imported.
     """
     plain, at, radius = name.partition("@")
     if at:
@@ -107,25 +110,33 @@ def find_attack(name: str) -> EvaluationAttack:
         return replace(attack, name=name, radius=times)
     if name in ATTACKS:
         return ATTACKS[name]
+    if ":" in name:
+        from raymi.attacks.user_attack import user_attack
+
+        return user_attack(name)
     found = re.fullmatch(r"pgd-([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?", name, re.ASCII)
     if found is None:
-        known = [*ATTACKS, "pgd-N", "pgd-NxR"]
+        known = [*ATTACKS, "pgd-N", "pgd-NxR", "module:function"]
         raise UserError(f"unknown attack {shown(name)}: {did_you_mean(name, known)}")
     settings = {"steps": int(found[1]), "restarts": int(found[2] or 1), "step_per_eps": 0.25}
     return _attack(name, "pgd_with_restarts", settings)
 
 
-def _run(function: str, model: nn.Module, batch: Batch, threat: Threat, **settings: Any) -> Tensor:
-    """Calls a function of `raymi.attacks.execution` by name, importing torch on the first call."""
-    from raymi.attacks import execution
-
-    return getattr(execution, function)(model, batch, threat, **settings)
+def run_function(
+    function: str, model: nn.Module, batch: Batch, threat: Threat, **settings: Any
+) -> Tensor:
+    """Calls `module.function` of `raymi.attacks`, importing torch on the first call."""
+    module, _, name = function.rpartition(".")
+    imported = import_module(f"raymi.attacks.{module or 'execution'}")
+    return getattr(imported, name)(model, batch, threat, **settings)
 
 
 def _attack(
     name: str, function: str, settings: dict[str, Any], **attributes: Any
 ) -> EvaluationAttack:
-    return EvaluationAttack(name, partial(_run, function, **settings), settings, **attributes)
+    return EvaluationAttack(
+        name, partial(run_function, function, **settings), settings, **attributes
+    )
 
 
 def _part(name: str, part: str, version: str, least_classes: int = 2) -> EvaluationAttack:
@@ -144,6 +155,12 @@ ATTACKS: dict[str, EvaluationAttack] = {
         _part("fab-t", "fab-t", "standard"),
         _attack("square", "auto_attack", _SQUARE | {"queries": QUERIES}, by_gradient=False),
         _attack("square-1000", "auto_attack", _SQUARE | {"queries": 1000}, by_gradient=False),
+        _attack(
+            "malt",
+            "malt.malt",
+            {"targets": 9, "candidates": 100, "steps": 100},
+            least_classes=4,
+        ),
         _part("apgd-ce-plus", "apgd-ce", "plus"),
         _part("apgd-dlr-plus", "apgd-dlr", "plus", least_classes=3),
         _part("fab-plus", "fab", "plus"),

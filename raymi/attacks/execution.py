@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raymi.attacks.catalogue import QUERIES, EvaluationAttack, Threat
 from raymi.attacks.pgd import pgd
-from raymi.attacks.projections import random_start
+from raymi.attacks.projections import largest_distance, random_start
 from raymi.attacks.untouched import untouched
 from raymi.attacks.wasserstein import wasserstein_pgd
 from raymi.counter_rng import random_key
@@ -94,7 +94,7 @@ def run_attack(
     if attack.in_ball:
         eps = _allowed(attack, batch, threat).eps
         distance = linf if threat.norm == "linf" else l2
-        counts = usable & (distance <= eps * (1 + 1e-5) + 2.0**-23)  # rounding of x + delta
+        counts = usable & (distance <= largest_distance(eps))
     return Attacked((prediction != batch.y) & counts, usable, x_adv, prediction, linf, l2)
 
 

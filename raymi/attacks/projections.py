@@ -9,6 +9,11 @@ from raymi import counter_rng
 _TINY = 1e-10  # keeps a zero gradient from dividing by zero, as torchattacks does
 
 
+def largest_distance(eps: float) -> float:
+    """Returns the largest distance that counts as within eps, after the rounding of x + delta."""
+    return eps * (1 + 1e-5) + 2.0**-23
+
+
 def l2_norms(x: Tensor) -> Tensor:
     """Returns the Euclidean norm of each sample of x (B, ...), as (B, 1, ..., 1)."""
     return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from raymi.fields import NonNegative, Positive, Section, Whole
 
@@ -12,6 +12,9 @@ from raymi.fields import NonNegative, Positive, Section, Whole
 class AttackConfig(Section):
     """Threat model, and the PGD attack on training images."""
 
+    name: str = "pgd"
+    """Training attack: pgd, or your own as module:function, for which the keys of PGD below count
+    nothing."""
     norm: Literal["linf", "l2"] = "linf"
     """Norm that bounds the perturbation."""
     eps: NonNegative = 8 / 255
@@ -28,6 +31,13 @@ class AttackConfig(Section):
     2 * eps / steps), which also divides by the bare norm of the gradient."""
     objective: Literal["ce", "kl"] | None = None
     """Objective of the attack: cross-entropy, or KL from the clean output; none: the loss's own."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name != "pgd" and ":" not in name:
+            raise ValueError(f"expected pgd or module:function, got {name!r}")
+        return name
 
     @model_validator(mode="after")
     def _radius_in_pixel_units(self) -> AttackConfig:

@@ -23,20 +23,34 @@ class Ensemble:
         attacks: at least one attack.
         everyone: run the first attack on misclassified samples, too.
         most: approximate number of samples to attack, in whole blocks; None: all.
+        means: names of the means to which its accuracy belongs; they are reported in its place,
+            and its own accuracy is a detail.
+        note: remark for reports.
     """
 
     name: str
     attacks: tuple[EvaluationAttack, ...]
     everyone: bool = False
     most: int | None = None
+    means: tuple[str, ...] = ()
+    note: str = ""
 
 
+CORRUPTIONS = "corruptions"
+"""Name among attacks of all common corruptions, and of their mean accuracy, see
+`raymi.attacks.corruptions`."""
+CORRUPTION = "corruption-"
+"""Prefix of the name of a corruption: corruption-fog is fog, corruption-fog-3 fog of severity 3."""
+SEVERITIES = 5
+FEW_CLASSES = "few-classes"
 ENSEMBLES: dict[str, tuple[str, ...]] = {
     "autoattack": AUTOATTACK,
     "autoattack-plus": (
         "apgd-ce-plus", "apgd-dlr-plus", "fab-plus", "square", "apgd-t", "fab-t",
     ),
     "autoattack-rand": ("apgd-ce-rand", "apgd-dlr-rand"),
+    "fast": ("apgd-ce", "malt"),
+    FEW_CLASSES: ("apgd-ce", "apgd-dlr", "fab-t", "square"),
 }  # fmt: skip
 """Attacks of each ensemble."""
 SUITES: dict[str, tuple[str, ...]] = {
@@ -45,10 +59,29 @@ SUITES: dict[str, tuple[str, ...]] = {
     "standard": ("pgd-40", "autoattack"),
     "plus": ("autoattack-plus",),
     "rand": ("autoattack-rand",),
+    "fast": ("fast",),
+    "few-classes": ("pgd-40", FEW_CLASSES),
+    "corruptions": (CORRUPTIONS,),
     "paper-linf": ("pgd-40", "autoattack", "fwa-40", "ti-dim"),
     "paper-l2": ("pgd-40", "autoattack", "cw", "ddn"),
 }
 """Ensembles and single attacks that each suite reports besides clean accuracy."""
+
+
+def _ensemble(name: str, num_classes: int) -> Ensemble:
+    """Returns an ensemble, or a single attack as one; `few-classes` has what the classes allow."""
+    attacks = tuple(map(find_attack, ENSEMBLES.get(name, (name,))))
+    if name != FEW_CLASSES:
+        return Ensemble(name, attacks)
+    least = find_attack("apgd-t").least_classes
+    if num_classes >= least:
+        raise UserError(
+            f"{name} leaves out apgd-t, which {num_classes} classes allow: give autoattack"
+        )
+    usable = tuple(attack for attack in attacks if attack.least_classes <= num_classes)
+    names = ", ".join(attack.name for attack in usable)
+    note = f"{name} is weaker than AutoAttack: {names}, without apgd-t, which needs {least} classes"
+    return Ensemble(name, usable, note=note)
 
 
 def ensembles_of(
@@ -59,10 +92,7 @@ def ensembles_of(
     Raises:
         UserError: Has a line for each attack that cannot be used on this threat and data.
     """
-    found = tuple(
-        Ensemble(name, tuple(map(find_attack, ENSEMBLES.get(name, (name,)))))
-        for name in dict.fromkeys(names)
-    )
+    found = tuple(_ensemble(name, num_classes) for name in dict.fromkeys(names))
     problems = [
         problem
         for ensemble in found

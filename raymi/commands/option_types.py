@@ -94,6 +94,14 @@ def writable_folder(text: Any) -> Path:
     return path
 
 
+def _existing_folder(text: Any) -> Path:
+    """Returns the absolute path of a folder that exists."""
+    path = _path(text)
+    if not path.is_dir():
+        raise ValueError(f"no folder {path}: give an existing one")
+    return path
+
+
 def _path(text: Any) -> Path:
     path = local_path(text)
     try:
@@ -134,6 +142,7 @@ Radii = Annotated[
     Accepts("radii in pixel units such as 4/255,8/255", "A,B"),
 ]
 NewFile = Annotated[Path, BeforeValidator(_new_file), Accepts("file", "FILE")]
+Folder = Annotated[Path, BeforeValidator(_existing_folder), Accepts("folder", "FOLDER")]
 NewFolder = Annotated[Path, BeforeValidator(writable_folder), Accepts("folder", "FOLDER")]
 
 _BASES = {name: recipe.description for name, recipe in BASE_RECIPES.items()}

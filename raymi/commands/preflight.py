@@ -35,6 +35,8 @@ def input_problems(config: Config, *, new_run: bool) -> list[str]:
             depth=model.depth,
         ),
     ]
+    if config.attack.name != "pgd":
+        checks.append(partial(_check_attack, config.attack.name))
     if data.image_size is not None:
         checks.append(partial(check_crop, data.crop_padding, data.image_size))
     if not in_ray_job():
@@ -59,3 +61,9 @@ def input_problems(config: Config, *, new_run: bool) -> list[str]:
         except UserError as error:
             problems.append(str(error))
     return problems
+
+
+def _check_attack(name: str) -> None:
+    from raymi.attacks.user_attack import import_attack
+
+    import_attack(name)

@@ -23,6 +23,7 @@ from raymi.engine.phases import Phase
 from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Attacker, EstimatorStep, EstimatorUpdate, TrainStep, no_update
 from raymi.engine.train_state import TrainState
+from raymi.engine.user_attacker import UserAttacker
 from raymi.errors import UserError
 from raymi.fields import value_at
 from raymi.losses.base import AdversarialLoss
@@ -66,14 +67,7 @@ def build_phase(
     model, estimators, facts = _modules(phase, splits, group, device, loss)
     mi = build_mi_term(config.mi, estimators, config.scaling.micro_batch)
     autocast = _autocast(config, device)
-    attack = Attacker(
-        model,
-        config.attack,
-        objective,
-        autocast,
-        fold_batchnorm=config.scaling.fold_batchnorm,
-        micro_batch=config.scaling.micro_batch,
-    )
+    attack = _attacker(config, model, autocast)
     average = None
     if phase.learns_classifier and config.optim.ema > 0:
         average = WeightEMA(model, config.optim.ema)
@@ -266,6 +260,21 @@ def _compile(models: list[nn.Module | None]) -> None:
     for model in models:
         if model is not None:
             model.compile()
+
+
+def _attacker(
+    config: Config, model: nn.Module, autocast: Callable[[], AbstractContextManager[object]]
+) -> Attacker | UserAttacker:
+    if config.attack.name != "pgd":
+        return UserAttacker(model, config.attack, autocast, config.scaling.micro_batch)
+    return Attacker(
+        model,
+        config.attack,
+        config.attack_objective,
+        autocast,
+        fold_batchnorm=config.scaling.fold_batchnorm,
+        micro_batch=config.scaling.micro_batch,
+    )
 
 
 def _autocast(config: Config, device: torch.device) -> Callable[[], AbstractContextManager[object]]:

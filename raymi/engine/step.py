@@ -16,6 +16,7 @@ from raymi.collectives import Metrics, Shard
 from raymi.engine.ema import WeightEMA
 from raymi.engine.learner import Learner
 from raymi.engine.train_loader import Batch
+from raymi.engine.user_attacker import UserAttacker
 from raymi.losses.base import AdversarialLoss
 from raymi.mi.balance import Objective
 from raymi.mi.terms import MITerm
@@ -98,7 +99,7 @@ class TrainStep:
 
     def __init__(
         self,
-        attack: Attacker,
+        attack: Attacker | UserAttacker,
         classifier: Learner,
         loss: AdversarialLoss,
         mi: MITerm,
@@ -161,7 +162,7 @@ class EstimatorStep:
         update_estimators: see `EstimatorUpdate`.
     """
 
-    def __init__(self, attack: Attacker, update_estimators: EstimatorUpdate) -> None:
+    def __init__(self, attack: Attacker | UserAttacker, update_estimators: EstimatorUpdate) -> None:
         self.attack = attack
         self.update_estimators = update_estimators
 

@@ -20,6 +20,7 @@ from raymi.engine.network_check import NetworkFacts
 from raymi.engine.phases import Phase
 from raymi.engine.step import Attacker, EstimatorStep, TrainStep
 from raymi.engine.train_loader import Batch
+from raymi.engine.user_attacker import UserAttacker
 from raymi.fields import value_at
 from raymi.losses.base import AdversarialLoss
 from raymi.mi.estimators import LocalDIM, MIEstimators
@@ -98,7 +99,7 @@ class TrainState:
     loss: AdversarialLoss
     mi: MITerm
     perturbation: AdversarialWeightPerturbation | None
-    attack: Attacker
+    attack: Attacker | UserAttacker
     training_step: TrainStep | EstimatorStep
     autocast: Callable[[], AbstractContextManager[object]]
     facts: NetworkFacts

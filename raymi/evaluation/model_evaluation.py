@@ -15,10 +15,15 @@ from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding
 from raymi.evaluation.fingerprint import Fingerprint
 from raymi.evaluation.outcome_store import OutcomeStore, matches_fingerprint
-from raymi.evaluation.protocol import attack_settings, protocol_hash, protocol_of
+from raymi.evaluation.protocol import (
+    attack_inputs,
+    attack_settings,
+    protocol_hash,
+    protocol_of,
+)
 from raymi.evaluation.report import Report
 from raymi.evaluation.scheduler import Lookup, Pool, run_schedule
-from raymi.evaluation.summary import Robustness, robust_samples, summarise
+from raymi.evaluation.summary import Robustness, mean_results, robust_samples, summarise
 from raymi.evaluation.transfer import is_on_surrogate
 
 
@@ -103,6 +108,7 @@ class ModelEvaluation:
             block=settings.block,
             device=settings.device,
             threads=settings.threads,
+            inputs=attack_inputs(self.ensembles),
         )
         folder = _folder(settings.results, self.name, protocol_hash(protocol), self.fingerprint)
         return OutcomeStore(folder, protocol, attack_settings(self.ensembles), self.fingerprint)
@@ -155,7 +161,7 @@ class ModelEvaluation:
             protocol=self.store.protocol,
             attacks=attack_settings(self.main),
             folder=self.store.folder,
-            results=results,
+            results=(*results, *mean_results(self.main, robust)),
             findings=(
                 *self.static_findings, *self.check_findings(), *transfer, *_unusable(results)
             ),

@@ -42,6 +42,7 @@ def protocol_of(
     block: int,
     device: str,
     threads: int,
+    inputs: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Returns the protocol of an evaluation, without its attacks, in JSON's types.
 
@@ -53,6 +54,7 @@ def protocol_of(
         block: samples in a block.
         device: "cpu" or "cuda"; they round differently.
         threads: CPU threads of a worker; they change rounding, too.
+        inputs: SHA-256 of the files that attacks read, by name, see `attack_inputs`.
     """
     places = hashlib.sha256(images.places.cpu().numpy().tobytes()).hexdigest()
     return {
@@ -67,6 +69,16 @@ def protocol_of(
         "threads": threads,
         "code": code_digest(Path(raymi.__file__).parent),
         "versions": {name: version(name) for name in _LIBRARIES},
+    } | ({"inputs": dict(inputs)} if inputs else {})
+
+
+def attack_inputs(ensembles: Iterable[Ensemble]) -> dict[str, str]:
+    """Returns the SHA-256 of all files that attacks read, by name."""
+    return {
+        name: digest
+        for ensemble in ensembles
+        for attack in ensemble.attacks
+        for name, digest in attack.inputs.items()
     }
 
 

@@ -81,14 +81,15 @@ class Difference:
 
 
 def differences(reports: Sequence[Report]) -> Iterator[Difference]:
-    """Yields the difference of each pair of classifiers under each common attack.
+    """Yields the difference of each pair of classifiers under each common attack, without details.
 
     Args:
         reports: on the same samples.
     """
     for first, second in combinations(reports, 2):
+        details = {result.name for result in first.results if result.detail}
         for name in first.robust:
-            if name in second.robust:
+            if name in second.robust and name not in details:
                 pairs = compare_paired(first.robust[name], second.robust[name])
                 yield Difference(name, first.name, second.name, pairs)
 
@@ -166,5 +167,7 @@ def _result(result: Robustness) -> dict[str, Any]:
         "num": result.num,
         "low95": low,
         "high95": high,
+        "detail": result.detail,
+        "note": result.note,
         "attacks": [asdict(count) for count in result.attacks],
     }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,25 @@ class AttackCount:
 
 @dataclass(frozen=True)
 class Robustness:
-    """Accuracy under an ensemble: `right` of `num` samples are right and no attack breaks them."""
+    """Accuracy under an ensemble: `right` of `num` samples are right and no attack breaks them.
+
+    Args:
+        name: of the ensemble, or of a mean over ensembles, which counts a sample once for each.
+        right: number of samples.
+        num: number of samples in all.
+        attacks: counts of each attack.
+        bounds: 95% interval of a mean; None: Wilson's.
+        detail: part of a mean, which stands for it in summaries.
+        note: remark for reports.
+    """
 
     name: str
     right: int
     num: int
     attacks: tuple[AttackCount, ...]
+    bounds: tuple[float, float] | None = None
+    detail: bool = False
+    note: str = ""
 
     @property
     def accuracy(self) -> float:
@@ -49,8 +63,8 @@ class Robustness:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% Wilson interval of the accuracy."""
-        return wilson_interval(self.right, self.num)
+        """95% interval of the accuracy."""
+        return self.bounds or wilson_interval(self.right, self.num)
 
 
 def summarise(
@@ -66,14 +80,16 @@ def summarise(
         by_attack[step.ensemble, step.position].append(outcome)
     clean = by_attack[CLEAN, 0]
     results = []
-    for name, attacks in [(CLEAN, (CLEAN,)), *((e.name, _names(e)) for e in ensembles)]:
+    for ensemble in (None, *ensembles):
+        name, attacks = (CLEAN, (CLEAN,)) if ensemble is None else (ensemble.name, _names(ensemble))
         counts = [
             _count(attack, by_attack[name, position], len(clean))
             for position, attack in enumerate(attacks)
         ]
         right = counts[-1].given - counts[-1].broken
         num = sum(len(outcome.samples) for outcome in clean)
-        results.append(Robustness(name, right, num, tuple(counts)))
+        detail, note = (bool(ensemble.means), ensemble.note) if ensemble else (False, "")
+        results.append(Robustness(name, right, num, tuple(counts), detail=detail, note=note))
     return tuple(results)
 
 
@@ -105,6 +121,39 @@ def robust_samples(outcomes: Iterable[tuple[Step, Outcome]], ensemble: str, num:
         if step.ensemble == ensemble:
             robust[outcome.samples] = ~outcome.broken
     return robust
+
+
+def mean_results(
+    ensembles: Sequence[Ensemble], robust: Mapping[str, Tensor]
+) -> Iterator[Robustness]:
+    """Yields the means over ensembles that name a common one, the widest mean last.
+
+    The interval is that of the mean over images of each image's share of right answers: the same
+    images are in all ensembles of a mean, so their outcomes are not independent.
+
+    Args:
+        ensembles: all that were run.
+        robust: (N,) bool by ensemble, see `robust_samples`.
+    """
+    groups: dict[str, list[Tensor]] = defaultdict(list)
+    for ensemble in ensembles:
+        for name in ensemble.means:
+            groups[name].append(robust[ensemble.name])
+    widest = max(map(len, groups.values()), default=0)
+    for name, masks in sorted(groups.items(), key=lambda pair: len(pair[1])):
+        right = torch.stack(masks).double()
+        share, num = right.mean(dim=0), right.shape[1]
+        margin = 1.96 * float(share.std()) / math.sqrt(num) if num > 1 else 1.0
+        mean = float(share.mean())
+        note = f"{name}: mean error {100 * (1 - mean):.1f}% over {len(masks)} sets of images"
+        yield Robustness(
+            name,
+            int(right.sum()),
+            right.numel(),
+            (),
+            bounds=(max(0.0, mean - margin), min(1.0, mean + margin)),
+            note=note if len(masks) == widest else "",
+        )
 
 
 def _names(ensemble: Ensemble) -> tuple[str, ...]:

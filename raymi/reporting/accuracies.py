@@ -122,6 +122,7 @@ def _of_report(saved: SavedReport) -> ProtocolAccuracies:
             one.accuracy, one.low95, one.high95
         )
         for one in saved.results
+        if not one.detail
     }
     doubts = [one.check for one in saved.false_robustness if one.suspicious]
     return ProtocolAccuracies(protocol, numbers, "; ".join(doubts))

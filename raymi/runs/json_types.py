@@ -114,6 +114,7 @@ class ReportResult(BaseModel):
     accuracy: Fraction
     low95: Finite
     high95: Finite
+    detail: bool = False
 
 
 class ReportFinding(BaseModel):

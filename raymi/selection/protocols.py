@@ -10,9 +10,9 @@ from raymi.errors import UserError, did_you_mean
 from raymi.selection.candidate import CLEAN, Candidate, Protocol
 from raymi.selection.constraints import Constraint
 
-_OTHER_THREAT = re.compile(r"_([\d.]+eps|any)(-|$)|-from-")
-"""Attacks that do not measure white-box robustness at the radius of the threat: other radii, and
-transfer from another model."""
+_OTHER_THREAT = re.compile(r"_([\d.]+eps|any)(-|$)|-from-|^corruption")
+"""Attacks that do not measure white-box robustness at the radius of the threat: other radii,
+transfer from another model, and corruptions."""
 
 
 def by_protocol(

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, TaskID
 
-from raymi.attacks.suites import Ensemble
+from raymi.attacks.suites import CORRUPTION, SEVERITIES, Ensemble
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
 from raymi.evaluation.finding import Finding, in_short
 from raymi.evaluation.report import Difference, Report, TransferMatrix
 from raymi.evaluation.summary import AttackCount, Robustness
-from raymi.formatting import number_text, threat_text
+from raymi.formatting import interval_text, number_text, percent_text, threat_text
 from raymi.statistics import Number
 from raymi.terminal.console import LiteralColumn, Table, progress_bar
 from raymi.terminal.print_line import print_line
@@ -71,7 +71,9 @@ class EvaluationDisplay:
         for task in self.bar.task_ids:
             self.bar.remove_task(task)
         self._attacks = {}
-        self._name, self._main = name, {CLEAN, *(ensemble.name for ensemble in main)}
+        self._name, self._main = name, {CLEAN: CLEAN}
+        for one in main:  # details of a mean share its bar
+            self._main[one.name] = one.means[-1] if one.means else one.name
         for (ensemble, attack), blocks in schedule.steps_by_attack().items():
             label = self._label(ensemble, attack)
             if label not in self._attacks:
@@ -117,6 +119,8 @@ class EvaluationDisplay:
     def _label(self, ensemble: str, attack: str) -> str:
         if ensemble not in self._main:
             return CHECKS
+        if (mean := self._main[ensemble]) != ensemble:
+            return mean
         return attack if ensemble == attack else f"{ensemble} · {attack}"
 
 
@@ -148,7 +152,10 @@ def print_report(console: Console, report: Report) -> None:
     table.add_column("attack", no_wrap=True)
     for heading in ("accuracy", "95% interval", "right", "broken", "work"):
         table.add_column(heading, justify="right", no_wrap=True)
+    corruptions = [result for result in report.results if result.name.startswith(CORRUPTION)]
     for result in report.results:
+        if result in corruptions:
+            continue
         low, high = result.interval
         single = len(result.attacks) == 1
         table.add_row(
@@ -165,10 +172,33 @@ def print_report(console: Console, report: Report) -> None:
                     f"  {count.attack}", "", "", "", _broken(count), f"{count.seconds:.0f} s"
                 )
     console.print(table)
+    if corruptions:
+        console.print(_corruption_table(corruptions))
+    for result in report.results:
+        if result.note:
+            print_line(console, result.note)
     for finding in report.suspicions:
         print_line(console, f"doubtful: {finding.check}: {finding.text}", "yellow")
     if report.findings and not report.suspicions:
         print_line(console, in_short(report.findings))
+
+
+def _corruption_table(results: Sequence[Robustness]) -> Table:
+    """Returns a table of accuracies: corruptions by severities, and their means with interval."""
+    table = Table(title="accuracy by corruption and severity")
+    table.add_column("corruption", no_wrap=True)
+    severities = [str(severity) for severity in range(1, SEVERITIES + 1)]
+    for heading in (*severities, "mean", "95% interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    by_name = {result.name: result for result in results}
+    for name, mean in by_name.items():
+        if mean.detail:
+            continue
+        cells = [percent_text(by_name[f"{name}-{severity}"].accuracy) for severity in severities]
+        low, high = mean.interval
+        interval = f"{interval_text(low, high)}%"
+        table.add_row(name.removeprefix(CORRUPTION), *cells, percent_text(mean.accuracy), interval)
+    return table
 
 
 def print_differences(console: Console, differences: Sequence[Difference]) -> None:

@@ -87,10 +87,13 @@ def evaluation_section(report: Report, command: str) -> str:
     threat = threat_text(**report.protocol["threat"])
     rows = [("attack", "accuracy", "95% interval")]
     for result in report.results:
+        if result.detail:
+            continue
         interval = f"{interval_text(*result.interval)}%"
         rows.append((result.name, percent_text(result.accuracy), interval))
     title = f"{_SECTION}{report.name}: {report.num} images of {report.data}, {threat}"
-    parts = [title, markdown_table(rows)]
+    notes = [f"{result.note}." for result in report.results if result.note]
+    parts = [title, markdown_table(rows), *notes]
     if report.findings:
         doubts = "; ".join(f"{one.check} ({one.text})" for one in report.suspicions)
         parts.append(

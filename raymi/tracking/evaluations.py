@@ -49,9 +49,10 @@ def log_evaluation(
 ) -> str:
     """Logs an evaluation to MLflow; a repeated call adds only new results.
 
-    Accuracies and their intervals become metrics `eval/DATA/THREAT/ATTACK_acc`, `_low95`, `_high95`
-    of the run and of the logged model, linked to the data set; signs of false robustness become
-    tags. The description of the run and the model's card are updated.
+    Accuracies and their intervals, without details of means, become metrics
+    `eval/DATA/THREAT/ATTACK_acc`, `_low95`, `_high95` of the run and of the logged model, linked to
+    the data set; signs of false robustness become tags. The description of the run and the
+    model's card are updated.
 
     Args:
         report: of the evaluation.
@@ -142,7 +143,7 @@ def _epoch_of(client: Any, model_id: str | None) -> int:
 
 def _new_metrics(report: Report, prefix: str, logged: Sequence[str]) -> Iterator[tuple[str, float]]:
     for result in report.results:
-        if result.name in logged:
+        if result.name in logged or result.detail:
             continue
         name = as_metric(result.name)
         low, high = result.interval

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from corrupted_files import write_corrupted_files
 from torch import nn
 
 from raymi.data import load_splits
@@ -34,3 +35,8 @@ def model(digits):
         optimizer.step()
     model.zero_grad()
     return model
+
+
+@pytest.fixture
+def corrupted_files():
+    return write_corrupted_files

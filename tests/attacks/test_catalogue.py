@@ -15,12 +15,14 @@ from torch import nn
 
 from raymi.attacks.catalogue import ATTACKS, EvaluationAttack, Threat, find_attack
 from raymi.attacks.execution import Batch, predicted, run_attack
-from raymi.attacks.suites import SUITES, ensembles_of, suite
+from raymi.attacks.suites import CORRUPTIONS, SUITES, ensembles_of, suite
 from raymi.errors import UserError
 from raymi.models.modes import evaluation_mode
 
 LINF, L2 = Threat("linf", 0.03), Threat("l2", 0.3)
-FAST = ["fgsm", "pgd-5", "pgd-3x2", "apgd-ce", "apgd-dlr", "fwa-40", "ti-dim", "cw", "ddn"]
+FAST = [
+    "fgsm", "pgd-5", "pgd-3x2", "apgd-ce", "apgd-dlr", "fwa-40", "ti-dim", "cw", "ddn",
+]  # fmt: skip
 
 
 def threat_of(name):
@@ -127,7 +129,7 @@ def test_cw_and_ddn_agree_with_foolbox(name, theirs, model, digits):
     assert (found.l2 > eps).any(), "what is further away is found, and does not count"
 
 
-@pytest.mark.parametrize("name", [*FAST, "apgd-t", "fab-t", "fab-plus", "square-1000"])
+@pytest.mark.parametrize("name", [*FAST, "apgd-t", "malt", "fab-t", "fab-plus", "square-1000"])
 def test_model_and_random_state_are_unchanged(name, model, digits):
     model.train()
     next(one for one in model.modules() if isinstance(one, nn.BatchNorm2d)).eval()
@@ -255,7 +257,7 @@ def test_few_samples_and_few_classes_are_attacked(norm, num_classes, num, model,
     few = digits[1] < num_classes
     some = Batch(digits[0][few][:num], digits[1][few][:num], torch.arange(num), 1)
     threat, small = (LINF if norm == "linf" else L2), Sliced(model, num_classes)
-    names = [n for n in FAST if find_attack(n).problem(threat, num_classes, 3) is None]
+    names = [n for n in [*FAST, "fab-t"] if find_attack(n).problem(threat, num_classes, 3) is None]
     assert len(names) >= 4
     for name in names:
         found = run_attack(find_attack(name), small, some, threat)
@@ -300,15 +302,16 @@ def test_buffers_changed_by_forwards_are_restored(model, digits):
 def test_targeted_attacks_use_all_classes_if_there_are_few(model, digits):
     few = digits[1] < 5
     some = Batch(digits[0][few][:3], digits[1][few][:3], torch.arange(3), 1)
-    for name in ("apgd-t", "fab-t"):
+    for name in ("apgd-t", "malt", "fab-t"):
         assert run_attack(find_attack(name), Sliced(model, 5), some, LINF).x_adv.isfinite().all()
 
 
 @pytest.mark.parametrize("name", SUITES)
 def test_every_suite_is_valid_for_its_threat(name):
     threat = L2 if name == "paper-l2" else LINF
-    ensembles = ensembles_of(suite(name), threat, 10)
-    assert [ensemble.name for ensemble in ensembles] == list(suite(name))
+    names = [one for one in suite(name) if one != CORRUPTIONS]  # they depend on files
+    ensembles = ensembles_of(names, threat, 3 if name == "few-classes" else 10)
+    assert [ensemble.name for ensemble in ensembles] == names
     assert all(ensemble.attacks for ensemble in ensembles)
 
 
@@ -328,6 +331,25 @@ def test_autoattack_is_the_standard_ensemble():
 
 
 @pytest.mark.parametrize(
+    ("num_classes", "attacks"),
+    [
+        (2, ["apgd-ce", "fab-t", "square"]),
+        (3, ["apgd-ce", "apgd-dlr", "fab-t", "square"]),
+    ],
+)
+def test_few_classes_have_autoattack_s_parts_that_are_defined(num_classes, attacks):
+    (ensemble,) = ensembles_of(["few-classes"], LINF, num_classes)
+    assert [attack.name for attack in ensemble.attacks] == attacks
+    assert ensemble.note == (
+        f"few-classes is weaker than AutoAttack: {', '.join(attacks)}, without apgd-t, which needs "
+        "4 classes"
+    )
+    for name in ("autoattack", "autoattack-plus", "fast"):
+        with pytest.raises(UserError, match="needs at least 4 classes"):
+            ensembles_of([name], LINF, num_classes)
+
+
+@pytest.mark.parametrize(
     ("names", "threat", "num_classes", "channels", "message"),
     [
         (["autoattack"], LINF, 3, 3, "apgd-t needs at least 4 classes, got 3"),
@@ -337,6 +359,8 @@ def test_autoattack_is_the_standard_ensemble():
         (["fwa-40"], L2, 10, 3, "fwa-40 is an attack in linf, not in l2"),
         (["pdg-20"], LINF, 10, 3, "unknown attack 'pdg-20': did you mean pgd-N"),
         (["pgd-0"], LINF, 10, 3, "unknown attack 'pgd-0'"),
+        (["malt"], LINF, 3, 3, "malt needs at least 4 classes, got 3"),
+        (["few-classes"], LINF, 4, 3, "leaves out apgd-t, which 4 classes allow: give autoattack"),
     ],
 )
 def test_unusable_attacks_are_refused_with_the_reason(

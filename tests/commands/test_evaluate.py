@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from corrupted_files import write_corrupted_files
 from tiny_runs import tiny_config
 from torch import nn
 
 from raymi import evaluate
+from raymi.attacks.corruptions import sha256
+from raymi.data import load_splits
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.runs.run_folder import RunFolder
@@ -96,6 +103,95 @@ def test_json_has_all_numbers_of_models_and_surrogates(home, tmp_path, capsys):
     for model in numbers["models"]:
         assert (Path(model["folder"]) / "outcomes.parquet").is_file()
         assert json.loads((Path(model["folder"]) / "report.json").read_text()) == model
+
+
+def test_corruptions_are_reported_by_severity(home, tmp_path, capsys):
+    images = load_splits("digits").test
+    folder = write_corrupted_files(images, tmp_path / "digits-c")
+    words = ["model=a", *SMALL[:-1], "suite=corruptions", f"corruptions={folder}"]
+    words.append(f"results={tmp_path / 'results'}")
+    code, out, err = command(capsys, *words)
+    assert code == 0, err
+    assert "accuracy by corruption and severity" in out
+    assert re.search(r"gaussian_noise( +│ +[\d.]+%){6} +│ +[\d.]+-[\d.]+%", out)
+    (first,) = (tmp_path / "results").iterdir()
+    rows = pq.read_table(first / "outcomes.parquet").to_pylist()
+    report = json.loads((first / "report.json").read_text())
+    results = {one["name"]: one for one in report["results"]}
+    right = defaultdict(list)
+    for row in rows:
+        right[row["ensemble"]].append(row["prediction"] == row["label"])
+    for name, answers in right.items():
+        assert len(answers) == 40, "misclassified images, too"
+        assert results[name]["right"] == sum(answers)
+    names = [f"corruption-{name}-{k}" for name in ("contrast", "gaussian_noise") for k in "12345"]
+    assert right.keys() == {"clean", *names}
+    mean = sum(sum(right[name]) for name in names) / 400
+    assert results["corruptions"]["accuracy"] == mean
+    assert results["corruption-contrast"]["num"] == 200
+    assert f"mean error {100 * (1 - mean):.1f}% over 10 sets of images" in out
+    code, out, _ = command(capsys, *words)
+    assert code == 0
+    assert "30 of 30 blocks from disk" in out, "no step runs again"
+    np.save(folder / "contrast.npy", np.load(folder / "contrast.npy") ^ 1)
+    sha256.cache_clear()
+    assert command(capsys, *words)[0] == 0
+    assert len(list((tmp_path / "results").iterdir())) == 2, "other files, another folder"
+
+
+THEIRS = """
+def attack(model, x, y, *, eps, norm, generator):
+    return (x + FACTOR * eps).clamp(0, 1)
+"""
+
+
+def test_attacks_of_the_user_are_reported_or_refused(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, factor in (("honest", "1"), ("cheating", "2")):
+        (tmp_path / f"{name}_attack.py").write_text(THEIRS.replace("FACTOR", factor))
+    words = ("model=a", *SMALL[:-1], f"results={tmp_path / 'results'}")
+    code, out, err = command(capsys, *words, "attacks=pgd-3,honest_attack:attack")
+    assert code == 0, err
+    assert "honest_attack:attack" in out
+    code, out, err = command(capsys, *words, "attacks=pgd-3,cheating_attack:attack")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "attack 'cheating_attack:attack' must return x_adv (4, 3, 8, 8), got an image at" in err
+    assert "blocks" not in out, "nothing was attacked"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_few_classes_have_a_suite_of_their_own(num_classes, home, tmp_path, capsys):
+    digits = load_splits("digits")
+    for part, images in (("train", digits.train), ("test", digits.test)):
+        few = images.labels < num_classes
+        np.savez(
+            tmp_path / f"{part}.npz",
+            image=images.images[few].numpy(),
+            label=images.labels[few].numpy(),
+        )
+    words = [
+        "model=test_evaluate:linear", "data.name=npz", f"data.root={tmp_path}", "eps=0.2", *ALONE,
+        "samples=12", "checks=0", f"results={tmp_path / 'results'}",
+    ]  # fmt: skip
+    code, _, err = command(capsys, *words)
+    assert code == 2
+    assert "suite=few-classes" in err
+    code, out, err = command(capsys, *words, "suite=few-classes", f"json={tmp_path / 'out.json'}")
+    assert code == 0, err
+    assert "few-classes is weaker than AutoAttack" in out
+    assert "autoattack" not in out
+    (model,) = json.loads((tmp_path / "out.json").read_text())["models"]
+    clean, pgd, few = model["results"]
+    assert few["note"].endswith("without apgd-t, which needs 4 classes")
+    assert few["right"] <= pgd["right"] <= clean["right"]
+    assert few["right"] < clean["right"]
+
+
+def linear(num_classes):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, num_classes))
 
 
 class Quantised(nn.Module):

@@ -7,12 +7,14 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import raymi_command
+from corrupted_files import write_corrupted_files
 from tiny_runs import tiny_config
 
 from raymi import evaluate
@@ -282,7 +284,9 @@ def test_shared_images_of_splits_give_a_warning(empty_folder):
 def attacks(words: list[str], num_classes: int = 10, **run: Any) -> list[str]:
     request = requested(["model=a", *words])
     config = evaluation_config(request, [tiny_config({f"attack.{k}": v for k, v in run.items()})])
-    return [one.name for one in select_attacks(request, config, num_classes)]
+    every = load_data(config).test
+    images = replace(every, class_names=every.class_names[:num_classes])
+    return [one.name for one in select_attacks(request, config, images)]
 
 
 def test_attacks_must_support_the_threat_and_the_data():
@@ -295,9 +299,55 @@ def test_attacks_must_support_the_threat_and_the_data():
     assert problems(attacks, ["attacks=ti-dim", "norm=l2", "eps=0.5"]) == [
         "ti-dim is an attack in linf, not in l2", remedy,
     ]  # fmt: skip
-    assert problems(attacks, ["suite=autoattack"], 3) == [
-        "apgd-t needs at least 4 classes, got 3", remedy,
-    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [[], ["suite=standard"], ["suite=autoattack"]])
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_few_classes_are_refused_autoattack_with_the_suite_for_them(words, num_classes):
+    assert problems(attacks, words, num_classes) == [
+        f"apgd-t needs at least 4 classes, got {num_classes}",
+        "choose others (suite=few-classes, suite=NAME or attacks=A,B), or another threat "
+        "(attack.norm)",
+    ]
+    assert attacks(["suite=few-classes"], num_classes) == ["pgd-40", "few-classes"]
+
+
+def test_corruptions_are_found_in_a_folder(empty_folder):
+    images = load_data(tiny_config({"data.limit": None})).test  # also where a run has fewer
+    folder = write_corrupted_files(images, empty_folder / "c")
+    words = ["attacks=pgd-3,corruptions", f"corruptions={folder}"]
+    expected = [
+        f"corruption-{name}-{k}" for name in ("contrast", "gaussian_noise") for k in range(1, 6)
+    ]
+    assert attacks(words) == ["pgd-3", *expected]
+    assert attacks(["suite=corruptions", "corruptions=c"]) == expected
+    (folder / "labels.npy").unlink()
+    (line,) = problems(attacks, words)
+    assert line.startswith("corruptions: no file ")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["suite=corruptions"], "corruptions=FOLDER is needed: the folder with labels.npy and"),
+        (["suite=corruptions", "corruptions="], "corruptions=FOLDER is needed"),
+        (["suite=corruptions", "corruptions=c"], "corruptions: no folder "),
+        (["corruptions=c"], "corruptions=FOLDER is given without its suite: add suite=corrupt"),
+        (
+            ["suite=corruptions", "corruptions=c", "surrogate=b"],
+            "corruptions are the same images for all models: leave out surrogate",
+        ),
+        (
+            ["suite=corruptions", "corruptions=c", "split=val"],
+            "corruptions are of test images: leave out split=val",
+        ),
+    ],
+)
+def test_corruptions_need_a_folder_and_test_images(words, line):
+    if line.startswith("corruptions are"):
+        Path("c").mkdir()
+    (found,) = problems(requested, ["model=a", *words])
+    assert found.startswith(line)
 
 
 @pytest.mark.parametrize(("threat", "usual"), [(("linf", 0.0), "8/255"), (("l2", 0.0), "0.5")])

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import raymi
-from raymi.attacks.catalogue import Threat
-from raymi.attacks.suites import ensembles_of
+from raymi.attacks.catalogue import Threat, find_attack
+from raymi.attacks.suites import Ensemble, ensembles_of
 from raymi.data import ImageSet
 from raymi.evaluation.protocol import (
     OUTCOME_CODE,
+    attack_inputs,
     attack_settings,
     block_size,
     code_digest,
@@ -71,6 +73,17 @@ def test_a_change_of_any_code_that_decides_outcomes_changes_its_digest(place, tm
     file = changed / place if place.endswith(".py") else min((changed / place).glob("*.py"))
     file.write_text(f"{file.read_text()}# changed\n")
     assert code_digest(changed) != code_digest(PACKAGE)
+
+
+def test_files_that_attacks_read_are_part_of_the_protocol():
+    attack = find_attack("pgd-2")
+    files = [Ensemble("a", (replace(attack, inputs={"a.npy": digest}),)) for digest in "12"]
+    hashes = {
+        protocol_hash(protocol(inputs=given))
+        for given in ({}, *(attack_inputs([one]) for one in files))
+    }
+    assert len(hashes) == 3
+    assert attack_inputs([Ensemble("a", (attack,))]) == {}
 
 
 def test_settings_are_json_and_distinguish_attacks():

@@ -165,6 +165,22 @@ def test_accuracies_are_metrics_of_run_and_model(mine, home):
     assert not models("metrics.`eval/digits-test/linf_8_255/pgd-40_acc` > 0.51")
 
 
+def test_means_stand_for_their_details(mine, home):
+    report = report_of(home, ("corruption-fog-1", "corruptions"))
+    clean, fog, mean = report.results
+    note = "corruptions: mean error 50.0% over 1 sets of images"
+    results = (clean, replace(fog, detail=True), replace(mean, note=note))
+    report = replace(report, results=results)
+    log(report, place_of(mine, home), home)
+    metrics = client().get_run(mine.run_id).data.metrics
+    prefix = "eval/digits-test/linf_8_255/"
+    assert metrics[f"{prefix}corruptions_acc"] == 19 / 40
+    assert not any(name.startswith(f"{prefix}corruption-fog-1") for name in metrics)
+    section = evaluation_section(report, COMMAND)
+    assert f"| corruptions | 47.5% | 32.9-62.5% |\n\n{note}." in section
+    assert "fog" not in section
+
+
 def test_the_data_set_is_one_input_of_the_run(mine, home):
     place = place_of(mine, home)
     before = client().get_run(mine.run_id).inputs.dataset_inputs

@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from raymi.attacks.catalogue import ATTACKS, find_attack
-from raymi.attacks.suites import ENSEMBLES, SUITES, suite
+from raymi.attacks.suites import CORRUPTIONS, ENSEMBLES, SUITES, suite
 from raymi.commands.command_line import Command, CommandLine
-from raymi.commands.option_types import Names, NewFile, NewFolder, in_home
+from raymi.commands.option_types import Folder, Names, NewFile, NewFolder, in_home
 from raymi.config import Config
 from raymi.data.settings import DATASETS
 from raymi.errors import UserError, did_you_mean
@@ -32,9 +32,13 @@ from raymi.runs.events import MODELS
 _ATTACKS = {
     **{name: f"in {' and '.join(attack.norms)}" for name, attack in ATTACKS.items()},
     "pgd-N, pgd-NxR": "PGD of N steps of eps / 4, with R restarts, in linf and l2",
+    "module:function": "an attack of your own, see docs/extending.md",
 }
 _SUITES = {name: ", ".join(("clean", *parts)) for name, parts in SUITES.items()}
-_ENSEMBLES = {name: ", ".join(attacks) for name, attacks in ENSEMBLES.items()}
+_ENSEMBLES = {
+    **{name: ", ".join(attacks) for name, attacks in ENSEMBLES.items()},
+    CORRUPTIONS: "corrupted test images of corruptions=FOLDER, as in CIFAR-10-C",
+}
 
 
 class EvaluateOptions(Section):
@@ -56,6 +60,8 @@ class EvaluateOptions(Section):
     attacks: Annotated[Names, Listed("ensembles", _ENSEMBLES), Listed("attacks", _ATTACKS)] = ()
     """Attacks and ensembles to report, with commas between them, in place of a suite; @2eps after
     a name is another radius."""
+    corruptions: Folder | None = None
+    """Folder of corrupted test images, as CIFAR-10-C has them, for suite=corruptions."""
     split: Literal["test", "val"] = "test"
     """Images to attack."""
     samples: Count | None = None
@@ -87,6 +93,7 @@ _OF_RUN = ("data.", "attack.norm", "attack.eps")
 """Settings that a run supplies."""
 _OF_VALIDATION = ("data.val_fraction", "data.split_seed")
 _REMEDIES = {
+    "attack.name": "name the attack, such as attacks=pgd-40",
     "attack.steps": "name the attack, such as attacks=pgd-40",
     "evaluation.steps": "name the attack, such as attacks=pgd-40",
     "evaluation.max_samples": "give samples=N",
@@ -196,8 +203,32 @@ def _attack_problems(options: EvaluateOptions) -> list[str]:
                 f"{name} is an ensemble, and surrogates make samples with single attacks: give "
                 "attacks=pgd-40, say"
             )
-        elif name not in ENSEMBLES and (problem := _attack_problem(name)) is not None:
+        elif (
+            name not in (*ENSEMBLES, CORRUPTIONS) and (problem := _attack_problem(name)) is not None
+        ):
             problems.append(problem)
+    return problems + _corruption_problems(options, reported)
+
+
+def _corruption_problems(options: EvaluateOptions, reported: Sequence[str]) -> list[str]:
+    """Returns a line for each option that does not fit the corrupted images."""
+    if CORRUPTIONS not in reported:
+        if options.corruptions is None:
+            return []
+        return [
+            "corruptions=FOLDER is given without its suite: add suite=corruptions, or corruptions "
+            "to attacks"
+        ]
+    problems = []
+    if options.corruptions is None:
+        problems.append(
+            "corruptions=FOLDER is needed: the folder with labels.npy and a file such as fog.npy "
+            "for each corruption, as in CIFAR-10-C"
+        )
+    if options.surrogate:
+        problems.append("corruptions are the same images for all models: leave out surrogate")
+    if options.split != "test":
+        problems.append("corruptions are of test images: leave out split=val")
     return problems
 
 
@@ -213,7 +244,7 @@ def _attack_problem(name: str) -> str | None:
         if name in SUITES:
             return f"{name} is a suite: give suite={name}"
         if str(error).startswith("unknown attack"):
-            known = [*ENSEMBLES, *ATTACKS, "pgd-N", "pgd-NxR"]
+            known = [*ENSEMBLES, CORRUPTIONS, *ATTACKS, "pgd-N", "pgd-NxR", "module:function"]
             return f"unknown attack {shown(name)}: {did_you_mean(plain, known)}"
         return str(error)
     return None

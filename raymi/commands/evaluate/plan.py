@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from raymi.attacks.catalogue import Threat
-from raymi.attacks.suites import Ensemble, ensembles_of
+from raymi.attacks.catalogue import Threat, find_attack
+from raymi.attacks.execution import Batch, run_attack
+from raymi.attacks.suites import CORRUPTIONS, FEW_CLASSES, Ensemble, ensembles_of
 from raymi.commands.evaluate.options import Request, evaluation_config
 from raymi.commands.find_model import LocatedModel, find_model_source, needs_data
 from raymi.config import Config, ScalingConfig
@@ -33,6 +34,8 @@ from raymi.evaluation.transfer import (
 from raymi.evaluation.worker_job import WorkerJob
 from raymi.overrides import examine
 from raymi.ray_backend.session import check_this_machine, scale_to_fit
+
+_TRIED = 4
 
 
 @dataclass(frozen=True)
@@ -213,7 +216,7 @@ def plan_evaluation(
     scaling = resolve_scaling(request, config)
     images, data = load_images(request, config, lambda text: log(f"warning: {text}"))
     num_classes, image_size = len(images.class_names), images.images.shape[-1]
-    main = select_attacks(request, config, num_classes)
+    main = select_attacks(request, config, images)
     for name in names:
         if name not in models:
             models[name] = find_model_source(
@@ -235,6 +238,7 @@ def plan_evaluation(
         surrogates=tuple(by_name[name] for name in options.surrogate),
     )
     _refuse_without_gradients(plan)
+    _try_attacks(plan, device)
     return plan
 
 
@@ -283,21 +287,32 @@ def load_images(
     return images, name if len(images) == len(split) else f"{name}-{len(images)}"
 
 
-def select_attacks(request: Request, config: Config, num_classes: int) -> tuple[Ensemble, ...]:
+def select_attacks(request: Request, config: Config, images: ImageSet) -> tuple[Ensemble, ...]:
     """Returns the ensembles to report, without clean accuracy.
 
     Raises:
-        UserError: with a line for each attack that does not support the threat or the data.
+        UserError: with a line for each attack that does not support the threat or the data, and
+            for each file of corrupted images that does not fit.
     """
+    num_classes = len(images.class_names)
     threat = Threat(config.attack.norm, config.attack.eps)
     if threat.eps == 0:
         usual = "8/255" if threat.norm == "linf" else "0.5"
         raise UserError(f"attack.eps is 0, which allows no perturbation: give eps={usual}, say")
+    options = request.options
+    names = [name for name in options.reported if name != CORRUPTIONS]
     try:
-        return ensembles_of(request.options.reported, threat, num_classes)
+        ensembles = ensembles_of(names, threat, num_classes)
     except UserError as error:
-        remedy = "choose others (suite=NAME or attacks=A,B), or another threat (attack.norm)"
+        few = f"suite={FEW_CLASSES}, " if num_classes < find_attack("apgd-t").least_classes else ""
+        remedy = f"choose others ({few}suite=NAME or attacks=A,B), or another threat (attack.norm)"
         raise UserError(f"{error}\n{remedy}") from None
+    if CORRUPTIONS not in options.reported:
+        return ensembles
+    from raymi.attacks.corruptions import corruption_ensembles
+
+    assert options.corruptions is not None
+    return (*ensembles, *corruption_ensembles(options.corruptions, images))
 
 
 def _check_model(
@@ -331,6 +346,28 @@ def _refuse_without_gradients(plan: EvaluationPlan) -> None:
             f"and {', '.join(sorted(attacks))} need gradients: let the network compute in torch "
             "without detach() or no_grad(), give attacks=square, or a surrogate=... that has them"
         )
+
+
+def _try_attacks(plan: EvaluationPlan, device: torch.device) -> None:
+    """Runs attacks with code or images of the user on a few images, before any long work.
+
+    Raises: UserError: an attack fails, or returns other samples than it should.
+    """
+    attacks = [a for ensemble in plan.main for a in ensemble.attacks if a.inputs]
+    if not attacks:
+        return
+    first = (plan.surrogates or plan.targets)[0]
+    model, some = first.source.load().to(device), plan.images.at_most(_TRIED).to(device)
+    batch = Batch(to_unit(some.images), some.labels, some.places, plan.config.seed)
+    for attack in attacks:
+        try:
+            run_attack(attack, model, batch, plan.threat)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"attack {attack.name!r} failed on {len(some)} images: {what_happened(error)}"
+            ) from error
 
 
 def _needs_gradient(ensemble: Ensemble) -> bool:
