@@ -7,7 +7,7 @@ from gloo import run_ranks
 from test_loop import events, expect_equal_runs
 from tiny_runs import tiny_config, tiny_run
 
-from raymi.engine.context import LocalContext
+from raymi.engine.context import LocalContext, StopReason
 from raymi.engine.loop import TrainResult, train
 from raymi.runs.checkpoint import load_checkpoint
 from raymi.runs.run_folder import RunFolder
@@ -28,7 +28,7 @@ def test_parts_make_the_whole_bit_for_bit(settings, before, tmp_path):
     tiny_run(0, 1, whole, settings, [])
     for epoch in (1, 2):
         outcome = part(0, 1, parts, settings, epoch)
-        assert outcome == TrainResult(False, epoch, STEPS * (before + epoch))
+        assert outcome == TrainResult(StopReason.EPOCH, epoch, STEPS * (before + epoch))
         position = load_checkpoint(RunFolder(parts).checkpoints)["position"]
         assert (position["phase"], position["epoch"], position["step"]) == ("classifier", epoch, 0)
         assert not events(parts, "evaluation")
@@ -43,7 +43,7 @@ def test_a_finished_part_is_not_repeated(tmp_path):
     (file,) = RunFolder(tmp_path).checkpoints.iterdir()
     before = file.stat().st_mtime_ns
     for epoch in (2, 1):
-        assert part(0, 1, tmp_path, THREE, epoch) == TrainResult(False, 2, 2 * STEPS)
+        assert part(0, 1, tmp_path, THREE, epoch) == TrainResult(StopReason.EPOCH, 2, 2 * STEPS)
     assert file.stat().st_mtime_ns == before
     assert len(events(tmp_path, "epoch")) == 2
     assert len(events(tmp_path, "stopped")) == 3
