@@ -119,6 +119,8 @@ def requested(words: Sequence[str]) -> Request:
     line = COMMAND.parse(words)
     options = line.options
     problems = _attack_problems(options)
+    if not any(one.startswith("corruptions:") for one in line.problems):
+        problems += _corruption_problems(options)
     files = any(map(os.path.isfile, (*options.model, *options.surrogate)))  # models of any name
     if options.which not in (None, *MODELS) and not files:
         problems.append(f"which: expected {' | '.join(MODELS)}, got {shown(options.which)}")
@@ -207,12 +209,12 @@ def _attack_problems(options: EvaluateOptions) -> list[str]:
             name not in (*ENSEMBLES, CORRUPTIONS) and (problem := _attack_problem(name)) is not None
         ):
             problems.append(problem)
-    return problems + _corruption_problems(options, reported)
+    return problems
 
 
-def _corruption_problems(options: EvaluateOptions, reported: Sequence[str]) -> list[str]:
+def _corruption_problems(options: EvaluateOptions) -> list[str]:
     """Returns a line for each option that does not fit the corrupted images."""
-    if CORRUPTIONS not in reported:
+    if CORRUPTIONS not in (*options.attacks, options.suite):
         if options.corruptions is None:
             return []
         return [
