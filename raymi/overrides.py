@@ -27,6 +27,7 @@ _DEPENDENT = {
     "mi.form": {f"mi.{key}" for form in FORMS.values() for key in form if key != "hidden"},
     "model.name": {f"model.{key}" for key in ModelConfig.model_fields},
     "loss.base": {"loss.beta", "loss.label_smoothing"},
+    "optim.name": {"optim.lr", "optim.momentum", "optim.nesterov", "optim.weight_decay"},
 }
 """Keys of a recipe that are dropped when the key before them gets another value."""
 
@@ -126,7 +127,8 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 
     Another `mi.form` drops the keys of `base` that forms set, and keeps the rest of `mi`, such as
     capacity and schedule, which belong to the data. Another `model.name` drops the rest of `model`,
-    another `loss.base` the weight and the smoothing of the previous loss. `mi.weight` replaces
+    another `loss.base` the weight and the smoothing of the previous loss, another `optim.name` the
+    settings of the previous optimiser. `mi.weight` replaces
     `mi.balance` and vice versa, as they exclude each other.
     """
     base_flat, over_flat = flatten(base), flatten(over)

@@ -22,8 +22,8 @@ from raymi.engine.estimator_task import EstimatorTask, Metrics
 from raymi.engine.learner import Learner, distributed
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.network_check import NetworkFacts, check_network
+from raymi.engine.optimizer import build_optimizer
 from raymi.engine.phases import Phase
-from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Attacker, EstimatorStep, TrainStep
 from raymi.engine.train_loader import Batch
 from raymi.mi.estimators import LocalDIM, MIEstimators
@@ -92,6 +92,7 @@ class TrainState:
     ) -> None:
         config = phase.config
         self.phase, self.config, self.group, self.device = phase, config, group, device
+        self.total_steps = total_steps
         self.position, self.epoch_means = Position(phase.name), MetricMeans()
         self.autocast = _autocast(config, device)
         self.facts = NetworkFacts()
@@ -172,13 +173,6 @@ class TrainState:
 
     def _classifier_learner(self, total_steps: int) -> Learner:
         config, optim = self.config, self.config.optim
-        sgd = torch.optim.SGD(
-            self.model.parameters(),
-            lr=optim.lr,
-            momentum=optim.momentum,
-            nesterov=optim.nesterov,
-            weight_decay=optim.weight_decay,
-        )
         task = ClassifierTask(
             self.model,
             config.loss,
@@ -188,10 +182,10 @@ class TrainState:
             self.autocast,
             config.scaling.micro_batch,
         )
-        schedule = build_schedule(sgd, optim, total_steps)
+        optimizer, schedule = build_optimizer(self.model, optim, total_steps)
         some_unused = bool(self.facts.unused)
         ddp = distributed(task, self.group, self.device, some_unused=some_unused)
-        return Learner(ddp, sgd, schedule)
+        return Learner(ddp, optimizer, schedule, optim.clip_norm)
 
     def _build_step(self) -> TrainStep | EstimatorStep:
         if self.classifier is None:
@@ -215,7 +209,13 @@ class TrainState:
         """
         optim = self.config.optim
         warmed_up = self.position.epoch >= optim.awp_warmup * optim.epochs
+        self.attack.attack = self.config.attack.at(self._step_of_phase(), self.total_steps)
         return self._step(batch, key, perturb=warmed_up)
+
+    def _step_of_phase(self) -> int:
+        """Returns the optimiser steps of the phase so far."""
+        per_epoch = self.total_steps // self.config.optim.epochs
+        return self.position.epoch * per_epoch + self.position.step
 
     def classifiers(self) -> dict[str, nn.Module]:
         """Returns the models to evaluate by suffix: "" as trained, "-averaged" if averaged.

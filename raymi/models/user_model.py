@@ -7,9 +7,7 @@ evaluation, it returns a whole classifier of raw pixels in [0, 1], with weights 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,38 +19,7 @@ from torch import nn
 from raymi.errors import UserError, what_happened
 from raymi.models.classifier import Classifier
 from raymi.models.modes import evaluation_mode
-
-
-def import_function(name: str) -> Callable[..., nn.Module]:
-    """Imports a function `package.module:function`, also from the working directory.
-
-    Args:
-        name: `package.module:function`.
-
-    Raises:
-        UserError: If the module or function is missing, or the module fails on import.
-    """
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name.isidentifier():
-        raise UserError(f"model {name!r} must read package.module:function")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # not undone: the network may import more when it runs
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"model {name!r}: cannot import module {module_name!r}, {what_happened(error)}."
-            f" Searched in {os.getcwd()} and in the installed packages"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(
-            f"model {name!r}: no function {function_name!r} in {module.__file__}"
-            if function is None
-            else f"model {name!r}: {function_name!r} in {module.__file__} is {function!r},"
-            " not a function"
-        )
-    return function
+from raymi.own_code import import_function, takes
 
 
 def find_function(name: str) -> Callable[..., nn.Module]:
@@ -67,7 +34,7 @@ def find_function(name: str) -> Callable[..., nn.Module]:
     Raises:
         UserError: As in `import_function`, or if the function does not take both arguments.
     """
-    function = import_function(name)
+    function = import_function(name, "model")
     try:
         inspect.signature(function).bind(num_classes=10, image_size=32)
     except (TypeError, ValueError) as error:
@@ -83,7 +50,7 @@ def source_digest(name: str) -> str | None:
     Raises:
         UserError: As in `import_function`.
     """
-    import_function(name)
+    import_function(name, "model")
     module = sys.modules[name.partition(":")[0]]
     try:
         path = inspect.getsourcefile(module)
@@ -123,17 +90,9 @@ def build_user_classifier(name: str, num_classes: int, image_size: int) -> nn.Mo
     Raises:
         UserError: As in `build_user_net`.
     """
-    function = import_function(name)
+    function = import_function(name, "model")
     known = {"num_classes": num_classes, "image_size": image_size}
-    return _called(name, function, **{k: v for k, v in known.items() if _takes(function, k)})
-
-
-def _takes(function: Callable[..., nn.Module], argument: str) -> bool:
-    try:
-        inspect.signature(function).bind_partial(**{argument: None})
-    except (TypeError, ValueError):  # ValueError: unknown signature
-        return False
-    return True
+    return _called(name, function, **{k: v for k, v in known.items() if takes(function, k)})
 
 
 def _called(name: str, function: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
