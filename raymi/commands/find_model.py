@@ -223,6 +223,7 @@ def _architecture(config: Config, data: Mapping[str, Any]) -> dict[str, Any]:
         image_size=data["image_size"],
         width=config.model.width,
         depth=config.model.depth,
+        activation=config.model.activation,
     )
 
 

@@ -134,6 +134,7 @@ class TrainState:
             std=splits.std,
             width=config.model.width,
             depth=config.model.depth,
+            activation=config.model.activation,
         )
         if ":" in config.model.name:
             find_function(config.model.name)  # its module may draw random numbers on import

@@ -18,22 +18,27 @@ from torch import nn
 
 from raymi.errors import UserError, what_happened
 from raymi.models.classifier import Classifier
+from raymi.models.families import LIBRARIES
+from raymi.models.libraries import find_library_net, library_version
 from raymi.models.modes import evaluation_mode
 from raymi.own_code import import_function, takes
 
 
 def find_function(name: str) -> Callable[..., nn.Module]:
-    """Imports a function that builds networks to train.
+    """Imports a function that builds networks to train, or finds that of a library.
 
     Args:
-        name: `package.module:function`.
+        name: `package.module:function`, `torchvision:NAME` or `timm:NAME`.
 
     Returns:
         Function that takes num_classes= and image_size=.
 
     Raises:
-        UserError: As in `import_function`, or if the function does not take both arguments.
+        UserError: As in `import_function` or `find_library_net`, or if the function does not take
+            both arguments.
     """
+    if name.partition(":")[0] in LIBRARIES:
+        return find_library_net(name)
     function = import_function(name, "model")
     try:
         inspect.signature(function).bind(num_classes=10, image_size=32)
@@ -47,9 +52,13 @@ def find_function(name: str) -> Callable[..., nn.Module]:
 def source_digest(name: str) -> str | None:
     """Returns the SHA-256 of the source file of a function's module, in hexadecimal, or None.
 
+    Of a library's network it is that of the library's name and version.
+
     Raises:
         UserError: As in `import_function`.
     """
+    if name.partition(":")[0] in LIBRARIES:
+        return hashlib.sha256(library_version(name).encode()).hexdigest()
     import_function(name, "model")
     module = sys.modules[name.partition(":")[0]]
     try:

@@ -62,6 +62,11 @@ def _print_help(console: Console) -> None:
             name: variant.description for name, variant in VARIANTS.items()
         },
         "data sets (data.name)": DATASETS,
-        "models (model.name)": {**MODELS, "module:function": "your own"},
+        "models (model.name)": {
+            **MODELS,
+            "torchvision:NAME": "network of torchvision, such as torchvision:resnet50",
+            "timm:NAME": "network of timm, if installed, such as timm:vit_small_patch16_224",
+            "module:function": "your own (docs/extending.md)",
+        },
     }
     print_help(console, USAGE, __doc__, named)
