@@ -263,7 +263,7 @@ def load_images(
     split = splits.test if request.split == "test" else splits.val
     if not len(split):
         raise UserError(f"{config.data.name} has no {request.split} images: give another split")
-    images, name = split.at_most(request.samples), f"{config.data.name}-{request.split}"
+    images, name = split.at_most(request.samples), f"{config.data.plain_name}-{request.split}"
     # A selection has a name of its own, so that its numbers never stand for all images.
     return images, name if len(images) == len(split) else f"{name}-{len(images)}"
 
