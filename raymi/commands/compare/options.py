@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raymi.commands.compare.run import ArmRun
+from raymi.commands.initial_weights import resolve_runs
 from raymi.commands.option_types import names, seed_list
 from raymi.commands.preflight import input_problems
 from raymi.config import ScalingConfig
@@ -19,7 +20,7 @@ from raymi.hardware import available_cores, available_gpus
 from raymi.overrides import examine, flatten, nest, parse_options, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
 from raymi.runs.run_folder import RunFolder
-from raymi.runs.run_paths import check_new_run, home_folder, resolve_pretrained
+from raymi.runs.run_paths import check_new_run, home_folder
 
 ARMS = "at,at-clean-forward,mi-off,random,released,paper,bounded"
 SEEDS = "0..2"
@@ -147,7 +148,7 @@ def _runs(
             keys = {**shared, **location, "scaling.workers": "1"}
             tree, unknown = on_recipe(f"{recipe}-{arm}", nest(keys))
             config, wrong = examine(tree)
-            config, missing = resolve_pretrained(config)
+            config, missing = resolve_runs(config)
             problems += [*unknown, *wrong, *missing]
             words = (f"recipe={recipe}-{arm}", *(f"{k}={as_typed(v)}" for k, v in keys.items()))
             run = ArmRun(arm, seed, RunFolder(folder / name), config, words)

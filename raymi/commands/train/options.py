@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raymi.commands.initial_weights import resolve_runs
 from raymi.commands.preflight import input_problems
 from raymi.config import Config
 from raymi.errors import UserError
@@ -13,7 +14,7 @@ from raymi.local_paths import local_path
 from raymi.overrides import Words, examine, flatten, leaves, overlay, split_words
 from raymi.recipes import RECIPES, on_recipe
 from raymi.runs.run_folder import RunFolder
-from raymi.runs.run_paths import find_run, resolve_pretrained
+from raymi.runs.run_paths import find_run
 
 COMMAND = "python -m raymi.train"
 FIXED_SCALING = ("scaling.precision", "scaling.sync_batchnorm", "scaling.micro_batch")
@@ -74,7 +75,7 @@ def new_run(parsed: Words) -> tuple[str, Config, list[str]]:
     recipe = parsed.own.get("recipe", "quickstart")
     tree, unknown = on_recipe(recipe, parsed.settings)
     config, wrong = examine(tree)
-    config, missing = resolve_pretrained(config)
+    config, missing = resolve_runs(config)
     return recipe, config, [*parsed.problems, *unknown, *wrong, *missing]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raymi.commands.initial_weights import resolve_runs
 from raymi.commands.option_types import seed_list
 from raymi.commands.preflight import input_problems
 from raymi.errors import UserError, did_you_mean
@@ -18,7 +19,7 @@ from raymi.formatting import shown
 from raymi.local_paths import address_problem, local_path
 from raymi.overrides import examine, expected, flatten, leaves, nest, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
-from raymi.runs.run_paths import home_folder, name_or_path, resolve_pretrained
+from raymi.runs.run_paths import home_folder, name_or_path
 from raymi.tuning.pbt import MIN_MEMBERS
 from raymi.tuning.pbt_checkpoints import transfer_problem
 from raymi.tuning.settings import TuneConfig
@@ -173,7 +174,7 @@ def _trial_problems(space: Space | None, recipe: str, settings: Mapping[str, Any
             problems.append(f"the space {space.name} does not fit: {why}")
     tree, _ = on_recipe(recipe, nest(settings))
     config, wrong = examine(tree)
-    config, missing = resolve_pretrained(config)
+    config, missing = resolve_runs(config)
     if config.scaling.elastic:
         problems.append(
             f"scaling.workers must be a number, got {config.scaling.workers}: trials share the "
