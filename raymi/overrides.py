@@ -284,13 +284,16 @@ def _suggest(word: str, known: Sequence[str]) -> str:
     for key in known:
         by_leaf.setdefault(key.rpartition(".")[2], key)
     leaf = word.rpartition(".")[2]
-    close = close_names(word, known, 2, cutoff=0.6)
+    section = word.rpartition(".")[0]
+    inside = [key.rpartition(".")[2] for key in known if section and key.startswith(section + ".")]
+    if inside:  # its name, common to all, would make any of them similar
+        close = [f"{section}.{name}" for name in close_names(leaf, inside, 2, cutoff=0.6)]
+    else:
+        close = close_names(word, known, 2, cutoff=0.6)
     close += [by_leaf[name] for name in close_names(leaf, by_leaf, 2, cutoff=0.6)]
     names = list(dict.fromkeys(close))[:2]
     if names:
         return f": did you mean {' or '.join(names)}?"
-    section = word.rpartition(".")[0]
-    inside = [key.rpartition(".")[2] for key in known if section and key.startswith(section + ".")]
     return f": {section} has {', '.join(inside)}" if inside else " (--help lists every key)"
 
 

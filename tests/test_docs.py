@@ -15,9 +15,13 @@ from pathlib import Path
 
 import pytest
 from command_lines import PARSERS, parse, placeholder_runs
+from tiny_runs import tiny_config
 
 from raymi.__main__ import COMMANDS
+from raymi.engine.context import LocalContext
+from raymi.engine.loop import train
 from raymi.errors import UserError
+from raymi.runs.run_folder import RunFolder
 from raymi.tuning.space import read_space
 
 ROOT = Path(__file__).parents[1]
@@ -236,6 +240,17 @@ def test_networks_of_the_pages_map_images_to_logits(in_home: Path) -> None:
     x = torch.rand(2, 3, 16, 16)
     for make in (module.make_net, module.net):
         assert make(num_classes=10, image_size=16)(x).shape == (2, 10)
+
+
+@pytest.mark.slow
+def test_data_network_optimiser_and_augmentation_of_the_pages_train(in_home: Path) -> None:
+    own = {"data.name": "my.data:digits", "model.name": "my.models:make_net", "model.width": None,
+           "model.depth": None, "optim.name": "my.optim:no_decay_of_biases", "optim.epochs": 1,
+           "data.augment": "my.augment:policy", "mi.weight": 0}  # fmt: skip
+    folder = RunFolder(in_home / "runs" / "own")
+    folder.path.mkdir()
+    train(tiny_config(own), LocalContext(), folder)
+    assert folder.weights("best").is_file()
 
 
 def test_spaces_of_the_pages_can_be_searched(in_home: Path) -> None:

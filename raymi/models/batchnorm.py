@@ -232,7 +232,7 @@ def _global_batchnorm(old: _BatchNorm, group: dist.ProcessGroup | None) -> _Glob
     new.num_batches_tracked = old.num_batches_tracked
     new.training = old.training
     if isinstance(new, GlobalBatchNormAct2d):
-        new.drop, new.act = old.drop, old.act
+        new.drop, new.act = old.get_submodule("drop"), old.get_submodule("act")
     return new
 
 

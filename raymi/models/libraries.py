@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ def torchvision_net(name: str, num_classes: int, image_size: int) -> nn.Module:
     """Builds a classifier of torchvision, for images of this size where it has one size."""
     from torchvision import models
 
-    sized = {"image_size": image_size} if name.startswith("vit_") else {}
+    sized: dict[str, Any] = {"image_size": image_size} if name.startswith("vit_") else {}
     return models.get_model(name, weights=None, num_classes=num_classes, **sized)
 
 
@@ -25,7 +26,9 @@ def timm_net(name: str, num_classes: int, image_size: int) -> nn.Module:
     import timm
 
     facts = timm.get_pretrained_cfg(name)
-    sized = {"img_size": image_size} if facts is not None and facts.fixed_input_size else {}
+    sized: dict[str, Any] = (
+        {"img_size": image_size} if facts is not None and facts.fixed_input_size else {}
+    )
     return timm.create_model(name, pretrained=False, num_classes=num_classes, **sized)
 
 
