@@ -126,7 +126,7 @@ SAID: dict[str, dict[str, Any]] = {
     "no-natural-mi": {"mi.natural": False, "mi.adversarial": True},
     "no-difference": {"mi.difference": 0, "mi.cosine": 1, "mi.weight": 5},
 }  # fmt: skip
-"""What the specification says of each method."""
+"""Settings of each method in the specification."""
 
 OFF = {"at", "trades", "mart", "at-clean-forward", "mi-off"}
 KEEPS_THE_FORM = {

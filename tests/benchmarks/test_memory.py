@@ -30,7 +30,7 @@ def test_memory_shows_which_steps_do_not_fit(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_peak_resident_memory_includes_a_new_block() -> None:
-    """In a fresh process: here, another test may have used more before."""
+    """Peak memory of a fresh process: in this one, an earlier test may have used more."""
     code = """
 from raymi.benchmarks.memory import peak_resident
 import torch

@@ -103,7 +103,7 @@ def journal(*, chosen: str = "best", finished: bool = True) -> list[dict[str, An
     return [{**event, "time": at} for event, at in zip(events, times, strict=False)]
 
 
-def test_a_run_s_result_is_that_of_its_chosen_model() -> None:
+def test_a_run_s_result_equals_that_of_its_chosen_model() -> None:
     assert finished_result("at", 3, RunRecord(journal())) == RunResult(
         "at", 3, "finished", clean=0.8, robust=0.4, val=0.3, model="best", epoch=2,
         attack_steps=40, minutes=3.0,

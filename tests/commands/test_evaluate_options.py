@@ -179,7 +179,7 @@ def test_a_model_is_needed(words):
 
 
 def test_folders_without_write_permission_are_refused(empty_folder, monkeypatch):
-    (empty_folder / "fixed").mkdir()  # root may write anywhere, whatever the mode
+    (empty_folder / "fixed").mkdir()  # root may write anywhere
     monkeypatch.setattr(os, "access", lambda place, mode: Path(place).name != "fixed")
     lines = problems(requested, ["model=a", "results=fixed/x", "json=fixed/x.json"])
     assert [line.partition(" into ")[0] for line in lines] == [

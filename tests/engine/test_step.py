@@ -175,7 +175,7 @@ def direct_loss(state, batch, x_adv):
     ],
     ids=["bounded", "paper", "trades", "mart-cosine-dv"],
 )  # fmt: skip
-def test_the_gradient_is_that_of_the_summed_losses(settings):
+def test_the_gradient_equals_that_of_the_summed_losses(settings):
     state, batch = first_batch(settings)
     x_adv, weight = attacked(state, batch), state.config.mi.weight
     parameters = list(state.model.parameters())
@@ -296,7 +296,7 @@ def two_workers_with_the_same_images(rank, world_size, settings):
     return metrics_of_a_step(settings, ProcessGroup(), [16, 16])
 
 
-def test_local_negatives_are_those_of_the_own_share(tmp_path):
+def test_local_negatives_equal_those_of_the_own_share(tmp_path):
     """Two workers with the same images see what one alone with them sees; with global negatives
     each of them would find every pattern among its negatives."""
     expected = metrics_of_a_step({"mi.weight": 1}, Collectives(), [16])
