@@ -101,7 +101,7 @@ def test_a_sample_is_augmented_alike_in_any_batch(name):
 
 
 @pytest.mark.parametrize("name", ["autoaugment", "randaugment"])
-def test_a_named_policy_is_that_of_torchvision(name):
+def test_named_policies_equal_those_of_torchvision(name):
     ours = SampleAugmentation(name, "svhn")
     theirs = {"autoaugment": v2.AutoAugment(v2.AutoAugmentPolicy.SVHN),
               "randaugment": v2.RandAugment()}[name]  # fmt: skip

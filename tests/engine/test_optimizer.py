@@ -95,7 +95,7 @@ def own(name, **settings):
     return OptimConfig(name=f"{__name__}:{name}", lr=0.1, schedule="constant", **settings)
 
 
-def test_adamw_is_that_of_torch():
+def test_adamw_equals_that_of_torch():
     model, optim = net(), OptimConfig(name="adamw", lr=0.01, weight_decay=0.3, schedule="constant")
     twin = copy.deepcopy(model)
     optimizer, _ = build_optimizer(model, optim, 4)

@@ -69,7 +69,7 @@ _ACCEPTED = (
     "tracking.enabled", "tracking.experiment", "seed", "out",
 )  # fmt: skip
 _TRAINING_ONLY = (
-    "data.flip", "data.crop_padding", "data.augment", "data.mixing", "data.generated",
+    "data.flip", "data.crop_padding", "data.augment", "data.generated",
     "model.weights",
 )  # fmt: skip
 _OF_RUN = ("data.", "attack.norm", "attack.eps")
