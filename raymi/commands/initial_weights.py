@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from raymi.config import Config
-from raymi.engine.initial_weights import split_weights
 from raymi.errors import UserError
 from raymi.files import save
-from raymi.models import architecture
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import home_folder, resolve_pretrained, runs_folder
-from raymi.weights import weights_as_bytes
 
 _FORMS = (
     "a file of weights (.safetensors, .pt, .pth, .ckpt), the name or folder of a run, or "
@@ -60,6 +54,7 @@ def resolve_weights(config: Config) -> tuple[Config, list[str]]:
 
 def _resolved(weights: str, config: Config) -> str:
     from raymi.commands.find_model import SCHEMES, locate, run_of, weights_of_run
+    from raymi.engine.initial_weights import split_weights
 
     if weights.startswith(SCHEMES):
         return _downloaded(weights, config)
@@ -79,7 +74,12 @@ def _resolved(weights: str, config: Config) -> str:
 
 def _downloaded(weights: str, config: Config) -> str:
     """Writes a model of MLflow into a file that its digest names, and returns its path."""
+    import io
+
+    import torch
+
     from raymi.commands.find_model import find_model_source
+    from raymi.weights import weights_as_bytes
 
     source = find_model_source(weights, config).source
     if source.build["kind"] != "raymi":
@@ -101,6 +101,8 @@ def _check_network(weights: str, theirs: Mapping[str, Any], config: Config) -> N
     Raises:
         UserError: They differ.
     """
+    from raymi.models import architecture
+
     own, other = (
         architecture(
             model["name"],

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from raymi.errors import UserError, did_you_mean
-from raymi.fields import Accepts, Count, Folder, Real, Section, Seed, Share, at_most
+from raymi.fields import Accepts, Count, Folder, Listed, Real, Section, Seed, Share, at_most
 from raymi.formatting import shown
 
 DATASETS = {
@@ -54,7 +54,11 @@ def plain_name(name: str) -> str:
 class DataConfig(Section):
     """Training, validation and test images."""
 
-    name: Annotated[str, AfterValidator(_data_set)] = "digits"
+    name: Annotated[
+        str,
+        AfterValidator(_data_set),
+        Listed("data sets", {**DATASETS, "module:function": "your own (docs/extending.md)"}),
+    ] = "digits"
     """Data set: digits, cifar10, cifar100, svhn, mnist, fashion-mnist, tiny-imagenet, folder, npz,
     or your own as module:function, which returns torch Datasets (docs/extending.md)."""
     root: Folder | None = None

@@ -6,14 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from raymi.fields import Count, Real, Section, at_most
-from raymi.models.families import check_model
+from raymi.fields import Count, Listed, Real, Section, at_most
+from raymi.models.families import MODELS, check_model
+
+_LISTED = {
+    **MODELS,
+    "torchvision:NAME": "network of torchvision, such as torchvision:resnet50",
+    "timm:NAME": "network of timm, if installed, such as timm:vit_small_patch16_224",
+    "module:function": "your own (docs/extending.md)",
+}
 
 
 class ModelConfig(Section):
     """Classifier."""
 
-    name: str = "resnet18"
+    name: Annotated[str, Listed("models", _LISTED)] = "resnet18"
     """Architecture; torchvision:NAME or timm:NAME, such as torchvision:resnet50; or your own as
     module:function (docs/extending.md)."""
     width: Annotated[Real, Field(gt=0), at_most(256)] | None = None
