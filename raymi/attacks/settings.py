@@ -63,3 +63,13 @@ class AttackConfig(Section):
         share = (step + 1) / (warmup + 1)
         alpha = None if self.alpha is None else share * self.alpha
         return self.model_copy(update={"eps": share * self.eps, "alpha": alpha})
+
+
+def start_problem(objective: str | None, attack: AttackConfig) -> str | None:
+    """Returns why an objective cannot be attacked from its start; None: it can, or is unknown."""
+    if objective == "kl" and attack.steps > 0 and attack.start == "image":
+        return (
+            "attack.start must be ball or gaussian for attack.objective=kl (which is TRADES'), got "
+            "image: KL has no gradient at the image itself"
+        )
+    return None

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
+from raymi.collectives import Collectives
 from raymi.data.augment import to_unit
 from raymi.data.sample_augment import SampleAugmentation
 from raymi.engine.train_loader import TrainLoader
@@ -69,6 +70,15 @@ class Unseeded(nn.Module):
 class Unmakeable(nn.Module):
     def __init__(self, strength):
         super().__init__()
+
+
+class Place(Collectives):
+    """One of three workers, without a process group."""
+
+    world_size = 3
+
+    def __init__(self, rank):
+        self.rank = rank
 
 
 def own(name):
@@ -133,7 +143,7 @@ def test_the_images_of_the_data_set_do_not_change():
 def test_an_own_augmentation_that_does_not_fit_is_refused_first(name, message):
     config = tiny_runs.tiny_config({"data.augment": own(name)})
     with pytest.raises(UserError, match=message):
-        TrainLoader(tiny_runs.tiny_splits(config).train, config, 0, 1)
+        TrainLoader(tiny_runs.tiny_splits(config).train, config, Collectives())
 
 
 def test_an_unknown_augmentation_is_refused_with_close_names():
@@ -144,9 +154,9 @@ def test_an_unknown_augmentation_is_refused_with_close_names():
 def test_workers_share_the_augmented_batches_of_one():
     config = tiny_runs.tiny_config({"data.augment": "randaugment", "data.flip": True})
     images = tiny_runs.tiny_splits(config).train
-    alone = list(TrainLoader(images, config, 0, 1).epoch(3))
-    shares = [list(TrainLoader(images, config, rank, 3).epoch(3)) for rank in range(3)]
+    alone = list(TrainLoader(images, config, Collectives()).epoch(3))
+    shares = [list(TrainLoader(images, config, Place(rank)).epoch(3)) for rank in range(3)]
     for whole, *parts in zip(alone, *shares, strict=True):
         assert torch.equal(whole.x, torch.cat([part.x for part in parts]))
-    resumed = next(TrainLoader(images, config, 0, 1).epoch(3, first_step=2))
+    resumed = next(TrainLoader(images, config, Collectives()).epoch(3, first_step=2))
     assert torch.equal(resumed.x, alone[2].x)

@@ -178,7 +178,7 @@ def test_attacks_of_the_warm_up_stay_within_the_radius_of_their_step(monkeypatch
     monkeypatch.setattr(Attacker, "__call__", recorded)
     for epoch in range(2):
         for batch in loader.epoch(epoch):
-            state.step(batch, 0)
+            state.step(batch)
             state.position.step += 1
         state.position.epoch, state.position.step = epoch + 1, 0
     rising = [0.2 * k / 6 for k in range(1, 6)]

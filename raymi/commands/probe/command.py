@@ -12,7 +12,8 @@ from raymi.collectives import Collectives
 from raymi.commands.find_model import find_model_source
 from raymi.commands.probe.options import ProbeRequest
 from raymi.config import Config
-from raymi.engine.probes import Heartbeat
+from raymi.engine.context import StopReason
+from raymi.engine.pgd_evaluation import Heartbeat
 from raymi.engine.validation import load_data, probe_model
 from raymi.evaluation.model_source import check_classifier
 from raymi.files import save_json
@@ -57,6 +58,7 @@ def probe(config: Config, folder: RunFolder, which: str, heartbeat: Heartbeat) -
     estimates = probe_model(
         config, splits, model.to(device), Collectives(), device, heartbeat=heartbeat
     )
+    assert not isinstance(estimates, StopReason), "no heartbeat of this command returns a reason"
     settings = {
         "model": which,
         "probe": config.probe.model_dump(),

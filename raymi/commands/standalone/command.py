@@ -16,7 +16,7 @@ import torch.distributed as dist
 from raymi.commands.cli import EXIT_FAILED, EXIT_TIME_LIMIT
 from raymi.commands.standalone.options import StandaloneRequest
 from raymi.config import Config
-from raymi.engine.context import LocalContext
+from raymi.engine.context import LocalContext, StopReason
 from raymi.engine.loop import train
 from raymi.files import not_writable
 from raymi.runs.journal import JournalReader
@@ -84,8 +84,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, on_event: On
         return 0
     if signals.received is not None:
         return 128 + signals.received
-    stopped = folder.stop_file.exists() or config.limit.hours is None
-    return EXIT_FAILED if stopped else EXIT_TIME_LIMIT
+    return EXIT_TIME_LIMIT if outcome.stop == StopReason.TIME_LIMIT else EXIT_FAILED
 
 
 class JournalContext(LocalContext):
