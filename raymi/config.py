@@ -7,13 +7,15 @@ Validation needs no files and no hardware. Images, eps and alpha are in [0, 1] p
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from raymi.attacks.settings import AttackConfig, start_problem
 from raymi.data.settings import DataConfig
+from raymi.errors import did_you_mean
 from raymi.fields import (
+    Accepts,
     Choice,
     Count,
     Duration,
@@ -32,6 +34,7 @@ from raymi.fields import (
     Workers,
     at_most,
 )
+from raymi.formatting import shown
 from raymi.losses.registry import build_loss, losses
 from raymi.losses.settings import LossConfig
 from raymi.mi.settings import MIConfig
@@ -44,27 +47,49 @@ def _experiment(value: str) -> str:
     return value
 
 
-class OptimConfig(Section):
-    """Optimiser of the classifier: SGD with momentum."""
+def _optimizer(value: str) -> str:
+    if value not in OPTIMIZERS and ":" not in value:
+        raise ValueError(
+            f"unknown optimiser {shown(value)}: {did_you_mean(value, OPTIMIZERS)} (your own is "
+            "named module:function)"
+        )
+    return value
 
+
+OPTIMIZERS = {"sgd": (0.1, 5e-4), "adamw": (1e-3, 0.01)}
+"""Names of optimisers with their defaults of `optim.lr` and `optim.weight_decay`."""
+
+
+class OptimConfig(Section):
+    """Optimiser of the classifier, and its schedule."""
+
+    name: Annotated[
+        str, AfterValidator(_optimizer), Accepts(f"{' | '.join(OPTIMIZERS)} | module:function")
+    ] = "sgd"
+    """Optimiser: SGD with momentum, AdamW, or your own: a function or class that takes parameters,
+    lr= and weight_decay= (docs/extending.md)."""
     epochs: Count = 100
     """Passes over the training images."""
     batch_size: Images = 128
     """Images in a global batch, shared by all workers."""
     lr: Positive = 0.1
-    """Peak learning rate."""
+    """Peak learning rate; by default 0.1 for sgd, 0.001 for others."""
     momentum: Share = 0.9
     """Momentum of SGD."""
     nesterov: bool = False
     """Nesterov momentum."""
     weight_decay: NonNegative = 5e-4
-    """L2 penalty."""
+    """L2 penalty of sgd, decoupled weight decay of adamw; by default 0.01 for others than sgd."""
+    clip_norm: Positive | None = None
+    """Largest norm of the gradient of all weights over the global batch; longer ones are scaled
+    down to it. none: no clipping."""
     schedule: Literal["multistep", "cosine", "onecycle", "constant"] = "multistep"
     """Schedule of the learning rate."""
     milestones: Fractions = (0.75, 0.9)
     """multistep: shares of the run after which the rate is divided by 10."""
-    warmup: Share = 0.2
-    """onecycle: share of the run in which the rate rises."""
+    warmup: Share | None = None
+    """Share of the run in which the rate rises linearly; none: 0.2 for onecycle, else 0. cosine
+    falls over the rest of the run; milestones stay shares of the whole run."""
     ema: Share = 0.0
     """Decay of an exponential moving average of the weights, saved beside them (0.999 is usual);
     0: off."""
@@ -73,6 +98,20 @@ class OptimConfig(Section):
     usual); 0: off."""
     awp_warmup: Share = 0.05
     """Share of the run before weights are perturbed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_optimizer(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("name") is not None:
+            lr, weight_decay = OPTIMIZERS.get(str(values["name"]), OPTIMIZERS["adamw"])
+            values = {"lr": lr, "weight_decay": weight_decay, **values}
+        return values
+
+    @property
+    def warmup_share(self) -> float:
+        """Share of the run in which the rate rises."""
+        default = 0.2 if self.schedule == "onecycle" else 0.0
+        return default if self.warmup is None else self.warmup
 
 
 class ScalingConfig(Section):

@@ -28,6 +28,7 @@ DEPENDENT = {
     "mi.form": {f"mi.{key}" for form in FORMS.values() for key in form if key != "hidden"},
     "model.name": {f"model.{key}" for key in ModelConfig.model_fields},
     "loss.base": {f"loss.{key}" for key in loss_keys()},
+    "optim.name": {"optim.lr", "optim.momentum", "optim.nesterov", "optim.weight_decay"},
 }
 """Keys of a recipe that are dropped when the key before them gets another value."""
 
@@ -152,7 +153,8 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
 
     Another `mi.form` drops the keys of `base` that forms set, and keeps the rest of `mi`, such as
     capacity and schedule, which belong to the data. Another `model.name` drops the rest of `model`,
-    another `loss.base` the weight and the smoothing of the previous loss. `mi.weight` replaces
+    another `loss.base` the weight and the smoothing of the previous loss, another `optim.name` the
+    settings of the previous optimiser. `mi.weight` replaces
     `mi.balance` and vice versa, as they exclude each other.
     """
     base_flat, over_flat = flatten(base), flatten(over)
@@ -345,7 +347,12 @@ def _suggest(word: str, known: Mapping[str, FieldInfo]) -> str:
     for key in known:
         by_leaf.setdefault(key.rpartition(".")[2], key)
     leaf = word.rpartition(".")[2]
-    close = close_names(word, known, 2, cutoff=0.6)
+    section = word.rpartition(".")[0]
+    inside = [key.rpartition(".")[2] for key in known if section and key.startswith(section + ".")]
+    if inside:  # its name, common to all, would make any of them similar
+        close = [f"{section}.{name}" for name in close_names(leaf, inside, 2, cutoff=0.6)]
+    else:
+        close = close_names(word, known, 2, cutoff=0.6)
     close += [by_leaf[name] for name in close_names(leaf, by_leaf, 2, cutoff=0.6)]
     names = [
         f"--{name.replace('_', '-')}"
@@ -355,8 +362,6 @@ def _suggest(word: str, known: Mapping[str, FieldInfo]) -> str:
     ]
     if names:
         return f": did you mean {' or '.join(names)}?"
-    section = word.rpartition(".")[0]
-    inside = [key.rpartition(".")[2] for key in known if section and key.startswith(section + ".")]
     return f": {section} has {', '.join(inside)}" if inside else " (--help lists every key)"
 
 

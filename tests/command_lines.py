@@ -34,11 +34,12 @@ def parse(command: str, words: Sequence[str]) -> None:
 
 def placeholder_runs(folder: Path, names: Iterable[str]) -> None:
     """Makes runs of the quickstart without weights, so that names such as RUN can be found."""
-    for name in names:
-        run = RunFolder(folder / "runs" / name)
+    for one in names:
+        run = RunFolder(folder / "runs" / one)
         run.path.mkdir(parents=True)
         run.write_config(build_config("quickstart"))
-        run.weights("estimators").touch()
+        for name in ("estimators", "best"):
+            run.weights(name).touch()
 
 
 def _train(words: list[str]) -> None:

@@ -15,9 +15,13 @@ from pathlib import Path
 
 import pytest
 from command_lines import PARSERS, parse, placeholder_runs
+from tiny_runs import tiny_config
 
 from raymi.__main__ import COMMANDS
+from raymi.engine.context import LocalContext
+from raymi.engine.loop import train
 from raymi.errors import UserError
+from raymi.runs.run_folder import RunFolder
 from raymi.tuning.space import read_space
 
 ROOT = Path(__file__).parents[1]
@@ -251,6 +255,17 @@ def test_attacks_of_the_pages_find_adversarial_images(in_home: Path) -> None:
     batch = Batch(x, model(x).argmax(1), torch.arange(6), 0)
     attack = find_attack("my.attacks:momentum")
     assert run_attack(attack, model, batch, Threat("linf", 0.2)).broken.all()
+
+
+@pytest.mark.slow
+def test_data_network_optimiser_and_augmentation_of_the_pages_train(in_home: Path) -> None:
+    own = {"data.name": "my.data:digits", "model.name": "my.models:make_net", "model.width": None,
+           "model.depth": None, "optim.name": "my.optim:no_decay_of_biases", "optim.epochs": 1,
+           "data.augment": "my.augment:policy", "mi.weight": 0}  # fmt: skip
+    folder = RunFolder(in_home / "runs" / "own")
+    folder.path.mkdir()
+    train(tiny_config(own), LocalContext(), folder)
+    assert folder.weights("best").is_file()
 
 
 def test_spaces_of_the_pages_can_be_searched(in_home: Path) -> None:

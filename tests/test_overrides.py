@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any
 
 import pytest
@@ -66,6 +67,12 @@ def test_unique_last_parts_are_keys() -> None:
     assert from_words("lr=1e-3").optim.lr == 1e-3
     assert from_words("optim.lr=1e-3").optim.lr == 1e-3
     assert from_words("--optim.lr=1e-3").optim.lr == 1e-3
+
+
+def test_new_keys_do_not_share_a_short_name_of_others() -> None:
+    count = Counter(key.rpartition(".")[2] for key, _ in leaves())
+    shared = {"alpha", "depth", "every", "max_samples", "name", "objective", "schedule", "steps"}
+    assert {name for name, num in count.items() if num > 1} <= shared
 
 
 def test_a_whole_key_wins_over_last_parts() -> None:
@@ -154,7 +161,9 @@ def test_a_typo_gets_a_suggestion(typo: str, meant: str) -> None:
 
 def test_an_unknown_key_of_a_section_gets_the_section_s_keys() -> None:
     (problem,) = split_words(["optim.learning_rate=1"]).problems
-    assert problem.startswith("unknown key 'optim.learning_rate': optim has epochs, batch_size, lr")
+    assert problem.startswith(
+        "unknown key 'optim.learning_rate': optim has name, epochs, batch_size, lr"
+    )
 
 
 def test_an_unknown_key_without_similar_ones_refers_to_help() -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from raymi.fields import NonNegative, Positive, Section, Whole
+from raymi.fields import NonNegative, Positive, Section, Share, Whole
 
 
 class AttackConfig(Section):
@@ -19,6 +19,9 @@ class AttackConfig(Section):
     """Norm that bounds the perturbation."""
     eps: NonNegative = 8 / 255
     """Radius of the perturbation, in [0, 1] pixel units."""
+    radius_warmup: Share = 0.0
+    """Share of the run in which eps and alpha of the training attack rise linearly from 0; every
+    evaluation has the full eps."""
     alpha: Positive | None = None
     """Step size of the training attack; none: eps / 4."""
     steps: Whole = 10
@@ -58,6 +61,18 @@ class AttackConfig(Section):
     def step_size(self) -> float:
         """Step size in [0, 1] pixel units: `alpha`, or eps / 4."""
         return self.eps / 4 if self.alpha is None else self.alpha
+
+    def at(self, step: int, total_steps: int) -> AttackConfig:
+        """Returns the attack of a step, with smaller eps and alpha in the warm-up.
+
+        In a warm-up of w steps, step t = 0, 1, ... has the share (t + 1) / (w + 1) of both.
+        """
+        warmup = round(self.radius_warmup * total_steps)
+        if step >= warmup:
+            return self
+        share = (step + 1) / (warmup + 1)
+        alpha = None if self.alpha is None else share * self.alpha
+        return self.model_copy(update={"eps": share * self.eps, "alpha": alpha})
 
 
 def start_problem(objective: str | None, attack: AttackConfig) -> str | None:

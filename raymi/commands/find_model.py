@@ -70,9 +70,9 @@ def needs_data(name: str, config: Config) -> bool:
     """
     if name.startswith(SCHEMES):
         return False
-    place = _locate(name, config)
+    place = locate(name, config)
     if isinstance(place, Path):
-        return not _is_program(place) and _run_of(place) is None
+        return not _is_program(place) and run_of(place) is None
     return place is None
 
 
@@ -114,13 +114,13 @@ def find_model_source(
             model_id=logged.model_id,
             variant=logged.variant,
         )
-    place = _locate(name, config)
+    place = locate(name, config)
     if isinstance(place, RunFolder):
-        return _of_run(place, which)
+        return _in_run(place, weights_of_run(place, which), None)
     if place is not None and _is_program(place):
         _refuse_choice(name, which)
         return LocatedModel(program_source(place.stem, place.read_bytes()))
-    if place is not None and (folder := _run_of(place)) is not None:
+    if place is not None and (folder := run_of(place)) is not None:
         return _in_run(folder, place, which)
     if num_classes is None or image_size is None:
         raise ValueError(f"{name} is built for a data set: give num_classes and image_size")
@@ -147,8 +147,19 @@ def tracked(folder: RunFolder) -> dict[str, Any]:
     return {**delivered, "uri": with_login(delivered["uri"])} if delivered else {}
 
 
-def _locate(name: str, config: Config) -> Path | RunFolder | None:
-    """Finds the file or the run of a name; None: the name of a function."""
+def locate(
+    name: str, config: Config, takes: str = f"model= takes {FORMS}"
+) -> Path | RunFolder | None:
+    """Finds the file or the run of a name; None: the name of a function.
+
+    Args:
+        name: of the file or run.
+        config: `out` is the folder of runs.
+        takes: end of the message about an unknown name.
+
+    Raises:
+        UserError: nothing has that name.
+    """
     if problem := address_problem(name):
         raise UserError(f"model: {problem}")
     if os.path.isfile(name):
@@ -164,20 +175,25 @@ def _locate(name: str, config: Config) -> Path | RunFolder | None:
     except UserError as error:
         if ":" in name:
             return None
-        raise UserError(f"no file {name!r}, and {error}. model= takes {FORMS}") from None
+        raise UserError(f"no file {name!r}, and {error}. {takes}") from None
 
 
 def _is_program(path: Path) -> bool:
     return path.suffix.lower() == _PROGRAM
 
 
-def _of_run(folder: RunFolder, which: str | None) -> LocatedModel:
+def weights_of_run(folder: RunFolder, which: str | None = None) -> Path:
+    """Returns the file of a run's model; None: of the chosen one.
+
+    Raises:
+        UserError: the run has no such model.
+    """
     if which is not None and which not in MODELS:
         raise UserError(f"unknown model {shown(which)} of a run: {did_you_mean(which, MODELS)}")
     which = which or read_record(folder).chosen
     path = folder.weights(which)
     if path.is_file():
-        return _in_run(folder, path, None)
+        return path
     available = [name for name in MODELS if folder.weights(name).is_file()]
     raise UserError(
         f"the run {folder.name} has no model {which}: "
@@ -210,7 +226,7 @@ def _in_run(folder: RunFolder, path: Path, which: str | None) -> LocatedModel:
     )
 
 
-def _run_of(path: Path) -> RunFolder | None:
+def run_of(path: Path) -> RunFolder | None:
     """Returns the run of a weights file or checkpoint; other projects have a config.json, too."""
     folders = [RunFolder(folder) for folder in path.parents[:2]]
     return next((one for one in folders if one.config.is_file() and one.journal.is_file()), None)
@@ -223,6 +239,7 @@ def _architecture(config: Config, data: Mapping[str, Any]) -> dict[str, Any]:
         image_size=data["image_size"],
         width=config.model.width,
         depth=config.model.depth,
+        activation=config.model.activation,
     )
 
 

@@ -33,6 +33,7 @@ def input_problems(config: Config, *, new_run: bool) -> list[str]:
             image_size=data.image_size or 32,
             width=model.width,
             depth=model.depth,
+            activation=model.activation,
         ),
     ]
     if config.attack.name != "pgd":

@@ -13,7 +13,9 @@ from raymi.data.folders import folder_source, tiny_imagenet_source
 from raymi.data.generated import check_generated, read_generated
 from raymi.data.image_set import ImageSet, Splits, channel_stats
 from raymi.data.labels import require_training_images
+from raymi.data.own_function import own_source
 from raymi.data.resize import fit_square
+from raymi.data.settings import plain_name
 from raymi.data.source import Request, Source
 from raymi.data.stratify import first_of_each_class, hold_out
 from raymi.data.torchvision_sets import torchvision_sources
@@ -51,7 +53,7 @@ def check_data(
     request = _checked_request(name, root, image_size, val_fraction, download, limit)
     if (file := _absolute(generated)) is not None:
         check_generated(file)
-    _SOURCES[name].check(request)
+    _source(name).check(request)
 
 
 def load_splits(
@@ -68,7 +70,7 @@ def load_splits(
     """Loads a data set into memory, with a validation split held out from its training images.
 
     Args:
-        name: key of `DATASETS`.
+        name: key of `DATASETS`, or `package.module:function` of the user's own.
         root: folder of the data, or a .npz file; None: `$RAYMI_DATA`, else `~/.cache/raymi/data`.
             `folder` and `npz` need it.
         image_size: side of the images, in pixels, to which they are resized bilinearly (see
@@ -91,7 +93,7 @@ def load_splits(
     request = _checked_request(name, root, image_size, val_fraction, download, limit)
     if (file := _absolute(generated)) is not None:
         check_generated(file)  # before anything is downloaded
-    parts = _SOURCES[name].load(request)
+    parts = _source(name).load(request)
     train = _limited_and_resized(parts.train, request)
     test = _limited_and_resized(parts.test, request)
     if parts.val is not None:
@@ -111,13 +113,17 @@ def load_splits(
         train=train,
         val=val,
         test=test,
-        name=name,
+        name=plain_name(name),
         num_classes=len(train.class_names),
         image_size=side,
         mean=mean,
         std=std,
         generated=made,
     )
+
+
+def _source(name: str) -> Source:
+    return own_source() if ":" in name else _SOURCES[name]
 
 
 def _checked_request(
@@ -128,7 +134,7 @@ def _checked_request(
     download: bool,
     limit: int | None,
 ) -> Request:
-    if name not in _SOURCES:
+    if name not in _SOURCES and ":" not in name:
         raise UserError(f"unknown data set {name!r}: {did_you_mean(name, _SOURCES)}")
     if not 0 <= val_fraction < 1:
         raise UserError(f"val_fraction must be in [0, 1), got {val_fraction}: 0.1 is usual")

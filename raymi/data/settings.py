@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from raymi.errors import UserError, did_you_mean
-from raymi.fields import Count, Folder, Listed, Real, Section, Seed, Share, at_most
+from raymi.fields import Accepts, Count, Folder, Listed, Real, Section, Seed, Share, at_most
 from raymi.formatting import shown
 
 DATASETS = {
@@ -24,20 +24,46 @@ DATASETS = {
 """Names of data sets, each with one line of description; `raymi.data.load` has their readers."""
 
 
+AUGMENTATIONS = ("autoaugment", "randaugment")
+"""Names of augmentations of single images."""
+
+
 def _data_set(value: str) -> str:
-    if value not in DATASETS:
-        raise ValueError(f"unknown data set {shown(value)}: {did_you_mean(value, DATASETS)}")
+    if value not in DATASETS and ":" not in value:
+        raise ValueError(
+            f"unknown data set {shown(value)}: {did_you_mean(value, DATASETS)} (your own is named "
+            "module:function)"
+        )
     return value
+
+
+def _augmentation(value: str) -> str:
+    if value not in AUGMENTATIONS and ":" not in value:
+        raise ValueError(
+            f"unknown augmentation {shown(value)}: {did_you_mean(value, AUGMENTATIONS)} (your own "
+            "is named module:name)"
+        )
+    return value
+
+
+def plain_name(name: str) -> str:
+    """Returns the name of a data set in tables and registries: of module:function the function."""
+    return name.rpartition(":")[2]
 
 
 class DataConfig(Section):
     """Training, validation and test images."""
 
-    name: Annotated[str, AfterValidator(_data_set), Listed("data sets", DATASETS)] = "digits"
-    """Data set: digits, cifar10, cifar100, svhn, mnist, fashion-mnist, tiny-imagenet, folder or
-    npz."""
+    name: Annotated[
+        str,
+        AfterValidator(_data_set),
+        Listed("data sets", {**DATASETS, "module:function": "your own (docs/extending.md)"}),
+    ] = "digits"
+    """Data set: digits, cifar10, cifar100, svhn, mnist, fashion-mnist, tiny-imagenet, folder, npz,
+    or your own as module:function, which returns torch Datasets (docs/extending.md)."""
     root: Folder | None = None
-    """Folder (or .npz file) that holds the data; none: a cache folder, $RAYMI_DATA if set."""
+    """Folder (or .npz file) that holds the data; none: a cache folder, $RAYMI_DATA if set. Passed
+    to your own function as root=."""
     image_size: Annotated[int, Field(ge=8), at_most(4096)] | None = None
     """Side of the square images that the model sees, in pixels; none: as stored."""
     val_fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.1
@@ -58,6 +84,21 @@ class DataConfig(Section):
     """Zero padding on each side before a random crop, in pixels, below the image's side; 0: off."""
     flip: bool = True
     """Random horizontal flip."""
+    augment: (
+        Annotated[
+            str,
+            AfterValidator(_augmentation),
+            Accepts(f"{' | '.join(AUGMENTATIONS)} | module:name"),
+        ]
+        | None
+    ) = None
+    """Augmentation of each training image after crop and flip: torchvision's AutoAugment (policy
+    of CIFAR-10, SVHN or else ImageNet) or RandAugment, or your own (docs/extending.md)."""
+
+    @property
+    def plain_name(self) -> str:
+        """Name of the data set in tables and registries."""
+        return plain_name(self.name)
 
 
 def check_crop(crop_padding: int, image_size: int) -> None:

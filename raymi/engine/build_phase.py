@@ -19,8 +19,8 @@ from raymi.engine.classifier_pair import ClassifierPair, Clean
 from raymi.engine.ema import WeightEMA
 from raymi.engine.learner import Learner, distributed
 from raymi.engine.network_check import NetworkFacts, check_network
+from raymi.engine.optimizer import build_optimizer
 from raymi.engine.phases import Phase
-from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Attacker, EstimatorStep, EstimatorUpdate, TrainStep, no_update
 from raymi.engine.train_state import TrainState
 from raymi.engine.user_attacker import UserAttacker
@@ -182,6 +182,7 @@ def _modules(
         std=splits.std,
         width=config.model.width,
         depth=config.model.depth,
+        activation=config.model.activation,
     )
     if own:
         find_function(config.model.name)  # its module may draw random numbers on import
@@ -225,13 +226,7 @@ def _classifier_learner(
 ) -> Learner:
     """Returns the learner of the pair of forwards that loss and MI term need."""
     optim = config.optim
-    sgd = torch.optim.SGD(
-        model.parameters(),
-        lr=optim.lr,
-        momentum=optim.momentum,
-        nesterov=optim.nesterov,
-        weight_decay=optim.weight_decay,
-    )
+    optimizer, schedule = build_optimizer(model, optim, total_steps)
     inner = Clean.GRADIENT if loss.needs_clean_gradient else Clean.UNUSED
     clean = Clean.VALUE if mi.needs_clean else Clean.UNUSED
     if loss.needs_clean_gradient or mi.needs_clean_gradient:
@@ -240,7 +235,7 @@ def _classifier_learner(
         model, clean, inner, config.loss.batchnorm, autocast, config.scaling.micro_batch
     )
     ddp = distributed(pair, group, device, some_unused=some_unused)
-    return Learner(ddp, sgd, build_schedule(sgd, optim, total_steps))
+    return Learner(ddp, optimizer, schedule, optim.clip_norm)
 
 
 def _no_perturbation(ascend: Callable[[], None]) -> AbstractContextManager[object]:

@@ -19,11 +19,20 @@ from raymi.engine.schedules import fast_forward
 
 @dataclass
 class Learner:
-    """Task with its optimiser and schedule; under DDP with several workers."""
+    """Task with its optimiser and schedule; under DDP with several workers.
+
+    Attributes:
+        task: a module whose forward returns a loss.
+        optimizer: of its parameters.
+        schedule: of the learning rate; None: constant.
+        clip_norm: largest norm of the gradient of all parameters; None: no clipping. Under DDP it
+            applies to the mean over workers, so that all of them scale alike.
+    """
 
     task: nn.Module
     optimizer: Optimizer
     schedule: LRScheduler | None = None
+    clip_norm: float | None = None
 
     def backward(self, loss: Tensor) -> None:
         """Computes the gradients of the loss, averaged over workers, in place of earlier ones."""
@@ -32,6 +41,8 @@ class Learner:
 
     def update(self) -> None:
         """Performs an optimiser step with the present gradients."""
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.task.parameters(), self.clip_norm)
         self.optimizer.step()
         if self.schedule is not None:
             self.schedule.step()

@@ -19,6 +19,7 @@ from raymi.data.augment import to_unit
 from raymi.engine.build_phase import build_phase
 from raymi.engine.context import Context, StopReason
 from raymi.engine.health_checks import finite_means, health_warnings, require_finite_weights
+from raymi.engine.initial_weights import digest_of_initial_weights, load_initial_weights
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import Phase, phases_until
 from raymi.engine.storage import Storage
@@ -119,9 +120,9 @@ class _Run:
             None if splits.generated is None else splits.generated.to(self.device),
         )
         self.phases = phases
+        self.storage = Storage(folder, context)
         self.state = self._initial_state()
         self._check_last_batch()
-        self.storage = Storage(folder, context)
         self.journal = Journal(folder.journal, enabled=False)
         self.storage.write("the journal", folder.journal, self._open_journal)
         self.validation = Validation(
@@ -182,7 +183,7 @@ class _Run:
             state.load_state_dict(checkpoint)
             return state
         first, mi = self.phases[0], self.config.mi
-        state = self._new_state(first)
+        state = self._started_state(first)
         if first.name == "estimators" and mi.pretrained is not None:
             path = pretrained_path(RunFolder(Path(mi.pretrained)))
             load_weights(path, state.model, self.splits.train.digest)
@@ -195,6 +196,13 @@ class _Run:
     def _new_state(self, phase: Phase) -> TrainState:
         steps = phase.config.optim.epochs * self.loader.steps_per_epoch
         return build_phase(phase, self.splits, self.group, self.device, steps)
+
+    def _started_state(self, phase: Phase) -> TrainState:
+        """Returns the state of a phase before its first step."""
+        state = self._new_state(phase)
+        if phase.config.model.weights is not None:
+            load_initial_weights(phase.config, state.model, self.storage)
+        return state
 
     def _train_phases(self) -> StopReason | None:
         """Trains to the end of the last phase; returns the reason of an earlier stop."""
@@ -223,7 +231,7 @@ class _Run:
         """Starts the next phase with the weights that this one has learnt."""
         previous, phase = self.state, self.phases[self.phases.index(self.state.phase) + 1]
         weights = self._save_phase_result().state_dict()
-        self.state = self._new_state(phase)
+        self.state = self._started_state(phase)
         self.state.position = Position(phase.name, global_step=previous.position.global_step)
         learnt = previous.phase.learns_classifier
         module = self.state.model if learnt else self.state.estimators
@@ -405,6 +413,7 @@ class _Run:
                 for name, module in modules.items()
                 if module is not None
             },
+            **digest_of_initial_weights(self.folder.initial),
             data={
                 "name": splits.name,
                 "num_classes": splits.num_classes,

@@ -89,7 +89,8 @@ def _estimation(config: Config) -> Config:
 
     Of the loss they depend on the attack's objective alone, of the optimiser on the batches.
     """
-    mi, optim, attacked = config.mi, config.optim, {"objective": config.attack_objective}
+    mi, optim = config.mi, config.optim
+    attacked = {"objective": config.attack_objective, "radius_warmup": 0.0}
     epochs = mi.estimator_epochs or -(-optim.epochs // 2)
     default = MIConfig()
     unused = {key: getattr(default, key) for key in _UNUSED_BY_ESTIMATORS}

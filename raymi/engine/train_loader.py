@@ -23,6 +23,7 @@ from raymi.data.batches import (
     shard_of,
     steps_per_epoch,
 )
+from raymi.data.sample_augment import SampleAugmentation
 from raymi.data.settings import check_crop
 
 
@@ -52,7 +53,7 @@ class TrainLoader:
             None: no such images. They do not change the number of steps in an epoch.
 
     Raises:
-        UserError: data.crop_padding is too large for the images.
+        UserError: data.crop_padding is too large for the images, or data.augment does not fit them.
     """
 
     def __init__(
@@ -63,6 +64,10 @@ class TrainLoader:
         generated: ImageSet | None = None,
     ) -> None:
         check_crop(config.data.crop_padding, images.images.shape[-1])
+        self.sample_augmentation = None
+        if config.data.augment is not None:
+            self.sample_augmentation = SampleAugmentation(config.data.augment, config.data.name)
+            self.sample_augmentation.check(images.images)
         self.images = images
         self.generated = generated
         self.config = config
@@ -77,17 +82,25 @@ class TrainLoader:
             batch = global_batch(order, config.optim.batch_size, step)
             shard = shard_of(batch, self.group, random_key(config.seed, "start", epoch))
             images, y = self._images_and_labels(shard.index)
-            x = augment(
-                to_unit(images),
-                seed=config.seed,
-                epoch=epoch,
-                index=shard.index,
-                crop_padding=config.data.crop_padding,
-                flip=config.data.flip,
-            )
+            x = self._augmented(images, epoch, shard.index)
             if config.scaling.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             yield Batch(x, y, shard)
+
+    def _augmented(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
+        """Returns augmented images in [0, 1] of images (b, 3, H, W) uint8."""
+        config = self.config
+        x = augment(
+            images,
+            seed=config.seed,
+            epoch=epoch,
+            index=index,
+            crop_padding=config.data.crop_padding,
+            flip=config.data.flip,
+        )
+        if self.sample_augmentation is None:
+            return to_unit(x)
+        return self.sample_augmentation(x, seed=config.seed, epoch=epoch, index=index)
 
     def _order(self, epoch: int) -> Tensor:
         """Returns the order of an epoch's samples: (N,) int64 on the CPU."""

@@ -126,6 +126,7 @@ class TrainState:
             Detached 0-d metrics whose mean over workers is the global batch's.
         """
         self.follow_schedules()
+        self.attack.attack = self.config.attack.at(self._step_of_phase, self.total_steps)
         if self.perturbation is not None:
             self.perturbation.epoch = self.position.epoch
         return self.training_step(batch)
@@ -140,8 +141,12 @@ class TrainState:
     @property
     def progress(self) -> float:
         """Share of the phase's steps that is over."""
-        position, steps_per_epoch = self.position, self.total_steps // self.config.optim.epochs
-        return (position.epoch * steps_per_epoch + position.step) / self.total_steps
+        return self._step_of_phase / self.total_steps
+
+    @property
+    def _step_of_phase(self) -> int:
+        steps_per_epoch = self.total_steps // self.config.optim.epochs
+        return self.position.epoch * steps_per_epoch + self.position.step
 
     def end_epoch(self) -> None:
         """Ends an epoch for the terms of the loss; a collective operation."""

@@ -206,6 +206,7 @@ def _build(build: Mapping[str, Any]) -> nn.Module:
             name,
             width=build["width"],
             depth=build["depth"],
+            activation=build["activation"],
             mean=(0.0,) * 3,  # the weights bring mean and standard deviation
             std=(1.0,) * 3,
             **sizes,

@@ -161,6 +161,7 @@ def choose(
     path: str,
     states: Mapping[str, dict[str, Tensor]],
     which: str | None,
+    naming: str = "which={}",
 ) -> dict[str, Tensor]:
     """Chooses one of the state dicts in a file.
 
@@ -168,6 +169,7 @@ def choose(
         path: of the file, for messages.
         states: at least one state dict, by its path in the file.
         which: the path that the user named.
+        naming: how the user names one, for messages.
 
     Raises:
         UserError: no state dict has that path, or none is named and several differ.
@@ -184,7 +186,7 @@ def choose(
         last = list(states)[-1]
         raise UserError(
             f"{path} holds several models: {', '.join(places)}. Name one of them, such as "
-            f"which={last}"
+            f"{naming.format(last)}"
         )
     return first
 

@@ -27,6 +27,12 @@ _OWN_FUNCTION = (
 )
 
 
+_REMEDY = (
+    "; or, as raymi must know the images that weights expect (normalize.mean, normalize.std), "
+    f"{_OWN_FUNCTION}"
+)
+
+
 def suffix_of(path: Path, known: tuple[str, ...] = SUFFIXES) -> str | None:
     """Returns the longest known suffix of a file's name, as it is written there; None: none."""
     name = path.name.lower()
@@ -56,7 +62,13 @@ def read_weights(path: Path, which: str | None = None) -> dict[str, Tensor]:
 
 
 def read_weights_for(
-    path: Path, wanted: Mapping[str, Tensor], built_as: str, which: str | None = None
+    path: Path,
+    wanted: Mapping[str, Tensor],
+    built_as: str,
+    which: str | None = None,
+    *,
+    naming: str = "which={}",
+    remedy: str = _REMEDY,
 ) -> dict[str, Tensor]:
     """Reads the state dict of a file that fits a network, below any wrappers.
 
@@ -65,6 +77,8 @@ def read_weights_for(
         wanted: the state dict of the network with any values.
         built_as: the settings that the network is built from, for messages.
         which: as of `read_weights`.
+        naming: how the user names one of several models, for messages.
+        remedy: end of the message about weights that do not fit.
 
     Returns:
         Tensors on the CPU with the keys and shapes of `wanted`.
@@ -89,16 +103,15 @@ def read_weights_for(
     }
     problem = None if matching else fitting.mismatch()
     if problem is None:
-        state = choose(str(path), matching, which)
+        state = choose(str(path), matching, which, naming)
         problem = fitting.other_values(state)
         if not problem:
             return state
     elif which is not None:
-        choose(str(path), states, which)
+        choose(str(path), states, which, naming)
     raise UserError(
-        f"{path}: its weights do not fit {built_as}: {problem}. Set model.name, model.width "
-        f"and model.depth as they were in training; or, as raymi must know the images that weights "
-        f"expect (normalize.mean, normalize.std), {_OWN_FUNCTION}"
+        f"{path}: its weights do not fit {built_as}: {problem}. Set model.name, model.width, "
+        f"model.depth and model.activation as they were in training{remedy}"
     )
 
 

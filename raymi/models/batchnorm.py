@@ -85,6 +85,20 @@ class GlobalBatchNorm2d(_GlobalBatchNorm, nn.BatchNorm2d):
     """
 
 
+class GlobalBatchNormAct2d(GlobalBatchNorm2d):
+    """timm's BatchNormAct2d, a BatchNorm followed by dropout and activation, over all ranks.
+
+    timm's own class computes the statistics itself, of this rank alone.
+    """
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises and activates; returns the shape of x."""
+        return self.act(self.drop(super().forward(x)))
+
+
 _GLOBAL: dict[type, type[_GlobalBatchNorm]] = {
     nn.BatchNorm1d: GlobalBatchNorm1d,
     nn.BatchNorm2d: GlobalBatchNorm2d,
@@ -95,7 +109,7 @@ def convert_batchnorm(module: nn.Module, group: dist.ProcessGroup | None = None)
     """Replaces every nn.BatchNorm1d and nn.BatchNorm2d of a module, in place, by the global one.
 
     Parameters and buffers are the same tensors under the same names, so optimisers and state dicts
-    stay valid; train flags are kept. Subclasses are not replaced.
+    stay valid; train flags are kept. Of subclasses only timm's BatchNormAct2d is replaced.
 
     Args:
         module: any module.
@@ -108,7 +122,7 @@ def convert_batchnorm(module: nn.Module, group: dist.ProcessGroup | None = None)
     for name, old in list(module.named_modules(remove_duplicate=False)):
         if isinstance(old, _GlobalBatchNorm):
             old.group = group
-        if type(old) not in _GLOBAL:
+        if type(old) not in _GLOBAL and not _is_timm_act(old):
             continue
         assert isinstance(old, _BatchNorm)
         if old not in converted:
@@ -211,14 +225,21 @@ def _local_sums(dy: Tensor, x: Tensor, mean: Tensor, var: Tensor, eps: float) ->
 def _global_batchnorm(old: _BatchNorm, group: dist.ProcessGroup | None) -> _GlobalBatchNorm:
     affine, tracked = old.affine, old.track_running_stats
     size = old.num_features
-    new = _GLOBAL[type(old)](
-        size, old.eps, old.momentum, affine, tracked, device="meta", group=group
-    )
+    cls = GlobalBatchNormAct2d if _is_timm_act(old) else _GLOBAL[type(old)]
+    new = cls(size, old.eps, old.momentum, affine, tracked, device="meta", group=group)
     new.weight, new.bias = old.weight, old.bias
     new.running_mean, new.running_var = old.running_mean, old.running_var
     new.num_batches_tracked = old.num_batches_tracked
     new.training = old.training
+    if isinstance(new, GlobalBatchNormAct2d):
+        new.drop, new.act = old.get_submodule("drop"), old.get_submodule("act")
     return new
+
+
+def _is_timm_act(module: nn.Module) -> bool:
+    """Returns whether a module is timm's BatchNormAct2d, without importing timm."""
+    cls = type(module)
+    return cls.__name__ == "BatchNormAct2d" and cls.__module__.startswith("timm.")
 
 
 def _spans_ranks(group: dist.ProcessGroup | None) -> bool:

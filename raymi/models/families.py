@@ -11,6 +11,10 @@ from typing import Any
 from raymi.errors import UserError, did_you_mean
 
 MIN_IMAGE_SIZE = 8
+LARGEST_CIFAR_IMAGE = 64
+"""Largest side, in pixels, for which a ResNet has the CIFAR stem."""
+
+ACTIVATIONS = ("relu", "silu")
 
 RESNET_DEPTHS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 """Blocks of each stage by number of layers."""
@@ -37,6 +41,7 @@ class Family:
         channels: of each stage, multiplied by `width`.
         depth: default number of layers.
         width: default width.
+        has_stem: images over `LARGEST_CIFAR_IMAGE` pixels get the stem of ImageNet networks.
     """
 
     summary: str
@@ -45,6 +50,7 @@ class Family:
     channels: tuple[int, ...]
     depth: int
     width: float = 1
+    has_stem: bool = False
 
     @property
     def net(self) -> Any:
@@ -73,6 +79,7 @@ FAMILIES = {
         RESNET_DEPTHS,
         (16, 32, 64, 128),
         10,
+        has_stem=True,
     ),
     "resnet18": Family(
         "ResNet-18 (depth 10, 18 or 34)",
@@ -80,6 +87,7 @@ FAMILIES = {
         RESNET_DEPTHS,
         _RESNET_CHANNELS,
         18,
+        has_stem=True,
     ),
     "preact-resnet18": Family(
         "pre-activation ResNet-18 (depth 10, 18 or 34)",
@@ -87,6 +95,7 @@ FAMILIES = {
         RESNET_DEPTHS,
         _RESNET_CHANNELS,
         18,
+        has_stem=True,
     ),
     "vgg19": Family(
         "VGG-19 with BatchNorm (depth 11, 13, 16 or 19)",
@@ -101,9 +110,17 @@ FAMILIES = {
 MODELS = {name: family.summary for name, family in FAMILIES.items()}
 """Names of architectures with one line of description; `package.module:function` is also valid."""
 
+LIBRARIES = ("torchvision", "timm")
+"""Packages of networks, given as `torchvision:resnet50`; `raymi.models.libraries` builds them."""
+
 
 def check_model(
-    name: str, *, image_size: int, width: float | None = None, depth: int | None = None
+    name: str,
+    *,
+    image_size: int,
+    width: float | None = None,
+    depth: int | None = None,
+    activation: str = "relu",
 ) -> None:
     """Refuses a model that `build_model` could not build, without allocating it.
 
@@ -119,14 +136,20 @@ def check_model(
     if ":" in name:
         from raymi.models.user_model import find_function
 
-        if width is not None or depth is not None:
-            raise UserError(f"width and depth do not apply to model {name!r}: set them inside it")
+        if width is not None or depth is not None or activation != "relu":
+            raise UserError(
+                f"width, depth and activation do not apply to model {name!r}: set them inside it"
+            )
         find_function(name)
         return
     if name not in FAMILIES:
         raise UserError(
             f"unknown model {name!r}: {did_you_mean(name, FAMILIES)} (your own is named "
-            "package.module:function)"
+            "package.module:function, others torchvision:resnet50 or timm:NAME)"
+        )
+    if activation not in ACTIVATIONS:
+        raise UserError(
+            f"unknown activation {activation!r}: {did_you_mean(activation, ACTIVATIONS)}"
         )
     if width is not None and not 0 < width < math.inf:
         raise UserError(f"width must be a positive multiplier of channels, got {width}")

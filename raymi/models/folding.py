@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from raymi.errors import UserError
+from raymi.models.modes import evaluation_mode
 
 
 class FoldedClassifier(nn.Module):
@@ -31,7 +32,8 @@ class FoldedClassifier(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         try:
-            graph = _Tracer().trace(model)
+            with evaluation_mode(model):  # a traced forward keeps the mode of that time
+                graph = _Tracer().trace(model)
         except Exception as error:
             raise UserError(
                 f"torch.fx cannot trace this network ({error}): set scaling.fold_batchnorm=false"

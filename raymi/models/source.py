@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from raymi.models.classifier import Classifier
-from raymi.models.families import FAMILIES
+from raymi.models.families import FAMILIES, LIBRARIES
+from raymi.models.libraries import BUILDERS
 from raymi.models.registry import net_arguments
 
 _FUTURE = "from __future__ import annotations"
@@ -32,8 +33,14 @@ def classifier_source(architecture: Mapping[str, Any], imports: Iterable[str] = 
     if name in FAMILIES:
         net = FAMILIES[name].net
         found.add(net.__module__, net.__name__)
-        arguments = net_arguments(name, **_of(architecture, "num_classes", "width", "depth"))
+        arguments = net_arguments(**architecture)
         made = f"{net.__name__}({_listed(arguments)})"
+    elif name.partition(":")[0] in LIBRARIES:
+        package, _, function = name.partition(":")
+        builder = BUILDERS[package]
+        found.add(builder.__module__, builder.__name__)
+        sizes = _listed(_of(architecture, "num_classes", "image_size"))
+        made = f"{builder.__name__}({function!r}, {sizes})"
     else:
         module, _, function = name.partition(":")
         found.imports[f"from {module} import {function}"] = None

@@ -7,9 +7,7 @@ evaluation, it returns a whole classifier of raw pixels in [0, 1], with weights 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,54 +18,28 @@ from torch import nn
 
 from raymi.errors import UserError, what_happened
 from raymi.models.classifier import Classifier
+from raymi.models.families import LIBRARIES
+from raymi.models.libraries import find_library_net, library_version
 from raymi.models.modes import evaluation_mode
-
-
-def import_function(name: str) -> Callable[..., nn.Module]:
-    """Imports a function `package.module:function`, also from the working directory.
-
-    Args:
-        name: `package.module:function`.
-
-    Raises:
-        UserError: If the module or function is missing, or the module fails on import.
-    """
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name.isidentifier():
-        raise UserError(f"model {name!r} must read package.module:function")
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.insert(0, os.getcwd())  # not undone: the network may import more when it runs
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"model {name!r}: cannot import module {module_name!r}, {what_happened(error)}."
-            f" Searched in {os.getcwd()} and in the installed packages"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(
-            f"model {name!r}: no function {function_name!r} in {module.__file__}"
-            if function is None
-            else f"model {name!r}: {function_name!r} in {module.__file__} is {function!r},"
-            " not a function"
-        )
-    return function
+from raymi.own_code import import_function, takes
 
 
 def find_function(name: str) -> Callable[..., nn.Module]:
-    """Imports a function that builds networks to train.
+    """Imports a function that builds networks to train, or finds that of a library.
 
     Args:
-        name: `package.module:function`.
+        name: `package.module:function`, `torchvision:NAME` or `timm:NAME`.
 
     Returns:
         Function that takes num_classes= and image_size=.
 
     Raises:
-        UserError: As in `import_function`, or if the function does not take both arguments.
+        UserError: As in `import_function` or `find_library_net`, or if the function does not take
+            both arguments.
     """
-    function = import_function(name)
+    if name.partition(":")[0] in LIBRARIES:
+        return find_library_net(name)
+    function = import_function(name, "model")
     try:
         inspect.signature(function).bind(num_classes=10, image_size=32)
     except (TypeError, ValueError) as error:
@@ -80,10 +52,14 @@ def find_function(name: str) -> Callable[..., nn.Module]:
 def source_digest(name: str) -> str | None:
     """Returns the SHA-256 of the source file of a function's module, in hexadecimal, or None.
 
+    Of a library's network it is that of the library's name and version.
+
     Raises:
         UserError: As in `import_function`.
     """
-    import_function(name)
+    if name.partition(":")[0] in LIBRARIES:
+        return hashlib.sha256(library_version(name).encode()).hexdigest()
+    import_function(name, "model")
     module = sys.modules[name.partition(":")[0]]
     try:
         path = inspect.getsourcefile(module)
@@ -123,17 +99,9 @@ def build_user_classifier(name: str, num_classes: int, image_size: int) -> nn.Mo
     Raises:
         UserError: As in `build_user_net`.
     """
-    function = import_function(name)
+    function = import_function(name, "model")
     known = {"num_classes": num_classes, "image_size": image_size}
-    return _called(name, function, **{k: v for k, v in known.items() if _takes(function, k)})
-
-
-def _takes(function: Callable[..., nn.Module], argument: str) -> bool:
-    try:
-        inspect.signature(function).bind_partial(**{argument: None})
-    except (TypeError, ValueError):  # ValueError: unknown signature
-        return False
-    return True
+    return _called(name, function, **{k: v for k, v in known.items() if takes(function, k)})
 
 
 def _called(name: str, function: Callable[..., nn.Module], **arguments: Any) -> nn.Module:

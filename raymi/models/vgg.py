@@ -29,6 +29,7 @@ class VGG(nn.Module):
         num_classes: K.
         channels: channels of the stages.
         depth: a key of `DEPTHS`, whose values are the convolutions of each stage.
+        activation: "relu" or "silu".
 
     Source: Simonyan and Zisserman, "Very deep convolutional networks for large-scale image
         recognition", ICLR 2015; with BatchNorm and without the hidden linear layers, as is usual on
@@ -37,15 +38,18 @@ class VGG(nn.Module):
 
     DEPTHS: ClassVar[Mapping[int, Sequence[int]]] = VGG_DEPTHS
 
-    def __init__(self, num_classes: int, channels: Sequence[int], depth: int) -> None:
+    def __init__(
+        self, num_classes: int, channels: Sequence[int], depth: int, activation: str = "relu"
+    ) -> None:
         super().__init__()
+        activate = {"relu": nn.ReLU, "silu": nn.SiLU}[activation]
         layers: list[nn.Module] = []
         in_channels = 3
         for num_convs, out_channels in zip(self.DEPTHS[depth], channels, strict=True):
             for _ in range(num_convs):
                 layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=1))
                 layers.append(nn.BatchNorm2d(out_channels))
-                layers.append(nn.ReLU(inplace=True))
+                layers.append(activate(inplace=True))
                 in_channels = out_channels
             layers.append(Halve())
         self.features = nn.Sequential(*layers)

@@ -6,9 +6,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from raymi.models.activations import ACTIVATIONS
 from raymi.models.families import WIDE_RESNET_DEPTHS
 from raymi.models.resnet import conv3x3
 
@@ -18,8 +18,11 @@ STEM_CHANNELS = 16  # the stem is never widened
 class WideBlock(nn.Module):
     """Pre-activation block: BatchNorm, ReLU and a 3x3 convolution, twice, and a shortcut."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, activation: str = "relu"
+    ) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = conv3x3(in_channels, channels, stride)
         self.bn2 = nn.BatchNorm2d(channels)
@@ -30,9 +33,9 @@ class WideBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (B, C_in, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
-        out = F.relu(self.bn1(x), inplace=True)
+        out = self.activation(self.bn1(x), inplace=True)
         shortcut = x if self.convShortcut is None else self.convShortcut(out)
-        out = F.relu(self.bn2(self.conv1(out)), inplace=True)
+        out = self.activation(self.bn2(self.conv1(out)), inplace=True)
         return self.conv2(out) + shortcut
 
 
@@ -46,20 +49,24 @@ class WideResNet(nn.Module):
         num_classes: K.
         channels: channels of the three stages.
         depth: number of layers, 6n + 4 with n blocks in each stage.
+        activation: "relu" or "silu".
 
     Source: Zagoruyko and Komodakis, "Wide residual networks", BMVC 2016.
     """
 
     DEPTHS: ClassVar = WIDE_RESNET_DEPTHS
 
-    def __init__(self, num_classes: int, channels: Sequence[int], depth: int) -> None:
+    def __init__(
+        self, num_classes: int, channels: Sequence[int], depth: int, activation: str = "relu"
+    ) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[activation]
         num_blocks = (depth - 4) // 6
         c1, c2, c3 = channels
         self.conv1 = conv3x3(3, STEM_CHANNELS)
-        self.block1 = _stage(STEM_CHANNELS, c1, num_blocks, stride=1)
-        self.block2 = _stage(c1, c2, num_blocks, stride=2)
-        self.block3 = _stage(c2, c3, num_blocks, stride=2)
+        self.block1 = _stage(STEM_CHANNELS, c1, num_blocks, 1, activation)
+        self.block2 = _stage(c1, c2, num_blocks, 2, activation)
+        self.block3 = _stage(c2, c3, num_blocks, 2, activation)
         self.bn1 = nn.BatchNorm2d(c3)
         self.fc = nn.Linear(c3, num_classes)
         for module in self.modules():
@@ -70,12 +77,14 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps x (B, 3, H, W), normalised to logits (B, K)."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        x = F.relu(self.bn1(x), inplace=True)
+        x = self.activation(self.bn1(x), inplace=True)
         return self.fc(x.mean((2, 3)))
 
 
-def _stage(in_channels: int, channels: int, num_blocks: int, stride: int) -> nn.Sequential:
-    first = WideBlock(in_channels, channels, stride)
-    blocks = (first, *(WideBlock(channels, channels, 1) for _ in range(1, num_blocks)))
+def _stage(
+    in_channels: int, channels: int, num_blocks: int, stride: int, activation: str
+) -> nn.Sequential:
+    first = WideBlock(in_channels, channels, stride, activation)
+    rest = (WideBlock(channels, channels, 1, activation) for _ in range(1, num_blocks))
     # The extra level `layer` (block1.layer.0.conv1...) is that of the published state dicts.
-    return nn.Sequential(OrderedDict(layer=nn.Sequential(*blocks)))
+    return nn.Sequential(OrderedDict(layer=nn.Sequential(first, *rest)))

@@ -79,7 +79,7 @@ class _Event(TypedDict, total=False):
 
 
 class Start(_Event, total=False):
-    """Start of a session of a run."""
+    """Start of a session of a run; `initial_weights` is the sha256 of a given file's copy."""
 
     version: str
     workers: Count
@@ -89,6 +89,7 @@ class Start(_Event, total=False):
     steps_per_epoch: Count
     phases: dict[Phase, Count]
     parameters: dict[str, Whole]
+    initial_weights: str
     data: Data
 
 

@@ -31,6 +31,7 @@ class RunFolder:
         self.earlier_errors = path / "earlier-errors.log"
         self.warnings = path / "warnings.log"
         self.tracking = path / "tracking.json"
+        self.initial = path / "initial.safetensors"
         self.pretrained = path / "pretrained.safetensors"
         self.estimators = path / "estimators.safetensors"
 

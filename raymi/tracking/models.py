@@ -146,6 +146,7 @@ def _export(
         image_size=size,
         width=config.model.width,
         depth=config.model.depth,
+        activation=config.model.activation,
     )
     model = build_model(**built_as, mean=data["mean"], std=data["std"]).eval()
     model.load_state_dict(read_weights_file(weights).tensors)

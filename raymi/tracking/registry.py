@@ -18,7 +18,7 @@ _DESCRIPTION = (
 
 def registered_name(config: Config) -> str:
     """Returns the name in the registry of the chosen models of a configuration."""
-    return config.tracking.registered_name or f"raymi-{config.data.name}"
+    return config.tracking.registered_name or f"raymi-{config.data.plain_name}"
 
 
 def register_model(config: Config, client: Any, run_id: str, model_id: str) -> str:

@@ -36,6 +36,7 @@ _FIXED = {
     "attack.eps": _NOT_COMPARABLE,
     "loss.base": "a run would be of several methods",
     "loss.batchnorm": "BatchNorm statistics come from other batches",
+    "optim.name": "the state of one optimiser does not fit another",
     "mi.form": "a run would be of several methods",
     "mi.gradient": "a run would be of several methods",
     "mi.schedule": _OTHER_POSITION,

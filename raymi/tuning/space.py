@@ -58,7 +58,7 @@ _NOT_VARIED = (
     "seed", "name", "out", "data.", "attack.norm", "attack.eps", "scaling.", "validation.",
     "evaluation.", "probe.", "checkpoint.", "limit.", "tracking.",
 )  # fmt: skip
-_COMPARABLE = ("data.flip", "data.crop_padding", "data.generated")
+_COMPARABLE = ("data.flip", "data.crop_padding", "data.augment", "data.generated")
 _NUM_CHECKED = 20  # draws that are checked against a recipe
 _MOST_INTEGERS = 100_000  # of a grid
 _LARGEST_INTEGER = 10**15  # that Optuna draws exactly

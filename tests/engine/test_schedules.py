@@ -68,11 +68,21 @@ def test_onecycle_works_for_the_shortest_runs(total, warmup):
     assert seen[0] >= 0.01
 
 
+def test_a_warm_up_rises_linearly_to_the_peak():
+    rising = [0.02, 0.04, 0.06, 0.08]
+    assert rates("constant", warmup=0.1) == pytest.approx([*rising, *[0.1] * 36])
+    steps = rates("multistep", warmup=0.1, milestones=(0.5, 0.75))
+    assert steps == pytest.approx([*rising, *[0.1] * 16, *[0.01] * 10, *[0.001] * 10])
+    cosine = rates("cosine", warmup=0.1)
+    assert cosine == pytest.approx([*rising, *rates("cosine", total=36)])
+
+
 def test_constant_is_constant():
     assert rates("constant") == [0.1] * TOTAL
 
 
 @pytest.mark.parametrize("schedule", ["multistep", "cosine", "onecycle", "constant"])
+@pytest.mark.parametrize("warmup", [None, 0.1])
 @pytest.mark.parametrize("step", [1, 29, 39])
-def test_a_continued_schedule_is_the_uninterrupted_one(schedule, step):
-    assert rates(schedule, resumed_at=step) == rates(schedule)
+def test_a_continued_schedule_is_the_uninterrupted_one(schedule, step, warmup):
+    assert rates(schedule, resumed_at=step, warmup=warmup) == rates(schedule, warmup=warmup)

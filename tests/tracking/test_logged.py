@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from mlflow_store import client
 from torch import nn
 
 from raymi.commands.find_model import LocatedModel, find_model_source, needs_data
+from raymi.commands.initial_weights import resolve_weights
 from raymi.errors import UserError
 from raymi.evaluation.exported_program import Program
 from raymi.tracking import store
+from raymi.weights import read_weights_file
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -74,6 +77,27 @@ def test_every_address_of_a_logged_model_gives_the_model_of_its_run(here):
     assert (of_last.source.digest, of_last.variant) == (last.source.digest, "last")
     with pytest.raises(UserError, match="is one model: leave out last"):
         find("models:/tiny/1", which="last")
+
+
+def test_a_logged_model_becomes_a_file_to_start_training_from(here):
+    def resolved(**model):
+        config = tiny_runs.tiny_config({f"model.{key}": value for key, value in model.items()})
+        config, problems = resolve_weights(config)
+        return config.model.weights, problems
+
+    path, problems = resolved(weights="models:/tiny/1")
+    assert problems == []
+    assert Path(path).parent == here / "weights"
+    theirs = torch.load(BytesIO(find("models:/tiny/1").source.weights), weights_only=True)
+    ours = read_weights_file(Path(path)).tensors
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    assert resolved(weights="models:/tiny@champion", depth=7)[1] == [
+        "model.weights: models:/tiny@champion is of another network: expected model.depth=7, got 4."
+        " Set model.depth=4"
+    ]
+    info = log(other_net(), serialization_format="pt2")
+    (problem,) = resolved(weights=f"models:/{info.model_id}")[1]
+    assert "is a program without the names of its weights" in problem
 
 
 def test_finding_does_not_change_mlflow(here):

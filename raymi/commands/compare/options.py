@@ -23,6 +23,7 @@ from typing import Any
 
 from raymi.commands.command_line import Command
 from raymi.commands.compare.run import ArmRun
+from raymi.commands.initial_weights import resolve_runs
 from raymi.commands.option_types import Arms, BaseRecipe, Seeds
 from raymi.commands.preflight import input_problems
 from raymi.config import ScalingConfig
@@ -33,7 +34,7 @@ from raymi.hardware import available_cores, available_gpus
 from raymi.overrides import examine, flatten, nest
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, named_recipe, on_recipe
 from raymi.runs.run_folder import RunFolder
-from raymi.runs.run_paths import check_new_run, home_folder, resolve_pretrained
+from raymi.runs.run_paths import check_new_run, home_folder
 
 ARMS = ("at", "at-clean-forward", "mi-off", "random", "released", "paper", "bounded")
 _WEIGHTS = {"mi.weight", "mi.balance"}
@@ -153,7 +154,7 @@ def _runs(
             keys = {**shared, **location, "scaling.workers": "1"}
             tree, unknown = on_recipe(f"{recipe}-{arm}", nest(keys))
             config, wrong = examine(tree)
-            config, missing = resolve_pretrained(config)
+            config, missing = resolve_runs(config)
             problems += [*unknown, *wrong, *missing]
             words = (f"recipe={recipe}-{arm}", *(f"{k}={as_typed(v)}" for k, v in keys.items()))
             run = ArmRun(arm, seed, RunFolder(folder / name), config, words)

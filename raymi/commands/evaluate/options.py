@@ -88,7 +88,9 @@ _ACCEPTED = (
     "scaling.use_gpu", "scaling.cpus_per_worker", "scaling.wait_minutes", "scaling.max_failures",
     "tracking.enabled", "tracking.experiment", "seed", "out",
 )  # fmt: skip
-_TRAINING_ONLY = ("data.flip", "data.crop_padding", "data.generated")
+_TRAINING_ONLY = (
+    "data.flip", "data.crop_padding", "data.augment", "data.generated", "model.weights",
+)  # fmt: skip
 _OF_RUN = ("data.", "attack.norm", "attack.eps")
 """Settings that a run supplies."""
 _OF_VALIDATION = ("data.val_fraction", "data.split_seed")

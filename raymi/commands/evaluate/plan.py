@@ -281,7 +281,7 @@ def load_images(
         )
     images, name = (
         split.at_most(request.options.samples),
-        f"{config.data.name}-{request.options.split}",
+        f"{config.data.plain_name}-{request.options.split}",
     )
     # A selection has a name of its own, so that its numbers never stand for all images.
     return images, name if len(images) == len(split) else f"{name}-{len(images)}"

@@ -192,7 +192,7 @@ def _curve(
         source.load().to(device),
         source.digest,
         one.images.to(device),
-        f"{config.data.name}-test",
+        f"{config.data.plain_name}-test",
         threat,
         radii,
         steps=plan.options.steps,

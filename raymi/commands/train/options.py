@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raymi.commands.command_line import Command, CommandLine
+from raymi.commands.initial_weights import resolve_runs
 from raymi.commands.option_types import Recipe
 from raymi.commands.preflight import input_problems
 from raymi.config import Config
@@ -18,7 +19,7 @@ from raymi.local_paths import local_path
 from raymi.overrides import Tree, examine, flatten, leaves, nest, overlay
 from raymi.recipes import named_recipe, on_recipe
 from raymi.runs.run_folder import RunFolder
-from raymi.runs.run_paths import find_run, resolve_pretrained
+from raymi.runs.run_paths import find_run
 
 FIXED_SCALING = ("scaling.precision", "scaling.sync_batchnorm", "scaling.micro_batch")
 CHANGEABLE = tuple(
@@ -84,7 +85,7 @@ def new_run(recipe: str | None, given: Tree) -> tuple[str, Config, list[str]]:
     """Returns recipe and configuration of a new run, and a line for each problem."""
     name, settings, unknown = named_recipe(recipe, given)
     config, wrong = examine(settings if unknown else on_recipe(name, settings)[0])
-    config, missing = resolve_pretrained(config)
+    config, missing = resolve_runs(config)
     return name, config, [*unknown, *wrong, *missing]
 
 

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Annotated, Any
 
 from raymi.commands.command_line import Command
+from raymi.commands.initial_weights import resolve_runs
 from raymi.commands.option_types import Recipe, Seeds
 from raymi.commands.preflight import input_problems
 from raymi.errors import UserError
@@ -24,7 +25,7 @@ from raymi.fields import Listed, Section
 from raymi.local_paths import address_problem, local_path
 from raymi.overrides import examine, flatten, nest
 from raymi.recipes import named_recipe, on_recipe
-from raymi.runs.run_paths import home_folder, name_or_path, resolve_pretrained
+from raymi.runs.run_paths import home_folder, name_or_path
 from raymi.tuning.pbt import MIN_MEMBERS
 from raymi.tuning.settings import TuneConfig
 from raymi.tuning.space import Space, find_space
@@ -182,7 +183,7 @@ def _trial_problems(space: Space | None, recipe: str, settings: Mapping[str, Any
             problems.append(f"the space {space.name} does not fit: {why}")
     tree, _ = on_recipe(recipe, nest(settings))
     config, wrong = examine(tree)
-    config, missing = resolve_pretrained(config)
+    config, missing = resolve_runs(config)
     if config.scaling.elastic:
         problems.append(
             f"scaling.workers must be a number, got {config.scaling.workers}: trials share the "
