@@ -50,10 +50,11 @@ def _load_digits() -> Parts:
     bunch = load_digits()
     images = rgb_images(np.rint(bunch.images * (255 / 16)).astype(np.uint8))
     labels = torch.from_numpy(bunch.target.astype(np.int64))
-    return _with_test_split(ImageSet(images, labels, tuple(str(digit) for digit in range(10))))
+    return with_test_split(ImageSet(images, labels, tuple(str(digit) for digit in range(10))))
 
 
-def _with_test_split(samples: ImageSet) -> Parts:
+def with_test_split(samples: ImageSet) -> Parts:
+    """Holds out a fixed, stratified share of `TEST_FRACTION` as the test set."""
     rest, held = hold_out(samples.labels, TEST_FRACTION, random_key("official test split"))
     train, test = samples.subset(rest), samples.subset(held)
     require_training_images(train.labels, test.labels, samples.class_names, "test")
@@ -79,7 +80,7 @@ def _load_npz(request: Request) -> Parts:
         for part, one in facts.items()
     }
     if "all" in sets:
-        return _with_test_split(sets["all"])
+        return with_test_split(sets["all"])
     return Parts(sets["train"], sets["test"], sets.get("val"))
 
 

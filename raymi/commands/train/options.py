@@ -35,8 +35,9 @@ class TrainRequest:
         config: resolved configuration.
         recipe: name of the recipe; empty: unknown.
         folder: folder of the run to continue; None: a new run.
-        command: command line.
+        command: command line, or the call from Python.
         dry_run: whether only the configuration is printed.
+        to_continue: what continues the run; empty: the command with resume=RUN.
     """
 
     config: Config
@@ -44,6 +45,7 @@ class TrainRequest:
     folder: RunFolder | None
     command: str
     dry_run: bool = False
+    to_continue: str = ""
 
 
 def requested(words: Sequence[str]) -> TrainRequest:
@@ -78,6 +80,12 @@ def new_run(parsed: Words) -> tuple[str, Config, list[str]]:
     return recipe, config, [*parsed.problems, *unknown, *wrong, *missing]
 
 
+def changed_keys(before: Config, now: Config) -> list[str]:
+    """Returns the keys that differ between two configurations and decide results."""
+    earlier, later = flatten(before.model_dump()), flatten(now.model_dump())
+    return [key for key in earlier if key not in CHANGEABLE and later[key] != earlier[key]]
+
+
 def _continued(parsed: Words) -> tuple[str, Config, list[str], RunFolder]:
     """Returns recipe, new configuration, problems and folder of a run to continue."""
     problems = list(parsed.problems)
@@ -90,11 +98,8 @@ def _continued(parsed: Words) -> tuple[str, Config, list[str], RunFolder]:
     except UserError as error:
         raise UserError("\n".join([*problems, str(error)])) from None
     config, wrong = examine(overlay(earlier.model_dump(), parsed.settings))
-    before, now = flatten(earlier.model_dump()), flatten(config.model_dump())
-    fixed = [
-        key for key in flatten(parsed.settings) if key not in CHANGEABLE and now[key] != before[key]
-    ]
-    if fixed:
+    given = flatten(parsed.settings)
+    if fixed := [key for key in changed_keys(earlier, config) if key in given]:
         problems.append(
             f"{', '.join(fixed)} cannot change when a run is continued: start a new run, or change "
             f"only {', '.join(CHANGEABLE)}"
