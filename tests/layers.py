@@ -17,7 +17,7 @@ BASE = (
 LAYERS = tuple(
     tuple(parts.split())
     for parts in (
-        f"commands benchmarks api config_reference {ENTRY_POINTS}",
+        f"commands benchmarks api config_reference {ENTRY_POINTS} __init__",
         "ray_backend tracking terminal",
         "reporting tuning selection",
         "evaluation engine",

@@ -135,8 +135,8 @@ def fit(
     checked = config.model_copy(update={"scaling": ScalingConfig()}) if here else config
     if problems := input_problems(checked, new_run=earlier is None):
         raise UserError("\n".join(problems))
-    if earlier is not None and (changed := changed_keys(earlier.read_config(), config)):
-        raise UserError(_other_run(earlier, changed))
+    if earlier is not None:
+        _refuse_changes(earlier, config)
     call = f"raymi.fit({recipe!r}, name={name!r}, ...)"
     if here:
         folder = earlier or new_run_folder(config, recipe)
@@ -228,11 +228,22 @@ def _earlier_run(config: Config) -> RunFolder | None:
     return folder if folder.config.is_file() else None
 
 
-def _other_run(folder: RunFolder, changed: Sequence[str]) -> str:
-    """Returns the refusal to continue a run with other settings or objects."""
+def _refuse_changes(folder: RunFolder, config: Config) -> None:
+    """Refuses to continue a run with other settings or objects.
+
+    Raises:
+        UserError: A setting that decides results, or the content of an object, differs.
+    """
+    earlier = folder.read_config()
+    changed = changed_keys(earlier, config)
+    roots = (earlier.data.root, config.data.root)
+    if DATASETS_FOLDER in str(roots) and roots[0] != roots[1]:  # its name is a digest
+        changed.append("data.root")
+    if not changed:
+        return
     objects = {"model.name": "model", "data.root": "train, val or test", "loss.base": "loss"}
     what = ", ".join(f"{key} ({objects[key]})" if key in objects else key for key in changed)
-    return (
+    raise UserError(
         f"the run {folder.name} in {folder.path.parent} was begun with another {what}: give the "
         "same ones to continue it, or another name"
     )
