@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raymi.attacks.suites import suite as suite_of
 from raymi.attacks.untouched import untouched
-from raymi.commands.evaluate.options import EvaluateOptions, Request, select_attacks
+from raymi.commands.evaluate.options import Request, select_attacks
 from raymi.commands.evaluate.plan import plan_of_models
 from raymi.commands.evaluate.run import EvaluationCallback, evaluate
 from raymi.commands.find_model import LocatedModel
@@ -61,6 +61,7 @@ def robust_accuracy(
     norm: str = "linf",
     suite: str = "standard",
     workers: int = 0,
+    checks: int = 200,
     seed: int = 0,
     results: str | Path | None = None,
     callback: EvaluationCallback | None = None,
@@ -77,6 +78,8 @@ def robust_accuracy(
         suite: name of a suite, see `python -m raymi.evaluate --help`. `standard` is PGD-40 and
             AutoAttack.
         workers: number of Ray workers; 0: attacks in this process. Numbers do not depend on it.
+        checks: approximate number of images that are attacked to look for signs of false
+            robustness; 0: only outputs and gradients are checked.
         seed: of all attacks.
         results: folder in which outcomes are saved immediately: after an interruption, the same
             call continues there. None: outcomes are not kept.
@@ -117,7 +120,7 @@ def robust_accuracy(
             names=names,
             split="test",
             samples=None,
-            checks=EvaluateOptions().checks,
+            checks=checks,
             keep=False,
             results=Path(folder).absolute(),
             json=None,
@@ -130,7 +133,7 @@ def robust_accuracy(
         if callback is None:
             callback = stack.enter_context(EvaluationDisplay(Terminal()))
         try:
-            (report,), _ = evaluate(plan, callback)
+            (report,), _ = evaluate(plan, callback, here=workers == 0)
         except Stopped as stop:
             signal.raise_signal(stop.signum)  # ends the process, unless it has a handler
             raise KeyboardInterrupt(stop.name) from None
