@@ -54,7 +54,7 @@ def _load_digits() -> Parts:
 
 
 def with_test_split(samples: ImageSet) -> Parts:
-    """Holds out a fixed, stratified share of `TEST_FRACTION` as the test set."""
+    """Splits a fixed stratified 20% off as the test set."""
     rest, held = hold_out(samples.labels, TEST_FRACTION, random_key("official test split"))
     train, test = samples.subset(rest), samples.subset(held)
     require_training_images(train.labels, test.labels, samples.class_names, "test")

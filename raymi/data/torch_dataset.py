@@ -86,6 +86,16 @@ def read_dataset(
     return stacked, integer_labels(Path(part), labels, num)
 
 
+def check_dataset(part: str, dataset: object) -> None:
+    """Reads the first sample of a data set.
+
+    Raises:
+        UserError: As `read_dataset`.
+    """
+    _length(part, dataset)
+    _sample(part, dataset, 0)
+
+
 def save_datasets(sets: Mapping[str, ImageSet], folder: Path) -> None:
     """Writes each part as PART.npz into a folder, for the data set `npz`; keeps an existing one.
 
