@@ -8,11 +8,15 @@ passes below make the gradients of both kinds exact.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Metrics = dict[str, Tensor]
+"""Detached 0-d values by name; their mean over workers is the global batch's."""
 
 
 class Collectives:
@@ -86,6 +90,75 @@ class ProcessGroup(Collectives):
 
     def exchange(self, x: Tensor, shard_sizes: list[int]) -> Tensor:
         return _Exchange.apply(x, shard_sizes, self)
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """Place of one worker's samples in a global batch.
+
+    Attributes:
+        sizes: samples of each worker.
+        group: the workers.
+        index: (b,) positions of this worker's samples in their data set.
+        key: of the batch's random numbers, which depend on it and on `index`.
+    """
+
+    sizes: tuple[int, ...]
+    group: Collectives
+    index: Tensor
+    key: int = 0
+
+    @classmethod
+    def alone(cls, num: int, key: int = 0) -> Shard:
+        """Returns a global batch of one process, with samples 0 to num - 1."""
+        return cls((num,), Collectives(), torch.arange(num), key)
+
+    @property
+    def num(self) -> int:
+        """Samples in the global batch."""
+        return sum(self.sizes)
+
+    @property
+    def first(self) -> int:
+        """Row of this worker's first sample in the global batch."""
+        return sum(self.sizes[: self.group.rank])
+
+    @property
+    def world_size(self) -> int:
+        """Number of workers."""
+        return self.group.world_size
+
+    def own(self) -> Shard:
+        """Returns this worker's samples as a global batch of their own."""
+        return Shard((self.sizes[self.group.rank],), Collectives(), self.index, self.key)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sums elementwise over workers, see `Collectives.sum`."""
+        return self.group.sum(x)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Concatenates the rows of all workers, see `Collectives.gather`."""
+        return self.group.gather(x, list(self.sizes))
+
+    def exchange(self, x: Tensor) -> Tensor:
+        """Collects the parts of this worker's rows, see `Collectives.exchange`."""
+        return self.group.exchange(x, list(self.sizes))
+
+    def mean(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Computes the mean over the samples of all workers with a true mask; 0 without any.
+
+        Args:
+            values: (b,).
+            mask: (b,) bool; None: all.
+
+        Returns:
+            0-d; its mean over workers is the mean, its gradient is exact after DDP's averaging.
+        """
+        if mask is None:
+            return self.world_size * values.sum() / self.num
+        count = self.sum(mask.sum().to(values.dtype))
+        masked = torch.where(mask, values, torch.zeros_like(values))
+        return self.world_size * masked.sum() / count.clamp(min=1)
 
 
 class _Gather(torch.autograd.Function):

@@ -32,6 +32,7 @@ from raymi.fields import (
     Workers,
     at_most,
 )
+from raymi.losses.registry import losses
 from raymi.losses.settings import LossConfig
 from raymi.mi.settings import MIConfig
 from raymi.models.settings import ModelConfig
@@ -224,8 +225,8 @@ class Config(Section):
 
     @property
     def attack_objective(self) -> str:
-        """Objective of the training attack, "ce" or "kl"; KL for TRADES by default."""
-        return self.attack.objective or ("kl" if self.loss.base == "trades" else "ce")
+        """Objective of the training attack, "ce" or "kl"; by default the one of the loss."""
+        return self.attack.objective or losses()[self.loss.base].attack_objective
 
     @model_validator(mode="after")
     def _attack_can_start(self) -> Config:

@@ -17,6 +17,7 @@ from raymi.config import Config
 from raymi.errors import UserError, close_names, did_you_mean
 from raymi.fields import Accepts
 from raymi.formatting import as_typed, shortened, shown
+from raymi.losses.settings import loss_keys
 from raymi.mi.settings import FORMS
 from raymi.models.settings import ModelConfig
 
@@ -26,7 +27,7 @@ Options = TypeVar("Options", bound=BaseModel)
 _DEPENDENT = {
     "mi.form": {f"mi.{key}" for form in FORMS.values() for key in form if key != "hidden"},
     "model.name": {f"model.{key}" for key in ModelConfig.model_fields},
-    "loss.base": {"loss.beta", "loss.label_smoothing"},
+    "loss.base": {f"loss.{key}" for key in loss_keys()},
 }
 """Keys of a recipe that are dropped when the key before them gets another value."""
 

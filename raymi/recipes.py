@@ -13,6 +13,7 @@ from typing import Any
 
 from raymi.config import Config
 from raymi.errors import did_you_mean
+from raymi.losses.registry import loss_titles, losses
 from raymi.mi.settings import FORMS
 from raymi.overrides import overlay, validate
 
@@ -136,6 +137,19 @@ BASE_RECIPES: dict[str, Recipe] = {
 
 _OFF = {"weight": 0.0}
 
+
+def _of_losses() -> dict[str, Recipe]:
+    """Returns the variants of each loss: alone, and with the recipe's MI term."""
+    alone, with_mi = {}, {}
+    for name in losses():
+        title, namid = loss_titles(name)
+        alone[name] = Recipe(f"{title}, no MI", {"mi": _OFF, "loss": {"base": name}})
+        if name != "at":  # which the recipes have
+            text = f"the recipe's MI term with {title} ({namid})"
+            with_mi[namid.lower().replace("_", "-")] = Recipe(text, {"loss": {"base": name}})
+    return alone | with_mi
+
+
 VARIANTS: dict[str, Recipe] = {
     "bounded": Recipe(
         "NAMID, the well-posed form, estimators trained with the classifier",
@@ -160,11 +174,7 @@ VARIANTS: dict[str, Recipe] = {
         "control: a random gradient at the logits, 0.2 of the adversarial loss's norm",
         {"mi": {"form": "random", "schedule": "joint"}},
     ),
-    "at": Recipe("AT, no MI", {"mi": _OFF, "loss": {"base": "at"}}),
-    "trades": Recipe("TRADES, no MI", {"mi": _OFF, "loss": {"base": "trades"}}),
-    "mart": Recipe("MART, no MI", {"mi": _OFF, "loss": {"base": "mart"}}),
-    "namid-t": Recipe("the recipe's MI term with TRADES (NAMID_T)", {"loss": {"base": "trades"}}),
-    "namid-m": Recipe("the recipe's MI term with MART (NAMID_M)", {"loss": {"base": "mart"}}),
+    **_of_losses(),
     "at-clean-forward": Recipe(
         "control: AT, and an unused clean forward in the BatchNorm statistics",
         {"mi": _OFF, "loss": {"base": "at", "batchnorm": "mix"}},

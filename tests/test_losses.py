@@ -8,9 +8,15 @@ import pytest
 import torch
 from closeness import assert_close
 from golden_values import NETS, TinyNet, golden
+from shards import shards_without_processes
 
 from raymi.attacks.pgd import pgd
-from raymi.losses import at_loss, mart_loss, trades_loss
+from raymi.collectives import Shard
+from raymi.losses.at import AT
+from raymi.losses.mart import MART
+from raymi.losses.trades import TRADES
+
+SIX = Shard.alone(6)
 
 
 @pytest.fixture
@@ -42,21 +48,23 @@ def naive_losses(logits, logits_adv, y, beta, smoothing):
 def test_losses_equal_loops_over_samples_and_classes(outputs):
     logits, logits_adv, y = outputs
     at, trades, mart = naive_losses(logits, logits_adv, y, beta=3.5, smoothing=0.1)
-    assert at_loss(logits_adv, y, 6, label_smoothing=0.1).item() == pytest.approx(at, rel=1e-12)
-    assert trades_loss(logits, logits_adv, y, 6, beta=3.5).item() == pytest.approx(
-        trades, rel=1e-12
-    )
-    assert mart_loss(logits, logits_adv, y, 6, beta=3.5).item() == pytest.approx(mart, rel=1e-12)
+    for loss, expected in (
+        (AT(label_smoothing=0.1), at),
+        (TRADES(beta=3.5), trades),
+        (MART(beta=3.5), mart),
+    ):
+        computed = loss(logits, logits_adv, y, SIX).item()
+        assert computed == pytest.approx(expected, rel=1e-12)
 
 
 def test_gradients_are_those_of_finite_differences(outputs):
     logits, logits_adv, y = (t.clone() for t in outputs)
     logits.requires_grad_()
     logits_adv.requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: at_loss(z, y, 6), (logits_adv,))
-    for loss in (trades_loss, mart_loss):
+    assert torch.autograd.gradcheck(lambda z: AT()(logits, z, y, SIX), (logits_adv,))
+    for loss in (TRADES(), MART()):
         assert torch.autograd.gradcheck(
-            lambda a, b, loss=loss: loss(a, b, y, 6), (logits, logits_adv)
+            lambda a, b, loss=loss: loss(a, b, y, SIX), (logits, logits_adv)
         )
 
 
@@ -64,30 +72,30 @@ def test_gradients_are_those_of_finite_differences(outputs):
 def test_the_mean_over_workers_is_the_loss_of_the_global_batch(outputs, sizes):
     logits, logits_adv, y = outputs
     shares = list(zip(logits.split(sizes), logits_adv.split(sizes), y.split(sizes), strict=True))
-    world = len(sizes)
-    for whole, parts in (
-        (at_loss(logits_adv, y, 6), [at_loss(b, c, 6, world) for _, b, c in shares]),
-        (trades_loss(logits, logits_adv, y, 6), [trades_loss(*s, 6, world) for s in shares]),
-        (mart_loss(logits, logits_adv, y, 6), [mart_loss(*s, 6, world) for s in shares]),
-    ):
+    for loss in (AT(), TRADES(), MART()):
+        whole = loss(logits, logits_adv, y, SIX)
+        parts = [
+            loss(*share, shard)
+            for share, shard in zip(shares, shards_without_processes(sizes), strict=True)
+        ]
         assert torch.stack(parts).mean().item() == pytest.approx(whole.item(), rel=1e-12)
 
 
 def test_losses_of_equal_outputs_are_cross_entropies(outputs):
     logits, _, y = outputs
     ce = torch.nn.functional.cross_entropy(logits, y)
-    assert torch.equal(at_loss(logits, y, 6), ce)
-    torch.testing.assert_close(trades_loss(logits, logits, y, 6), ce)
+    assert torch.equal(AT()(logits, logits, y, SIX), ce)
+    torch.testing.assert_close(TRADES()(logits, logits, y, SIX), ce)
 
 
-@pytest.mark.parametrize("loss", [trades_loss, mart_loss])
+@pytest.mark.parametrize("loss", [TRADES(), MART()], ids=["trades", "mart"])
 @pytest.mark.parametrize("swapped", [False, True], ids=["clean", "adversarial"])
 def test_gradients_are_finite_where_a_class_has_probability_zero(loss, swapped):
     certain = torch.tensor([[300.0, -300.0, 0.0]], requires_grad=True)  # softmax underflows to 0
     doubtful = torch.tensor([[0.1, 0.2, -0.1]], requires_grad=True)
     pair = (doubtful, certain) if swapped else (certain, doubtful)
     for label in range(3):
-        value = loss(*pair, torch.tensor([label]), 1)
+        value = loss(*pair, torch.tensor([label]), Shard.alone(1))
         grads = torch.autograd.grad(value, pair)
         assert value.isfinite()
         assert all(grad.isfinite().all() for grad in grads)
@@ -99,9 +107,9 @@ def test_at_and_mart_reproduce_the_reference_values(net_of):
     net = TinyNet(values).train()
     y = values["y"]
     logits, logits_adv = net(values["x"]), net(values["x_adv"])
-    assert_close(at_loss(logits_adv, y, 6), values["ce_adv"])
+    assert_close(AT()(logits, logits_adv, y, SIX), values["ce_adv"])
     for beta in (5, 6):
-        total = mart_loss(logits, logits_adv, y, 6, beta=beta)
+        total = MART(beta=beta)(logits, logits_adv, y, SIX)
         assert_close(total, values[f"mart_total_beta{beta}"])
     (grad,) = torch.autograd.grad(total, net.fc.weight)
     assert_close(grad, values["mart_grad_fc_weight"])
@@ -123,9 +131,9 @@ def test_trades_and_its_attack_reproduce_the_reference_values(net_of, beta, stor
     start = x + golden("start_noise")[noise]
     x_adv = pgd(net, x, y, **attack, objective="kl", start=start)
     logits, logits_adv = net(x), net(x_adv)
-    total = trades_loss(logits, logits_adv, y, 6, beta=beta)
+    total = TRADES(beta=beta)(logits, logits_adv, y, SIX)
     assert_close(total, values["trades_" + stored.format("total")])
-    robust = total - at_loss(logits, y, 6)
+    robust = total - AT()(logits, logits, y, SIX)
     assert_close(robust, values["trades_" + stored.format("robust")])
     if attack is LINF:
         (grad,) = torch.autograd.grad(total, net.fc.weight)

@@ -11,7 +11,8 @@ from torch import nn
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
 from raymi.data import Splits, load_splits
-from raymi.engine.context import LocalContext
+from raymi.engine.build_phase import build_phase
+from raymi.engine.context import LocalContext, StopReason
 from raymi.engine.loop import TrainResult, train
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import phases_of
@@ -61,10 +62,10 @@ def tiny_state(
 ) -> tuple[TrainState, TrainLoader]:
     """The state of a phase of a run and its training batches, without the loop."""
     group, splits = group or own_group(), tiny_splits(config)
-    loader = TrainLoader(splits.train, config, group.rank, group.world_size)
+    loader = TrainLoader(splits.train, config, group)
     (chosen,) = (known for known in phases_of(config) if known.name == phase)
     steps = chosen.config.optim.epochs * loader.steps_per_epoch
-    state = TrainState(chosen, splits, group, torch.device("cpu"), steps)
+    state = build_phase(chosen, splits, group, torch.device("cpu"), steps)
     state.train_mode()
     return state, loader
 
@@ -81,7 +82,7 @@ def steps_in_float64(
             for batch in loader.epoch(epoch):
                 if len(history) < num_steps:
                     means = MetricMeans()
-                    means.add(state.step(batch._replace(x=batch.x.double()), key=epoch), 1)
+                    means.add(state.step(batch._replace(x=batch.x.double())), 1)
                     history.append(means.means(state.group))
         weights = {f"model.{k}": v for k, v in state.model.state_dict().items()}
         if state.estimators is not None:
@@ -100,7 +101,7 @@ class StoppingContext(LocalContext):
         super().__init__("cpu", stop_file, poll_seconds=0.0)
         self.stop_file, self.stop_at, self.asked, self.reports = stop_file, stop_at, 0, []
 
-    def stop_requested(self) -> bool:
+    def stop_requested(self) -> StopReason | None:
         if self.asked == self.stop_at and self.group.rank == 0:
             self.stop_file.touch()
         self.asked += 1

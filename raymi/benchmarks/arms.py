@@ -13,6 +13,7 @@ from raymi.benchmarks.naive import NaiveSchedule
 from raymi.benchmarks.synthetic import random_splits
 from raymi.collectives import Collectives
 from raymi.config import Config
+from raymi.engine.build_phase import build_phase
 from raymi.engine.phases import phases_of
 from raymi.engine.train_loader import Batch, TrainLoader
 from raymi.engine.train_state import TrainState
@@ -94,8 +95,8 @@ def trainee(config: Config, device: torch.device, group: Collectives | None = No
     """
     group = group or Collectives()
     splits = random_splits(config, 2 * config.optim.batch_size)
-    loader = TrainLoader(splits.train.to(device), config, group.rank, group.world_size)
-    state = TrainState(phases_of(config)[-1], splits, group, device, total_steps=10**6)
+    loader = TrainLoader(splits.train.to(device), config, group)
+    state = build_phase(phases_of(config)[-1], splits, group, device, total_steps=10**6)
     state.train_mode()
     return Trainee(config, state, _endless(loader))
 
@@ -124,7 +125,7 @@ def step_call(
     made = trainee(arm_config(config, arm, {} if crafting else NO_ATTACK), device)
     batch = next(made.batches)
     if arm != NAIVE:
-        return partial(made.state.step, batch, 0)
+        return partial(made.state.step, batch)
     naive = naive_schedule(made)
     if crafting:
         return partial(naive.step, batch.x, batch.y)

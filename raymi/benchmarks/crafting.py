@@ -74,7 +74,7 @@ def _target(name: str) -> str:
 def _raymi_call(made: Trainee, batch: Batch, folded: bool) -> Callable[[], Tensor]:
     state = made.state
     attack = Attacker(state.model, made.config.attack, "ce", state.autocast, fold_batchnorm=folded)
-    return lambda: attack(batch.x, batch.y, batch.sample, 0)
+    return lambda: attack(batch.x, batch.y, batch.shard)
 
 
 def _torchattacks_call(made: Trainee, batch: Batch) -> Callable[[], Tensor]:

@@ -32,8 +32,8 @@ def timed_loop(
     made = trainee(config, device, group)
 
     def train(num: int) -> float:
-        for key in range(num):
-            made.state.step(next(made.batches), key)
+        for _ in range(num):
+            made.state.step(next(made.batches))
         ended = now()
         if group.world_size > 1:
             dist.barrier()

@@ -70,9 +70,10 @@ def watched_step(config: Config, arm: str, device: torch.device) -> Callable[[],
     watch = Stopwatch()
     learner, estimators = state.classifier, state.estimator_learner
     assert learner is not None
-    watch.watch(learner.task, "forward", TERM)  # contains the next two, which are not part of it
-    watch.watch(learner.task, "forward_pair", CLASSIFIER)
-    watch.watch(learner.task, "adversarial_loss", CLASSIFIER)
+    watch.watch(learner.task, "forward", CLASSIFIER)
+    watch.watch(state.training_step, "loss", CLASSIFIER)
+    for part in ("mi", "objective"):
+        watch.watch(state.training_step, part, TERM)
     watch.watch(learner, "backward", CLASSIFIER)
     watch.watch(learner, "update", OPTIMISER)
     if estimators is not None:
@@ -84,9 +85,9 @@ def watched_step(config: Config, arm: str, device: torch.device) -> Callable[[],
         with watch.measure(DATA):
             batch = next(made.batches)
         with watch.measure(CRAFTING):
-            attack(batch.x, batch.y, batch.sample, 0)
+            attack(batch.x, batch.y, batch.shard)
         with watch.measure(REST):
-            state.step(batch, 0)
+            state.step(batch)
         return watch.take()
 
     return step

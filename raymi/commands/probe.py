@@ -22,7 +22,8 @@ from raymi.commands.cli import print_help, wants_help
 from raymi.commands.command_line import split_command_line
 from raymi.commands.find_model import find_model_source
 from raymi.config import Config
-from raymi.engine.probes import Heartbeat
+from raymi.engine.context import StopReason
+from raymi.engine.pgd_evaluation import Heartbeat
 from raymi.engine.validation import load_data, probe_model
 from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.model_source import check_classifier
@@ -120,6 +121,7 @@ def probe(config: Config, folder: RunFolder, which: str, heartbeat: Heartbeat) -
     estimates = probe_model(
         config, splits, model.to(device), Collectives(), device, heartbeat=heartbeat
     )
+    assert not isinstance(estimates, StopReason), "no heartbeat of this command returns a reason"
     settings = {
         "model": which,
         "probe": config.probe.model_dump(),

@@ -24,7 +24,7 @@ from raymi.commands.cli import EXIT_FAILED, EXIT_TIME_LIMIT, print_help, wants_h
 from raymi.commands.preflight import input_problems
 from raymi.commands.train.options import new_run
 from raymi.config import Config, ScalingConfig
-from raymi.engine.context import LocalContext
+from raymi.engine.context import LocalContext, StopReason
 from raymi.engine.loop import train
 from raymi.errors import UserError
 from raymi.files import not_writable
@@ -140,8 +140,7 @@ def _train(config: Config, folder: RunFolder, device: torch.device, on_event: On
         return 0
     if signals.received is not None:
         return 128 + signals.received
-    stopped = folder.stop_file.exists() or config.limit.hours is None
-    return EXIT_FAILED if stopped else EXIT_TIME_LIMIT
+    return EXIT_TIME_LIMIT if outcome.stop == StopReason.TIME_LIMIT else EXIT_FAILED
 
 
 class JournalContext(LocalContext):

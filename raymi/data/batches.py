@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from raymi.collectives import Collectives, Shard
 from raymi.counter_rng import permutation, random_key
 
 
@@ -112,6 +113,18 @@ def share(batch_indices: Tensor, rank: int, world_size: int) -> Tensor:
     sizes = share_sizes(len(batch_indices), world_size)
     start = sum(sizes[:rank])
     return batch_indices[start : start + sizes[rank]]
+
+
+def shard_of(batch_indices: Tensor, group: Collectives, key: int = 0) -> Shard:
+    """Returns a worker's shard of a global batch.
+
+    Args:
+        batch_indices: (B,) samples of the global batch.
+        group: the workers.
+        key: of the batch's random numbers.
+    """
+    index = share(batch_indices, group.rank, group.world_size)
+    return Shard(tuple(share_sizes(len(batch_indices), group.world_size)), group, index, key)
 
 
 def share_sizes(batch_size: int, world_size: int) -> list[int]:

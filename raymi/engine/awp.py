@@ -23,19 +23,26 @@ class AdversarialWeightPerturbation:
     Args:
         model: the classifier.
         gamma: relative length of the perturbation.
+        warmup: epochs without a perturbation.
+
+    Attributes:
+        epoch: complete epochs; set before each step.
     """
 
-    def __init__(self, model: nn.Module, gamma: float) -> None:
-        self.gamma = gamma
+    def __init__(self, model: nn.Module, gamma: float, warmup: float = 0.0) -> None:
+        self.gamma, self.warmup, self.epoch = gamma, warmup, 0
         self.weights = [p for p in model.parameters() if p.dim() > 1]
 
     @contextmanager
-    def at_worst_weights(self, ascend: Callable[[], None]) -> Iterator[None]:
+    def __call__(self, ascend: Callable[[], None]) -> Iterator[None]:
         """Perturbs the weights within a block, and restores them bit for bit.
 
         Args:
             ascend: leaves the gradient of the adversarial loss in the parameters.
         """
+        if self.epoch < self.warmup:
+            yield
+            return
         ascend()
         before = [weight.detach().clone() for weight in self.weights]
         with torch.no_grad():

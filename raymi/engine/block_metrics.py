@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from raymi.attacks.pgd import pgd
 from raymi.collectives import Collectives
-from raymi.engine.estimator_task import score_outputs
 from raymi.engine.metrics import MetricMeans
-from raymi.engine.micro_batches import in_pieces, pieces_of
 from raymi.engine.pgd_evaluation import AttackedBlock
+from raymi.mi.estimation import score_outputs
 from raymi.mi.estimators import MIEstimators
-from raymi.mi.objectives import global_mean, selected
+from raymi.mi.objectives import selected
 from raymi.mi.settings import MIConfig
+from raymi.models.micro_batches import in_pieces, pieces_of
 from raymi.models.modes import evaluation_mode
 
 
@@ -50,8 +50,8 @@ class MIEstimates:
 
     def update(self, block: AttackedBlock) -> None:
         """Adds a worker's shard of a block."""
-        x, x_adv, logits, logits_adv, y, shard_sizes = block
-        num = sum(shard_sizes)
+        x, x_adv, logits, logits_adv, y, shard = block
+        num = shard.num
         if num < 2 or (num < self.block and self._has_block):
             return
         self._has_block = True
@@ -69,14 +69,14 @@ class MIEstimates:
                 if estimator is None:
                     continue
                 features = in_pieces(
-                    estimator.local_features, estimator, u, shard_sizes, self.micro_batch
+                    estimator.local_features, estimator, u, shard, self.micro_batch
                 )
                 for of, z in (("natural", logits), ("adversarial", logits_adv)):
-                    scores = score_outputs(estimator, z, features, shard_sizes, self.mi, self.group)
+                    scores = score_outputs(estimator, z, features, shard, self.mi)
                     nats = scores.donsker_varadhan()
                     name = f"mi/{kind}_of_{of}"
-                    metrics[name] = global_mean(nats, None, num, self.group)
-                    selected_metrics[f"{name}_selected"] = global_mean(nats, mask, num, self.group)
+                    metrics[name] = shard.mean(nats)
+                    selected_metrics[f"{name}_selected"] = shard.mean(nats, mask)
         self._means.add(metrics, num)
         if num_selected > 0:
             self._means.add(selected_metrics, num_selected)
@@ -119,7 +119,7 @@ class FGSMAccuracy:
     def update(self, block: AttackedBlock) -> None:
         """Attacks a worker's shard of a block."""
         x, y = block.x, block.y
-        self._num += sum(block.shard_sizes)
+        self._num += block.shard.num
         if len(x) == 0:
             return
         correct = block.logits.argmax(dim=1) == y

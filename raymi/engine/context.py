@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,14 @@ from raymi.collectives import Collectives, ProcessGroup
 
 POLL_SECONDS = 0.2
 """Seconds between two checks of the files that request a stop."""
+
+
+class StopReason(IntEnum):
+    """Reason for the end of a run before its last epoch."""
+
+    REQUESTED = 1
+    TIME_LIMIT = 2
+    EPOCH = 3
 
 
 class Context(Protocol):
@@ -36,8 +45,8 @@ class Context(Protocol):
             metrics: `phase`, `epoch` (from 1), and validation metrics `val/...`.
         """
 
-    def stop_requested(self) -> bool:
-        """Returns whether the run should end here; the same on every worker.
+    def stop_requested(self) -> StopReason | None:
+        """Returns why the run should end here, or None; the same on every worker.
 
         Called before each step, and after each block of an evaluation.
         """
@@ -81,15 +90,16 @@ class LocalContext:
     def report(self, metrics: Mapping[str, Any]) -> None:
         """Does nothing, as no driver listens."""
 
-    def stop_requested(self) -> bool:
-        return self.agree(self._stop.is_requested())
+    def stop_requested(self) -> StopReason | None:
+        (reason,) = self._flags.broadcast(self._stop.reason() or 0)
+        return StopReason(reason) if reason else None
 
     def checkpoint_requested(self) -> bool:
         return False
 
     def agree(self, answer: bool) -> bool:
         (agreed,) = self._flags.broadcast(answer)
-        return agreed
+        return bool(agreed)
 
 
 class RankZeroFlags:
@@ -102,13 +112,13 @@ class RankZeroFlags:
             # NCCL would make the CPU wait for the GPU at every step.
             self._group = dist.new_group(backend="gloo", timeout=timedelta(minutes=30))
 
-    def broadcast(self, *flags: bool) -> tuple[bool, ...]:
+    def broadcast(self, *flags: int) -> tuple[int, ...]:
         """Returns rank 0's flags; all workers call this at the same point, with as many flags."""
         if not self._shared:
             return flags
         values = torch.tensor(flags, dtype=torch.int32)
         dist.broadcast(values, src=0, group=self._group)
-        return tuple(map(bool, values.tolist()))
+        return tuple(values.tolist())
 
 
 class StopRequest:
@@ -132,14 +142,15 @@ class StopRequest:
         left = None if deadline is None else deadline - time.time()
         self._end = None if left is None else time.monotonic() + left
         self._next_poll = 0.0
-        self._requested = False
+        self._reason: StopReason | None = None
 
-    def is_requested(self) -> bool:
-        """Returns whether a stop was requested."""
-        if not self._requested and time.monotonic() >= self._next_poll:
+    def reason(self) -> StopReason | None:
+        """Returns why a stop was requested; None: it was not."""
+        if self._reason is None and time.monotonic() >= self._next_poll:
             self._next_poll = time.monotonic() + self.poll_seconds
-            late = self._end is not None and time.monotonic() >= self._end
-            self._requested = late
+            if self._end is not None and time.monotonic() >= self._end:
+                self._reason = StopReason.TIME_LIMIT
             with suppress(OSError):  # storage is away: the next write reports it
-                self._requested = late or any(file.exists() for file in self.files)
-        return self._requested
+                if any(file.exists() for file in self.files):
+                    self._reason = StopReason.REQUESTED
+        return self._reason

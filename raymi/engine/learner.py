@@ -67,7 +67,7 @@ def distributed(
     adds up as the uninterrupted one.
 
     Args:
-        task: a module whose forward returns a loss.
+        task: a module whose forward returns a loss, or outputs of one.
         group: the workers.
         device: of the task.
         some_unused: whether a backward pass may skip parameters.

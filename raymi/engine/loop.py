@@ -16,7 +16,8 @@ from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import Splits
 from raymi.data.augment import to_unit
-from raymi.engine.context import Context
+from raymi.engine.build_phase import build_phase
+from raymi.engine.context import Context, StopReason
 from raymi.engine.health_checks import finite_means, health_warnings, require_finite_weights
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.phases import Phase, phases_until
@@ -39,14 +40,19 @@ class TrainResult:
     """End of a call of `train`.
 
     Attributes:
-        finished: False after a stop, on request or after `until_epoch`, with a checkpoint.
+        stop: reason of an earlier end, with a checkpoint; None: the run is complete.
         epoch: complete epochs of the last phase.
         global_step: optimiser steps of all phases.
     """
 
-    finished: bool
+    stop: StopReason | None
     epoch: int
     global_step: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete."""
+        return self.stop is None
 
 
 def train(
@@ -91,10 +97,6 @@ def _machine_log(config: Config, context: Context, folder: RunFolder) -> Path | 
     return folder.machine_log(context.node) if context.first_on_node else None
 
 
-class _StopRequested(Exception):
-    """Requested stop, raised at the same point on every worker."""
-
-
 class _Run:
     """Part of a run on one worker."""
 
@@ -113,8 +115,7 @@ class _Run:
         self.loader = TrainLoader(
             splits.train.to(self.device),
             config,
-            self.group.rank,
-            self.group.world_size,
+            self.group,
             None if splits.generated is None else splits.generated.to(self.device),
         )
         self.phases = phases
@@ -130,7 +131,7 @@ class _Run:
             self.group,
             self.device,
             write=self._write,
-            stop_if_requested=self._stop_if_requested,
+            stop_requested=self.context.stop_requested,
         )
         self.saved_at = time.monotonic()
         self.epoch_began, self.epoch_images = 0.0, 0  # in this process, for the throughput
@@ -138,39 +139,25 @@ class _Run:
     def train(self, test: bool) -> TrainResult:
         self._write_start()
         try:
-            try:
-                self._train_phases()
-            except _StopRequested:
-                self._save()
-                raise
-            if self._reached_until_epoch():
-                raise _StopRequested
-            if self.state.phase.name == "classifier":
-                self._finish(test)
-            else:
-                self._save_phase_result()
-        except _StopRequested:
-            self._write("stopped")
+            stop = self._train_phases() or self._finish(test)
+            self._write("finished" if stop is None else "stopped")
             self._complete_journal()
-            return self._result(finished=False)
-        else:
-            self._write("finished")
-            self._complete_journal()
-            return self._result(finished=True)
         finally:
             self.journal.close()
+        position = self.state.position
+        return TrainResult(stop, position.epoch, position.global_step)
 
-    def _finish(self, test: bool) -> None:
+    def _finish(self, test: bool) -> StopReason | None:
+        """Saves and evaluates what the last phase has learnt; returns the reason of a stop."""
+        if self.state.phase.name != "classifier":
+            self._save_phase_result()
+            return None
         if self.state.estimators is not None:
             self._save_weights(self.folder.estimators, self.state.estimators)
         if test:
-            self.validation.evaluate(self.state)
-        else:
-            self.validation.save_models(self.state)
-
-    def _result(self, *, finished: bool) -> TrainResult:
-        position = self.state.position
-        return TrainResult(finished, position.epoch, position.global_step)
+            return self.validation.evaluate(self.state)
+        self.validation.save_models(self.state)
+        return None
 
     def _initial_state(self) -> TrainState:
         """Builds the state of the newest intact checkpoint, or else of the first phase.
@@ -207,18 +194,22 @@ class _Run:
 
     def _new_state(self, phase: Phase) -> TrainState:
         steps = phase.config.optim.epochs * self.loader.steps_per_epoch
-        return TrainState(phase, self.splits, self.group, self.device, steps)
+        return build_phase(phase, self.splits, self.group, self.device, steps)
 
-    def _train_phases(self) -> None:
-        """Trains to the end of the last phase, or to `until_epoch`."""
+    def _train_phases(self) -> StopReason | None:
+        """Trains to the end of the last phase; returns the reason of an earlier stop."""
         while True:
             position = self.state.position
             epochs = self.state.config.optim.epochs
-            while position.epoch < epochs and not self._reached_until_epoch():
-                self._train_epoch()
-                self._finish_epoch()
+            while position.epoch < epochs:
+                if self._reached_until_epoch():
+                    return StopReason.EPOCH
+                stop = self._train_epoch() or self._finish_epoch()
+                if stop is not None:
+                    self._save()
+                    return stop
             if self.state.phase == self.phases[-1]:
-                return
+                return None
             self._begin_next_phase()
 
     def _reached_until_epoch(self) -> bool:
@@ -254,20 +245,20 @@ class _Run:
         about = {"train_digest": self.splits.train.digest}
         self.storage.write("weights", path, partial(save_weights, path, module, about))
 
-    def _train_epoch(self) -> None:
-        """Trains to the end of the epoch."""
+    def _train_epoch(self) -> StopReason | None:
+        """Trains to the end of the epoch; returns the reason of an earlier stop."""
         state, position, config = self.state, self.state.position, self.config
         state.train_mode()
         recent = MetricMeans()
         since, images = time.perf_counter(), 0
         self.epoch_began, self.epoch_images = since, 0
         for batch in self.loader.epoch(position.epoch, first_step=position.step):
-            self._stop_if_requested()
+            if (stop := self.context.stop_requested()) is not None:
+                return stop
             phase_step = position.epoch * self.loader.steps_per_epoch + position.step
             torch.manual_seed(random_key(config.seed, "step", phase_step, self.group.rank))
-            key = random_key(config.seed, "start", position.epoch)
-            metrics = state.step(batch, key)
-            num = sum(batch.shard_sizes)
+            metrics = state.step(batch)
+            num = batch.shard.num
             position.step += 1
             position.global_step += 1
             state.epoch_means.add(metrics, num, position.global_step)
@@ -286,12 +277,16 @@ class _Run:
                 )
                 recent.clear()
                 since, images = now, 0
+        return None
 
-    def _finish_epoch(self) -> None:
+    def _finish_epoch(self) -> StopReason | None:
         """Validates, writes the journal, then the checkpoint, then reports.
 
         In this order a crash in between can repeat an event but not lose one. A run that is stopped
         during validation repeats it.
+
+        Returns:
+            The reason of a stop during validation, or None.
         """
         state, position, config = self.state, self.state.position, self.config
         means = finite_means(state.epoch_means, state, self.folder.checkpoints)
@@ -302,7 +297,11 @@ class _Run:
         val: dict[str, float] = {}
         better: list[str] = []
         if last or epoch % config.validation.every == 0:
-            val, better = self.validation.validate(state, epoch)
+            outcome = self.validation.validate(state, epoch)
+            if isinstance(outcome, StopReason):
+                return outcome
+            val, better = outcome
+        state.end_epoch()
         state.epoch_means.clear()
         position.epoch, position.step = epoch, 0
         for message in health_warnings(epoch, means, val, attacked=config.attack.steps > 0):
@@ -321,10 +320,7 @@ class _Run:
             self._save()
         values = {f"val/{name}": value for name, value in val.items()}
         self.context.report({"phase": position.phase, "epoch": position.epoch, **values})
-
-    def _stop_if_requested(self) -> None:
-        if self.context.stop_requested():
-            raise _StopRequested
+        return None
 
     def _check_last_batch(self) -> None:
         """Refuses batches that are too small for BatchNorm before training.

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import random_start
-from raymi.collectives import Collectives
+from raymi.collectives import Collectives, Shard
 from raymi.counter_rng import random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
-from raymi.data.batches import global_batch, share, share_sizes, steps_per_epoch
-from raymi.engine.micro_batches import pieces_of
+from raymi.data.batches import global_batch, shard_of, steps_per_epoch
+from raymi.engine.context import StopReason
+from raymi.models.micro_batches import pieces_of
 from raymi.models.modes import evaluation_mode, full_precision
+
+Heartbeat = Callable[[int, int], StopReason | None]
+"""Callback with (done, total) of long work, which a returned reason ends."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class AttackedBlock(NamedTuple):
         x, x_adv: (b, 3, H, W) in [0, 1].
         logits, logits_adv: (b, K), fp32.
         y: (b,).
-        shard_sizes: samples of the block on each worker.
+        shard: place of the samples in the block.
     """
 
     x: Tensor
@@ -56,7 +60,7 @@ class AttackedBlock(NamedTuple):
     logits: Tensor
     logits_adv: Tensor
     y: Tensor
-    shard_sizes: list[int]
+    shard: Shard
 
 
 class BlockMetric(Protocol):
@@ -78,9 +82,9 @@ def evaluate_pgd(
     block: int = 256,
     micro_batch: int | None = None,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    heartbeat: Callable[[int, int], None] | None = None,
+    heartbeat: Heartbeat | None = None,
     metrics: Sequence[BlockMetric] = (),
-) -> Accuracy:
+) -> Accuracy | StopReason:
     """Computes accuracy on natural images and under PGD with cross-entropy, in eval mode.
 
     A sample counts as robust if it is classified correctly before and after the attack. The
@@ -94,12 +98,12 @@ def evaluate_pgd(
         block: images that are sharded over the workers at a time.
         micro_batch: images of a worker that are attacked together; None: its shard.
         autocast: returns the context in which the model runs.
-        heartbeat: called with (images done, total) after each block; an exception ends the
-            evaluation.
+        heartbeat: called with (images done, total) after each block; a reason that it returns ends
+            the evaluation.
         metrics: computed beside accuracy.
 
     Returns:
-        The same `Accuracy` on every worker.
+        The same `Accuracy` on every worker, or the reason of the heartbeat.
     """
     device = images.images.device
     order = torch.arange(len(images), device=device)
@@ -108,20 +112,21 @@ def evaluate_pgd(
     with evaluation_mode(model), torch.no_grad():
         for k in range(steps_per_epoch(len(images), block)):
             everyone = global_batch(order, block, k)
-            index = share(everyone, group.rank, group.world_size)
-            x, y = to_unit(images.images[index]), images.labels[index]
-            start = random_start(x, attack.eps, attack.norm, key, index)
+            shard = shard_of(everyone, group, key)
+            x, y = to_unit(images.images[shard.index]), images.labels[shard.index]
+            start = random_start(x, attack.eps, attack.norm, key, shard.index)
             parts = pieces_of(micro_batch, x, y, start)
             with autocast():
                 attacked = [_attack(model, attack, *part) for part in parts]
             logits, x_adv, logits_adv = (torch.cat(part) for part in zip(*attacked, strict=True))
             clean = logits.argmax(dim=1) == y
             correct += torch.stack([clean.sum(), (clean & (logits_adv.argmax(dim=1) == y)).sum()])
-            shard_sizes = share_sizes(len(everyone), group.world_size)
             for metric in metrics:
-                metric.update(AttackedBlock(x, x_adv, logits, logits_adv, y, shard_sizes))
+                metric.update(AttackedBlock(x, x_adv, logits, logits_adv, y, shard))
             if heartbeat is not None:
-                heartbeat(min((k + 1) * block, len(images)), len(images))
+                stop = heartbeat(min((k + 1) * block, len(images)), len(images))
+                if stop is not None:
+                    return stop
     clean_total, robust_total = group.sum(correct).tolist()
     return Accuracy(clean_total / len(images), robust_total / len(images), len(images))
 

@@ -62,7 +62,7 @@ def _pretraining(config: Config) -> Config:
     return config.model_copy(
         update={
             "mi": MIConfig(weight=0.0),
-            "loss": LossConfig(label_smoothing=config.loss.label_smoothing),
+            "loss": LossConfig(base="at", **config.loss.settings("at")),
             "optim": config.optim.model_copy(update={"epochs": epochs, "ema": 0.0}),
         }
     )

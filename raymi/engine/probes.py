@@ -7,7 +7,7 @@ estimates are comparable, also with plain AT.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,15 @@ from raymi.config import ProbeConfig
 from raymi.counter_rng import permutation, random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
-from raymi.data.batches import global_batch, share, share_sizes
+from raymi.data.batches import global_batch, shard_of
 from raymi.engine.block_metrics import MIEstimates
-from raymi.engine.estimator_task import EstimatorTask
+from raymi.engine.context import StopReason
 from raymi.engine.learner import Learner, distributed
-from raymi.engine.pgd_evaluation import AttackedBlock, PGDAttack, evaluate_pgd
+from raymi.engine.pgd_evaluation import AttackedBlock, Heartbeat, PGDAttack, evaluate_pgd
+from raymi.mi.estimation import EstimatorTask
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.settings import MIConfig
 from raymi.models.batchnorm import convert_batchnorm
-
-Heartbeat = Callable[[int, int], None]
 
 _LEARNING_RATE = 1e-3
 _BASE_WIDTH = 32
@@ -42,7 +41,7 @@ def probe_classifier(
     *,
     num_classes: int,
     heartbeat: Heartbeat | None = None,
-) -> dict[str, float]:
+) -> dict[str, float] | StopReason:
     """Trains both estimators on a frozen classifier and evaluates them on held-out images.
 
     Estimators: cosine scores over 0.1, InfoNCE, Adam 1e-3, `probe.steps` batches of `probe.batch`
@@ -57,12 +56,12 @@ def probe_classifier(
         probe: its settings.
         group: the workers.
         num_classes: K.
-        heartbeat: called with (done, total) after each attacked block and each step; an exception
-            ends the probe.
+        heartbeat: called with (done, total) after each attacked block and each step; a reason that
+            it returns ends the probe.
 
     Returns:
         `mi/natural_of_natural`, `..._selected` and so on (see `MIEstimates`) in nats, each at most
-        about log(probe.batch - 1).
+        about log(probe.batch - 1); or the reason of the heartbeat.
     """
     device = train.images.device
     size = train.images.shape[-1]
@@ -81,12 +80,12 @@ def probe_classifier(
         convert_batchnorm(estimators)
     estimators.to(device)
     adam = torch.optim.Adam(estimators.parameters(), lr=_LEARNING_RATE)
-    learner = Learner(distributed(EstimatorTask(estimators, mi, group), group, device), adam)
-    attacked = _AttackedImages(group)
+    learner = Learner(distributed(EstimatorTask(estimators, mi), group, device), adam)
+    attacked = _AttackedImages()
     total = len(train) + probe.steps
     report = heartbeat or (lambda done, of: None)
 
-    evaluate_pgd(
+    outcome = evaluate_pgd(
         model,
         train,
         attack,
@@ -95,21 +94,25 @@ def probe_classifier(
         metrics=[attacked],
         heartbeat=lambda done, _: report(done, total),
     )
+    if isinstance(outcome, StopReason):
+        return outcome
     x_adv, logits, logits_adv = (torch.cat(parts) for parts in attacked.parts)
     estimators.train()
     batches = _batches(len(train), probe.batch, probe.steps)
     for step, everyone in enumerate(batches):
-        index = share(everyone, group.rank, group.world_size).to(device)
+        shard = shard_of(everyone.to(device), group)
+        index = shard.index
         loss, _ = learner.task(
             to_unit(train.images[index]),
             x_adv[index],
             logits[index],
             logits_adv[index],
             train.labels[index],
-            share_sizes(len(everyone), group.world_size),
+            shard,
         )
         learner.step(loss)
-        report(len(train) + step + 1, total)
+        if (stop := report(len(train) + step + 1, total)) is not None:
+            return stop
 
     estimates = MIEstimates(estimators, mi, group, probe.batch)
     evaluate_pgd(model, held_out, attack, group, block=probe.batch, metrics=[estimates])
@@ -119,14 +122,13 @@ def probe_classifier(
 class _AttackedImages:
     """Adversarial images and both outputs of all workers, in the order of the images."""
 
-    def __init__(self, group: Collectives) -> None:
-        self.group = group
+    def __init__(self) -> None:
         self.parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
 
     def update(self, block: AttackedBlock) -> None:
         tensors = (block.x_adv, block.logits, block.logits_adv)
         for part, values in zip(self.parts, tensors, strict=True):
-            part.append(self.group.gather(values.contiguous(), block.shard_sizes))
+            part.append(block.shard.gather(values.contiguous()))
 
     def compute(self) -> dict[str, float]:
         """Returns no values."""

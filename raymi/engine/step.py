@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from raymi import counter_rng
 from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import start_of
 from raymi.attacks.settings import AttackConfig
-from raymi.counter_rng import random_key
-from raymi.engine.awp import AdversarialWeightPerturbation
+from raymi.collectives import Metrics, Shard
 from raymi.engine.ema import WeightEMA
-from raymi.engine.estimator_task import Metrics
 from raymi.engine.learner import Learner
-from raymi.engine.micro_batches import in_pieces, pieces_of
 from raymi.engine.train_loader import Batch
+from raymi.losses.base import AdversarialLoss
+from raymi.mi.balance import Objective
+from raymi.mi.terms import MITerm
 from raymi.models.folding import FoldedClassifier
+from raymi.models.micro_batches import in_pieces, pieces_of
 from raymi.models.modes import evaluation_mode, full_precision
 from raymi.models.running_statistics import running_statistics_frozen
 
@@ -53,12 +54,12 @@ class Attacker:
         self.autocast = autocast
         self.micro_batch = micro_batch
 
-    def __call__(self, x: Tensor, y: Tensor, index: Tensor, key: int) -> Tensor:
+    def __call__(self, x: Tensor, y: Tensor, shard: Shard) -> Tensor:
         """Returns adversarial samples (b, 3, H, W) in [0, 1], within eps of x."""
         if self.folded is not None:
             self.folded.refresh()
-        parts = pieces_of(self.micro_batch, x, y, index)
-        return torch.cat([self._attack(key, *part) for part in parts])
+        parts = pieces_of(self.micro_batch, x, y, shard.index)
+        return torch.cat([self._attack(shard.key, *part) for part in parts])
 
     def _attack(self, key: int, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
         attack = self.attack
@@ -79,77 +80,73 @@ class Attacker:
 
 
 class TrainStep:
-    """Update of the estimators on detached outputs, then of the classifier.
+    """Update of the estimators on detached outputs, then of the classifier (Eq. 9).
 
     Both share the same two forwards of the classifier; while the classifier learns, the estimators
     are frozen.
 
     Args:
         attack: of the classifier.
-        classifier: learner of the `ClassifierTask`.
-        estimators: learner of the `EstimatorTask`; None: MI is off, or they stay frozen.
-        perturbation: of the weights at which the loss is taken; None: no perturbation.
-        average: of the classifier's weights; None: no averaging.
+        classifier: learner of the `ClassifierPair`.
+        loss: the adversarial loss.
+        mi: the MI term.
+        objective: weighs their sum.
+        update_estimators: learns from the batch and detached outputs, see `EstimatorUpdate`.
+        worst_weights: perturbation of the weights at which the loss is taken.
+        averages: of the classifier's weights.
     """
 
     def __init__(
         self,
         attack: Attacker,
         classifier: Learner,
-        estimators: Learner | None = None,
-        perturbation: AdversarialWeightPerturbation | None = None,
-        average: WeightEMA | None = None,
+        loss: AdversarialLoss,
+        mi: MITerm,
+        objective: Objective,
+        update_estimators: Callable[..., Metrics],
+        worst_weights: Callable[[Callable[[], None]], AbstractContextManager[object]],
+        averages: Sequence[WeightEMA] = (),
     ) -> None:
         self.attack = attack
         self.classifier = classifier
-        self.estimators = estimators
-        self.perturbation = perturbation
-        self.average = average
+        self.loss = loss
+        self.mi = mi
+        self.objective = objective
+        self.update_estimators = update_estimators
+        self.worst_weights = worst_weights
+        self.averages = averages
 
-    def __call__(self, batch: Batch, key: int, *, perturb: bool = True) -> Metrics:
+    def __call__(self, batch: Batch) -> Metrics:
         """Updates all parameters once.
-
-        Args:
-            batch: the worker's shard.
-            key: of the attack's random start.
-            perturb: whether to perturb the weights, if the step has a perturbation.
 
         Returns:
             Detached 0-d metrics whose mean over workers is the global batch's.
         """
-        x, y, index, shard_sizes = batch
-        x_adv = self.attack(x, y, index, key)
-        metrics: Metrics = {}
-
-        def learn_estimators(logits: Tensor, logits_adv: Tensor) -> None:
-            assert self.estimators is not None
-            loss, estimates = self.estimators.task(x, x_adv, logits, logits_adv, y, shard_sizes)
-            self.estimators.step(loss)
-            metrics.update(estimates)
-
-        def noise(logits: Tensor) -> Tensor:
-            stream = random_key("random gradient", key)
-            return counter_rng.normal(stream, index, (logits.shape[1],)).to(logits.dtype)
-
-        def ascend() -> None:
-            # Also during backward: activation checkpointing runs BatchNorm again.
-            with running_statistics_frozen(self.attack.model):
-                loss, _ = self.classifier.task(x, x_adv, y, shard_sizes, adversarial_only=True)
-                self.classifier.backward(loss)
-
-        learn = learn_estimators if self.estimators is not None else None
-        perturbed: AbstractContextManager[object] = nullcontext()
-        if self.perturbation is not None and perturb:
-            perturbed = self.perturbation.at_worst_weights(ascend)
-        with perturbed:
-            loss, classifier_metrics = self.classifier.task(
-                x, x_adv, y, shard_sizes, learn, noise=noise
+        x, y, shard = batch
+        x_adv = self.attack(x, y, shard)
+        with self.worst_weights(partial(self._ascend, x, x_adv, y, shard)):
+            logits, logits_adv = self.classifier.task(x, x_adv, shard)
+            estimator_metrics = self.update_estimators(
+                x, x_adv, logits.detach(), logits_adv.detach(), y, shard
             )
+            loss_adv = self.loss(logits, logits_adv, y, shard)
+            loss_mi, mi_metrics = self.mi(x, x_adv, logits, logits_adv, y, shard)
+            loss, metrics = self.objective(loss_adv, loss_mi, [logits, logits_adv], shard)
             self.classifier.backward(loss)
         self.classifier.update()
-        if self.average is not None:
-            self.average.update(self.attack.model)
-        return {**classifier_metrics, **metrics}
+        self.loss.observe(logits.detach(), logits_adv.detach(), y, shard)
+        for average in self.averages:
+            average.update(self.attack.model)
+        accuracies = _accuracies(logits, logits_adv, y, shard)
+        metrics |= {"loss_adv": loss_adv.detach(), **accuracies}
+        return metrics | mi_metrics | estimator_metrics
+
+    def _ascend(self, x: Tensor, x_adv: Tensor, y: Tensor, shard: Shard) -> None:
+        """Leaves the gradient of the adversarial loss alone in the parameters (AWP)."""
+        # Also during backward: activation checkpointing runs BatchNorm again.
+        with running_statistics_frozen(self.attack.model):
+            logits, logits_adv = self.classifier.task(x, x_adv, shard, inner=True)
+            self.classifier.backward(self.loss(logits, logits_adv, y, shard))
 
 
 class EstimatorStep:
@@ -157,27 +154,70 @@ class EstimatorStep:
 
     Args:
         attack: of the classifier.
-        estimators: learner of the `EstimatorTask`.
+        update_estimators: see `EstimatorUpdate`.
     """
 
-    def __init__(self, attack: Attacker, estimators: Learner) -> None:
+    def __init__(self, attack: Attacker, update_estimators: EstimatorUpdate) -> None:
         self.attack = attack
-        self.estimators = estimators
+        self.update_estimators = update_estimators
 
-    def __call__(self, batch: Batch, key: int, *, perturb: bool = False) -> Metrics:
-        """Updates the estimators once; arguments and result as of `TrainStep`."""
-        x, y, index, shard_sizes = batch
-        x_adv = self.attack(x, y, index, key)
-        if sum(shard_sizes) < 2:  # one sample has no negatives
-            return {}
+    def __call__(self, batch: Batch) -> Metrics:
+        """Updates the estimators once; argument and result as of `TrainStep`."""
+        x, y, shard = batch
+        x_adv = self.attack(x, y, shard)
         model = self.attack.model
         with evaluation_mode(model), torch.no_grad(), self.attack.autocast():
             logits, logits_adv = (
-                full_precision(
-                    in_pieces(model, model, images, shard_sizes, self.attack.micro_batch)
-                )
+                full_precision(in_pieces(model, model, images, shard, self.attack.micro_batch))
                 for images in (x, x_adv)
             )
-        loss, metrics = self.estimators.task(x, x_adv, logits, logits_adv, y, shard_sizes)
-        self.estimators.step(loss)
+        return self.update_estimators(x, x_adv, logits, logits_adv, y, shard)
+
+
+class EstimatorUpdate:
+    """Optimiser step of the estimators on outputs of the classifier.
+
+    Args:
+        learner: of the `EstimatorTask`.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+
+    def __call__(
+        self,
+        x: Tensor,
+        x_adv: Tensor,
+        logits: Tensor,
+        logits_adv: Tensor,
+        y: Tensor,
+        shard: Shard,
+    ) -> Metrics:
+        """Performs a step and returns its metrics; none for one sample, without negatives.
+
+        Args:
+            x, x_adv: (b, 3, H, W) in [0, 1].
+            logits, logits_adv: (b, K), detached.
+            y: (b,).
+            shard: place of the b samples in the global batch.
+        """
+        if shard.num < 2:
+            return {}
+        loss, metrics = self.learner.task(x, x_adv, logits, logits_adv, y, shard)
+        self.learner.step(loss)
         return metrics
+
+
+def no_update(*batch: object) -> Metrics:
+    """Does nothing, in place of an `EstimatorUpdate`."""
+    return {}
+
+
+def _accuracies(logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Shard) -> Metrics:
+    """Returns the accuracies of the outputs (b, K) that exist."""
+    outputs = {"robust_acc": logits_adv, "clean_acc": logits}
+    return {
+        name: shard.mean((z.detach().argmax(dim=1) == y).to(torch.float64))
+        for name, z in outputs.items()
+        if z.shape[1] > 0
+    }

@@ -11,15 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from raymi.collectives import Collectives, Shard
 from raymi.config import Config
+from raymi.counter_rng import random_key
 from raymi.data import ImageSet
 from raymi.data.augment import augment, to_unit
 from raymi.data.batches import (
     epoch_order,
     global_batch,
     mixed_order,
-    share,
-    share_sizes,
+    shard_of,
     steps_per_epoch,
 )
 from raymi.data.settings import check_crop
@@ -31,14 +32,13 @@ class Batch(NamedTuple):
     Attributes:
         x: (b, 3, H, W) in [0, 1].
         y: (b,).
-        sample: (b,), positions in the training set of N images; N + k for generated image k.
-        shard_sizes: samples of each worker; they sum to the global batch.
+        shard: its place in the global batch; positions in the training set of N images are 0 to
+            N - 1, and N + k for generated image k.
     """
 
     x: Tensor
     y: Tensor
-    sample: Tensor
-    shard_sizes: list[int]
+    shard: Shard
 
 
 class TrainLoader:
@@ -47,8 +47,7 @@ class TrainLoader:
     Args:
         images: the training set, on the worker's device.
         config: of the run.
-        rank: of the worker.
-        world_size: number of workers.
+        group: the workers.
         generated: images for `config.data.generated_fraction` of each batch, on the same device;
             None: no such images. They do not change the number of steps in an epoch.
 
@@ -60,16 +59,14 @@ class TrainLoader:
         self,
         images: ImageSet,
         config: Config,
-        rank: int,
-        world_size: int,
+        group: Collectives,
         generated: ImageSet | None = None,
     ) -> None:
         check_crop(config.data.crop_padding, images.images.shape[-1])
         self.images = images
         self.generated = generated
         self.config = config
-        self.rank = rank
-        self.world_size = world_size
+        self.group = group
         self.steps_per_epoch = steps_per_epoch(len(images), config.optim.batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
@@ -78,19 +75,19 @@ class TrainLoader:
         order = self._order(epoch).to(device)
         for step in range(first_step, self.steps_per_epoch):
             batch = global_batch(order, config.optim.batch_size, step)
-            index = share(batch, self.rank, self.world_size)
-            images, y = self._images_and_labels(index)
+            shard = shard_of(batch, self.group, random_key(config.seed, "start", epoch))
+            images, y = self._images_and_labels(shard.index)
             x = augment(
                 to_unit(images),
                 seed=config.seed,
                 epoch=epoch,
-                index=index,
+                index=shard.index,
                 crop_padding=config.data.crop_padding,
                 flip=config.data.flip,
             )
             if config.scaling.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
-            yield Batch(x, y, index, share_sizes(len(batch), self.world_size))
+            yield Batch(x, y, shard)
 
     def _order(self, epoch: int) -> Tensor:
         """Returns the order of an epoch's samples: (N,) int64 on the CPU."""

@@ -1,36 +1,28 @@
-"""State of training: built from a configuration, saved in checkpoints."""
+"""State of training, saved in checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from raymi.collectives import Collectives
+from raymi.collectives import Collectives, Metrics
 from raymi.config import Config
-from raymi.counter_rng import random_key
-from raymi.data import Splits
 from raymi.engine.awp import AdversarialWeightPerturbation
-from raymi.engine.classifier_task import ClassifierTask
 from raymi.engine.ema import WeightEMA
-from raymi.engine.estimator_task import EstimatorTask, Metrics
-from raymi.engine.learner import Learner, distributed
+from raymi.engine.learner import Learner
 from raymi.engine.metrics import MetricMeans
-from raymi.engine.network_check import NetworkFacts, check_network
+from raymi.engine.network_check import NetworkFacts
 from raymi.engine.phases import Phase
-from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Attacker, EstimatorStep, TrainStep
 from raymi.engine.train_loader import Batch
-from raymi.mi.estimators import LocalDIM, MIEstimators
-from raymi.mi.settings import MIConfig
-from raymi.models import build_model
-from raymi.models.batchnorm import convert_batchnorm
-from raymi.models.user_model import find_function
+from raymi.losses.base import AdversarialLoss
+from raymi.mi.estimators import MIEstimators
+from raymi.mi.terms import MITerm
 
 
 @dataclass
@@ -68,154 +60,84 @@ class Best:
         return better
 
 
+@dataclass
 class TrainState:
     """Modules, optimisers, schedules and position of one phase of a run.
 
-    Initial weights depend on `config.seed` alone; the classifier's do not depend on the presence of
-    estimators. With several workers the tasks are under DDP.
+    `build_phase` builds it. With several workers the tasks of the learners are under DDP.
 
-    Args:
+    Attributes:
         phase: of the run.
-        splits: give number of classes, image size and normalisation.
         group: the workers.
         device: of this worker.
         total_steps: optimiser steps of the phase.
+        model: the bare classifier.
+        estimators: of MI; None: the phase has none.
+        average: of the classifier's weights; None: no averaging.
+        classifier: learner of the classifier; None: it is frozen.
+        estimator_learner: learner of the estimators; None: they are frozen, or there are none.
+        loss, mi: terms of the classifier's loss, with state of their own.
+        perturbation: of the classifier's weights; None: no perturbation.
+        attack: of the classifier.
+        training_step: updates the modules that the phase learns.
+        autocast: returns the context in which the classifier runs.
+        facts: about the user's own network.
+        position, epoch_means, best: progress of the phase.
     """
 
-    def __init__(
-        self,
-        phase: Phase,
-        splits: Splits,
-        group: Collectives,
-        device: torch.device,
-        total_steps: int,
-    ) -> None:
-        config = phase.config
-        self.phase, self.config, self.group, self.device = phase, config, group, device
-        self.position, self.epoch_means = Position(phase.name), MetricMeans()
-        self.autocast = _autocast(config, device)
-        self.facts = NetworkFacts()
-        self._build_modules(splits)
-        self.average: WeightEMA | None = None
-        if phase.learns_classifier and config.optim.ema > 0:
-            self.average = WeightEMA(self.model, config.optim.ema)
+    phase: Phase
+    group: Collectives
+    device: torch.device
+    total_steps: int
+    model: nn.Module
+    estimators: MIEstimators | None
+    average: WeightEMA | None
+    classifier: Learner | None
+    estimator_learner: Learner | None
+    loss: AdversarialLoss
+    mi: MITerm
+    perturbation: AdversarialWeightPerturbation | None
+    attack: Attacker
+    training_step: TrainStep | EstimatorStep
+    autocast: Callable[[], AbstractContextManager[object]]
+    facts: NetworkFacts
+    position: Position = field(init=False)
+    epoch_means: MetricMeans = field(init=False, default_factory=MetricMeans)
+    best: dict[str, Best] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.position = Position(self.phase.name)
         self.best = {name: Best() for name in self.classifiers()}
 
-        self.estimator_learner: Learner | None = None
-        if self.estimators is not None and phase.learns_estimators:
-            adam = torch.optim.Adam(self.estimators.parameters(), lr=config.mi.estimator_lr)
-            task = EstimatorTask(self.estimators, config.mi, group, config.scaling.micro_batch)
-            self.estimator_learner = Learner(distributed(task, group, device), adam)
-        self.classifier: Learner | None = None
-        if phase.learns_classifier:
-            self.classifier = self._classifier_learner(total_steps)
-        self.attack = Attacker(
-            self.model,
-            config.attack,
-            config.attack_objective,
-            self.autocast,
-            fold_batchnorm=config.scaling.fold_batchnorm,
-            micro_batch=config.scaling.micro_batch,
-        )
-        if config.scaling.compile:
-            average = None if self.average is None else self.average.model
-            _compile([self.model, average, self.attack.folded])
-        self._step = self._build_step()
+    @property
+    def config(self) -> Config:
+        """Configuration of the phase."""
+        return self.phase.config
 
-    def _build_modules(self, splits: Splits) -> None:
-        config, device = self.config, self.device
-        build = partial(
-            build_model,
-            config.model.name,
-            num_classes=splits.num_classes,
-            image_size=splits.image_size,
-            mean=splits.mean,
-            std=splits.std,
-            width=config.model.width,
-            depth=config.model.depth,
-        )
-        if ":" in config.model.name:
-            find_function(config.model.name)  # its module may draw random numbers on import
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(random_key(config.seed, "classifier"))
-            self.model = build()
-            if ":" in config.model.name:  # tests check the networks of raymi
-                self.facts = self._checked(build, splits)
-            torch.manual_seed(random_key(config.seed, "estimators"))
-            self.estimators = build_estimators(config.mi, splits.num_classes, splits.image_size)
-        for module in (self.model, self.estimators):
-            if module is None:
-                continue
-            if self.group.world_size > 1 and config.scaling.sync_batchnorm:
-                convert_batchnorm(module)
-            module.to(device)
-            if config.scaling.channels_last:
-                module.to(memory_format=torch.channels_last)
-
-    def _checked(self, build: Callable[[], nn.Module], splits: Splits) -> NetworkFacts:
-        """Checks the user's own network before any long work.
-
-        Raises:
-            UserError: the network cannot be trained, attacked, saved or loaded.
-        """
-        config = self.config
-        return check_network(
-            config.model.name,
-            self.model,
-            build,
-            num_classes=splits.num_classes,
-            image_size=splits.image_size,
-            averaged=config.optim.ema > 0,
-            frozen_gradients=self.phase.learns_classifier
-            and (config.loss.base != "at" or config.mi.cosine > 0),
-        )
-
-    def _classifier_learner(self, total_steps: int) -> Learner:
-        config, optim = self.config, self.config.optim
-        sgd = torch.optim.SGD(
-            self.model.parameters(),
-            lr=optim.lr,
-            momentum=optim.momentum,
-            nesterov=optim.nesterov,
-            weight_decay=optim.weight_decay,
-        )
-        task = ClassifierTask(
-            self.model,
-            config.loss,
-            config.mi,
-            self.estimators,
-            self.group,
-            self.autocast,
-            config.scaling.micro_batch,
-        )
-        schedule = build_schedule(sgd, optim, total_steps)
-        some_unused = bool(self.facts.unused)
-        ddp = distributed(task, self.group, self.device, some_unused=some_unused)
-        return Learner(ddp, sgd, schedule)
-
-    def _build_step(self) -> TrainStep | EstimatorStep:
-        if self.classifier is None:
-            assert self.estimator_learner is not None
-            return EstimatorStep(self.attack, self.estimator_learner)
-        gamma = self.config.optim.awp
-        perturbation = AdversarialWeightPerturbation(self.model, gamma) if gamma > 0 else None
-        return TrainStep(
-            self.attack, self.classifier, self.estimator_learner, perturbation, self.average
-        )
-
-    def step(self, batch: Batch, key: int) -> Metrics:
+    def step(self, batch: Batch) -> Metrics:
         """Performs one training step of the modules that the phase learns.
 
         Args:
             batch: the worker's shard.
-            key: of the attack's random start.
 
         Returns:
             Detached 0-d metrics whose mean over workers is the global batch's.
         """
-        optim = self.config.optim
-        warmed_up = self.position.epoch >= optim.awp_warmup * optim.epochs
-        return self._step(batch, key, perturb=warmed_up)
+        self.loss.progress = self.mi.progress = self.progress
+        if self.perturbation is not None:
+            self.perturbation.epoch = self.position.epoch
+        return self.training_step(batch)
+
+    @property
+    def progress(self) -> float:
+        """Share of the phase's steps that is over."""
+        position, steps_per_epoch = self.position, self.total_steps // self.config.optim.epochs
+        return (position.epoch * steps_per_epoch + position.step) / self.total_steps
+
+    def end_epoch(self) -> None:
+        """Ends an epoch for the terms of the loss; a collective operation."""
+        for term in self._terms().values():
+            term.end_epoch(self.group)
 
     def classifiers(self) -> dict[str, nn.Module]:
         """Returns the models to evaluate by suffix: "" as trained, "-averaged" if averaged.
@@ -263,6 +185,7 @@ class TrainState:
             "average": None if self.average is None else self.average.state_dict(),
             "estimators": None if self.estimators is None else self.estimators.state_dict(),
             "learners": {name: learner.state_dict() for name, learner in self._learners().items()},
+            "terms": {name: term.state_dict() for name, term in self._terms().items()},
             "best": {name: asdict(best) for name, best in self.best.items()},
             "epoch_means": self.epoch_means.state(self.group),
         }
@@ -278,54 +201,13 @@ class TrainState:
             self.estimators.load_state_dict(content["estimators"])
         for name, learner in self._learners().items():
             learner.load_state_dict(content["learners"][name])
+        for name, term in self._terms().items():
+            term.load_state_dict(content["terms"][name])
         self.epoch_means.load_state(content["epoch_means"], self.device)
+
+    def _terms(self) -> dict[str, AdversarialLoss | MITerm]:
+        return {"loss": self.loss, "mi": self.mi} if self.phase.learns_classifier else {}
 
     def _learners(self) -> dict[str, Learner]:
         learners = {"classifier": self.classifier, "critics": self.estimator_learner}
         return {name: learner for name, learner in learners.items() if learner is not None}
-
-
-def build_estimators(mi: MIConfig, num_classes: int, image_size: int) -> MIEstimators | None:
-    """Builds the estimators of a configuration; None if it has none.
-
-    Raises:
-        UserError: the image is too small for them.
-    """
-    if not mi.has_estimators:
-        return None
-
-    def build() -> LocalDIM:
-        return LocalDIM(
-            num_classes,
-            image_size,
-            hidden=mi.hidden,
-            base_width=mi.base_width,
-            depth=mi.depth,
-            score=mi.score,
-            temperature=mi.temperature,
-        )
-
-    return MIEstimators(
-        natural=build() if mi.natural else None,
-        adversarial=build() if mi.adversarial else None,
-    )
-
-
-def _compile(models: list[nn.Module | None]) -> None:
-    """Compiles each model's forward in place.
-
-    Train or eval mode, gradients, running statistics, autocast and batch size each need a variant:
-    more than torch allows by default.
-    """
-    settings = torch._dynamo.config
-    name = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
-    setattr(settings, name, max(getattr(settings, name), 64))
-    for model in models:
-        if model is not None:
-            model.compile()
-
-
-def _autocast(config: Config, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
-    if config.scaling.precision == "fp32":
-        return nullcontext
-    return partial(torch.autocast, device.type, dtype=torch.bfloat16)

@@ -17,8 +17,15 @@ from raymi.collectives import Collectives
 from raymi.config import Config
 from raymi.data import ImageSet, Splits, load_splits
 from raymi.engine.block_metrics import FGSMAccuracy, MIEstimates
-from raymi.engine.pgd_evaluation import Accuracy, BlockMetric, PGDAttack, evaluate_pgd
-from raymi.engine.probes import Heartbeat, probe_classifier
+from raymi.engine.context import StopReason
+from raymi.engine.pgd_evaluation import (
+    Accuracy,
+    BlockMetric,
+    Heartbeat,
+    PGDAttack,
+    evaluate_pgd,
+)
+from raymi.engine.probes import probe_classifier
 from raymi.engine.storage import Storage
 from raymi.engine.train_state import TrainState
 from raymi.runs.pretrained import save_weights
@@ -53,7 +60,7 @@ class Validation:
         group: the workers.
         device: of this worker.
         write: appends an event to the journal: its kind, and fields.
-        stop_if_requested: called after each block on every worker; an exception ends the
+        stop_requested: called after each block on every worker; a reason that it returns ends the
             evaluation.
     """
 
@@ -65,25 +72,30 @@ class Validation:
         group: Collectives,
         device: torch.device,
         write: Callable[..., None],
-        stop_if_requested: Callable[[], None],
+        stop_requested: Callable[[], StopReason | None],
     ) -> None:
         self.config, self.splits, self.storage, self.group = config, splits, storage, group
         self.device = device
         self.val = splits.val.at_most(config.validation.max_samples).to(device)
         self.test = splits.test.at_most(config.evaluation.max_samples).to(device)
-        self.write, self.stop_if_requested = write, stop_if_requested
+        self.write, self.stop_requested = write, stop_requested
 
-    def validate(self, state: TrainState, epoch: int) -> tuple[dict[str, float], list[str]]:
+    def validate(
+        self, state: TrainState, epoch: int
+    ) -> tuple[dict[str, float], list[str]] | StopReason:
         """Validates each classifier, and keeps its weights if it is the best so far.
 
         Returns:
-            Metrics, and the suffixes of the classifiers that are the best so far.
+            Metrics, and the suffixes of the classifiers that are the best so far; or the reason of
+            a stop, before any is kept.
         """
         models = state.classifiers() or {"": state.model}
-        results = {  # all before any is kept: a stop in between must not change the best ones
-            suffix: self._validate(state, model, with_mi=suffix == "")
-            for suffix, model in models.items()
-        }
+        results: dict[str, dict[str, float]] = {}
+        for suffix, model in models.items():
+            outcome = self._validate(state, model, with_mi=suffix == "")
+            if isinstance(outcome, StopReason):
+                return outcome
+            results[suffix] = outcome
         val: dict[str, float] = {}
         better = []
         for suffix, metrics in results.items():
@@ -95,7 +107,9 @@ class Validation:
                 better.append(suffix)
         return val, better
 
-    def _validate(self, state: TrainState, model: nn.Module, *, with_mi: bool) -> dict[str, float]:
+    def _validate(
+        self, state: TrainState, model: nn.Module, *, with_mi: bool
+    ) -> dict[str, float] | StopReason:
         attack = validation_attack(self.config)
         metrics: list[BlockMetric] = [
             FGSMAccuracy(
@@ -124,6 +138,8 @@ class Validation:
             autocast=state.autocast,
             metrics=metrics,
         )
+        if isinstance(accuracy, StopReason):
+            return accuracy
         values = {"clean_acc": accuracy.clean, "robust_acc": accuracy.robust}
         for metric in metrics:
             values |= metric.compute()
@@ -149,10 +165,13 @@ class Validation:
                 self._save_weights(f"{which}{suffix}", model, epoch)
                 yield which, suffix, model, epoch
 
-    def evaluate(self, state: TrainState) -> None:
+    def evaluate(self, state: TrainState) -> StopReason | None:
         """Evaluates the last and the best models on the test set, then probes the chosen one.
 
         In fp32. The chosen model has the highest robust validation accuracy.
+
+        Returns:
+            The reason of a stop, or None.
         """
         config = self.config
         attack = PGDAttack(
@@ -165,15 +184,19 @@ class Validation:
         for which, suffix, model, epoch in self._saved_models(state):
             name = f"{which}{suffix}"
             if which == "last" or epoch != state.position.epoch:  # otherwise the same model
-                accuracy = self._accuracy(model, self.test, attack, name)
+                outcome = self._accuracy(model, self.test, attack, name)
+                if isinstance(outcome, StopReason):
+                    return outcome
+                accuracy = outcome
             self.write(
                 "evaluation", which=name, of_epoch=epoch, attack=asdict(attack),
                 chosen=(which, suffix) == ("best", chosen), **asdict(accuracy),
             )  # fmt: skip
         if config.probe.steps > 0:
-            self._probe(state.classifiers()[chosen], f"best{chosen}")
+            return self._probe(state.classifiers()[chosen], f"best{chosen}")
+        return None
 
-    def _probe(self, model: nn.Module, name: str) -> None:
+    def _probe(self, model: nn.Module, name: str) -> StopReason | None:
         """Trains fresh estimators on a classifier and records their validation estimates."""
         estimates = probe_model(
             self.config,
@@ -183,7 +206,10 @@ class Validation:
             self.device,
             heartbeat=self._heartbeat("probe"),
         )
+        if isinstance(estimates, StopReason):
+            return estimates
         self.write("probe", which=name, estimates=estimates)
+        return None
 
     def _save_weights(self, name: str, model: nn.Module, epoch: int) -> None:
         about = {"epoch": str(epoch), "train_digest": self.splits.train.digest}
@@ -200,7 +226,7 @@ class Validation:
         block: int | None = None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         metrics: Sequence[BlockMetric] = (),
-    ) -> Accuracy:
+    ) -> Accuracy | StopReason:
         return evaluate_pgd(
             model,
             images,
@@ -214,9 +240,9 @@ class Validation:
         )
 
     def _heartbeat(self, what: str) -> Heartbeat:
-        def beat(done: int, total: int) -> None:
+        def beat(done: int, total: int) -> StopReason | None:
             self.write("evaluating", what=what, done=done, of=total)
-            self.stop_if_requested()
+            return self.stop_requested()
 
         return beat
 
@@ -229,11 +255,11 @@ def probe_model(
     device: torch.device,
     *,
     heartbeat: Heartbeat,
-) -> dict[str, float]:
+) -> dict[str, float] | StopReason:
     """Trains fresh estimators on a classifier of a run, and evaluates them on validation.
 
     Returns:
-        Estimates, as `probes.probe_classifier` does.
+        Estimates or a reason, as `probes.probe_classifier` does.
     """
     return probe_classifier(
         model,

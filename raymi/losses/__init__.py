@@ -1,18 +1,7 @@
-"""Adversarial losses and their settings; a loss is imported on first use, as it needs torch."""
+"""Adversarial losses, one module each, and their settings; none imports torch before its use."""
 
-from __future__ import annotations
+from raymi.losses.base import AdversarialLoss
+from raymi.losses.registry import losses
+from raymi.losses.settings import LossConfig
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from raymi.losses.adversarial import at_loss, mart_loss, trades_loss
-
-__all__ = ["at_loss", "mart_loss", "trades_loss"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from raymi.losses import adversarial
-
-    return getattr(adversarial, name)
+__all__ = ["AdversarialLoss", "LossConfig", "losses"]

@@ -1,37 +1,97 @@
-"""Settings of the adversarial loss."""
+"""Settings of the adversarial loss, composed of those of each loss in the registry."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, Field, create_model, model_validator
 
-from raymi.fields import NonNegative, Section, Share
+from raymi.errors import did_you_mean
+from raymi.fields import Accepts, Section
+from raymi.formatting import as_typed, listed, shown
+from raymi.losses.registry import losses
 
 
-class LossConfig(Section):
+def _known(value: str) -> str:
+    if value not in losses():
+        raise ValueError(f"expected {_NAMES}, got {shown(value)}: {did_you_mean(value, losses())}")
+    return value
+
+
+_NAMES = " | ".join(losses())
+Base = Annotated[str, AfterValidator(_known), Accepts(_NAMES)]
+
+
+class _LossConfig(Section):
     """Adversarial loss, to which the MI term is added."""
 
-    base: Literal["at", "trades", "mart"] = "at"
-    """AT (Madry et al. 2018), TRADES (Zhang et al. 2019) or MART (Wang et al. 2020)."""
-    beta: NonNegative | None = None
-    """Weight of the robust term of TRADES or MART; none: 6 for TRADES, 5 for MART."""
-    label_smoothing: Share = 0.0
-    """Label smoothing of AT's cross-entropy."""
+    base: Base = Field(
+        "at",
+        description=f"Loss: {listed([f'{k} ({one.title})' for k, one in losses().items()], 99)}.",
+    )
     batchnorm: Literal["adversarial", "mix", "released"] = "adversarial"
     """Batches that update the running BatchNorm statistics: the adversarial one, both (mix), or
     the seven forwards of the authors' code. mix with mi.weight=0 is the control for this effect."""
 
     @model_validator(mode="before")
     @classmethod
-    def _default_beta(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("beta") is None:
-            usual = {"trades": 6.0, "mart": 5.0}.get(str(values.get("base", "at")))
-            values = {**values, "beta": usual}
-        return values
+    def _defaults_of_the_loss(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = {key: value for key, value in values.items() if value is not None}
+        chosen = losses().get(str(values.get("base", "at")))
+        return values if chosen is None else chosen.Settings().model_dump() | given
 
     @model_validator(mode="after")
-    def _smoothing_is_for_at(self) -> LossConfig:
-        if self.label_smoothing > 0 and self.base != "at":
-            raise ValueError(f"label_smoothing is defined for base=at only, got base={self.base}")
+    def _settings_are_of_the_loss(self) -> _LossConfig:
+        chosen = losses()[self.base].Settings.model_fields
+        for key in loss_keys():
+            value = getattr(self, key)
+            if value is not None and key not in chosen:
+                users = [name for name, one in losses().items() if key in one.Settings.model_fields]
+                raise ValueError(
+                    f"{key} is a setting of base={' | '.join(users)}, got {key}={as_typed(value)} "
+                    f"with base={self.base}: remove it"
+                )
         return self
+
+    def settings(self, base: str | None = None) -> dict[str, Any]:
+        """Returns the given settings that a loss has; None: the chosen one."""
+        values = {
+            key: getattr(self, key) for key in losses()[base or self.base].Settings.model_fields
+        }
+        return {key: value for key, value in values.items() if value is not None}
+
+
+def loss_keys() -> list[str]:
+    """Returns the keys of `loss` that depend on `loss.base`."""
+    return list(dict.fromkeys(k for one in losses().values() for k in one.Settings.model_fields))
+
+
+def _composed(key: str) -> Any:
+    """Returns type and field of a key; none: the default of the chosen loss."""
+    users = {
+        name: one.Settings.model_fields[key]
+        for name, one in losses().items()
+        if key in one.Settings.model_fields
+    }
+    first = next(iter(users.values()))
+    texts = {field.description or "": [] for field in users.values()}  # type: dict[str, list[str]]
+    for name, field in users.items():
+        texts[field.description or ""].append(f"{name}: {as_typed(field.default)}")
+    text = " ".join(f"{text} Default of {', '.join(values)}." for text, values in texts.items())
+    return first.rebuild_annotation() | None, Field(None, description=text)
+
+
+if TYPE_CHECKING:
+
+    class LossConfig(_LossConfig):
+        """Adversarial loss, to which the MI term is added."""
+else:
+    LossConfig = create_model(
+        "LossConfig",
+        __base__=_LossConfig,
+        __module__=__name__,
+        __doc__=_LossConfig.__doc__,
+        **{key: _composed(key) for key in loss_keys()},
+    )

@@ -7,12 +7,12 @@ classifier needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from raymi.collectives import Collectives
+from raymi.collectives import Metrics, Shard
 
 
 def gradients_at(loss: Tensor, logits: Sequence[Tensor]) -> list[Tensor]:
@@ -22,11 +22,11 @@ def gradients_at(loss: Tensor, logits: Sequence[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss, logits, allow_unused=True, materialize_grads=True))
 
 
-def global_norm(grads: Sequence[Tensor], group: Collectives) -> Tensor:
+def global_norm(grads: Sequence[Tensor], shard: Shard) -> Tensor:
     """Computes the Euclidean norm over the logits of the global batch: 0-d, fp32 at least."""
     parts = [g.double() if g.dtype == torch.float64 else g.float() for g in grads]
     squares = torch.stack([part.square().sum() for part in parts]).sum()
-    return group.sum(squares).sqrt() / group.world_size
+    return shard.sum(squares).sqrt() / shard.world_size
 
 
 def balanced_weight(norm_mi: Tensor, norm_adv: Tensor, rho: float, largest: float) -> Tensor:
@@ -57,3 +57,70 @@ def with_gradient(value: Tensor, logits: Sequence[Tensor], grads: Sequence[Tenso
     """
     linear = torch.stack([(z * g).sum() for z, g in zip(logits, grads, strict=True)]).sum()
     return linear + (value - linear).detach()
+
+
+class FixedWeight:
+    """Fixed weight of the MI loss, the paper's alpha."""
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, norm_mi: Tensor, norm_adv: Tensor) -> Tensor:
+        """Returns the weight, 0-d, for the norms of both gradients."""
+        return torch.full_like(norm_mi, self.weight)
+
+
+class BalancedWeight:
+    """Weight that gives the MI gradient rho times the norm of the adversarial loss's.
+
+    Args:
+        rho: ratio of the norms.
+        largest: largest weight.
+    """
+
+    def __init__(self, rho: float, largest: float) -> None:
+        self.rho, self.largest = rho, largest
+
+    def __call__(self, norm_mi: Tensor, norm_adv: Tensor) -> Tensor:
+        """Returns the weight, 0-d, for the norms of both gradients."""
+        return balanced_weight(norm_mi, norm_adv, self.rho, self.largest)
+
+
+class Objective:
+    """Sum of the adversarial loss and the weighted MI loss (Eq. 9).
+
+    Args:
+        weight: returns alpha, 0-d, for the norms of the MI and the adversarial gradient at the
+            logits of the global batch.
+    """
+
+    def __init__(self, weight: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.weight = weight
+
+    def __call__(
+        self, loss_adv: Tensor, loss_mi: Tensor | None, logits: Sequence[Tensor], shard: Shard
+    ) -> tuple[Tensor, Metrics]:
+        """Computes the loss of the classifier, and metrics.
+
+        Args:
+            loss_adv: 0-d.
+            loss_mi: 0-d; None: the batch has no MI loss.
+            logits: (b, K) each; those without gradient do not count.
+            shard: place of the b samples in the global batch.
+        """
+        if loss_mi is None:
+            return loss_adv, {"loss": loss_adv.detach()}
+        outputs = [z for z in logits if z.requires_grad]
+        grads_adv, grads_mi = gradients_at(loss_adv, outputs), gradients_at(loss_mi, outputs)
+        norm_adv, norm_mi = global_norm(grads_adv, shard), global_norm(grads_mi, shard)
+        weight = self.weight(norm_mi, norm_adv)
+        # L_adv + alpha * L_mi
+        grads = [g_adv + weight * g_mi for g_adv, g_mi in zip(grads_adv, grads_mi, strict=True)]
+        value = (loss_adv + weight * loss_mi).detach()
+        return with_gradient(value, outputs, grads), {
+            "loss": value,
+            "loss_mi": loss_mi.detach(),
+            "mi/weight": weight,
+            "mi/grad_norm": weight * norm_mi,
+            "grad_norm_adv": norm_adv,
+        }

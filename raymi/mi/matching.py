@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from raymi.collectives import Collectives
+from raymi.collectives import Shard
 from raymi.mi.bounds import F_DIVERGENCES
 
 
@@ -87,8 +87,7 @@ class Matching:
 def match(
     global_features: Tensor,
     local_features: Tensor,
-    sizes: list[int],
-    group: Collectives,
+    shard: Shard,
     *,
     divergence: str | None = None,
     score_memory: float = math.inf,
@@ -98,8 +97,7 @@ def match(
     Args:
         global_features: (b, H) of the worker's own outputs.
         local_features: (b, H, P) of the worker's own patterns.
-        sizes: number of samples of each worker; their sum is B.
-        group: the workers.
+        shard: place of the samples in the global batch of B.
         divergence: name of an f-divergence whose negative term is computed, too.
         score_memory: largest tensor of scores, in MiB; larger ones are computed in parts of at
             least one column, exactly.
@@ -108,19 +106,19 @@ def match(
         The `Matching` of the worker's own samples; exact in value and, under the convention of
         `raymi.collectives`, in gradient.
     """
-    num, first = sum(sizes), sum(sizes[: group.rank])
+    num = shard.num
     if num <= 1:
         positive = (global_features[:, :, None] * local_features).sum(dim=1)
         no_negatives = torch.full_like(positive, -math.inf)
         return Matching(positive, no_negatives, num, divergence, torch.zeros_like(positive))
-    outputs = group.gather(global_features, sizes)  # (B, H)
-    rows = first + torch.arange(len(local_features), device=outputs.device)
+    outputs = shard.gather(global_features)  # (B, H)
+    rows = shard.first + torch.arange(len(local_features), device=outputs.device)
     part = _columns_per_part(local_features, num, score_memory)
     positive, log_sum, total = _Reduced.apply(outputs, local_features, rows, divergence, part)
-    log_negatives = torch.logsumexp(group.exchange(log_sum, sizes), dim=0)  # (W, b, P) to (b, P)
+    log_negatives = torch.logsumexp(shard.exchange(log_sum), dim=0)  # (W, b, P) to (b, P)
     if divergence is None:
         return Matching(positive, log_negatives, num)
-    negative = group.exchange(total, sizes).sum(dim=0) / (num - 1)
+    negative = shard.exchange(total).sum(dim=0) / (num - 1)
     return Matching(positive, log_negatives, num, divergence, negative)
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from raymi.collectives import Collectives
+from raymi.collectives import Shard
 
 
 class PairMI(NamedTuple):
@@ -45,41 +45,23 @@ def selected(logits: Tensor, logits_adv: Tensor, y: Tensor) -> Tensor:
     return (logits.argmax(dim=1) == y) & (logits_adv.argmax(dim=1) != y)
 
 
-def global_mean(values: Tensor, mask: Tensor | None, num: int, group: Collectives) -> Tensor:
-    """Computes the mean over the samples of all workers with a true mask; 0 without any.
-
-    Args:
-        values: (b,).
-        mask: (b,) bool; None: all.
-        num: samples in the global batch.
-
-    Returns:
-        0-d; its mean over workers is the mean, its gradient is exact after DDP's averaging.
-    """
-    if mask is None:
-        return group.world_size * values.sum() / num
-    count = group.sum(mask.sum().to(values.dtype))
-    masked = torch.where(mask, values, torch.zeros_like(values))
-    return group.world_size * masked.sum() / count.clamp(min=1)
-
-
-def clamp_mean(mean: Tensor, low: float, high: float, group: Collectives) -> Tensor:
+def clamp_mean(mean: Tensor, low: float, high: float, shard: Shard) -> Tensor:
     """Clamps a batch mean, in value and gradient, to [low, high] nats.
 
     Args:
-        mean: 0-d, as `global_mean` returns it; the mean over workers is clamped.
+        mean: 0-d, as `Shard.mean` returns it; the mean over workers is clamped.
         low: lower limit, in nats.
         high: upper limit, in nats.
-        group: the workers.
+        shard: place of the samples in the global batch.
     """
     if low == -math.inf and high == math.inf:
         return mean
-    value = group.sum(mean.detach()) / group.world_size
+    value = shard.sum(mean.detach()) / shard.world_size
     inside = (value >= low) & (value <= high)
     return torch.where(inside, mean, value.clamp(low, high))
 
 
-def cosine_distance(a: Tensor, b: Tensor, mask: Tensor, group: Collectives) -> Tensor:
+def cosine_distance(a: Tensor, b: Tensor, mask: Tensor, shard: Shard) -> Tensor:
     """Computes L_cos of Eq. 8, |1 - cos(a, b)|, over the selected samples of the global batch.
 
     Args:
@@ -90,11 +72,11 @@ def cosine_distance(a: Tensor, b: Tensor, mask: Tensor, group: Collectives) -> T
     Returns:
         0-d, the same on every worker; 0 if nothing is selected or a vector is zero.
     """
-    return (1 - cosine_of(a, b, mask, group, undefined=1.0)).abs()
+    return (1 - cosine_of(a, b, mask, shard, undefined=1.0)).abs()
 
 
 def cosine_of(
-    a: Tensor, b: Tensor, mask: Tensor, group: Collectives, *, undefined: float = 0.0
+    a: Tensor, b: Tensor, mask: Tensor, shard: Shard, *, undefined: float = 0.0
 ) -> Tensor:
     """Computes the cosine of two vectors over the selected samples of the global batch.
 
@@ -108,7 +90,7 @@ def cosine_of(
         0-d, the same on every worker.
     """
     a, b = torch.where(mask, a, 0), torch.where(mask, b, 0)
-    dot, aa, bb = group.sum(torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]))
+    dot, aa, bb = shard.sum(torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()]))
     defined = (aa > 0) & (bb > 0)
     norms = torch.sqrt(torch.where(defined, aa, 1)) * torch.sqrt(torch.where(defined, bb, 1))
     return torch.where(defined, dot / norms, undefined + 0 * dot)
@@ -118,8 +100,7 @@ def estimator_loss(
     matching: Tensor,
     other: Tensor | None,
     mask: Tensor | None,
-    num: int,
-    group: Collectives,
+    shard: Shard,
     *,
     clip: bool = True,
 ) -> Tensor:
@@ -134,16 +115,16 @@ def estimator_loss(
         matching: (b,) nats.
         other: (b,) nats.
         mask: (b,) bool.
-        num: samples in the global batch.
+        shard: place of the samples in the global batch.
 
     Returns:
         0-d loss in nats.
     """
     # Eq. 4: -mean I(own)        Eq. 5: -mean_S [I(own) - max(I(other), 0)]
-    loss = -global_mean(matching, mask, num, group)
+    loss = -shard.mean(matching, mask)
     if other is not None:
-        other_mean = global_mean(other, mask, num, group)
-        loss = loss + (clamp_mean(other_mean, 0.0, math.inf, group) if clip else other_mean)
+        other_mean = shard.mean(other, mask)
+        loss = loss + (clamp_mean(other_mean, 0.0, math.inf, shard) if clip else other_mean)
     return loss
 
 
@@ -151,8 +132,7 @@ def classifier_mi_loss(
     natural: PairMI | None,
     adversarial: PairMI | None,
     mask: Tensor | None,
-    num: int,
-    group: Collectives,
+    shard: Shard,
     *,
     difference: float,
     cosine: float,
@@ -165,7 +145,7 @@ def classifier_mi_loss(
         natural: natural MI of both outputs; None: without its terms (ablation ii).
         adversarial: adversarial MI of both outputs; None: without its terms (ablation i).
         mask: (b,) bool, selected samples (Eq. 6); None: all.
-        num: samples in the global batch.
+        shard: place of the samples in the global batch.
         difference: weight of mean[I_A(h(x_adv)) - I_N(h(x_adv))], lambda in the paper.
         cosine: weight of the two cosine terms, 1 in the paper.
         natural_range: limits of the clamped batch mean of natural MI, in nats.
@@ -179,11 +159,11 @@ def classifier_mi_loss(
     for sign, kind, bounds in ((-1, natural, natural_range), (1, adversarial, adversarial_range)):
         if kind is None:
             continue
-        mean = global_mean(kind.of_adversarial, mask, num, group)
-        terms.append(sign * difference * clamp_mean(mean, *bounds, group))
+        mean = shard.mean(kind.of_adversarial, mask)
+        terms.append(sign * difference * clamp_mean(mean, *bounds, shard))
         if cosine > 0 and kind.of_natural is not None:
             everything = torch.ones_like(kind.of_adversarial, dtype=torch.bool)
             over = everything if mask is None else mask
-            distance = cosine_distance(kind.of_adversarial, kind.of_natural, over, group)
+            distance = cosine_distance(kind.of_adversarial, kind.of_natural, over, shard)
             terms.append(cosine * distance)
     return torch.stack(terms).sum()

@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from raymi.collectives import Collectives
-from raymi.mi.objectives import cosine_distance, cosine_of, global_mean
+from raymi.collectives import Shard
+from raymi.mi.objectives import cosine_distance, cosine_of
 
 
 def selected_over_batch(
-    logits: Tensor, logits_adv: Tensor, y: Tensor, group: Collectives
+    logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Shard
 ) -> tuple[Tensor, Tensor]:
     """Selects samples by the argmax over classes of a softmax over the batch axis.
 
@@ -30,20 +30,20 @@ def selected_over_batch(
         Two (b,) bool: clean right and adversarial wrong; both right.
     """
     # argmax_c z[i, c] - logsumexp_k z[k, c]
-    right = _log_softmax_over_batch(logits, group).argmax(dim=1) == y
-    right_adv = _log_softmax_over_batch(logits_adv, group).argmax(dim=1) == y
+    right = _log_softmax_over_batch(logits, shard).argmax(dim=1) == y
+    right_adv = _log_softmax_over_batch(logits_adv, shard).argmax(dim=1) == y
     return right & ~right_adv, right & right_adv
 
 
 def natural_estimator_loss(
-    own: Tensor, other: Tensor, wrong: Tensor, right: Tensor, num: int, group: Collectives
+    own: Tensor, other: Tensor, wrong: Tensor, right: Tensor, shard: Shard
 ) -> Tensor:
     """Computes the authors' natural estimator loss; Eq. 5: max I_N(h(x)) - I_N(h(x_adv)).
 
     Args:
         own, other: (b,) nats, MI of x with h(x) and with h(x_adv).
         wrong, right: (b,) bool, from `selected_over_batch`.
-        num: samples in the global batch.
+        shard: place of the samples in the global batch.
 
     Returns:
         0-d.
@@ -52,13 +52,13 @@ def natural_estimator_loss(
     # 5 |cos_w(a, b)| + sum_w(a) / k + (5 |1 - cos_r(a, b)| + sum_r(a) / k) / 2
     either = wrong | right
     weights = wrong.to(own.dtype) + 0.5 * right.to(own.dtype)
-    gain = global_mean(weights * own, either, num, group)
-    apart = cosine_of(own, other, wrong, group).abs()
-    return 5 * apart - gain + 2.5 * cosine_distance(own, other, right, group)
+    gain = shard.mean(weights * own, either)
+    apart = cosine_of(own, other, wrong, shard).abs()
+    return 5 * apart - gain + 2.5 * cosine_distance(own, other, right, shard)
 
 
 def adversarial_estimator_loss(
-    own: Tensor, other: Tensor, wrong: Tensor, right: Tensor, num: int, group: Collectives
+    own: Tensor, other: Tensor, wrong: Tensor, right: Tensor, shard: Shard
 ) -> Tensor:
     """Computes the authors' adversarial estimator loss; Eq. 5: max I_A(h(x_adv)) - I_A(h(x)).
 
@@ -69,13 +69,14 @@ def adversarial_estimator_loss(
         0-d.
     """
     # a = -own, b = -other: 5 |cos_w(a, b)| + mean_w(a) + (8 |1 - cos_r(a, b)| - 0.1 mean_r(a)) / 2
-    gain = global_mean(own, wrong, num, group) - 0.05 * global_mean(own, right, num, group)
-    apart = cosine_of(own, other, wrong, group).abs()
-    return 5 * apart - gain + 4 * cosine_distance(own, other, right, group)
+    gain = shard.mean(own, wrong) - 0.05 * shard.mean(own, right)
+    apart = cosine_of(own, other, wrong, shard).abs()
+    return 5 * apart - gain + 4 * cosine_distance(own, other, right, shard)
 
 
-def _log_softmax_over_batch(logits: Tensor, group: Collectives) -> Tensor:
+def _log_softmax_over_batch(logits: Tensor, shard: Shard) -> Tensor:
     logits = logits.detach()
-    largest = group.max(torch.cat([logits, logits.new_full((1, logits.shape[1]), -1e30)]).amax(0))
-    total = group.sum(torch.exp(logits - largest).sum(dim=0))
+    lowest = logits.new_full((1, logits.shape[1]), -1e30)
+    largest = shard.group.max(torch.cat([logits, lowest]).amax(0))
+    total = shard.sum(torch.exp(logits - largest).sum(dim=0))
     return logits - (torch.log(total) + largest)

@@ -19,7 +19,7 @@ import torch
 
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.config import Config
-from raymi.engine.context import RankZeroFlags, StopRequest
+from raymi.engine.context import RankZeroFlags, StopReason, StopRequest
 from raymi.engine.loop import train
 from raymi.errors import StorageError, UserError
 from raymi.files import write_atomically
@@ -57,14 +57,14 @@ class RayContext:
         """Reports metrics to Ray Train, a barrier of all workers."""
         ray.train.report(dict(metrics))
 
-    def stop_requested(self) -> bool:
-        """Returns whether to stop; its broadcast also agrees on the next check for notices."""
+    def stop_requested(self) -> StopReason | None:
+        """Returns why to stop, or None; its broadcast also agrees on the next check for notices."""
         due = time.monotonic() >= self._next_check
-        stop, check = self._flags.broadcast(self._stop.is_requested(), due)
+        reason, check = self._flags.broadcast(self._stop.reason() or 0, due)
         if check:  # stays due until the next step: a validation calls this without a step
             self._check_due = True
             self._next_check = time.monotonic() + NOTICE_SECONDS
-        return stop
+        return StopReason(reason) if reason else None
 
     def checkpoint_requested(self) -> bool:
         """Returns True once for each node of this run with a preemption notice."""
@@ -80,7 +80,7 @@ class RayContext:
 
     def agree(self, answer: bool) -> bool:
         (agreed,) = self._flags.broadcast(answer)
-        return agreed
+        return bool(agreed)
 
 
 def train_worker(job: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raymi.config import Config
 from raymi.evaluation.protocol import threat_name
+from raymi.losses.registry import loss_titles
 from raymi.reporting.history import History
 from raymi.runs.json_files import read_json_or_none
 from raymi.runs.json_types import SavedReport
@@ -39,7 +40,7 @@ def method_name(config: Config) -> str:
     mi, base = config.mi, config.loss.base
     if config.attack.steps == 0:
         return "standard" if not mi.enabled else f"standard + {mi.form}"
-    adversarial = {"at": "AT", "trades": "TRADES", "mart": "MART"}[base]
+    adversarial, namid = loss_titles(base)
     if not mi.enabled:
         control = " + unused clean forward" if config.loss.batchnorm == "mix" else ""
         return adversarial + control
@@ -47,10 +48,9 @@ def method_name(config: Config) -> str:
         return f"{adversarial} + random gradient"
     if mi.form == "wmim":
         return "WMIM" if base == "at" else f"{adversarial} + WMIM"
-    letter = {"at": "", "trades": "_T", "mart": "_M"}[base]
     parts = [mi.form, *(["staged"] if mi.schedule == "staged" and mi.form == "bounded" else [])]
     parts += [f"no {kind} MI" for kind in ("natural", "adversarial") if not getattr(mi, kind)]
-    return f"NAMID{letter} ({', '.join(parts)})"
+    return f"{namid} ({', '.join(parts)})"
 
 
 def training_accuracies(history: History) -> list[ProtocolAccuracies]:

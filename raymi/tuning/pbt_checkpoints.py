@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from raymi.config import Config
+from raymi.engine.build_phase import build_estimators
 from raymi.engine.phases import phases_of
-from raymi.engine.train_state import build_estimators
 from raymi.errors import UserError
 from raymi.files import not_writable
 from raymi.formatting import as_typed
+from raymi.losses.settings import loss_keys
 from raymi.overrides import examine, nest, overlay
 from raymi.recipes import on_recipe
 from raymi.runs.checkpoint import load_checkpoint, replace_checkpoints
@@ -52,7 +53,7 @@ _FIXED = {
 
 _FREE = {
     *(f"attack.{key}" for key in ("alpha", "steps", "start", "projection", "objective")),
-    *("loss.beta", "loss.label_smoothing"),
+    *(f"loss.{key}" for key in loss_keys()),
     *(f"mi.{key}" for key in ("weight", "balance", "alpha_max", "difference", "cosine", "clamp")),
     *(f"mi.{key}" for key in ("objective", "clip_contrast", "samples", "temperature")),
     *(f"mi.{key}" for key in ("natural", "adversarial", "hidden", "base_width", "depth")),

@@ -12,6 +12,7 @@ from torch import nn
 from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import gaussian_start, random_start, start_of
 from raymi.attacks.settings import AttackConfig
+from raymi.collectives import Collectives, Shard
 from raymi.config import Config
 from raymi.engine.step import Attacker
 
@@ -45,7 +46,7 @@ def test_starts_equal_their_definitions(batch):
 def test_training_samples_follow_the_configuration(model, batch, start, projection):
     x, y, index = batch
     attack = AttackConfig(norm="l2", eps=0.9, steps=3, start=start, projection=projection)
-    x_adv = Attacker(model, attack, "ce", nullcontext)(x, y, index, KEY)
+    x_adv = Attacker(model, attack, "ce", nullcontext)(x, y, Shard((6,), Collectives(), index, KEY))
     begin = start_of(start, x, 0.9, "l2", KEY, index)
     settings = {"eps": 0.9, "alpha": 0.225, "steps": 3, "norm": "l2", "projection": projection}
     assert torch.equal(x_adv, pgd(model, x, y, **settings, start=begin))
@@ -70,4 +71,6 @@ def test_invalid_starts_are_refused(attack, message):
 def test_without_steps_from_the_image_samples_are_clean(model, batch):
     x, y, index = batch
     attack = AttackConfig(steps=0, start="image")
-    assert torch.equal(Attacker(model, attack, "ce", nullcontext)(x, y, index, KEY), x)
+    assert torch.equal(
+        Attacker(model, attack, "ce", nullcontext)(x, y, Shard((6,), Collectives(), index, KEY)), x
+    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from gloo import run_ranks
 from tiny_runs import same, steps_in_float64, tiny_config, tiny_state
 
 from raymi.engine.awp import AdversarialWeightPerturbation
-from raymi.losses import at_loss
 
 PERTURBED = {"optim.awp": 0.02, "optim.awp_warmup": 0}
 
@@ -24,7 +24,7 @@ def test_each_weight_moves_along_its_gradient_by_gamma_of_its_norm_and_comes_bac
         for p in model.parameters():
             p.grad = torch.randn_like(p)
 
-    with AdversarialWeightPerturbation(model, 0.1).at_worst_weights(ascend):
+    with AdversarialWeightPerturbation(model, 0.1)(ascend):
         for name, p in model.named_parameters():
             moved = p.detach() - before[name]
             if p.dim() == 1:
@@ -40,11 +40,11 @@ def test_the_step_descends_along_the_gradient_at_the_perturbed_weights():
     state, loader = tiny_state(tiny_config({**PERTURBED, "mi.weight": 0, "optim.weight_decay": 0}))
     twin, _ = tiny_state(tiny_config({"mi.weight": 0, "optim.weight_decay": 0}))
     batch = next(iter(loader.epoch(0)))
-    x_adv = twin.attack(batch.x, batch.y, batch.sample, 7)
+    x_adv = twin.attack(batch.x, batch.y, batch.shard)
     weights = [p for p in twin.model.parameters() if p.dim() > 1]
 
     def loss():
-        return at_loss(twin.model(x_adv), batch.y, sum(batch.shard_sizes))
+        return F.cross_entropy(twin.model(x_adv), batch.y)
 
     grads = torch.autograd.grad(loss(), weights)
     old = [p.detach().clone() for p in weights]
@@ -61,7 +61,7 @@ def test_the_step_descends_along_the_gradient_at_the_perturbed_weights():
     with torch.no_grad():
         for p, o in zip(weights, old, strict=True):
             p.copy_(o)
-    state.step(batch, 7)
+    state.step(batch)
     lr = state.config.optim.lr / 10  # where the one-cycle schedule starts
     for (name, new), start in zip(
         state.model.named_parameters(), twin.model.parameters(), strict=True
@@ -74,7 +74,7 @@ def test_the_step_descends_along_the_gradient_at_the_perturbed_weights():
 def test_running_statistics_follow_the_one_forward_that_counts():
     state, loader = tiny_state(tiny_config({**PERTURBED, "mi.weight": 0}))
     for count, batch in enumerate(loader.epoch(0), start=1):
-        state.step(batch, 0)
+        state.step(batch)
         tracked = {
             k: int(v) for k, v in state.model.state_dict().items() if k.endswith("batches_tracked")
         }
@@ -86,14 +86,14 @@ def test_weights_stay_unchanged_during_the_warmup():
     for settings in ({}, {**PERTURBED, "optim.awp_warmup": 0.5}):
         state, loader = tiny_state(tiny_config(settings))
         for batch in loader.epoch(0):
-            state.step(batch, 0)
+            state.step(batch)
         weights.append(dict(state.model.state_dict()))
     assert same(*weights)
     state.position.epoch = 1
     twin, _ = tiny_state(tiny_config({}))
     twin.load_state_dict(state.state_dict())
     for one in (state, twin):
-        one.step(next(iter(loader.epoch(1))), 1)
+        one.step(next(iter(loader.epoch(1))))
     assert not same(dict(state.model.state_dict()), dict(twin.model.state_dict()))
 
 

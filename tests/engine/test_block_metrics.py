@@ -42,7 +42,7 @@ def trained():
     state, loader = tiny_state(tiny_config({"attack.eps": 0.1, "optim.epochs": 4}), Collectives())
     for epoch in range(4):
         for batch in loader.epoch(epoch):
-            state.step(batch, epoch)
+            state.step(batch)
     return state
 
 

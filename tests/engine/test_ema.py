@@ -36,7 +36,7 @@ def test_averaging_does_not_change_the_classifier():
     for settings in ({}, AVERAGED):
         state, loader = tiny_state(tiny_config(settings))
         for batch in loader.epoch(0):
-            state.step(batch, 0)
+            state.step(batch)
         histories.append(dict(state.model.state_dict()))
     assert same(*histories)
 

@@ -145,7 +145,7 @@ def first_step(rank, world_size):
         config = tiny_config({"attack.steps": 0, "mi.estimator_lr": 1e-12, **settings})
         state, loader = tiny_state(config)
         batch = next(loader.epoch(0))
-        metrics = state.step(batch, key=7)
+        metrics = state.step(batch)
         losses = {k: (state.group.sum(v) / world_size).item() for k, v in metrics.items()}
         modules = {"model": state.model, "estimators": state.estimators}
         grads = {

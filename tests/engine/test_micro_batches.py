@@ -9,7 +9,8 @@ from gloo import run_ranks
 from tiny_runs import steps_in_float64, tiny_config, tiny_run, tiny_state
 from torch import nn
 
-from raymi.engine.micro_batches import in_pieces, num_pieces
+from raymi.collectives import Shard
+from raymi.models.micro_batches import in_pieces, num_pieces
 
 NORM_FREE = {
     "model.name": "tiny_runs:norm_free_net", "model.width": None, "model.depth": None,
@@ -23,7 +24,7 @@ NORM_FREE = {
     [([5, 4], None, 1), ([5, 4], 5, 1), ([5, 4], 2, 3), ([4, 0], 1, 4), ([0], 3, 1)],
 )
 def test_every_worker_has_as_many_pieces_as_the_largest_share_needs(sizes, micro_batch, expected):
-    assert num_pieces(sizes, micro_batch) == expected
+    assert num_pieces(max(sizes), micro_batch) == expected
 
 
 @pytest.mark.parametrize("loss", ["at", "trades", "mart"])
@@ -66,7 +67,7 @@ def test_batchnorm_sees_pieces_and_its_running_statistics_follow_each_once():
     x, y = torch.rand(12, 3, 8, 8, dtype=torch.float64), torch.arange(12) % 5
     expected, reference = piece_by_piece(x, y)
     model = small_net()
-    logits = in_pieces(model, model, x, [12], 4)
+    logits = in_pieces(model, model, x, Shard.alone(12), 4)
     loss = (logits.log_softmax(1).gather(1, y[:, None]).mean() - 1) ** 2
     loss.backward()
     assert torch.equal(logits, expected)
@@ -86,7 +87,7 @@ def test_only_inputs_and_outputs_of_pieces_are_saved_for_backward():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        in_pieces(model, model, x, [12], 4).sum()
+        in_pieces(model, model, x, Shard.alone(12), 4).sum()
     assert sum(held) <= x.numel(), "the whole network would hold many times as much"
 
 
@@ -94,7 +95,7 @@ def test_dropout_is_the_same_the_second_time():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.Dropout(0.5), nn.Linear(6, 2))
     x = torch.rand(8, 3, 2, 2)
     torch.manual_seed(1)
-    logits = in_pieces(model, model, x, [8], 4)
+    logits = in_pieces(model, model, x, Shard.alone(8), 4)
     (grad,) = torch.autograd.grad(logits.sum(), model[1].bias)
     torch.manual_seed(1)
     expected = torch.cat([model(piece) for piece in x.split(4)])
@@ -115,7 +116,7 @@ def test_attributes_that_a_forward_sets_are_set_once():
 
     x, one, other = torch.rand(12, 3, 8, 8, dtype=torch.float64), net(), net()
     torch.cat([one(piece) for piece in x.split(4)]).square().mean().backward()
-    logits = in_pieces(other, other, x, [12], 4)
+    logits = in_pieces(other, other, x, Shard.alone(12), 4)
     other.eval()  # what happens before the backward has no effect on it
     logits.square().mean().backward()
     assert not other.training
@@ -143,7 +144,7 @@ class Scaled(nn.Module):
 def test_a_buffer_that_a_forward_uses_is_that_of_its_own_piece():
     x, one, other = torch.rand(12, 4, dtype=torch.float64), Scaled(True), Scaled(False)
     torch.cat([one(piece) for piece in x.split(4)]).square().mean().backward()
-    loss = in_pieces(other, other, x, [12], 4).square().mean()
+    loss = in_pieces(other, other, x, Shard.alone(12), 4).square().mean()
     scale = other.scale
     for _ in range(2):  # also a second time
         (grad,) = torch.autograd.grad(loss, other.linear.weight, retain_graph=True)
@@ -164,7 +165,7 @@ def test_pieces_train_with_batchnorm_and_every_option(schedule, tmp_path):
 
 def one_epoch(rank, world_size, settings):
     state, loader = tiny_state(tiny_config(settings))
-    metrics = [state.step(batch, key=0) for batch in loader.epoch(0)]
+    metrics = [state.step(batch) for batch in loader.epoch(0)]
     finite = all(torch.stack(list(m.values())).isfinite().all() for m in metrics)
     return bool(finite) and not state.modules_not_finite()
 
@@ -175,7 +176,7 @@ def test_a_step_with_pieces_attacks_the_same_samples():
     for micro_batch in (None, 5):
         state, loader = tiny_state(tiny_config({"scaling.micro_batch": micro_batch}))
         batch = next(iter(loader.epoch(0)))
-        x_adv.append(state.attack(batch.x, batch.y, batch.sample, 3))
+        x_adv.append(state.attack(batch.x, batch.y, batch.shard))
     whole, parts = x_adv
     differ = (whole - parts).abs() > 1e-6  # rounding may turn a sign of PGD here and there
     assert differ.double().mean() < 0.01

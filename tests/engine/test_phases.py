@@ -69,7 +69,7 @@ def test_the_estimators_learn_on_a_frozen_classifier_and_are_frozen_afterwards()
         modules = {"model": state.model, "estimators": state.estimators}
         before = {k: {n: v.clone() for n, v in m.state_dict().items()} for k, m in modules.items()}
         for batch in loader.epoch(0):
-            metrics = state.step(batch, 0)
+            metrics = state.step(batch)
         changed = {k for k, m in modules.items() if not same(before[k], dict(m.state_dict()))}
         assert changed == {learns}
         assert all(torch.isfinite(value) for value in metrics.values())

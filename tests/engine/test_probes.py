@@ -24,7 +24,7 @@ def classifier(epochs):
     )
     for epoch in range(epochs):
         for batch in loader.epoch(epoch):
-            state.step(batch, epoch)
+            state.step(batch)
     return state.model
 
 

@@ -28,8 +28,8 @@ def steps_of(settings, epochs):
     history = []
     for epoch in range(epochs):
         state.position.epoch = epoch
-        for batch in loader.epoch(epoch):
-            history.append({k: float(v) for k, v in state.step(batch, len(history)).items()})
+        steps = (state.step(batch) for batch in loader.epoch(epoch))
+        history += [{k: float(v) for k, v in metrics.items()} for metrics in steps]
     return history, state
 
 
@@ -82,8 +82,8 @@ def test_the_stop_names_the_first_broken_step_and_the_checkpoint_before_it(tmp_p
 
     step = TrainState.step
 
-    def breaking(self, batch, key):
-        metrics = step(self, batch, key)
+    def breaking(self, batch):
+        metrics = step(self, batch)
         if self.position.global_step >= 7:
             metrics["loss_mi"] = torch.tensor(float("nan"))
         return metrics

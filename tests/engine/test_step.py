@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from raymi.attacks.projections import random_start
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.engine.metrics import MetricMeans
 from raymi.mi.estimators import MIEstimators
+from raymi.mi.terms import EstimatedMI
 
 PAPER = {"mi.form": "paper", "mi.hidden": 16}
 
@@ -25,8 +27,20 @@ def first_batch(settings=None):
     return state, next(loader.epoch(0))
 
 
-def attacked(state, batch, key=0):
-    return state.attack(batch.x, batch.y, batch.sample, key)
+def attacked(state, batch):
+    return state.attack(batch.x, batch.y, batch.shard)
+
+
+def keyed(batch, key):
+    """The batch with another key of its random numbers."""
+    return batch._replace(shard=replace(batch.shard, key=key))
+
+
+def estimators_see(state, batch, x_adv):
+    """Arguments of the estimators' task: the batch and the classifier's detached outputs."""
+    with torch.no_grad():
+        outputs = state.model(batch.x), state.model(x_adv)
+    return batch.x, x_adv, *outputs, batch.y, batch.shard
 
 
 def buffers(module):
@@ -43,8 +57,8 @@ def test_without_mi_training_is_plain_adversarial_training_bit_for_bit():
     twin = copy.deepcopy(state.model)
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     for batch in loader.epoch(0):
-        state.step(batch, 7)
-        start = random_start(batch.x, 0.2, "linf", 7, batch.sample)
+        state.step(batch)
+        start = random_start(batch.x, 0.2, "linf", batch.shard.key, batch.shard.index)
         x_adv = pgd(twin, batch.x, batch.y, eps=0.2, alpha=0.05, steps=2, start=start)
         loss = F.cross_entropy(twin(x_adv), batch.y, reduction="sum") / len(batch.y)
         optimizer.zero_grad()
@@ -87,7 +101,7 @@ def test_the_step_learns_the_estimators_first_and_from_the_same_two_forwards():
     for name in ("classifier", "estimator_learner"):
         optimizer = getattr(state, name).optimizer
         optimizer.register_step_post_hook(lambda *_, name=name: events.append(f"{name} stepped"))
-    state.step(batch, 0)
+    state.step(batch)
     assert events == [
         *["forward"] * (2 + 2),  # two of the attack, then h(x) and h(x_adv)
         "estimator learns", "estimator learns", "estimator_learner stepped",
@@ -104,14 +118,14 @@ def test_each_image_goes_through_the_classifier_once(settings, forwards):
     state, batch = first_batch(settings)
     count = [0]
     state.model.register_forward_hook(lambda m, a, z: count.__setitem__(0, count[0] + 1))
-    state.step(batch, 0)
+    state.step(batch)
     assert count == [2 + forwards]
 
 
 @pytest.mark.parametrize("settings", [{}, PAPER], ids=["bounded", "paper"])
 def test_estimators_are_frozen_while_the_classifier_learns(settings):
     state, batch = first_batch(settings)
-    estimators, x_adv = state.estimators, attacked(state, batch)
+    estimators = state.estimators
     estimators.natural.local.head.eval()  # flags of single modules come back, too
     flags = [module.training for module in estimators.modules()]
     before = {k: v.clone() for k, v in estimators.state_dict().items()}
@@ -119,8 +133,10 @@ def test_estimators_are_frozen_while_the_classifier_learns(settings):
     for estimator in (estimators.natural, estimators.adversarial):
         for module in estimator.modules():
             module.register_forward_hook(lambda m, a, z: seen.append(m.training))
-    loss, _ = state.classifier.task(batch.x, x_adv, batch.y, batch.shard_sizes)
-    state.classifier.step(loss)
+    x, y, shard = batch
+    outputs = state.model(x), state.model(attacked(state, batch))
+    loss, _ = state.mi(x, attacked(state, batch), *outputs, y, shard)
+    loss.backward()
     assert seen
     assert not any(seen)
     assert all(p.grad is None for p in estimators.parameters())
@@ -130,11 +146,9 @@ def test_estimators_are_frozen_while_the_classifier_learns(settings):
 
 def test_estimators_learn_in_train_mode_and_the_classifier_learns_nothing_from_them():
     state, batch = first_batch()
-    x_adv = attacked(state, batch)
     before = buffers(state.estimators)
-    with torch.no_grad():
-        outputs = state.model(batch.x), state.model(x_adv)
-    loss, _ = state.estimator_learner.task(batch.x, x_adv, *outputs, batch.y, batch.shard_sizes)
+    seen = estimators_see(state, batch, attacked(state, batch))
+    loss, _ = state.estimator_learner.task(*seen)
     state.estimator_learner.step(loss)
     assert all(p.grad is None for p in state.model.parameters())
     assert all(p.grad is not None for p in state.estimators.parameters())
@@ -150,63 +164,8 @@ def test_running_statistics_follow_the_adversarial_batch_alone(settings):
     state, batch = first_batch(settings)
     twin = copy.deepcopy(state.model)
     twin(attacked(state, batch))
-    state.step(batch, 0)
+    state.step(batch)
     assert same(buffers(twin), buffers(state.model))
-
-
-def direct_loss(state, batch, x_adv):
-    """Eq. 9 as one graph, and its terms."""
-    task = state.classifier.task
-    logits, logits_adv = task.forward_pair(batch.x, x_adv, batch.shard_sizes)
-    adversarial = task.adversarial_loss(logits, logits_adv, batch.y, len(batch.y))
-    mi, _ = task.mi_loss(
-        state.estimators, batch.x, x_adv, logits, logits_adv, batch.y, batch.shard_sizes
-    )
-    return adversarial, mi, [logits, logits_adv]
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"mi.weight": 3.0},
-        {**PAPER, "mi.samples": "all"},  # a fresh network selects none
-        {"mi.weight": 3.0, "loss.base": "trades"},
-        {"mi.weight": 3.0, "loss.base": "mart", "mi.cosine": 1.0, "mi.bound": "dv"},
-    ],
-    ids=["bounded", "paper", "trades", "mart-cosine-dv"],
-)  # fmt: skip
-def test_the_gradient_is_that_of_the_summed_losses(settings):
-    state, batch = first_batch(settings)
-    x_adv, weight = attacked(state, batch), state.config.mi.weight
-    parameters = list(state.model.parameters())
-    adversarial, mi, _ = direct_loss(state, batch, x_adv)
-    expected = torch.autograd.grad(adversarial + weight * mi, parameters)
-    assert mi.item() != 0
-
-    loss, metrics = state.classifier.task(batch.x, x_adv, batch.y, batch.shard_sizes)
-    computed = torch.autograd.grad(loss, parameters)
-    torch.testing.assert_close(loss, adversarial + weight * mi)
-    torch.testing.assert_close(metrics["loss"], loss.detach())
-    # all together: the bias of a convolution before a BatchNorm has nothing but rounding
-    computed, expected = (torch.cat([g.flatten() for g in grads]) for grads in (computed, expected))
-    assert (computed - expected).norm() <= 1e-5 * expected.norm()
-
-
-@pytest.mark.parametrize("base", ["at", "trades", "mart"])
-def test_balance_gives_the_mi_gradient_its_share_of_the_adversarial_one(base):
-    state, batch = first_batch({"mi.balance": 0.3, "loss.base": base})
-    x_adv = attacked(state, batch)
-    _, metrics = state.classifier.task(batch.x, x_adv, batch.y, batch.shard_sizes)
-    adversarial, mi, logits = direct_loss(state, batch, x_adv)
-    norms = []
-    for loss in (adversarial, mi):
-        outputs = [z for z in logits if z.requires_grad]
-        grads = torch.autograd.grad(loss, outputs, materialize_grads=True)
-        norms.append(torch.cat(grads).norm())
-    weight = metrics["mi/weight"]
-    torch.testing.assert_close(weight * norms[1], 0.3 * norms[0])
-    torch.testing.assert_close(metrics["grad_norm_adv"], norms[0])
-    torch.testing.assert_close(metrics["mi/grad_norm"], 0.3 * norms[0])
 
 
 @pytest.mark.parametrize(
@@ -223,14 +182,14 @@ def test_adversarial_samples_are_a_function_of_key_and_sample():
     state, batch = first_batch()
     x_adv = attacked(state, batch)
     assert torch.equal(x_adv, attacked(state, batch))
-    assert not torch.equal(x_adv, attacked(state, batch, key=1))
+    assert not torch.equal(x_adv, attacked(state, keyed(batch, 1)))
     assert (x_adv - batch.x).abs().max() <= 0.2 + 2.0**-24
 
 
-def small(batch, num):
-    return batch._replace(
-        x=batch.x[:num], y=batch.y[:num], sample=batch.sample[:num], shard_sizes=[num]
-    )
+def small(batch, num, shard=None):
+    """The first samples of a batch, by default as a global batch of their own."""
+    shard = shard or replace(batch.shard, sizes=(num,), index=batch.shard.index[:num])
+    return batch._replace(x=batch.x[:num], y=batch.y[:num], shard=shard)
 
 
 FRAGILE = {
@@ -249,7 +208,7 @@ FRAGILE = {
 def test_the_smallest_batches_give_finite_losses_and_weights(settings, num):
     state, batch = first_batch(settings)
     for _ in range(3):
-        metrics = state.step(small(batch, num), 0)
+        metrics = state.step(small(batch, num))
         assert all(value.isfinite() for value in metrics.values())
     for module in (state.model, state.estimators):
         assert all(value.isfinite().all() for value in module.state_dict().values())
@@ -258,7 +217,7 @@ def test_the_smallest_batches_give_finite_losses_and_weights(settings, num):
 def test_a_single_sample_has_no_negatives_and_trains_by_the_base_method():
     state, batch = first_batch()
     before = {k: v.clone() for k, v in state.estimators.state_dict().items()}
-    metrics = state.step(small(batch, 1), 0)
+    metrics = state.step(small(batch, 1))
     assert torch.equal(metrics["loss"], metrics["loss_adv"])
     assert same(before, state.estimators.state_dict())
 
@@ -267,7 +226,7 @@ def test_a_single_sample_has_no_negatives_and_trains_by_the_base_method():
 def test_without_noise_and_so_without_a_selection_everything_stays_finite(settings):
     state, loader = tiny_state(tiny_config({**settings, "attack.eps": 0.0}))
     for batch in loader.epoch(0):
-        metrics = state.step(batch, 0)
+        metrics = state.step(batch)
         assert all(value.isfinite() for value in metrics.values())
     if state.config.mi.samples == "selected":
         assert metrics["loss_mi"] == 0
@@ -278,7 +237,7 @@ def test_without_noise_and_so_without_a_selection_everything_stays_finite(settin
 def test_one_class_only_stays_finite(settings):
     state, batch = first_batch(settings)
     for _ in range(3):
-        metrics = state.step(batch._replace(y=torch.zeros_like(batch.y)), 0)
+        metrics = state.step(batch._replace(y=torch.zeros_like(batch.y)))
         assert all(value.isfinite() for value in metrics.values())
 
 
@@ -288,18 +247,18 @@ def metrics_of_a_step(settings, group, sizes):
     _, loader = tiny_state(config, Collectives())
     state, _ = tiny_state(config, group)
     means = MetricMeans()
-    means.add(state.step(small(next(loader.epoch(0)), 16)._replace(shard_sizes=sizes), 0), 1)
+    means.add(state.step(small(next(loader.epoch(0)), 16)._replace(shard_sizes=sizes), 0))
     return means.means(group)
 
 
 def two_workers_with_the_same_images(rank, world_size, settings):
-    return metrics_of_a_step(settings, ProcessGroup(), [16, 16])
+    return metrics_of_a_step(settings, ProcessGroup(), (16, 16))
 
 
 def test_local_negatives_are_those_of_the_own_share(tmp_path):
     """Two workers with the same images see what one alone with them sees; with global negatives
     each of them would find every pattern among its negatives."""
-    expected = metrics_of_a_step({"mi.weight": 1}, Collectives(), [16])
+    expected = metrics_of_a_step({"mi.weight": 1}, Collectives(), (16,))
     for negatives, agrees in (("local", True), ("global", False)):
         settings = {"mi.weight": 1, "mi.negatives": negatives}
         for rank in run_ranks(two_workers_with_the_same_images, 2, settings, tmp_path=tmp_path):
@@ -313,7 +272,7 @@ def test_bfloat16_trains_every_parameter_with_finite_numbers():
     for settings in ({}, PAPER, {"loss.base": "trades"}):
         state, loader = tiny_state(tiny_config({**settings, "scaling.precision": "bf16"}))
         for batch in loader.epoch(0):
-            metrics = state.step(batch, 0)
+            metrics = state.step(batch)
             assert all(value.isfinite() for value in metrics.values())
         for name, parameter in state.model.named_parameters():
             assert parameter.grad is not None, name
@@ -325,7 +284,7 @@ def test_bfloat16_trains_every_parameter_with_finite_numbers():
 
 def test_losses_are_of_single_precision_outputs_under_bfloat16():
     state, batch = first_batch({"scaling.precision": "bf16", "loss.base": "trades"})
-    logits, logits_adv = state.classifier.task.forward_pair(batch.x, batch.x, batch.shard_sizes)
+    logits, logits_adv = state.classifier.task(batch.x, batch.x, batch.shard)
     assert logits.dtype == logits_adv.dtype == torch.float32
     assert torch.equal(logits, logits.bfloat16().float())  # the network itself ran in bf16
 
@@ -357,15 +316,8 @@ def test_clamps_are_at_the_limits_of_the_bound(bound, natural, adversarial, scor
     settings = {"mi.bound": bound, "mi.samples": "all", "mi.difference": 0.5}
     state, batch = first_batch(settings)
     logits = score * torch.eye(len(batch.y))
-    loss, metrics = state.classifier.task.mi_loss(
-        MIEstimators(Known(1), Known(-1)),
-        batch.x,
-        batch.x,
-        logits,
-        logits,
-        batch.y,
-        batch.shard_sizes,
-    )
+    term = EstimatedMI(MIEstimators(Known(1), Known(-1)), state.config.mi)
+    loss, metrics = term(batch.x, batch.x, logits, logits, batch.y, batch.shard)
     of_natural = metrics["mi/natural_of_adversarial"]
     of_adversarial = metrics["mi/adversarial_of_adversarial"]
     assert (of_natural > 0) == (score > 0) == (of_adversarial < 0)
@@ -392,7 +344,7 @@ def test_steps_with_other_running_statistics_train(batchnorm, weight):
     state, loader = tiny_state(tiny_config(settings))
     before = {k: v.clone() for k, v in state.model.state_dict().items()}
     for batch in loader.epoch(0):
-        metrics = state.step(batch, 0)
+        metrics = state.step(batch)
     assert all(torch.isfinite(value) for value in metrics.values())
     changed = [k for k, v in state.model.state_dict().items() if not torch.equal(v, before[k])]
     assert len(changed) == len(before) - 2  # all but the normalisation's mean and std
@@ -405,14 +357,13 @@ def test_the_random_control_adds_noise_of_the_same_norm_and_nothing_else(base):
     assert state.estimators is None
     assert state.estimator_learner is None
     batch = next(iter(loader.epoch(0)))
-    metrics = state.step(batch, 5)
+    metrics = state.step(batch)
     expected = 0.3 * metrics["grad_norm_adv"].item()
     assert metrics["mi/grad_norm"].item() == pytest.approx(expected, rel=1e-5)
     again, _ = tiny_state(tiny_config(settings))
-    other, _ = tiny_state(tiny_config(settings))
-    again.step(batch, 5)
-    other.classifier.task.random_gradient = False
-    other.step(batch, 5)
+    other, _ = tiny_state(tiny_config({**settings, "mi.balance": 0}))
+    again.step(batch)
+    other.step(batch)
     weights = [dict(s.model.state_dict()) for s in (state, again, other)]
     assert all(torch.equal(v, weights[1][k]) for k, v in weights[0].items())
     assert not all(torch.equal(v, weights[2][k]) for k, v in weights[0].items())
@@ -426,8 +377,8 @@ def test_attacks_with_folded_batchnorm_agree_to_rounding():
             state, loader = tiny_state(tiny_config({"scaling.fold_batchnorm": folded}))
             for batch in loader.epoch(0):
                 x = batch.x.double()
-                crafted_samples.append(state.attack(x, batch.y, batch.sample, 0))
-                state.step(batch._replace(x=x), 0)
+                crafted_samples.append(state.attack(x, batch.y, batch.shard))
+                state.step(batch._replace(x=x))
     finally:
         torch.set_default_dtype(torch.float32)
     half = len(crafted_samples) // 2

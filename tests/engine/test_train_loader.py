@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import numpy as np
 import pytest
 import torch
 from tiny_runs import tiny_config, tiny_splits
 
+from raymi.collectives import Collectives
 from raymi.data import load_splits
 from raymi.engine.train_loader import TrainLoader
 from raymi.errors import UserError
@@ -28,7 +31,9 @@ def generated(tmp_path_factory):
 
 def loader(images, rank=0, world_size=1, generated=None, **settings):
     config = tiny_config({"data.flip": True, **settings})
-    return TrainLoader(images, config, rank, world_size, generated)
+    group = Collectives()
+    group.rank, group.world_size = rank, world_size
+    return TrainLoader(images, config, group, generated)
 
 
 @pytest.fixture(params=["real", "mixed"])
@@ -38,8 +43,10 @@ def mixed_in(request, generated):
 
 
 def assert_equal(expected, batch):
-    assert all(torch.equal(a, b) for a, b in zip(expected[:3], batch[:3], strict=True))
-    assert expected.shard_sizes == batch.shard_sizes
+    assert torch.equal(expected.x, batch.x)
+    assert torch.equal(expected.y, batch.y)
+    assert torch.equal(expected.shard.index, batch.shard.index)
+    assert (expected.shard.sizes, expected.shard.key) == (batch.shard.sizes, batch.shard.key)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -52,12 +59,12 @@ def test_the_workers_shares_are_the_global_batches_and_these_the_epoch(
     workers = [list(loader(images, r, world_size, **settings).epoch(1)) for r in range(world_size)]
     assert len(whole) == loader(images, **settings).steps_per_epoch == -(-180 // batch_size)
     for one, *shares in zip(whole, *workers, strict=True):
-        for name in ("x", "y", "sample"):
-            together = torch.cat([getattr(share, name) for share in shares])
-            assert torch.equal(together, getattr(one, name))
-        sizes = [len(share.x) for share in shares]
-        assert all(share.shard_sizes == sizes for share in shares)
-    samples = torch.cat([batch.sample for batch in whole])
+        for value in (attrgetter("x"), attrgetter("y"), attrgetter("shard.index")):
+            assert torch.equal(torch.cat([value(share) for share in shares]), value(one))
+        sizes = tuple(len(share.x) for share in shares)
+        assert all(share.shard.sizes == sizes for share in shares)
+        assert {share.shard.key for share in shares} == {one.shard.key}
+    samples = torch.cat([batch.shard.index for batch in whole])
     assert len(samples) == 180
     if mixed_in is None:
         assert torch.equal(samples.sort().values, torch.arange(180))
@@ -79,12 +86,14 @@ def test_each_batch_has_its_share_of_generated_images(images, generated, fractio
     for epoch in range(3):
         batches = list(loader(images, **settings).epoch(epoch))
         assert [len(batch.x) for batch in batches] == [44, 44, 44, 44, 4]
-        assert [int((batch.sample >= 180).sum()) for batch in batches] == counts
+        assert [int((batch.shard.index >= 180).sum()) for batch in batches] == counts
 
 
 def test_over_epochs_all_images_of_a_kind_are_used_equally_often(images, generated):
     samples = [
-        b.sample for epoch in range(7) for b in loader(images, generated=generated).epoch(epoch)
+        b.shard.index
+        for epoch in range(7)
+        for b in loader(images, generated=generated).epoch(epoch)
     ]
     visits = torch.bincount(torch.cat(samples), minlength=230)
     assert len(visits) == 230
@@ -102,7 +111,7 @@ def test_without_a_share_of_generated_images_the_batches_are_the_plain_ones(imag
 
 def test_the_plain_order_has_known_values(images):
     batch = next(loader(images).epoch(1))
-    assert batch.sample[:8].tolist() == [79, 20, 36, 30, 130, 66, 100, 161]
+    assert batch.shard.index[:8].tolist() == [79, 20, 36, 30, 130, 66, 100, 161]
 
 
 def test_sample_n_plus_k_is_the_generated_image_k(images, generated):
@@ -110,18 +119,18 @@ def test_sample_n_plus_k_is_the_generated_image_k(images, generated):
     pixels = torch.cat([images.images, generated.images]).float() / 255
     labels = torch.cat([images.labels, generated.labels])
     for batch in loader(images, generated=generated, **settings).epoch(0):
-        assert torch.equal(batch.x, pixels[batch.sample])
-        assert torch.equal(batch.y, labels[batch.sample])
+        assert torch.equal(batch.x, pixels[batch.shard.index])
+        assert torch.equal(batch.y, labels[batch.shard.index])
 
 
 def test_order_and_augmentation_change_with_epoch_and_seed(images):
     first = next(loader(images).epoch(0))
     for other in (next(loader(images).epoch(1)), next(loader(images, seed=1).epoch(0))):
-        assert not torch.equal(first.sample, other.sample)
+        assert not torch.equal(first.shard.index, other.shard.index)
 
     def augmented(epoch):
         batches = list(loader(images).epoch(epoch))
-        order = torch.cat([b.sample for b in batches]).argsort()
+        order = torch.cat([b.shard.index for b in batches]).argsort()
         return torch.cat([b.x for b in batches])[order]
 
     same = (augmented(0) == augmented(1)).flatten(1).all(1).float().mean()
@@ -130,8 +139,8 @@ def test_order_and_augmentation_change_with_epoch_and_seed(images):
 
 def test_images_are_in_the_unit_interval_and_labels_are_theirs(images):
     batch = next(loader(images, **{"data.crop_padding": 0, "data.flip": False}).epoch(0))
-    assert torch.equal(batch.x, images.images[batch.sample].float() / 255)
-    assert torch.equal(batch.y, images.labels[batch.sample])
+    assert torch.equal(batch.x, images.images[batch.shard.index].float() / 255)
+    assert torch.equal(batch.y, images.labels[batch.shard.index])
     assert batch.x.max() == 1
 
 

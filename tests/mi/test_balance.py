@@ -6,9 +6,10 @@ import pytest
 import torch
 from closeness import assert_close
 from gloo import run_ranks
+from shards import shard_of_rank
 from torch import nn
 
-from raymi.collectives import Collectives, ProcessGroup
+from raymi.collectives import Shard
 from raymi.mi.balance import balanced_weight, global_norm, gradients_at, with_gradient
 
 RHOS = [0.05, 0.2, 2.0]
@@ -23,7 +24,7 @@ def two_gradients(seed=0):
 @pytest.mark.parametrize("rho", RHOS)
 def test_the_weighted_mi_gradient_has_rho_times_the_norm_of_the_adversarial_one(rho):
     g_adv, g_mi = two_gradients()
-    norms = [global_norm(g, Collectives()) for g in (g_mi, g_adv)]
+    norms = [global_norm(g, Shard.alone(8)) for g in (g_mi, g_adv)]
     weight = balanced_weight(*norms, rho, largest=1e9)
     weighted = torch.cat([weight * g for g in g_mi]).norm()
     torch.testing.assert_close(weighted, rho * torch.cat(g_adv).norm(), rtol=1e-12, atol=0)
@@ -51,7 +52,7 @@ def test_nan_gradients_are_not_hidden():
 
 def test_norms_of_half_precision_gradients_use_single_precision():
     grads = [torch.full((1000,), 200.0, dtype=torch.float16)]
-    norm = global_norm(grads, Collectives())
+    norm = global_norm(grads, Shard.alone(8))
     assert norm.dtype == torch.float32
     assert norm.item() == pytest.approx(200 * 1000**0.5)
 
@@ -59,7 +60,9 @@ def test_norms_of_half_precision_gradients_use_single_precision():
 def norm_on_a_rank(rank, world_size, sizes):
     """Each worker's gradients carry the factor world_size of its share of a mean."""
     own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-    return global_norm([world_size * g[own] for g in two_gradients()[0]], ProcessGroup()).item()
+    return global_norm(
+        [world_size * g[own] for g in two_gradients()[0]], shard_of_rank(sizes)
+    ).item()
 
 
 @pytest.mark.parametrize("sizes", [[4, 2], [5, 0, 1]], ids=str)

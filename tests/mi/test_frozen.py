@@ -7,9 +7,9 @@ import torch
 from closeness import assert_close
 from torch import Tensor
 
-from raymi.collectives import Collectives
-from raymi.engine.estimator_task import score_outputs
+from raymi.collectives import Shard
 from raymi.mi.bounds import F_DIVERGENCES
+from raymi.mi.estimation import score_outputs
 from raymi.mi.estimators import LocalDIM
 from raymi.mi.frozen import sloped_estimates
 from raymi.mi.settings import MIConfig
@@ -24,7 +24,7 @@ def estimator_of(bound, num, hidden, size=8, dtype=torch.float64):
     mi, x = MIConfig(bound=bound), torch.rand(num, 3, size, size, dtype=dtype)
     with torch.no_grad():
         features = critic.local_features(x)
-    return lambda z: score_outputs(critic, z, features, [num], mi, Collectives()).bound(bound)
+    return lambda z: score_outputs(critic, z, features, Shard.alone(num), mi).bound(bound)
 
 
 @pytest.mark.parametrize("bound", BOUNDS)

@@ -7,14 +7,13 @@ import math
 import pytest
 import torch
 
-from raymi.collectives import Collectives
+from raymi.collectives import Shard
 from raymi.mi.estimators import LocalDIM
 from raymi.mi.matching import Matching, match
 from raymi.mi.objectives import estimator_loss
 
 pytestmark = pytest.mark.slow
 
-ALONE = Collectives()
 BATCH = 128
 COORDINATES = 10  # of the pattern, each correlated with one logit
 
@@ -34,7 +33,7 @@ def gaussian_pairs(nats: float, num: int, generator: torch.Generator):
 
 def matching_of(critic: LocalDIM, patterns: torch.Tensor, logits: torch.Tensor) -> Matching:
     outputs, features = critic.global_features(logits), critic.local_features(patterns)
-    return match(outputs, features, [len(logits)], ALONE)
+    return match(outputs, features, Shard.alone(len(logits)))
 
 
 def estimate_after_training(
@@ -50,7 +49,7 @@ def estimate_after_training(
     optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3)
     for _ in range(steps):
         estimates = matching_of(critic, *gaussian_pairs(nats, BATCH, generator)).infonce()
-        loss = estimator_loss(estimates, None, None, BATCH, ALONE)
+        loss = estimator_loss(estimates, None, None, Shard.alone(BATCH))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -9,11 +9,11 @@ from typing import get_args
 import pytest
 import torch
 from gloo import run_ranks
+from shards import shard_of_rank
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from raymi.collectives import Collectives, ProcessGroup
-from raymi.engine.estimator_task import EstimatorTask
+from raymi.collectives import Shard
 from raymi.mi.bounds import (
     F_DIVERGENCES,
     donsker_varadhan,
@@ -22,6 +22,7 @@ from raymi.mi.bounds import (
     reference_donsker_varadhan,
     reference_infonce,
 )
+from raymi.mi.estimation import EstimatorTask
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import match
 from raymi.mi.settings import MIConfig
@@ -37,9 +38,9 @@ BOUNDS = {
 OVERFLOWING = {"kl", "rkl", "hellinger"}  # exponentials of scores, so their value overflows too
 
 
-def match_for(name, outputs, patterns, sizes, group, score_memory=math.inf):
+def match_for(name, outputs, patterns, shard, score_memory=math.inf):
     divergence = name if name in F_DIVERGENCES else None
-    return match(outputs, patterns, sizes, group, divergence=divergence, score_memory=score_memory)
+    return match(outputs, patterns, shard, divergence=divergence, score_memory=score_memory)
 
 
 def features(num, scale=1.0):
@@ -64,10 +65,9 @@ def whole_matrix(name, num, scale):
 
 def own_share(rank, world_size, name, sizes, scale, score_memory=math.inf):
     """The same of one worker; gradients as DDP would average them."""
-    group = ProcessGroup() if torch.distributed.is_initialized() else Collectives()
     num, own = sum(sizes), slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     outputs, patterns = (t[own].clone().requires_grad_() for t in features(num, scale))
-    estimates = match_for(name, outputs, patterns, sizes, group, score_memory).bound(name)
+    estimates = match_for(name, outputs, patterns, shard_of_rank(sizes), score_memory).bound(name)
     loss = world_size * (sample_weights(num)[own] * estimates).sum() / num
     grads = torch.autograd.grad(loss, (outputs, patterns))
     return estimates.detach(), *(grad / world_size for grad in grads)
@@ -123,7 +123,7 @@ def test_no_tensor_exceeds_score_memory(name, columns):
     leaves = [outputs.requires_grad_(), patterns.requires_grad_()]
     budget = columns * num * locations * 4 / 2**20
     with LargestTensor() as watch:
-        estimates = match_for(name, *leaves, [num], Collectives(), budget).bound(name)
+        estimates = match_for(name, *leaves, Shard.alone(num), budget).bound(name)
         torch.autograd.grad(estimates.sum(), leaves)
     assert watch.largest == max(columns * num * locations, patterns.numel())
 
@@ -141,12 +141,12 @@ def test_large_scores_neither_overflow_nor_underflow(name):
 def test_gradients_are_finite_if_an_own_score_s_exponential_overflows(name):
     outputs, patterns = torch.eye(3), 500 * torch.eye(3)[:, :, None]
     leaves = [outputs.requires_grad_(), patterns.requires_grad_()]
-    estimates = match_for(name, *leaves, [3], Collectives()).bound(name)
+    estimates = match_for(name, *leaves, Shard.alone(3)).bound(name)
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(estimates.sum(), leaves))
 
 
 def test_an_f_divergence_that_was_not_requested_is_refused():
-    matching = match(*features(3), [3], Collectives(), divergence="jsd")
+    matching = match(*features(3), Shard.alone(3), divergence="jsd")
     with pytest.raises(AssertionError, match="divergence='kl'"):
         matching.bound("kl")
 
@@ -155,7 +155,7 @@ def test_an_f_divergence_that_was_not_requested_is_refused():
 @pytest.mark.parametrize("num", [0, 1])
 def test_without_negatives_estimates_and_gradients_are_zero(name, num):
     outputs, patterns = (t.requires_grad_() for t in features(num))
-    estimates = match(outputs, patterns, [num], Collectives()).bound(name)
+    estimates = match(outputs, patterns, Shard.alone(num)).bound(name)
     grads = torch.autograd.grad(estimates.sum(), (outputs, patterns))
     assert estimates.tolist() == [0.0] * num
     assert all((grad == 0).all() and grad.isfinite().all() for grad in grads)
@@ -165,7 +165,7 @@ def test_without_negatives_estimates_and_gradients_are_zero(name, num):
 @pytest.mark.parametrize("num", [0, 1])
 def test_without_negatives_other_objectives_equal_the_whole_matrix(name, num):
     outputs, patterns = (t.requires_grad_() for t in features(num))
-    estimates = match_for(name, outputs, patterns, [num], Collectives()).bound(name)
+    estimates = match_for(name, outputs, patterns, Shard.alone(num)).bound(name)
     grads = torch.autograd.grad(estimates.sum(), (outputs, patterns))
     assert all(grad.isfinite().all() for grad in grads)
     expected = whole_matrix(name, num, 1.0)[0] if num else torch.zeros(0)
@@ -174,7 +174,7 @@ def test_without_negatives_other_objectives_equal_the_whole_matrix(name, num):
 
 def test_infonce_never_exceeds_log_batch_in_single_precision():
     outputs, patterns = (t.float() for t in features(64, 100.0))
-    estimates = match(outputs, 10 * patterns, [64], Collectives()).infonce()
+    estimates = match(outputs, 10 * patterns, Shard.alone(64)).infonce()
     assert (estimates <= math.log(64)).all()
 
 
@@ -201,7 +201,7 @@ def counted_on_a_rank(rank, world_size, sizes, name):
     dist.all_to_all_single = counting_all_to_all
     outputs = torch.randn(sizes[rank], 16, requires_grad=True)
     patterns = torch.randn(sizes[rank], 16, 25)
-    match_for(name, outputs, patterns, sizes, ProcessGroup()).bound(name).sum().backward()
+    match_for(name, outputs, patterns, shard_of_rank(sizes)).bound(name).sum().backward()
     return sent[0]
 
 
@@ -222,9 +222,9 @@ def test_mi_bound_accepts_every_bound():
 def test_estimators_learn_with_every_bound(name):
     torch.manual_seed(0)
     critic = LocalDIM(5, 8, hidden=16, base_width=4, temperature=0.5)
-    task = EstimatorTask(MIEstimators(critic, None), MIConfig(bound=name), Collectives())
+    task = EstimatorTask(MIEstimators(critic, None), MIConfig(bound=name))
     x, logits = torch.rand(12, 3, 8, 8), torch.randn(12, 5)
-    batch = (x, x, logits, logits, torch.zeros(12, dtype=torch.int64), [12])
+    batch = (x, x, logits, logits, torch.zeros(12, dtype=torch.int64), Shard.alone(12))
     optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3)
     losses = []
     for _ in range(20):

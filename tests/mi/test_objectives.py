@@ -8,19 +8,19 @@ import pytest
 import torch
 from closeness import assert_close
 from gloo import run_ranks
+from shards import shard_of_rank
 
-from raymi.collectives import Collectives, ProcessGroup
+from raymi.collectives import Shard
 from raymi.mi.objectives import (
     PairMI,
     clamp_mean,
     classifier_mi_loss,
     cosine_distance,
     estimator_loss,
-    global_mean,
     selected,
 )
 
-ALONE = Collectives()
+FIVE = Shard.alone(5)
 SOME = torch.tensor([True, False, True, True, False])
 NONE = torch.zeros(5, dtype=torch.bool)
 
@@ -53,13 +53,13 @@ def test_selection_is_independent_of_the_batch():
 
 def test_means_are_over_the_selected_samples():
     (a,) = estimates(1)
-    assert global_mean(a, None, 5, ALONE).item() == pytest.approx(a.mean().item())
-    assert global_mean(a, SOME, 5, ALONE).item() == pytest.approx(a[SOME].mean().item())
+    assert FIVE.mean(a).item() == pytest.approx(a.mean().item())
+    assert FIVE.mean(a, SOME).item() == pytest.approx(a[SOME].mean().item())
 
 
 def test_unselected_values_may_be_nan():
     a = torch.tensor([1.0, math.nan], requires_grad=True)
-    mean = global_mean(a, torch.tensor([True, False]), 2, ALONE)
+    mean = Shard.alone(2).mean(a, torch.tensor([True, False]))
     (grad,) = gradients(mean, [a])
     assert mean == 1
     assert grad.tolist() == [1.0, 0.0]
@@ -70,15 +70,15 @@ def test_unselected_values_may_be_nan():
 )
 def test_clamp_mean_gates_value_and_gradient(mean, value, slope):
     mean = torch.tensor(mean, requires_grad=True)
-    clamped = clamp_mean(mean, 0.0, 2.0, ALONE)
+    clamped = clamp_mean(mean, 0.0, 2.0, FIVE)
     (grad,) = gradients(clamped, [mean])
     assert (clamped.item(), grad.item()) == (value, slope)
 
 
 def clamped_on_a_rank(rank, world_size):
     local = torch.tensor([-3.0, 5.0][rank], requires_grad=True)  # the mean is 1, inside
-    inside = clamp_mean(local, 0.0, 2.0, ProcessGroup())
-    outside = clamp_mean(local, 2.0, 4.0, ProcessGroup())
+    inside = clamp_mean(local, 0.0, 2.0, shard_of_rank([1, 1]))
+    outside = clamp_mean(local, 2.0, 4.0, shard_of_rank([1, 1]))
     return (
         inside.item(), outside.item(),
         gradients(inside, [local])[0].item(), gradients(outside, [local])[0].item(),
@@ -93,7 +93,7 @@ def test_clamp_mean_uses_the_mean_over_all_workers(tmp_path):
 def test_cosine_distance_is_one_cosine_over_the_selected_batch():
     a, b = estimates(2)
     expected = 1 - torch.nn.functional.cosine_similarity(a[SOME], b[SOME], dim=0)
-    computed = cosine_distance(a, b, SOME, ALONE)
+    computed = cosine_distance(a, b, SOME, FIVE)
     torch.testing.assert_close(computed, expected, rtol=1e-12, atol=0)
     for mine, theirs in zip(gradients(computed, [a, b]), gradients(expected, [a, b]), strict=True):
         assert_close(mine, theirs, tolerance=1e-12)
@@ -102,14 +102,12 @@ def test_cosine_distance_is_one_cosine_over_the_selected_batch():
 @pytest.mark.parametrize(("sign", "distance"), [(1, 0.0), (-1, 2.0)])
 def test_cosine_distance_is_between_0_and_2(sign, distance):
     (a,) = estimates(1)
-    assert cosine_distance(a, sign * 3 * a, SOME, ALONE).item() == pytest.approx(
-        distance, abs=1e-12
-    )
+    assert cosine_distance(a, sign * 3 * a, SOME, FIVE).item() == pytest.approx(distance, abs=1e-12)
 
 
 def test_estimators_maximise_the_matching_mi():
     (own,) = estimates(1)
-    loss = estimator_loss(own, None, None, 5, ALONE)
+    loss = estimator_loss(own, None, None, FIVE)
     assert loss.item() == pytest.approx(-own.mean().item())
 
 
@@ -117,7 +115,7 @@ def test_estimators_maximise_the_matching_mi():
 @pytest.mark.parametrize("clip", [True, False])
 def test_clipped_contrast_clamps_the_other_mi_at_zero(shift, clip):
     own, other = estimates(2, shift=shift)
-    loss = estimator_loss(own, other, SOME, 5, ALONE, clip=clip)
+    loss = estimator_loss(own, other, SOME, FIVE, clip=clip)
     other_mean = other[SOME].mean().item()
     counted = max(other_mean, 0.0) if clip else other_mean
     assert loss.item() == pytest.approx(counted - own[SOME].mean().item())
@@ -131,7 +129,7 @@ BOTH = {"difference": 0.3, "cosine": 2.0}
 
 def mi_loss(pair, mask=SOME, **changes):
     kinds = {"natural": PairMI(*pair[:2]), "adversarial": PairMI(*pair[2:])}
-    return classifier_mi_loss(mask=mask, num=5, group=ALONE, **{**kinds, **BOTH, **changes})
+    return classifier_mi_loss(mask=mask, shard=FIVE, **{**kinds, **BOTH, **changes})
 
 
 def test_classifier_loss_is_equation_8():
@@ -180,21 +178,21 @@ def test_an_empty_selection_contributes_zero_with_finite_gradients():
     loss = mi_loss(pair, mask=NONE)
     assert loss.item() == 0
     assert all((grad == 0).all() for grad in gradients(loss, pair))
-    contrast = estimator_loss(pair[0], pair[1], NONE, 5, ALONE)
+    contrast = estimator_loss(pair[0], pair[1], NONE, FIVE)
     assert contrast.item() == 0
     assert all((grad == 0).all() for grad in gradients(contrast, pair[:2]))
 
 
 def test_zero_vectors_have_finite_gradients():
     a, b = torch.zeros(2, 5, dtype=torch.float64).requires_grad_().unbind()
-    distance = cosine_distance(a, b, SOME, ALONE)
+    distance = cosine_distance(a, b, SOME, FIVE)
     assert distance.item() == 0
     assert all(grad.isfinite().all() for grad in gradients(distance, [a, b]))
 
 
 def test_a_batch_of_one_is_finite():
     pair = estimates(4, num=1)
-    loss = classifier_mi_loss(PairMI(*pair[:2]), PairMI(*pair[2:]), None, 1, ALONE, **BOTH)
+    loss = classifier_mi_loss(PairMI(*pair[:2]), PairMI(*pair[2:]), None, Shard.alone(1), **BOTH)
     assert loss.isfinite()
     assert all(grad.isfinite().all() for grad in gradients(loss, pair))
 
@@ -209,12 +207,12 @@ def test_ranges_gate_each_kind_separately():
 
 
 def shares_of_the_loss(rank, world_size, sizes, mask):
-    own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    own, shard = slice(sum(sizes[:rank]), sum(sizes[: rank + 1])), shard_of_rank(sizes)
     pair = [row.detach()[own].requires_grad_() for row in estimates(4)]
     kinds = {"natural": PairMI(*pair[:2]), "adversarial": PairMI(*pair[2:])}
     mask = None if mask is None else mask[own]
-    loss = classifier_mi_loss(mask=mask, num=5, group=ProcessGroup(), **{**kinds, **BOTH})
-    critics = estimator_loss(pair[0], pair[1], mask, 5, ProcessGroup())
+    loss = classifier_mi_loss(mask=mask, shard=shard, **{**kinds, **BOTH})
+    critics = estimator_loss(pair[0], pair[1], mask, shard)
     both = torch.stack([loss, critics])
     grads = gradients(loss + critics, pair)
     return both.detach(), torch.stack(grads) / world_size
@@ -224,7 +222,7 @@ def shares_of_the_loss(rank, world_size, sizes, mask):
 @pytest.mark.parametrize("sizes", [[3, 2], [4, 0, 1]], ids=str)
 def test_losses_and_gradients_over_workers_equal_one_process(sizes, mask, tmp_path):
     pair = estimates(4)
-    loss, critics = mi_loss(pair, mask=mask), estimator_loss(pair[0], pair[1], mask, 5, ALONE)
+    loss, critics = mi_loss(pair, mask=mask), estimator_loss(pair[0], pair[1], mask, FIVE)
     grads = torch.stack(gradients(loss + critics, pair))
     results = run_ranks(shares_of_the_loss, len(sizes), sizes, mask, tmp_path=tmp_path)
     values, parts = zip(*results, strict=True)

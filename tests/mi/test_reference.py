@@ -7,18 +7,20 @@ import torch
 from closeness import assert_close
 from golden_values import NETS, TinyNet, golden
 
-from raymi.collectives import Collectives
-from raymi.engine.classifier_task import ClassifierTask
-from raymi.engine.estimator_task import EstimatorTask
-from raymi.losses.settings import LossConfig
+from raymi.collectives import Shard
+from raymi.engine.classifier_pair import ClassifierPair, Clean
+from raymi.losses.at import AT
+from raymi.mi.balance import FixedWeight, Objective
+from raymi.mi.estimation import EstimatorTask
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import match
 from raymi.mi.objectives import PairMI, classifier_mi_loss, cosine_of
 from raymi.mi.reference import selected_over_batch
 from raymi.mi.settings import MIConfig
+from raymi.mi.terms import EstimatedMI
 from raymi.models.running_statistics import running_statistics_of
 
-ONE = Collectives()
+SIX = Shard.alone(6)
 HIDDEN = 32
 
 
@@ -58,7 +60,7 @@ def test_encoders_reproduce_the_reference_features(critics, features):
     noise = critics.adversarial.local_features(x_adv - x)
     assert_close(noise[:3], features["local_noise_eval"].flatten(2))
     assert_close(critics.natural.global_features(z), features["global_eval"].flatten(1))
-    scores = match(critics.natural.global_features(z), critics.natural.local_features(x), [6], ONE)
+    scores = match(critics.natural.global_features(z), critics.natural.local_features(x), SIX)
     assert_close(-scores.reference_donsker_varadhan(), features["dv_eval"])
 
 
@@ -76,7 +78,7 @@ def test_donsker_varadhan_has_the_positive_among_the_negatives(tag, scale):
     values = golden("critics")
     outputs = values["G"][:, :, 0].requires_grad_()
     patterns = (values["L"] * scale).requires_grad_()
-    estimates = -match(outputs, patterns, [6], ONE).reference_donsker_varadhan()
+    estimates = -match(outputs, patterns, SIX).reference_donsker_varadhan()
     assert_close(estimates, values[f"dv_per_sample_{tag}"])
     assert_close(estimates.mean(), values[f"dv_mean_{tag}"])
     of_outputs, of_patterns = torch.autograd.grad(estimates.sum(), (outputs, patterns))
@@ -86,7 +88,7 @@ def test_donsker_varadhan_has_the_positive_among_the_negatives(tag, scale):
 
 def test_both_terms_of_donsker_varadhan_equal_the_reference():
     values = golden("critics")
-    matching = match(values["G"][:, :, 0], values["L"], [6], ONE)
+    matching = match(values["G"][:, :, 0], values["L"], SIX)
     assert_close(matching.positive, values["dv_Epos_unit"])
     assert_close(matching.reference_log_mean(), values["dv_Eneg_unit"])
 
@@ -106,10 +108,10 @@ def test_the_classifier_reproduces_the_stored_values(values, images, kind, mode)
 
 def test_selection_is_a_softmax_over_the_batch(values):
     logits, logits_adv = values["logits_nat_train"], values["logits_adv_train"]
-    wrong, _ = selected_over_batch(logits, logits_adv, values["y"], ONE)
+    wrong, _ = selected_over_batch(logits, logits_adv, values["y"], SIX)
     assert wrong.equal(values["selected"])
     logits, logits_adv = values["logits_nat_eval"], values["logits_adv_eval"]
-    wrong, _ = selected_over_batch(logits, logits_adv, values["y_est"], ONE)
+    wrong, _ = selected_over_batch(logits, logits_adv, values["y_est"], SIX)
     assert wrong.equal(values["est_wrong"])
 
 
@@ -123,57 +125,60 @@ def test_estimates_and_cosines_equal_the_reference(critics, values):
         estimates = {}
         for output in ("nat", "adv"):
             outputs = critic.global_features(values[f"logits_{output}_train"])
-            estimates[output] = match(outputs, features, [6], ONE).reference_donsker_varadhan()
+            estimates[output] = match(outputs, features, SIX).reference_donsker_varadhan()
             assert_close(-estimates[output], values[f"neg_mi_{kind}_of_{output}"])
-        cosine = cosine_of(estimates["adv"], estimates["nat"], values["selected"], ONE)
+        cosine = cosine_of(estimates["adv"], estimates["nat"], values["selected"], SIX)
         assert_close(cosine, values[f"cos_{kind}"])
 
 
-def classifier_task(critics: MIEstimators, values: dict, **mi) -> ClassifierTask:
-    mi = MIConfig(form="released", hidden=HIDDEN, **mi)
-    return ClassifierTask(TinyNet(values).train(), LossConfig(), mi, critics, ONE)
+def classifier_loss(critics: MIEstimators, values: dict, **mi):
+    """Eq. 9 of the released form for a network, and its metrics and terms."""
+    config = MIConfig(form="released", hidden=HIDDEN, **mi)
+    model, term = TinyNet(values).train(), EstimatedMI(critics, config)
+    x, x_adv, y = values["x"], values["x_adv"], values["y"]
+    logits, logits_adv = ClassifierPair(model, Clean.GRADIENT, Clean.UNUSED)(x, x_adv, SIX)
+    loss_adv = AT()(logits, logits_adv, y, SIX)
+    loss_mi, _ = term(x, x_adv, logits, logits_adv, y, SIX)
+    objective = Objective(FixedWeight(config.weight))
+    return model, loss_adv, objective(loss_adv, loss_mi, [logits, logits_adv], SIX)[0]
 
 
 def test_natural_mi_alone_equals_the_reference(critics, values):
     """Weight 1, and a tenth of the natural MI of the adversarial output on top."""
     alone = MIEstimators(critics.natural, None)
-    task = classifier_task(alone, values, weight=1.0, difference=0.1)
-    loss, _ = task(values["x"], values["x_adv"], values["y"], [6])
+    _, _, loss = classifier_loss(alone, values, weight=1.0, difference=0.1)
     assert_close(loss, values["mi_loss_nat_total"])
 
 
 def test_classifier_loss_and_gradients_equal_the_reference(critics, values):
-    task = classifier_task(critics, values)
-    loss, metrics = task(values["x"], values["x_adv"], values["y"], [6])
-    assert_close(metrics["loss_adv"], values["ce_adv"])
+    model, loss_adv, loss = classifier_loss(critics, values)
+    assert_close(loss_adv, values["ce_adv"])
     assert_close(loss, values["mi_loss_total"])
     loss.backward()
-    assert_close(task.model.fc.weight.grad, values["mi_loss_grad_fc_weight"])
-    assert_close(task.model.conv.weight.grad, values["mi_loss_grad_conv_weight"])
+    assert_close(model.fc.weight.grad, values["mi_loss_grad_fc_weight"])
+    assert_close(model.conv.weight.grad, values["mi_loss_grad_conv_weight"])
 
 
 def test_paper_objective_on_reference_estimates_is_equation_9(values):
     natural = PairMI(-values["neg_mi_nat_of_adv"], -values["neg_mi_nat_of_nat"])
     adversarial = PairMI(-values["neg_mi_adv_of_adv"], -values["neg_mi_adv_of_nat"])
     mask = values["selected"]
-    loss = classifier_mi_loss(natural, adversarial, mask, 6, ONE, difference=0.1, cosine=1.0)
+    loss = classifier_mi_loss(natural, adversarial, mask, SIX, difference=0.1, cosine=1.0)
     assert_close(values["ce_adv"] + 5 * loss, values["eq9_total_alpha5_lambda0.1"])
-    only_cosines = classifier_mi_loss(
-        natural, adversarial, mask, 6, ONE, difference=0.0, cosine=1.0
-    )
+    only_cosines = classifier_mi_loss(natural, adversarial, mask, SIX, difference=0.0, cosine=1.0)
     assert_close(10 * (loss - only_cosines), values["eq8_lambda_bracket"])
 
 
 def test_estimator_losses_and_gradients_equal_the_reference(values):
     estimators = MIEstimators(critic("n"), critic("a")).train()
     outputs = values["logits_nat_eval"], values["logits_adv_eval"]
-    batch = (values["x"], values["x_adv"], *outputs, values["y_est"], [6])
+    batch = (values["x"], values["x_adv"], *outputs, values["y_est"], SIX)
     for natural, adversarial, expected in (
         (estimators.natural, None, values["est_loss_nat"]),
         (None, estimators.adversarial, values["est_loss_adv"]),
     ):
         mi = MIConfig(form="released", hidden=HIDDEN)
-        loss, _ = EstimatorTask(MIEstimators(natural, adversarial), mi, ONE)(*batch)
+        loss, _ = EstimatorTask(MIEstimators(natural, adversarial), mi)(*batch)
         assert_close(loss, expected)
         loss.backward()
     critic_n = estimators.natural
@@ -185,21 +190,20 @@ def test_estimator_losses_and_gradients_equal_the_reference(values):
 
 def test_mim_released_is_the_reference_objective_without_contrast(values):
     outputs = values["logits_nat_eval"], values["logits_adv_eval"]
-    batch = (values["x"], values["x_adv"], *outputs, values["y_est"], [6])
+    batch = (values["x"], values["x_adv"], *outputs, values["y_est"], SIX)
     mi = MIConfig(form="released", objective="mim-released", hidden=HIDDEN)
     for kind, expected in (("n", "est_onlymax_nat"), ("a", "est_onlymax_adv")):
         pair = (critic("n").train(), None) if kind == "n" else (None, critic("a").train())
-        loss, _ = EstimatorTask(MIEstimators(*pair), mi, ONE)(*batch)
+        loss, _ = EstimatorTask(MIEstimators(*pair), mi)(*batch)
         assert_close(loss, values[expected])
 
 
-def test_running_statistics_equal_the_reference_of_seven_forwards(critics):
+def test_running_statistics_equal_the_reference_of_seven_forwards():
     values = golden("losses_bn")
     model = TinyNet(values).train()
-    mi = MIConfig(form="released", hidden=HIDDEN)
-    task = ClassifierTask(model, LossConfig(batchnorm="released"), mi, critics, ONE)
+    pair = ClassifierPair(model, Clean.GRADIENT, Clean.UNUSED, "released")
     before = int(model.bn.num_batches_tracked)
-    task(values["x"], values["x_adv"], values["y"], [6])
+    pair(values["x"], values["x_adv"], SIX)
     assert_close(model.bn.running_mean, values["bn_running_mean_after7"])
     assert_close(model.bn.running_var, values["bn_running_var_after7"])
     assert int(model.bn.num_batches_tracked) == before + 7
@@ -209,8 +213,7 @@ def test_running_statistics_equal_the_reference_of_seven_forwards(critics):
 def test_mixed_running_statistics_equal_two_plain_forwards():
     values = golden("losses_bn")
     model, plain = TinyNet(values).train(), TinyNet(values).train()
-    task = ClassifierTask(model, LossConfig(batchnorm="mix"), MIConfig(weight=0), None, ONE)
-    task(values["x"], values["x_adv"], values["y"], [6])
+    ClassifierPair(model, Clean.UNUSED, Clean.UNUSED, "mix")(values["x"], values["x_adv"], SIX)
     plain(values["x"])
     plain(values["x_adv"])
     assert_close(model.bn.running_mean, plain.bn.running_mean)

@@ -17,22 +17,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from raymi.collectives import Shard
 from raymi.models.modes import Repetition
 
 
-def num_pieces(shard_sizes: list[int], micro_batch: int | None) -> int:
+def num_pieces(largest: int, micro_batch: int | None) -> int:
     """Computes the number of pieces of a shard, the same on all workers.
 
     Args:
-        shard_sizes: samples of each worker.
+        largest: samples of the largest shard of a global batch.
         micro_batch: maximum of samples in a piece; None: no limit.
     """
-    return 1 if micro_batch is None else max(1, -(-max(shard_sizes) // micro_batch))
+    return 1 if micro_batch is None else max(1, -(-largest // micro_batch))
 
 
 def pieces_of(micro_batch: int | None, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Splits tensors (b, ...) into pieces of at most `micro_batch` rows; None: one piece."""
-    num = num_pieces([len(tensors[0])], micro_batch)
+    num = num_pieces(len(tensors[0]), micro_batch)
     return zip(*(tensor.tensor_split(num) for tensor in tensors), strict=True)
 
 
@@ -40,7 +41,7 @@ def in_pieces(
     forward: Callable[[Tensor], Tensor],
     module: nn.Module,
     x: Tensor,
-    shard_sizes: list[int],
+    shard: Shard,
     micro_batch: int | None,
 ) -> Tensor:
     """Computes `forward(x)` in pieces of nearly the same size.
@@ -49,13 +50,13 @@ def in_pieces(
         forward: calls `module` on (b, ...) and returns (b, ...).
         module: the network.
         x: (b, ...), the worker's shard.
-        shard_sizes: samples of each worker; all have as many pieces, some may be empty.
+        shard: of x; all workers have as many pieces, some may be empty.
         micro_batch: maximum of samples in a piece; None: no limit.
 
     Returns:
         (b, ...).
     """
-    num = num_pieces(shard_sizes, micro_batch)
+    num = num_pieces(max(shard.sizes), micro_batch)
     if num == 1:
         return forward(x)
     if not torch.is_grad_enabled():

@@ -9,20 +9,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from raymi.collectives import Collectives
-from raymi.engine.micro_batches import in_pieces
+from raymi.collectives import Metrics, Shard
 from raymi.mi.bounds import F_DIVERGENCES
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.matching import Matching, match
-from raymi.mi.objectives import estimator_loss, global_mean, selected
+from raymi.mi.objectives import estimator_loss, selected
 from raymi.mi.reference import (
     adversarial_estimator_loss,
     natural_estimator_loss,
     selected_over_batch,
 )
 from raymi.mi.settings import MIConfig
-
-Metrics = dict[str, Tensor]
+from raymi.models.micro_batches import in_pieces
 
 
 class EstimatorTask(nn.Module):
@@ -31,21 +29,15 @@ class EstimatorTask(nn.Module):
     Args:
         estimators: of both kinds of MI; an ablated one is None.
         mi: their settings.
-        group: the workers.
         micro_batch: samples of a worker per pass of a local encoder; None: all.
     """
 
     def __init__(
-        self,
-        estimators: MIEstimators,
-        mi: MIConfig,
-        group: Collectives,
-        micro_batch: int | None = None,
+        self, estimators: MIEstimators, mi: MIConfig, micro_batch: int | None = None
     ) -> None:
         super().__init__()
         self.estimators = estimators
         self.mi = mi
-        self.group = group
         self.micro_batch = micro_batch
 
     def forward(
@@ -55,7 +47,7 @@ class EstimatorTask(nn.Module):
         logits: Tensor,
         logits_adv: Tensor,
         y: Tensor,
-        shard_sizes: list[int],
+        shard: Shard,
     ) -> tuple[Tensor, Metrics]:
         """Computes loss and metrics of both estimators.
 
@@ -63,7 +55,7 @@ class EstimatorTask(nn.Module):
             x, x_adv: (b, 3, H, W).
             logits, logits_adv: (b, K), detached.
             y: (b,).
-            shard_sizes: samples of each worker.
+            shard: place of the samples in the global batch.
         """
         natural, adversarial = self.estimators.natural, self.estimators.adversarial
         terms: list[Tensor] = []
@@ -71,14 +63,12 @@ class EstimatorTask(nn.Module):
         if natural is not None:
             whole = self.mi.natural_pattern == "adversarial"  # WMIM
             u, own, other = (x_adv, logits_adv, logits) if whole else (x, logits, logits_adv)
-            loss, estimates = self._estimator_loss(
-                "natural", natural, u, own, other, y, shard_sizes
-            )
+            loss, estimates = self._estimator_loss("natural", natural, u, own, other, y, shard)
             terms.append(loss)
             metrics |= estimates
         if adversarial is not None:
             loss, estimates = self._estimator_loss(
-                "adversarial", adversarial, x_adv - x, logits_adv, logits, y, shard_sizes
+                "adversarial", adversarial, x_adv - x, logits_adv, logits, y, shard
             )
             terms.append(loss)
             metrics |= estimates
@@ -93,43 +83,36 @@ class EstimatorTask(nn.Module):
         own_logits: Tensor,
         other_logits: Tensor,
         y: Tensor,
-        shard_sizes: list[int],
+        shard: Shard,
     ) -> tuple[Tensor, Metrics]:
         """Computes the loss of the estimator of pattern u, which belongs to `own_logits`."""
-        mi, group, num = self.mi, self.group, sum(shard_sizes)
-        features = in_pieces(estimator.local_features, estimator, u, shard_sizes, self.micro_batch)
-        scores = score_outputs(estimator, own_logits, features, shard_sizes, mi, group)
+        mi = self.mi
+        features = in_pieces(estimator.local_features, estimator, u, shard, self.micro_batch)
+        scores = score_outputs(estimator, own_logits, features, shard, mi)
         with torch.no_grad():
             metrics = {
-                f"mi/{kind}": global_mean(scores.infonce(), None, num, group),
-                f"mi/{kind}_dv": global_mean(scores.donsker_varadhan(), None, num, group),
+                f"mi/{kind}": shard.mean(scores.infonce()),
+                f"mi/{kind}_dv": shard.mean(scores.donsker_varadhan()),
             }
         own = scores.bound(mi.bound)
         if mi.objective == "mim":
-            return estimator_loss(own, None, None, num, group), metrics
+            return estimator_loss(own, None, None, shard), metrics
 
-        other = score_outputs(estimator, other_logits, features, shard_sizes, mi, group).bound(
-            mi.bound
-        )
+        other = score_outputs(estimator, other_logits, features, shard, mi).bound(mi.bound)
         clean, adv = (own_logits, other_logits) if kind == "natural" else (other_logits, own_logits)
         if mi.objective == "contrast":
             chosen = selected(clean, adv, y)
-            return estimator_loss(own, other, chosen, num, group, clip=mi.clip_contrast), metrics
-        wrong, right = selected_over_batch(clean, adv, y, group)
+            return estimator_loss(own, other, chosen, shard, clip=mi.clip_contrast), metrics
+        wrong, right = selected_over_batch(clean, adv, y, shard)
         if mi.objective == "mim-released":
             mask = None if kind == "natural" else wrong
-            return estimator_loss(own, None, mask, num, group), metrics
+            return estimator_loss(own, None, mask, shard), metrics
         reference = natural_estimator_loss if kind == "natural" else adversarial_estimator_loss
-        return reference(own, other, wrong, right, num, group), metrics
+        return reference(own, other, wrong, right, shard), metrics
 
 
 def score_outputs(
-    estimator: LocalDIM,
-    logits: Tensor,
-    features: Tensor,
-    shard_sizes: list[int],
-    mi: MIConfig,
-    group: Collectives,
+    estimator: LocalDIM, logits: Tensor, features: Tensor, shard: Shard, mi: MIConfig
 ) -> Matching:
     """Scores outputs against the patterns of all workers, or of this one (`mi.negatives`).
 
@@ -137,14 +120,11 @@ def score_outputs(
         estimator: of the scores.
         logits: (b, K).
         features: (b, H, P), of the patterns.
-        shard_sizes: samples of each worker.
+        shard: place of the samples in the global batch.
         mi: settings.
-        group: the workers.
     """
     if mi.negatives == "local":
-        shard_sizes, group = [len(logits)], Collectives()
+        shard = shard.own()
     outputs = estimator.global_features(logits)
     divergence = mi.bound if mi.bound in F_DIVERGENCES else None
-    return match(
-        outputs, features, shard_sizes, group, divergence=divergence, score_memory=mi.score_memory
-    )
+    return match(outputs, features, shard, divergence=divergence, score_memory=mi.score_memory)

@@ -1,0 +1,37 @@
+"""Losses by name: each module of this folder that defines a subclass of `AdversarialLoss`."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+from raymi.losses.base import AdversarialLoss
+
+_NO_LOSS = ("base", "registry", "settings")
+
+
+@cache
+def losses() -> dict[str, type[AdversarialLoss]]:
+    """Returns the classes of raymi's losses by the name of their module."""
+    names = [module.name for module in iter_modules([str(Path(__file__).parent)])]
+    return {name: _defined_in(name) for name in sorted(names) if name not in _NO_LOSS}
+
+
+def loss_titles(name: str) -> tuple[str, str]:
+    """Returns the names in reports of a loss, alone and with an MI term."""
+    one = losses()[name]
+    return one.title, one.namid_title or f"NAMID_{one.title}"
+
+
+def _defined_in(name: str) -> type[AdversarialLoss]:
+    module = import_module(f"raymi.losses.{name}")
+    (found,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, AdversarialLoss)
+        and value.__module__ == module.__name__
+    )
+    return found

@@ -1,0 +1,1 @@
+"""Comparison of two versions of raymi, bit for bit: `python -m studies.same_bits REVISION`."""
