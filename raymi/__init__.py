@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raymi.api.fit import FitResult, fit
+    from raymi.api.namid_loss import NAMIDLoss
     from raymi.api.robust_accuracy import RobustAccuracy, robust_accuracy
     from raymi.attacks.pgd import pgd
     from raymi.errors import UserError
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "FitResult": "api.fit",
     "LocalDIM": "mi.estimators",
+    "NAMIDLoss": "api.namid_loss",
     "RobustAccuracy": "api.robust_accuracy",
     "UserError": "errors",
     "donsker_varadhan": "mi.bounds",
@@ -33,6 +35,7 @@ _MODULES = {
 __all__ = [
     "FitResult",
     "LocalDIM",
+    "NAMIDLoss",
     "RobustAccuracy",
     "UserError",
     "donsker_varadhan",
