@@ -14,7 +14,7 @@ import raymi
 workers = int(os.environ.get("WORLD_SIZE", "1"))
 if workers > 1:
     dist.init_process_group("gloo")
-digits = load_digits(n_class=10)
+digits = load_digits()
 images = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None].expand(-1, 3, -1, -1)
 data = TensorDataset(images[:640], torch.tensor(digits.target[:640]))
 sampler = DistributedSampler(data) if workers > 1 else None
