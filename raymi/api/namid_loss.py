@@ -178,6 +178,7 @@ class NAMIDLoss(nn.Module):
             UserError: A shape is wrong, or a group was joined after this was built.
         """
         image, output = (len(x), 3, *(self.image_size,) * 2), (len(x), self.num_classes)
+        expected: dict[str, tuple[Tensor, tuple[int, ...]]]
         expected = {"x": (x, image), "x_adv": (x_adv, image)}
         expected |= {"logits": (logits, output), "logits_adv": (logits_adv, output)}
         for name, (tensor, shape) in expected.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +22,7 @@ from raymi.data.image_set import ImageSet
 from raymi.data.torch_dataset import read_dataset
 from raymi.errors import UserError
 from raymi.evaluation.model_source import function_source
+from raymi.formatting import plain_name
 from raymi.given import give_module
 from raymi.overrides import validate
 from raymi.ray_backend.session import check_this_machine
@@ -128,7 +129,7 @@ def robust_accuracy(
             command="raymi.robust_accuracy(...)",
         )
         attacks = select_attacks(request, config, num_classes)
-        models = {name: LocatedModel(source)}
+        models = {name: LocatedModel(replace(source, name=plain_name(name)))}
         plan = plan_of_models(request, config, config.scaling, images, "data", attacks, models)
         if callback is None:
             callback = stack.enter_context(EvaluationDisplay(Terminal()))

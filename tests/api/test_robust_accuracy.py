@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -74,7 +75,8 @@ def test_numbers_equal_those_of_the_command(classifier, tmp_path, monkeypatch):
     (here,) = (tmp_path / "python").glob("*/outcomes.parquet")
     (there,) = (tmp_path / "command").glob("*/outcomes.parquet")
     columns = ["ensemble", "attack", "selected", "label", "prediction", "broken", "l2"]
-    assert pq.read_table(here, columns=columns) == pq.read_table(there, columns=columns)
+    one, other = (pq.read_table(path, columns=columns).to_pandas() for path in (here, there))
+    pd.testing.assert_frame_equal(one, other)
 
 
 def test_outcomes_are_those_of_each_sample(classifier):
