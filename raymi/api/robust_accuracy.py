@@ -8,9 +8,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from raymi.attacks.suites import suite as suite_of
 from raymi.attacks.untouched import untouched
@@ -73,7 +75,8 @@ def robust_accuracy(
         model: images (B, 3, H, W) in [0, 1] to logits (B, K), with its normalisation inside; does
             not change.
         data: map-style torch Dataset of (image, label), with images and labels as in `raymi.fit`;
-            not all classes need images.
+            not all classes need images. Samples of a `Subset` keep the random starts that they have
+            in the whole set.
         eps: radius, in [0, 1] pixel units.
         norm: "linf" or "l2".
         suite: name of a suite, see `python -m raymi.evaluate --help`. `standard` is PGD-40 and
@@ -170,7 +173,16 @@ def _images(model: nn.Module, data: object) -> ImageSet:
             f"labels of data must be 0..{num_classes - 1}, as {type(model).__name__} has "
             f"{num_classes} logits, got {highest}: give the data set that it was made for"
         )
-    return ImageSet(images, labels, tuple(map(str, range(num_classes))))
+    names = tuple(map(str, range(num_classes)))
+    return ImageSet(images, labels, names, _places(data, len(labels)))
+
+
+def _places(data: object, num: int) -> Tensor:
+    """Returns the (num,) positions of samples in the whole data set, on which starts depend."""
+    if not isinstance(data, Subset):
+        return torch.arange(num)
+    whole: Any = data.dataset
+    return _places(whole, len(whole))[torch.as_tensor(data.indices)]
 
 
 def _num_classes(model: nn.Module, image_size: int) -> int | None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from own_digits import Net, digits
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 import raymi
 from raymi.commands.evaluate.run import NoCallback
@@ -47,7 +47,10 @@ def robust(model: Any, data: Any = None, **arguments: Any) -> raymi.RobustAccura
 
 def test_numbers_equal_those_of_the_command(classifier, tmp_path, monkeypatch):
     test = load_splits("digits").test
-    data = TensorDataset(test.images, test.labels)
+    images = torch.zeros(1797, *test.images.shape[1:], dtype=torch.uint8)
+    images[test.places] = test.images
+    labels = torch.zeros(1797, dtype=torch.int64).index_put((test.places,), test.labels)
+    data = Subset(TensorDataset(images, labels), test.places.tolist())
     result = robust(classifier, data, results=tmp_path / "python")
 
     torch.save(classifier.state_dict(), tmp_path / "weights.pt")
