@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from raymi.attacks.settings import AttackConfig
+from raymi.attacks.settings import AttackConfig, start_problem
 from raymi.data.settings import DataConfig
 from raymi.fields import (
     Choice,
@@ -32,7 +32,7 @@ from raymi.fields import (
     Workers,
     at_most,
 )
-from raymi.losses.registry import losses
+from raymi.losses.registry import build_loss, losses
 from raymi.losses.settings import LossConfig
 from raymi.mi.settings import MIConfig
 from raymi.models.settings import ModelConfig
@@ -225,17 +225,19 @@ class Config(Section):
 
     @property
     def attack_objective(self) -> str:
-        """Objective of the training attack, "ce" or "kl"; by default the one of the loss."""
-        return self.attack.objective or losses()[self.loss.base].attack_objective
+        """Objective of the training attack, "ce" or "kl"; by default the one of the loss.
+
+        Imports the user's own loss.
+        """
+        loss = self.loss
+        return self.attack.objective or build_loss(loss.base, loss.settings()).attack_objective
 
     @model_validator(mode="after")
     def _attack_can_start(self) -> Config:
-        attack = self.attack
-        if self.attack_objective == "kl" and attack.steps > 0 and attack.start == "image":
-            raise ValueError(
-                "attack.start must be ball or gaussian for attack.objective=kl (which is TRADES'), "
-                "got image: KL has no gradient at the image itself"
-            )
+        attack, own = self.attack, self.loss.base not in losses()
+        objective = attack.objective if own else self.attack_objective  # imports no own loss
+        if (problem := start_problem(objective, attack)) is not None:
+            raise ValueError(problem)
         if attack.steps == 0 and attack.start == "gaussian":
             raise ValueError(
                 "attack.start must be ball or image for attack.steps=0, got gaussian: only a step "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -27,12 +29,34 @@ _MAX_PATH_LENGTH = 4000
 
 @dataclass(frozen=True)
 class Accepts:
-    """Accepted values of a field as text, where its type does not say it."""
+    """Accepted values of a field as text, and a word that stands for one in a usage line."""
 
     text: str
+    word: str = "VALUE"
 
 
-WORKERS = Accepts("whole number >= 1, or a range such as 2..8")
+@dataclass(frozen=True, eq=False)  # hashable
+class Listed:
+    """Names that help lists below a heading, with a line each.
+
+    Args:
+        heading: of the list.
+        names: descriptions by name, or a function that returns them.
+        others: further names that are values of the field.
+    """
+
+    heading: str
+    names: Mapping[str, str] | Callable[[], Mapping[str, str]]
+    others: Collection[str] = ()
+
+    def lines(self) -> Mapping[str, str]:
+        """Returns the descriptions by name."""
+        return self.names() if callable(self.names) else self.names
+
+
+NEEDED = "needed"
+"""Mark of an option without which a command cannot run."""
+WORKERS = Accepts("whole number >= 1, or a range such as 2..8", "N")
 
 
 class Section(BaseModel):
@@ -69,6 +93,48 @@ def _fraction(value: Any) -> Any:
         except (ValueError, ZeroDivisionError, OverflowError):
             return value
     return value
+
+
+def value_at(value: float | str, progress: float) -> float:
+    """Returns the value of a setting that may follow a schedule.
+
+    Args:
+        value: a number, or `linear:FIRST:LAST` or `cosine:FIRST:LAST`.
+        progress: share of the phase that is over, in [0, 1].
+    """
+    if not isinstance(value, str):
+        return value
+    kind, *ends = value.split(":")
+    first, last = (float(_fraction(end)) for end in ends)
+    share = progress if kind == "linear" else (1 - math.cos(math.pi * progress)) / 2
+    return first + (last - first) * share
+
+
+def _scheduled(*, zero: bool) -> BeforeValidator:
+    """Returns a validator of a number, or of a schedule between two numbers."""
+    limit = "number >= 0" if zero else "number > 0"
+
+    def check(value: Any) -> Any:
+        parts = value.split(":") if isinstance(value, str) else [value]
+        kind = parts.pop(0) if len(parts) == 3 else None
+        numbers = [_number(part) for part in parts]
+        right = all((0 < n <= _LARGEST and n >= _SMALLEST) or (zero and n == 0) for n in numbers)
+        if kind not in (None, "linear", "cosine") or not right or len(parts) != (2 if kind else 1):
+            raise ValueError(
+                f"expected {limit}, linear:FIRST:LAST or cosine:FIRST:LAST, got {shown(value)}"
+            )
+        return value if kind else numbers[0]
+
+    return BeforeValidator(check)
+
+
+def _number(value: Any) -> float:
+    """Returns a number, also of a text such as 8/255; NaN: it is none."""
+    value = _fraction(value)
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _comma_separated(value: Any) -> Any:
@@ -137,6 +203,12 @@ def _absolute(path: Path) -> Path:
 
 Real = Annotated[float, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
 Positive = Annotated[Real, Field(gt=0), at_most(_LARGEST)]
+Weight = Annotated[
+    float | str, _scheduled(zero=True), Accepts("number >= 0, or a schedule such as linear:0:5")
+]
+Temperature = Annotated[
+    float | str, _scheduled(zero=False), Accepts("number > 0, or a schedule such as cosine:1:0.1")
+]
 NonNegative = Annotated[Real, Field(ge=0), at_most(_LARGEST)]
 Share = Annotated[Real, Field(ge=0, lt=1)]
 Duration = Annotated[Real, Field(gt=0), at_most(1e6)]

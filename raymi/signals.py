@@ -45,6 +45,40 @@ class Stopped(Exception):
         return 128 + self.signum
 
 
+class BackgroundThread(threading.Thread):
+    """Daemon thread whose `join` a signal handler may end by an exception.
+
+    After such an exception, Python before 3.13 takes the thread for ended while it is running.
+
+    Args:
+        name: of the thread.
+        target: called in the thread, unless a subclass has its own `work`.
+    """
+
+    def __init__(self, name: str, target: Callable[[], object] | None = None) -> None:
+        super().__init__(daemon=True, name=name, target=target)
+        self._work_ended = threading.Event()
+
+    def run(self) -> None:
+        """Calls `work`."""
+        try:
+            self.work()
+        finally:
+            self._work_ended.set()
+
+    def work(self) -> None:
+        """Calls the target."""
+        super().run()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits for the end of the thread, at most `timeout` seconds."""
+        self._work_ended.wait(timeout)
+
+    def is_alive(self) -> bool:
+        """Returns whether the thread was started and has not ended."""
+        return self.ident is not None and not self._work_ended.is_set()
+
+
 def nothing() -> None:
     """Does nothing."""
 

@@ -1,4 +1,4 @@
-"""One Ray head and one MLflow server for each process of the tests, and their order.
+"""Ray head and MLflow server of each test process, and order of the tests.
 
 Each process computes with one thread: on networks this small, threads wait for each other longer
 than they compute. Commands that tests start have the user's own number.
@@ -56,11 +56,18 @@ def _uses_ray(file: Path) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def usual_threads() -> Iterator[None]:
-    """Resets torch's number of threads, which a command in this process may have set."""
+def usual_torch() -> Iterator[None]:
+    """Resets torch's number of threads, which a command in this process may have set.
+
+    oneDNN must be on: `torch.export` turns it off while it traces, and thread after thread of
+    such code would change the last bits of later tests.
+    """
     yield
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        is_on = torch.backends.mkldnn.enabled
+        torch.backends.mkldnn.set_flags(True)
+        assert is_on, "a thread of this test still traces a network, or has left oneDNN off"
 
 
 @pytest.fixture(scope="session")

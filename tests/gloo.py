@@ -117,7 +117,7 @@ def _packed(error: BaseException, rank: int) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Whoever sees the file sees all of it."""
+    """Writes a file that readers see as a whole or not at all."""
     part = path.with_suffix(".part")
     part.write_bytes(content)
     part.rename(path)

@@ -15,7 +15,7 @@ WAIT = 240.0  # seconds; only a failing test waits that long
 
 
 def in_folder(home: Path, patch: pytest.MonkeyPatch) -> None:
-    """Makes it the current folder, with the store in it, whatever the environment names."""
+    """Makes it the current folder, with the store in it, and ignores the environment's store."""
     patch.chdir(home)
     for name, value in store.CLIENT_SETTINGS.items():
         patch.setenv(name, value)

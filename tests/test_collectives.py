@@ -37,7 +37,7 @@ def gradients_on_a_rank(rank, world_size, sizes):
 
 
 @pytest.mark.parametrize("sizes", SHARES, ids=str)
-def test_gradients_averaged_over_ranks_are_those_of_one_process(sizes, tmp_path):
+def test_gradients_averaged_over_ranks_equal_those_of_one_process(sizes, tmp_path):
     x = rows(sizes).requires_grad_()
     expected = loss_of_everything(x, Collectives(), [len(x)])
     (expected_grad,) = torch.autograd.grad(expected, x)

@@ -49,7 +49,7 @@ def mix(z):
 
 
 @pytest.mark.parametrize("key", [12345, -1, 2**63 - 1, -(2**63)])
-def test_bits_are_those_of_splitmix_streams_in_plain_integers(key):
+def test_bits_equal_those_of_splitmix_streams_in_plain_integers(key):
     drawn = uniform(key, torch.tensor([0, 7, 2**40]), (3,)).double() * 2**24
     for row, index in zip(drawn.tolist(), (0, 7, 2**40), strict=True):
         stream = mix((mix(index) + key) % 2**64)

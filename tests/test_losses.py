@@ -57,7 +57,7 @@ def test_losses_equal_loops_over_samples_and_classes(outputs):
         assert computed == pytest.approx(expected, rel=1e-12)
 
 
-def test_gradients_are_those_of_finite_differences(outputs):
+def test_gradients_equal_those_of_finite_differences(outputs):
     logits, logits_adv, y = (t.clone() for t in outputs)
     logits.requires_grad_()
     logits_adv.requires_grad_()

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
+import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +15,14 @@ import pytest
 
 from raymi import signals
 from raymi.commands.cli import run_command
-from raymi.signals import Signals, Stopped, ended_by_sigterm, exit_without_cleanup, skip_cleanup
+from raymi.signals import (
+    BackgroundThread,
+    Signals,
+    Stopped,
+    ended_by_sigterm,
+    exit_without_cleanup,
+    skip_cleanup,
+)
 
 BOTH = pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 
@@ -21,6 +32,12 @@ def handlers_are_restored() -> Iterator[None]:
     before = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
     yield
     assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def functions_of(thread: int) -> list[str]:
+    """Returns the names of the functions that a thread is in."""
+    stack = traceback.walk_stack(sys._current_frames()[thread])
+    return [frame.f_code.co_name for frame, _ in stack]
 
 
 def send(signum: int) -> None:
@@ -74,7 +91,7 @@ def test_sigterm_ends_a_block():
         signal.signal(signal.SIGINT, before)
 
 
-def test_the_exit_code_of_a_command_is_that_of_the_signal(capsys: pytest.CaptureFixture[str]):
+def test_the_exit_code_of_a_command_equals_that_of_the_signal(capsys: pytest.CaptureFixture[str]):
     def body(_: list[str]) -> int:
         with ended_by_sigterm():
             send(signal.SIGTERM)
@@ -94,3 +111,26 @@ def test_a_process_exits_without_cleanup_on_request_alone(monkeypatch: pytest.Mo
     skip_cleanup()
     exit_without_cleanup(3)
     assert codes == [3]
+
+
+def test_an_exception_during_a_join_leaves_the_thread_alive():
+    end = threading.Event()
+
+    main = threading.get_ident()
+
+    def work():
+        while "join" not in functions_of(main):
+            time.sleep(0.001)
+        send(signal.SIGTERM)
+        end.wait()
+
+    thread = BackgroundThread("slow", work)
+    assert not thread.is_alive()
+    with ended_by_sigterm():
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            thread.join(60)
+    assert thread.is_alive()
+    end.set()
+    thread.join(60)
+    assert not thread.is_alive()

@@ -114,7 +114,7 @@ class StoppingContext(LocalContext):
 def tiny_run(
     rank: int, world_size: int, folder: Path, settings: dict[str, Any], stops: list[int]
 ) -> TrainResult:
-    """A run from beginning to end, over sessions that are stopped after so many steps of each."""
+    """A run from beginning to end, over sessions that stop after `stops` steps."""
     config, outcome = tiny_config(settings), None
     run = RunFolder(folder)
     for stop_at in [*stops, None]:

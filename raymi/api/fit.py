@@ -15,8 +15,8 @@ from torch import nn
 from raymi.commands.cli import EXIT_TIME_LIMIT
 from raymi.commands.find_model import find_model_source
 from raymi.commands.preflight import input_problems
-from raymi.commands.standalone import StandaloneRequest
-from raymi.commands.standalone import run as run_here
+from raymi.commands.standalone.command import run as run_here
+from raymi.commands.standalone.options import StandaloneOptions, StandaloneRequest
 from raymi.commands.train.options import TrainRequest, changed_keys, new_run
 from raymi.commands.train.run import train as run_on_ray
 from raymi.config import Config, ScalingConfig
@@ -29,7 +29,6 @@ from raymi.given import give, give_module
 from raymi.models import build_model
 from raymi.overrides import split_words
 from raymi.ray_backend.train_driver import RunCallback
-from raymi.recipes import RECIPES
 from raymi.runs.record import RunRecord, read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import new_run_folder, runs_folder
@@ -157,13 +156,13 @@ def _configured(
     given = {key: value for key, value in arguments.items() if value is not None}
     parsed = split_words(
         [f"{key}={as_typed(value)}" for key, value in (*given.items(), *settings.items())],
-        {"recipe": RECIPES},
+        StandaloneOptions,
     )
-    data = parsed.settings.get("data", {})
+    tree = dict(parsed.settings)
     if "data.name" in given:  # the recipe's size belongs to its own images
-        parsed.settings["data"] = {"image_size": None, **data}
-    _, config, problems = new_run(parsed)
-    return config, problems
+        tree["data"] = {"image_size": None, **tree["data"]}
+    _, config, problems = new_run(parsed.own["recipe"], tree)
+    return config, [*parsed.problems, *problems]
 
 
 def _model_name(model: Model) -> str:

@@ -16,8 +16,8 @@ from torch.utils.data import Subset
 
 from raymi.attacks.suites import suite as suite_of
 from raymi.attacks.untouched import untouched
-from raymi.commands.evaluate.options import Request, select_attacks
-from raymi.commands.evaluate.plan import plan_of_models
+from raymi.commands.evaluate.options import EvaluateOptions, Request
+from raymi.commands.evaluate.plan import plan_of_models, select_attacks
 from raymi.commands.evaluate.run import EvaluationCallback, evaluate
 from raymi.commands.find_model import LocatedModel
 from raymi.data.image_set import ImageSet
@@ -117,20 +117,10 @@ def robust_accuracy(
     source = function_source(give_module(model), num_classes, images.images.shape[-1])
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory()) if results is None else results
-        request = Request(
-            models=(name,),
-            surrogates=(),
-            which=None,
-            names=names,
-            split="test",
-            samples=None,
-            checks=checks,
-            keep=False,
-            results=Path(folder).absolute(),
-            json=None,
-            settings={},
-            command="raymi.robust_accuracy(...)",
+        options = EvaluateOptions(
+            model=(name,), attacks=names, checks=checks, results=Path(folder).absolute()
         )
+        request = Request("raymi.robust_accuracy(...)", options, {}, [], [])
         attacks = select_attacks(request, config, num_classes)
         models = {name: LocatedModel(replace(source, name=plain_name(name)))}
         plan = plan_of_models(request, config, config.scaling, images, "data", attacks, models)

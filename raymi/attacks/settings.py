@@ -48,3 +48,13 @@ class AttackConfig(Section):
     def step_size(self) -> float:
         """Step size in [0, 1] pixel units: `alpha`, or eps / 4."""
         return self.eps / 4 if self.alpha is None else self.alpha
+
+
+def start_problem(objective: str | None, attack: AttackConfig) -> str | None:
+    """Returns why an objective cannot be attacked from its start; None: it can, or is unknown."""
+    if objective == "kl" and attack.steps > 0 and attack.start == "image":
+        return (
+            "attack.start must be ball or gaussian for attack.objective=kl (which is TRADES'), got "
+            "image: KL has no gradient at the image itself"
+        )
+    return None

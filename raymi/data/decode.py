@@ -85,6 +85,7 @@ def _decode_all(paths: Sequence[Path], image_size: int | None) -> np.ndarray:
             pass
     if len(deep := brightest[~np.isnan(brightest)]):
         check_scale(f"all {len(deep)} images of more than 8 bits below {folder}", deep.max())
+    check_scale(f"all {len(images)} images below {folder}", images.max() / 255)
     return images
 
 

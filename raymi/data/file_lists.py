@@ -59,6 +59,9 @@ _OTHER_IMAGE_SUFFIXES = frozenset(
     ]
 )
 
+_SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
+"""First bytes of PNG, JPEG, GIF and TIFF files."""
+
 _INVALID_IN_NAMES = ("Cs", "Cc")
 """Unicode categories of control characters and of bytes that are not UTF-8."""
 
@@ -90,7 +93,10 @@ def class_folders(folder: Path) -> dict[str, Path]:
             continue
         name = unicodedata.normalize("NFC", path.name)
         if any(unicodedata.category(c) in _INVALID_IN_NAMES for c in name):
-            raise UserError(f"{printable(path)} has a name that is not UTF-8: rename this class")
+            raise UserError(
+                f"{printable(path)} has a name with control characters, or not in UTF-8: rename "
+                "this class"
+            )
         if name in found:
             raise UserError(
                 f"{folder} has two folders named {name!r}, in two Unicode forms "
@@ -178,8 +184,6 @@ def _is_image(path: Path, seen: _Seen) -> bool:
             f"{printable(path)} has an unsupported format: convert it to PNG, or remove it from "
             "the data set"
         )
-    if suffix not in IMAGE_SUFFIXES and not path.is_symlink():
-        return False
     try:
         status = path.stat()
     except OSError as error:
@@ -187,6 +191,11 @@ def _is_image(path: Path, seen: _Seen) -> bool:
             f"{printable(path)} is a broken link ({error.strerror}): remove it, or fix its target"
         ) from error
     if suffix not in IMAGE_SUFFIXES:
+        if stat.S_ISREG(status.st_mode) and _has_image_content(path):
+            raise UserError(
+                f"{printable(path)} is an image without the suffix of one, which would be skipped: "
+                f"rename it to end in one of {' '.join(sorted(IMAGE_SUFFIXES))}, or remove it"
+            )
         return False
     if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{printable(path)} is not a regular file: remove it from the data set")
@@ -194,9 +203,20 @@ def _is_image(path: Path, seen: _Seen) -> bool:
     return True
 
 
+def _has_image_content(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            first = file.read(12)
+    except OSError as error:
+        raise _unreadable_folder(error) from error
+    return first.startswith(_SIGNATURES) or (first[:4] == b"RIFF" and first[8:] == b"WEBP")
+
+
 def _require_no_image(path: Path) -> None:
     """Refuses an image or a broken link outside of the class folders."""
-    if path.suffix.lower() in IMAGE_SUFFIXES | _OTHER_IMAGE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES | _OTHER_IMAGE_SUFFIXES or (
+        path.is_file() and _has_image_content(path)
+    ):
         raise UserError(
             f"{printable(path)} belongs to no class: put the images of each class in a sub-folder "
             "named after it"

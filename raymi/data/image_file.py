@@ -26,10 +26,16 @@ MAX_PIXELS = 100_000_000
 _CONVERTED = ("1", "L", "P", "RGB", "RGBX", "RGBA", "RGBa", "LA", "La", "PA", "CMYK", "YCbCr")
 """Pillow's modes of 8 bits or fewer that have a defined RGB form."""
 
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "PPM", "TIFF", "WEBP", "GIF")
+"""Pillow's readers of supported formats (JPEG reads MPO too); others start Ghostscript."""
+
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 """Tags of TIFF."""
 
-_REMEDY = "replace it by an intact copy, or remove it from the data set"
+_REMEDY = (
+    "replace it by an intact copy, saved as PNG with 8 bits if Pillow lacks its format, or remove "
+    "it from the data set"
+)
 
 
 class Decoded(NamedTuple):
@@ -50,10 +56,10 @@ def read_image(path: Path) -> Decoded:
     Raises:
         UserError: The file is damaged, too large, or has no defined conversion to RGB.
     """
-    from PIL import Image
+    from PIL import Image, TiffImagePlugin, WebPImagePlugin  # noqa: F401  (registers readers)
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_FORMATS) as image:
             _require_one_image_of_usual_size(image, path)
             deep = _has_more_than_8_bits(image)
             image.load()
@@ -98,7 +104,10 @@ def _require_one_image_of_usual_size(image: Image, path: Path) -> None:
 def _has_more_than_8_bits(image: ImageFile) -> bool:
     """Returns True if the file has more than 8 bits of a colour; call it before loading."""
     stored = repr(image.tile)  # has the layout in the file, such as RGB;16B
-    return any(layout in stored for layout in (";16B", ";16L", ";16N"))
+    if any(layout in stored for layout in (";16B", ";16L", ";16N")):
+        return True
+    layouts = [tile[-1] for tile in image.tile if tile[0] in ("ppm", "ppm_plain")]
+    return any(isinstance(layout, tuple) and layout[1] > 255 for layout in layouts)  # its white
 
 
 def _from_numbers(image: Image, path: Path) -> Decoded:
@@ -150,6 +159,13 @@ def _tag(image: Image, tag: int) -> int | None:
 def _from_bytes(image: Image, deep: bool, path: Path) -> Decoded:
     if image.mode not in _CONVERTED or _tag(image, _SAMPLE_FORMAT) == 2:
         raise _refused(path, f"has mode {image.mode}, which has no RGB form", "save it as RGB")
+    if image.mode == "P":
+        palette = image.palette
+        colours = len(palette.palette) // len(palette.mode) if palette else 0
+        if int(np.asarray(image).max()) >= colours:
+            raise _refused(
+                path, f"has pixels without a colour in its palette of {colours}", "save it as RGB"
+            )
     whole = image
     if image.getbands()[-1] in ("A", "a") or "transparency" in image.info:
         if deep and "transparency" in image.info:

@@ -33,7 +33,7 @@ def integer_labels(path: Path, label: np.ndarray, num_images: int) -> Tensor:
         UserError: They are not `num_images` integers >= 0, or empty; the message has a
             numpy expression that converts them.
     """
-    if not np.issubdtype(label.dtype, np.integer) or label.shape != (num_images,):
+    if label.dtype.kind not in "iu" or label.shape != (num_images,):
         raise UserError(
             f"{path}: `label` must be integers of shape ({num_images},), one for each image, "
             f"got {label.dtype} {label.shape}{_conversion(label, num_images)}"
@@ -126,7 +126,9 @@ def _conversion(label: np.ndarray, num_images: int) -> str:
             return ": if its columns are the classes, take label = label.argmax(1)"
         return ": take label = label[:, 0]" + ("" if label.dtype.kind in "iu" else ".astype(int)")
     if label.shape != (num_images,):
-        return ""
+        if label.size == num_images:
+            return ": take label = label.reshape(-1)"
+        return ": write one label for each image, in the same order"
     if integral:
         return ": convert them with label = label.astype(int)"
     if label.dtype.kind in "SU":

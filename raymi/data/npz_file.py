@@ -154,9 +154,17 @@ class _Header(NamedTuple):
 def _header(path: Path, name: str) -> _Header:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-            return _read_header(file)
+            header = _read_header(file)
+            stored = archive.getinfo(f"{name}.npy").file_size - file.tell()
     except _UNREADABLE as error:
         raise _damaged(path, error) from error
+    expected = math.prod(header.shape) * header.dtype.itemsize
+    if stored != expected and not header.dtype.hasobject:
+        raise _damaged(
+            path,
+            ValueError(f"{name} has {stored:,} bytes, expected {expected:,} for {header.shape}"),
+        )
+    return header
 
 
 def _read_header(file: IO[bytes]) -> _Header:

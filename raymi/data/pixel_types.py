@@ -53,16 +53,16 @@ def remedy(dtype: np.dtype, chunks: Iterable[np.ndarray]) -> str:
 
 
 def check_scale(images: str, brightest: float) -> None:
-    """Refuses nearly black images, which have another scale.
+    """Refuses black and nearly black images, which have another scale.
 
     Args:
         images: name of the images, for the message.
         brightest: largest value of all pixels, as a share of full scale.
 
     Raises:
-        UserError: `brightest` is above 0 and at most `DIM`.
+        UserError: `brightest` is at most `DIM`.
     """
-    if 0 < brightest <= DIM:
+    if brightest <= DIM:
         raise UserError(
             f"{images} are nearly black: their brightest pixel has {100 * brightest:.2g}% of full "
             "scale, so they seem to use another one (as 0..1, or 12 bits stored in 16). Multiply "

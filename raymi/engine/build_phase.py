@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from raymi.attacks.settings import start_problem
 from raymi.collectives import Collectives
 from raymi.config import Config
 from raymi.counter_rng import random_key
@@ -22,8 +23,11 @@ from raymi.engine.phases import Phase
 from raymi.engine.schedules import build_schedule
 from raymi.engine.step import Attacker, EstimatorStep, EstimatorUpdate, TrainStep, no_update
 from raymi.engine.train_state import TrainState
+from raymi.errors import UserError
+from raymi.fields import value_at
 from raymi.losses.base import AdversarialLoss
-from raymi.losses.registry import losses
+from raymi.losses.own import check_loss
+from raymi.losses.registry import build_loss
 from raymi.mi.balance import BalancedWeight, FixedWeight, Objective
 from raymi.mi.estimation import EstimatorTask
 from raymi.mi.estimators import LocalDIM, MIEstimators
@@ -50,17 +54,22 @@ def build_phase(
         total_steps: optimiser steps of the phase.
 
     Raises:
-        UserError: the user's own network cannot be trained.
+        UserError: the user's own network or loss cannot be trained.
     """
     config = phase.config
-    loss = losses()[config.loss.base](**config.loss.settings())
+    loss = build_loss(config.loss.base, config.loss.settings())
+    if ":" in config.loss.base:  # tests check the losses of raymi
+        check_loss(config.loss.base, loss, splits.num_classes)
+    objective = config.attack.objective or loss.attack_objective
+    if (problem := start_problem(objective, config.attack)) is not None:
+        raise UserError(problem)
     model, estimators, facts = _modules(phase, splits, group, device, loss)
     mi = build_mi_term(config.mi, estimators, config.scaling.micro_batch)
     autocast = _autocast(config, device)
     attack = Attacker(
         model,
         config.attack,
-        config.attack_objective,
+        objective,
         autocast,
         fold_batchnorm=config.scaling.fold_batchnorm,
         micro_batch=config.scaling.micro_batch,
@@ -155,7 +164,7 @@ def build_estimators(mi: MIConfig, num_classes: int, image_size: int) -> MIEstim
             base_width=mi.base_width,
             depth=mi.depth,
             score=mi.score,
-            temperature=mi.temperature,
+            temperature=value_at(mi.temperature, 0.0),
         )
 
     return MIEstimators(

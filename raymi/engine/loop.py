@@ -51,7 +51,7 @@ class TrainResult:
 
     @property
     def finished(self) -> bool:
-        """Whether the run is complete."""
+        """True for a complete run."""
         return self.stop is None
 
 
@@ -297,6 +297,7 @@ class _Run:
         val: dict[str, float] = {}
         better: list[str] = []
         if last or epoch % config.validation.every == 0:
+            state.follow_schedules()  # also where a run continues with this validation
             outcome = self.validation.validate(state, epoch)
             if isinstance(outcome, StopReason):
                 return outcome

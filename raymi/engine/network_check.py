@@ -7,6 +7,7 @@ state unchanged, and so the results of a run.
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -15,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from raymi.attacks.untouched import copied_tensors, differing, random_state_kept
+from raymi.attacks.untouched import copied_tensors, differing, random_state_kept, same_values
 from raymi.errors import UserError, what_happened
+from raymi.evaluation.changes import NO_CHANGES, changes_of
 from raymi.formatting import listed
 from raymi.models.modes import evaluation_mode, full_precision
 from raymi.models.running_statistics import running_statistics_frozen
@@ -194,22 +196,30 @@ class _Checks:
         Returns:
             Logits in eval mode (B, K).
         """
-        before = copied_tensors(self.model)
         x = self.x.clone().requires_grad_()
         with evaluation_mode(self.model):
+            before = copied_tensors(self.model)
             logits = self._logits(x, "")
             grad = self._gradient(logits, x)
+            changed = differing(before, copied_tensors(self.model))
+            changes = NO_CHANGES if changed or grad is None else changes_of(self.model, self.x, 0)
         if grad is None:
             raise self.error(
                 "have outputs that depend on the images as autograd sees it",
                 "no gradient by the images in eval mode",
                 "compute in torch without detach(), no_grad() or numpy",
             )
-        if changed := differing(before, copied_tensors(self.model)):
+        if changed := changed or list(changes.state):
             raise self.error(
-                "leave parameters and buffers alone in eval mode",
+                "leave parameters, buffers and attributes alone in eval mode",
                 f"changes in {listed(changed)}",
                 "update them in train mode only (self.training)",
+            )
+        if changes.outputs:
+            raise self.error(
+                "give the same images the same logits in eval mode",
+                "other logits later, with the same random state",
+                "keep no state outside of its parameters and buffers",
             )
         return logits.detach()
 
@@ -246,11 +256,11 @@ class _Checks:
             recomputes |= bool(differing(between, copied_tensors(self.model)))
             named = self.model.named_parameters()
             unused |= {k: None for k, p in named if p.requires_grad and p.grad is None}
-            if other := differing(shapes, _shapes(self.model)):
+            if other := differing(shapes, _shapes(self.model), operator.eq):
                 raise self.error(
-                    "keep the names and shapes of its buffers",
+                    "keep the names, shapes and types of its buffers",
                     f"others in {listed(other)} after a forward pass",
-                    "register each buffer once, in its final shape",
+                    "register each buffer once, in its final shape and type",
                 )
         num = sum(p.requires_grad for p in self.model.parameters())
         if len(unused) == num:
@@ -281,12 +291,27 @@ class _Checks:
     def _logits(self, x: Tensor, mode: str) -> Tensor:
         """Returns logits (B, K) with their graph."""
         expected = f"map images {tuple(x.shape)} to logits {(_NUM, self.num_classes)}{mode}"
+        given: list[tuple[Tensor, Tensor, int]] = []
+        watch = _net(self.model).register_forward_pre_hook(
+            lambda _, inputs: given.append((inputs[0], inputs[0].clone(), inputs[0]._version))
+        )
         try:
             with torch.enable_grad():
                 logits = self.model(x)
         except (Exception, SystemExit) as error:
             problem = what_happened(error)
             raise UserError(f"model {self.name!r} must {expected}, but {problem}") from error
+        finally:
+            watch.remove()
+        if any(
+            one._version == version and not same_values(one.detach(), before.detach())
+            for one, before, version in given
+        ):
+            raise self.error(
+                f"leave the images that it is given alone{mode}",
+                "changes that autograd does not see, as through .data or numpy",
+                "let it begin with x = x.clone()",
+            )
         if not isinstance(logits, Tensor):
             raise self.error(
                 expected, type(logits).__name__, "return the logits alone, in train mode too"
@@ -313,8 +338,15 @@ class _Checks:
             ) from error
 
     def _outputs(self, model: nn.Module) -> Tensor:
-        with random_state_kept(0), torch.no_grad(), evaluation_mode(model):
-            return full_precision(model(self.x))
+        try:
+            with random_state_kept(0), torch.no_grad(), evaluation_mode(model):
+                return full_precision(model(self.x))
+        except (Exception, SystemExit) as error:
+            raise self.error(
+                f"map images {tuple(self.x.shape)} to logits each time",
+                what_happened(error),
+                "let a forward pass change nothing that later ones depend on",
+            ) from error
 
 
 def _softmax(logits: Tensor) -> Iterator[str]:
@@ -340,10 +372,9 @@ def _is_dense(value: Tensor) -> bool:
     return value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
-def _shapes(model: nn.Module) -> dict[str, Tensor]:
-    """Shapes of everything in the state dict, as tensors to compare."""
-    state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    return {name: torch.tensor(tensor.shape) for name, tensor in state.items()}
+def _shapes(model: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shapes and types of everything in the state dict."""
+    return {k: (v.shape, v.dtype) for k, v in model.state_dict().items() if isinstance(v, Tensor)}
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

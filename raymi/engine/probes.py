@@ -22,6 +22,7 @@ from raymi.engine.block_metrics import MIEstimates
 from raymi.engine.context import StopReason
 from raymi.engine.learner import Learner, distributed
 from raymi.engine.pgd_evaluation import AttackedBlock, Heartbeat, PGDAttack, evaluate_pgd
+from raymi.fields import value_at
 from raymi.mi.estimation import EstimatorTask
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.settings import MIConfig
@@ -71,7 +72,7 @@ def probe_classifier(
         natural, adversarial = (
             LocalDIM(
                 num_classes, size, hidden=mi.hidden, base_width=mi.base_width, depth=mi.depth,
-                score=mi.score, temperature=mi.temperature,
+                score=mi.score, temperature=value_at(mi.temperature, 0.0),
             )
             for _ in range(2)
         )  # fmt: skip

@@ -141,6 +141,10 @@ class TrainStep:
         metrics |= {"loss_adv": loss_adv.detach(), **accuracies}
         return metrics | mi_metrics | estimator_metrics
 
+    def follow(self, progress: float) -> None:
+        """Sets schedules to a share of the phase that is over."""
+        self.loss.progress = self.mi.progress = self.objective.weight.progress = progress
+
     def _ascend(self, x: Tensor, x_adv: Tensor, y: Tensor, shard: Shard) -> None:
         """Leaves the gradient of the adversarial loss alone in the parameters (AWP)."""
         # Also during backward: activation checkpointing runs BatchNorm again.
@@ -172,6 +176,9 @@ class EstimatorStep:
                 for images in (x, x_adv)
             )
         return self.update_estimators(x, x_adv, logits, logits_adv, y, shard)
+
+    def follow(self, progress: float) -> None:
+        """Does nothing, as no weight takes part."""
 
 
 class EstimatorUpdate:

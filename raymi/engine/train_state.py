@@ -20,8 +20,9 @@ from raymi.engine.network_check import NetworkFacts
 from raymi.engine.phases import Phase
 from raymi.engine.step import Attacker, EstimatorStep, TrainStep
 from raymi.engine.train_loader import Batch
+from raymi.fields import value_at
 from raymi.losses.base import AdversarialLoss
-from raymi.mi.estimators import MIEstimators
+from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.terms import MITerm
 
 
@@ -123,10 +124,17 @@ class TrainState:
         Returns:
             Detached 0-d metrics whose mean over workers is the global batch's.
         """
-        self.loss.progress = self.mi.progress = self.progress
+        self.follow_schedules()
         if self.perturbation is not None:
             self.perturbation.epoch = self.position.epoch
         return self.training_step(batch)
+
+    def follow_schedules(self) -> None:
+        """Sets weights and temperatures to the position in the phase."""
+        self.training_step.follow(self.progress)
+        for estimator in () if self.estimators is None else self.estimators.children():
+            assert isinstance(estimator, LocalDIM)
+            estimator.temperature = value_at(self.config.mi.temperature, self.progress)
 
     @property
     def progress(self) -> float:

@@ -101,7 +101,7 @@ class Fitting:
         return f"keys do not match: {'; '.join(parts)}"
 
     def other_values(self, state: Mapping[str, Tensor]) -> str:
-        """Describes tensors whose shapes or kinds of numbers differ from the network's; "": none.
+        """Describes tensors that do not fit the network's, or are not finite; "": none.
 
         Args:
             state: with the network's keys.
@@ -115,6 +115,10 @@ class Fitting:
                 )
             elif _kind(one) != _kind(expected):
                 texts.append(f"{key} is of {one.dtype}, expected {expected.dtype}")
+            elif one.layout != torch.strided or one.is_quantized:
+                texts.append(f"{key} is sparse or quantized, expected a dense tensor")
+            elif not bool(one.isfinite().all()):
+                texts.append(f"{key} has NaN or infinite values")
         return listed(texts, between="; ")
 
     def _unwrapped(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raymi.fields import NonNegative
+from raymi.fields import Weight, value_at
 from raymi.losses.base import AdversarialLoss
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class MART(AdversarialLoss):
     class Settings(AdversarialLoss.Settings):
         """Settings of MART."""
 
-        beta: NonNegative = 5.0
+        beta: Weight = 5.0
         """Weight of the robust term."""
 
     settings: Settings
@@ -45,4 +45,5 @@ class MART(AdversarialLoss):
         boosted = F.nll_loss(log_p_adv, y, reduction="sum") - torch.log(1.0001 - runner_up).sum()
         divergence = F.kl_div(log_p_adv, log_p, reduction="none", log_target=True).sum(dim=1)
         robust = (divergence * (1.0000001 - p_true)).sum()
-        return shard.world_size * (boosted + self.settings.beta * robust) / shard.num
+        beta = value_at(self.settings.beta, self.progress)
+        return shard.world_size * (boosted + beta * robust) / shard.num

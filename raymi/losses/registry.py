@@ -6,10 +6,11 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 from raymi.losses.base import AdversarialLoss
 
-_NO_LOSS = ("base", "registry", "settings")
+_NO_LOSS = ("base", "own", "registry", "settings")
 
 
 @cache
@@ -21,8 +22,24 @@ def losses() -> dict[str, type[AdversarialLoss]]:
 
 def loss_titles(name: str) -> tuple[str, str]:
     """Returns the names in reports of a loss, alone and with an MI term."""
+    if name not in losses():  # the user's own, whose module may be elsewhere
+        title = name.partition(":")[2]
+        return title, f"NAMID_{title}"
     one = losses()[name]
     return one.title, one.namid_title or f"NAMID_{one.title}"
+
+
+def build_loss(name: str, settings: dict[str, Any]) -> AdversarialLoss:
+    """Builds a loss of raymi, or the user's own.
+
+    Raises:
+        UserError: see `own_loss`.
+    """
+    if name in losses():
+        return losses()[name](**settings)
+    from raymi.losses.own import own_loss  # which imports this module's package
+
+    return own_loss(name, settings)
 
 
 def _defined_in(name: str) -> type[AdversarialLoss]:

@@ -8,17 +8,20 @@ from pydantic import AfterValidator, Field, create_model, model_validator
 
 from raymi.errors import did_you_mean
 from raymi.fields import Accepts, Section
-from raymi.formatting import as_typed, listed, shown
+from raymi.formatting import as_typed, shown
 from raymi.losses.registry import losses
 
 
 def _known(value: str) -> str:
-    if value not in losses():
-        raise ValueError(f"expected {_NAMES}, got {shown(value)}: {did_you_mean(value, losses())}")
+    if value not in losses() and ":" not in value:
+        raise ValueError(
+            f"unknown loss {shown(value)}: {did_you_mean(value, losses())} (your own is named "
+            "module:name)"
+        )
     return value
 
 
-_NAMES = " | ".join(losses())
+_NAMES = " | ".join((*losses(), "module:name"))
 Base = Annotated[str, AfterValidator(_known), Accepts(_NAMES)]
 
 
@@ -27,7 +30,9 @@ class _LossConfig(Section):
 
     base: Base = Field(
         "at",
-        description=f"Loss: {listed([f'{k} ({one.title})' for k, one in losses().items()], 99)}.",
+        description="Loss: "
+        + "".join(f"{name} ({one.title}), " for name, one in losses().items())
+        + "or your own (docs/extending.md).",
     )
     batchnorm: Literal["adversarial", "mix", "released"] = "adversarial"
     """Batches that update the running BatchNorm statistics: the adversarial one, both (mix), or
@@ -44,6 +49,8 @@ class _LossConfig(Section):
 
     @model_validator(mode="after")
     def _settings_are_of_the_loss(self) -> _LossConfig:
+        if self.base not in losses():
+            return self  # its module is imported when a run begins
         chosen = losses()[self.base].Settings.model_fields
         for key in loss_keys():
             value = getattr(self, key)
@@ -57,10 +64,9 @@ class _LossConfig(Section):
 
     def settings(self, base: str | None = None) -> dict[str, Any]:
         """Returns the given settings that a loss has; None: the chosen one."""
-        values = {
-            key: getattr(self, key) for key in losses()[base or self.base].Settings.model_fields
-        }
-        return {key: value for key, value in values.items() if value is not None}
+        loss = losses().get(base or self.base)
+        keys = loss_keys() if loss is None else loss.Settings.model_fields
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
 
 def loss_keys() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raymi.fields import NonNegative
+from raymi.fields import Weight, value_at
 from raymi.losses.base import AdversarialLoss
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class TRADES(AdversarialLoss):
     class Settings(AdversarialLoss.Settings):
         """Settings of TRADES."""
 
-        beta: NonNegative = 6.0
+        beta: Weight = 6.0
         """Weight of the robust term."""
 
     settings: Settings
@@ -40,4 +40,5 @@ class TRADES(AdversarialLoss):
         log_p, log_p_adv = F.log_softmax(logits, dim=1), F.log_softmax(logits_adv, dim=1)
         natural = F.nll_loss(log_p, y, reduction="sum")
         robust = F.kl_div(log_p_adv, log_p, reduction="sum", log_target=True)
-        return shard.world_size * (natural + self.settings.beta * robust) / shard.num
+        beta = value_at(self.settings.beta, self.progress)
+        return shard.world_size * (natural + beta * robust) / shard.num

@@ -7,12 +7,13 @@ classifier needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from raymi.collectives import Metrics, Shard
+from raymi.fields import value_at
 
 
 def gradients_at(loss: Tensor, logits: Sequence[Tensor]) -> list[Tensor]:
@@ -60,30 +61,44 @@ def with_gradient(value: Tensor, logits: Sequence[Tensor], grads: Sequence[Tenso
 
 
 class FixedWeight:
-    """Fixed weight of the MI loss, the paper's alpha."""
+    """Weight of the MI loss that no gradient changes, the paper's alpha.
 
-    def __init__(self, weight: float) -> None:
+    Args:
+        weight: a number or a schedule, see `fields.value_at`.
+
+    Attributes:
+        progress: share of the phase that is over; set before each step.
+    """
+
+    progress = 0.0
+
+    def __init__(self, weight: float | str) -> None:
         self.weight = weight
 
     def __call__(self, norm_mi: Tensor, norm_adv: Tensor) -> Tensor:
         """Returns the weight, 0-d, for the norms of both gradients."""
-        return torch.full_like(norm_mi, self.weight)
+        return torch.full_like(norm_mi, value_at(self.weight, self.progress))
 
 
 class BalancedWeight:
     """Weight that gives the MI gradient rho times the norm of the adversarial loss's.
 
     Args:
-        rho: ratio of the norms.
+        rho: ratio of the norms, a number or a schedule, see `fields.value_at`.
         largest: largest weight.
+
+    Attributes:
+        progress: share of the phase that is over; set before each step.
     """
 
-    def __init__(self, rho: float, largest: float) -> None:
+    progress = 0.0
+
+    def __init__(self, rho: float | str, largest: float) -> None:
         self.rho, self.largest = rho, largest
 
     def __call__(self, norm_mi: Tensor, norm_adv: Tensor) -> Tensor:
         """Returns the weight, 0-d, for the norms of both gradients."""
-        return balanced_weight(norm_mi, norm_adv, self.rho, self.largest)
+        return balanced_weight(norm_mi, norm_adv, value_at(self.rho, self.progress), self.largest)
 
 
 class Objective:
@@ -94,7 +109,7 @@ class Objective:
             logits of the global batch.
     """
 
-    def __init__(self, weight: Callable[[Tensor, Tensor], Tensor]) -> None:
+    def __init__(self, weight: FixedWeight | BalancedWeight) -> None:
         self.weight = weight
 
     def __call__(

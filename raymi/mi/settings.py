@@ -13,7 +13,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from raymi.fields import Count, NonNegative, Positive, Section, Units, at_most
+from raymi.fields import (
+    Count,
+    NonNegative,
+    Positive,
+    Section,
+    Temperature,
+    Units,
+    Weight,
+    at_most,
+)
+from raymi.formatting import as_typed
 
 FORMS: dict[str, dict[str, Any]] = {
     "bounded": {
@@ -95,9 +105,9 @@ class MIConfig(Section):
     """staged: epochs of the AT pretraining; none: `optim.epochs`."""
     estimator_epochs: Count | None = None
     """staged: epochs of the estimators; none: half of `optim.epochs`."""
-    weight: NonNegative | None = None
+    weight: Weight | None = None
     """Fixed weight of the MI loss (the paper's alpha); 0: MI is off. Excludes `balance`."""
-    balance: NonNegative | None = None
+    balance: Weight | None = None
     """Ratio of the norms of the MI and the adversarial gradient at the logits: sets the weight at
     each step. Excludes `weight`."""
     alpha_max: Positive = 1000.0
@@ -120,7 +130,7 @@ class MIConfig(Section):
     unbounded: keep cosine scores). *-released: the authors' code, for comparison."""
     score: Literal["cosine", "dot"] = "cosine"
     """Score of a pair: cosine over `temperature`, or the plain product of LayerNormed features."""
-    temperature: Positive = 0.1
+    temperature: Temperature = 0.1
     """Temperature of cosine scores."""
     objective: Literal["mim", "contrast", "mim-released", "released"] = "mim"
     """Objective of the estimators: MI of the matching pair (Eq. 4), the contrast (Eq. 5), or the
@@ -178,8 +188,8 @@ class MIConfig(Section):
     def _one_weight(self) -> MIConfig:
         if self.weight is not None and self.balance is not None:
             raise ValueError(
-                f"give either weight or balance, got weight={self.weight:g} and "
-                f"balance={self.balance:g}: set the other to none"
+                f"give either weight or balance, got weight={as_typed(self.weight)} and "
+                f"balance={as_typed(self.balance)}: set the other to none"
             )
         return self
 

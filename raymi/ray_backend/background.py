@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from raymi.signals import BackgroundThread
 
 T = TypeVar("T")
 
 
-class BackgroundCall(threading.Thread, Generic[T]):
+class BackgroundCall(BackgroundThread, Generic[T]):
     """Daemon thread that calls a function.
 
     A thread of `concurrent.futures` is no daemon: a Ray that hangs would keep the command alive.
@@ -24,12 +25,13 @@ class BackgroundCall(threading.Thread, Generic[T]):
     """
 
     def __init__(self, name: str, function: Callable[[], T]) -> None:
-        super().__init__(daemon=True, name=name)
+        super().__init__(name)
         self._function = function
         self.result: T | None = None
         self.error: BaseException | None = None
 
-    def run(self) -> None:
+    def work(self) -> None:
+        """Calls the function."""
         try:
             self.result = self._function()
         except BaseException as error:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from raymi.signals import skip_cleanup
+from raymi.signals import BackgroundThread, skip_cleanup
 
 _POLL_SECONDS = 0.1
 
@@ -31,7 +31,7 @@ class RayConnection:
         self._connect = connect
         self._error: BaseException | None = None
         self._answered, self._leave = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="ray-connection")
+        self._thread = BackgroundThread("ray-connection", self._run)
 
     def start(self, seconds: float, check: Callable[[], None]) -> None:
         """Connects.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 
+from raymi.signals import BackgroundThread
 from raymi.tracking import store
 from raymi.tracking.faults import error_with_remedy
 
@@ -28,7 +29,7 @@ RETRY_SECONDS = (1.0, 30.0)
 """Seconds until the next attempt: after the first failure, and longest."""
 
 
-class Delivery(threading.Thread, ABC):
+class Delivery(BackgroundThread, ABC):
     """Thread that delivers data to MLflow until it is closed, and retries if the store fails.
 
     Args:
@@ -38,7 +39,7 @@ class Delivery(threading.Thread, ABC):
     """
 
     def __init__(self, uri: str, subject: str, log: Callable[[str], None]) -> None:
-        super().__init__(daemon=True, name=f"mlflow-{subject}")
+        super().__init__(f"mlflow-{subject}")
         self.uri, self.log = uri, log
         self.problem: str | None = None
         """Error of the last attempt, with its remedy; None: it succeeded."""
@@ -123,7 +124,8 @@ class Delivery(threading.Thread, ABC):
             f"{self.problem or 'too slow'}; nothing is lost, deliver it with: {command}"
         )
 
-    def run(self) -> None:
+    def work(self) -> None:
+        """Delivers until the delivery is closed or abandoned."""
         shortest, longest = RETRY_SECONDS
         wait = shortest
         while not self._give_up.is_set():

@@ -183,6 +183,10 @@ _FAULTS = (
         f"start the server, or {ELSEWHERE}",
     ),
     _Fault(
+        r'database "[^"]*" does not exist|Unknown database',
+        f"create the database on its server, or {ELSEWHERE}",
+    ),
+    _Fault(
         r"password authentication failed|Access denied for user",
         "correct user and password",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -17,6 +18,10 @@ from raymi.tracking.datasets import dataset_splits, link_datasets
 from raymi.tracking.store import use_store
 
 Event = Mapping[str, Any]
+
+_one_export = threading.Lock()
+"""torch.export turns oneDNN off in the whole process while it traces. Of two threads that trace at
+the same time, the second would find it off and leave it off."""
 
 
 def metric_times(evaluations: Mapping[str, Event]) -> dict[str, float]:
@@ -86,7 +91,8 @@ def log_model(
         with use_store(client.tracking_uri), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with mlflow.start_run(run_id=run_id):  # sets the status to running, then to finished
-                model_id = _export(config, folder, data, which, tags)
+                with _one_export:
+                    model_id = _export(config, folder, data, which, tags)
     values = {
         "test/clean_acc": evaluation["clean"],
         f"test/pgd{evaluation['attack']['steps']}_acc": evaluation["robust"],

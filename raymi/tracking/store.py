@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,11 @@ CLIENT_SETTINGS = {
     "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
 }
 """Environment variables for the MLflow client; values that the user has set are kept."""
+
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""Default port of each database server that MLflow supports."""
+
+_ANSWER_SECONDS = 15  # for a connection to a database server
 
 LONGEST_TAG = 5000
 """Characters of a tag that every MLflow server accepts."""
@@ -140,7 +146,7 @@ def connect(uri: str) -> Any:
     Silences MLflow's log messages: raymi prints its own.
 
     Raises:
-        Exception: see `complete_database`.
+        Exception: see `complete_database`; or a database server does not answer.
     """
     for name, value in CLIENT_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -151,7 +157,31 @@ def connect(uri: str) -> Any:
     # It logs a traceback at each attempt and raises the same error.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     complete_database(uri)
+    _require_database_server(uri)
     return mlflow.MlflowClient(uri)
+
+
+def _require_database_server(uri: str) -> None:
+    """Fails within seconds where a database server does not answer; MLflow tries for 100 s.
+
+    Does nothing for other addresses.
+
+    Raises:
+        OSError: nothing listens at the address.
+        Exception: of SQLAlchemy or the driver.
+    """
+    scheme = re.split("[+:]", uri, maxsplit=1)[0]
+    if scheme not in _PORTS:
+        return
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(uri)
+    if url.host:  # else a socket file
+        port = url.port or _PORTS[scheme]
+        socket.create_connection((url.host, port), _ANSWER_SECONDS).close()
+    limit = {"timeout" if scheme == "mssql" else "connect_timeout": _ANSWER_SECONDS}
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, connect_args=limit)
+    engine.connect().close()
 
 
 @contextmanager

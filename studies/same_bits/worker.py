@@ -1,4 +1,4 @@
-"""One worker of all runs, in whichever version of raymi PYTHONPATH names first.
+"""One worker of all runs, with the first version of raymi on PYTHONPATH.
 
 It uses nothing of raymi but the training loop, the run folder, the checkpoint and the journal.
 """

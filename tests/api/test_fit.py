@@ -61,7 +61,12 @@ def test_weights_equal_those_of_the_command_on_the_same_arrays(fit, tmp_path):
         np.savez(tmp_path / "arrays" / f"{part}.npz", image=pixels, label=y.numpy())
     result = fit(train=digits(120), test=test, settings={"model.width": 0.25})
     words = [f"{key}={str(value).lower()}" for key, value in QUICK.items()]
-    words += ["data.name=npz", f"data.root={tmp_path / 'arrays'}", "data.image_size=none"]
+    words += [
+        "recipe=quickstart",
+        "data.name=npz",
+        f"data.root={tmp_path / 'arrays'}",
+        "data.image_size=none",
+    ]
     assert standalone([*words, "model.width=0.25", "name=command", f"out={tmp_path}"]) == 0
     assert_same(weights(result.path), weights(tmp_path / "command"))
 

@@ -103,7 +103,7 @@ def journal(*, chosen: str = "best", finished: bool = True) -> list[dict[str, An
     return [{**event, "time": at} for event, at in zip(events, times, strict=False)]
 
 
-def test_a_run_s_result_is_that_of_its_chosen_model() -> None:
+def test_a_run_s_result_equals_that_of_its_chosen_model() -> None:
     assert finished_result("at", 3, RunRecord(journal())) == RunResult(
         "at", 3, "finished", clean=0.8, robust=0.4, val=0.3, model="best", epoch=2,
         attack_steps=40, minutes=3.0,
@@ -384,6 +384,17 @@ def test_shared_settings_keep_what_defines_an_arm(run: Run, fake: Path) -> None:
     for one in plan.runs:
         assert (one.config.optim.epochs, one.config.seed, one.config.scaling.workers) == (2, 4, 1)
         assert one.folder.path == fake / f"{one.arm}-seed4"
+
+
+def test_a_recipe_file_is_laid_over_the_base_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('recipe = "quickstart"\n[optim]\nepochs = 2')
+    plan = plan_comparison(["recipe=mine.toml", "arms=at,bounded", "seeds=4"])
+    assert plan.recipe == "quickstart"
+    assert {run.config.optim.epochs for run in plan.runs} == {2}
+    assert [run.words[0] for run in plan.runs] == [
+        "recipe=quickstart-at", "recipe=quickstart-bounded",
+    ]  # fmt: skip
 
 
 def test_the_default_arms_are_all_controls_with_at_as_reference(run: Run, fake: Path) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -80,7 +83,7 @@ def test_grey_npz_images_get_three_channels(tmp_path):
         ({"label": np.full(60, -1)}, r"0, 1, 2"),
         ({"label": np.array([None] * 60)}, "array of Python objects"),
         ({"image": np.zeros((60, 0, 6), np.uint8)}, r"\(60, 0, 6\)"),
-        ({"image": np.zeros((60, 4, 6, 3), np.uint8)}, "square.*6x4.*data.image_size"),
+        ({"image": np.full((60, 4, 6, 3), 99, np.uint8)}, "square.*6x4.*data.image_size"),
     ],
 )
 def test_wrong_npz_arrays_are_named(tmp_path, changes, message):
@@ -105,6 +108,21 @@ def test_npz_errors_name_the_file_in_check_data(tmp_path):
         for function in (check_data, load_splits):
             with pytest.raises(UserError, match=message):
                 function("npz", root)
+
+
+@pytest.mark.parametrize("function", [check_data, load_splits])
+@pytest.mark.parametrize("num", [10**12, -60, 59, 61])
+def test_a_header_of_another_size_than_its_array_is_refused(function, num, tmp_path):
+    arrays = pixels_and_labels()
+    with zipfile.ZipFile(tmp_path / "mine.npz", "w") as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            header = np.lib.format.header_data_from_array_1_0(array)
+            header["shape"] = (num, *array.shape[1:])
+            np.lib.format.write_array_header_1_0(content, header)
+            archive.writestr(f"{name}.npy", content.getvalue() + array.tobytes())
+    with pytest.raises(UserError, match=r"damaged \(image has [\d,]+ bytes, expected -?[\d,]+"):
+        function("npz", tmp_path / "mine.npz")
 
 
 def test_a_truncated_npz_file_is_one_error(tmp_path):

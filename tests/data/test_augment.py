@@ -107,7 +107,7 @@ def test_half_of_the_images_are_flipped_for_any_crop():
     cropped = augment(x, seed=0, epoch=0, index=index, crop_padding=1, flip=False)
     both = augment(x, seed=0, epoch=0, index=index, crop_padding=1, flip=True)
     flipped = (both != cropped).flatten(1).any(1)
-    offset = cropped[:, 0, 2, 2]  # the pixel in the middle tells which crop it is
+    offset = cropped[:, 0, 2, 2]  # the pixel in the middle identifies the crop
     assert len(offset.unique()) == 9
     for value in offset.unique():
         assert abs(flipped[offset == value].double().mean() - 0.5) < 0.1  # 4 standard errors

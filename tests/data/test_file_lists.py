@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from raymi.data import check_data, load_splits
 from raymi.data.file_lists import class_folders
@@ -131,9 +132,24 @@ def image_beside_classes(root: Path) -> None:
     shutil.copy(root / "train" / "cat" / "0.png", root / "train" / "x.png")
 
 
+def image_of_another_suffix(root: Path) -> None:
+    for suffix in ("GIF", "JPEG", "PNG", "TIFF", "WEBP"):
+        path = root / "train" / "cat" / "x.1"
+        Image.new("RGB", (8, 8)).save(path, suffix)
+        with pytest.raises(UserError, match=r"x\.1 is an image without the suffix"):
+            load_splits("folder", root)
+    path.rename(root / "train" / "cat" / "x")
+
+
+def image_without_suffix_beside_classes(root: Path) -> None:
+    shutil.copy(root / "train" / "cat" / "0.png", root / "train" / "x")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (image_of_another_suffix, "is an image without the suffix of one.*rename it"),
+        (image_without_suffix_beside_classes, "belongs to no class"),
         (dangling_image, "is a broken link"),
         (dangling_folder, "is a broken link"),
         (dangling_class, "is a broken link"),
@@ -182,12 +198,14 @@ def test_file_names_that_are_not_utf_8_are_read_and_shown(folder):
     str(caught.value).encode()
 
 
-@pytest.mark.parametrize("name", [b"\xff", b"a\nb"])
-def test_class_names_that_are_not_utf_8_are_refused(folder, name):
+@pytest.mark.parametrize("name", [b"\xff", b"a\nb", b"\x1b[31mred"])
+def test_class_names_of_other_bytes_or_control_characters_are_refused(folder, name):
     for part in ("train", "test"):
         os.rename(folder / part / "cat", os.fsencode(folder / part) + b"/" + name)
     for function in (check_data, load_splits):
-        with pytest.raises(UserError, match="not UTF-8: rename this class") as caught:
+        with pytest.raises(
+            UserError, match="control characters, or not in UTF-8: rename this class"
+        ) as caught:
             function("folder", folder)
         str(caught.value).encode()
 

@@ -27,18 +27,23 @@ def grey(levels: np.ndarray) -> np.ndarray:
     return np.repeat(levels[..., None], 3, axis=2)
 
 
-def png_of_16_bits(path: Path, pixels: np.ndarray, extra: bytes = b"") -> None:
+def png_of_16_bits(path: Path, pixels: np.ndarray) -> None:
     """Writes (H, W, C) uint16 as PNG, which Pillow does only for grey."""
-    height, width, channels = pixels.shape
-    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    png(path, pixels.astype(">u2"), 16, kind={1: 0, 2: 4, 3: 2, 4: 6}[pixels.shape[2]])
+
+
+def png(path: Path, pixels: np.ndarray, depth: int, kind: int, palette: bytes = b"") -> None:
+    """Writes (H, W, C) as PNG of a number of bits and a colour type."""
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
 
     def chunk(name: bytes, content: bytes) -> bytes:
         checksum = zlib.crc32(name + content)
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
 
-    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows))
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + (palette and chunk(b"PLTE", palette))
+    chunks += chunk(b"IDAT", zlib.compress(rows))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks + chunk(b"IEND", b""))
 
 
@@ -202,6 +207,16 @@ REFUSED: dict[str, tuple[str, Callable[[Path], None], str]] = {
         lambda p: Image.fromarray(RAMP_16).save(p, transparency=257),
         "transparent pixels .mode I",
     ),
+    "palette of too few colours": (
+        "x.png",
+        lambda p: png(p, RAMP[..., None] // 64, 8, kind=3, palette=bytes(9)),
+        "pixels without a colour in its palette of 3",
+    ),
+    "no palette": (
+        "x.png",
+        lambda p: png(p, RAMP[..., None], 8, kind=3),
+        "pixels without a colour in its palette of 0",
+    ),
     "animated webp": ("x.webp", animation, "2 frames or pages"),
     "animated png": ("x.png", animation, "2 frames or pages"),
     "animated gif": ("x.gif", animation, "2 frames or pages"),
@@ -291,6 +306,24 @@ def test_damaged_exif_data_are_ignored(tmp_path):
     assert (read(tmp_path / "x.png") == grey(RAMP)).all()
 
 
+def test_files_of_unsupported_formats_start_no_program(tmp_path):
+    path = tmp_path / "x.png"  # Pillow's reader of EPS starts Ghostscript
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    Image.open(path).close()
+    with pytest.raises(UserError, match=r"x.png cannot be read .*cannot identify image file"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("white", [0, 1, 16])
+def test_nearly_black_sets_of_8_bits_are_refused(white, tmp_path):
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+            pil(tmp_path / part / name / "0.png", (RAMP > 99).astype(np.uint8) * white)
+    with pytest.raises(UserError, match=r"all 2 images .*train are nearly black"):
+        load_splits("folder", tmp_path)
+
+
 def test_too_large_images_are_refused_before_decoding(tmp_path):
     for width in (10_001, 60_000):  # the second one is refused by Pillow itself
         path = tmp_path / f"{width}.pgm"
@@ -306,6 +339,15 @@ def test_the_limit_counts_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(image_file, "MAX_PIXELS", 255)
     with pytest.raises(UserError, match=r"16x16 pixels, expected at most 255: scale it down"):
         read_image(tmp_path / "x.png")
+
+
+def test_colour_ppm_has_the_depth_of_its_white(tmp_path):
+    netpbm(tmp_path / "x.ppm", grey(RAMP_16 // 16), 65535)
+    assert read_image(tmp_path / "x.ppm").brightest == 16 / 255
+    pil(tmp_path / "y.ppm", grey(RAMP))
+    assert read_image(tmp_path / "y.ppm").brightest is None
+    (tmp_path / "z.pbm").write_text("P1 2 1 0 1")
+    assert read_image(tmp_path / "z.pbm").brightest is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -128,7 +128,7 @@ def test_every_set_equals_its_torchvision_reader(name, tmp_path, write, no_netwo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_failed_download_names_files_and_folder(name, tmp_path, no_network):
-    check_data(name, tmp_path)  # could be downloaded, as far as one sees
+    check_data(name, tmp_path)  # could be downloaded
     with pytest.raises(UserError, match=r"could not be downloaded .*not known") as caught:
         load_splits(name, tmp_path)
     assert "\n" not in str(caught.value)

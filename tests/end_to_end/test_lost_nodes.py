@@ -47,7 +47,7 @@ class Nodes:
         self._cluster.remove_node(node, allow_graceful=False)
 
     def announce_loss_of(self, node: Any) -> None:
-        """Tells Ray that a node will be taken away, as a cloud does."""
+        """Announces to Ray that a node will be taken away, as a cloud does."""
         subprocess.run(
             [
                 RAY, "drain-node", f"--address={self.address}", f"--node-id={node.node_id}",

@@ -39,7 +39,7 @@ def shutdown(*args, **kwargs):
     shut_down(*args, **kwargs)
 ray.shutdown = shutdown
 """
-"""For `sitecustomize`, which every Python imports as it starts."""
+"""Content of `sitecustomize`, which every Python imports as it starts."""
 
 
 def write_broken_image(folder: Path) -> list[str]:

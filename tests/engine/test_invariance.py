@@ -159,7 +159,7 @@ def first_step(rank, world_size):
 
 
 @pytest.mark.parametrize("workers", [3, pytest.param(4, marks=pytest.mark.exhaustive)])
-def test_first_losses_and_gradients_in_float32_are_those_of_one_process(workers, tmp_path):
+def test_first_losses_and_gradients_in_float32_equal_those_of_one_process(workers, tmp_path):
     alone = first_step(0, 1)
     for rank in run_ranks(first_step, workers, tmp_path=tmp_path):
         for method, (expected, expected_grads) in alone.items():

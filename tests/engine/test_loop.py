@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_name_and_place(tmp_path
 
 
 def test_weights_that_no_loss_has_seen_broken_end_the_run(tmp_path):
-    """With one step per epoch each loss is finite, but BatchNorm's statistics are not."""
+    """Each loss is finite with one step per epoch, but BatchNorm's statistics are not."""
     settings = {"optim.lr": 1e9, "optim.batch_size": 180, "mi.weight": 0, "optim.epochs": 3}
     with pytest.raises(FloatingPointError, match=r"(losses|weights), got .* at step [123] \(phase"):
         train(tiny_config(settings), LocalContext("cpu"), RunFolder(tmp_path))

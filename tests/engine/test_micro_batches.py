@@ -141,7 +141,7 @@ class Scaled(nn.Module):
         return self.linear(x) * (self.scale.clone() if self.copied else self.scale)
 
 
-def test_a_buffer_that_a_forward_uses_is_that_of_its_own_piece():
+def test_a_buffer_that_a_forward_uses_equals_that_of_its_own_piece():
     x, one, other = torch.rand(12, 4, dtype=torch.float64), Scaled(True), Scaled(False)
     torch.cat([one(piece) for piece in x.split(4)]).square().mean().backward()
     loss = in_pieces(other, other, x, Shard.alone(12), 4).square().mean()

@@ -255,7 +255,7 @@ def two_workers_with_the_same_images(rank, world_size, settings):
     return metrics_of_a_step(settings, ProcessGroup(), (16, 16))
 
 
-def test_local_negatives_are_those_of_the_own_share(tmp_path):
+def test_local_negatives_equal_those_of_the_own_share(tmp_path):
     """Two workers with the same images see what one alone with them sees; with global negatives
     each of them would find every pattern among its negatives."""
     expected = metrics_of_a_step({"mi.weight": 1}, Collectives(), (16,))

@@ -151,6 +151,8 @@ def test_a_mismatch_names_keys_or_shapes(model, tmp_path):
         ({**state, "net.more": torch.ones(1)}, "keys do not match: unexpected net.more"),
         ({**state, key: torch.ones(2, 5)}, rf"{key} has shape \(2, 5\), expected \("),
         ({**state, key: state[key].char()}, rf"{key} is of torch.int8, expected torch.float32"),
+        ({**state, key: state[key].to_sparse()}, f"{key} is sparse or quantized, expected a dense"),
+        ({**state, key: state[key] / 0}, f"{key} has NaN or infinite values"),
         (
             {k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")},
             "missing normalize.mean, normalize.std. Set",

@@ -76,7 +76,7 @@ def test_reference_infonce_equals_loops_over_candidates():
 @pytest.mark.parametrize(
     "bound", [infonce, donsker_varadhan, *EVERY_F_DIVERGENCE, *RELEASED], ids=name_of
 )
-def test_gradients_are_those_of_finite_differences(bound):
+def test_gradients_equal_those_of_finite_differences(bound):
     assert torch.autograd.gradcheck(bound, random_scores(4, 2).requires_grad_())
 
 

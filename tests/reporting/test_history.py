@@ -31,7 +31,7 @@ def rewrite(folder, keep):
     folder.journal.write_text("".join(f"{line}\n" for line in lines))
 
 
-def test_epochs_are_those_of_the_journal(namid):
+def test_epochs_equal_those_of_the_journal(namid):
     history = read_history(namid)
     recorded = events(namid, "epoch")
     assert [one.number for one in history.phases["classifier"]] == [1, 2, 3, 4]

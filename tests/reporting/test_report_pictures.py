@@ -93,7 +93,7 @@ def test_the_curves_of_all_runs_share_a_picture(histories):
         assert drawn(robust)[history.name] == val
 
 
-def test_mutual_information_is_that_of_validation(histories):
+def test_mutual_information_equals_that_of_validation(histories):
     history = histories[0]
     natural, adversarial = training_picture(history).figure.axes
     for axes, kind in ((natural, "natural"), (adversarial, "adversarial")):

@@ -72,7 +72,7 @@ def attacks(monkeypatch):
     return made
 
 
-def test_accuracies_are_those_of_evaluate_pgd(measure, model, images):
+def test_accuracies_equal_those_of_evaluate_pgd(measure, model, images):
     curve = measure().accuracies()
     assert list(curve) == [0.0, 0.03, EPS, 0.12]
     for eps in (0.03, EPS, 0.12):

@@ -98,7 +98,7 @@ def test_the_best_number_is_bold_if_it_is_best_beyond_noise():
     assert not any(cell.best for cell in alone.rows[0].cells)
 
 
-def test_numbers_of_a_run_are_those_of_its_chosen_model(namid, plain):
+def test_numbers_of_a_run_equal_those_of_its_chosen_model(namid, plain):
     for folder in (namid, plain):
         history = read_history(folder)
         (found,) = training_accuracies(history)
