@@ -86,7 +86,8 @@ def nothing() -> None:
 class Signals:
     """Handler of SIGINT and SIGTERM: the first requests a stop, the second ends immediately.
 
-    A context manager; at its end the earlier handlers are restored.
+    A context manager; at its end the earlier handlers are restored. Outside of the main thread,
+    where Python allows no handlers, it does nothing.
 
     Args:
         stop_file: created at the first signal; None: no file.
@@ -103,7 +104,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ():
             self._before[signum] = signal.signal(signum, self._on_signal)
         return self
 
@@ -153,7 +154,7 @@ def ended_by_sigterm(on_signal: Callable[[], object] = nothing) -> Iterator[None
     """Ends a block with `Stopped` at SIGTERM.
 
     The handler raises a KeyboardInterrupt, the only exception of a handler that Ray lets through
-    while it waits.
+    while it waits. Outside of the main thread there is no handler.
 
     Args:
         on_signal: called in the handler of the first SIGTERM; must return immediately.
@@ -166,6 +167,9 @@ def ended_by_sigterm(on_signal: Callable[[], object] = nothing) -> Iterator[None
         received.append(signum)
         raise KeyboardInterrupt
 
+    if not _in_main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
@@ -175,6 +179,10 @@ def ended_by_sigterm(on_signal: Callable[[], object] = nothing) -> Iterator[None
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def skip_cleanup() -> None:

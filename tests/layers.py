@@ -12,12 +12,12 @@ PACKAGE = Path(__file__).parents[1] / "raymi"
 ENTRY_POINTS = "train tune evaluate select compare report export probe bench standalone __main__"
 BASE = (
     "fields files weights local_paths statistics formatting signals errors collectives counter_rng "
-    "hardware own_code"
+    "hardware own_code content_digest given"
 )
 LAYERS = tuple(
     tuple(parts.split())
     for parts in (
-        f"commands benchmarks api config_reference {ENTRY_POINTS}",
+        f"commands benchmarks api config_reference {ENTRY_POINTS} __init__",
         "ray_backend tracking terminal",
         "reporting tuning selection",
         "evaluation engine",

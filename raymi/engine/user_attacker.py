@@ -45,8 +45,7 @@ class UserAttacker:
         micro_batch: int | None = None,
     ) -> None:
         import_attack(attack.name)
-        self.model, self.name = model, attack.name
-        self.threat = Threat(attack.norm, attack.eps)
+        self.model, self.attack = model, attack
         self.autocast = autocast
         self.micro_batch = micro_batch
 
@@ -72,7 +71,8 @@ class UserAttacker:
         before = [(parameter.grad, parameter._version) for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
-        model = FullPrecision(self.model)
+        attack, model = self.attack, FullPrecision(self.model)
+        threat = Threat(attack.norm, attack.eps)
         devices = [x.device] if x.device.type == "cuda" else []
         try:
             with (
@@ -81,12 +81,12 @@ class UserAttacker:
                 evaluation_mode(model),
                 torch.enable_grad(),
             ):
-                x_adv = adversarial_images(self.name, model, x, y, self.threat, seed)
+                x_adv = adversarial_images(attack.name, model, x, y, threat, seed)
         finally:
             for parameter, (gradient, _) in zip(parameters, before, strict=True):
                 parameter.grad = gradient
         if any(p._version != version for p, (_, version) in zip(parameters, before, strict=True)):
             raise UserError(
-                f"attack {self.name!r} changed parameters: let it change a copy.deepcopy(model)"
+                f"attack {attack.name!r} changed parameters: let it change a copy.deepcopy(model)"
             )
         return x_adv

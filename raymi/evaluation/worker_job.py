@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from raymi.attacks.suites import Ensemble
 from raymi.data import ImageSet
 from raymi.evaluation.blocks import BlockAttacker
 from raymi.evaluation.fingerprint import Fingerprint, check_outputs, check_unchanged
+from raymi.given import register
 
 
 class Loadable(Protocol):
@@ -39,6 +40,7 @@ class WorkerJob:
         threat: norm and radius.
         seed: of all attacks.
         fingerprint: of the classifiers, by name; a worker refuses one with other outputs.
+        objects: objects from Python that the sources name, see `raymi.given`.
     """
 
     sources: Mapping[str, Loadable]
@@ -47,6 +49,7 @@ class WorkerJob:
     threat: Threat
     seed: int
     fingerprint: Mapping[str, Fingerprint | None] = field(default_factory=dict)
+    objects: dict[str, Any] = field(default_factory=dict)
 
 
 class Attackers:
@@ -60,6 +63,7 @@ class Attackers:
     def __init__(self, job: WorkerJob, device: torch.device | str = "cpu") -> None:
         if torch.device(device).type == "cuda":
             _use_exact_kernels()
+        register(job.objects)
         self._job, self._device = job, device
         self._images = job.images.to(device)
         self._loaded: dict[str, BlockAttacker] = {}

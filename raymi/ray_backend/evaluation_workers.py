@@ -33,7 +33,11 @@ class Workspace:
 
 @contextmanager
 def open_workspace(
-    scaling: ScalingConfig, on_message: Callable[[str], None], resources: Resources | None = None
+    scaling: ScalingConfig,
+    on_message: Callable[[str], None],
+    resources: Resources | None = None,
+    *,
+    here: bool = False,
 ) -> Iterator[Workspace]:
     """Opens the workspace of an evaluation, in the main thread; SIGTERM ends it like Ctrl-C.
 
@@ -42,12 +46,13 @@ def open_workspace(
         on_message: Receives messages about workers.
         resources: Resources of the surrounding `ray_session`; None: opens a session if several
             workers are requested.
+        here: Use this process, also within a Ray job.
 
     Raises:
         UserError: The cluster lacks the requested resources.
         Stopped: On SIGTERM.
     """
-    if scaling.most_workers == 1 and not in_ray_job():
+    if here or (scaling.most_workers == 1 and not in_ray_job()):
         device = "cuda" if scaling.use_gpu != "false" and torch.cuda.is_available() else "cpu"
         with _threads(scaling.cpus_per_worker), ended_by_sigterm():
             yield Workspace(device, 1, lambda job: LocalPool(Attackers(job, device)))

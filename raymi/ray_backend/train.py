@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ray.cloudpickle
 import ray.train
 from ray.train.torch import TorchTrainer
 
 from raymi.config import Config
+from raymi.given import given_in
+from raymi.overrides import flatten
 from raymi.ray_backend.train_worker import train_worker
 from raymi.ray_backend.worker_process import worker_resources
 from raymi.runs.run_folder import RunFolder
@@ -60,6 +63,8 @@ def fit(
             "stop_file": None if stop_file is None else str(stop_file),
             "test": test,
             "until": until,
+            # as bytes: to load them may import modules from `import_path`
+            "objects": ray.cloudpickle.dumps(given_in(flatten(config.model_dump()).values())),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +32,7 @@ from raymi.evaluation.transfer import (
     transfer_name,
 )
 from raymi.evaluation.worker_job import WorkerJob
+from raymi.given import given_in
 from raymi.overrides import examine
 from raymi.ray_backend.session import check_this_machine, scale_to_fit
 
@@ -105,6 +106,7 @@ class EvaluationPlan:
             threat=self.threat,
             seed=self.config.seed,
             fingerprint={one.source.name: one.checks.fingerprint for one in models},
+            objects=given_in(one.source.build.get("name") for one in models),
         )
 
     def evaluations(self, device: str) -> tuple[list[ModelEvaluation], list[ModelEvaluation]]:
@@ -223,6 +225,34 @@ def plan_evaluation(
                 name, given, which=options.which, num_classes=num_classes, image_size=image_size
             )
     log(f"checking the outputs of {', '.join(names)}")
+    return plan_of_models(request, config, scaling, images, data, main, models)
+
+
+def plan_of_models(
+    request: Request,
+    config: Config,
+    scaling: ScalingConfig,
+    images: ImageSet,
+    data: str,
+    main: tuple[Ensemble, ...],
+    models: Mapping[str, LocatedModel],
+) -> EvaluationPlan:
+    """Checks classifiers and plans their evaluation.
+
+    Args:
+        request: parsed command line.
+        config: data, threat and seed.
+        scaling: workers.
+        images: images to attack.
+        data: name of the images.
+        main: ensembles to report.
+        models: classifiers by the names in the request.
+
+    Raises:
+        UserError: a classifier cannot be attacked, or does not suit the images.
+    """
+    options = request.options
+    names = tuple(dict.fromkeys((*options.surrogate, *options.model)))
     cuda = config.scaling.use_gpu != "false" and torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     checked = _distinct([_check_model(name, models[name], images, device) for name in names])

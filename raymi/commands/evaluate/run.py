@@ -56,7 +56,11 @@ class NoCallback(EvaluationCallback):
 
 
 def evaluate(
-    plan: EvaluationPlan, callback: EvaluationCallback, resources: Resources | None = None
+    plan: EvaluationPlan,
+    callback: EvaluationCallback,
+    resources: Resources | None = None,
+    *,
+    here: bool = False,
 ) -> tuple[list[Report], list[TransferMatrix]]:
     """Runs all steps that are not in the outcome stores, and writes reports beside the outcomes.
 
@@ -64,6 +68,7 @@ def evaluate(
         plan: checked evaluation.
         callback: receives events.
         resources: of an open `ray_session`; None: one is opened if there are several workers.
+        here: run all attacks in this process, also within a Ray job.
 
     Returns:
         The reports of the targets in the order of the plan, and a transfer matrix for each attack
@@ -78,7 +83,7 @@ def evaluate(
     for target in plan.targets:
         for finding in target.checks.findings:
             callback.on_finding(finding)
-    with open_workspace(plan.scaling, callback.on_message, resources) as workspace:
+    with open_workspace(plan.scaling, callback.on_message, resources, here=here) as workspace:
         surrogates, targets = plan.evaluations(workspace.device)
         pool = workspace.open_pool(plan.worker_job([*surrogates, *targets]))
         callback.on_workers(workspace.workers)

@@ -52,8 +52,9 @@ class TrainRequest:
         config: resolved configuration.
         recipe: name of the recipe; empty: unknown.
         folder: folder of the run to continue; None: a new run.
-        command: command line.
+        command: command line, or the call from Python.
         dry_run: whether only the configuration is printed.
+        to_continue: what continues the run; empty: the command with resume=RUN.
     """
 
     config: Config
@@ -61,6 +62,7 @@ class TrainRequest:
     folder: RunFolder | None
     command: str
     dry_run: bool = False
+    to_continue: str = ""
 
 
 def requested(words: Sequence[str]) -> TrainRequest:
@@ -89,6 +91,12 @@ def new_run(recipe: str | None, given: Tree) -> tuple[str, Config, list[str]]:
     return name, config, [*unknown, *wrong, *missing]
 
 
+def changed_keys(before: Config, now: Config) -> list[str]:
+    """Returns the keys that differ between two configurations and decide results."""
+    earlier, later = flatten(before.model_dump()), flatten(now.model_dump())
+    return [key for key in earlier if key not in CHANGEABLE and later[key] != earlier[key]]
+
+
 def _continued(
     line: CommandLine[TrainOptions], run: str
 ) -> tuple[str, Config, list[str], RunFolder]:
@@ -104,9 +112,7 @@ def _continued(
         line.refuse(*problems, str(error))
         raise
     config, wrong = examine(overlay(earlier.model_dump(), nest(settings)))
-    before, now = flatten(earlier.model_dump()), flatten(config.model_dump())
-    fixed = [key for key in settings if key not in CHANGEABLE and now[key] != before[key]]
-    if fixed:
+    if fixed := [key for key in changed_keys(earlier, config) if key in settings]:
         problems.append(
             f"{', '.join(fixed)} cannot change when a run is continued: start a new run, or change "
             f"only {', '.join(CHANGEABLE)}"

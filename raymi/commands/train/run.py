@@ -40,6 +40,7 @@ class TrainResult:
     Attributes:
         folder: folder of the run.
         exit_code: 0: finished, and uploaded if tracked.
+        failure: error that ended the run; None: none.
         evaluations: evaluation events by model; empty: the run has not finished.
         chosen: name of the chosen model; None: the run has not finished.
         model_uri: URI of the chosen model in MLflow; None: not there.
@@ -49,6 +50,7 @@ class TrainResult:
 
     folder: RunFolder
     exit_code: int
+    failure: RunFailed | StorageError | None = None
     evaluations: Evaluations = field(default_factory=dict)
     chosen: str | None = None
     model_uri: str | None = None
@@ -76,7 +78,7 @@ def train(
     try:
         with folder.lock(wait=LOCK_SECONDS):
             describe_run(folder, request.recipe, request.command)
-            return _run(request.config, folder, callbacks, print_line)
+            return _run(request, folder, callbacks, print_line)
     except NotStarted:
         if request.folder is None:  # its name remains available
             shutil.rmtree(folder.path, ignore_errors=True)
@@ -84,16 +86,21 @@ def train(
 
 
 def _run(
-    config: Config, folder: RunFolder, callbacks: Sequence[RunCallback], print_line: PrintLine
+    request: TrainRequest,
+    folder: RunFolder,
+    callbacks: Sequence[RunCallback],
+    print_line: PrintLine,
 ) -> TrainResult:
+    config, resume = request.config, request.to_continue or resume_command(folder)
     folder.write_config(config)
     print_line(f"run {folder.name} in {folder.path}")
     warnings = _Warnings(folder, print_line)
     tracker = None
     if config.tracking.enabled:
         tracker = Tracker(config, folder, folder.read_about(), home_folder(), print_line)
-    to_continue = f"to continue: {resume_command(folder)}"
+    to_continue = f"to continue: {resume}"
     status, code = "FAILED", EXIT_FAILED
+    failure: RunFailed | StorageError | None = None
     try:
         _train(config, folder, [*callbacks, warnings], tracker, print_line)
         status, code = "FINISHED", 0
@@ -104,7 +111,8 @@ def _run(
     except TimeLimitReached:
         status, code = "KILLED", EXIT_TIME_LIMIT
         print_line(f"stopped at its limit of {config.limit.hours:g} hours; {to_continue}")
-    except (RunFailed, StorageError) as failure:
+    except (RunFailed, StorageError) as error:
+        failure = error
         print_line(f"the run failed: {failure}", style="red")
         print_line(to_continue)
     finally:
@@ -114,15 +122,15 @@ def _run(
         if tracker is not None:
             for callback in callbacks:
                 callback.event({"kind": "uploading"})
-            code = _upload(tracker, status, print_line, resume_command(folder)) or code
+            code = _upload(tracker, status, print_line, resume) or code
     if status != "FINISHED":
-        return TrainResult(folder, code)
+        return TrainResult(folder, code, failure)
     evaluations = evaluations_of(folder)
     chosen = chosen_model(evaluations)
     if tracker is None or not tracker.models:
-        return TrainResult(folder, code, evaluations, chosen)
+        return TrainResult(folder, code, None, evaluations, chosen)
     uploaded = (tracker.models.get(chosen), tracker.run_id, tracker.uri)
-    return TrainResult(folder, code, evaluations, chosen, *uploaded)
+    return TrainResult(folder, code, None, evaluations, chosen, *uploaded)
 
 
 def _train(
