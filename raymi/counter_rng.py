@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # `random_key` works without torch
+    from torch import Tensor
 
 
 def random_key(*parts: int | str) -> int:
@@ -41,7 +42,7 @@ def uniform(key: int, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
     Returns:
         (B, *shape) float32.
     """
-    return _shift_right(_bits(key, index, shape), 40).to(torch.float32) * 2.0**-24
+    return _shift_right(_bits(key, index, shape), 40).float() * 2.0**-24
 
 
 def normal(key: int, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
@@ -56,7 +57,7 @@ def normal(key: int, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
         (B, *shape) float32.
     """
     centred = 2 * uniform(key, index, shape) - 1 + 2.0**-24  # symmetric, never +-1
-    return math.sqrt(2) * torch.erfinv(centred)
+    return math.sqrt(2) * centred.erfinv()
 
 
 def integers(key: int, index: Tensor, high: int, shape: tuple[int, ...] = ()) -> Tensor:
@@ -69,17 +70,20 @@ def integers(key: int, index: Tensor, high: int, shape: tuple[int, ...] = ()) ->
     Returns:
         (B, *shape) int64.
     """
-    return (uniform(key, index, shape).to(torch.float64) * high).to(torch.int64)
+    return (uniform(key, index, shape).double() * high).long()
 
 
 def permutation(key: int, size: int) -> Tensor:
     """Draws a permutation of 0 .. size-1, a function of the key: (size,) int64 on the CPU."""
-    index = torch.arange(size)
-    return torch.argsort(_bits(key, index, ()), stable=True)
+    import torch
+
+    return _bits(key, torch.arange(size), ()).argsort(stable=True)
 
 
 def _bits(key: int, index: Tensor, shape: tuple[int, ...]) -> Tensor:
-    stream = _mix(_mix(index.to(torch.int64)) + key)
+    import torch
+
+    stream = _mix(_mix(index.long()) + key)
     position = torch.arange(math.prod(shape), device=index.device)
     weyl = position * _signed(0x9E3779B97F4A7C15)
     return _mix(stream[:, None] + weyl).view(len(index), *shape)

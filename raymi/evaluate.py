@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 from raymi.commands.cli import run_command
-from raymi.commands.evaluate.command import evaluate_command
+from raymi.commands.evaluate.options import COMMAND
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    return run_command(evaluate_command, argv)
+    return run_command(COMMAND, argv)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -28,12 +29,34 @@ _MAX_PATH_LENGTH = 4000
 
 @dataclass(frozen=True)
 class Accepts:
-    """Accepted values of a field as text, where its type does not say it."""
+    """Accepted values of a field as text, and a word that stands for one in a usage line."""
 
     text: str
+    word: str = "VALUE"
 
 
-WORKERS = Accepts("whole number >= 1, or a range such as 2..8")
+@dataclass(frozen=True, eq=False)  # hashable
+class Listed:
+    """Names that help lists below a heading, with a line each.
+
+    Args:
+        heading: of the list.
+        names: descriptions by name, or a function that returns them.
+        others: further names that are values of the field.
+    """
+
+    heading: str
+    names: Mapping[str, str] | Callable[[], Mapping[str, str]]
+    others: Collection[str] = ()
+
+    def lines(self) -> Mapping[str, str]:
+        """Returns the descriptions by name."""
+        return self.names() if callable(self.names) else self.names
+
+
+NEEDED = "needed"
+"""Mark of an option without which a command cannot run."""
+WORKERS = Accepts("whole number >= 1, or a range such as 2..8", "N")
 
 
 class Section(BaseModel):

@@ -6,16 +6,16 @@ lists all problems.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from raymi.config import Config
 from raymi.errors import UserError, close_names, did_you_mean
-from raymi.fields import Accepts
+from raymi.fields import NEEDED, Accepts, Listed
 from raymi.formatting import as_typed, shortened, shown
 from raymi.losses.settings import loss_keys
 from raymi.mi.settings import FORMS
@@ -24,7 +24,7 @@ from raymi.models.settings import ModelConfig
 Tree = dict[str, Any]
 Options = TypeVar("Options", bound=BaseModel)
 
-_DEPENDENT = {
+DEPENDENT = {
     "mi.form": {f"mi.{key}" for form in FORMS.values() for key in form if key != "hidden"},
     "model.name": {f"model.{key}" for key in ModelConfig.model_fields},
     "loss.base": {f"loss.{key}" for key in loss_keys()},
@@ -39,64 +39,89 @@ def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield from leaves(annotation, f"{prefix}{name}.")
         else:
-            yield prefix + name, field
+            yield prefix + (field.alias or name), field
 
 
-@dataclass(frozen=True)
-class Words:
+class Words(NamedTuple):
     """Parsed command line.
 
     Args:
         own: options of the command as text.
         settings: nested tree of unparsed settings of `Config`.
         problems: a line for each invalid word.
+        others: words that the command takes as they are.
     """
 
     own: dict[str, str]
     settings: Tree
     problems: list[str]
+    others: list[str]
 
 
-def split_words(words: Sequence[str], special: Mapping[str, Iterable[str]] | None = None) -> Words:
-    """Separates `key=value` words into options of the command and a tree of settings.
+def split_words(
+    words: Sequence[str],
+    options: type[BaseModel] = BaseModel,
+    is_other: Callable[[str], bool] = lambda word: False,
+) -> Words:
+    """Separates `key=value`, `--key=value` and `--key value` into options and settings.
 
     Args:
-        words: command line, such as `["recipe=quickstart", "lr=1e-3"]`.
-        special: options of the command, which are not in `Config`, each with its known values.
+        words: command line, such as `["recipe=quickstart", "lr=1e-3", "--dry-run"]`.
+        options: section of the command's options, which are not in `Config`.
+        is_other: returns whether the command takes a word that is no option as it is.
 
     Returns:
-        Options as text, a nested tree of unparsed settings, and a line for each word without `=`
-        and for each unknown, ambiguous or repeated key.
+        Options as text, a nested tree of unparsed settings, a line for each word without a value
+        and for each unknown, ambiguous or repeated key, and other words.
     """
-    special = special or {}
-    keys = [key for key, _ in leaves()]
-    known = (*special, *keys)
-    own: dict[str, str] = {}
-    settings: dict[str, str | None] = {}
+    own_fields, fields = dict(leaves(options)), dict(leaves())
+    known = {**own_fields, **fields, **own_fields}  # the command's own come first
     given: dict[str, list[str]] = {}
     problems: list[str] = []
-    for word in words:
+    others: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
         typed, equals, text = word.partition("=")
-        typed = typed.removeprefix("--")
-        matches = [typed] if typed in known else [k for k in keys if k.endswith("." + typed)]
-        if not equals:
-            remedy = _remedy_for_bare_word(word, matches, special, known)
+        dashed = word.startswith("--")
+        if dashed:
+            typed = typed[2:].replace("-", "_")
+        matches = [typed] if typed in known else [k for k in known if k.endswith(f".{typed}")]
+        follows = rest[:1] if rest and "=" not in rest[0] and not rest[0].startswith("--") else []
+        if is_other(word) and not dashed:
+            others.append(word)
+        elif not equals and not dashed:
+            remedy = _remedy_for_bare_word(word, matches, own_fields, known)
             problems.append(f"expected key=value, got {shown(word)}{remedy}")
         elif len(matches) != 1:
             problems.append(_unknown(typed, matches, known))
+            del rest[: 0 if equals else len(follows)]
         else:
-            key = matches[0]
+            (key,) = matches
+            if not equals:
+                is_flag = known[key].annotation is bool
+                if is_flag:
+                    follows = [one for one in follows if one.lower() in ("true", "false")]
+                del rest[: len(follows)]
+                text = follows[0] if follows else "true" if is_flag else ""
+            if not text and (key in own_fields or not equals):
+                if NEEDED not in known[key].metadata:  # else `read_options` says what is needed
+                    problems.append(f"{key}: expected a value: {typed_as(key, known[key])}")
+                continue
             given.setdefault(key, []).append(text)
-            if key in special:
-                own[key] = text
-            else:
-                settings[key] = None if text.lower() in ("none", "null", "") else text
     problems += [
         f"{key} is given {len(texts)} times, as {', '.join(map(shortened, texts))}: keep one"
         for key, texts in given.items()
-        if len(texts) > 1
+        if len(texts) > 1 and set(texts) != {"true"}  # a flag may be given twice
     ]
-    return Words(own, nest(settings), problems)
+    last = {key: texts[-1] for key, texts in given.items()}
+    own = {key: text for key, text in last.items() if key in own_fields}
+    settings = {
+        key: None if text.lower() in ("none", "null", "") else text
+        for key, text in last.items()
+        if key not in own_fields
+    }
+    return Words(own, nest(settings), problems, others)
 
 
 def nest(flat: Mapping[str, Any]) -> Tree:
@@ -132,7 +157,7 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     """
     base_flat, over_flat = flatten(base), flatten(over)
     defaults = dict(leaves())
-    for choice, dependent in _DEPENDENT.items():
+    for choice, dependent in DEPENDENT.items():
         before = base_flat.get(choice) or defaults[choice].default
         if over_flat.get(choice) not in (None, before):
             base_flat = {k: v for k, v in base_flat.items() if k not in dependent}
@@ -188,7 +213,7 @@ _ATTACKS = {"attack", "loss"}
 """Sections that `Config` compares with each other."""
 
 
-def parse_options(model: type[Options], given: Mapping[str, str]) -> tuple[Options, list[str]]:
+def read_options(model: type[Options], given: Mapping[str, str]) -> tuple[Options, list[str]]:
     """Parses the options of a command, which are no settings of a run.
 
     Args:
@@ -196,26 +221,29 @@ def parse_options(model: type[Options], given: Mapping[str, str]) -> tuple[Optio
         given: texts by option, from `split_words`.
 
     Returns:
-        The options, with defaults in place of wrong values, and a line for each wrong value.
+        The options, with defaults in place of wrong values, and a line for each wrong value and
+        each missing one.
     """
     fields = dict(leaves(model))
-    values = {
-        key: None if fields[key].default is None and text.lower() in ("", "none", "null") else text
+    values: dict[str, Any] = {
+        key: fields[key].default if text.lower() in ("none", "null") and _is_empty(fields[key])
+        else text
         for key, text in given.items()
-    }
-    problems, wrong = [], set()
-    try:
-        return model.model_validate(values), []
-    except ValidationError as error:
-        for one in error.errors():
-            key = str(one["loc"][0])
-            wrong.add(key)
-            message = f"expected {expected(fields[key])}, got {shown(one['input'])}"
-            if one["type"] == "value_error":
-                message = one["msg"].removeprefix("Value error, ")
-            problems.append(f"{key}: {message}")
-    sound = {key: value for key, value in values.items() if key not in wrong}
-    return model.model_validate(sound), problems
+    }  # fmt: skip
+    problems = []
+    for key, field in fields.items():
+        if NEEDED in field.metadata and key not in given:
+            text = " ".join((field.description or "").split()).rstrip(".")
+            problems.append(f"{typed_as(key, field)} is needed: {text[:1].lower()}{text[1:]}")
+    while True:
+        try:
+            return model.model_validate(nest(values)), problems
+        except ValidationError as error:
+            problems += [_explain(one, fields) for one in error.errors()]
+            wrong = {_key_of(one) for one in error.errors()} & set(values)
+            if not wrong:
+                return model.model_construct(), problems
+            values = {key: value for key, value in values.items() if key not in wrong}
 
 
 def resolved_lines(config: Config) -> list[str]:
@@ -256,10 +284,30 @@ def _bounds(limits: Sequence[Any]) -> Iterator[str]:
 
 def default_text(field: FieldInfo) -> str:
     """Returns a key's default as it would be typed."""
-    return as_typed(field.default)
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, Path) and default.is_relative_to(Path.cwd()):
+        default = default.relative_to(Path.cwd())
+    return "none" if _is_empty(field) else as_typed(default)
 
 
-def _unknown(key: str, matches: Sequence[str], known: Sequence[str]) -> str:
+def _is_empty(field: FieldInfo) -> bool:
+    return field.default is None or field.default == ()
+
+
+def typed_as(key: str, field: FieldInfo) -> str:
+    """Returns how an option is typed, for a usage line: `samples=N`, `split=test|val`."""
+    if field.annotation is bool:
+        return f"--{key.replace('_', '-')}"
+    for one in _metadata(field):
+        if isinstance(one, Accepts):
+            return f"{key}={one.word}"
+    choices = expected(field).removesuffix(" | none")
+    if " | " in choices:
+        return f"{key}={choices.replace(' | ', '|')}"
+    return f"{key}={'NAME' if choices == 'text' else 'N'}"
+
+
+def _unknown(key: str, matches: Sequence[str], known: Mapping[str, FieldInfo]) -> str:
     if matches:
         return f"key {shown(key)} is ambiguous: expected one of {', '.join(matches)}"
     return f"unknown key {shown(key)}{_suggest(key, known)}"
@@ -268,16 +316,30 @@ def _unknown(key: str, matches: Sequence[str], known: Sequence[str]) -> str:
 def _remedy_for_bare_word(
     word: str,
     matches: Sequence[str],
-    special: Mapping[str, Iterable[str]],
-    known: Sequence[str],
+    options: Mapping[str, FieldInfo],
+    known: Mapping[str, FieldInfo],
 ) -> str:
     if matches:
         return f": write {' or '.join(f'{key}=VALUE' for key in matches)}"
-    named = [f"{key}={word}" for key, values in special.items() if word in values]
-    return f": did you mean {named[0]}?" if named else _suggest(word, (*known, "--dry-run"))
+    for key, field in options.items():
+        for listed in listings(field):
+            if word in listed.others or word in listed.lines():
+                return f": did you mean {key}={word}?"
+    return _suggest(word, known)
 
 
-def _suggest(word: str, known: Sequence[str]) -> str:
+def listings(field: FieldInfo) -> list[Listed]:
+    """Returns the lists of names in a key's documentation."""
+    return [one for one in _metadata(field) if isinstance(one, Listed)]
+
+
+def _metadata(field: FieldInfo) -> list[Any]:
+    """Returns the metadata of a field and of its type, if that may be None."""
+    inner = get_args(field.annotation)[:1]
+    return [*field.metadata, *(one for kind in inner for one in getattr(kind, "__metadata__", ()))]
+
+
+def _suggest(word: str, known: Mapping[str, FieldInfo]) -> str:
     """Returns a remedy: similar keys, whole or by their last parts, or the keys of the section."""
     by_leaf: dict[str, str] = {}
     for key in known:
@@ -285,7 +347,12 @@ def _suggest(word: str, known: Sequence[str]) -> str:
     leaf = word.rpartition(".")[2]
     close = close_names(word, known, 2, cutoff=0.6)
     close += [by_leaf[name] for name in close_names(leaf, by_leaf, 2, cutoff=0.6)]
-    names = list(dict.fromkeys(close))[:2]
+    names = [
+        f"--{name.replace('_', '-')}"
+        if "." not in name and known[name].annotation is bool
+        else name
+        for name in list(dict.fromkeys(close))[:2]
+    ]
     if names:
         return f": did you mean {' or '.join(names)}?"
     section = word.rpartition(".")[0]
@@ -293,17 +360,22 @@ def _suggest(word: str, known: Sequence[str]) -> str:
     return f": {section} has {', '.join(inside)}" if inside else " (--help lists every key)"
 
 
-def _explain(error: Any) -> str:
+def _key_of(error: Any) -> str:
+    return ".".join(str(part) for part in error["loc"] if isinstance(part, str))
+
+
+def _explain(error: Any, fields: Mapping[str, FieldInfo] | None = None) -> str:
     """Returns one line for an error of pydantic; raymi's validators have complete messages."""
-    key = ".".join(str(part) for part in error["loc"] if isinstance(part, str))
+    key = _key_of(error)
     if error["type"] == "value_error":
         message = error["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
-    fields = dict(leaves())
+    fields = dict(leaves()) if fields is None else fields
     if key not in fields:
-        return _unknown(key, (), list(fields))
+        return _unknown(key, (), fields)
     accepted, got = expected(fields[key]), error["input"]
     names = [choice for choice in accepted.split(" | ") if " " not in choice]
     typed = got if isinstance(got, str) else shown(got)
-    hint = f": {did_you_mean(typed, names)}" if len(names) > 1 else ""
-    return f"{key}: expected {accepted}, got {'none' if got is None else shown(got)}{hint}"
+    hint = did_you_mean(typed, names, otherwise="") if len(names) > 1 else ""
+    text = f"{key}: expected {accepted}, got {'none' if got is None else shown(got)}"
+    return f"{text}: {hint}" if hint else text

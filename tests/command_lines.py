@@ -11,8 +11,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 from raymi import train
-from raymi.overrides import flatten, split_words, validate
-from raymi.recipes import RECIPES, build_config, on_recipe
+from raymi.overrides import validate
+from raymi.recipes import build_config, named_recipe, on_recipe
 from raymi.runs.run_folder import RunFolder
 
 
@@ -43,44 +43,36 @@ def placeholder_runs(folder: Path, names: Iterable[str]) -> None:
 
 def _train(words: list[str]) -> None:
     if any(word.startswith("resume=") for word in words):
-        _accepts(words, ("resume",), ("out", "scaling.", "checkpoint.", "limit.", "data.root"))
+        _accepts("raymi.commands.train.options", words)
     else:
         assert train.main([*words, "--dry-run"]) == 0
 
 
 def _standalone(words: list[str]) -> None:
-    parsed = split_words(words, {"recipe": RECIPES})
-    assert "name" in parsed.settings
-    validate(*on_recipe(parsed.own.get("recipe", "quickstart"), parsed.settings))
-    assert parsed.problems == []
+    line = resolve_name("raymi.commands.standalone.options:COMMAND").parse(words)
+    assert "name" in line.settings
+    _, tree, problems = named_recipe(line.options.recipe, line.tree)
+    assert [*line.problems, *problems] == []
+    validate(*on_recipe(line.options.recipe or "quickstart", tree))
 
 
 def _tune(words: list[str]) -> None:
     if any(word.startswith("resume=") for word in words):
-        _accepts(words, ("resume",), ("out",))
+        _accepts("raymi.commands.tune.options", words)
     else:
         _run_parser("raymi.commands.tune.options:open_sweep", words)
 
 
-def _probe(words: list[str]) -> None:
-    _accepts(words, ("run", "model"), ("out", "probe.", "attack.", "validation.", "data.root"))
-
-
-def _export(words: list[str]) -> None:
-    _accepts(words, ("model", "which", "folder"), ("out",))
+def _accepts(module: str, words: list[str]) -> None:
+    """Checks keys and values, and no run."""
+    line = resolve_name(f"{module}:COMMAND").parse(words)
+    line.refuse()
+    validate(line.tree)
 
 
 def _run_parser(name: str, words: list[str]) -> None:
     """Calls a command's own parser, `module:function`."""
     resolve_name(name)(words)
-
-
-def _accepts(words: list[str], own: Iterable[str], settings: tuple[str, ...]) -> None:
-    """Checks keys and values of a command that takes some settings only."""
-    parsed = split_words(words, dict.fromkeys(own, ()))
-    assert parsed.problems == []
-    validate(parsed.settings)
-    assert [key for key in flatten(parsed.settings) if not key.startswith(settings)] == []
 
 
 PARSERS: dict[str, Callable[[list[str]], object]] = {
@@ -91,7 +83,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "raymi.select": partial(_run_parser, "raymi.commands.select.options:requested"),
     "raymi.report": partial(_run_parser, "raymi.commands.report.options:plan_report"),
     "raymi.compare": partial(_run_parser, "raymi.commands.compare.options:plan_comparison"),
-    "raymi.probe": _probe,
-    "raymi.export": _export,
-    "raymi.bench": partial(_run_parser, "raymi.commands.bench.options:planned"),
+    "raymi.probe": partial(_accepts, "raymi.commands.probe.options"),
+    "raymi.export": partial(_accepts, "raymi.commands.export.options"),
+    "raymi.bench": partial(_run_parser, "raymi.commands.bench.options:requested"),
 }

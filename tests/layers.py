@@ -22,7 +22,7 @@ LAYERS = tuple(
         "reporting tuning selection",
         "evaluation engine",
         "runs",
-        "config overrides recipes",
+        "config overrides recipe_files recipes",
         "losses mi attacks models data",
         BASE,
     )

@@ -28,7 +28,7 @@ def test_page_has_one_row_for_each_key() -> None:
 
 
 def test_default_is_the_value_of_an_empty_configuration() -> None:
-    assert "| `mi.balance` | `0.2` | number >= 0 \\| none |" in configuration_page()
+    assert "| `mi.balance` | `0.2` | number >= 0, or a schedule" in configuration_page()
 
 
 def test_main_writes_to_the_given_file(tmp_path: Path) -> None:

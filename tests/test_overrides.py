@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
 from raymi.config import Config
 from raymi.errors import UserError
+from raymi.fields import Listed, Section
 from raymi.formatting import as_typed
 from raymi.overrides import (
     default_text,
@@ -23,7 +24,13 @@ from raymi.overrides import (
 )
 from raymi.recipes import build_config
 
-RECIPE = {"recipe": ["quickstart", "other"], "resume": []}
+
+class Options(Section):
+    """Options of a command."""
+
+    recipe: Annotated[str, Listed("recipes", {"quickstart": "", "other": ""})] | None = None
+    resume: str | None = None
+    dry_run: bool = False
 
 
 def from_words(*words: str) -> Config:
@@ -140,7 +147,7 @@ def test_a_range_of_workers_is_checked_by_its_maximum_and_round_trips() -> None:
     ],
 )
 def test_a_typo_gets_a_suggestion(typo: str, meant: str) -> None:
-    (problem,) = split_words([typo], RECIPE).problems
+    (problem,) = split_words([typo], Options).problems
     assert f"unknown key {typo.partition('=')[0]!r}: did you mean" in problem
     assert meant in problem.partition("did you mean")[2]
 
@@ -160,11 +167,10 @@ def test_an_unknown_key_without_similar_ones_refers_to_help() -> None:
         ("quickstart", "did you mean recipe=quickstart?"),
         ("lr", "write optim.lr=VALUE"),
         ("recipe", "write recipe=VALUE"),
-        ("--dry_run", "did you mean --dry-run?"),
     ],
 )
 def test_a_word_without_a_value_gets_a_remedy(word: str, remedy: str) -> None:
-    (problem,) = split_words([word], RECIPE).problems
+    (problem,) = split_words([word], Options).problems
     assert problem == f"expected key=value, got {word!r}: {remedy}"
 
 
@@ -182,11 +188,57 @@ def test_unknown_keys_of_a_tree_get_suggestions_too() -> None:
 
 
 def test_options_of_the_command_are_separated_and_not_repeated() -> None:
-    parsed = split_words(["recipe=a", "seed=3"], RECIPE)
+    parsed = split_words(["recipe=a", "seed=3"], Options)
     assert (parsed.own, parsed.settings, parsed.problems) == ({"recipe": "a"}, {"seed": "3"}, [])
-    assert split_words(["recipe=a", "recipe=b"], RECIPE).problems == [
+    assert split_words(["recipe=a", "recipe=b"], Options).problems == [
         "recipe is given 2 times, as a, b: keep one"
     ]
+
+
+@pytest.mark.parametrize("words", [["--epochs", "2"], ["--epochs=2"], ["epochs=2"]])
+def test_a_key_and_its_value_are_one_word_or_two(words: list[str]) -> None:
+    for more in ([], ["--dry-run"], ["recipe=other"], ["--recipe", "other"]):
+        for line in ([*words, *more], [*more, *words]):
+            parsed = split_words(line, Options)
+            assert (parsed.settings, parsed.problems) == ({"optim": {"epochs": "2"}}, [])
+            assert parsed.own == ({} if not more else parsed.own)
+
+
+@pytest.mark.parametrize("words", [["--batch-size", "9"], ["--batch_size", "9"]])
+def test_a_dashed_key_may_have_dashes_inside(words: list[str]) -> None:
+    assert split_words(words).settings == {"optim": {"batch_size": "9"}}
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [(["--dry-run"], "true"), (["--dry-run", "false"], "false"), (["dry_run=true"], "true"),
+     (["--dry-run", "true"], "true"), (["--dry-run=false"], "false")],
+)  # fmt: skip
+def test_a_flag_needs_no_value(words: list[str], value: str) -> None:
+    parsed = split_words([*words, "seed=1"], Options)
+    assert (parsed.own, parsed.problems) == ({"dry_run": value}, [])
+
+
+@pytest.mark.parametrize("words", [["--recipe"], ["--recipe", "--dry-run"], ["recipe="]])
+def test_an_option_needs_a_value(words: list[str]) -> None:
+    assert split_words(words, Options).problems == ["recipe: expected a value: recipe=NAME"]
+
+
+@pytest.mark.parametrize("words", [["--lr"], ["--lr", "seed=1"]])
+def test_a_dashed_key_needs_a_value(words: list[str]) -> None:
+    assert split_words(words).problems == ["optim.lr: expected a value: optim.lr=N"]
+
+
+def test_an_unknown_dashed_key_and_its_value_are_one_problem() -> None:
+    (problem,) = split_words(["--epoch", "2", "seed=1"]).problems
+    assert problem.startswith("unknown key 'epoch': did you mean")
+    (problem,) = split_words(["--dryrun"], Options).problems
+    assert problem == "unknown key 'dryrun': did you mean --dry-run?"
+
+
+def test_words_that_a_command_takes_as_they_are_stay_in_order() -> None:
+    parsed = split_words(["b", "recipe=x", "a=1", "a"], Options, lambda word: word[0] in "ab")
+    assert (parsed.others, parsed.own, parsed.problems) == (["b", "a=1", "a"], {"recipe": "x"}, [])
 
 
 def test_short_and_whole_form_of_a_key_are_the_same_key() -> None:

@@ -13,10 +13,11 @@ from gloo import run_ranks
 from raymi_command import write_slow_model
 from safetensors.torch import load_file
 
+from raymi.commands.standalone.options import COMMAND
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
-from raymi.overrides import examine, split_words
-from raymi.recipes import RECIPES, on_recipe
+from raymi.overrides import examine
+from raymi.recipes import on_recipe
 from raymi.runs.run_folder import RunFolder
 
 TIMEOUT = 500  # seconds
@@ -57,10 +58,10 @@ def _train(
 ) -> None:
     if import_path is not None:
         sys.path.insert(0, import_path)
-    parsed = split_words(words, {"recipe": RECIPES})
-    tree, unknown = on_recipe(parsed.own.get("recipe", "quickstart"), parsed.settings)
+    line = COMMAND.parse(words)
+    tree, unknown = on_recipe(line.options.recipe or "quickstart", line.tree)
     config, wrong = examine(tree)
-    assert not [*parsed.problems, *unknown, *wrong]
+    assert not [*line.problems, *unknown, *wrong]
     run = RunFolder(folder)
     run.write_config(config)
     assert train(config, LocalContext(), run).finished

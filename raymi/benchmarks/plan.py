@@ -1,14 +1,16 @@
-"""Plan of a benchmark."""
+"""Plan of a benchmark, and the shape of its images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from raymi.config import Config
-from raymi.hardware import available_cores
+from raymi.hardware import available_cores, available_gpus
+
+if TYPE_CHECKING:
+    import torch
 
 PARTS = {
     "phases": "time of a step by phase",
@@ -19,6 +21,20 @@ PARTS = {
     "ray": "N workers under Ray Train against N under plain torch.distributed",
     "memory": "peak memory of a step",
 }
+
+
+_SIZES = {"digits": 8, "mnist": 28, "fashion-mnist": 28, "tiny-imagenet": 64}
+_CLASSES = {"cifar100": 100, "tiny-imagenet": 200}
+
+
+def image_size(config: Config) -> int:
+    """Returns the side in pixels: `data.image_size`, else the data set's, else 32."""
+    return config.data.image_size or _SIZES.get(config.data.name, 32)
+
+
+def num_classes(config: Config) -> int:
+    """Returns the number of classes of the data set; 10 if only its files have it."""
+    return _CLASSES.get(config.data.name, 10)
 
 
 @dataclass(frozen=True)
@@ -50,4 +66,4 @@ class Plan:
 
 def free_slots(device: torch.device) -> int:
     """Returns the number of workers that this machine can run: its GPUs, or its cores."""
-    return torch.cuda.device_count() if device.type == "cuda" else available_cores()
+    return len(available_gpus()) if device.type == "cuda" else available_cores()

@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from raymi.benchmarks.plan import image_size, num_classes
 from raymi.config import Config
 from raymi.counter_rng import random_key
 from raymi.data import ImageSet, Splits
 from raymi.data.image_set import channel_stats
-
-_SIZES = {"digits": 8, "mnist": 28, "fashion-mnist": 28, "tiny-imagenet": 64}
-_CLASSES = {"cifar100": 100, "tiny-imagenet": 200}
-
-
-def image_size(config: Config) -> int:
-    """Returns the side in pixels: `data.image_size`, else the data set's, else 32."""
-    return config.data.image_size or _SIZES.get(config.data.name, 32)
-
-
-def num_classes(config: Config) -> int:
-    """Returns the number of classes of the data set; 10 if only its files have it."""
-    return _CLASSES.get(config.data.name, 10)
 
 
 def random_splits(config: Config, num: int) -> Splits:

@@ -1,56 +1,107 @@
-"""Splits a command line into options of the command and settings of `Config`."""
+"""A command: its options, the settings that it accepts, and its function, imported late."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pkgutil import resolve_name
+from typing import Any, Generic, TypeVar
 
-from raymi.overrides import examine, flatten, nest, split_words
+from raymi.errors import UserError
+from raymi.fields import Section
+from raymi.overrides import Tree, flatten, nest, read_options, split_words
+
+Options = TypeVar("Options", bound=Section)
 
 
-class CommandLine(NamedTuple):
-    """Words of a command line.
+@dataclass(frozen=True)
+class CommandLine(Generic[Options]):
+    """Parsed words of a command.
 
     Args:
-        options: of the command, as text.
+        command: whole command line, quoted for a shell.
+        options: of the command.
         settings: of `Config` that the command accepts, as text by key.
-        problems: a line for each word that is refused.
+        others: words that are neither.
+        problems: a line for each problem.
     """
 
-    options: dict[str, str]
+    command: str
+    options: Options
     settings: dict[str, Any]
+    others: list[str]
     problems: list[str]
 
+    @property
+    def tree(self) -> Tree:
+        """Settings as a nested tree."""
+        return nest(self.settings)
 
-def split_command_line(
-    words: Sequence[str],
-    options: Mapping[str, Iterable[str]],
-    takes: Callable[[str], bool],
-    refusal: Callable[[str], str],
-) -> CommandLine:
-    """Splits a command line; values are not checked.
+    def refuse(self, *problems: str) -> None:
+        """Raises: UserError: the command line has problems, or more are given."""
+        if lines := list(dict.fromkeys([*self.problems, *problems])):
+            raise UserError("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Command(Generic[Options]):
+    """Command `python -m raymi.NAME`.
 
     Args:
-        words: `key=value` each.
-        options: of the command, with their known values.
+        name: of the command.
+        options: section that declares its options; the text after the first colon of its module's
+            docstring describes the command.
+        request: parses and checks the words of a command line, without torch.
+        function: "module:function" that is called with the request; returns the exit code.
         takes: returns whether the command accepts a key of `Config`.
         refusal: returns the message for a key that it does not accept.
+        others: usage of words that are neither options nor settings; empty: none.
+        is_other: returns whether a word is one of these.
     """
-    parsed = split_words(words, options)
-    settings = flatten(parsed.settings)
-    refused = [refusal(key) for key in settings if not takes(key)]
-    accepted = {key: value for key, value in settings.items() if takes(key)}
-    return CommandLine(parsed.own, accepted, [*parsed.problems, *refused])
 
+    name: str
+    options: type[Options]
+    request: Callable[[Sequence[str]], Any]
+    function: str
+    takes: Callable[[str], bool] = lambda key: True
+    refusal: Callable[[str], str] = str
+    others: str = ""
+    is_other: Callable[[str], bool] = lambda word: False
 
-def value_problems(settings: Mapping[str, Any]) -> list[str]:
-    """Checks given settings by themselves; a run may supply the others.
+    def __call__(self, words: Sequence[str]) -> int:
+        """Runs the command, or prints its help; returns the exit code."""
+        if {"--help", "-h"} & set(words):
+            from raymi.commands.help import print_help
 
-    Args:
-        settings: as text by key.
+            print_help(self, words)
+            return 0
+        request = self.request(words)  # before the import, which may take seconds
+        code: int = resolve_name(self.function)(request)
+        return code
 
-    Returns:
-        A line for each invalid value.
-    """
-    # The norm may be that of the run; l2 allows the larger radii.
-    return examine(nest({"data.name": "digits", "attack.norm": "l2", **settings}))[1]
+    def parse(self, words: Sequence[str]) -> CommandLine[Options]:
+        """Parses the words of a command line; the result has all problems."""
+        given = split_words(words, self.options, self.is_other)
+        options, wrong = read_options(self.options, given.own)
+        settings = flatten(given.settings)
+        refused = [self.refusal(key) for key in settings if not self.takes(key)]
+        return CommandLine(
+            f"{self.program} {shlex.join(words)}".strip(),
+            options,
+            {key: value for key, value in settings.items() if self.takes(key)},
+            given.others,
+            [*given.problems, *refused, *wrong],
+        )
+
+    @property
+    def program(self) -> str:
+        """Words that start the command."""
+        return f"python -m raymi.{self.name}"
+
+    @property
+    def description(self) -> str:
+        """Paragraphs that describe the command."""
+        text = (sys.modules[self.options.__module__].__doc__ or "").partition(": ")[2].strip()
+        return text[:1].upper() + text[1:]

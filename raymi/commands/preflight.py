@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 
 from raymi.config import Config
-from raymi.data import check_data
 from raymi.data.settings import check_crop
 from raymi.errors import UserError
 from raymi.models import check_model
@@ -23,6 +22,8 @@ def input_problems(config: Config, *, new_run: bool) -> list[str]:
         config: of the run.
         new_run: whether the run is new and needs a free name.
     """
+    from raymi.data import check_data  # imports torch, which options do without
+
     data, model = config.data, config.model
     checks: list[Callable[[], object]] = [
         partial(check_this_machine, config.scaling),

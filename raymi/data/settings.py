@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from raymi.errors import UserError, did_you_mean
-from raymi.fields import Count, Folder, Real, Section, Seed, Share, at_most
+from raymi.fields import Count, Folder, Listed, Real, Section, Seed, Share, at_most
 from raymi.formatting import shown
 
 DATASETS = {
@@ -33,7 +33,7 @@ def _data_set(value: str) -> str:
 class DataConfig(Section):
     """Training, validation and test images."""
 
-    name: Annotated[str, AfterValidator(_data_set)] = "digits"
+    name: Annotated[str, AfterValidator(_data_set), Listed("data sets", DATASETS)] = "digits"
     """Data set: digits, cifar10, cifar100, svhn, mnist, fashion-mnist, tiny-imagenet, folder or
     npz."""
     root: Folder | None = None

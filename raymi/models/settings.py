@@ -6,14 +6,14 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from raymi.fields import Count, Real, Section, at_most
-from raymi.models.families import check_model
+from raymi.fields import Count, Listed, Real, Section, at_most
+from raymi.models.families import MODELS, check_model
 
 
 class ModelConfig(Section):
     """Classifier."""
 
-    name: str = "resnet18"
+    name: Annotated[str, Listed("models", {**MODELS, "module:function": "your own"})] = "resnet18"
     """Architecture, or your own as module:function."""
     width: Annotated[Real, Field(gt=0), at_most(256)] | None = None
     """Multiplier of the number of channels; none: the architecture's own."""

@@ -1,16 +1,20 @@
-"""Pretrained weights that staged runs share: a classifier and its estimators."""
+"""Pretrained weights that staged runs share: a classifier and its estimators.
+
+torch is imported inside functions, as options of commands use this module.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from raymi.config import Config
 from raymi.errors import UserError
 from raymi.files import write_atomically
 from raymi.runs.run_folder import RunFolder
-from raymi.weights import read_weights_file, weights_as_bytes
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _SAME_DATA = ("name", "image_size", "val_fraction", "split_seed", "limit")
 _SAME_ESTIMATORS = ("hidden", "base_width", "depth", "score", "temperature", "natural_pattern")
@@ -24,6 +28,8 @@ def save_weights(path: Path, module: nn.Module, about: dict[str, str]) -> None:
         module: whose state dict is written.
         about: metadata, with `train_digest`, the digest of its training images.
     """
+    from raymi.weights import weights_as_bytes
+
     write_atomically(path, weights_as_bytes(module.state_dict(), about))
 
 
@@ -38,6 +44,8 @@ def load_weights(path: Path, module: nn.Module, digest: str) -> None:
     Raises:
         UserError: the file is damaged, of other training images, or does not fit the module.
     """
+    from raymi.weights import read_weights_file
+
     weights, about = read_weights_file(path)
     trained_on = about.get("train_digest")
     if trained_on != digest:

@@ -42,26 +42,30 @@ class Constraint(NamedTuple):
         return f"not {self}"
 
 
-def split_constraints(
-    words: Sequence[str], problems: list[str]
-) -> tuple[list[str], tuple[Constraint, ...]]:
-    """Separates constraints from the other words of a command line.
+def is_constraint(word: str) -> bool:
+    """Returns whether a word of a command line reads as a constraint."""
+    return _WORD.fullmatch(word) is not None
+
+
+def read_constraints(words: Sequence[str], problems: list[str]) -> tuple[Constraint, ...]:
+    """Parses constraints.
 
     Args:
-        words: of the command line.
+        words: one constraint each.
         problems: extended by a line for each invalid constraint.
 
     Returns:
-        The other words, and the constraints in order, each once.
+        The constraints in order, each once.
     """
-    others, constraints = [], []
+    constraints = []
     for word in words:
         match = _WORD.fullmatch(word)
         if match is None:
-            others.append(word)
-            continue
-        bound = _fraction(match["bound"])
-        if bound is None:
+            problems.append(
+                f"{shortened(word)}: expected a constraint such as 'clean>=0.80', in quotes: "
+                "without them the shell redirects output to a file"
+            )
+        elif (bound := _fraction(match["bound"])) is None:
             better = f"{shortened(match['name'])}{match['sign']}0.8"
             problems.append(
                 f"{shortened(word)}: expected a fraction from 0 to 1 after {match['sign']}, got "
@@ -69,7 +73,7 @@ def split_constraints(
             )
         else:
             constraints.append(Constraint(match["name"].strip(), match["sign"], bound))
-    return others, tuple(dict.fromkeys(constraints))
+    return tuple(dict.fromkeys(constraints))
 
 
 def _fraction(text: str) -> float | None:

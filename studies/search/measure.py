@@ -24,12 +24,13 @@ from rich.console import Console
 from raymi.benchmarks.processes import run_processes
 from raymi.benchmarks.section import MeasurementFailed
 from raymi.commands.cli import EXIT_FAILED, run_command
-from raymi.commands.option_types import new_folder, seed_list
+from raymi.commands.option_types import Seeds, writable_folder
 from raymi.errors import UserError
+from raymi.fields import Section
 from raymi.files import save, save_json
 from raymi.formatting import markdown_table
 from raymi.hardware import processor_name
-from raymi.overrides import flatten, split_words
+from raymi.overrides import flatten, read_options, split_words
 from raymi.signals import ended_by_sigterm
 from raymi.terminal.print_line import print_line
 from studies.search.curves import Comparison, Found, compare, median_share
@@ -39,6 +40,14 @@ from studies.search.setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Sett
 OUT = Path(__file__).with_name("results")
 AIM = 0.5
 """Upper limit of the share of the budget until TPE+ASHA is as good, in the median over seeds."""
+
+
+class SearchOptions(Section):
+    """Options of the study."""
+
+    seeds: Seeds = (0, 1, 2, 3, 4)
+    """Seeds of the searches."""
+
 
 Searches = dict[str, dict[str, Any]]
 """Seed, as text -> search -> its trials and its seconds."""
@@ -54,21 +63,24 @@ def _measure(words: list[str]) -> int:
     if {"--help", "-h"} & set(words):
         print_line(console, __doc__ or "")
         return 0
-    problems: list[str] = []
-    place = words[0] if words and "=" not in words[0] else None
-    parsed = split_words(words if place is None else words[1:], {"seeds": ()})
-    seeds = seed_list("seeds", parsed.own.get("seeds", "0..4"), problems)
-    out = new_folder("OUT", place, OUT, problems)
-    problems += parsed.problems
-    if parsed.settings:
-        given = ", ".join(flatten(parsed.settings))
+    parsed = split_words(words, SearchOptions, lambda word: "=" not in word)
+    options, wrong = read_options(SearchOptions, parsed.own)
+    problems = [*parsed.problems, *wrong]
+    out = OUT
+    try:
+        out = writable_folder(parsed.others[0] if parsed.others else OUT)
+    except UserError as error:
+        problems.append(f"OUT: {error}")
+    if parsed.settings or len(parsed.others) > 1:
+        given = ", ".join([*flatten(parsed.settings), *parsed.others[1:]])
         problems.append(f"expected OUT and seeds alone, got {given}: the setting is fixed")
     if problems:
         raise UserError("\n".join(problems))
     try:
         with ended_by_sigterm():
             print_line(
-                console, measure(SETTING, seeds, out, f"{COMMAND} {shlex.join(words)}".strip())
+                console,
+                measure(SETTING, options.seeds, out, f"{COMMAND} {shlex.join(words)}".strip()),
             )
     except MeasurementFailed as failure:
         print_line(console, f"a search failed: {failure}")

@@ -24,8 +24,8 @@ from raymi.benchmarks.processes import run_processes
 from raymi.benchmarks.scaling import plain_run
 from raymi.benchmarks.section import MeasurementFailed, number
 from raymi.collectives import Collectives
-from raymi.commands.bench.command import MEASURES
-from raymi.commands.bench.options import planned
+from raymi.commands.bench.command import MEASURES, planned
+from raymi.commands.bench.options import requested
 
 TINY = (
     "model.name=small-cnn", "model.depth=4", "mi.hidden=16", "mi.base_width=4", "image_size=16",
@@ -92,7 +92,7 @@ def test_parts_in_this_process_are_measured_printed_and_written(
 
 
 def test_compared_attacks_have_the_same_network_and_images() -> None:
-    made = {name: call() for name, call in attack_calls(planned(TINY)).items()}
+    made = {name: call() for name, call in attack_calls(planned(requested(TINY))).items()}
     assert len(made) == 5
     for name, x_adv in made.items():
         # one step of eps / 4 from random points of the ball; signs of gradients seldom differ
@@ -188,7 +188,7 @@ def test_failure_in_a_process_is_reported() -> None:
 
 @pytest.mark.exhaustive
 def test_fresh_processes_return_seconds_and_peak_memory() -> None:
-    plan = planned([*TINY, *ONE_RUN])
+    plan = planned(requested([*TINY, *ONE_RUN]))
     assert plain_run(plan, 2) > 0
     memory = peak_in_process(plan, AT)
     assert memory["fits"]

@@ -12,7 +12,8 @@ import torch
 
 from raymi.benchmarks import memory
 from raymi.benchmarks.arms import AT, JOINT
-from raymi.commands.bench.options import planned
+from raymi.commands.bench.command import planned
+from raymi.commands.bench.options import requested
 
 
 def test_memory_shows_which_steps_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +24,7 @@ def test_memory_shows_which_steps_do_not_fit(monkeypatch: pytest.MonkeyPatch) ->
         return {"fits": arm == AT, "peak": 3 * 2**30, "before": 0, "why": why}
 
     monkeypatch.setattr(memory, "peak_in_process", peak)
-    plan = replace(planned(["use_gpu=false"]), device=torch.device("cuda"))
+    plan = replace(planned(requested(["use_gpu=false"])), device=torch.device("cuda"))
     rows = {row[0]: row[1:] for row in memory.measure_memory(plan).rows}
     assert rows[AT] == ["3.00", "3.00", "1.00"]
     assert rows[JOINT] == ["OutOfMemoryError: no", "", ""]

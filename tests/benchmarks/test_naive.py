@@ -22,7 +22,8 @@ from raymi.benchmarks.arms import (
     with_settings,
 )
 from raymi.benchmarks.naive import NaiveSchedule
-from raymi.commands.bench.options import planned
+from raymi.commands.bench.command import planned
+from raymi.commands.bench.options import requested
 from raymi.models.running_statistics import running_statistics_frozen
 
 CPU = torch.device("cpu")
@@ -43,7 +44,7 @@ def test_naive_step_has_the_operations_of_the_released_code() -> None:
     Released form: two forwards with backward, two local encodings, and four global ones with the
     input's gradient.
     """
-    config = with_settings(planned([]).config, {"optim.batch_size": 2})
+    config = with_settings(planned(requested([])).config, {"optim.batch_size": 2})
     state = trainee(arm_config(config, STAGED), CPU).state
     assert state.estimators is not None
     assert state.estimators.natural is not None
@@ -62,7 +63,7 @@ def test_naive_step_has_the_operations_of_the_released_code() -> None:
 
 
 def test_at_has_fewest_operations_and_learning_estimators_costs_more_than_frozen_ones() -> None:
-    config = planned(TINY).config
+    config = planned(requested(TINY)).config
     counts = {
         arm: multiply_adds(step_call(config, arm, CPU, crafting=False), 12)
         for arm in (AT, STAGED, JOINT, RELEASED)
@@ -80,7 +81,7 @@ def float64():
 
 def test_naive_step_equals_a_released_staged_step(float64: None) -> None:
     """Compares loss, gradients, weights and running statistics at the same x_adv."""
-    config = arm_config(planned(TINY).config, RELEASED, {"scaling.channels_last": False})
+    config = arm_config(planned(requested(TINY)).config, RELEASED, {"scaling.channels_last": False})
     made = trainee(config, CPU)
     state, x = made.state, next(made.batches).x.double()
     assert state.estimators is not None
@@ -112,7 +113,7 @@ def test_naive_step_equals_a_released_staged_step(float64: None) -> None:
 
 
 def test_naive_attack_is_pgd_within_the_ball(float64: None) -> None:
-    made = trainee(arm_config(planned(TINY).config, NAIVE), CPU)
+    made = trainee(arm_config(planned(requested(TINY)).config, NAIVE), CPU)
     state, batch = made.state, next(made.batches)
     x = batch.x.double()
     naive = naive_schedule(made)

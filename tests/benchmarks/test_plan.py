@@ -10,12 +10,13 @@ from raymi.benchmarks.arms import AT, JOINT, NAIVE, RELEASED, STAGED, arm_config
 from raymi.benchmarks.plan import PARTS
 from raymi.benchmarks.scaling import no_scaling
 from raymi.benchmarks.synthetic import random_splits
-from raymi.commands.bench.options import planned
+from raymi.commands.bench.command import planned
+from raymi.commands.bench.options import requested
 from raymi.errors import UserError
 
 
 def test_default_is_the_paper_s_networks_and_every_part() -> None:
-    plan = planned([])
+    plan = planned(requested([]))
     config = plan.config
     assert plan.parts == tuple(PARTS)
     assert (config.model.name, config.optim.batch_size, config.attack.steps) == ("resnet18", 64, 10)
@@ -31,7 +32,7 @@ def test_options_and_keys_of_a_run_combine(tmp_path: Path) -> None:
         "eps=8/255",
         "workers=2",
     ]
-    plan = planned([*words, "threads=1", "--json", str(tmp_path / "b.json")])
+    plan = planned(requested([*words, "threads=1", "--json", str(tmp_path / "b.json")]))
     assert plan.parts == ("phases", "memory")
     assert (plan.rounds, plan.workers, plan.threads) == (2, 2, 1)
     assert plan.json == tmp_path / "b.json"
@@ -61,9 +62,9 @@ def test_options_and_keys_of_a_run_combine(tmp_path: Path) -> None:
 def test_invalid_words_are_one_error_with_a_line_each(
     words: list[str], parts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("raymi.commands.bench.options.available_gpus", list)
     with pytest.raises(UserError) as raised:
-        planned(words)
+        requested(words)
     lines = str(raised.value).splitlines()
     assert [part for part in parts if not any(part in line for line in lines)] == []
     assert len(lines) == len(parts)
@@ -75,7 +76,7 @@ def test_invalid_words_are_one_error_with_a_line_each(
      ["recipe=paper-tinyimagenet-l2"], ["mi.balance=0.3"], ["attack.start=gaussian"]],
 )  # fmt: skip
 def test_arms_of_any_recipe_have_the_settings_of_their_name(words: list[str]) -> None:
-    config = planned(words).config
+    config = planned(requested(words)).config
     arms = {arm: arm_config(config, arm) for arm in (AT, STAGED, JOINT, RELEASED, NAIVE)}
     assert not arms[AT].mi.enabled
     assert (arms[STAGED].mi.schedule, arms[JOINT].mi.schedule) == ("staged", "joint")
@@ -106,19 +107,19 @@ def test_scaling_that_cannot_be_measured_has_a_reason(
     words: list[str], cores: int, why: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("raymi.benchmarks.plan.available_cores", lambda: cores)
-    reason = no_scaling(planned([*words, "use_gpu=false"]))
+    reason = no_scaling(planned(requested([*words, "use_gpu=false"])))
     assert reason == why if why is None else why in (reason or "")
 
 
 def test_random_images_have_the_shape_of_the_data_set_and_depend_on_the_seed() -> None:
-    config = planned(["recipe=paper-tinyimagenet-linf"]).config
+    config = planned(requested(["recipe=paper-tinyimagenet-linf"])).config
     splits = random_splits(config, 7)
     assert (splits.image_size, splits.num_classes, len(splits.train)) == (64, 200, 7)
     assert splits.train.digest == random_splits(config, 7).train.digest
-    other = planned(["recipe=paper-tinyimagenet-linf", "seed=1"]).config
+    other = planned(requested(["recipe=paper-tinyimagenet-linf", "seed=1"])).config
     assert splits.train.digest != random_splits(other, 7).train.digest
 
 
 def test_naive_schedule_supports_linf_only() -> None:
-    assert naive_problem(planned([]).config) is None
-    assert naive_problem(planned(["attack.norm=l2", "eps=0.5"]).config) is not None
+    assert naive_problem(planned(requested([])).config) is None
+    assert naive_problem(planned(requested(["attack.norm=l2", "eps=0.5"])).config) is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def test_help_lists_every_key_with_default_and_documentation(run: Run) -> None:
 
 def test_help_lists_recipes_variants_data_sets_and_models(run: Run) -> None:
     out = run("-h", "nonsense").out
-    assert "\nvariants, added to a recipe's name (recipe=quickstart-at)\n" in out
+    assert "\nvariants, added to a recipe's name as in quickstart-at (recipe=NAME)\n" in out
     for name in (
         *BASE_RECIPES,
         *VARIANTS,
@@ -106,9 +107,43 @@ def test_dry_run_prints_words_that_reproduce_the_run(run: Run) -> None:
     first = run(*words)
     printed = shlex.split(first.out)
     assert run(*printed, "--dry-run") == first
-    parsed = split_words(printed, {"recipe": RECIPES})
+    parsed = split_words(printed, train_options.TrainOptions)
     assert parsed.own == {"recipe": "quickstart"}
     assert build_config("quickstart", parsed.settings).tracking.experiment == "two words"
+
+
+def test_dry_run_of_a_recipe_file_prints_words_that_need_no_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('recipe = "quickstart-at"\n[optim]\nepochs = 2')
+    ended = run("recipe=mine.toml", "--lr", "0.3", "--dry-run")
+    assert (ended.code, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert lines[0] == "recipe=quickstart-at"
+    assert {"optim.epochs=2", "optim.lr=0.3", "mi.weight=0"} <= set(lines)
+    (tmp_path / "mine.toml").unlink()
+    assert run(*lines, "--dry-run") == ended
+
+
+def test_own_photos_do_not_train_the_recipe_of_the_digits(run: Run) -> None:
+    lines = run("data.name=folder", "data.root=photos", "--dry-run").out.splitlines()
+    assert lines[0] == "recipe=photos"
+    assert "data.image_size=64" in lines
+    code, _, err = run("data.root=photos", "--dry-run")
+    assert code == 2
+    assert "the digits of quickstart read no files; add data.name=folder" in err
+    code, _, err = run("data.name=svhn", "--dry-run")
+    assert code == 2
+    assert "no recipe is made for data.name=svhn" in err
+
+
+@pytest.mark.parametrize("name", ["quickstart", "photos", "paper-cifar10-vgg19-at"])
+def test_help_of_a_recipe_has_hardware_time_accuracy_and_command(run: Run, name: str) -> None:
+    code, out, _ = run("--help", f"recipe={name}")
+    assert code == 0
+    recipe = RECIPES[name]
+    for key in ("hardware", "time", "accuracy"):
+        assert re.search(rf"^  {key} +{re.escape(getattr(recipe, key))}$", out, re.MULTILINE)
+    assert f"python -m raymi.train recipe={name}\n" in out
+    assert f"  data.name={build_config(name).data.name}\n" in out or name == "quickstart"
 
 
 def test_all_invalid_words_and_missing_inputs_are_listed_together(run: Run, tmp_path: Path) -> None:

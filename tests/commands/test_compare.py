@@ -386,6 +386,17 @@ def test_shared_settings_keep_what_defines_an_arm(run: Run, fake: Path) -> None:
         assert one.folder.path == fake / f"{one.arm}-seed4"
 
 
+def test_a_recipe_file_is_laid_over_the_base_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('recipe = "quickstart"\n[optim]\nepochs = 2')
+    plan = plan_comparison(["recipe=mine.toml", "arms=at,bounded", "seeds=4"])
+    assert plan.recipe == "quickstart"
+    assert {run.config.optim.epochs for run in plan.runs} == {2}
+    assert [run.words[0] for run in plan.runs] == [
+        "recipe=quickstart-at", "recipe=quickstart-bounded",
+    ]  # fmt: skip
+
+
 def test_the_default_arms_are_all_controls_with_at_as_reference(run: Run, fake: Path) -> None:
     plan = plan_comparison(["parallel=3"])
     assert plan.arms == (

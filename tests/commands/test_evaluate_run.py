@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from raymi.commands.evaluate.options import requested
 from raymi.commands.evaluate.plan import plan_evaluation
 from raymi.commands.evaluate.run import NoCallback, evaluate
 from raymi.config import ScalingConfig
@@ -44,7 +45,8 @@ def home(tmp_path, monkeypatch):
 
 
 def plan(results: Path, *words: str):
-    return plan_evaluation(["model=callback_nets:linear", *WORDS, f"results={results}", *words])
+    line = ["model=callback_nets:linear", *WORDS, f"results={results}", *words]
+    return plan_evaluation(requested(line))
 
 
 def numbers(reports: list[Report]):

@@ -67,7 +67,7 @@ def test_a_second_export_writes_the_same_files(home):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "model is needed"),
+        ([], "model=NAME is needed"),
         (["model=mime"], "no run 'mime'"),
         (["model=mine", "which=bset"], "did you mean best"),
         (["model=mine", "optim.lr=1"], "optim.lr decides nothing in an export"),

@@ -1,109 +1,16 @@
-"""Parsers of command options: values, and a line for each problem."""
+"""Types of command options: values, and a line for each problem."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 
-from raymi.commands.option_types import names, new_file, new_folder, seed_list, whole, with_json
-from raymi.fields import Count, Section
-from raymi.overrides import parse_options
-
-
-@pytest.mark.parametrize(
-    ("text", "default", "expected"),
-    [("7", None, 7), (None, None, None), (None, 5, 5), ("007", 1, 7)],
-)
-def test_whole_numbers(text, default, expected):
-    problems: list[str] = []
-    assert whole("num", text, default, problems) == expected
-    assert problems == []
-
-
-@pytest.mark.parametrize(("text", "least"), [("0", 1), ("-1", 0), ("1e3", 1), ("", 1), ("²", 1)])
-def test_invalid_whole_number_is_reported_and_the_default_returned(text, least):
-    problems: list[str] = []
-    assert whole("num", text, 3, problems, least) == 3
-    assert problems == [f"num: expected whole number >= {least}, got {text!r}"]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [(None, ()), ("a", ("a",)), (" b , a,", ("b", "a")), ("c,c,a", ("c", "a"))],
-)
-def test_names_keep_their_order_without_duplicates(text, expected):
-    problems: list[str] = []
-    assert names("key", text, problems) == expected
-    assert problems == (["key: c is given twice"] if text == "c,c,a" else [])
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("0..2", (0, 1, 2)), ("3,1", (3, 1)), ("5..5", (5,)), ("0..1, 7", (0, 1, 7)), ("9", (9,))],
-)
-def test_seeds_are_a_list_or_a_range_or_both(text, expected):
-    problems: list[str] = []
-    assert seed_list("seeds", text, problems) == expected
-    assert problems == []
-
-
-@pytest.mark.parametrize("text", ["", "x", "1..x", "-1", "0..", "..3", "0..1..2", "3..1", "1,1"])
-def test_invalid_seeds_are_one_line(text):
-    problems: list[str] = []
-    seed_list("runs", text, problems)
-    (line,) = problems
-    assert line.startswith("runs: ")
-    assert repr(text) in line
-
-
-def test_new_file_and_folder_are_absolute(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    problems: list[str] = []
-    assert new_file("json", "x.json", problems) == tmp_path / "x.json"
-    assert new_file("json", None, problems) is None
-    assert new_folder("out", "a/b", tmp_path, problems) == tmp_path / "a" / "b"
-    assert new_folder("out", None, tmp_path / "c", problems) == tmp_path / "c"
-    assert new_file("json", "~", []) == Path.home()
-    assert problems == []
-
-
-def test_paths_that_cannot_be_written_are_a_line_each(tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    problems: list[str] = []
-    new_file("json", str(tmp_path / "no" / "x.json"), problems)
-    new_file("json", str(tmp_path), problems)
-    new_folder("out", str(tmp_path / "file" / "x"), tmp_path, problems)
-    assert [line.rpartition(": ")[2] for line in problems] == [
-        "make it, or give another file", "give a file in it", "give another one",
-    ]  # fmt: skip
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    new_file("json", str(tmp_path / "x.json"), problems)
-    new_folder("out", str(tmp_path / "x"), tmp_path, problems)
-    assert all("no permission" in line for line in problems[3:])
-    assert len(problems) == 5
-
-
-@pytest.mark.parametrize(
-    ("words", "joined"),
-    [
-        (["a=1", "--json", "f", "b=2"], ["a=1", "json=f", "b=2"]),
-        (["--json=f"], ["--json=f"]),
-        (["a", "b"], ["a", "b"]),
-    ],
-)
-def test_json_and_its_file_become_one_word(words, joined):
-    problems: list[str] = []
-    assert with_json(words, problems) == joined
-    assert problems == []
-
-
-@pytest.mark.parametrize("words", [["--json"], ["--json", "a=1"]])
-def test_json_without_a_file_is_a_line(words):
-    problems: list[str] = []
-    assert with_json(words, problems) == words[1:]
-    assert problems == ["--json: expected a file after it: --json FILE"]
+from raymi.commands.option_types import Names, NewFile, NewFolder, Radii, Seeds, in_home, known
+from raymi.fields import NEEDED, Count, Section
+from raymi.overrides import default_text, leaves, read_options, typed_as
 
 
 class Options(Section):
@@ -113,18 +20,124 @@ class Options(Section):
     """Rounds of measurements."""
     threads: Count | None = None
     """Threads."""
+    parts: Annotated[Names, known("part", ["a", "b", "c"])] = ()
+    """Parts to measure."""
+    seeds: Seeds = (0,)
+    """Seeds."""
+    eps: Radii = ()
+    """Radii."""
+    file: NewFile | None = None
+    """File for numbers."""
+    out: NewFolder = in_home("results")
+    """Folder of results."""
+    fast: bool = False
+    """Skip slow parts."""
+
+
+class Needing(Section):
+    """Options of a command that needs one."""
+
+    run: Annotated[str, NEEDED] = ""
+    """Name of a run."""
+    rounds: Count = 5
+    """Rounds."""
+
+
+def wrong(**given: str) -> list[str]:
+    """Returns the problems of options, all of which have their defaults instead."""
+    options, problems = read_options(Options, given)
+    assert options == Options()
+    return problems
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("none", ()), ("a", ("a",)), (" b , a,", ("b", "a")), ("c,b,a", ("c", "b", "a"))],
+)
+def test_names_keep_their_order(text, expected):
+    assert read_options(Options, {"parts": text}) == (Options(parts=expected), [])
+
+
+def test_names_are_known_and_given_once():
+    assert wrong(parts=",") == ["parts: expected names with commas between them, got ','"]
+    assert wrong(parts="c,c,a") == ["parts: c is given twice"]
+    assert wrong(parts="a,d") == ["parts: unknown part 'd': there are a, b, c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0..2", (0, 1, 2)), ("3,1", (3, 1)), ("5..5", (5,)), ("0..1, 7", (0, 1, 7)), ("9", (9,))],
+)
+def test_seeds_are_a_list_or_a_range_or_both(text, expected):
+    assert read_options(Options, {"seeds": text}) == (Options(seeds=expected), [])
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "1..x", "-1", "0..", "..3", "0..1..2", "3..1", "1,1", "0..99999", "9" * 5000]
+)
+def test_invalid_seeds_are_one_line(text):
+    (line,) = wrong(seeds=text)
+    assert line.startswith("seeds: ")
+    assert len(line) < 400
+
+
+def test_radii_are_written_as_papers_do():
+    assert read_options(Options, {"eps": "8/255,0.1"})[0].eps == (8 / 255, 0.1)
+    assert wrong(eps="x,-1,1") == [
+        "eps: expected radii in pixel units such as 4/255,8/255, got 'x'",
+        "eps: expected radii in pixel units such as 4/255,8/255, got '-1'",
+    ]
+
+
+def test_new_file_and_folder_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options, problems = read_options(Options, {"file": "x.json", "out": "a/b"})
+    assert (options.file, options.out, problems) == (tmp_path / "x.json", tmp_path / "a/b", [])
+    assert Options().out == tmp_path / "results"
+    assert default_text(dict(leaves(Options))["out"]) == "results"
+    assert read_options(Options, {"out": "~"})[0].out == Path.home()
+
+
+def test_paths_that_cannot_be_written_are_a_line_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
+    assert wrong(file="no/x.json") == [
+        f"file: no folder {tmp_path}/no: make it, or give another file"
+    ]
+    assert wrong(file=".") == [f"file: {tmp_path} is a folder: give a file in it"]
+    assert wrong(out="taken/x") == [f"out: {tmp_path}/taken is not a folder: give another one"]
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path)
+    (tmp_path / "fixed").mkdir()
+    lines = wrong(file="fixed/x.json", out="fixed/x")
+    assert ["no permission to write into" in line for line in lines] == [True, True]
 
 
 def test_options_are_parsed_by_their_section():
-    assert parse_options(Options, {}) == (Options(), [])
-    given = {"rounds": "2", "threads": "none"}
-    assert parse_options(Options, given) == (Options(rounds=2), [])
+    assert read_options(Options, {}) == (Options(), [])
+    given = {"rounds": "2", "threads": "none", "fast": "true"}
+    assert read_options(Options, given) == (Options(rounds=2, fast=True), [])
 
 
 def test_invalid_options_are_a_line_each_and_have_their_defaults():
-    options, problems = parse_options(Options, {"rounds": "0", "threads": "x"})
-    assert options == Options()
-    assert problems == [
+    assert wrong(rounds="0", threads="x", fast="maybe") == [
         "rounds: expected whole number >= 1, got '0'",
         "threads: expected whole number >= 1 | none, got 'x'",
+        "fast: expected true | false, got 'maybe'",
     ]
+
+
+def test_an_option_without_which_a_command_cannot_run_is_needed():
+    options, problems = read_options(Needing, {"rounds": "x"})
+    assert options == Needing()
+    assert problems == [
+        "run=NAME is needed: name of a run",
+        "rounds: expected whole number >= 1, got 'x'",
+    ]
+
+
+def test_a_usage_line_shows_the_kind_of_value():
+    texts = [typed_as(key, field) for key, field in leaves(Options)]
+    assert texts == [
+        "rounds=N", "threads=N", "parts=A,B", "seeds=0..9", "eps=A,B", "file=FILE", "out=FOLDER",
+        "--fast",
+    ]  # fmt: skip

@@ -47,8 +47,8 @@ def test_runs_are_names_or_folders(home):
         home / "runs" / "two",
     ]
     assert plan.out == home / "reports" / "one-two"
-    assert (plan.title, plan.samples, plan.steps) == ("one, two", 500, 20)
-    assert plan.radii == ()
+    assert (plan.title, plan.options.samples, plan.options.steps) == ("one, two", 500, 20)
+    assert plan.options.radii == ()
     assert plan.command == "python -m raymi.report one runs/two"
     assert plan.is_tracked
 
@@ -61,8 +61,8 @@ def test_a_folder_may_have_an_equals_sign(home):
 
 def test_radii_are_parsed_as_papers_write_them():
     plan = plan_report(["one", "eps=8/255,0,4/255,0.1", "samples=0", "tracking.enabled=false"])
-    assert plan.radii == (4 / 255, 8 / 255, 0.1)
-    assert plan.samples == 0
+    assert plan.options.radii == (4 / 255, 8 / 255, 0.1)
+    assert plan.options.samples == 0
     assert not plan.is_tracked
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from raymi import tune
 from raymi.commands.tune.options import open_sweep
+from raymi.errors import UserError
 
 
 def refused(capsys, *words):
@@ -82,8 +85,17 @@ def test_search_settings_of_the_space_are_defaults(here):
     assert open_sweep(["space=smoke", "name=b", "tune.trials=3"]).definition.tune.trials == 3
 
 
+def test_a_recipe_file_becomes_a_named_recipe_and_settings(here):
+    Path("mine.toml").write_text('recipe = "quickstart"\n[optim]\nepochs = 2\nlr = 0.3')
+    made = open_sweep(["space=smoke", "name=f", "recipe=mine.toml", "optim.lr=0.2"]).definition
+    assert made.recipe == "quickstart"
+    assert made.settings == {"scaling.workers": "1", "optim.epochs": 2, "optim.lr": "0.2"}
+    with pytest.raises(UserError, match=r"no recipe file .*gone.toml"):
+        open_sweep(["space=smoke", "recipe=gone.toml"])
+
+
 def test_help_lists_spaces_recipes_and_search_settings(capsys):
     assert tune.main(["--help"]) == 0
     out, _ = capsys.readouterr()
-    for word in ("smoke", "mi_weights", "quickstart", "tune.scheduler", "optim.lr", "resume=SWEEP"):
+    for word in ("smoke", "mi_weights", "quickstart", "tune.scheduler", "optim.lr", "resume=NAME"):
         assert word in out

@@ -21,6 +21,7 @@ from tiny_sweeps import begin, trained
 from raymi import export, probe, report, standalone, train
 from raymi.commands.cli import run_command
 from raymi.commands.compare.run import ArmRun
+from raymi.commands.evaluate.options import requested
 from raymi.commands.evaluate.plan import plan_evaluation
 from raymi.commands.report.options import plan_report
 from raymi.commands.report.run import read_inputs
@@ -157,7 +158,7 @@ def a_report(store: OutcomeStore) -> dict[str, Any]:
 
 def evaluations(words: list[str]) -> list[ModelEvaluation]:
     """The evaluations of a command line, with their ledgers open."""
-    _, targets = plan_evaluation(words).evaluations("cpu")
+    _, targets = plan_evaluation(requested(words)).evaluations("cpu")
     for target in targets:
         assert target.store.identity
     return targets

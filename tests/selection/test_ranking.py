@@ -9,7 +9,7 @@ import pytest
 from raymi.commands.select.options import requested
 from raymi.errors import UserError
 from raymi.selection.candidate import Candidate, Protocol
-from raymi.selection.constraints import Constraint, split_constraints
+from raymi.selection.constraints import Constraint, is_constraint, read_constraints
 from raymi.selection.protocols import by_protocol, check_names, strongest
 from raymi.selection.ranking import rank
 from raymi.statistics import PairedComparison, with_interval
@@ -175,8 +175,9 @@ def test_the_default_metric_is_autoattack_or_the_strongest_attack() -> None:
 
 def test_words_with_a_comparison_are_constraints() -> None:
     problems: list[str] = []
-    rest, found = split_constraints(["metric=fgsm", "clean>=0.80", "pgd-40<.5"], problems)
-    assert (rest, problems) == (["metric=fgsm"], [])
+    found = read_constraints(["clean>=0.80", "pgd-40<.5"], problems)
+    assert problems == []
+    assert [is_constraint(word) for word in ("metric=fgsm", "clean>=0.80", "a<1")] == [0, 1, 1]
     assert found == (Constraint("clean", ">=", 0.8), Constraint("pgd-40", "<", 0.5))
     assert [str(one) for one in found] == ["clean>=0.8", "pgd-40<0.5"]
 
@@ -201,10 +202,13 @@ def test_all_invalid_options_are_reported_together() -> None:
 
 def test_the_saved_command_has_no_output_options(tmp_path) -> None:
     plain = requested(["threat=linf-8/255", "clean>=0.8"])
-    assert plain.command == "python -m raymi.select threat=linf-8/255 'clean>=0.8'"
-    assert (plain.threat, plain.alias, plain.experiment) == ("linf_8_255", "champion", "raymi")
+    assert plain.command == "python -m raymi.select 'clean>=0.8' threat=linf-8/255"
+    options = plain.options
+    assert (options.threat_name, options.alias, options.experiment) == (
+        "linf_8_255", "champion", "raymi",
+    )  # fmt: skip
     file = str(tmp_path / "all.json")
     other = requested(["--dry-run", "threat=linf-8/255", "--json", file, "clean>=0.8"])
     assert other.command == plain.command
-    assert other.dry_run
-    assert str(other.json) == file
+    assert other.options.dry_run
+    assert str(other.options.json_file) == file

@@ -1,13 +1,4 @@
-"""Command `raymi.bench`: measures step cost, scaling and memory on the machine it runs on.
-
-Shows where the time of a training step goes, what NAMID costs beside AT and beside the schedule of
-the released code, PGD against torchattacks, one worker against several, Ray Train against plain
-torch.distributed, and peak memory. Alternatives are measured in turn, and medians are shown, beside
-targets (a missed target is no error). Ctrl-C ends it and shows what was measured until then.
-
-Images are random, so that no data set is needed. Only the part about Ray needs Ray. All keys of a
-run may be set, too. --json FILE writes all numbers.
-"""
+"""Runs `python -m raymi.bench`, prints and writes what it measures."""
 
 from __future__ import annotations
 
@@ -19,20 +10,18 @@ import torch
 from raymi.benchmarks.crafting import measure_crafting
 from raymi.benchmarks.memory import measure_memory
 from raymi.benchmarks.phases import measure_phases
-from raymi.benchmarks.plan import PARTS, Plan
+from raymi.benchmarks.plan import PARTS, Plan, free_slots
 from raymi.benchmarks.profile import measure_profile
 from raymi.benchmarks.ratios import measure_ratios
 from raymi.benchmarks.ray_train import measure_ray
 from raymi.benchmarks.scaling import measure_scaling
 from raymi.benchmarks.section import MeasurementFailed, Section, failed
-from raymi.commands.bench.options import BenchOptions, planned
+from raymi.commands.bench.options import BenchRequest
 from raymi.commands.bench.report import progress, setting, show, show_setting, write_json
-from raymi.commands.cli import EXIT_FAILED, print_help, wants_help
-from raymi.recipes import BASE_RECIPES
+from raymi.commands.cli import EXIT_FAILED
 from raymi.signals import ended_by_sigterm
 from raymi.terminal.console import Terminal
 
-USAGE = "python -m raymi.bench [recipe=NAME] [parts=A,B,...] [key=value ...] [--json FILE] [--help]"
 MEASURES: dict[str, Callable[[Plan], Section]] = {
     "phases": measure_phases,
     "profile": measure_profile,
@@ -44,18 +33,30 @@ MEASURES: dict[str, Callable[[Plan], Section]] = {
 }
 
 
-def bench(words: list[str]) -> int:
+def planned(request: BenchRequest) -> Plan:
+    """Returns the plan of a command line on this machine."""
+    options, config = request.line.options, request.config
+    cuda = torch.cuda.is_available() and config.scaling.use_gpu != "false"
+    device = torch.device("cuda" if cuda else "cpu")
+    given = "scaling.workers" in request.line.settings
+    return Plan(
+        config=config,
+        parts=tuple(part for part in PARTS if part in (options.parts or PARTS)),
+        device=device,
+        rounds=options.rounds,
+        runs=options.runs,
+        loop_steps=options.loop_steps,
+        threads=options.threads or torch.get_num_threads(),
+        workers=config.scaling.most_workers if given else min(free_slots(device), 8 if cuda else 2),
+        json=options.json_file,
+    )
+
+
+def bench(request: BenchRequest) -> int:
     """Measures, prints and writes what a command line names; returns the exit code."""
-    console = Terminal()
-    if wants_help(words):
-        recipes = {name: recipe.description for name, recipe in BASE_RECIPES.items()}
-        print_help(
-            console, USAGE, __doc__, {"parts": PARTS, "recipes": recipes}, options=BenchOptions
-        )
-        return 0
-    plan = planned(words)
+    console, plan = Terminal(), planned(request)
     torch.set_num_threads(plan.threads)
-    where = setting(plan, words)
+    where = setting(plan, request.line.command)
     sections: dict[str, Section] = {}
     try:
         with ended_by_sigterm():

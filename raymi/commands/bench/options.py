@@ -1,22 +1,32 @@
-"""Options of `python -m raymi.bench`, parsed and checked."""
+"""Options of `python -m raymi.bench`: measures step cost, scaling and memory on
+the machine it runs on.
+
+Shows where the time of a training step goes, what NAMID costs beside AT and beside the schedule of
+the released code, PGD against torchattacks, one worker against several, Ray Train against plain
+torch.distributed, and peak memory. Alternatives are measured in turn, and medians are shown, beside
+targets (a missed target is no error). Ctrl-C ends it and shows what was measured until then.
+
+Images are random, so that no data set is needed. Only the part about Ray needs Ray. All keys of a
+run may be set, too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
 
-import torch
 from pydantic import Field
 
-from raymi.benchmarks.plan import PARTS, Plan, free_slots
-from raymi.benchmarks.synthetic import image_size
-from raymi.commands.option_types import names, new_file, with_json
+from raymi.benchmarks.plan import PARTS, image_size
+from raymi.commands.command_line import Command, CommandLine
+from raymi.commands.option_types import BaseRecipe, Names, NewFile, known
 from raymi.config import Config
-from raymi.errors import UserError, did_you_mean
-from raymi.fields import Count, Section, at_most
+from raymi.errors import UserError
+from raymi.fields import Count, Listed, Section, at_most
+from raymi.hardware import available_gpus
 from raymi.models import check_model
-from raymi.overrides import examine, flatten, overlay, parse_options, split_words
-from raymi.recipes import RECIPES, on_recipe
+from raymi.overrides import examine, overlay
+from raymi.recipes import on_recipe
 
 DEFAULTS: dict[str, Any] = {
     "data": {"name": "cifar10"},
@@ -38,10 +48,11 @@ _REFUSED = {
 class BenchOptions(Section):
     """Options of `python -m raymi.bench`, beside the settings of a run."""
 
-    recipe: str | None = None
-    """Recipe to measure; none: ResNet-18 on 32x32 images, batch 64, PGD-10, estimators of 2048
-    units, with scaling.channels_last and scaling.fold_batchnorm."""
-    parts: str | None = None
+    recipe: BaseRecipe | None = None
+    """Recipe to measure, or a .toml file that names one and changes its settings; none: ResNet-18
+    on 32x32 images, batch 64, PGD-10, estimators of 2048 units, with scaling.channels_last and
+    scaling.fold_batchnorm."""
+    parts: Annotated[Names, known("part", PARTS), Listed("parts", PARTS)] = ()
     """Parts to measure, comma-separated; none: all."""
     rounds: Count = 5
     """Rounds of measurements in turn, in one process."""
@@ -51,52 +62,40 @@ class BenchOptions(Section):
     """Measured steps of such a run."""
     threads: Annotated[int, Field(ge=1), at_most(4096)] | None = None
     """Threads of this process; none: torch's default."""
+    json_file: Annotated[NewFile | None, Field(alias="json")] = None
+    """File for all numbers."""
 
 
-def planned(words: Sequence[str]) -> Plan:
+class BenchRequest(NamedTuple):
+    """Checked command line, and the configuration to measure."""
+
+    line: CommandLine[BenchOptions]
+    config: Config
+
+
+def requested(words: Sequence[str]) -> BenchRequest:
     """Parses and checks a command line.
 
     Raises:
         UserError: a line for each problem.
     """
+    line = COMMAND.parse(words)
     problems: list[str] = []
-    known: dict[str, Iterable[str]] = dict.fromkeys((*BenchOptions.model_fields, "json"), ())
-    parsed = split_words(with_json(words, problems), {**known, "recipe": RECIPES, "parts": PARTS})
-    problems += parsed.problems
-    json = new_file("json", parsed.own.pop("json", None), problems)
-    options, wrong_options = parse_options(BenchOptions, parsed.own)
-    if options.recipe is None:
-        tree = overlay(DEFAULTS, parsed.settings)
+    if line.options.recipe is None:
+        tree = overlay(DEFAULTS, line.tree)
     else:
-        tree, unknown = on_recipe(options.recipe, parsed.settings)
-        problems += unknown
+        tree, problems = on_recipe(line.options.recipe, line.tree)
     config, wrong = examine(tree)
-    problems += [*wrong, *wrong_options]
+    problems += wrong
     problems += [
         f"{key} cannot be set here: {why}"
         for key, why in _REFUSED.items()
-        if flatten(parsed.settings).get(key) is not None
+        if line.settings.get(key) is not None
     ]
-    parts = names("parts", options.parts, problems)
-    problems += [f"unknown part {n!r}: {did_you_mean(n, PARTS)}" for n in parts if n not in PARTS]
     if not wrong:
         problems += _unsuitable(config)
-    if problems:
-        raise UserError("\n".join(problems))
-    cuda = torch.cuda.is_available() and config.scaling.use_gpu != "false"
-    device = torch.device("cuda" if cuda else "cpu")
-    given = "workers" in parsed.settings.get("scaling", {})
-    return Plan(
-        config=config,
-        parts=tuple(part for part in PARTS if part in (parts or PARTS)),
-        device=device,
-        rounds=options.rounds,
-        runs=options.runs,
-        loop_steps=options.loop_steps,
-        threads=options.threads or torch.get_num_threads(),
-        workers=config.scaling.most_workers if given else min(free_slots(device), 8 if cuda else 2),
-        json=json,
-    )
+    line.refuse(*problems)
+    return BenchRequest(line, config)
 
 
 def _unsuitable(config: Config) -> list[str]:
@@ -115,6 +114,11 @@ def _unsuitable(config: Config) -> list[str]:
     most = image_size(config).bit_length() - 1
     if config.mi.depth > most:
         problems.append(f"mi.depth must be at most {most} here, got {config.mi.depth}")
-    if config.scaling.use_gpu == "true" and not torch.cuda.is_available():
+    if config.scaling.use_gpu == "true" and not available_gpus():
         problems.append("use_gpu=true needs a GPU, torch sees none: leave it out")
     return problems
+
+
+COMMAND: Command[BenchOptions] = Command(
+    "bench", BenchOptions, requested, "raymi.commands.bench.command:bench"
+)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def show(console: Console, section: Section) -> None:
         print_line(console, note)
 
 
-def setting(plan: Plan, words: Sequence[str]) -> dict[str, Any]:
+def setting(plan: Plan, command: str) -> dict[str, Any]:
     """Returns machine, versions and command of a measurement."""
     cuda = plan.device.type == "cuda"
     return {
@@ -65,7 +64,7 @@ def setting(plan: Plan, words: Sequence[str]) -> dict[str, Any]:
         "raymi": raymi.__version__,
         "seed": plan.config.seed,
         "rounds": plan.rounds,
-        "command": f"python -m raymi.bench {shlex.join(words)}".strip(),
+        "command": command,
     }
 
 

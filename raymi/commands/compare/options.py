@@ -1,28 +1,41 @@
-"""Options of a comparison, and its runs with all settings checked."""
+"""Options of `python -m raymi.compare`: compares variants of one recipe over seeds, in
+pairs, without Ray and MLflow.
+
+Runs with the same seed share data order, augmentation, attack starts and initial weights. The
+compared number is the difference to the first arm, seed by seed. Each arm and seed is an ordinary
+run in `out`/`name`/ARM-seedK (runs/RECIPE-comparison), trained by `python -m raymi.standalone` on
+one device. Given again, the command continues: it keeps finished runs, and resumes others from
+their last checkpoint. Losses that are not finite are a result, "diverged"; delete the folder of
+such a run to try it again.
+
+All keys are settings of a run and apply to all arms. An arm without MI ignores mi.weight and
+mi.balance, and only staged arms use mi.pretrained and mi.estimators.
+
+The closing table is also in `comparison.md`, and all numbers are in `comparison.json`.
+"""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raymi.commands.command_line import Command
 from raymi.commands.compare.run import ArmRun
-from raymi.commands.option_types import names, seed_list
+from raymi.commands.option_types import Arms, BaseRecipe, Seeds
 from raymi.commands.preflight import input_problems
 from raymi.config import ScalingConfig
-from raymi.errors import UserError, did_you_mean
+from raymi.errors import UserError
 from raymi.fields import Count, Section
 from raymi.formatting import as_typed
 from raymi.hardware import available_cores, available_gpus
-from raymi.overrides import examine, flatten, nest, parse_options, split_words
-from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, on_recipe
+from raymi.overrides import examine, flatten, nest
+from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, named_recipe, on_recipe
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import check_new_run, home_folder, resolve_pretrained
 
-ARMS = "at,at-clean-forward,mi-off,random,released,paper,bounded"
-SEEDS = "0..2"
+ARMS = ("at", "at-clean-forward", "mi-off", "random", "released", "paper", "bounded")
 _WEIGHTS = {"mi.weight", "mi.balance"}
 _REUSED = {"mi.pretrained", "mi.estimators"}
 _NOT_SHARED = {
@@ -34,11 +47,12 @@ _NOT_SHARED = {
 class CompareOptions(Section):
     """Options of `python -m raymi.compare`, beside the settings of its runs."""
 
-    recipe: str = "quickstart"
-    """Recipe whose variants are compared."""
-    arms: str = ARMS
+    recipe: BaseRecipe | None = None
+    """Recipe whose variants are compared, or a .toml file that names one and changes its settings;
+    none: a recipe for the data set, or quickstart."""
+    arms: Arms = ARMS
     """Variants of the recipe, comma-separated; the first one is the reference."""
-    seeds: str = SEEDS
+    seeds: Seeds = (0, 1, 2)
     """Seeds of each arm, such as 0..9 or 0,1,2."""
     parallel: Count | None = None
     """Number of simultaneous runs; none: one for each GPU, or for each CPU core."""
@@ -73,27 +87,20 @@ def plan_comparison(words: Sequence[str]) -> Comparison:
     Raises:
         UserError: words are wrong; one line for each problem.
     """
-    known: dict[str, Iterable[str]] = dict.fromkeys(CompareOptions.model_fields, ())
-    parsed = split_words(words, {**known, "recipe": BASE_RECIPES, "arms": VARIANTS})
-    options, wrong = parse_options(CompareOptions, parsed.own)
-    problems = [*parsed.problems, *wrong]
-    recipe, settings = options.recipe, flatten(parsed.settings)
+    line = COMMAND.parse(words)
+    options = line.options
+    recipe, tree, unknown = named_recipe(options.recipe, line.tree)
+    problems, settings = [*line.problems, *unknown], flatten(tree)
     if recipe in RECIPES and recipe not in BASE_RECIPES:
         problems.append(
             f"recipe {recipe} is a variant already: give its base recipe, and the variant in arms"
         )
-    elif recipe not in BASE_RECIPES:
-        problems.append(f"unknown recipe {recipe!r}: {did_you_mean(recipe, BASE_RECIPES)}")
-    arms = names("arms", options.arms, problems)
-    problems += [
-        f"unknown arm {arm!r}: {did_you_mean(arm, VARIANTS)}" for arm in arms if arm not in VARIANTS
-    ]
-    seeds = seed_list("seeds", options.seeds, problems)
+    arms, seeds = options.arms, options.seeds
     name, out = settings.pop("name", None), settings.pop("out", None)
     problems += _shared_problems(settings, arms)
     if problems:
-        tree, _ = on_recipe(recipe, nest(settings))
-        raise UserError("\n".join([*problems, *examine(tree)[1]]))
+        tree = nest(settings) if unknown else on_recipe(recipe, nest(settings))[0]
+        line.refuse(*problems, *examine(tree)[1])
     location, wrong = examine({"name": name or f"{recipe}-comparison", "out": out})
     if wrong:
         raise UserError("\n".join(wrong))
@@ -102,8 +109,7 @@ def plan_comparison(words: Sequence[str]) -> Comparison:
     folder = (location.out or home_folder() / "runs").absolute() / location.name
     runs = _runs(folder, recipe, arms, seeds, settings)
     most = options.parallel or len(available_gpus()) or available_cores()
-    command = f"python -m raymi.compare {shlex.join(words)}".strip()
-    return Comparison(folder, recipe, arms, seeds, runs, min(most, len(runs)), command)
+    return Comparison(folder, recipe, arms, seeds, runs, min(most, len(runs)), line.command)
 
 
 def _set_by(arm: str) -> set[str]:
@@ -187,3 +193,8 @@ def _changed(run: ArmRun) -> list[str]:
         f"the comparison {run.folder.path.parent.name} was started with other settings "
         f"({'; '.join(changes)}): give those settings to continue it, or another name"
     ]
+
+
+COMMAND: Command[CompareOptions] = Command(
+    "compare", CompareOptions, plan_comparison, "raymi.commands.compare.command:compare"
+)

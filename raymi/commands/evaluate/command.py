@@ -1,28 +1,4 @@
-"""Command `raymi.evaluate`: measures the robust accuracy of any classifier, with the attacks shared
-among all workers.
-
-model: a run of raymi (name or folder; which=last selects another of its models than the chosen
-one), a registered model (models:/NAME@ALIAS), a file of weights (.safetensors, .pt, .pth, .ckpt;
-give model.name=... if it is outside of a run, and which=ema, say, if it holds several models), or
-module:function, which returns a torch module that maps images in [0, 1] to logits. Several models
-with commas between them are compared on the same images, in pairs.
-
-suite: the attacks to report, by default standard (clean, PGD-40, AutoAttack). Or attacks: names of
-single attacks (pgd-N, pgd-NxR with R restarts, and @2eps after a name for another radius) and of
-ensembles. Data and threat are by default those of the training run; data.name=...,
-attack.norm=..., attack.eps=... change them. split=val attacks validation images, samples=N an even
-selection.
-
-surrogate: classifiers that make the adversarial images for the models (black-box transfer), with
-single attacks, by default pgd-40.
-
-Every outcome is saved immediately below results=FOLDER (./evaluations), in a folder for each
-model, data, threat, seed, block and version of the code. After an interruption the same command
-continues there and returns the same numbers, on any number of workers. keep=true saves the
-adversarial images, too. checks=N is the approximate number of images that are attacked to look for
-signs of false robustness (200; 0: only outputs and gradients are checked). --json FILE writes all
-numbers.
-"""
+"""Runs `python -m raymi.evaluate` and prints its reports."""
 
 from __future__ import annotations
 
@@ -30,13 +6,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from raymi.attacks.catalogue import ATTACKS
-from raymi.attacks.suites import ENSEMBLES, SUITES
-from raymi.commands.cli import EXIT_FAILED, print_help, wants_help
-from raymi.commands.evaluate.options import COMMAND, EvaluateOptions, takes
+from raymi.commands.cli import EXIT_FAILED
+from raymi.commands.evaluate.options import Request
 from raymi.commands.evaluate.plan import EvaluationPlan, plan_evaluation
 from raymi.commands.evaluate.run import evaluate, track
-from raymi.data import DATASETS
 from raymi.evaluation.attack_task import StepFailed
 from raymi.evaluation.report import Report, TransferMatrix, differences
 from raymi.files import save_json
@@ -53,26 +26,11 @@ from raymi.terminal.evaluation import (
 from raymi.terminal.print_line import print_line
 from raymi.tracking.store import how_to_open, without_password
 
-USAGE = (
-    f"{COMMAND} model=A[,B] [suite=NAME | attacks=A,B] [surrogate=A,B] "
-    "[samples=N] [split=test|val] [key=value ...] [--json FILE] [--help]"
-)
 
-
-def evaluate_command(words: list[str]) -> int:
+def evaluate_command(request: Request) -> int:
     """Runs the command; returns its exit code."""
     console = Terminal()
-    if wants_help(words):
-        named = {
-            "suites": {name: ", ".join(("clean", *parts)) for name, parts in SUITES.items()},
-            "ensembles": {name: ", ".join(attacks) for name, attacks in ENSEMBLES.items()},
-            "attacks": {name: f"in {' and '.join(a.norms)}" for name, a in ATTACKS.items()}
-            | {"pgd-N, pgd-NxR": "PGD of N steps of eps / 4, with R restarts, in linf and l2"},
-            "data sets (data.name)": DATASETS,
-        }
-        print_help(console, USAGE, __doc__, named, takes, EvaluateOptions)
-        return 0
-    plan = plan_evaluation(words, lambda line: print_line(console, line))
+    plan = plan_evaluation(request, lambda line: print_line(console, line))
     try:
         with EvaluationDisplay(console) as display:
             reports, matrices = evaluate(plan, display)
@@ -88,7 +46,7 @@ def evaluate_command(words: list[str]) -> int:
 
 
 def _ended(console: Console, plan: EvaluationPlan, why: str, code: int) -> int:
-    outcomes = f"recorded outcomes are in {plan.request.results}"
+    outcomes = f"recorded outcomes are in {plan.request.options.results}"
     print_line(console, f"{why}; {outcomes}; to continue: {plan.request.command}")
     return code
 
@@ -108,14 +66,14 @@ def _print_results(
         print_differences(console, pairs)
     for report in reports:
         print_line(console, f"outcomes of {report.name}  {report.folder}")
-    if plan.request.json is not None:
+    if plan.request.options.json_file is not None:
         numbers = {
             "models": [report.as_json() for report in reports],
             "differences": [pair.as_json() for pair in pairs],
             "transfer": [matrix.as_json() for matrix in matrices],
         }
-        save_json(plan.request.json, numbers, "all outcomes are saved")
-        print_line(console, f"all numbers  {plan.request.json}")
+        save_json(plan.request.options.json_file, numbers, "all outcomes are saved")
+        print_line(console, f"all numbers  {plan.request.options.json_file}")
 
 
 def send_to_mlflow(console: Console, plan: EvaluationPlan, reports: Sequence[Report]) -> None:

@@ -1,68 +1,82 @@
-"""Options of `raymi.evaluate`, and the settings, images and attacks that they select."""
+"""Options of `python -m raymi.evaluate`: measures the robust accuracy of any classifier, with the
+attacks shared among all workers.
+
+Data and threat are by default those of the training run; data.name=..., attack.norm=...,
+attack.eps=... change them. Several models are compared on the same images, in pairs.
+
+Every outcome is saved immediately, in a folder for each model, data, threat, seed, block and
+version of the code. After an interruption the same command continues there and returns the same
+numbers, on any number of workers.
+"""
 
 from __future__ import annotations
 
 import os
-import shlex
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
-from raymi.attacks.catalogue import ATTACKS, Threat, find_attack
-from raymi.attacks.suites import ENSEMBLES, SUITES, Ensemble, ensembles_of, suite
-from raymi.commands.command_line import split_command_line, value_problems
-from raymi.commands.option_types import names, new_file, new_folder, with_json
-from raymi.config import Config, ScalingConfig
-from raymi.data import DATASETS, ImageSet
-from raymi.engine.validation import load_data
+from pydantic import Field
+
+from raymi.attacks.catalogue import ATTACKS, find_attack
+from raymi.attacks.suites import ENSEMBLES, SUITES, suite
+from raymi.commands.command_line import Command, CommandLine
+from raymi.commands.option_types import Names, NewFile, NewFolder, in_home
+from raymi.config import Config
+from raymi.data.settings import DATASETS
 from raymi.errors import UserError, did_you_mean
-from raymi.fields import Count, Section, Whole
+from raymi.fields import NEEDED, Count, Listed, Section, Whole
 from raymi.formatting import as_typed, shown
-from raymi.overrides import examine, flatten, nest, parse_options
-from raymi.ray_backend.session import check_this_machine, scale_to_fit
+from raymi.overrides import examine, flatten, nest
 from raymi.runs.events import MODELS
-from raymi.runs.run_paths import home_folder
 
-COMMAND = "python -m raymi.evaluate"
-SPLITS = ("test", "val")
+_ATTACKS = {
+    **{name: f"in {' and '.join(attack.norms)}" for name, attack in ATTACKS.items()},
+    "pgd-N, pgd-NxR": "PGD of N steps of eps / 4, with R restarts, in linf and l2",
+}
+_SUITES = {name: ", ".join(("clean", *parts)) for name, parts in SUITES.items()}
+_ENSEMBLES = {name: ", ".join(attacks) for name, attacks in ENSEMBLES.items()}
 
 
 class EvaluateOptions(Section):
     """Options of `python -m raymi.evaluate`, beside the settings of a run."""
 
-    model: str | None = None
-    """Classifiers to evaluate, with commas between them."""
-    surrogate: str | None = None
-    """Classifiers that make the adversarial images for `model` (black-box transfer)."""
+    model: Annotated[Names, NEEDED] = ()
+    """Classifiers to evaluate, with commas between them: a run of raymi (name or folder), a
+    registered model (models:/NAME@ALIAS), a file of weights (.safetensors, .pt, .pth, .ckpt; give
+    model.name=... if it is outside of a run), or module:function, which returns a torch module
+    that maps images in [0, 1] to logits."""
+    surrogate: Names = ()
+    """Classifiers that make the adversarial images for `model` (black-box transfer), with single
+    attacks."""
     which: str | None = None
-    """Model of a run or of a file with several; none: the chosen one."""
-    suite: str | None = None
+    """Model of a run (best, last, best-averaged or last-averaged) or of a file with several, such
+    as ema; none: the chosen one."""
+    suite: Annotated[str, Listed("suites", _SUITES)] | None = None
     """Attacks to report, by the name of a suite; none: standard, of surrogates pgd-40."""
-    attacks: str | None = None
-    """Attacks and ensembles to report, with commas between them, in place of a suite."""
+    attacks: Annotated[Names, Listed("ensembles", _ENSEMBLES), Listed("attacks", _ATTACKS)] = ()
+    """Attacks and ensembles to report, with commas between them, in place of a suite; @2eps after
+    a name is another radius."""
     split: Literal["test", "val"] = "test"
     """Images to attack."""
     samples: Count | None = None
     """Number of images, evenly selected; none: all."""
     checks: Whole = 200
-    """Approximate number of images that are attacked to look for signs of false robustness."""
-    keep: Literal["true", "false"] = "false"
+    """Approximate number of images that are attacked to look for signs of false robustness; 0:
+    only outputs and gradients are checked."""
+    keep: bool = False
     """Save adversarial images, too."""
-    results: str | None = None
-    """Folder of all outcomes; none: evaluations."""
+    results: NewFolder = in_home("evaluations")
+    """Folder of all outcomes."""
+    json_file: Annotated[NewFile | None, Field(alias="json")] = None
+    """File for all numbers."""
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """Names of the attacks and ensembles to report."""
+        default = ("pgd-40",) if self.surrogate else suite("standard")
+        return self.attacks or (default if self.suite is None else suite(self.suite))
 
 
-OPTIONS: dict[str, Iterable[str]] = {
-    **dict.fromkeys((*EvaluateOptions.model_fields, "json"), ()),
-    "which": MODELS,
-    "suite": SUITES,
-    "attacks": (*ENSEMBLES, *ATTACKS),
-    "split": SPLITS,
-    "keep": ("true", "false"),
-}
-"""Options with their known values."""
 _ACCEPTED = (
     "data.", "model.", "attack.norm", "attack.eps", "evaluation.block", "scaling.workers",
     "scaling.use_gpu", "scaling.cpus_per_worker", "scaling.wait_minutes", "scaling.max_failures",
@@ -81,37 +95,7 @@ _REMEDIES = {
 """Remedies for settings of training that have a counterpart here."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """Parsed command line.
-
-    Args:
-        models: names of the classifiers to evaluate, as the user gave them.
-        surrogates: names of the classifiers that make samples for them.
-        which: one of a run's models; None: the chosen one.
-        names: attacks and ensembles to report.
-        split: "test" or "val".
-        samples: number of images; None: all.
-        checks: number of images that are attacked for signs of false robustness.
-        keep: keep adversarial images.
-        results: folder of all outcome stores.
-        json: file for all numbers.
-        settings: given settings of `Config`, by key.
-        command: the command that continues the evaluation.
-    """
-
-    models: tuple[str, ...]
-    surrogates: tuple[str, ...]
-    which: str | None
-    names: tuple[str, ...]
-    split: str
-    samples: int | None
-    checks: int
-    keep: bool
-    results: Path
-    json: Path | None
-    settings: dict[str, Any]
-    command: str
+Request = CommandLine[EvaluateOptions]
 
 
 def takes(key: str) -> bool:
@@ -125,50 +109,20 @@ def requested(words: Sequence[str]) -> Request:
     Raises:
         UserError: with a line for each problem.
     """
-    joined: list[str] = []
-    texts, settings, problems = split_command_line(
-        with_json(words, joined),
-        OPTIONS,
-        takes,
-        lambda key: (
-            f"{key} decides nothing in an evaluation: "
-            + _REMEDIES.get(key, "leave it out (--help lists the keys that count)")
-        ),
-    )
-    problems[:0] = joined
-    options, wrong_options = parse_options(
-        EvaluateOptions, {key: text for key, text in texts.items() if key != "json"}
-    )
-    problems += wrong_options
-    models, surrogates = (names(key, texts.get(key), problems) for key in ("model", "surrogate"))
-    if not models and "model" not in texts:
-        problems.append(
-            "model=NAME is needed: a run, a registered model (models:/NAME@ALIAS), a file of "
-            "weights, or module:function; several with commas between them"
-        )
-    reported = _reported(texts, surrogates, problems)
-    files = any(map(os.path.isfile, (*models, *surrogates)))  # may hold models of any name
-    if "which" in texts and texts["which"] not in MODELS and not files:
-        problems.append(f"which: expected {' | '.join(MODELS)}, got {shown(texts['which'])}")
-    results = home_folder() / "evaluations"
-    request = Request(
-        models=models,
-        surrogates=surrogates,
-        which=texts.get("which"),
-        names=reported,
-        split=options.split,
-        samples=options.samples,
-        checks=options.checks,
-        keep=options.keep == "true",
-        results=new_folder("results", texts.get("results"), results, problems),
-        json=new_file("json", texts.get("json"), problems),
-        settings=settings,
-        command=f"{COMMAND} {shlex.join(words)}".strip(),
-    )
-    problems += value_problems(settings)
-    if problems:
-        raise UserError("\n".join(problems))
-    return request
+    line = COMMAND.parse(words)
+    options = line.options
+    problems = _attack_problems(options)
+    files = any(map(os.path.isfile, (*options.model, *options.surrogate)))  # models of any name
+    if options.which not in (None, *MODELS) and not files:
+        problems.append(f"which: expected {' | '.join(MODELS)}, got {shown(options.which)}")
+    line.refuse(*problems, *_value_problems(line.settings))
+    return line
+
+
+def _value_problems(settings: Mapping[str, Any]) -> list[str]:
+    """Checks given settings by themselves, as a run may supply the others."""
+    # The norm may be that of the run; l2 allows the larger radii.
+    return examine(nest({"data.name": "digits", "attack.norm": "l2", **settings}))[1]
 
 
 def evaluation_config(request: Request, trained: Sequence[Config | None]) -> Config:
@@ -188,7 +142,7 @@ def evaluation_config(request: Request, trained: Sequence[Config | None]) -> Con
     for key in known[0] if known else ():
         if key in request.settings or key == "data.download":
             continue
-        if key in _OF_VALIDATION and request.split != "val":
+        if key in _OF_VALIDATION and request.options.split != "val":
             continue
         values = list(dict.fromkeys(as_typed(one.get(key)) for one in known))
         if len(values) > 1:
@@ -225,86 +179,26 @@ def _of_run(config: Config, request: Request) -> dict[str, Any]:
     }
 
 
-def resolve_scaling(request: Request, config: Config) -> ScalingConfig:
-    """Returns the requested workers, or as many as fit on this machine or the cluster.
-
-    Raises:
-        UserError: this machine has too few cores or GPUs.
-    """
-    scaling = config.scaling
-    if "scaling.workers" not in request.settings:
-        scaling = scale_to_fit(scaling)
-    check_this_machine(scaling)
-    return scaling
-
-
-def load_images(
-    request: Request, config: Config, warn: Callable[[str], None] = warnings.warn
-) -> tuple[ImageSet, str]:
-    """Loads the images to attack.
-
-    Args:
-        request: parsed command line.
-        config: of the evaluation.
-        warn: receives a warning about images that splits share.
-
-    Returns:
-        The images, and the name of the set.
-
-    Raises:
-        UserError: settings or files cannot work.
-    """
-    splits = load_data(config)
-    if splits.warning:
-        warn(splits.warning)
-    split = splits.test if request.split == "test" else splits.val
-    if not len(split):
-        raise UserError(f"{config.data.name} has no {request.split} images: give another split")
-    images, name = split.at_most(request.samples), f"{config.data.name}-{request.split}"
-    # A selection has a name of its own, so that its numbers never stand for all images.
-    return images, name if len(images) == len(split) else f"{name}-{len(images)}"
-
-
-def select_attacks(request: Request, config: Config, num_classes: int) -> tuple[Ensemble, ...]:
-    """Returns the ensembles to report, without clean accuracy.
-
-    Raises:
-        UserError: with a line for each attack that does not support the threat or the data.
-    """
-    threat = Threat(config.attack.norm, config.attack.eps)
-    if threat.eps == 0:
-        usual = "8/255" if threat.norm == "linf" else "0.5"
-        raise UserError(f"attack.eps is 0, which allows no perturbation: give eps={usual}, say")
-    try:
-        return ensembles_of(request.names, threat, num_classes)
-    except UserError as error:
-        remedy = "choose others (suite=NAME or attacks=A,B), or another threat (attack.norm)"
-        raise UserError(f"{error}\n{remedy}") from None
-
-
-def _reported(
-    texts: dict[str, str], surrogates: Sequence[str], problems: list[str]
-) -> tuple[str, ...]:
-    """Returns the names of a suite, or the given attacks."""
-    if "attacks" in texts and "suite" in texts:
+def _attack_problems(options: EvaluateOptions) -> list[str]:
+    """Returns a line for each attack that is unknown or cannot make samples of surrogates."""
+    problems = []
+    if options.suite is not None and options.attacks:
         problems.append("suite and attacks are both given: keep one")
-    reported: tuple[str, ...] = ("pgd-40",) if surrogates else suite("standard")
-    if "suite" in texts:
-        try:
-            reported = suite(texts["suite"])
-        except UserError as error:
-            problems.append(str(error))
-    if "attacks" in texts:
-        reported = names("attacks", texts["attacks"], problems)
+    reported = options.attacks
+    try:
+        reported = reported or options.reported
+        suite(options.suite or "standard")
+    except UserError as error:
+        problems.append(str(error))
     for name in reported:
-        if name in ENSEMBLES and surrogates:
+        if name in ENSEMBLES and options.surrogate:
             problems.append(
                 f"{name} is an ensemble, and surrogates make samples with single attacks: give "
                 "attacks=pgd-40, say"
             )
         elif name not in ENSEMBLES and (problem := _attack_problem(name)) is not None:
             problems.append(problem)
-    return reported
+    return problems
 
 
 def _attack_problem(name: str) -> str | None:
@@ -323,3 +217,16 @@ def _attack_problem(name: str) -> str | None:
             return f"unknown attack {shown(name)}: {did_you_mean(plain, known)}"
         return str(error)
     return None
+
+
+COMMAND: Command[EvaluateOptions] = Command(
+    "evaluate",
+    EvaluateOptions,
+    requested,
+    "raymi.commands.evaluate.command:evaluate_command",
+    takes=takes,
+    refusal=lambda key: (
+        f"{key} decides nothing in an evaluation: "
+        + _REMEDIES.get(key, "leave it out (--help lists the keys that count)")
+    ),
+)

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from raymi.attacks.catalogue import Threat
-from raymi.attacks.suites import Ensemble
-from raymi.commands.evaluate.options import (
-    Request,
-    evaluation_config,
-    load_images,
-    requested,
-    resolve_scaling,
-    select_attacks,
-)
+from raymi.attacks.suites import Ensemble, ensembles_of
+from raymi.commands.evaluate.options import Request, evaluation_config
 from raymi.commands.find_model import LocatedModel, find_model_source, needs_data
 from raymi.config import Config, ScalingConfig
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
+from raymi.engine.validation import load_data
 from raymi.errors import UserError, what_happened
 from raymi.evaluation.attack_checks import check_ensembles
 from raymi.evaluation.fingerprint import NUM_IMAGES
@@ -36,7 +31,8 @@ from raymi.evaluation.transfer import (
     transfer_name,
 )
 from raymi.evaluation.worker_job import WorkerJob
-from raymi.overrides import examine, nest
+from raymi.overrides import examine
+from raymi.ray_backend.session import check_this_machine, scale_to_fit
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ class EvaluationPlan:
             block=block_size(len(self.images)) if block is None else self.config.evaluation.block,
             device=device,
             threads=self.scaling.cpus_per_worker,
-            results=self.request.results,
+            results=self.request.options.results,
         )
         surrogates = [
             ModelEvaluation(
@@ -165,7 +161,7 @@ class EvaluationPlan:
             static_findings=target.checks.findings,
             fingerprint=target.checks.fingerprint,
             transfer={e.name: (attack, one) for e, attack, one in transferred if attack in names},
-            keep=self.request.keep,
+            keep=self.request.options.keep,
         )
 
     def lookup(self, surrogates: Sequence[ModelEvaluation]) -> Lookup:
@@ -184,32 +180,32 @@ class EvaluationPlan:
         return {one.name: transfer_name(attack, one.name, one.store.identity) for one in surrogates}
 
     def _checks(self, target: CheckedModel) -> tuple[Ensemble, ...]:
-        if not self.request.checks:
+        if not self.request.options.checks:
             return ()
         return check_ensembles(
-            self.request.checks,
+            self.request.options.checks,
             len(self.images.class_names),
             differentiable=target.checks.differentiable,
         )
 
 
 def plan_evaluation(
-    words: Sequence[str], log: Callable[[str], None] = lambda line: None
+    request: Request, log: Callable[[str], None] = lambda line: None
 ) -> EvaluationPlan:
     """Plans and checks the evaluation of a command line.
 
     Args:
-        words: of the command line.
+        request: parsed command line.
         log: receives lines about slow parts, and warnings.
 
     Raises:
         UserError: with a line for each problem.
     """
-    request = requested(words)
-    given, _ = examine(nest(request.settings))  # folder of runs, architecture of bare weights
-    names = tuple(dict.fromkeys((*request.surrogates, *request.models)))
+    options = request.options
+    given, _ = examine(request.tree)  # folder of runs, architecture of bare weights
+    names = tuple(dict.fromkeys((*options.surrogate, *options.model)))
     models: dict[str, LocatedModel] = {
-        name: find_model_source(name, given, which=request.which)
+        name: find_model_source(name, given, which=options.which)
         for name in names
         if not needs_data(name, given)
     }
@@ -221,7 +217,7 @@ def plan_evaluation(
     for name in names:
         if name not in models:
             models[name] = find_model_source(
-                name, given, which=request.which, num_classes=num_classes, image_size=image_size
+                name, given, which=options.which, num_classes=num_classes, image_size=image_size
             )
     log(f"checking the outputs of {', '.join(names)}")
     cuda = config.scaling.use_gpu != "false" and torch.cuda.is_available()
@@ -235,11 +231,73 @@ def plan_evaluation(
         images,
         data,
         main,
-        targets=tuple(by_name[name] for name in request.models),
-        surrogates=tuple(by_name[name] for name in request.surrogates),
+        targets=tuple(by_name[name] for name in options.model),
+        surrogates=tuple(by_name[name] for name in options.surrogate),
     )
     _refuse_without_gradients(plan)
     return plan
+
+
+def resolve_scaling(request: Request, config: Config) -> ScalingConfig:
+    """Returns the requested workers, or as many as fit on this machine or the cluster.
+
+    Raises:
+        UserError: this machine has too few cores or GPUs.
+    """
+    scaling = config.scaling
+    if "scaling.workers" not in request.settings:
+        scaling = scale_to_fit(scaling)
+    check_this_machine(scaling)
+    return scaling
+
+
+def load_images(
+    request: Request, config: Config, warn: Callable[[str], None] = warnings.warn
+) -> tuple[ImageSet, str]:
+    """Loads the images to attack.
+
+    Args:
+        request: parsed command line.
+        config: of the evaluation.
+        warn: receives a warning about images that splits share.
+
+    Returns:
+        The images, and the name of the set.
+
+    Raises:
+        UserError: settings or files cannot work.
+    """
+    splits = load_data(config)
+    if splits.warning:
+        warn(splits.warning)
+    split = splits.test if request.options.split == "test" else splits.val
+    if not len(split):
+        raise UserError(
+            f"{config.data.name} has no {request.options.split} images: give another split"
+        )
+    images, name = (
+        split.at_most(request.options.samples),
+        f"{config.data.name}-{request.options.split}",
+    )
+    # A selection has a name of its own, so that its numbers never stand for all images.
+    return images, name if len(images) == len(split) else f"{name}-{len(images)}"
+
+
+def select_attacks(request: Request, config: Config, num_classes: int) -> tuple[Ensemble, ...]:
+    """Returns the ensembles to report, without clean accuracy.
+
+    Raises:
+        UserError: with a line for each attack that does not support the threat or the data.
+    """
+    threat = Threat(config.attack.norm, config.attack.eps)
+    if threat.eps == 0:
+        usual = "8/255" if threat.norm == "linf" else "0.5"
+        raise UserError(f"attack.eps is 0, which allows no perturbation: give eps={usual}, say")
+    try:
+        return ensembles_of(request.options.reported, threat, num_classes)
+    except UserError as error:
+        remedy = "choose others (suite=NAME or attacks=A,B), or another threat (attack.norm)"
+        raise UserError(f"{error}\n{remedy}") from None
 
 
 def _check_model(

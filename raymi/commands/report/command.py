@@ -1,57 +1,28 @@
-"""Command `python -m raymi.report`: draws pictures and one HTML page of runs.
-
-RUN: the name or the folder of a run, or of a sweep, which stands for its winner. The page has
-learning and robustness curves, natural and adversarial MI (Fig. 4 of the paper), accuracy against
-the radius of the attack, accuracy by class, adversarial images, and tables of all saved accuracies
-(of the training and of raymi.evaluate) in the layout of the paper. Only numbers of the same images,
-threat and attack share a column. An unfinished run is shown up to its last epoch.
-
-The report attacks test images with PGD at several radii. The outcomes are saved in the run's folder
-for the next report. The folder of the report has index.html, which is self-contained, all pictures
-for print, and the tables in Markdown and LaTeX. The report is also logged among the artifacts of
-the runs in MLflow (report/NAME), unless tracking.enabled=false. Given again, the command replaces
-both.
-"""
+"""Runs `python -m raymi.report` and prints where the report is."""
 
 from __future__ import annotations
 
 from rich.progress import TaskID
 
-from raymi.commands.cli import print_help, wants_help
-from raymi.commands.report.options import COMMAND, ReportOptions, is_setting, plan_report
+from raymi.commands.report.options import ReportPlan
 from raymi.commands.report.run import make_report, read_inputs, upload_report
 from raymi.terminal.console import Terminal, progress_bar
 from raymi.terminal.print_line import print_line
 from raymi.tracking.store import how_to_open, without_password
 
-USAGE = (
-    f"{COMMAND} RUN [RUN ...] [out=FOLDER] [title=TEXT] [samples=N] [eps=A,B] [steps=N] "
-    "[tracking.enabled=false] [--help]"
-)
 
-
-def report(words: list[str]) -> int:
-    """Makes a report and logs it to MLflow.
-
-    Args:
-        words: of the command line.
-
-    Returns:
-        The exit code.
+def report(plan: ReportPlan) -> int:
+    """Makes a report and logs it to MLflow; returns the exit code.
 
     Raises:
-        UserError: words are wrong, or a run cannot be read.
+        UserError: a run cannot be read.
         StorageError: a file cannot be written.
     """
     console = Terminal()
-    if wants_help(words):
-        print_help(console, USAGE, __doc__, {}, is_setting, ReportOptions)
-        return 0
 
     def warn(line: str) -> None:
         print_line(console, line, "yellow")
 
-    plan = plan_report(words)
     inputs = read_inputs(plan)
     for one in inputs:
         for note in one.notes:

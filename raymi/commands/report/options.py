@@ -1,52 +1,63 @@
-"""Options of a report: its runs, folder and attacks."""
+"""Options of `python -m raymi.report`: draws pictures and one HTML page of runs.
+
+RUN: the name or the folder of a run, or of a sweep, which stands for its winner. The page has
+learning and robustness curves, natural and adversarial MI (Fig. 4 of the paper), accuracy against
+the radius of the attack, accuracy by class, adversarial images, and tables of all saved accuracies
+(of the training and of raymi.evaluate) in the layout of the paper. Only numbers of the same images,
+threat and attack share a column. An unfinished run is shown up to its last epoch.
+
+The report attacks test images with PGD at several radii. The outcomes are saved in the run's folder
+for the next report. The folder of the report has index.html, which is self-contained, all pictures
+for print, and the tables in Markdown and LaTeX. The report is also logged among the artifacts of
+the runs in MLflow (report/NAME), unless tracking.enabled=false. Given again, the command replaces
+both.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from raymi.commands.option_types import names, new_folder
+from raymi.commands.command_line import Command
+from raymi.commands.option_types import NewFolder, Radii, writable_folder
 from raymi.errors import UserError, did_you_mean
-from raymi.fields import Count, Positive, Section, Whole
+from raymi.fields import Count, Section, Whole
 from raymi.formatting import plain_name, shown
 from raymi.local_paths import local_path
-from raymi.overrides import examine, flatten, nest, parse_options, split_words, validate
+from raymi.overrides import examine, nest, validate
 from raymi.reporting.folder import check_folder
 from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import home_folder
 from raymi.tuning.sweep_folder import Sweep
 
-COMMAND = "python -m raymi.report"
 _LONGEST_NAME = 60
 _NEWEST = 5
-_RADIUS: TypeAdapter[float] = TypeAdapter(Positive)
 _SETTINGS = ("data.root", "data.download", "tracking.enabled")
 
 
 class ReportOptions(Section):
     """Options of `python -m raymi.report`."""
 
-    out: str | None = None
+    out: NewFolder | None = None
     """Folder of the report; none: reports/NAME."""
     title: str | None = None
     """Title of the page; none: names of the runs."""
     samples: Whole = 500
     """Number of test images of each run to attack; 0: no attack."""
-    eps: str | None = None
-    """Radii of the attacks, such as 4/255,8/255; none: 1/4 to 4 times the run's own."""
+    eps: Radii = ()
+    """Radii of the attacks; none: 1/4 to 4 times the run's own."""
     steps: Count = 20
     """PGD steps."""
 
-
-OWN: dict[str, Iterable[str]] = dict.fromkeys(ReportOptions.model_fields, ())
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """Radii above 0 in [0, 1] pixel units, as radius 0 needs no attack; empty: the default."""
+        return tuple(sorted(set(self.eps) - {0.0}))
 
 
 @dataclass(frozen=True)
@@ -66,15 +77,13 @@ class RunChoice:
 
 @dataclass(frozen=True)
 class ReportPlan:
-    """Checked options of a report.
+    """Checked command line.
 
     Attributes:
         runs: of the report.
         out: folder of the report.
         title: of its page.
-        samples: number of test images to attack; 0: none.
-        radii: of the attacks in [0, 1] pixel units; empty: multiples of each run's radius.
-        steps: of PGD.
+        options: of the command.
         settings: given keys of `Config`.
         command: that makes the same report.
     """
@@ -82,9 +91,7 @@ class ReportPlan:
     runs: tuple[RunChoice, ...]
     out: Path
     title: str
-    samples: int
-    radii: tuple[float, ...]
-    steps: int
+    options: ReportOptions
     settings: dict[str, Any]
     command: str
 
@@ -99,53 +106,27 @@ class ReportPlan:
         return validate(nest(self.settings)).tracking.enabled
 
 
-def is_setting(key: str) -> bool:
-    """Returns whether a key of `Config` is an option of a report."""
-    return key in _SETTINGS
-
-
 def plan_report(words: Sequence[str]) -> ReportPlan:
     """Parses a command line; words without `=`, and folders, name runs or sweeps.
 
     Raises:
         UserError: words are wrong; one line for each problem.
     """
-    problems: list[str] = []
-    named = [word for word in words if "=" not in word or os.path.isdir(word)]
-    parsed = split_words([word for word in words if word not in named], OWN)
-    options, wrong = parse_options(ReportOptions, parsed.own)
-    problems += [*parsed.problems, *wrong]
-    problems += [
-        f"{key} is fixed by the runs: options of a report are {', '.join((*OWN, *_SETTINGS))}"
-        for key in flatten(parsed.settings)
-        if not is_setting(key)
-    ]
-    given = {key: value for key, value in flatten(parsed.settings).items() if is_setting(key)}
-    problems += examine(nest({"data.name": "digits", **given}))[1]
-    runs = _runs(named, problems)
-    if not named:
-        problems.append(f"give at least one run by name or folder: {COMMAND} RUN [RUN ...]")
-    title = options.title or ", ".join(run.name for run in runs)
+    line = COMMAND.parse(words)
+    problems = examine(nest({"data.name": "digits", **line.settings}))[1]
+    runs = _runs(line.others, problems)
+    if not line.others:
+        problems.append(f"give at least one run by name or folder: {COMMAND.program} RUN [RUN ...]")
     default = home_folder() / "reports" / _folder_name([run.name for run in runs])
-    out = new_folder("out", options.out, default, problems)
-    if not problems:
-        try:
-            check_folder(out)
-        except UserError as error:
-            problems.append(str(error))
-    plan = ReportPlan(
-        runs=tuple(runs),
-        out=out,
-        title=title,
-        samples=options.samples,
-        radii=_radii(options.eps, problems),
-        steps=options.steps,
-        settings=given,
-        command=f"{COMMAND} {shlex.join(words)}",
-    )
-    if problems:
-        raise UserError("\n".join(problems))
-    return plan
+    out = line.options.out or default
+    try:
+        writable_folder(out)
+        check_folder(out)
+    except UserError as error:
+        problems.append(f"out: {error}")
+    line.refuse(*problems)
+    title = line.options.title or ", ".join(run.name for run in runs)
+    return ReportPlan(tuple(runs), out, title, line.options, line.settings, line.command)
 
 
 def _runs(words: Sequence[str], problems: list[str]) -> list[RunChoice]:
@@ -185,7 +166,7 @@ def _find(word: str) -> RunChoice:
     for path in (sweeps / word, here):
         if os.path.isfile(path / "sweep.json"):
             return _winner(Sweep(path))
-    if word in OWN:
+    if word in ReportOptions.model_fields:
         raise UserError(f"{word}: write {word}=VALUE")
     existing = [*runs.glob("*/config.json"), *sweeps.glob("*/sweep.json")]
     existing.sort(key=lambda path: path.stat().st_mtime, reverse=True)
@@ -219,19 +200,6 @@ def _of_sweep(sweep: Sweep, folder: RunFolder) -> RunChoice:
     return RunChoice(f"{sweep.name}/{folder.name}", folder, sweep)
 
 
-def _radii(text: str | None, problems: list[str]) -> tuple[float, ...]:
-    """Returns the radii above 0, as radius 0 needs no attack."""
-    found = []
-    for part in names("eps", text, problems):
-        try:
-            found.append(0.0 if part == "0" else _RADIUS.validate_python(part))
-        except ValidationError:
-            problems.append(
-                f"eps: expected radii in pixel units such as 4/255,8/255, got {shown(part)}"
-            )
-    return tuple(sorted(set(found) - {0.0}))
-
-
 def _folder_name(runs: Sequence[str]) -> str:
     """Returns the names of the runs, or, if they are long, the first one with a digest of all."""
     if len(" ".join(runs)) <= _LONGEST_NAME:
@@ -239,3 +207,18 @@ def _folder_name(runs: Sequence[str]) -> str:
     digits = hashlib.sha256("\n".join(runs).encode()).hexdigest()[:6]
     more = f"-and-{len(runs) - 1}-more" if len(runs) > 1 else ""
     return f"{plain_name(runs[0])[:_LONGEST_NAME]}{more}-{digits}"
+
+
+COMMAND: Command[ReportOptions] = Command(
+    "report",
+    ReportOptions,
+    plan_report,
+    "raymi.commands.report.command:report",
+    takes=lambda key: key in _SETTINGS,
+    refusal=lambda key: (
+        f"{key} is fixed by the runs: options of a report are "
+        + ", ".join((*ReportOptions.model_fields, *_SETTINGS))
+    ),
+    others="RUN [RUN ...]",
+    is_other=lambda word: "=" not in word or os.path.isdir(word),
+)

@@ -84,7 +84,7 @@ def _inputs(plan: ReportPlan, run: RunChoice, datasets: dict[DataConfig, ImageSe
     if not run.folder.weights(history.chosen).is_file() or not history.start:
         return RunInputs(run, history, notes=(_missing_model(run, history),))
     model = find_model_source(str(run.folder.path), Config(), which=history.chosen)
-    if not plan.samples:
+    if not plan.options.samples:
         return RunInputs(run, history, model)
     if history.config.attack.eps == 0:
         return RunInputs(run, history, model, notes=("no attack, as its radius is 0",))
@@ -102,7 +102,7 @@ def _inputs(plan: ReportPlan, run: RunChoice, datasets: dict[DataConfig, ImageSe
             "the test images have changed since training: accuracies of the training and of this "
             "report are not comparable"
         )
-    return RunInputs(run, history, model, images.at_most(plan.samples), tuple(notes))
+    return RunInputs(run, history, model, images.at_most(plan.options.samples), tuple(notes))
 
 
 def _missing_model(run: RunChoice, history: History) -> str:
@@ -185,7 +185,9 @@ def _curve(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     threat = Threat(config.attack.norm, config.attack.eps)
     largest = 1.0 if threat.norm == "linf" else float("inf")  # a larger one reaches no other image
-    radii = plan.radii or tuple(m * threat.eps for m in MULTIPLES if m * threat.eps <= largest)
+    radii = plan.options.radii or tuple(
+        m * threat.eps for m in MULTIPLES if m * threat.eps <= largest
+    )
     return measure_curve(
         source.load().to(device),
         source.digest,
@@ -193,7 +195,7 @@ def _curve(
         f"{config.data.name}-test",
         threat,
         radii,
-        steps=plan.steps,
+        steps=plan.options.steps,
         block=config.evaluation.block,
         micro_batch=config.scaling.micro_batch,
         folder=one.run.folder.path / "report",

@@ -1,26 +1,39 @@
-"""Options of `python -m raymi.select`."""
+"""Options of `python -m raymi.select`: ranks the
+models in MLflow by robust accuracy and points an alias of the registry at the best one.
+
+Candidates are the logged models of an experiment; sweep=NAME restricts them to a sweep, run=A,B to
+single runs. Only accuracies of one protocol are compared: the same images, threat and attack.
+Accuracies of raymi.evaluate take precedence over accuracies from the end of a training. data= and
+threat= choose among several image sets or threats. metric: autoattack, or the name of another
+attack in MLflow's metrics; default: AutoAttack, or the attack with the lowest mean accuracy.
+
+Words such as 'clean>=0.80' or 'pgd-40>=0.4', in quotes, are constraints. Models with signs of false
+robustness are listed but not chosen, unless doubtful=allow.
+
+The alias (champion) is set on the registered version of the chosen model, which is registered first
+if necessary, and the reasons become tags of that version. --dry-run changes nothing; running the
+command again changes nothing either. --json FILE writes all numbers.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
-from raymi.commands.option_types import names, new_file, with_json
+from raymi.commands.command_line import Command
+from raymi.commands.option_types import Names, NewFile
 from raymi.config import TrackingConfig
-from raymi.errors import UserError
 from raymi.fields import Section
-from raymi.formatting import shown
-from raymi.overrides import flatten, parse_options, split_words
+from raymi.formatting import as_typed, shown
+from raymi.overrides import leaves
 from raymi.selection.candidate import CLEAN
-from raymi.selection.constraints import Constraint, split_constraints
+from raymi.selection.constraints import Constraint, is_constraint, read_constraints
 
-COMMAND = "python -m raymi.select"
 _ALIAS = re.compile(r"(?!v\d+$|latest$)[A-Za-z0-9_-]+")  # MLflow refuses others
 
 
@@ -45,7 +58,7 @@ class SelectOptions(Section):
     """Experiment in MLflow."""
     sweep: str | None = None
     """Sweep whose models are candidates; none: all models."""
-    run: str | None = None
+    run: Names = ()
     """Runs whose models are candidates, comma-separated names or ids; none: all models."""
     metric: str | None = None
     """Attack to rank by; none: AutoAttack, or the attack with the lowest mean accuracy."""
@@ -59,43 +72,29 @@ class SelectOptions(Section):
     """Allow models with signs of false robustness to be chosen."""
     registered_name: Annotated[str | None, AfterValidator(_check_name)] = None
     """Name under which the model is registered; none: of its run."""
+    json_file: Annotated[NewFile | None, Field(alias="json")] = None
+    """File for all numbers."""
+    dry_run: bool = False
+    """Rank only, and leave MLflow as it is."""
 
-
-OWN: dict[str, Iterable[str]] = {**dict.fromkeys(SelectOptions.model_fields, ()), "json": ()}
+    @property
+    def threat_name(self) -> str | None:
+        """Threat as metrics name it: `linf_8_255` for `linf-8/255`."""
+        return self.threat and re.sub(r"[^\w.]", "_", self.threat)
 
 
 @dataclass(frozen=True)
 class SelectRequest:
-    """Options of the command.
+    """Checked command line.
 
     Attributes:
-        experiment: in MLflow.
-        sweep: whose models are candidates; None: all.
-        runs: whose models are candidates; empty: all.
-        metric: name of an attack; None: the default.
-        data: name of the images; None: any.
-        threat: such as `linf_8_255`; None: any.
+        options: of the command.
         constraints: on the chosen model.
-        alias: in the registry.
-        allow_doubtful: whether a model with signs of false robustness may be chosen.
-        name: under which the model is registered; None: of its run.
-        json: file for all numbers; None: none.
-        dry_run: whether MLflow stays as it is.
         command: with the same effect, without options for output.
     """
 
-    experiment: str
-    sweep: str | None
-    runs: tuple[str, ...]
-    metric: str | None
-    data: str | None
-    threat: str | None
+    options: SelectOptions
     constraints: tuple[Constraint, ...]
-    alias: str
-    allow_doubtful: bool
-    name: str | None
-    json: Path | None
-    dry_run: bool
     command: str
 
 
@@ -105,48 +104,26 @@ def requested(words: Sequence[str]) -> SelectRequest:
     Raises:
         UserError: with a line for each invalid option.
     """
+    line = COMMAND.parse(words)
     problems: list[str] = []
-    rest, constraints = split_constraints([w for w in words if w != "--dry-run"], problems)
-    unquoted = [word for word in rest if word.partition("=")[0] == CLEAN]
-    if unquoted:
-        problems.append(
-            f"{unquoted[0]}: expected a constraint such as 'clean>=0.80', in quotes: without them "
-            "the shell redirects output to a file"
-        )
-    others = with_json([word for word in rest if word not in unquoted], problems)
-    parsed = split_words(others, OWN)
-    given = {key: text for key, text in parsed.own.items() if text}
-    file = new_file("json", given.pop("json", None), problems)
-    options, wrong = parse_options(SelectOptions, given)
-    problems += [*parsed.problems, *wrong]
-    problems += [
-        f"{key} has no effect on a selection: expected one of {', '.join(OWN)}"
-        for key in flatten(parsed.settings)
-    ]
-    problems += [
-        f"{key}: expected a value after {key}=" for key, text in parsed.own.items() if not text
-    ]
-    threat = options.threat
-    request = SelectRequest(
-        experiment=options.experiment,
-        sweep=options.sweep,
-        runs=names("run", options.run, problems),
-        metric=options.metric,
-        data=options.data,
-        threat=None if threat is None else re.sub(r"[^\w.]", "_", threat),
-        constraints=constraints,
-        alias=options.alias,
-        allow_doubtful=options.doubtful == "allow",
-        name=options.registered_name,
-        json=file,
-        dry_run="--dry-run" in words,
-        command=f"{COMMAND} {shlex.join(_without_output_options(words))}".strip(),
-    )
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
-    return request
+    constraints = read_constraints(line.others, problems)
+    line.refuse(*problems)
+    options = line.options.model_dump(exclude_unset=True, exclude={"json_file", "dry_run"})
+    selecting = [*line.others, *(f"{key}={as_typed(value)}" for key, value in options.items())]
+    command = f"{COMMAND.program} {shlex.join(selecting)}".strip()
+    return SelectRequest(line.options, constraints, command)
 
 
-def _without_output_options(words: Sequence[str]) -> list[str]:
-    selecting = [word for word in with_json(words, []) if word != "--dry-run"]
-    return [word for word in selecting if not word.startswith(("json=", "--json="))]
+COMMAND: Command[SelectOptions] = Command(
+    "select",
+    SelectOptions,
+    requested,
+    "raymi.commands.select.command:select_command",
+    takes=lambda key: False,
+    refusal=lambda key: (
+        f"{key} has no effect on a selection: expected one of "
+        + ", ".join(key for key, _ in leaves(SelectOptions))
+    ),
+    others="['clean>=0.80' ...]",
+    is_other=lambda word: is_constraint(word) or word.partition("=")[0] == CLEAN,
+)

@@ -26,7 +26,7 @@ def select_model(
     """Ranks logged models and points an alias at the best one.
 
     Args:
-        request: options of the command.
+        request: checked command line.
         on_ranking: called with the ranking, and the names of models that were not measured under
             its protocol, before a model is chosen.
 
@@ -36,38 +36,38 @@ def select_model(
     Raises:
         UserError: where no model is eligible, or the store fails.
     """
-    uri = tracking_uri(home_folder())
+    options, uri = request.options, tracking_uri(home_folder())
     require_store(uri, "change to the folder with mlflow.db, or set MLFLOW_TRACKING_URI")
     with store_errors_as_user_errors(uri):
         client = connect(uri)
-        candidates = find_candidates(client, request.experiment, request.sweep, request.runs)
-        comparable = by_protocol(candidates, request.metric, request.data, request.threat)
-        metric = request.metric or strongest(comparable)
+        candidates = find_candidates(client, options.experiment, options.sweep, options.run)
+        comparable = by_protocol(candidates, options.metric, options.data, options.threat_name)
+        metric = options.metric or strongest(comparable)
         check_names(comparable, request.constraints)
         measured = [one for one in comparable if metric in one.numbers]
         ranking = rank(
             measured,
             metric,
             request.constraints,
-            allow_doubtful=request.allow_doubtful,
+            allow_doubtful=options.doubtful == "allow",
             paired=PairedOutcomes(client, metric).compare,
         )
     on_ranking(ranking, sorted({one.name for one in candidates} - {one.name for one in measured}))
-    if request.json is not None:
-        save_json(request.json, ranking.as_json(), "nothing was changed in MLflow")
+    if options.json_file is not None:
+        save_json(options.json_file, ranking.as_json(), "nothing was changed in MLflow")
     chosen = ranking.chosen
     with store_errors_as_user_errors(uri):
         update = set_alias(
             client,
             chosen,
-            request.alias,
+            options.alias,
             _reasons(ranking, request.command),
-            name=request.name,
-            dry_run=request.dry_run,
+            name=options.registered_name,
+            dry_run=options.dry_run,
         )
-    if not request.dry_run:
+    if not options.dry_run:
         with suppress(Exception):  # of other runs; the alias is set
-            experiment = client.get_experiment_by_name(request.experiment)
+            experiment = client.get_experiment_by_name(options.experiment)
             close_stale_runs(client, experiment.experiment_id)
     return ranking, update
 

@@ -1,8 +1,4 @@
-"""Command `raymi.train`: trains, evaluates and tracks a classifier.
-
-`resume=RUN` continues a run from its last checkpoint, `--dry-run` prints the resolved
-configuration, `--help` lists every key.
-"""
+"""Runs `python -m raymi.train` and prints its results."""
 
 from __future__ import annotations
 
@@ -10,30 +6,20 @@ import shlex
 
 from rich.console import Console
 
-from raymi.commands.cli import print_help, wants_help
-from raymi.commands.train.options import COMMAND, requested
+from raymi.commands.train.options import TrainRequest
 from raymi.commands.train.run import TrainResult, train
 from raymi.config import Config
-from raymi.data import DATASETS
-from raymi.models import MODELS
 from raymi.overrides import resolved_lines
-from raymi.recipes import BASE_RECIPES, VARIANTS
 from raymi.terminal.console import Terminal
 from raymi.terminal.print_line import print_line
 from raymi.terminal.progress import ProgressDisplay
 from raymi.terminal.summary import print_summary
 from raymi.tracking.store import how_to_open
 
-USAGE = f"{COMMAND} [recipe=NAME | resume=RUN] [key=value ...] [--dry-run] [--help]"
 
-
-def train_command(words: list[str]) -> int:
+def train_command(request: TrainRequest) -> int:
     """Runs the command; returns its exit code."""
     console = Terminal()
-    if wants_help(words):
-        _print_help(console)
-        return 0
-    request = requested(words)
     if request.dry_run:
         for word in (f"recipe={request.recipe}", *resolved_lines(request.config)):
             print_line(console, shlex.quote(word))
@@ -53,15 +39,3 @@ def _print_result(console: Console, config: Config, result: TrainResult, chosen:
         places["MLflow run"] = str(result.mlflow_run)
         places["MLflow UI"] = how_to_open(result.tracking_uri)
     print_summary(console, config, folder, result.evaluations, places)
-
-
-def _print_help(console: Console) -> None:
-    named = {
-        "recipes": {name: recipe.description for name, recipe in BASE_RECIPES.items()},
-        "variants, added to a recipe's name (recipe=quickstart-at)": {
-            name: variant.description for name, variant in VARIANTS.items()
-        },
-        "data sets (data.name)": DATASETS,
-        "models (model.name)": {**MODELS, "module:function": "your own"},
-    }
-    print_help(console, USAGE, __doc__, named)

@@ -1,21 +1,25 @@
-"""Options of `python -m raymi.train`, parsed and checked."""
+"""Options of `python -m raymi.train`: trains, evaluates and tracks a classifier.
+
+--help recipe=NAME prints the hardware, time, accuracy, command and settings of a recipe.
+"""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raymi.commands.command_line import Command, CommandLine
+from raymi.commands.option_types import Recipe
 from raymi.commands.preflight import input_problems
 from raymi.config import Config
 from raymi.errors import UserError
+from raymi.fields import Section
 from raymi.local_paths import local_path
-from raymi.overrides import Words, examine, flatten, leaves, overlay, split_words
-from raymi.recipes import RECIPES, on_recipe
+from raymi.overrides import Tree, examine, flatten, leaves, nest, overlay
+from raymi.recipes import named_recipe, on_recipe
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import find_run, resolve_pretrained
 
-COMMAND = "python -m raymi.train"
 FIXED_SCALING = ("scaling.precision", "scaling.sync_batchnorm", "scaling.micro_batch")
 CHANGEABLE = tuple(
     key
@@ -25,6 +29,18 @@ CHANGEABLE = tuple(
     or key in ("tracking.enabled", "tracking.log_every", "tracking.machine_every")
 )
 """Keys that may change when a run is continued; all others decide its results."""
+
+
+class TrainOptions(Section):
+    """Options of `python -m raymi.train`, beside the settings of a run."""
+
+    recipe: Recipe | None = None
+    """Name of a recipe, or a .toml file that names one and changes its settings; none: a recipe
+    for the data set, or quickstart."""
+    resume: str | None = None
+    """Name or folder of a run to continue from its last checkpoint."""
+    dry_run: bool = False
+    """Print the resolved configuration, and train nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,51 +68,51 @@ def requested(words: Sequence[str]) -> TrainRequest:
     Raises:
         UserError: a line for each problem.
     """
-    dry_run = "--dry-run" in words
-    parsed = split_words(
-        [word for word in words if word != "--dry-run"], {"recipe": RECIPES, "resume": ()}
-    )
-    folder = None
-    if "resume" in parsed.own:
-        recipe, config, problems, folder = _continued(parsed)
+    line = COMMAND.parse(words)
+    options, folder = line.options, None
+    if options.resume is not None:
+        recipe, config, problems, folder = _continued(line, options.resume)
     else:
-        recipe, config, problems = new_run(parsed)
-    if not dry_run:
+        recipe, config, problems = new_run(options.recipe, line.tree)
+    if not options.dry_run:
         problems += input_problems(config, new_run=folder is None)
-    if problems:
-        raise UserError("\n".join(problems))
-    command = f"{COMMAND} {shlex.join(words)}".strip()
-    return TrainRequest(config, recipe, folder, command, dry_run)
+    line.refuse(*problems)
+    return TrainRequest(config, recipe, folder, line.command, options.dry_run)
 
 
-def new_run(parsed: Words) -> tuple[str, Config, list[str]]:
+def new_run(recipe: str | None, given: Tree) -> tuple[str, Config, list[str]]:
     """Returns recipe and configuration of a new run, and a line for each problem."""
-    recipe = parsed.own.get("recipe", "quickstart")
-    tree, unknown = on_recipe(recipe, parsed.settings)
-    config, wrong = examine(tree)
+    name, settings, unknown = named_recipe(recipe, given)
+    config, wrong = examine(settings if unknown else on_recipe(name, settings)[0])
     config, missing = resolve_pretrained(config)
-    return recipe, config, [*parsed.problems, *unknown, *wrong, *missing]
+    return name, config, [*unknown, *wrong, *missing]
 
 
-def _continued(parsed: Words) -> tuple[str, Config, list[str], RunFolder]:
+def _continued(
+    line: CommandLine[TrainOptions], run: str
+) -> tuple[str, Config, list[str], RunFolder]:
     """Returns recipe, new configuration, problems and folder of a run to continue."""
-    problems = list(parsed.problems)
-    if "recipe" in parsed.own:
+    problems, settings = [], dict(line.settings)
+    if line.options.recipe is not None:
         problems.append("give either recipe or resume: a continued run keeps its recipe")
-    out = parsed.settings.pop("out", None)
+    out = settings.pop("out", None)
     try:
-        folder = find_run(parsed.own["resume"], local_path(out, "out") if out else None)
+        folder = find_run(run, local_path(out, "out") if out else None)
         earlier = folder.read_config()
     except UserError as error:
-        raise UserError("\n".join([*problems, str(error)])) from None
-    config, wrong = examine(overlay(earlier.model_dump(), parsed.settings))
+        line.refuse(*problems, str(error))
+        raise
+    config, wrong = examine(overlay(earlier.model_dump(), nest(settings)))
     before, now = flatten(earlier.model_dump()), flatten(config.model_dump())
-    fixed = [
-        key for key in flatten(parsed.settings) if key not in CHANGEABLE and now[key] != before[key]
-    ]
+    fixed = [key for key in settings if key not in CHANGEABLE and now[key] != before[key]]
     if fixed:
         problems.append(
             f"{', '.join(fixed)} cannot change when a run is continued: start a new run, or change "
             f"only {', '.join(CHANGEABLE)}"
         )
     return str(folder.read_about().get("recipe") or ""), config, [*problems, *wrong], folder
+
+
+COMMAND: Command[TrainOptions] = Command(
+    "train", TrainOptions, requested, "raymi.commands.train.command:train_command"
+)

@@ -166,7 +166,7 @@ def _upload(tracker: Tracker, status: str, print_line: PrintLine, resume: str) -
 
 def resume_command(folder: RunFolder) -> str:
     """Returns the command that continues a run, from the current folder."""
-    return f"{COMMAND} resume={name_or_path(folder.path, home_folder() / 'runs')}"
+    return f"{COMMAND.program} resume={name_or_path(folder.path, home_folder() / 'runs')}"
 
 
 class _Warnings:

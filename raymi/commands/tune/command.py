@@ -1,15 +1,4 @@
-"""Command `raymi.tune`: searches settings for the highest robust accuracy on validation.
-
-space: the name of a file in tune_spaces/, or the path of your own. Other keys are settings of all
-trials; keys that the space varies cannot be set. A trial is an ordinary run that never reads the
-test set, in one process or, with scaling.workers=N, in several. seeds=0..9 repeats every trial and
-compares trials in pairs.
-
-PGD-40, then AutoAttack, evaluate the best trials on validation images. The winner alone is
-evaluated on the test set, logged and registered in MLflow.
-
-resume=SWEEP continues an interrupted sweep, its trials from their last checkpoints.
-"""
+"""Runs `python -m raymi.tune`: trials, final evaluation, winner."""
 
 from __future__ import annotations
 
@@ -17,24 +6,22 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from raymi.commands.cli import EXIT_FAILED, print_help, wants_help
+from raymi.commands.cli import EXIT_FAILED
 from raymi.commands.evaluate.run import evaluate, track
 from raymi.commands.tune.final_evaluation import (
     evaluate_finalists,
     evaluation_plan,
     select_winner,
 )
-from raymi.commands.tune.options import COMMAND, TUNE_FIELDS, open_sweep, resume_command
+from raymi.commands.tune.options import resume_command
 from raymi.errors import StorageError, UserError
 from raymi.evaluation.attack_task import StepFailed
-from raymi.overrides import expected
 from raymi.ray_backend.tune_driver import (
     SweepWorkspace,
     evaluate_winner,
     open_sweep_workspace,
     train_trials,
 )
-from raymi.recipes import BASE_RECIPES
 from raymi.runs.record import warning_lines
 from raymi.runs.run_paths import home_folder
 from raymi.signals import Stopped, ended_by_sigterm, nothing
@@ -47,22 +34,12 @@ from raymi.tracking.store import how_to_open
 from raymi.tracking.sweep_tracker import SweepTracker
 from raymi.tuning.events import TrialEvent
 from raymi.tuning.results_table import SweepResult, trial_rows
-from raymi.tuning.space import find_space
-from raymi.tuning.space_files import known_spaces
 from raymi.tuning.sweep_folder import Sweep, TrialRun
 
-USAGE = (
-    f"{COMMAND} space=NAME [recipe=NAME] [name=NAME] [seeds=0..9] [tune.trials=N] [key=value ...] "
-    "| resume=SWEEP [--help]"
-)
 
-
-def tune_command(words: list[str]) -> int:
-    """Runs the sweep of a command line, or prints the help; returns the exit code."""
+def tune_command(sweep: Sweep) -> int:
+    """Runs a sweep; returns the exit code."""
     console = Terminal()
-    if wants_help(words):
-        return _help(console)
-    sweep = open_sweep(words)
     with sweep.lock():
         return _Search(console, sweep).run()
 
@@ -202,16 +179,3 @@ class _Search:
                 f"complete; nothing is lost, {resume}"
             )
             return stop.exit_code
-
-
-def _help(console: Console) -> int:
-    named = {
-        "spaces": {name: find_space(name).description for name in known_spaces()},
-        "recipes": {name: recipe.description for name, recipe in BASE_RECIPES.items()},
-        "search settings": {
-            key: f"({expected(field)}) {' '.join((field.description or '').split())}"
-            for key, field in TUNE_FIELDS.items()
-        },
-    }
-    print_help(console, USAGE, __doc__, named)
-    return 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from raymi.commands.evaluate.options import requested
 from raymi.commands.evaluate.plan import EvaluationPlan, plan_evaluation
 from raymi.commands.evaluate.run import EvaluationCallback, evaluate
 from raymi.evaluation.report import Report
@@ -146,4 +147,4 @@ def evaluation_plan(
     ]
     if samples is not None:
         arguments.append(f"samples={samples}")
-    return plan_evaluation(arguments)
+    return plan_evaluation(requested(arguments))

@@ -1,35 +1,57 @@
-"""Options of `python -m raymi.tune`: parses the command line into a checked sweep."""
+"""Options of `python -m raymi.tune`: searches settings for the highest robust accuracy
+on validation.
+
+Keys are settings of all trials; those that the space varies cannot be set. A trial is an ordinary
+run that never reads the test set, in one process or, with scaling.workers=N, in several.
+
+PGD-40, then AutoAttack, evaluate the best trials on validation images. The winner alone is
+evaluated on the test set, logged and registered in MLflow.
+"""
 
 from __future__ import annotations
 
-import shlex
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
-
-from raymi.commands.option_types import seed_list
+from raymi.commands.command_line import Command
+from raymi.commands.option_types import Recipe, Seeds
 from raymi.commands.preflight import input_problems
-from raymi.errors import UserError, did_you_mean
-from raymi.formatting import shown
+from raymi.errors import UserError
+from raymi.fields import Listed, Section
 from raymi.local_paths import address_problem, local_path
-from raymi.overrides import examine, expected, flatten, leaves, nest, split_words
-from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
+from raymi.overrides import examine, flatten, nest
+from raymi.recipes import named_recipe, on_recipe
 from raymi.runs.run_paths import home_folder, name_or_path, resolve_pretrained
 from raymi.tuning.pbt import MIN_MEMBERS
-from raymi.tuning.pbt_checkpoints import transfer_problem
 from raymi.tuning.settings import TuneConfig
 from raymi.tuning.space import Space, find_space
 from raymi.tuning.space_files import known_spaces
 from raymi.tuning.sweep_folder import Definition, Sweep, find_sweep
 
-COMMAND = "python -m raymi.tune"
 _MOST_COMBINATIONS = 1000
-TUNE_FIELDS = {f"tune.{key}": field for key, field in leaves(TuneConfig)}
-"""Settings of the search by key."""
+
+
+def _descriptions() -> dict[str, str]:
+    return {name: find_space(name).description for name in known_spaces()}
+
+
+class TuneOptions(Section):
+    """Options of `python -m raymi.tune`, beside the settings of its trials."""
+
+    space: Annotated[str | None, Listed("spaces", _descriptions)] = None
+    """Name of a search space, or the path of your own .toml file."""
+    recipe: Recipe | None = None
+    """Name of a recipe, or a .toml file that names one and changes its settings; none: a recipe
+    for the data set, or quickstart."""
+    seeds: Seeds | None = None
+    """Seeds of each trial, such as 0..9; trials are compared in pairs. none: the one seed."""
+    resume: str | None = None
+    """Name or folder of an interrupted sweep to continue, its trials from their last
+    checkpoints."""
+    tune: TuneConfig = TuneConfig()
 
 
 def open_sweep(words: Sequence[str]) -> Sweep:
@@ -38,9 +60,8 @@ def open_sweep(words: Sequence[str]) -> Sweep:
     Raises:
         UserError: The command line is invalid; the message has a line for each problem.
     """
-    options = {"space": known_spaces(), "recipe": RECIPES, "resume": (), "seeds": ()}
-    parsed = split_words(words, {**options, **dict.fromkeys(TUNE_FIELDS, ())})
-    own, settings, problems = parsed.own, flatten(parsed.settings), list(parsed.problems)
+    line = COMMAND.parse(words)
+    options, settings, problems = line.options, dict(line.settings), []
     name, out = settings.pop("name", None), settings.pop("out", None)
     problems += examine({"name": name})[1]
     home = home_folder() / "sweeps"
@@ -48,30 +69,36 @@ def open_sweep(words: Sequence[str]) -> Sweep:
         problems.append(f"out: {problem}")
     elif out:
         home = local_path(out, "out")
-    if "resume" in own:
-        changed = sorted({*own, *settings} - {"resume"})
+    if options.resume is not None:
+        changed = sorted({*options.model_fields_set, *settings} - {"resume"})
         if changed:
             problems.append(
                 f"{', '.join(changed)} cannot change when a sweep is resumed: start a new sweep"
             )
-        if problems:
-            raise UserError("\n".join(problems))
-        return find_sweep(own["resume"], home)
-    settings.setdefault("scaling.workers", "1")
-    recipe, space = own.get("recipe", "quickstart"), _space(own, problems)
-    tune = _tune_config(own, {} if space is None else space.tune, problems)
-    seeds = _seeds(own, settings, problems)
-    problems += _trial_problems(space, recipe, settings)
-    if space is not None and tune.search == "grid" and "tune.trials" not in own:
+        line.refuse(*problems)
+        return find_sweep(options.resume, home)
+    recipe, tree, unknown = named_recipe(options.recipe, nest(settings))
+    settings = {"scaling.workers": "1", **flatten(tree)}
+    space = _space(options.space, problems)
+    tune = options.tune
+    if space is not None:
+        given = tune.model_dump(include=tune.model_fields_set)
+        tune = TuneConfig.model_validate({**space.tune, **given})
+    seeds = _seeds(options.seeds, settings, problems)
+    problems += unknown or _trial_problems(space, recipe, settings)
+    if (
+        space is not None
+        and tune.search == "grid"
+        and "trials" not in options.tune.model_fields_set
+    ):
         tune = _whole_grid(space, tune, problems)
-    if tune.search == "pbt" and space is not None and not problems:
+    if tune.search == "pbt" and space is not None and not [*line.problems, *problems]:
         problems += _pbt_problems(space, recipe, settings, seeds, tune)
-    if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)))
+    line.refuse(*problems)
     assert space is not None
     definition = Definition(
         id=uuid.uuid4().hex,
-        command=f"{COMMAND} {shlex.join(words)}",
+        command=line.command,
         space=space,
         recipe=recipe,
         settings=settings,
@@ -84,7 +111,7 @@ def open_sweep(words: Sequence[str]) -> Sweep:
 
 def resume_command(sweep: Sweep) -> str:
     """Returns the command that resumes a sweep."""
-    return f"{COMMAND} resume={name_or_path(sweep.path, home_folder() / 'sweeps')}"
+    return f"{COMMAND.program} resume={name_or_path(sweep.path, home_folder() / 'sweeps')}"
 
 
 def _pbt_problems(
@@ -95,6 +122,8 @@ def _pbt_problems(
     tune: TuneConfig,
 ) -> list[str]:
     """Returns the reasons for which PBT cannot search, a line each."""
+    from raymi.tuning.pbt_checkpoints import transfer_problem  # imports torch
+
     problems = []
     if tune.trials < MIN_MEMBERS:
         problems.append(f"tune.search=pbt needs tune.trials >= {MIN_MEMBERS}, got {tune.trials}")
@@ -107,35 +136,15 @@ def _pbt_problems(
     return problems
 
 
-def _space(own: Mapping[str, str], problems: list[str]) -> Space | None:
-    if "space" not in own:
+def _space(name: str | None, problems: list[str]) -> Space | None:
+    if name is None:
         problems.append(f"space=NAME is missing: {', '.join(known_spaces())}, or a .toml file")
         return None
     try:
-        return find_space(own["space"])
+        return find_space(name)
     except UserError as error:
         problems.append(str(error))
         return None
-
-
-def _tune_config(
-    own: Mapping[str, str], defaults: Mapping[str, Any], problems: list[str]
-) -> TuneConfig:
-    given: dict[str, Any] = {}
-    for key, text in own.items():
-        if key in TUNE_FIELDS:
-            none = text.lower() == "none" and TUNE_FIELDS[key].default is None
-            given[key.removeprefix("tune.")] = None if none else text
-    try:
-        return TuneConfig.model_validate({**defaults, **given})
-    except ValidationError as error:
-        for one in error.errors():
-            key = f"tune.{one['loc'][0]}"
-            wanted = f"expected {expected(TUNE_FIELDS[key])}, got {shown(one['input'])}"
-            if one["type"] == "value_error":
-                wanted = one["msg"].removeprefix("Value error, ")
-            problems.append(f"{key}: {wanted}")
-        return TuneConfig()
 
 
 def _whole_grid(space: Space, tune: TuneConfig, problems: list[str]) -> TuneConfig:
@@ -152,19 +161,19 @@ def _whole_grid(space: Space, tune: TuneConfig, problems: list[str]) -> TuneConf
 
 
 def _seeds(
-    own: Mapping[str, str], settings: dict[str, Any], problems: list[str]
+    given: tuple[int, ...] | None, settings: dict[str, Any], problems: list[str]
 ) -> tuple[int, ...]:
     """Moves `seed` out of the settings into the seeds."""
     one = settings.pop("seed", None)
-    if one is not None and "seeds" in own:
+    if one is not None and given is not None:
         problems.append("give either seed or seeds: seeds=0..9 repeats every trial")
-    return seed_list("seeds", str(own.get("seeds", 0 if one is None else one)), problems)
+    config, wrong = examine({} if one is None else {"seed": one})
+    problems += wrong
+    return given or (config.seed,)
 
 
 def _trial_problems(space: Space | None, recipe: str, settings: Mapping[str, Any]) -> list[str]:
     """Returns the problems of the trials' recipe and settings, a line each."""
-    if recipe not in RECIPES:
-        return [f"unknown recipe {shown(recipe)}: {did_you_mean(recipe, BASE_RECIPES)}"]
     problems = []
     if space is not None:
         varied = sorted(space.keys & set(settings))
@@ -180,3 +189,8 @@ def _trial_problems(space: Space | None, recipe: str, settings: Mapping[str, Any
             "cluster, each with as many workers as the others"
         )
     return [*problems, *wrong, *missing, *input_problems(config, new_run=False)]
+
+
+COMMAND: Command[TuneOptions] = Command(
+    "tune", TuneOptions, open_sweep, "raymi.commands.tune.command:tune_command"
+)

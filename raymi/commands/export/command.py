@@ -1,36 +1,23 @@
-"""Command `raymi.export`: writes a classifier that runs without raymi, in RobustBench's format.
-
-model: a run of raymi (name or folder; which=last selects another of its models than the chosen
-one), a file of weights in it, or a registered model (models:/NAME@ALIAS).
-
-Writes weights.pt, a state dict that torch.load(..., weights_only=True) reads, and architecture.py,
-which needs torch alone (and the module of a network of your own). It defines make_model() and
-load_model(), which verifies the sha256 of weights.pt and returns a torch module of raw images in
-[0, 1] to logits. folder: where to write, by default exports/NAME.
-"""
+"""Writes a classifier that runs without raymi, in RobustBench's format."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 
-from raymi.commands.cli import print_help, wants_help
-from raymi.commands.command_line import split_command_line
+from raymi.commands.command_line import CommandLine
+from raymi.commands.export.options import ExportOptions
 from raymi.commands.find_model import find_model_source, needs_data
-from raymi.commands.option_types import new_folder
+from raymi.commands.option_types import writable_folder
 from raymi.config import Config
 from raymi.errors import UserError
 from raymi.evaluation.model_source import ModelSource
 from raymi.files import save
 from raymi.models.source import classifier_source
-from raymi.overrides import examine, nest
-from raymi.runs.events import MODELS
+from raymi.overrides import examine
 from raymi.runs.run_paths import home_folder
 from raymi.terminal.console import Terminal
 from raymi.terminal.print_line import print_line
-
-USAGE = "python -m raymi.export model=RUN [which=NAME] [folder=FOLDER] [out=RUNS] [--help]"
 
 _LOAD_MODEL = '''WEIGHTS_SHA256 = "{sha256}"
 
@@ -47,30 +34,13 @@ def load_model(path: str = "weights.pt") -> nn.Module:
 '''
 
 
-def export_command(words: Sequence[str]) -> int:
+def export_command(line: CommandLine[ExportOptions]) -> int:
     """Runs the command; returns its exit code."""
-    console = Terminal()
-    if wants_help(words):
-        print_help(console, USAGE, __doc__, {}, lambda key: False)
-        return 0
-    options, settings, problems = split_command_line(
-        words,
-        {"model": (), "which": MODELS, "folder": ()},
-        lambda key: key == "out",
-        lambda key: f"{key} decides nothing in an export: expected model, which, folder or out",
-    )
-    if not options.get("model"):
-        problems.append("model is needed: a run, or models:/NAME@ALIAS")
-    config, wrong_values = examine(nest(settings))
-    if problems or wrong_values:
-        raise UserError("\n".join([*problems, *wrong_values]))
-    source = exportable(options["model"], config, options.get("which"))
-    default = home_folder() / "exports" / source.name
-    folder = new_folder("folder", options.get("folder"), default, problems)
-    if problems:
-        raise UserError("\n".join(problems))
+    options = line.options
+    source = exportable(options.model, examine(line.tree)[0], options.which)
+    folder = options.folder or writable_folder(home_folder() / "exports" / source.name)
     export(source, folder)
-    print_line(console, f"{source.name} is in {folder}: weights.pt, architecture.py")
+    print_line(Terminal(), f"{source.name} is in {folder}: weights.pt, architecture.py")
     return 0
 
 

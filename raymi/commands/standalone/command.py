@@ -1,65 +1,38 @@
-"""Command `raymi.standalone`: trains without Ray and MLflow, on one device or under torchrun.
-
-For profiling, and for clusters with another launcher. The run is stored in `out`/`name`
-(runs/NAME); the same command continues it. The keys are those of python -m raymi.train --help.
-"""
+"""Trains without Ray and MLflow, on one device or under torchrun."""
 
 from __future__ import annotations
 
 import gc
 import os
-import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from raymi.commands.cli import EXIT_FAILED, EXIT_TIME_LIMIT, print_help, wants_help
-from raymi.commands.preflight import input_problems
-from raymi.commands.train.options import new_run
-from raymi.config import Config, ScalingConfig
+from raymi.commands.cli import EXIT_FAILED, EXIT_TIME_LIMIT
+from raymi.commands.standalone.options import StandaloneRequest
+from raymi.config import Config
 from raymi.engine.context import LocalContext, StopReason
 from raymi.engine.loop import train
-from raymi.errors import UserError
 from raymi.files import not_writable
-from raymi.overrides import split_words
-from raymi.recipes import RECIPES
 from raymi.runs.journal import JournalReader
 from raymi.runs.record import evaluations_of
 from raymi.runs.run_folder import RunFolder
-from raymi.runs.run_paths import check_writable
 from raymi.signals import Signals
 from raymi.terminal.console import Terminal
 from raymi.terminal.progress import ProgressDisplay
 from raymi.terminal.summary import print_summary
 from raymi.tracking.provenance import describe_run
 
-USAGE = "python -m raymi.standalone name=NAME [recipe=NAME] [key=value ...] [--help]"
 OnEvent = Callable[[dict[str, Any]], None]
 
 
-@dataclass(frozen=True)
-class StandaloneRequest:
-    """A run to begin or to continue: its folder, configuration, recipe and command line."""
-
-    folder: RunFolder
-    config: Config
-    recipe: str
-    command: str
-
-
-def standalone(words: list[str]) -> int:
+def standalone(request: StandaloneRequest) -> int:
     """Runs the command; returns its exit code."""
-    if wants_help(words):
-        print_help(Terminal(), USAGE, __doc__, {}, takes=lambda key: False)
-        return 0
-    request = requested(words)
     is_first = int(os.environ.get("RANK", "0")) == 0
     display = ProgressDisplay(Terminal(), request.config)
     code = run(request, display.event, is_first=is_first)
@@ -70,35 +43,6 @@ def standalone(words: list[str]) -> int:
     elif is_first:
         print("stopped with a checkpoint; the same command continues", file=sys.stderr)
     return code
-
-
-def requested(words: Sequence[str]) -> StandaloneRequest:
-    """Parses and checks a command line.
-
-    Raises:
-        UserError: a line for each problem.
-    """
-    recipe, config, problems = new_run(split_words(words, {"recipe": RECIPES}))
-    # the launcher decides on the number of workers, not the configuration
-    one_worker = config.model_copy(update={"scaling": ScalingConfig()})
-    problems += input_problems(one_worker, new_run=False)
-    try:
-        check_writable(config)
-    except UserError as error:
-        problems.append(str(error))
-    if config.name is None:
-        problems.append("name=NAME is needed: the run is stored in runs/NAME")
-    if problems:
-        raise UserError("\n".join(problems))
-    assert config.name is not None
-    folder = RunFolder((config.out or Path("runs").absolute()) / config.name)
-    if folder.config.is_file() and _decisive(folder.read_config()) != _decisive(config):
-        raise UserError(
-            f"the run {folder.name} in {folder.path.parent} has other settings: give the same ones "
-            "to continue it, or another name"
-        )
-    command = f"python -m raymi.standalone {shlex.join(words)}"
-    return StandaloneRequest(folder, config, recipe, command)
 
 
 def run(request: StandaloneRequest, on_event: OnEvent, *, is_first: bool) -> int:
@@ -161,11 +105,6 @@ class JournalContext(LocalContext):
         if self.group.rank == 0:
             for event in self._journal.new_events():
                 self._on_event(event)
-
-
-def _decisive(config: Config) -> dict[str, Any]:
-    """Returns the settings that decide a run's results, which cannot change when it continues."""
-    return config.model_dump(exclude={"limit", "checkpoint", "tracking"})
 
 
 def _join(config: Config) -> torch.device:

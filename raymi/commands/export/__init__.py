@@ -1,0 +1,1 @@
+"""Command `raymi.export`: options and run."""

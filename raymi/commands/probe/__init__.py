@@ -1,0 +1,1 @@
+"""Command `raymi.probe`: options and run."""

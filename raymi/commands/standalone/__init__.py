@@ -1,0 +1,1 @@
+"""Command `raymi.standalone`: options and run."""
