@@ -1,4 +1,4 @@
-"""One worker of all runs, with the first version of raymi on PYTHONPATH.
+"""Worker of all runs, with the first version of raymi on PYTHONPATH.
 
 It uses nothing of raymi but the training loop, the run folder, the checkpoint and the journal.
 """
