@@ -186,9 +186,9 @@ def test_adversarial_samples_are_a_function_of_key_and_sample():
     assert (x_adv - batch.x).abs().max() <= 0.2 + 2.0**-24
 
 
-def small(batch, num, shard=None):
-    """The first samples of a batch, by default as a global batch of their own."""
-    shard = shard or replace(batch.shard, sizes=(num,), index=batch.shard.index[:num])
+def small(batch, num):
+    """The first samples of a batch, as a global batch of their own."""
+    shard = replace(batch.shard, sizes=(num,), index=batch.shard.index[:num])
     return batch._replace(x=batch.x[:num], y=batch.y[:num], shard=shard)
 
 
@@ -247,7 +247,9 @@ def metrics_of_a_step(settings, group, sizes):
     _, loader = tiny_state(config, Collectives())
     state, _ = tiny_state(config, group)
     means = MetricMeans()
-    means.add(state.step(small(next(loader.epoch(0)), 16)._replace(shard_sizes=sizes), 0))
+    batch = small(next(loader.epoch(0)), 16)
+    shard = replace(batch.shard, sizes=sizes, group=group)
+    means.add(state.step(batch._replace(shard=shard)), 1)
     return means.means(group)
 
 
