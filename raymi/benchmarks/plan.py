@@ -18,7 +18,6 @@ PARTS = {
     "ratios": "whole steps against each other: AT, NAMID, the released schedule",
     "crafting": "PGD against torchattacks.PGD",
     "scaling": "one worker against N, plain torch.distributed",
-    "ray": "N workers under Ray Train against N under plain torch.distributed",
     "memory": "peak memory of a step",
 }
 

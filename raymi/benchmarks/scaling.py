@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from raymi.benchmarks.arms import with_settings
-from raymi.benchmarks.clock import ratio
-from raymi.benchmarks.loop import timed_loop
+from raymi.benchmarks.arms import trainee, with_settings
+from raymi.benchmarks.clock import now, ratio
 from raymi.benchmarks.plan import Plan, free_slots
 from raymi.benchmarks.processes import run_processes
 from raymi.benchmarks.section import Section, number, skipped
 from raymi.collectives import Collectives
 from raymi.config import Config
 
-WARM_UP = 2  # steps
+_WARM_UP = 2  # steps
 _TITLE = "Scaling: images per second over workers, one thread each, the same global batch"
 
 
@@ -75,13 +73,12 @@ def no_scaling(plan: Plan) -> str | None:
     return None
 
 
-def plain_run(plan: Plan, num: int, niceness: int = 0, *, apart: bool = False) -> float:
+def plain_run(plan: Plan, num: int, *, apart: bool = False) -> float:
     """Measures the loop on `num` fresh processes.
 
     Args:
         plan: what is measured.
         num: number of processes.
-        niceness: lowest niceness of the processes.
         apart: whether each process trains alone, on its share of the batch.
 
     Returns:
@@ -91,16 +88,34 @@ def plain_run(plan: Plan, num: int, niceness: int = 0, *, apart: bool = False) -
     config = with_settings(
         plan.config, {"scaling.workers": 1 if apart else num, "optim.batch_size": max(2, batch)}
     )
-    arguments = [(config, plan.loop_steps, niceness)] * num
-    results = run_processes(_loop, arguments, plan.device.type, connected=not apart)
-    return max(result["seconds"] for result in results)
+    arguments = [(config, plan.loop_steps)] * num
+    return max(run_processes(timed_loop, arguments, plan.device.type, connected=not apart))
 
 
-def _loop(
-    group: Collectives, device: torch.device, config: Config, steps: int, niceness: int
-) -> dict[str, Any]:
-    os.nice(max(0, niceness - os.nice(0)))
-    return timed_loop(config, group, device, WARM_UP, steps)
+def timed_loop(group: Collectives, device: torch.device, config: Config, steps: int) -> float:
+    """Trains on random images, loaded as in a run, and times the steps after a warm-up.
+
+    Args:
+        group: processes that share the batch.
+        device: where it trains.
+        config: configuration of the run.
+        steps: measured steps.
+
+    Returns:
+        Seconds of all measured steps, from barrier to barrier.
+    """
+    made = trainee(config, device, group)
+
+    def train(num: int) -> float:
+        for _ in range(num):
+            made.state.step(next(made.batches))
+        if group.world_size > 1:
+            now()  # the GPU has finished
+            dist.barrier()
+        return now()
+
+    began = train(_WARM_UP)
+    return train(steps) - began
 
 
 def pace(plan: Plan, seconds: Sequence[float]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,29 +52,18 @@ def _state_dicts(
             yield from _state_dicts(value, (*place, key), deeper - 1)
 
 
-def without_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Removes prefixes of wrappers from all keys, and their counters."""
-    inner = {key: value for key, value in state.items() if key not in _COUNTERS}
-    while inner and (head := _common_head(inner)) in _WRAPPERS:
-        inner = _below(inner, str(head))
-    return inner
-
-
-@dataclass
 class Fitting:
-    """Search for a network's keys in a state dict below any wrappers.
+    """Search for a network's keys in state dicts below any wrappers.
 
     Args:
         wanted: the network's own state dict; on any device.
     """
 
-    wanted: Mapping[str, Tensor]
-    closest: dict[str, Tensor] = field(default_factory=dict, init=False)
-    """The renamed state dict with most keys of the network; for messages."""
-
-    def __post_init__(self) -> None:
-        parts = {part for key in self.wanted for part in key.split(".")}
-        self._foreign = [wrapper for wrapper in _WRAPPERS if wrapper not in parts]
+    def __init__(self, wanted: Mapping[str, Tensor]) -> None:
+        self.wanted = wanted
+        self._seen: list[dict[str, Tensor]] = []
+        own = {part for key in wanted for part in key.split(".")}
+        self._foreign = [wrapper for wrapper in _WRAPPERS if wrapper not in own]
 
     def all_in(self, state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         """Finds all parts of a state dict that have exactly the keys of the network.
@@ -86,19 +74,34 @@ class Fitting:
         Returns:
             Renamed state dicts by their prefixes; "" for a single one.
         """
-        matching = dict(self._fitting(self._unwrapped(state), ()))
+        state = self._unwrapped(state)
+        self._seen.append(state)
+        longest = max(self.wanted, key=len)
+        heads = [key.removesuffix(longest) for key in state if f".{key}".endswith(f".{longest}")]
+        matching = {
+            head.rstrip("."): {key: state[head + key] for key in self.wanted}
+            for head in heads
+            if {key for key in state if key.startswith(head)} == {head + key for key in self.wanted}
+        }
         return {"": next(iter(matching.values()))} if len(matching) == 1 else matching
 
     def mismatch(self) -> str:
-        """Describes how the closest state dict differs from the network's, in keys or in shapes."""
-        missing = [key for key in self.wanted if key not in self.closest]
-        unexpected = [key for key in self.closest if key not in self.wanted]
-        parts = [
+        """Describes how the keys of the closest part of a state dict differ from the network's."""
+
+        def closeness(keys: list[str]) -> tuple[int, int]:
+            return sum(key in self.wanted for key in keys), -len(keys)
+
+        parts = [keys for state in self._seen for keys in _parts(state)]
+        parts += [[f"net.{key}" for key in keys] for keys in parts]  # without normalisation
+        closest = max(parts, key=closeness)
+        missing = [key for key in self.wanted if key not in closest]
+        unexpected = [key for key in closest if key not in self.wanted]
+        texts = [
             f"{word} {listed(keys)}"
             for word, keys in (("missing", missing), ("unexpected", unexpected))
             if keys
         ]
-        return f"keys do not match: {'; '.join(parts)}"
+        return f"keys do not match: {'; '.join(texts)}"
 
     def other_values(self, state: Mapping[str, Tensor]) -> str:
         """Describes tensors that do not fit the network's, or are not finite; "": none.
@@ -122,7 +125,7 @@ class Fitting:
         return listed(texts, between="; ")
 
     def _unwrapped(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Removes wrappers between other parts of keys; `_fitting` removes common prefixes."""
+        """Removes wrappers from all parts of keys."""
         counters = [key for key in _COUNTERS if key not in self.wanted]
         weights = {key: value for key, value in state.items() if key not in counters}
         renamed = {
@@ -131,30 +134,12 @@ class Fitting:
         }
         return renamed if len(renamed) == len(weights) else weights
 
-    def _fitting(
-        self, state: dict[str, Tensor], prefix: tuple[str, ...]
-    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        while True:
-            self._compare(state)
-            if state.keys() == self.wanted.keys():
-                yield ".".join(prefix), {key: state[key] for key in self.wanted}
-                return
-            head = _common_head(state)
-            if head is None:
-                break
-            state, prefix = _below(state, head), (*prefix, head)
-        heads = dict.fromkeys(key.partition(".")[0] for key in state if "." in key)
-        for head in heads if len(state) > len(self.wanted) else ():
-            yield from self._fitting(_below(state, head), (*prefix, head))
 
-    def _compare(self, state: dict[str, Tensor]) -> None:
-        def closeness(one: Mapping[str, Tensor]) -> tuple[int, int]:
-            return sum(key in self.wanted for key in one), -len(one)
-
-        inner = {f"net.{key}": value for key, value in state.items()}  # without normalisation
-        for one in (state, inner):
-            if not self.closest or closeness(one) > closeness(self.closest):
-                self.closest = one
+def _parts(state: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Yields the keys of a state dict, and those below each of their prefixes without it."""
+    yield list(state)
+    for head in {f"{key[:i]}." for key in state for i, letter in enumerate(key) if letter == "."}:
+        yield [key.removeprefix(head) for key in state if key.startswith(head)]
 
 
 def choose(
@@ -195,17 +180,6 @@ def _same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(
         one[key].dtype == other[key].dtype and torch.equal(one[key], other[key]) for key in one
     )
-
-
-def _common_head(state: Mapping[str, Tensor]) -> str | None:
-    """Returns the first part of all keys; None: it differs, or is the whole key."""
-    heads = {key.partition(".")[0] if "." in key else None for key in state}
-    return heads.pop() if len(heads) == 1 else None
-
-
-def _below(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
-    start = f"{head}."
-    return {key[len(start) :]: value for key, value in state.items() if key.startswith(start)}
 
 
 def _kind(tensor: Tensor) -> tuple[bool, bool]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from raymi.errors import UserError, first_line
-from raymi.evaluation.state_dicts import Fitting, choose, state_dicts, without_wrappers
+from raymi.evaluation.state_dicts import Fitting, choose, state_dicts
 from raymi.runs.checkpoint import check_format, check_whole
 from raymi.weights import parse_weights
 
@@ -56,9 +56,7 @@ def read_weights(path: Path, which: str | None = None) -> dict[str, Tensor]:
     content = _read(path)
     if _is_checkpoint(content):
         return _of_checkpoint(path, content, which or "last")
-    return choose(
-        str(path), {k: without_wrappers(v) for k, v in _states(path, content).items()}, which
-    )
+    return choose(str(path), _states(path, content), which)
 
 
 def read_weights_for(

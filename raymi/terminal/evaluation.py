@@ -17,7 +17,7 @@ from raymi.evaluation.summary import AttackCount, Robustness
 from raymi.formatting import interval_text, number_text, percent_text, threat_text
 from raymi.statistics import Number
 from raymi.terminal.console import LiteralColumn, Table, progress_bar
-from raymi.terminal.print_line import print_line
+from raymi.terminal.print_line import print_line, table_of
 
 CHECKS = "signs of false robustness"
 
@@ -148,30 +148,28 @@ def print_report(console: Console, report: Report) -> None:
     """Prints accuracies with intervals, counts of each attack, and suspicious findings."""
     threat = threat_text(**report.protocol["threat"])
     print_line(console, f"{report.name}: {report.num} images of {report.data}, {threat}")
-    table = Table()
-    table.add_column("attack", no_wrap=True)
-    for heading in ("accuracy", "95% interval", "right", "broken", "work"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [("attack", "accuracy", "95% interval", "right", "broken", "work")]
     corruptions = [result for result in report.results if result.name.startswith(CORRUPTION)]
     for result in report.results:
         if result in corruptions:
             continue
-        low, high = result.interval
         single = len(result.attacks) == 1
-        table.add_row(
-            result.name,
-            f"{100 * result.accuracy:.1f}%",
-            f"{100 * low:.1f}-{100 * high:.1f}%",
-            f"{result.right} of {result.num}",
-            _broken(result.attacks[0]) if single else "",
-            f"{sum(count.seconds for count in result.attacks):.0f} s",
+        rows.append(
+            (
+                result.name,
+                percent_text(result.accuracy),
+                f"{interval_text(*result.interval)}%",
+                f"{result.right} of {result.num}",
+                _broken(result.attacks[0]) if single else "",
+                f"{sum(count.seconds for count in result.attacks):.0f} s",
+            )
         )
         if not single:
-            for count in result.attacks:
-                table.add_row(
-                    f"  {count.attack}", "", "", "", _broken(count), f"{count.seconds:.0f} s"
-                )
-    console.print(table)
+            rows += [
+                (f"  {count.attack}", "", "", "", _broken(count), f"{count.seconds:.0f} s")
+                for count in result.attacks
+            ]
+    console.print(table_of(rows))
     if corruptions:
         console.print(_corruption_table(corruptions))
     for result in report.results:
@@ -185,30 +183,23 @@ def print_report(console: Console, report: Report) -> None:
 
 def _corruption_table(results: Sequence[Robustness]) -> Table:
     """Returns a table of accuracies: corruptions by severities, and their means with interval."""
-    table = Table(title="accuracy by corruption and severity")
-    table.add_column("corruption", no_wrap=True)
     severities = [str(severity) for severity in range(1, SEVERITIES + 1)]
-    for heading in (*severities, "mean", "95% interval"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = [("corruption", *severities, "mean", "95% interval")]
     by_name = {result.name: result for result in results}
     for name, mean in by_name.items():
         if mean.detail:
             continue
-        cells = [percent_text(by_name[f"{name}-{severity}"].accuracy) for severity in severities]
-        low, high = mean.interval
-        interval = f"{interval_text(low, high)}%"
-        table.add_row(name.removeprefix(CORRUPTION), *cells, percent_text(mean.accuracy), interval)
-    return table
+        each = [by_name[f"{name}-{severity}"].accuracy for severity in severities]
+        cells = map(percent_text, (*each, mean.accuracy))
+        rows.append((name.removeprefix(CORRUPTION), *cells, f"{interval_text(*mean.interval)}%"))
+    return table_of(rows, title="accuracy by corruption and severity")
 
 
 def print_differences(console: Console, differences: Sequence[Difference]) -> None:
     """Prints pairs of classifiers on the same samples, with McNemar's test."""
-    table = Table(title="differences on the same samples (McNemar's test, exact)")
-    table.add_column("attack", no_wrap=True)
-    for heading in ("first - second", "difference", "only first", "only second", "p"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for one in differences:
-        table.add_row(
+    rows = [("attack", "first - second", "difference", "only first", "only second", "p")]
+    rows += [
+        (
             one.attack,
             f"{one.first} - {one.second}",
             f"{100 * one.pairs.difference:+.1f}%",
@@ -216,19 +207,23 @@ def print_differences(console: Console, differences: Sequence[Difference]) -> No
             str(one.pairs.only_second),
             f"{one.pairs.p_value:.2g}",
         )
-    console.print(table)
+        for one in differences
+    ]
+    title = "differences on the same samples (McNemar's test, exact)"
+    console.print(table_of(rows, title=title))
 
 
 def print_transfer(console: Console, matrix: TransferMatrix) -> None:
     """Prints accuracies of targets (columns) on the samples of surrogates (rows)."""
-    table = Table(title=f"transfer of {matrix.attack}: accuracy of each target, 95% interval")
-    table.add_column("images made on", no_wrap=True)
-    for target in matrix.targets:
-        table.add_column(target, justify="right", no_wrap=True)
-    rows = [("(clean)", matrix.clean), *matrix.surrogates.items()]
-    for label, results in [*rows, ("(the target itself)", matrix.white_box)]:
-        table.add_row(label, *map(_with_interval, results))
-    console.print(table)
+    results = {
+        "(clean)": matrix.clean,
+        **matrix.surrogates,
+        "(the target itself)": matrix.white_box,
+    }
+    rows = [("images made on", *matrix.targets)]
+    rows += [(label, *map(_with_interval, row)) for label, row in results.items()]
+    title = f"transfer of {matrix.attack}: accuracy of each target, 95% interval"
+    console.print(table_of(rows, title=title))
 
 
 def _with_interval(result: Robustness | None) -> str:

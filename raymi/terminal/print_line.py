@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, RenderableType
 
-from raymi.terminal.console import Terminal, literal
+from raymi.formatting import markdown_table
+from raymi.terminal.console import Table, Terminal, literal
 
 _WIDEST = 1000
 
@@ -24,6 +27,31 @@ def print_lines(console: Console, text: str, style: str = "") -> None:
     """Prints a text of several lines, each as `print_line` does."""
     for line in text.split("\n"):
         print_line(console, line, style)
+
+
+def table_of(rows: Sequence[Sequence[str]], *, left: int = 1, title: str | None = None) -> Table:
+    """Returns a table of text.
+
+    Args:
+        rows: cells of each row; the first row is the header.
+        left: number of columns that are aligned to the left.
+        title: above the table.
+    """
+    header, *body = rows
+    table = Table(title=title)
+    for i, heading in enumerate(header):
+        table.add_column(heading, justify="left" if i < left else "right", no_wrap=i == 0)
+    for row in body:
+        table.add_row(*row)
+    return table
+
+
+def print_rows(console: Console, rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+    """Prints a table of text: `table_of` on a terminal, Markdown with whole lines in a log."""
+    if console.is_terminal:
+        console.print(table_of(rows, left=left))
+    else:
+        print_lines(console, markdown_table(rows))
 
 
 def show_table(console: Console, table: RenderableType) -> None:

@@ -12,8 +12,7 @@ from raymi.formatting import number_text, threat_text
 from raymi.runs.events import MODELS
 from raymi.runs.run_folder import RunFolder
 from raymi.statistics import with_interval
-from raymi.terminal.console import Table
-from raymi.terminal.print_line import print_line
+from raymi.terminal.print_line import print_line, table_of
 
 Event = Mapping[str, Any]
 
@@ -66,14 +65,7 @@ def print_summary(
         places: paths and commands by label.
     """
     print_line(console, f"{folder.name}: {result_title(config, evaluations)}")
-    header, *rows = result_table(evaluations)
-    table = Table()
-    table.add_column(header[0], no_wrap=True)
-    for heading in header[1:]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    console.print(table_of(result_table(evaluations)))
     width = max(map(len, places))
     for label, place in places.items():
         print_line(console, f"{label:<{width}}  {place}")

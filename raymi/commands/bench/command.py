@@ -13,7 +13,6 @@ from raymi.benchmarks.phases import measure_phases
 from raymi.benchmarks.plan import PARTS, Plan, free_slots
 from raymi.benchmarks.profile import measure_profile
 from raymi.benchmarks.ratios import measure_ratios
-from raymi.benchmarks.ray_train import measure_ray
 from raymi.benchmarks.scaling import measure_scaling
 from raymi.benchmarks.section import MeasurementFailed, Section, failed
 from raymi.commands.bench.options import BenchRequest
@@ -28,7 +27,6 @@ MEASURES: dict[str, Callable[[Plan], Section]] = {
     "ratios": measure_ratios,
     "crafting": measure_crafting,
     "scaling": measure_scaling,
-    "ray": measure_ray,
     "memory": measure_memory,
 }
 

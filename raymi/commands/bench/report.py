@@ -15,10 +15,9 @@ import raymi
 from raymi.benchmarks.plan import PARTS, Plan
 from raymi.benchmarks.section import Section
 from raymi.files import save_json
-from raymi.formatting import markdown_table
 from raymi.hardware import available_cores, processor_name
-from raymi.terminal.console import Table, Terminal, literal
-from raymi.terminal.print_line import print_line, print_lines
+from raymi.terminal.console import Terminal, literal
+from raymi.terminal.print_line import print_line, print_rows
 
 
 @contextmanager
@@ -38,15 +37,8 @@ def show(console: Console, section: Section) -> None:
     """Prints the table and the notes of a part."""
     console.print()
     print_line(console, section.title, "bold")
-    if section.rows and console.is_terminal:
-        table = Table()
-        for i, heading in enumerate(section.columns):
-            table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0)
-        for row in section.rows:
-            table.add_row(*row)
-        console.print(table)
-    elif section.rows:  # lines of any length, unbroken
-        print_lines(console, markdown_table([section.columns, *section.rows]))
+    if section.rows:
+        print_rows(console, [section.columns, *section.rows])
     for note in section.notes:
         print_line(console, note)
 

@@ -15,8 +15,7 @@ from raymi.commands.compare.results import ArmSummary, RunResult, summarise, tab
 from raymi.commands.compare.run import same_weights
 from raymi.files import save, save_json
 from raymi.formatting import markdown_table, percent_text, threat_text
-from raymi.terminal.console import Table
-from raymi.terminal.print_line import print_line, print_lines
+from raymi.terminal.print_line import print_line, print_rows
 
 _EQUAL = ("mi-off", "at")  # switching MI off must change nothing
 
@@ -157,16 +156,7 @@ def _title(comparison: Comparison) -> str:
 def print_outcome(console: Console, comparison: Comparison, outcome: Outcome) -> None:
     """Prints the table, its notes, and the paths of the files."""
     print_line(console, _title(comparison))
-    if console.is_terminal:
-        header, *body = outcome.rows
-        shown = Table()
-        for i, heading in enumerate(header):
-            shown.add_column(heading, justify="left" if i < 2 else "right", no_wrap=i == 0)
-        for row in body:
-            shown.add_row(*row)
-        console.print(shown)
-    else:  # whole lines in logs
-        print_lines(console, markdown_table(outcome.rows))
+    print_rows(console, outcome.rows, left=2)
     files = f"files: {_markdown_file(comparison)}, {_json_file(comparison)}"
     for line in (*outcome.notes, files):
         print_line(console, line)

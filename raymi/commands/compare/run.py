@@ -22,6 +22,10 @@ from raymi.signals import Signals, Stopped
 
 PROGRAM = (sys.executable, "-m", "raymi.standalone")
 STOP_SECONDS = 60.0  # for a run to write its checkpoint before it is killed
+
+Slot = Mapping[str, str]
+"""Share of this machine, as environment variables of a process."""
+
 _DIVERGED = re.compile(r"error: expected finite .* at step (\d+) ")
 
 
@@ -66,13 +70,6 @@ class ArmRun:
         return RunResult(self.arm, self.seed, "failed", reason=reason)
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Share of this machine, as environment variables of a process."""
-
-    environment: Mapping[str, str]
-
-
 def slots(parallel: int, num_cores: int, gpus: Sequence[str]) -> list[Slot]:
     """Returns equal shares of the CPU cores, with the GPUs assigned in turn.
 
@@ -83,8 +80,8 @@ def slots(parallel: int, num_cores: int, gpus: Sequence[str]) -> list[Slot]:
     """
     threads = {"OMP_NUM_THREADS": str(max(1, num_cores // parallel)), "PYTHONUNBUFFERED": "1"}
     if not gpus:
-        return [Slot(threads)] * parallel
-    return [Slot({**threads, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}) for i in range(parallel)]
+        return [threads] * parallel
+    return [{**threads, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(parallel)]
 
 
 def run_all(
@@ -143,7 +140,7 @@ def _start(run: ArmRun, slot: Slot) -> _Active:
     with run.log.open("wb") as log:
         process = subprocess.Popen(
             [*PROGRAM, *run.words],
-            env={**os.environ, **slot.environment},
+            env={**os.environ, **slot},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
