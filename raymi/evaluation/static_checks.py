@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymi.attacks.untouched import untouched
-from raymi.evaluation.changes import NO_CHANGES, Changes, changes_of
+from raymi.evaluation.changes import Changes, changes_of
 from raymi.evaluation.finding import FEW, Finding
 from raymi.evaluation.fingerprint import CHUNK, Fingerprint, difference
-from raymi.formatting import listed
 from raymi.models.modes import FullPrecision
 
 _FORWARDS = 10  # of a few images: some networks draw random numbers in few passes only
@@ -35,12 +34,12 @@ class StaticChecks:
     findings: tuple[Finding, ...]
     fingerprint: Fingerprint
     differentiable: bool
-    changes: Changes = NO_CHANGES
+    changes: Changes
 
 
 def run_static_checks(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> StaticChecks:
-    """Checks for randomness, state, changed inputs, dependence on other images, probabilities in
-    place of logits, and vanishing gradients.
+    """Checks for randomness, dependence on other images, probabilities in place of logits,
+    vanishing gradients, and changes of the network or its input.
 
     Args:
         model: images in [0, 1] to logits (B, K); unchanged afterwards.
@@ -63,8 +62,6 @@ def run_static_checks(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> 
     random = _randomised(once, repeated)
     findings = (
         random,
-        _input_changed(changes),
-        _stateful(changes),
         _other_images(whole, chunked, deterministic=not random.suspicious),
         _finite(whole),
         probabilities(whole),
@@ -105,20 +102,6 @@ def _randomised(logits: Tensor, repeated: Iterable[Tensor]) -> Finding:
         f"{_FORWARDS} forwards of the same images differ by up to {largest:.1g} of the logits' "
         "spread",
     )
-
-
-def _input_changed(changes: Changes) -> Finding:
-    text = f"the tensor of images {'is changed' if changes.input else 'stays as it is'}"
-    return Finding("input that changes", changes.input, text)
-
-
-def _stateful(changes: Changes) -> Finding:
-    text = f"{len(changes.state)} parameters, buffers and attributes change in eval mode"
-    if changes.state:
-        text += f": {listed(changes.state)}"
-    if changes.outputs:
-        text += "; the same images with the same random state get other logits later"
-    return Finding("state that changes", bool(changes.state) or changes.outputs, text)
 
 
 def _other_images(whole: Tensor, chunked: Tensor, *, deterministic: bool) -> Finding:

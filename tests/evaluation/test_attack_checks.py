@@ -167,16 +167,6 @@ def test_outputs_outside_of_autograd_are_detected(honest, images):
     assert found == {*BOTH_GRADIENTS, "black box stronger than gradients"}
 
 
-class Counting(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x):
-        self.calls += 0.01
-        return x + self.calls
-
-
 class Company(nn.Module):
     """Normalises by the batch, in eval mode, too."""
 
@@ -194,7 +184,6 @@ class Seldom(nn.Module):
 @pytest.mark.parametrize(
     ("after", "sign"),
     [
-        (Counting(), "state that changes"),
         (Company(), "outputs that depend on other images"),
         (Seldom(), "randomised outputs"),
         (nn.Sigmoid(), "probabilities as outputs"),
