@@ -37,7 +37,7 @@ PROGRAMS = {
     "python", "python3", "ray", "raymi", "ruff", "torchrun",
 }  # fmt: skip
 """Programs that command blocks may use."""
-MODULES = {"venv", "studies.search", "studies.faults"}
+MODULES = {"venv", "studies.search", "studies.faults", "studies.released_schedule"}
 """Modules, other than raymi's commands, that `python -m` may run."""
 RAY = {"attach", "dashboard", "down", "exec", "get-auth-token", "job", "up"}
 RUNS = ("RUN", "namid", "at")

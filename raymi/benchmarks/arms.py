@@ -1,4 +1,4 @@
-"""Training steps that are compared: AT, NAMID in both schedules, and the released code's."""
+"""Training steps that are compared: AT, NAMID in both schedules, and its released form."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from raymi.benchmarks.naive import NaiveSchedule
 from raymi.benchmarks.synthetic import random_splits
 from raymi.collectives import Collectives
 from raymi.config import Config
@@ -19,30 +18,22 @@ from raymi.engine.train_loader import Batch, TrainLoader
 from raymi.engine.train_state import TrainState
 from raymi.overrides import nest, overlay, validate
 
-AT, STAGED, JOINT, RELEASED, NAIVE = "AT", "staged", "joint", "released", "naive"
+AT, STAGED, JOINT, RELEASED = ARMS = ("AT", "staged", "joint", "released")
 
-_RELEASED = {
-    "mi.form": "released",
-    "mi.schedule": "staged",
-    "loss.base": "at",
-    "loss.label_smoothing": 0.0,
-    "loss.batchnorm": "released",
-    "scaling.micro_batch": None,
-    "attack.objective": "ce",
-    "optim.ema": 0.0,
-    "optim.awp": 0.0,
-}
 _ARMS: dict[str, dict[str, Any]] = {
     AT: {"mi.weight": 0.0},
     STAGED: {"mi.schedule": "staged"},
     JOINT: {"mi.schedule": "joint"},
-    RELEASED: _RELEASED,
-    NAIVE: {
-        **_RELEASED,
-        "scaling.precision": "fp32",
-        "scaling.channels_last": False,
-        "scaling.fold_batchnorm": False,
-        "scaling.compile": False,
+    RELEASED: {
+        "mi.form": "released",
+        "mi.schedule": "staged",
+        "loss.base": "at",
+        "loss.label_smoothing": 0.0,
+        "loss.batchnorm": "released",
+        "scaling.micro_batch": None,
+        "attack.objective": "ce",
+        "optim.ema": 0.0,
+        "optim.awp": 0.0,
     },
 }
 NO_ATTACK = {
@@ -62,18 +53,6 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
 def arm_config(config: Config, arm: str, settings: Mapping[str, Any] | None = None) -> Config:
     """Returns the configuration of an arm, with `settings` laid over it."""
     return with_settings(config, {**_ARMS[arm], **(settings or {})})
-
-
-def naive_problem(config: Config) -> str | None:
-    """Returns why a configuration has no naive schedule; None: it has one."""
-    if config.attack.norm != "linf":
-        return "the naive schedule supports attack.norm=linf only"
-    return None
-
-
-def arms_of(config: Config) -> tuple[str, ...]:
-    """Returns the arms that a configuration has."""
-    return (AT, STAGED, JOINT, RELEASED) + (() if naive_problem(config) else (NAIVE,))
 
 
 @dataclass(frozen=True)
@@ -101,16 +80,6 @@ def trainee(config: Config, device: torch.device, group: Collectives | None = No
     return Trainee(config, state, _endless(loader))
 
 
-def naive_schedule(made: Trainee) -> NaiveSchedule:
-    """Builds the naive schedule with the networks and the optimizer of an arm."""
-    state = made.state
-    assert state.estimators is not None
-    assert state.classifier is not None
-    optimizer = state.classifier.optimizer
-    attack = made.config.attack
-    return NaiveSchedule(state.model, state.estimators, optimizer, attack, state.autocast)
-
-
 def step_call(
     config: Config, arm: str, device: torch.device, *, crafting: bool = True
 ) -> Callable[[], object]:
@@ -124,12 +93,7 @@ def step_call(
     """
     made = trainee(arm_config(config, arm, {} if crafting else NO_ATTACK), device)
     batch = next(made.batches)
-    if arm != NAIVE:
-        return partial(made.state.step, batch)
-    naive = naive_schedule(made)
-    if crafting:
-        return partial(naive.step, batch.x, batch.y)
-    return partial(naive.step_on, batch.x, batch.x, batch.y)
+    return partial(made.state.step, batch)
 
 
 def _endless(loader: TrainLoader) -> Iterator[Batch]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from raymi.benchmarks.arms import AT, arms_of, step_call, with_settings
+from raymi.benchmarks.arms import ARMS, AT, step_call, with_settings
 from raymi.benchmarks.plan import Plan
 from raymi.benchmarks.processes import run_processes
 from raymi.benchmarks.section import Section
@@ -28,7 +28,7 @@ _MEANING = {
 def measure_memory(plan: Plan) -> Section:
     """Measures the peak memory of a step of each arm at the configured batch."""
     batch = plan.config.optim.batch_size
-    results = {arm: peak_in_process(plan, arm) for arm in arms_of(plan.config)}
+    results = {arm: peak_in_process(plan, arm) for arm in ARMS}
     own = {arm: one["peak"] - one["before"] for arm, one in results.items() if one["fits"]}
     rows = []
     for arm, one in results.items():

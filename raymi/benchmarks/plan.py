@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PARTS = {
     "phases": "time of a step by phase",
     "profile": "the operations that take most of a step's time",
-    "ratios": "whole steps against each other: AT, NAMID, the released schedule",
+    "ratios": "whole steps against each other: AT, NAMID, its released form",
     "crafting": "PGD against torchattacks.PGD",
     "scaling": "one worker against N, plain torch.distributed",
     "memory": "peak memory of a step",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raymi.benchmarks.arms import AT, JOINT, NAIVE, RELEASED, STAGED, arm_config, naive_problem
+from raymi.benchmarks.arms import AT, JOINT, RELEASED, STAGED, arm_config
 from raymi.benchmarks.plan import PARTS
 from raymi.benchmarks.scaling import no_scaling
 from raymi.benchmarks.synthetic import random_splits
@@ -77,20 +77,17 @@ def test_invalid_words_are_one_error_with_a_line_each(
 )  # fmt: skip
 def test_arms_of_any_recipe_have_the_settings_of_their_name(words: list[str]) -> None:
     config = planned(requested(words)).config
-    arms = {arm: arm_config(config, arm) for arm in (AT, STAGED, JOINT, RELEASED, NAIVE)}
+    arms = {arm: arm_config(config, arm) for arm in (AT, STAGED, JOINT, RELEASED)}
     assert not arms[AT].mi.enabled
     assert (arms[STAGED].mi.schedule, arms[JOINT].mi.schedule) == ("staged", "joint")
     assert arms[STAGED].mi.form == arms[JOINT].mi.form == config.mi.form
-    for arm in (RELEASED, NAIVE):
-        assert (arms[arm].mi.form, arms[arm].mi.schedule) == ("released", "staged")
-        assert (arms[arm].loss.base, arms[arm].loss.batchnorm) == ("at", "released")
-        assert (arms[arm].mi.weight, arms[arm].mi.balance) == (5.0, None)
+    released = arms[RELEASED]
+    assert (released.mi.form, released.mi.schedule) == ("released", "staged")
+    assert (released.loss.base, released.loss.batchnorm) == ("at", "released")
+    assert (released.mi.weight, released.mi.balance) == (5.0, None)
     for one in arms.values():
         assert one.attack.steps == config.attack.steps
         assert one.mi.hidden == config.mi.hidden
-    for name, one in arms.items():
-        expected = "fp32" if name == NAIVE else config.scaling.precision
-        assert one.scaling.precision == expected
 
 
 @pytest.mark.parametrize(
@@ -118,8 +115,3 @@ def test_random_images_have_the_shape_of_the_data_set_and_depend_on_the_seed() -
     assert splits.train.digest == random_splits(config, 7).train.digest
     other = planned(requested(["recipe=paper-tinyimagenet-linf", "seed=1"])).config
     assert splits.train.digest != random_splits(other, 7).train.digest
-
-
-def test_naive_schedule_supports_linf_only() -> None:
-    assert naive_problem(planned(requested([])).config) is None
-    assert naive_problem(planned(requested(["attack.norm=l2", "eps=0.5"])).config) is not None

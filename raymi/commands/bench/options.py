@@ -1,10 +1,10 @@
 """Options of `python -m raymi.bench`: measures step cost, scaling and memory on
 the machine it runs on.
 
-Shows where the time of a training step goes, what NAMID costs beside AT and beside the schedule of
-the released code, PGD against torchattacks, one worker against several, and peak memory.
-Alternatives are measured in turn, and medians are shown, beside targets (a missed target is no
-error). Ctrl-C ends it and shows what was measured until then.
+Shows where the time of a training step goes, what NAMID costs beside AT, PGD against torchattacks,
+one worker against several, and peak memory. Alternatives are measured in turn, and medians are
+shown, beside targets (a missed target is no error). Ctrl-C ends it and shows what was measured
+until then.
 
 Images are random, so that no data set is needed. All keys of a run may be set, too.
 """

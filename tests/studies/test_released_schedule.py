@@ -12,19 +12,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from raymi.benchmarks.arms import (
     AT,
     JOINT,
-    NAIVE,
     RELEASED,
     STAGED,
     arm_config,
-    naive_schedule,
     step_call,
     trainee,
     with_settings,
 )
-from raymi.benchmarks.naive import NaiveSchedule
 from raymi.commands.bench.command import planned
 from raymi.commands.bench.options import requested
 from raymi.models.running_statistics import running_statistics_frozen
+from studies.released_schedule.naive import NaiveSchedule
+from studies.released_schedule.steps import main, naive_schedule, naive_step, naive_trainee
 
 CPU = torch.device("cpu")
 TINY = ("model.name=small-cnn", "mi.hidden=16", "mi.base_width=4", "image_size=16", "batch_size=12")
@@ -54,9 +53,8 @@ def test_naive_step_has_the_operations_of_the_released_code() -> None:
     global_ = multiply_adds(lambda: natural.global_(z), 2)
     assert model == pytest.approx(0.555e9, rel=0.01)
     assert local == pytest.approx(0.311e9, rel=0.01)
-    naive, needed = (
-        multiply_adds(step_call(config, arm, CPU, crafting=False), 2) for arm in (NAIVE, RELEASED)
-    )
+    naive = multiply_adds(naive_step(config, CPU, crafting=False), 2)
+    needed = multiply_adds(step_call(config, RELEASED, CPU, crafting=False), 2)
     assert naive == pytest.approx((7 + 2 * 5) * model + 4 * 3 * (local + global_), rel=0.01)
     assert needed == pytest.approx(2 * 3 * model + 2 * local + 4 * 2 * global_, rel=0.01)
     assert naive / needed == pytest.approx(3.3, rel=0.1)
@@ -113,13 +111,14 @@ def test_naive_step_equals_a_released_staged_step(float64: None) -> None:
 
 
 def test_naive_attack_is_pgd_within_the_ball(float64: None) -> None:
-    made = trainee(arm_config(planned(requested(TINY)).config, NAIVE), CPU)
+    config = planned(requested(TINY)).config
+    made = naive_trainee(config, CPU)
     state, batch = made.state, next(made.batches)
     x = batch.x.double()
-    naive = naive_schedule(made)
+    naive = naive_schedule(made, config)
     before = {name: value.clone() for name, value in state.model.state_dict().items()}
     x_adv = naive.craft(x, batch.y)
-    assert (x_adv - x).abs().max() <= made.config.attack.eps + 1e-12
+    assert (x_adv - x).abs().max() <= config.attack.eps + 1e-12
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
     assert state.model.training
@@ -127,3 +126,11 @@ def test_naive_attack_is_pgd_within_the_ball(float64: None) -> None:
     state.model.eval()
     raised = torch.nn.functional.cross_entropy(state.model(x_adv), batch.y)
     assert raised > torch.nn.functional.cross_entropy(state.model(x), batch.y)
+
+
+def test_the_study_prints_both_schedules(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "attack.steps=1", "rounds=2", "use_gpu=false", "threads=1"]) == 0
+    header, _, whole, outside = capsys.readouterr().out.splitlines()
+    assert "naive / released" in header
+    assert whole.startswith("| whole step | ")
+    assert outside.startswith("| outside of crafting | ")

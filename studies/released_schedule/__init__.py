@@ -1,0 +1,1 @@
+"""Cost of the schedule of the method's released code."""
