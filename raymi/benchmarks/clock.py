@@ -92,7 +92,11 @@ class Stopwatch:
             with self.measure(label):
                 return call(*args, **kwargs)
 
-        setattr(owner, name, watched)
+        if name == "__call__":  # Python looks it up in the class
+            kind = type(owner)
+            owner.__class__ = type(kind.__name__, (kind,), {name: staticmethod(watched)})
+        else:
+            setattr(owner, name, watched)
 
     def take(self) -> dict[str, float]:
         """Returns the seconds by label and resets them."""

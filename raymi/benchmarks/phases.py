@@ -71,9 +71,9 @@ def watched_step(config: Config, arm: str, device: torch.device) -> Callable[[],
     learner, estimators = state.classifier, state.estimator_learner
     assert learner is not None
     watch.watch(learner.task, "forward", CLASSIFIER)
-    watch.watch(state.training_step, "loss", CLASSIFIER)
-    for part in ("mi", "objective"):
-        watch.watch(state.training_step, part, TERM)
+    watch.watch(state.training_step.loss, "__call__", CLASSIFIER)
+    for term in (state.training_step.mi, state.training_step.objective):
+        watch.watch(term, "__call__", TERM)
     watch.watch(learner, "backward", CLASSIFIER)
     watch.watch(learner, "update", OPTIMISER)
     if estimators is not None:
