@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from raymi.errors import UserError, first_line
+from raymi.evaluation.weight_files import archive_names
 
 _REFUSED = ("aotinductor/", "/custom_obj_", "/opaque_obj_")
 """Parts of record names with compiled code, or with objects that torch would unpickle."""
@@ -71,14 +71,8 @@ def load_program(data: bytes, name: str) -> Program:
         UserError: it is damaged, of another version of torch, or needs pickle or compiled code.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            refused = [one for one in archive.namelist() if any(part in one for part in _REFUSED)]
-            damaged = archive.testzip()  # torch does not compare checksums
-        if damaged is not None:
-            raise UserError(
-                f"{name} is damaged: {damaged} in it does not match its checksum (CRC-32). Copy it "
-                "again from an intact original, or export it again"
-            )
+        names = archive_names(data, name)
+        refused = [one for one in names if any(part in one for part in _REFUSED)]
         if refused:
             raise UserError(
                 f"{name}: expected an exported program of tensors alone, got {refused[0]}, which "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +23,7 @@ OUTCOME_CODE = ("attacks", "models", "counter_rng.py", "data/augment.py", "evalu
 """Files and folders of the package whose code decides the outcomes of attacks."""
 
 _FORMAT = 1  # of the files of an outcome store
+_LONGEST_PART = 100  # a metric's name has at most 250 characters
 _SMALLEST, _LARGEST, _BLOCKS = 32, 256, 16
 
 
@@ -90,6 +93,23 @@ def attack_settings(ensembles: Iterable[Ensemble]) -> dict[str, Any]:
 def threat_name(norm: str, eps: float) -> str:
     """Returns a threat as a part of metric names, such as `linf_8_255`."""
     return f"{norm}_{as_typed(eps).replace('/', '_')}"
+
+
+def parse_threat(name: str) -> tuple[str, float]:
+    """Returns norm and eps of a threat from its name, such as `linf_8_255`."""
+    norm, _, eps = name.partition("_")
+    return norm, float(Fraction(eps.replace("_", "/")))
+
+
+def as_metric(name: str) -> str:
+    """Returns a name with the characters and the length that MLflow accepts in metrics."""
+    text = re.sub(r"[^\w.\-]", "_", name, flags=re.ASCII)
+    return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART - 9]}-{short_hash(name)}"
+
+
+def short_hash(text: str) -> str:
+    """Returns the first eight hexadecimal digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def protocol_hash(protocol: Mapping[str, Any]) -> str:

@@ -146,26 +146,35 @@ def _read(path: Path) -> Any:
         ) from None
 
 
+def archive_names(data: bytes, name: str) -> list[str]:
+    """Verifies the checksums of a zip archive, which torch itself does not; returns its parts.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            damaged, names = archive.testzip(), archive.namelist()
+    except Exception as error:  # zipfile raises many types
+        raise UserError(
+            f"{name} is damaged ({type(error).__name__}: {first_line(error)}): copy it again from "
+            "an intact original"
+        ) from None
+    if damaged is not None:
+        raise UserError(
+            f"{name} is damaged: {damaged} in it does not match its checksum (CRC-32). Copy it "
+            "again from an intact original"
+        )
+    return names
+
+
 def _looks_like_safetensors(data: bytes) -> bool:
     return data[8:9] == b"{" and 0 < int.from_bytes(data[:8], "little") <= len(data) - 8
 
 
 def _check_archive(path: Path, data: bytes) -> None:
-    """Verifies the checksums of a zip archive of torch.save; torch itself does not."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            damaged = archive.testzip()
-            names = archive.namelist()
-    except Exception as error:  # zipfile raises many types
-        raise UserError(
-            f"{path} is damaged ({type(error).__name__}: {first_line(error)}): copy it again from "
-            "an intact original"
-        ) from None
-    if damaged is not None:
-        raise UserError(
-            f"{path} is damaged: {damaged} in it does not match its checksum (CRC-32). Copy it "
-            "again from an intact original"
-        )
+    """Refuses a damaged archive, and one with a program."""
+    names = archive_names(data, str(path))
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner or "archive_format" in inner:
         kind = "TorchScript" if "constants.pkl" in inner else "torch.export"

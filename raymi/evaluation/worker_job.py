@@ -5,28 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from raymi.attacks.catalogue import Threat
 from raymi.attacks.suites import Ensemble
 from raymi.data import ImageSet
 from raymi.evaluation.blocks import BlockAttacker
 from raymi.evaluation.fingerprint import Fingerprint, check_outputs, check_unchanged
+from raymi.evaluation.model_source import ModelSource
 from raymi.given import register
-
-
-class Loadable(Protocol):
-    """Classifier that is loaded in the worker; can be pickled."""
-
-    def load(self) -> nn.Module:
-        """Loads the classifier onto the CPU; images in [0, 1] to logits.
-
-        Raises:
-            UserError: it cannot be loaded.
-        """
 
 
 @dataclass(frozen=True)
@@ -43,7 +32,7 @@ class WorkerJob:
         objects: objects from Python that the sources name, see `raymi.given`.
     """
 
-    sources: Mapping[str, Loadable]
+    sources: Mapping[str, ModelSource]
     images: ImageSet
     ensembles: Mapping[str, tuple[Ensemble, ...]]
     threat: Threat

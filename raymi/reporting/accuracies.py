@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from raymi.config import Config
-from raymi.evaluation.protocol import threat_name
+from raymi.evaluation.protocol import as_metric, threat_name
 from raymi.losses.registry import loss_titles
 from raymi.reporting.history import History
 from raymi.runs.json_files import read_json_or_none
@@ -117,10 +116,7 @@ def _of_report(saved: SavedReport) -> ProtocolAccuracies:
         of_training=False,
     )
     numbers = {
-        # as in names of metrics, so that the numbers in MLflow have the same attack
-        re.sub(r"[^\w.\-]", "_", one.name, flags=re.ASCII): Number(
-            one.accuracy, one.low95, one.high95
-        )
+        as_metric(one.name): Number(one.accuracy, one.low95, one.high95)  # as named in MLflow
         for one in saved.results
         if not one.detail
     }

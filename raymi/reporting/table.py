@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import pandas as pd
 
+from raymi.evaluation.protocol import parse_threat
 from raymi.formatting import markdown_table, number_text, printable, threat_text
 from raymi.reporting.accuracies import ProtocolAccuracies
 from raymi.selection.candidate import CLEAN, Protocol
@@ -77,8 +77,7 @@ class ComparisonTable(NamedTuple):
     def caption(self) -> str:
         """Images, threat and unit of the numbers."""
         protocol = self.protocol
-        norm, _, eps = protocol.threat.partition("_")
-        threat = threat_text(norm, float(Fraction(eps.replace("_", "/"))))
+        threat = threat_text(*parse_threat(protocol.threat))
         by = "at the end of training" if protocol.of_training else "by raymi.evaluate"
         return (
             f"Accuracy in % on {protocol.num} images of {protocol.data} "

@@ -44,9 +44,6 @@ def print_ranking(console: Console, ranking: Ranking, left_out: Sequence[str] = 
     for model in (one.candidate for one in ranking.ranked):
         if model.doubts:
             print_line(console, f"doubtful: {model.name}: {model.doubts}", "yellow")
-    if ranking.eligible:
-        _print_front(console, ranking)
-        _print_noise(console, ranking)
     if left_out:
         print_line(console, f"left out, measured otherwise: {', '.join(left_out)}", "yellow")
 
@@ -66,33 +63,11 @@ def _remarks(one: RankedCandidate) -> str:
     if one.excluded:
         return one.excluded
     remarks = ["Pareto"] if one.on_front else []
-    if one.difference is not None and one.difference.within_noise:
-        remarks.append("within noise")
-    if one.difference is not None and one.difference.p_value is not None:
-        remarks.append(f"p={one.difference.p_value:.2g}")
+    if one.difference is not None:
+        p_value = one.difference.p_value
+        test = "intervals overlap, not paired" if p_value is None else f"paired p={p_value:.2g}"
+        if one.difference.within_noise:
+            remarks.append(f"within noise ({test})")
+        elif p_value is not None:
+            remarks.append(test)
     return ", ".join(remarks)
-
-
-def _print_front(console: Console, ranking: Ranking) -> None:
-    print_line(console, f"Pareto front of {CLEAN} and {ranking.metric}, with 95% intervals:")
-    for one in ranking.eligible:
-        if one.on_front:
-            clean, robust = one.candidate.numbers[CLEAN], ranking.number(one.candidate)
-            text = f"{number_text(clean)}  {number_text(robust)}"
-            print_line(console, f"  {text}  {one.candidate.name}")
-
-
-def _print_noise(console: Console, ranking: Ranking) -> None:
-    best, *others = ranking.eligible
-    if not others:
-        return
-    close = []
-    for one in others:
-        if one.difference and one.difference.within_noise:
-            p_value = one.difference.p_value
-            test = "intervals overlap, not paired" if p_value is None else f"paired p={p_value:.2g}"
-            close.append(f"{one.candidate.name} ({test})")
-    if close:
-        print_line(console, f"within noise of {best.candidate.name}: {', '.join(close)}")
-    else:
-        print_line(console, f"{best.candidate.name} is ahead of all others by more than noise")

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from raymi.evaluation.finding import Finding, in_short
-from raymi.evaluation.protocol import protocol_hash
+from raymi.evaluation.protocol import as_metric, protocol_hash, short_hash
 from raymi.evaluation.report import Report
 from raymi.tracking import store
 from raymi.tracking.datasets import DataSet, link_datasets
 from raymi.tracking.description import NOTE, evaluation_section, with_evaluation
-from raymi.tracking.metric_names import PROTOCOL_TAG, as_metric, metric_prefix, short_hash
+from raymi.tracking.metric_names import PROTOCOL_TAG, metric_prefix
 from raymi.tracking.model_card import write_card
 from raymi.tracking.stale_runs import close_stale_runs
 

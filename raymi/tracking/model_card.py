@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from raymi.config import Config
+from raymi.evaluation.protocol import parse_threat
 from raymi.formatting import as_typed, markdown_table, number_text, threat_text
 from raymi.selection.candidate import Candidate
 from raymi.tracking import store
 from raymi.tracking.candidates import candidates_of_model
 from raymi.tracking.logged import read_config
-from raymi.tracking.metric_names import parse_threat
 from raymi.tracking.registry import versions_of_model
 
 CARD = "MODEL_CARD.md"

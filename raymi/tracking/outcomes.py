@@ -11,11 +11,10 @@ from pyarrow.lib import ArrowException
 from torch import Tensor
 
 from raymi.evaluation.outcome_store import read_export
-from raymi.evaluation.protocol import threat_name
+from raymi.evaluation.protocol import as_metric, threat_name
 from raymi.evaluation.summary import robust_samples
 from raymi.selection.candidate import Candidate
 from raymi.statistics import PairedComparison, compare_paired
-from raymi.tracking.metric_names import as_metric
 
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OSError, ArrowException)
 """Errors of unreadable artifacts."""

@@ -16,10 +16,11 @@ from raymi.benchmarks.ratios import measure_ratios
 from raymi.benchmarks.scaling import measure_scaling
 from raymi.benchmarks.section import MeasurementFailed, Section, failed
 from raymi.commands.bench.options import BenchRequest
-from raymi.commands.bench.report import progress, setting, show, show_setting, write_json
+from raymi.commands.bench.report import setting, show, show_setting, write_json
 from raymi.commands.cli import EXIT_FAILED
 from raymi.signals import ended_by_sigterm
 from raymi.terminal.console import Terminal
+from raymi.terminal.print_line import print_line
 
 MEASURES: dict[str, Callable[[Plan], Section]] = {
     "phases": measure_phases,
@@ -59,8 +60,9 @@ def bench(request: BenchRequest) -> int:
     try:
         with ended_by_sigterm():
             for position, part in enumerate(plan.parts, start=1):
-                with progress(part, position, len(plan.parts)):
-                    sections[part] = measure(part, plan)
+                line = f"{position} of {len(plan.parts)}: {part}, {PARTS[part]}"
+                print_line(Terminal(stderr=True), line)
+                sections[part] = measure(part, plan)
                 show(console, sections[part])
     finally:
         if sections:

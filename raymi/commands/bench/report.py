@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,11 @@ import torch
 from rich.console import Console
 
 import raymi
-from raymi.benchmarks.plan import PARTS, Plan
+from raymi.benchmarks.plan import Plan
 from raymi.benchmarks.section import Section
 from raymi.files import save_json
 from raymi.hardware import available_cores, processor_name
-from raymi.terminal.console import Terminal, literal
 from raymi.terminal.print_line import print_line, print_rows
-
-
-@contextmanager
-def progress(part: str, position: int, num: int) -> Iterator[None]:
-    """Shows on stderr what is measured; on a terminal only for the duration of a block."""
-    console = Terminal(stderr=True, soft_wrap=True)
-    line = literal(f"{position} of {num}: {part}, {PARTS[part]}")
-    if not console.is_terminal:
-        console.print(line)
-        yield
-        return
-    with console.status(line):
-        yield
 
 
 def show(console: Console, section: Section) -> None:
