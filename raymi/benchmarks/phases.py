@@ -16,7 +16,7 @@ from raymi.benchmarks.clock import Stopwatch
 from raymi.benchmarks.plan import Plan
 from raymi.benchmarks.section import Section, number
 from raymi.config import Config
-from raymi.engine.step import Attacker
+from raymi.engine.step import Attacker, TrainStep
 
 DATA, CRAFTING, CLASSIFIER = (
     "data: order, augmentation",
@@ -71,6 +71,7 @@ def watched_step(config: Config, arm: str, device: torch.device) -> Callable[[],
     learner, estimators = state.classifier, state.estimator_learner
     assert learner is not None
     watch.watch(learner.task, "forward", CLASSIFIER)
+    assert isinstance(state.training_step, TrainStep)
     watch.watch(state.training_step.loss, "__call__", CLASSIFIER)
     for term in (state.training_step.mi, state.training_step.objective):
         watch.watch(term, "__call__", TERM)

@@ -27,7 +27,7 @@ from raymi.runs.record import data_of, read_record, read_tracking
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import find_run, home_folder
 from raymi.tracking.logged import SCHEMES, find_logged
-from raymi.tracking.store import missing_file, tracking_uri, with_login
+from raymi.tracking.store import require_store, tracking_uri, with_login
 
 FORMS = (
     "the name or folder of a run; a file of weights (.safetensors, .pt, .pth, .ckpt) or an "
@@ -104,7 +104,11 @@ def find_model_source(
     if name.startswith(SCHEMES):
         _refuse_choice(name, which)
         uri = tracking_uri(home_folder())
-        _check_store(uri)
+        require_store(
+            uri,
+            "set MLFLOW_TRACKING_URI to the store with the model, or go to the folder in which it "
+            "was trained",
+        )
         logged = find_logged(name, uri)
         return LocatedModel(
             logged.source,
@@ -246,12 +250,3 @@ def _architecture(config: Config, data: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_choice(name: str, which: str | None) -> None:
     if which is not None:
         raise UserError(f"{name} is one model: leave out {which}, or name a run")
-
-
-def _check_store(uri: str) -> None:
-    """Refuses a database that is missing: MLflow would create it."""
-    if (file := missing_file(uri)) is not None:
-        raise UserError(
-            f"the MLflow store {file} does not exist: set MLFLOW_TRACKING_URI to the store with "
-            "the model, or go to the folder in which it was trained"
-        )

@@ -22,19 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import RootModel
 from torch import Tensor
 
 from raymi.errors import UserError
 from raymi.evaluation.blocks import Outcome, Step
 from raymi.evaluation.fingerprint import Fingerprint
-from raymi.files import checksum, file_lock, is_whole, not_readable, not_writable, save
-from raymi.runs.json_files import first_problem
+from raymi.files import checksum, file_lock, is_whole, not_writable, save
+from raymi.runs.json_files import read_json
 
 _LEFT = "recorded outcomes are safe"
 _save = partial(save, note=_LEFT)
 _PROTOCOL, _ATTACKS, _FINGERPRINT = "question.json", "attacks.json", "outputs.safetensors"
-_TREE: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 _STEP = ("ensemble", "position", "attack", "block")
 _OUTCOME = {
@@ -70,6 +69,10 @@ _SCHEMA = pa.schema(
 `sample` is the index in the data set, `selected` the index in the attacked images; `seconds` is
 the step's duration divided by its number of samples.
 """
+
+
+class _Tree(RootModel[dict[str, Any]]):
+    """Content of a JSON file of the store."""
 
 
 class OutcomeStore:
@@ -282,15 +285,8 @@ def _json(tree: Mapping[str, Any]) -> bytes:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        return _TREE.validate_json(path.read_bytes())
-    except OSError as error:
-        raise not_readable(path, error) from None
-    except ValidationError as error:
-        raise UserError(
-            f"{path} is damaged, so the protocol of the outcomes beside it is unknown: move "
-            f"{path.parent} away, or give another folder ({first_problem(error)})"
-        ) from None
+    remedy = f"the outcomes beside it are of an unknown protocol: move {path.parent} away"
+    return read_json(path, _Tree, remedy).root
 
 
 def _flat(tree: Any, path: str = "") -> dict[str, str]:

@@ -52,19 +52,14 @@ def tracking_uri(home: Path) -> str:
     return named or sqlite_uri(home / "mlflow.db")
 
 
-def missing_file(uri: str) -> Path | None:
-    """Returns the file of a local store if it is missing; None for all other stores."""
-    file = sqlite_file(uri)
-    return file if file is not None and not file.is_file() else None
-
-
 def require_store(uri: str, remedy: str) -> None:
     """Checks that the file of a local store exists: MLflow would create it.
 
     Raises:
         UserError: where it is missing, with the remedy.
     """
-    if (file := missing_file(uri)) is not None:
+    file = sqlite_file(uri)
+    if file is not None and not file.is_file():
         raise UserError(f"there is no MLflow store {file}: {remedy}")
 
 

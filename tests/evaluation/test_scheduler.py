@@ -235,7 +235,7 @@ def test_a_store_killed_at_its_first_write_starts_again(tmp_path):
     (tmp_path / ".question.json.4711.tmp").write_text("{")
     OutcomeStore(tmp_path, PROTOCOL)
     (tmp_path / "question.json").write_text('{"model": ')
-    with pytest.raises(UserError, match=r"is damaged, so the protocol .* is unknown"):
+    with pytest.raises(UserError, match=r"is damaged .*of an unknown protocol"):
         OutcomeStore(tmp_path, PROTOCOL)
 
 
