@@ -92,11 +92,18 @@ class Stopwatch:
             with self.measure(label):
                 return call(*args, **kwargs)
 
-        if name == "__call__":  # Python looks it up in the class
-            kind = type(owner)
-            owner.__class__ = type(kind.__name__, (kind,), {name: staticmethod(watched)})
-        else:
-            setattr(owner, name, watched)
+        setattr(owner, name, watched)
+
+    def watch_calls(self, owner: object, label: str) -> None:
+        """Adds the time of all later calls of an object to a label."""
+        kind, measure = type(owner), self.measure
+
+        def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with measure(label):
+                return kind.__call__(self, *args, **kwargs)
+
+        # Python looks for `__call__` in the class of an object
+        owner.__class__ = type(kind.__name__, (kind,), {"__call__": watched})
 
     def take(self) -> dict[str, float]:
         """Returns the seconds by label and resets them."""

@@ -72,9 +72,9 @@ def watched_step(config: Config, arm: str, device: torch.device) -> Callable[[],
     assert learner is not None
     watch.watch(learner.task, "forward", CLASSIFIER)
     assert isinstance(state.training_step, TrainStep)
-    watch.watch(state.training_step.loss, "__call__", CLASSIFIER)
-    for term in (state.training_step.mi, state.training_step.objective):
-        watch.watch(term, "__call__", TERM)
+    watch.watch_calls(state.loss, CLASSIFIER)
+    watch.watch_calls(state.mi, TERM)
+    watch.watch_calls(state.training_step.objective, TERM)
     watch.watch(learner, "backward", CLASSIFIER)
     watch.watch(learner, "update", OPTIMISER)
     if estimators is not None:
