@@ -19,7 +19,14 @@ from raymi.data import ImageSet
 from raymi.formatting import as_typed
 
 _LIBRARIES = ("torch", "numpy", "foolbox", "pyautoattack", "torchattacks")
-OUTCOME_CODE = ("attacks", "models", "counter_rng.py", "data/augment.py", "evaluation/blocks.py")
+OUTCOME_CODE = (
+    "attacks",
+    "models",
+    "counter_rng.py",
+    "random_state.py",
+    "data/augment.py",
+    "evaluation/blocks.py",
+)
 """Files and folders of the package whose code decides the outcomes of attacks."""
 
 _FORMAT = 1  # of the files of an outcome store
