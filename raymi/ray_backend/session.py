@@ -37,12 +37,10 @@ class Resources:
 
     Attributes:
         use_gpu: Whether each worker has a GPU.
-        joined_cluster: Whether the session joined a cluster.
         slots: Number of workers that fit.
     """
 
     use_gpu: bool
-    joined_cluster: bool
     slots: int
 
 
@@ -138,7 +136,7 @@ def _of_this_machine(scaling: ScalingConfig, print_line: Callable[[str], None]) 
     )
     if scaling.use_gpu == "auto" and gpus and not use_gpu:
         print_line(_unused_gpus(scaling, gpus, "this machine has"))
-    return Resources(use_gpu, False, scaling.most_workers)
+    return Resources(use_gpu, scaling.most_workers)
 
 
 def _of_cluster(
@@ -158,7 +156,7 @@ def _of_cluster(
     if use_gpu:
         bundle = with_gpu
     free_slots.print_missing_slots(scaling, bundle, print_line)
-    return Resources(use_gpu, True, free_slots.num_slots(bundle))
+    return Resources(use_gpu, free_slots.num_slots(bundle))
 
 
 def _unused_gpus(scaling: ScalingConfig, gpus: int, where: str) -> str:

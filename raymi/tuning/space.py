@@ -43,7 +43,7 @@ from raymi.errors import UserError, did_you_mean, first_line
 from raymi.formatting import shown
 from raymi.local_paths import address_problem
 from raymi.overrides import examine, flatten, leaves, nest, overlay
-from raymi.recipes import RECIPES, VARIANTS, on_recipe
+from raymi.recipes import VARIANTS, on_recipe
 from raymi.tuning.settings import TuneConfig
 from raymi.tuning.space_files import known_spaces, space_file
 
@@ -325,11 +325,6 @@ def read_space(path: Traversable) -> Space:
                 "and set it in the command for all trials"
             )
     return space
-
-
-def compatible_recipes(space: Space) -> list[str]:
-    """Returns the recipes that a space can vary."""
-    return [recipe for recipe in RECIPES if space.incompatible(recipe) is None]
 
 
 def _suggested(key: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from raymi.errors import UserError
 from raymi.overrides import examine, flatten
 from raymi.recipes import RECIPES, on_recipe
-from raymi.tuning.space import compatible_recipes, find_space, read_space
+from raymi.tuning.space import find_space, read_space
 
 FILES = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.toml"))
 NAMES = [path.stem for path in FILES]
@@ -24,6 +24,10 @@ def write(folder: Path, text: str) -> Path:
 
 def test_the_documented_spaces_exist():
     assert {"mi_weights", "estimator_capacity", "mi_full", "smoke"} <= set(NAMES)
+
+
+def compatible_recipes(space):
+    return [recipe for recipe in RECIPES if space.incompatible(recipe) is None]
 
 
 @pytest.mark.parametrize("name", NAMES)
