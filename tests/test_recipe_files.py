@@ -95,7 +95,7 @@ def test_a_form_of_the_command_drops_the_settings_of_the_file_s_form() -> None:
         ("recipe = 'quickstart'\n[optim]\nepochs = = 2", "mine.toml is not TOML: Invalid value (at "
          "line 3, column 10)"),
         ("recipe = 'quickstart'\n[optim]\nepchs = 2", "mine.toml: unknown key 'optim.epchs': did "
-         "you mean optim.epochs or optim.ema?"),
+         "you mean optim.epochs or attack.eps?"),
         ("recipe = 'quickstart'\nlr = 2", "mine.toml: unknown key 'lr': did you mean optim.lr?"),
         ("recipe = 'quickstart'\n[optim]\nepochs = 'two'", "mine.toml: optim.epochs: expected "
          "whole number >= 1, got 'two'"),

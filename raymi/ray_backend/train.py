@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ray.cloudpickle
 import ray.train
 from ray.train.torch import TorchTrainer
 
 from raymi.config import Config
 from raymi.given import given_in
 from raymi.overrides import flatten
+from raymi.ray_backend.internals import cloudpickle
 from raymi.ray_backend.train_worker import train_worker
 from raymi.ray_backend.worker_process import worker_resources
 from raymi.runs.run_folder import RunFolder
@@ -64,7 +64,7 @@ def fit(
             "test": test,
             "until": until,
             # as bytes: to load them may import modules from `import_path`
-            "objects": ray.cloudpickle.dumps(given_in(flatten(config.model_dump()).values())),
+            "objects": cloudpickle.dumps(given_in(flatten(config.model_dump()).values())),
         },
         scaling_config=ray.train.ScalingConfig(
             num_workers=(

@@ -12,7 +12,6 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import ray.cloudpickle
 import ray.train
 import ray.train.torch
 import torch
@@ -24,6 +23,7 @@ from raymi.engine.loop import train
 from raymi.errors import StorageError, UserError
 from raymi.files import write_atomically
 from raymi.given import register
+from raymi.ray_backend.internals import cloudpickle
 from raymi.ray_backend.worker_process import add_import_path, forward_warnings
 from raymi.runs.run_folder import RunFolder
 
@@ -95,7 +95,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     config = Config.model_validate_json(job["config"])
     folder = RunFolder(Path(job["folder"]))
     add_import_path(job["import_path"])
-    register(ray.cloudpickle.loads(job["objects"]))
+    register(cloudpickle.loads(job["objects"]))
     torch.set_num_threads(config.scaling.cpus_per_worker)
     stop_file = None if job["stop_file"] is None else Path(job["stop_file"])
     context = RayContext(folder, job["deadline"], stop_file)

@@ -217,7 +217,7 @@ def test_resume_refuses_settings_that_decide_the_result(run: Run, tmp_path: Path
     )
     assert code == 2
     assert err.startswith(
-        "error: optim.lr, scaling.precision, scaling.sync_batchnorm, data.name cannot change when a"
+        "error: data.name, optim.lr, scaling.precision, scaling.sync_batchnorm cannot change when a"
     )
     assert "scaling.workers" in err.partition("change only")[2]
 

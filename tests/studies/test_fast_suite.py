@@ -44,7 +44,7 @@ def test_the_time_of_a_suite_includes_all_its_attacks(tmp_path):
 def test_settings_of_the_classifiers_are_valid(name):
     assert SUITES["fast"] == (measure.SUITES[0],)
     recipe, *words = measure.CLASSIFIERS[name]
-    parsed = split_words(words, {})
+    parsed = split_words(words)
     assert not parsed.problems
     tree, _ = on_recipe(recipe.removeprefix("recipe="), parsed.settings)
     assert isinstance(validate(tree), Config)

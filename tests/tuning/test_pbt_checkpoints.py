@@ -221,7 +221,7 @@ class DyingContext(LocalContext):
         self.left -= 1
         if self.left < 0:
             raise Killed
-        return False
+        return
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, STEPS])

@@ -144,10 +144,15 @@ def test_shared_phases_are_equal_bit_for_bit_and_others_differ(key, plain, tmp_p
 
 
 UNREAD = {
-    "pretraining": {"loss.base", "loss.beta", "loss.batchnorm", "optim.epochs", "optim.ema"}
+    "pretraining": {
+        *("loss.base", "loss.beta", "loss.soft_weight", "loss.class_temperature"),
+        *("loss.batchnorm", "optim.epochs", "optim.ema"),
+    }
     | {f"mi.{key}" for key in MIConfig.model_fields} - {"mi.pretrain_epochs"},
     "estimators": {
         *("loss.beta", "loss.batchnorm", "loss.label_smoothing", "mi.pretrain_epochs"),
+        *("loss.soft_weight", "loss.class_temperature", "attack.radius_warmup"),
+        *("optim.name", "optim.clip_norm"),
         *(f"mi.{k}" for k in ("form", "weight", "balance", "alpha_max", "samples", "gradient")),
         *("mi.difference", "mi.cosine", "mi.clamp", "optim.epochs", "optim.lr", "optim.momentum"),
         *("optim.nesterov", "optim.weight_decay", "optim.schedule", "optim.milestones"),
@@ -174,7 +179,9 @@ def changed(config, key):
     section, _, leaf = key.rpartition(".")
     holder = getattr(config, section) if section else config
     value = getattr(holder, leaf)
-    if isinstance(value, bool):
+    if key == "loss.base":
+        other = "mart"
+    elif isinstance(value, bool):
         other = not value
     elif isinstance(value, (int, float)):
         other = value + (1 if isinstance(value, int) else 0.5)
