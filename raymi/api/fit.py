@@ -25,7 +25,10 @@ from raymi.data.image_set import ImageSet
 from raymi.data.torch_dataset import read_datasets, save_datasets
 from raymi.errors import UserError
 from raymi.formatting import as_typed
-from raymi.given import give, give_module
+from raymi.given import give, give_module, name_of
+from raymi.losses.base import AdversarialLoss
+from raymi.losses.own import check_loss, loss_of
+from raymi.losses.registry import build_loss, lists_losses
 from raymi.models import build_model
 from raymi.overrides import split_words
 from raymi.ray_backend.train_driver import RunCallback
@@ -39,6 +42,7 @@ DATASETS_FOLDER = ".datasets"
 """Folder beside the runs with the images of data sets from Python, by digest."""
 
 Model = nn.Module | Callable[..., nn.Module] | str
+Loss = AdversarialLoss | type[AdversarialLoss] | str
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class FitResult:
     path: Path
 
 
+@lists_losses
 def fit(
     recipe: str = "quickstart",
     *,
@@ -66,7 +71,7 @@ def fit(
     train: object = None,
     val: object = None,
     test: object = None,
-    loss: str | None = None,
+    loss: Loss | None = None,
     settings: Mapping[str, Any] | None = None,
     workers: int | str | None = None,
     name: str | None = None,
@@ -92,7 +97,9 @@ def fit(
         val: Dataset of validation images; None: a share `data.val_fraction` of each class of
             `train`.
         test: Dataset of test images; None: 20% of each class of `train`.
-        loss: adversarial loss, in place of the recipe's `loss.base`: at, trades or mart.
+        loss: adversarial loss, in place of the recipe's `loss.base`: name
+            (`raymi.losses.losses()`, or `module:name` of your own); a subclass of
+            `raymi.losses.AdversarialLoss`, also of a notebook; or an object of one.
         settings: values by key, such as `{"optim.epochs": 2, "eps": "8/255"}`; see
             `python -m raymi.train --help`.
         workers: number of Ray workers, or a range such as "2..8"; None: the recipe's. 0: trains in
@@ -117,7 +124,7 @@ def fit(
     arguments = {
         "recipe": recipe,
         "name": name,
-        "loss.base": loss,
+        "loss.base": None if loss is None else _loss_name(loss),
         "model.name": None if model is None else _model_name(model),
         "scaling.workers": None if here else workers,
         "data.name": None if train is None else "npz",
@@ -183,6 +190,18 @@ def _model_name(model: Model) -> str:
     )
 
 
+def _loss_name(loss: Loss) -> str:
+    """Returns a name under which workers build a loss.
+
+    Raises:
+        UserError: The object is no loss.
+    """
+    if isinstance(loss, str):
+        return loss
+    loss_of(name_of(loss), loss, {})
+    return give(loss)
+
+
 def _with_datasets(config: Config, sets: Mapping[str, object]) -> Config:
     """Reads data sets and writes them for the workers; returns the configuration that names them.
 
@@ -193,6 +212,10 @@ def _with_datasets(config: Config, sets: Mapping[str, object]) -> Config:
     read = read_datasets(given, config.data.image_size)
     if "test" not in read:
         read["train"], read["test"] = with_test_split(read["train"])[:2]
+    num_classes = len(read["train"].class_names)
+    if ":" in config.loss.base:
+        loss = build_loss(config.loss.base, config.loss.settings())
+        check_loss(config.loss.base, loss, num_classes)
     _check_model(config, read["train"])
     digest = hashlib.sha256("".join(f"{k} {v.digest}" for k, v in read.items()).encode())
     folder = runs_folder(config) / DATASETS_FOLDER / digest.hexdigest()[:16]

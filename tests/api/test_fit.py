@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import raymi
+from raymi.losses import AdversarialLoss, losses
 from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.standalone import main as standalone
@@ -155,6 +156,45 @@ def test_run_of_a_name_is_not_continued_with_other_objects(fit, changed, named):
         fit(**{**arguments, **changed})
 
 
+class Squared(AdversarialLoss):
+    """Squared distance of probabilities from the labels."""
+
+    title = "Squared"
+
+    class Settings(AdversarialLoss.Settings):
+        scale: float = 1.0
+        """Factor."""
+
+    def __call__(self, logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Any) -> Tensor:
+        target = nn.functional.one_hot(y, logits_adv.shape[1])
+        apart = (logits_adv.softmax(dim=1) - target).square().sum(dim=1)
+        return self.settings.scale * shard.mean(apart)
+
+
+def test_own_losses_are_given_by_class_object_or_name(fit):
+    settings = {"data.limit": 100, "optim.epochs": 1}
+    by_name, by_class, by_object, other = (
+        weights(fit("quickstart-at", loss=loss, settings=settings).path)
+        for loss in ("test_fit:Squared", Squared, Squared(scale=1.0), Squared(scale=2.0))
+    )
+    assert_same(by_name, by_class)
+    assert_same(by_name, by_object)
+    assert any(not torch.equal(by_name[key], other[key]) for key in by_name)
+
+
+def test_run_with_an_own_loss_continues_with_the_same_loss_only(fit):
+    arguments = {"train": digits(), "name": "mine"}
+    first = fit(loss=Squared(scale=2.0), **arguments)
+    assert fit(loss=Squared(scale=2.0), **arguments).metrics == first.metrics
+    with pytest.raises(raymi.UserError, match=r"begun with another loss.base \(loss\)"):
+        fit(loss=Squared, **arguments)
+
+
+def test_docstrings_list_the_losses_of_the_registry():
+    for documented in (raymi.fit, raymi.NAMIDLoss):
+        assert " | ".join(losses()) in documented.__doc__
+
+
 def test_works_outside_of_the_main_thread(fit):
     results: list[raymi.FitResult] = []
     thread = threading.Thread(target=lambda: results.append(fit(settings={"data.limit": 100})))
@@ -218,6 +258,10 @@ IMAGES, LABELS = digits().tensors
         ({"train": digits(), "model": Exits}, "SystemExit: 3"),
         ({"train": digits(), "model": Net(5, 8)}, r"to logits \(2, 10\), got \(2, 5\)"),
         ({"train": digits(), "model": lambda: Net(10, 8)}, "called with num_classes= and"),
+        ({"loss": 3}, "must be a subclass of raymi.losses.AdversarialLoss, got int"),
+        ({"loss": AdversarialLoss, "train": digits()}, "but NotImplementedError"),
+        ({"loss": Squared(), "settings": {"loss.beta": 1}}, "has its settings already, got beta"),
+        ({"loss": "no_such_module:Loss"}, "cannot import module 'no_such_module'"),
         ({"model": 3}, "model must be a torch.nn.Module, a function .* got int"),
         ({"settings": {"optim.epoch": 2}}, "unknown key 'optim.epoch': did you mean"),
         ({"settings": {"lr": -1}}, "optim.lr: expected number > 0"),

@@ -73,7 +73,7 @@ class Unmakeable(nn.Module):
 
 
 class Place(Collectives):
-    """One of three workers, without a process group."""
+    """Worker without a process group, with two others."""
 
     world_size = 3
 
