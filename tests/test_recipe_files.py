@@ -95,7 +95,7 @@ def test_a_form_of_the_command_drops_the_settings_of_the_file_s_form() -> None:
         ("recipe = 'quickstart'\n[optim]\nepochs = = 2", "mine.toml is not TOML: Invalid value (at "
          "line 3, column 10)"),
         ("recipe = 'quickstart'\n[optim]\nepchs = 2", "mine.toml: unknown key 'optim.epchs': did "
-         "you mean optim.epochs or optim.ema?"),
+         "you mean optim.epochs or attack.eps?"),
         ("recipe = 'quickstart'\nlr = 2", "mine.toml: unknown key 'lr': did you mean optim.lr?"),
         ("recipe = 'quickstart'\n[optim]\nepochs = 'two'", "mine.toml: optim.epochs: expected "
          "whole number >= 1, got 'two'"),
@@ -147,6 +147,7 @@ def test_a_fault_names_the_file_that_has_it_and_other_settings_are_still_checked
         ({"name": "cifar10"}, "cifar10-cpu"),
         ({"name": "folder", "root": "photos"}, "photos"),
         ({"name": "npz", "root": "x.npz"}, "photos"),
+        ({"name": "my.data:images"}, "photos"),
         ({"name": "tiny-imagenet"}, "paper-tinyimagenet-linf"),
     ],
 )

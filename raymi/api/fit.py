@@ -22,7 +22,7 @@ from raymi.commands.train.run import train as run_on_ray
 from raymi.config import Config, ScalingConfig
 from raymi.data.arrays import with_test_split
 from raymi.data.image_set import ImageSet
-from raymi.data.torch_dataset import read_datasets, save_datasets
+from raymi.data.torch_dataset import check_dataset, read_datasets, save_datasets
 from raymi.errors import UserError
 from raymi.formatting import as_typed
 from raymi.given import give, give_module, name_of
@@ -32,6 +32,7 @@ from raymi.losses.registry import build_loss, lists_losses
 from raymi.models import build_model
 from raymi.overrides import split_words
 from raymi.ray_backend.train_driver import RunCallback
+from raymi.recipes import RECIPES_BY_SIZE
 from raymi.runs.record import RunRecord, read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import new_run_folder, runs_folder
@@ -65,7 +66,7 @@ class FitResult:
 
 @lists_losses
 def fit(
-    recipe: str = "quickstart",
+    recipe: str | None = None,
     *,
     model: Model | None = None,
     train: object = None,
@@ -85,7 +86,9 @@ def fit(
     finished run.
 
     Args:
-        recipe: name of a recipe, see `python -m raymi.train --help`.
+        recipe: name of a recipe, see `python -m raymi.train --help`, or a recipe file; None: the
+            first one for the data, as in the commands. For `train` it is photos, which resizes
+            images to 64x64 pixels; smaller ones need a recipe.
         model: network that maps normalised images (B, 3, H, W) to logits (B, K); raymi normalises.
             A function or class called with `num_classes=` and `image_size=`, also of a notebook; a
             module, whose copy is trained from its present weights; or a name: of raymi's networks,
@@ -93,7 +96,7 @@ def fit(
         train: map-style torch Dataset of (image, label), in place of the recipe's data; read once.
             Images are tensors or arrays of floats in [0, 1] (rounded to 8 bits) or of uint8, or PIL
             images; labels are 0, 1, 2, .... No random transforms: raymi augments. Images keep their
-            size unless `settings` has `data.image_size`.
+            size unless `settings` has `data.image_size`, or `recipe` is None.
         val: Dataset of validation images; None: a share `data.val_fraction` of each class of
             `train`.
         test: Dataset of test images; None: 20% of each class of `train`.
@@ -129,7 +132,7 @@ def fit(
         "scaling.workers": None if here else workers,
         "data.name": None if train is None else "npz",
     }
-    config, problems = _configured(arguments, settings or {})
+    recipe, config, problems = _configured(arguments, settings or {}, train)
     if train is None and (val is not None or test is not None):
         problems.append("val and test need train: give your own data sets, or none")
     if problems:
@@ -152,13 +155,17 @@ def fit(
 
 
 def _configured(
-    arguments: Mapping[str, str | int | None], settings: Mapping[str, Any]
-) -> tuple[Config, list[str]]:
-    """Returns the configuration, and a line for each problem.
+    arguments: Mapping[str, str | int | None], settings: Mapping[str, Any], train: object
+) -> tuple[str, Config, list[str]]:
+    """Returns recipe and configuration, and a line for each problem.
 
     Args:
         arguments: of `fit`, by the key that each sets; None: not given.
         settings: of `fit`.
+        train: of `fit`.
+
+    Raises:
+        UserError: The first image of `train` cannot be read.
     """
     given = {key: value for key, value in arguments.items() if value is not None}
     parsed = split_words(
@@ -166,10 +173,18 @@ def _configured(
         StandaloneOptions,
     )
     tree = dict(parsed.settings)
-    if "data.name" in given:  # the recipe's size belongs to its own images
+    if train is not None and "recipe" in given:  # the recipe's size is of its own images
         tree["data"] = {"image_size": None, **tree["data"]}
-    _, config, problems = new_run(parsed.own["recipe"], tree)
-    return config, [*parsed.problems, *problems]
+    recipe, config, problems = new_run(parsed.own.get("recipe"), tree)
+    if train is not None and "image_size" not in tree["data"]:
+        height, width = check_dataset("train", train).shape[1:]
+        side = config.data.image_size or 0
+        if max(height, width) < side:
+            problems.append(
+                f"images of train have {width}x{height} pixels, and {recipe}, the recipe for own "
+                f"images, has {side}x{side}: add recipe=NAME; {RECIPES_BY_SIZE}"
+            )
+    return recipe, config, [*parsed.problems, *problems]
 
 
 def _model_name(model: Model) -> str:

@@ -32,8 +32,8 @@ class Interrupt:
 
 def fit(model):
     settings = {**QUICK, "optim.epochs": 60, "tracking.enabled": True}
-    return raymi.fit(model=model, train=digits(), workers=2, name="mine", settings=settings,
-                     callbacks=[interrupt])
+    return raymi.fit("quickstart", model=model, train=digits(), workers=2, name="mine",
+                     settings=settings, callbacks=[interrupt])
 
 interrupt = Interrupt()
 try:

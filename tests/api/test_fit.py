@@ -30,7 +30,10 @@ def fit(tmp_path: Path) -> Callable[..., raymi.FitResult]:
 
     def call(*words: str, **arguments: Any) -> raymi.FitResult:
         settings = {**QUICK, "out": tmp_path, **arguments.pop("settings", {})}
-        return raymi.fit(*words, **{"workers": 0, "callbacks": (), **arguments}, settings=settings)
+        fixed: dict[str, Any] = {"workers": 0, "callbacks": (), "settings": settings}
+        if not words:
+            fixed["recipe"] = "quickstart"
+        return raymi.fit(*words, **{**fixed, **arguments})
 
     return call
 
@@ -85,6 +88,31 @@ def test_own_data_and_network_give_a_classifier_of_raw_images(fit):
         "test/clean_acc", "test/pgd1_acc", "val/clean_acc", "val/robust_acc"
     }  # fmt: skip
     assert result.path.is_dir()
+
+
+def test_data_without_a_recipe_get_the_one_of_own_images(fit):
+    images, labels = torch.rand(20, 3, 80, 80), torch.arange(20) % 2
+    settings = {"optim.epochs": 1, "scaling.precision": "fp32", "probe.steps": 0}
+    arguments = {"model": Net, "train": TensorDataset(images, labels), "settings": settings}
+    run = RunFolder(fit(recipe=None, **arguments).path)
+    assert run.read_about()["recipe"] == "photos"
+    assert run.read_config().data.image_size == 64
+    kept = RunFolder(fit(recipe="photos", **arguments).path)
+    assert kept.read_config().data.image_size is None
+    small = RunFolder(fit(recipe=None, settings={"data.limit": 100}).path)
+    assert small.read_about()["recipe"] == "quickstart"
+
+
+def test_weights_of_a_run_are_found_by_its_name(fit):
+    source = fit(name="source", settings={"data.limit": 100})
+    slow = {"optim.lr": 1e-12, "optim.epochs": 1, "optim.weight_decay": 0, "data.limit": 100}
+    tuned = fit(settings={**slow, "model.weights": "source"})
+    before, after = weights(source.path, "best"), weights(tuned.path)
+    assert all(
+        torch.allclose(after[key], before[key], atol=1e-6) for key in before if "weight" in key
+    )
+    with pytest.raises(raymi.UserError, match=r"model\.weights: no file .no_such_run."):
+        fit(settings={"model.weights": "no_such_run"})
 
 
 def test_module_is_trained_from_its_weights_and_does_not_change(fit):
@@ -253,6 +281,10 @@ IMAGES, LABELS = digits().tensors
         ({"train": TensorDataset(IMAGES.to(torch.uint8), LABELS)}, "nearly black"),
         ({"train": TensorDataset(IMAGES.long(), LABELS)}, "got int64: convert it"),
         ({"train": TensorDataset(IMAGES[:, :, :, None], LABELS)}, r"got \(1, 8, 1, 8\): drop"),
+        ({"recipe": None, "train": digits()},
+         "images of train have 8x8 pixels, and photos, .* add recipe=NAME; .* 16x16 .* quickstart"),
+        ({"recipe": None, "settings": {"data.name": "svhn"}},
+         "no recipe is made for data.name=svhn"),
         ({"test": digits()}, "val and test need train"),
         ({"train": digits(), "model": Tuple}, r"to logits \(2, 10\), got tuple"),
         ({"train": digits(), "model": Exits}, "SystemExit: 3"),
