@@ -115,8 +115,11 @@ class OptimConfig(Section):
 
 
 class ScalingConfig(Section):
-    """Workers and hardware. With synchronised BatchNorm only `micro_batch` changes the mathematics
-    of a step; `precision` changes its rounding."""
+    """Workers and hardware.
+
+    With synchronised BatchNorm only `micro_batch` changes the mathematics of a step; `precision`
+    changes its rounding.
+    """
 
     workers: Workers = 1
     """Number of workers that share each global batch. A range such as 2..8 is elastic: the run
@@ -176,8 +179,10 @@ class ValidationConfig(Section):
 
 
 class ProbeConfig(Section):
-    """New estimators trained with a fixed budget on the finished classifier, as in the paper's
-    Fig. 4; the same for every method, with or without MI."""
+    """New estimators trained with a fixed budget on the finished classifier.
+
+    Follows the paper's Fig. 4; the same for every method, with or without MI.
+    """
 
     steps: Whole = 300
     """Steps of the probes; 0: no probes."""

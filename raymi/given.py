@@ -53,6 +53,7 @@ class Copies:
         self._module = copy.deepcopy(module).cpu()
 
     def __call__(self, **_: int) -> nn.Module:
+        """Returns a copy; arguments of a function that builds networks have no effect."""
         return copy.deepcopy(self._module)
 
 

@@ -204,8 +204,10 @@ class EstimatorUpdate:
         """Performs a step and returns its metrics; none for one sample, without negatives.
 
         Args:
-            x, x_adv: (b, 3, H, W) in [0, 1].
-            logits, logits_adv: (b, K), detached.
+            x: (b, 3, H, W) in [0, 1].
+            x_adv: (b, 3, H, W) in [0, 1].
+            logits: (b, K) of x, detached.
+            logits_adv: (b, K) of x_adv, detached.
             y: (b,).
             shard: place of the b samples in the global batch.
         """

@@ -52,8 +52,10 @@ class EstimatorTask(nn.Module):
         """Computes loss and metrics of both estimators.
 
         Args:
-            x, x_adv: (b, 3, H, W).
-            logits, logits_adv: (b, K), detached.
+            x: (b, 3, H, W).
+            x_adv: (b, 3, H, W).
+            logits: (b, K) of x, detached.
+            logits_adv: (b, K) of x_adv, detached.
             y: (b,).
             shard: place of the samples in the global batch.
         """

@@ -53,8 +53,10 @@ class MITerm:
         """Computes L_mi (Eq. 8) and metrics.
 
         Args:
-            x, x_adv: (b, 3, H, W) in [0, 1].
-            logits, logits_adv: (b, K) of x and x_adv.
+            x: (b, 3, H, W) in [0, 1].
+            x_adv: (b, 3, H, W) in [0, 1].
+            logits: (b, K) of x.
+            logits_adv: (b, K) of x_adv.
             y: (b,).
             shard: place of the b samples in the global batch.
 
@@ -86,6 +88,7 @@ class RandomGradient(MITerm):
         y: Tensor,
         shard: Shard,
     ) -> tuple[Tensor | None, Metrics]:
+        """Returns the product of noise and outputs; arguments as of `MITerm`."""
         key = random_key("random gradient", shard.key)
         noise = counter_rng.normal(key, shard.index, (logits_adv.shape[1],)).to(logits_adv.dtype)
         return shard.mean((noise * logits_adv).sum(dim=1)), {}

@@ -79,6 +79,7 @@ class RayContext:
         return True
 
     def agree(self, answer: bool) -> bool:
+        """Returns rank 0's answer; see `Context`."""
         (agreed,) = self._flags.broadcast(answer)
         return bool(agreed)
 

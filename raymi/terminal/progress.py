@@ -200,9 +200,11 @@ class TimeLeft:
         self.restart(0)
 
     def restart(self, step: int) -> None:
+        """Measures the pace from a step on, and from now."""
         self._step, self._since = step, time.monotonic()
 
     def left(self, step: int, total: int) -> str:
+        """Returns hours, minutes and seconds until step `total`; a question mark without a pace."""
         done = step - self._step
         if done <= 0:
             return "?"

@@ -1,5 +1,4 @@
-"""Options of `python -m raymi.bench`: measures step cost, scaling and memory on
-the machine it runs on.
+"""Options of `python -m raymi.bench`: measures step cost, scaling and memory on this machine.
 
 Shows where the time of a training step goes, what NAMID costs beside AT and beside the schedule of
 the released code, PGD against torchattacks, one worker against several, Ray Train against plain

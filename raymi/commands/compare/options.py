@@ -1,12 +1,11 @@
-"""Options of `python -m raymi.compare`: compares variants of one recipe over seeds, in
-pairs, without Ray and MLflow.
+"""Options of `python -m raymi.compare`: compares variants of one recipe over seeds, in pairs.
 
-Runs with the same seed share data order, augmentation, attack starts and initial weights. The
-compared number is the difference to the first arm, seed by seed. Each arm and seed is an ordinary
-run in `out`/`name`/ARM-seedK (runs/RECIPE-comparison), trained by `python -m raymi.standalone` on
-one device. Given again, the command continues: it keeps finished runs, and resumes others from
-their last checkpoint. Losses that are not finite are a result, "diverged"; delete the folder of
-such a run to try it again.
+Runs need neither Ray nor MLflow. Runs with the same seed share data order, augmentation, attack
+starts and initial weights. The compared number is the difference to the first arm, seed by seed.
+Each arm and seed is an ordinary run in `out`/`name`/ARM-seedK (runs/RECIPE-comparison), trained by
+`python -m raymi.standalone` on one device. Given again, the command continues: it keeps finished
+runs, and resumes others from their last checkpoint. Losses that are not finite are a result,
+"diverged"; delete the folder of such a run to try it again.
 
 All keys are settings of a run and apply to all arms. An arm without MI ignores mi.weight and
 mi.balance, and only staged arms use mi.pretrained and mi.estimators.
