@@ -73,7 +73,7 @@ class Unmakeable(nn.Module):
 
 
 class Place(Collectives):
-    """Worker without a process group, with two others."""
+    """Worker of three, without a process group."""
 
     world_size = 3
 
