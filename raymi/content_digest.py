@@ -18,7 +18,10 @@ from typing import Any
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Path)
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-_SKIPPED = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__", "__signature__"}
+_SKIPPED = {
+    *("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__"),
+    *("__signature__", "__slotnames__"),  # which pydantic, and a copy of an instance, add
+}
 """Attributes of a class that do not change what it does; `__pydantic_...__` hold ids of objects."""
 
 

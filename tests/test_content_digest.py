@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import subprocess
@@ -82,6 +83,14 @@ def test_digest_follows_the_weights() -> None:
     before = content_digest(net)
     net[1].running_mean += 1
     assert content_digest(net) != before
+
+
+def test_copies_of_instances_do_not_change_the_digest_of_a_class() -> None:
+    for cls in (source(SETTINGS.format(1.0)), source(CLASS.format(1))):
+        before, instance = content_digest(cls), cls()
+        copied = copy.deepcopy(instance)
+        assert content_digest(cls) == before
+        assert content_digest(copied) == content_digest(instance)
 
 
 def test_objects_may_refer_to_each_other() -> None:
