@@ -187,7 +187,7 @@ class _Checks:
             raise self.error(
                 "survive copy.deepcopy, which averaged weights need",
                 what_happened(error),
-                "keep no tensors with a graph in attributes, or train without averages (optim.ema=0)",
+                "keep no tensors with a graph in attributes, or set optim.ema=0",
             ) from error
 
     def attacked(self) -> Tensor:

@@ -130,7 +130,7 @@ def match(
         outputs, local_features, rows, classes, divergence, part
     )
     parts = shard.exchange(log_sum)  # (W, b, P)
-    if y is not None:
+    if y is not None and classes is not None:
         counts = y[:, None].ne(classes).sum(dim=1)
         parts = parts.masked_fill((counts == 0)[:, None], 0.0)  # their value is 0, not NaN
         log_negatives = torch.logsumexp(parts, dim=0)

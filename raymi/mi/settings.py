@@ -141,8 +141,8 @@ class MIConfig(Section):
     estimator_epochs: Count | None = None
     """staged: epochs of the estimators; none: half of `optim.epochs`."""
     weight: Weight | None = None
-    """Fixed weight of the MI loss (the paper's alpha), or with `mix` the teacher's largest share; 0:
-    MI is off. Excludes `balance`."""
+    """Fixed weight of the MI loss (the paper's alpha), or with `mix` the largest share of the
+    teacher; 0: MI is off. Excludes `balance`."""
     balance: Weight | None = None
     """Ratio of the norms of the MI and the adversarial gradient at the logits: sets the weight at
     each step. Excludes `weight`."""
@@ -276,8 +276,8 @@ class MIConfig(Section):
             value = getattr(self, key)
             if self.mix and value != needed:
                 raise ValueError(
-                    f"mix=true adds no MI term to the loss, got {key}={as_typed(value)}: remove it, "
-                    "or set mix=false"
+                    f"mix=true adds no MI term to the loss, got {key}={as_typed(value)}: "
+                    "remove it, or set mix=false"
                 )
         return self
 
