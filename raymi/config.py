@@ -290,6 +290,19 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _soft_targets_fit(self) -> Config:
+        if self.mi.mix and self.mi.enabled:
+            for key, value, needed in (
+                ("loss.base", self.loss.base, "at"), ("attack.name", self.attack.name, "pgd")
+            ):  # fmt: skip
+                if value != needed:
+                    raise ValueError(
+                        f"mi.mix=true needs {key}={needed}, got {value}: others take labels; set "
+                        "mi.mix=false"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _micro_batches_have_statistics(self) -> Config:
         if self.scaling.micro_batch is not None and self.loss.batchnorm != "adversarial":
             raise ValueError(
@@ -305,7 +318,7 @@ class Config(Section):
                 f"optim.batch_size must be at least scaling.workers, got {self.optim.batch_size} "
                 f"for {self.scaling.workers} workers: they share the global batch"
             )
-        if self.mi.enabled and self.optim.batch_size < 2:
+        if self.mi.has_estimators and self.optim.batch_size < 2:
             raise ValueError(
                 f"optim.batch_size must be at least 2, got {self.optim.batch_size}: an MI estimate "
                 "needs negatives (mi.weight=0 switches MI off)"

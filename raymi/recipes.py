@@ -214,6 +214,15 @@ VARIANTS: dict[str, Recipe] = {
         "control: a random gradient at the logits, 0.2 of the adversarial loss's norm",
         {"mi": {"form": "random", "schedule": "joint"}},
     ),
+    "teacher": Recipe(
+        "KL divergences from the output of an averaged classifier, without estimators",
+        {"mi": {"form": "teacher"}},
+    ),
+    "adr": Recipe("AT on labels refined by an averaged classifier (ADR)", {"mi": {"form": "adr"}}),
+    "js": Recipe(
+        "Jensen-Shannon divergence of natural and adversarial output, without estimators",
+        {"mi": {"form": "js"}},
+    ),
     **_of_losses(),
     "at-clean-forward": Recipe(
         "control: AT, and an unused clean forward in the BatchNorm statistics",

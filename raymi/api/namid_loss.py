@@ -72,6 +72,11 @@ class NAMIDLoss(nn.Module):
         super().__init__()
         named = loss if isinstance(loss, str) else "at"
         config = validate({"mi": mi, "loss": {"base": named}, "seed": seed})
+        if config.mi.has_teacher:
+            raise UserError(
+                f"NAMIDLoss sees outputs only, but mi.form={config.mi.form} averages the "
+                "classifier: train with raymi.fit, or choose another form"
+            )
         if isinstance(loss, str):
             loss = build_loss(loss, config.loss.settings())
         else:
@@ -87,7 +92,7 @@ class NAMIDLoss(nn.Module):
         self._group: Collectives = ProcessGroup() if dist.is_initialized() else Collectives()
         self._mi = build_mi_term(config.mi, self.estimators)
         self._objective = build_objective(config.mi)
-        self._needs_labels = config.mi.objective != "mim"
+        self._needs_labels = config.mi.objective != "mim" or config.mi.negative_classes == "other"
         self._learner: Learner | None = None
         if self.estimators is not None:
             if self._group.world_size > 1:
@@ -110,7 +115,8 @@ class NAMIDLoss(nn.Module):
             x_adv: (b, 3, H, W) in [0, 1].
             logits: (b, K) of x.
             logits_adv: (b, K) of x_adv.
-            y: (b,) labels; needed by objectives that select samples (contrast).
+            y: (b,) labels; needed by objectives that select samples (contrast) or
+                negatives.
 
         Returns:
             Detached values, whose mean over processes is the batch's; none without estimators.
@@ -121,7 +127,7 @@ class NAMIDLoss(nn.Module):
         assert self.estimators is not None
         if y is None:
             if self._needs_labels:
-                raise UserError("this mi.objective selects samples by their labels: give y")
+                raise UserError("this objective selects samples by their labels: give y")
             y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         if isinstance(self._learner.task, EstimatorTask):  # DDP needs the final device
             self._learner.task = distributed(self._learner.task, self._group, x.device)
