@@ -289,17 +289,31 @@ class Config(Section):
             )
         return self
 
+    @property
+    def soft_targets(self) -> str:
+        """Setting that makes targets of the loss soft, as `key=value`; empty: labels."""
+        if self.data.mix_images is not None:
+            return f"data.mix_images={self.data.mix_images}"
+        return "mi.mix=true" if self.mi.mix and self.mi.enabled else ""
+
     @model_validator(mode="after")
     def _soft_targets_fit(self) -> Config:
-        if self.mi.mix and self.mi.enabled:
-            for key, value, needed in (
-                ("loss.base", self.loss.base, "at"), ("attack.name", self.attack.name, "pgd")
-            ):  # fmt: skip
-                if value != needed:
-                    raise ValueError(
-                        f"mi.mix=true needs {key}={needed}, got {value}: others take labels; set "
-                        "mi.mix=false"
-                    )
+        loss = losses().get(self.loss.base)  # the user's own is checked when a run begins
+        selects = self.data.mix_images is not None and self.mi.has_estimators
+        labelled = {
+            f"loss.base={self.loss.base}": loss is not None and not loss.takes_soft_targets,
+            f"attack.name={self.attack.name}": self.attack.name != "pgd",
+            f"mi.objective={self.mi.objective}": selects and self.mi.objective != "mim",
+            f"mi.samples={self.mi.samples}": selects and self.mi.samples != "all",
+            "mi.negative_classes=other": selects and self.mi.negative_classes == "other",
+            "mi.mix=true": self.data.mix_images is not None and self.mi.mix and self.mi.enabled,
+        }
+        hard = [key for key, is_on in labelled.items() if is_on]
+        if self.soft_targets and hard:
+            raise ValueError(
+                f"{self.soft_targets} trains on soft targets, but labels are needed by "
+                f"{', '.join(hard)}: remove one or the other"
+            )
         return self
 
     @model_validator(mode="after")

@@ -62,6 +62,12 @@ def build_phase(
     loss = build_loss(config.loss.base, config.loss.settings())
     if ":" in config.loss.base:  # tests check the losses of raymi
         check_loss(config.loss.base, loss, splits.num_classes)
+        if config.soft_targets and not loss.takes_soft_targets:
+            raise UserError(
+                f"loss {config.loss.base!r} takes labels, but {config.soft_targets} trains on soft "
+                "targets: let the loss accept y (b, K) with takes_soft_targets = True, or remove "
+                f"{config.soft_targets}"
+            )
     objective = config.attack.objective or loss.attack_objective
     if (problem := start_problem(objective, config.attack)) is not None:
         raise UserError(problem)

@@ -13,6 +13,7 @@ from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import start_of
 from raymi.attacks.settings import AttackConfig
 from raymi.collectives import Metrics, Shard
+from raymi.data.mix_images import labels_of
 from raymi.engine.learner import Learner
 from raymi.engine.train_loader import Batch
 from raymi.engine.user_attacker import UserAttacker
@@ -130,7 +131,7 @@ class TrainStep:
             Detached 0-d metrics whose mean over workers is the global batch's.
         """
         x, y, shard = batch
-        target = self.mi.target(x, y, shard)
+        target, y = self.mi.target(x, y, shard), labels_of(y)
         x_adv = self.attack(x, target, shard)
         with self.worst_weights(partial(self._ascend, x, x_adv, target, shard)):
             logits, logits_adv = self.classifier.task(x, x_adv, shard)
@@ -175,8 +176,8 @@ class EstimatorStep:
 
     def __call__(self, batch: Batch) -> Metrics:
         """Updates the estimators once; argument and result as of `TrainStep`."""
-        x, y, shard = batch
-        x_adv = self.attack(x, y, shard)
+        x, target, shard = batch
+        x_adv, y = self.attack(x, target, shard), labels_of(target)
         model = self.attack.model
         with evaluation_mode(model), torch.no_grad(), self.attack.autocast():
             logits, logits_adv = (

@@ -21,6 +21,7 @@ class AT(AdversarialLoss):
 
     title = "AT"
     namid_title = "NAMID"
+    takes_soft_targets = True
 
     class Settings(AdversarialLoss.Settings):
         """Settings of AT."""

@@ -98,6 +98,9 @@ def check_loss(name: str, loss: AdversarialLoss, num_classes: int) -> None:
             except _CollectiveUsed:
                 parts = [whole]  # only several processes can show it
                 break
+        if loss.takes_soft_targets:
+            probabilities = torch.rand(5, num_classes, generator=generator).softmax(dim=1)
+            _value(name, loss, z, z_adv, probabilities, Shard.alone(5))
         mean = torch.stack(parts).mean()
         if not torch.allclose(mean, whole, rtol=1e-4, atol=1e-5):
             raise _error(

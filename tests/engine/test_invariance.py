@@ -34,6 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "namid-other-classes": {"mi.negative_classes": "other", "mi.natural_cap": True},
     "teacher-on-trades": {**NO_ESTIMATORS, "mi.form": "teacher", **TRADES},
     "adr-awp-ema": {**NO_ESTIMATORS, "mi.form": "adr", **AVERAGED_AT_WORST_WEIGHTS},
+    "namid-cutmix": {"data.mix_images": "cutmix"},
     "js-on-mart": {**NO_ESTIMATORS, "mi.form": "js", **MART},
     "staged-pretraining": {**STAGED, **AVERAGED_AT_WORST_WEIGHTS},
     "staged-estimators": STAGED,
@@ -41,7 +42,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "staged-classifier-dv-on-trades": {**STAGED, "mi.bound": "dv", **TRADES},
     "staged-classifier-awp-ema-on-mart": {**STAGED, **MART, **AVERAGED_AT_WORST_WEIGHTS},
 }
-WITH_EMPTY_WORKER = ["trades", "namid", "namid-other-classes", "adr-awp-ema", "staged-classifier"]
+WITH_EMPTY_WORKER = ["trades", "namid", "namid-other-classes", "adr-awp-ema", "namid-cutmix",
+                     "staged-classifier"]  # fmt: skip
 """Methods that three workers run; four run all of them in the exhaustive tests."""
 
 
