@@ -115,9 +115,7 @@ def test_two_steps_equal_those_of_the_engine(base: str, mi: dict[str, Any]) -> N
         ({"temperature": "cosine:1:0.1"}, "got temperature=cosine:1:0.1: give a number"),
     ],
 )
-def test_forms_and_schedules_that_need_the_run_are_refused(
-    mi: dict[str, Any], message: str
-) -> None:
+def test_forms_and_schedules_of_a_whole_run_are_refused(mi: dict[str, Any], message: str) -> None:
     with pytest.raises(raymi.UserError, match=re.escape(message)):
         raymi.NAMIDLoss(NUM_CLASSES, SIDE, **mi)
 

@@ -19,7 +19,7 @@ BATCH = Shard.alone(NUM)
 
 @pytest.fixture(scope="module")
 def outputs():
-    """Images, and logits that tell each of them apart, which two classes cannot."""
+    """Images, and logits that identify each of them, as no label of two classes can."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(NUM, 3, 8, 8, generator=generator)
     z = 4 * torch.randn(NUM, CLASSES, generator=generator)
