@@ -36,5 +36,5 @@ def test_type_checkers_see_the_same_names() -> None:
     assert (ROOT / "py.typed").is_file()
 
 
-def test_no_public_name_is_that_of_a_command() -> None:
+def test_no_public_name_is_a_command() -> None:
     assert set(raymi.__all__).isdisjoint(COMMANDS)

@@ -94,6 +94,17 @@ class Stopwatch:
 
         setattr(owner, name, watched)
 
+    def watch_calls(self, owner: object, label: str) -> None:
+        """Adds the time of all later calls of an object to a label."""
+        kind, measure = type(owner), self.measure
+
+        def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+            with measure(label):
+                return kind.__call__(self, *args, **kwargs)
+
+        # Python looks for `__call__` in the class of an object
+        owner.__class__ = type(kind.__name__, (kind,), {"__call__": watched})
+
     def take(self) -> dict[str, float]:
         """Returns the seconds by label and resets them."""
         taken = dict(self._seconds)

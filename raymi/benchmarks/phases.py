@@ -16,7 +16,7 @@ from raymi.benchmarks.clock import Stopwatch
 from raymi.benchmarks.plan import Plan
 from raymi.benchmarks.section import Section, number
 from raymi.config import Config
-from raymi.engine.step import Attacker
+from raymi.engine.step import Attacker, TrainStep
 
 DATA, CRAFTING, CLASSIFIER = (
     "data: order, augmentation",
@@ -71,9 +71,10 @@ def watched_step(config: Config, arm: str, device: torch.device) -> Callable[[],
     learner, estimators = state.classifier, state.estimator_learner
     assert learner is not None
     watch.watch(learner.task, "forward", CLASSIFIER)
-    watch.watch(state.training_step, "loss", CLASSIFIER)
-    for part in ("mi", "objective"):
-        watch.watch(state.training_step, part, TERM)
+    assert isinstance(state.training_step, TrainStep)
+    watch.watch_calls(state.loss, CLASSIFIER)
+    watch.watch_calls(state.mi, TERM)
+    watch.watch_calls(state.training_step.objective, TERM)
     watch.watch(learner, "backward", CLASSIFIER)
     watch.watch(learner, "update", OPTIMISER)
     if estimators is not None:

@@ -82,7 +82,7 @@ def test_numbers_equal_those_of_the_command(classifier, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(one, other)
 
 
-def test_outcomes_are_those_of_each_sample(classifier):
+def test_outcomes_are_of_each_sample(classifier):
     result = robust(classifier)
     x, y = digits(60, start=900).tensors
     x = ((x * 255).round() / 255).expand(-1, 3, -1, -1)

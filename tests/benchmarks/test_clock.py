@@ -96,6 +96,22 @@ def test_stopwatch_counts_nested_time_once(time: FakeTime) -> None:
     assert watch.take() == {}
 
 
+def test_stopwatch_watches_calls_of_one_object(time: FakeTime) -> None:
+    class Loss:
+        factor = 1
+
+        def __call__(self, seconds: float) -> float:
+            time.seconds += seconds
+            return self.factor * seconds
+
+    watch, loss, other = Stopwatch(), Loss(), Loss()
+    watch.watch_calls(loss, "loss")
+    loss.factor = 2
+    assert (loss(3.0), other(5.0)) == (6.0, 5.0)
+    assert isinstance(loss, Loss)
+    assert watch.take() == {"loss": 3.0}
+
+
 def test_stopwatch_works_after_an_error(time: FakeTime) -> None:
     watch = Stopwatch()
     with pytest.raises(KeyError), watch.measure("a"), watch.measure("b"):

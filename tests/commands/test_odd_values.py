@@ -156,7 +156,7 @@ def test_odd_words_are_refused_in_a_message(
         ({"scaling.workers": str(10**23)}, "expected at most 10000 workers"),
         ({"name": "a\x1bb"}, "expected a name without control characters, got 'a\\x1bb'"),
         ({"out": "~nobody-of-this-name/x"}, "no such user's home folder"),
-        ({"loss.base": [1]}, f"loss.base: expected {' | '.join(losses())}, got [1]"),
+        ({"loss.base": [1]}, f"loss.base: expected {' | '.join(losses())} | module:name, got [1]"),
     ],
 )
 def test_values_out_of_range_are_refused(settings: dict[str, object], message: str) -> None:

@@ -73,7 +73,7 @@ class Unmakeable(nn.Module):
 
 
 class Place(Collectives):
-    """One of three workers, without a process group."""
+    """Worker of three, without a process group."""
 
     world_size = 3
 
