@@ -161,7 +161,7 @@ def test_the_console_script_of_a_wheel_runs_every_command(installed: Path, tmp_p
     for name, text in helps.items():
         assert f"python -m raymi.{name} " in text
         assert text.endswith("exit code 0\n")
-    spaces = helps["tune"].partition("\nspaces\n")[2].partition("\n\n")[0]
+    spaces = helps["tune"].partition("\nspaces (space=NAME)\n")[2].partition("\n\n")[0]
     assert [line.split()[0] for line in spaces.splitlines()] == SPACES
 
     refused = _run(script, "tune", "space=smokee", cwd=tmp_path, PYTHONPATH=str(installed))

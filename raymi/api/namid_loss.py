@@ -77,6 +77,12 @@ class NAMIDLoss(nn.Module):
                 f"NAMIDLoss sees outputs only, but mi.form={config.mi.form} averages the "
                 "classifier: train with raymi.fit, or choose another form"
             )
+        for key in ("weight", "balance", "temperature"):
+            if isinstance(value := getattr(config.mi, key), str):
+                raise UserError(
+                    f"NAMIDLoss does not know the length of training, got {key}={value}: give a "
+                    "number, such as weight=1.0"
+                )
         if isinstance(loss, str):
             loss = build_loss(loss, config.loss.settings())
         else:

@@ -31,6 +31,11 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("at", {"form": "paper", "hidden": 16, "samples": "all"}),
     "contrast": ("at", {"objective": "contrast", "bound": "dv"}),
     "WMIM": ("at", {"form": "wmim"}),
+    "other classes": ("at", {"negative_classes": "other", "natural_cap": True}),
+    "JS on MART": (
+        "mart",
+        {"form": "js", "weight": 3.0, "hidden": None, "base_width": None, "depth": None},
+    ),
 }
 
 
@@ -101,6 +106,19 @@ def test_two_steps_equal_those_of_the_engine(base: str, mi: dict[str, Any]) -> N
             pairs = zip(state.estimators.state_dict().items(),
                         loss.estimators.state_dict().values(), strict=True)  # fmt: skip
             assert [name for (name, a), b in pairs if not torch.equal(a, b)] == []
+
+
+@pytest.mark.parametrize(
+    ("mi", "message"),
+    [
+        ({"form": "teacher"}, "mi.form=teacher averages the classifier: train with raymi.fit"),
+        ({"form": "js"}, "got weight=linear:0:10: give a number"),
+        ({"temperature": "cosine:1:0.1"}, "got temperature=cosine:1:0.1: give a number"),
+    ],
+)
+def test_forms_and_schedules_of_a_whole_run_are_refused(mi: dict[str, Any], message: str) -> None:
+    with pytest.raises(raymi.UserError, match=re.escape(message)):
+        raymi.NAMIDLoss(NUM_CLASSES, SIDE, **mi)
 
 
 def test_classifier_loss_leaves_the_estimators_alone() -> None:

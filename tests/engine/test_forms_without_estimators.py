@@ -129,6 +129,18 @@ def test_a_teacher_in_micro_batches_is_the_whole_one():
     assert pieces[0][-1] == pytest.approx(whole[0][-1], rel=1e-9)
 
 
+def test_reported_mi_has_negatives_of_all_classes():
+    """With others, the objective differs and so the next step, but not the first estimates."""
+    (one, weights), (other, others) = (
+        steps_in_float64(0, 1, {"mi.negative_classes": classes}, 2) for classes in ("all", "other")
+    )
+    names = ("mi/natural", "mi/natural_dv", "mi/adversarial", "mi/adversarial_dv")
+    assert [one[0][name] for name in names] == [other[0][name] for name in names]
+    assert "mi/natural_of_adversarial" in one[0].keys() - other[0].keys()
+    assert one[1]["mi/natural"] != other[1]["mi/natural"]
+    assert not same(weights, others)
+
+
 RESUMED = {
     "teacher": {**FORMS["teacher"], "loss.base": "trades", **PERTURBED},
     "adr": {**FORMS["adr"], "optim.ema": 0.9},

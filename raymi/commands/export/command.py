@@ -70,7 +70,7 @@ def export(source: ModelSource, folder: Path) -> None:
     Raises:
         StorageError: a file cannot be written.
     """
-    build = dict(source.build)
+    build = {key: value for key, value in source.build.items() if key not in ("kind", "source")}
     title = f"{source.name}: {build['name']} of {build['num_classes']} classes, exported by raymi."
     load_model = _LOAD_MODEL.format(sha256=hashlib.sha256(source.weights).hexdigest())
     code = classifier_source(build, ("import hashlib", "import io", "import pathlib"))
