@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from raymi.models.modes import evaluation_mode
-
-
-@contextmanager
-def random_state_kept(
-    seed: int | None = None, devices: Iterable[torch.device] = ()
-) -> Iterator[None]:
-    """Restores the global random state of torch, numpy and Python on exit.
-
-    Args:
-        seed: seed inside the context; None: the state is not changed on entry.
-        devices: GPUs whose state is restored, besides the CPU's.
-    """
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(sorted(devices, key=str)):
-            if seed is not None:
-                torch.manual_seed(seed)
-                np.random.seed(seed % 2**32)  # noqa: NPY002
-                random.seed(seed)
-            yield
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
+from raymi.random_state import random_state_kept
 
 
 @contextmanager

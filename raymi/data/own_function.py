@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from raymi.attacks.untouched import random_state_kept
 from raymi.data.arrays import with_test_split
 from raymi.data.source import Parts, Request, Source
 from raymi.data.torch_dataset import check_dataset, read_datasets
 from raymi.errors import UserError, what_happened
 from raymi.own_code import import_function, takes
+from raymi.random_state import random_state_kept
 
 _PARTS = {1: ("data",), 2: ("train", "test"), 3: ("train", "val", "test")}
 _EXPECTED = "return a torch Dataset of (image, label), (train, test) or (train, val, test)"

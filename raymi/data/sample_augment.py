@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from raymi.attacks.untouched import random_state_kept
 from raymi.counter_rng import random_key
 from raymi.data.augment import to_unit
 from raymi.errors import UserError, what_happened
 from raymi.own_code import import_function
+from raymi.random_state import random_state_kept
 
 _CHECKED = 4
 """Images on which an augmentation is tried."""

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from raymi.attacks.untouched import copied_tensors, differing, random_state_kept, same_values
+from raymi.attacks.untouched import copied_tensors, differing, same_values
 from raymi.errors import UserError, what_happened
 from raymi.evaluation.changes import NO_CHANGES, changes_of
 from raymi.formatting import listed
 from raymi.models.modes import evaluation_mode, full_precision
 from raymi.models.running_statistics import running_statistics_frozen
 from raymi.models.user_model import check_logits
+from raymi.random_state import random_state_kept
 from raymi.weights import parse_weights, weights_as_bytes
 
 _NUM = 4  # images: BatchNorm over samples alone takes no fewer than 2

@@ -11,12 +11,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from raymi.attacks.untouched import random_state_kept
 from raymi.config import OptimConfig
 from raymi.engine.learner import Learner
 from raymi.engine.schedules import build_schedule
 from raymi.errors import UserError, what_happened
 from raymi.own_code import import_function
+from raymi.random_state import random_state_kept
 
 _TOTAL = 4  # steps of the check
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from raymi.attacks.catalogue import Threat
 from raymi.attacks.settings import AttackConfig
-from raymi.attacks.untouched import random_state_kept
 from raymi.attacks.user_attack import adversarial_images, import_attack
 from raymi.collectives import Shard
 from raymi.counter_rng import random_key
 from raymi.errors import UserError
 from raymi.models.micro_batches import pieces_of
 from raymi.models.modes import FullPrecision, evaluation_mode
+from raymi.random_state import random_state_kept
 
 
 class UserAttacker:

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from raymi.attacks.untouched import differing, random_state_kept, same_values
+from raymi.attacks.untouched import differing, same_values
 from raymi.evaluation.fingerprint import difference
 from raymi.formatting import listed
 from raymi.models.modes import full_precision
+from raymi.random_state import random_state_kept
 
 _ROUNDING = 1e-3  # of the logits' spread
 _OF_TORCH = frozenset(vars(nn.Module()))  # attributes of any module, such as hooks and mode

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raymi.attacks.untouched import random_state_kept, untouched
+from raymi.attacks.untouched import untouched
 from raymi.errors import UserError
 from raymi.evaluation.exported_program import load_program
 from raymi.formatting import plain_name
 from raymi.models import build_model
 from raymi.models.user_model import build_user_classifier, check_logits, source_digest
+from raymi.random_state import random_state_kept
 
 _SEED = 0  # of random numbers that are drawn when a network is built
 
