@@ -130,7 +130,7 @@ def test_a_teacher_in_micro_batches_is_the_whole_one():
 
 
 def test_reported_mi_has_negatives_of_all_classes():
-    """The objective with others differs and so the next step, but not the first estimates."""
+    """Other negatives change the objective and so the next step, but not the first estimates."""
     (one, weights), (other, others) = (
         steps_in_float64(0, 1, {"mi.negative_classes": classes}, 2) for classes in ("all", "other")
     )

@@ -72,7 +72,7 @@ def term_at(mi, r_logits):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_natural_bound_is_at_most_the_mi_of_code_and_adversarial_image(seed):
-    """Here T ~ r; the adversarial image is a function of the natural one, which is uniform."""
+    """T ~ r; each natural image has the same probability and one adversarial image."""
     _, noisy, teacher = distributions(seed)
     exact = mutual_information(teacher.softmax(1) / IMAGES)
     term, _ = term_at(MIConfig(form="teacher"), teacher)
