@@ -48,6 +48,7 @@ def main(workers: int) -> None:
     """Trains with NAMID, then attacks unseen images."""
     unseen = Digits(1200, 1300)
     result = raymi.fit(
+        "quickstart",
         model=Net,
         train=Digits(0, 900),
         test=Digits(900, 1200),

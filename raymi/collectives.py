@@ -78,17 +78,21 @@ class ProcessGroup(Collectives):
         self.world_size = dist.get_world_size(group)
 
     def gather(self, x: Tensor, shard_sizes: list[int]) -> Tensor:
+        """Collects the rows of all ranks; see `Collectives`."""
         return _Gather.apply(x, shard_sizes, self)
 
     def sum(self, x: Tensor) -> Tensor:
+        """Sums elementwise over ranks; see `Collectives`."""
         return _Sum.apply(x, self)
 
     def max(self, x: Tensor) -> Tensor:
+        """Computes the elementwise maximum over ranks; see `Collectives`."""
         x = x.detach().clone()
         dist.all_reduce(x, dist.ReduceOp.MAX, group=self.group)
         return x
 
     def exchange(self, x: Tensor, shard_sizes: list[int]) -> Tensor:
+        """Collects results of all ranks for own rows; see `Collectives`."""
         return _Exchange.apply(x, shard_sizes, self)
 
 

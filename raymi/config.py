@@ -115,8 +115,11 @@ class OptimConfig(Section):
 
 
 class ScalingConfig(Section):
-    """Workers and hardware. With synchronised BatchNorm only `micro_batch` changes the mathematics
-    of a step; `precision` changes its rounding."""
+    """Workers and hardware.
+
+    With synchronised BatchNorm only `micro_batch` changes the mathematics of a step; `precision`
+    changes its rounding.
+    """
 
     workers: Workers = 1
     """Number of workers that share each global batch. A range such as 2..8 is elastic: the run
@@ -176,8 +179,10 @@ class ValidationConfig(Section):
 
 
 class ProbeConfig(Section):
-    """New estimators trained with a fixed budget on the finished classifier, as in the paper's
-    Fig. 4; the same for every method, with or without MI."""
+    """New estimators trained with a fixed budget on the finished classifier.
+
+    Follows the paper's Fig. 4; the same for every method, with or without MI.
+    """
 
     steps: Whole = 300
     """Steps of the probes; 0: no probes."""
@@ -284,6 +289,33 @@ class Config(Section):
             )
         return self
 
+    @property
+    def soft_targets(self) -> str:
+        """Setting that makes targets of the loss soft, as `key=value`; empty: labels."""
+        if self.data.mix_images is not None:
+            return f"data.mix_images={self.data.mix_images}"
+        return "mi.mix=true" if self.mi.mix and self.mi.enabled else ""
+
+    @model_validator(mode="after")
+    def _soft_targets_fit(self) -> Config:
+        loss = losses().get(self.loss.base)  # the user's own is checked when a run begins
+        selects = self.data.mix_images is not None and self.mi.has_estimators
+        labelled = {
+            f"loss.base={self.loss.base}": loss is not None and not loss.takes_soft_targets,
+            f"attack.name={self.attack.name}": self.attack.name != "pgd",
+            f"mi.objective={self.mi.objective}": selects and self.mi.objective != "mim",
+            f"mi.samples={self.mi.samples}": selects and self.mi.samples != "all",
+            "mi.negative_classes=other": selects and self.mi.negative_classes == "other",
+            "mi.mix=true": self.data.mix_images is not None and self.mi.mix and self.mi.enabled,
+        }
+        hard = [key for key, is_on in labelled.items() if is_on]
+        if self.soft_targets and hard:
+            raise ValueError(
+                f"{self.soft_targets} trains on soft targets, but labels are needed by "
+                f"{', '.join(hard)}: remove one or the other"
+            )
+        return self
+
     @model_validator(mode="after")
     def _micro_batches_have_statistics(self) -> Config:
         if self.scaling.micro_batch is not None and self.loss.batchnorm != "adversarial":
@@ -300,7 +332,7 @@ class Config(Section):
                 f"optim.batch_size must be at least scaling.workers, got {self.optim.batch_size} "
                 f"for {self.scaling.workers} workers: they share the global batch"
             )
-        if self.mi.enabled and self.optim.batch_size < 2:
+        if self.mi.has_estimators and self.optim.batch_size < 2:
             raise ValueError(
                 f"optim.batch_size must be at least 2, got {self.optim.batch_size}: an MI estimate "
                 "needs negatives (mi.weight=0 switches MI off)"

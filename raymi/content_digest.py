@@ -18,15 +18,18 @@ from typing import Any
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, Path)
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
-_SKIPPED = {"__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__"}
-"""Attributes of a class that do not change what it does."""
+_SKIPPED = {
+    *("__dict__", "__weakref__", "__module__", "__doc__", "__firstlineno__"),
+    *("__signature__", "__slotnames__"),  # which pydantic, and a copy of an instance, add
+}
+"""Attributes of a class that do not change what it does; `__pydantic_...__` hold ids of objects."""
 
 
 def content_digest(value: object) -> str:
     """Returns the SHA-256, in hexadecimal, of the code and data that an object consists of.
 
-    Code of installed libraries counts by name only, and so do objects without a `__dict__`. The
-    byte code depends on the version of Python.
+    Code of installed libraries and of raymi counts by name only, and so do objects without a
+    `__dict__`. The byte code depends on the version of Python.
 
     Args:
         value: function, class, instance, module of torch, container or plain value.
@@ -125,9 +128,12 @@ class _Digest:
             return
         self._add_all(cls.__bases__)
         for name, member in sorted(vars(cls).items()):
-            if name not in _SKIPPED:
+            if name not in _SKIPPED and not name.startswith("__pydantic_"):
                 self._write(name)
                 self.add(member)
+        for name, field in getattr(cls, "__pydantic_fields__", {}).items():
+            self._write("field", name)
+            self.add(field.default)
 
     def _write(self, *parts: object) -> None:
         self.sha.update(repr(parts).encode())
@@ -140,8 +146,10 @@ def _names(code: CodeType) -> list[str]:
 
 
 def _is_installed(module: str | None) -> bool:
-    """Returns whether a module belongs to Python or to an installed package."""
+    """Returns whether a module belongs to Python, to raymi or to an installed package."""
     file = getattr(sys.modules.get(module or ""), "__file__", None)
     if module == "__main__":
         return False
+    if str(module).partition(".")[0] == __name__.partition(".")[0]:
+        return True
     return file is None or str(file).startswith(_INSTALLED)

@@ -51,7 +51,9 @@ def normal(key: int, index: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
     Their last bit may differ between kinds of devices (erfinv's rounding).
 
     Args:
-        key, index, shape: as in `uniform`.
+        key: as in `uniform`.
+        index: (B,), as in `uniform`.
+        shape: of the numbers for each sample.
 
     Returns:
         (B, *shape) float32.
@@ -64,8 +66,10 @@ def integers(key: int, index: Tensor, high: int, shape: tuple[int, ...] = ()) ->
     """Draws integers in [0, high).
 
     Args:
-        key, index, shape: as in `uniform`.
+        key: as in `uniform`.
+        index: (B,), as in `uniform`.
         high: at most 2**24; the bias is below high * 2**-24.
+        shape: of the numbers for each sample.
 
     Returns:
         (B, *shape) int64.

@@ -25,10 +25,10 @@ _LONGEST_LINE = 4000
 
 
 def printable(text: str | Path, *, keep: str = "") -> str:
-    """Returns a text in which terminals and browsers see letters only.
+    r"""Returns a text in which terminals and browsers see letters only.
 
     Control characters, marks of writing direction and invisible characters become escapes such as
-    `\\x1b`; names from files, folders and servers may have any of them.
+    `\x1b`; names from files, folders and servers may have any of them.
 
     Args:
         text: any text or path.

@@ -32,10 +32,14 @@ def give(value: object, content: object = None) -> str:
         Its name, `raymi.given:CLASS_DIGEST` or `raymi.given:FUNCTION_DIGEST`.
     """
     content = value if content is None else content
-    label = re.sub(r"\W", "", getattr(content, "__name__", type(content).__name__)) or "object"
-    name = f"{label}_{content_digest(content)[:12]}"
+    name = f"{name_of(content)}_{content_digest(content)[:12]}"
     _objects[name] = value
     return f"{__name__}:{name}"
+
+
+def name_of(value: object) -> str:
+    """Returns the name of a class or function, of another object that of its class."""
+    return re.sub(r"\W", "", getattr(value, "__name__", type(value).__name__)) or "object"
 
 
 class Copies:
@@ -49,6 +53,7 @@ class Copies:
         self._module = copy.deepcopy(module).cpu()
 
     def __call__(self, **_: int) -> nn.Module:
+        """Returns a copy; arguments of a function that builds networks have no effect."""
         return copy.deepcopy(self._module)
 
 
@@ -62,6 +67,12 @@ def given_in(texts: Iterable[object]) -> dict[str, Any]:
     modules = (str(text).partition(":") for text in texts)
     names = [name for module, _, name in modules if module == __name__]
     return {name: _objects[name] for name in names if name in _objects}
+
+
+def label(name: str) -> str:
+    """Returns the name of the class or function that a name of `give` or `module:name` is of."""
+    module, _, value = name.partition(":")
+    return value.rpartition("_")[0] if module == __name__ else value
 
 
 def register(objects: dict[str, Any]) -> None:

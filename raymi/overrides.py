@@ -18,7 +18,7 @@ from raymi.errors import UserError, close_names, did_you_mean
 from raymi.fields import NEEDED, Accepts, Listed
 from raymi.formatting import as_typed, shortened, shown
 from raymi.losses.settings import loss_keys
-from raymi.mi.settings import FORMS
+from raymi.mi.settings import FORMS, foreign_keys
 from raymi.models.settings import ModelConfig
 
 Tree = dict[str, Any]
@@ -151,10 +151,10 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     """Returns the nested tree `base` with the leaves of `over` in place of its own.
 
-    Another `mi.form` drops the keys of `base` that forms set, and keeps the rest of `mi`, such as
-    capacity and schedule, which belong to the data. Another `model.name` drops the rest of `model`,
-    another `loss.base` the weight and the smoothing of the previous loss, another `optim.name` the
-    settings of the previous optimiser. `mi.weight` replaces
+    Another `mi.form` drops the keys of `base` that forms set or that it does not use, and keeps the
+    rest of `mi`, such as capacity and schedule, which belong to the data. Another `model.name`
+    drops the rest of `model`, another `loss.base` the weight and the smoothing of the previous
+    loss, another `optim.name` the settings of the previous optimiser. `mi.weight` replaces
     `mi.balance` and vice versa, as they exclude each other.
     """
     base_flat, over_flat = flatten(base), flatten(over)
@@ -162,6 +162,8 @@ def overlay(base: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     for choice, dependent in DEPENDENT.items():
         before = base_flat.get(choice) or defaults[choice].default
         if over_flat.get(choice) not in (None, before):
+            if choice == "mi.form":
+                dependent = dependent | {f"mi.{k}" for k in foreign_keys(str(over_flat[choice]))}
             base_flat = {k: v for k, v in base_flat.items() if k not in dependent}
     for one, other in (("mi.weight", "mi.balance"), ("mi.balance", "mi.weight")):
         if over_flat.get(one) is not None and over_flat.get(other) is None:

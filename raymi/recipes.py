@@ -22,6 +22,11 @@ from raymi.recipe_files import SUFFIX, read_recipe_file
 
 DEFAULT = "quickstart"
 """Recipe without any other, and without data."""
+RECIPES_BY_SIZE = (
+    "for images of about 16x16 pixels quickstart, for 32x32 cifar10-cpu or strong-cifar10, for "
+    "larger ones photos"
+)
+"""Advice for data without a recipe of their own."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +214,15 @@ VARIANTS: dict[str, Recipe] = {
         "control: a random gradient at the logits, 0.2 of the adversarial loss's norm",
         {"mi": {"form": "random", "schedule": "joint"}},
     ),
+    "teacher": Recipe(
+        "KL divergences from the output of an averaged classifier, without estimators",
+        {"mi": {"form": "teacher"}},
+    ),
+    "adr": Recipe("AT on labels refined by an averaged classifier (ADR)", {"mi": {"form": "adr"}}),
+    "js": Recipe(
+        "Jensen-Shannon divergence of natural and adversarial output, without estimators",
+        {"mi": {"form": "js"}},
+    ),
     **_of_losses(),
     "at-clean-forward": Recipe(
         "control: AT, and an unused clean forward in the BatchNorm statistics",
@@ -345,16 +359,15 @@ def _for_data(data: Mapping[str, Any]) -> tuple[str, list[str]]:
             f"data.root={root} without data.name and recipe: the digits of {DEFAULT} read no "
             "files; add data.name=folder or data.name=npz for your own images, or recipe=NAME"
         ]
-    wanted = "folder" if name == "npz" else name or "digits"
+    wanted = str(name or "digits")
+    if wanted == "npz" or ":" in wanted:  # own images
+        wanted = "folder"
     for recipe, base in BASE_RECIPES.items():
         if base.settings["data"]["name"] == wanted:
             return recipe, []
     if wanted not in DATASETS:
         return DEFAULT, []
-    return DEFAULT, [
-        f"no recipe is made for data.name={name}: add recipe=NAME; for images of about 32x32 "
-        "pixels cifar10-cpu or strong-cifar10, for larger ones photos"
-    ]
+    return DEFAULT, [f"no recipe is made for data.name={name}: add recipe=NAME; {RECIPES_BY_SIZE}"]
 
 
 def build_config(recipe: str, settings: Mapping[str, Any] | None = None) -> Config:

@@ -186,6 +186,45 @@ def test_an_mi_loss_without_a_term_is_refused(values: dict[str, object]) -> None
     assert not MIConfig.model_validate({**values, "weight": 0}).enabled
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"form": "js", "schedule": "staged"},
+            "js does not use schedule, got schedule=staged",
+        ),
+        ({"form": "teacher", "hidden": 64}, "form=teacher does not use hidden, got hidden=64"),
+        ({"form": "adr", "estimators": "run"}, "form=adr does not use (estimators|schedule)"),
+        ({"form": "js", "natural": False}, "form=js does not use natural"),
+        ({"form": "js", "mix": True}, "form=js does not use mix"),
+        (
+            {"teacher_ema": 0.9},
+            "form=bounded does not use teacher_ema, got teacher_ema=0.9",
+        ),
+        ({"form": "adr", "balance": 0.2}, "mix=true adds no MI term to the loss, got balance=0.2"),
+        ({"form": "adr", "natural": False}, "mix=true adds no MI term to the loss, got natural"),
+        (
+            {"bound": "jsd", "natural_cap": True},
+            "natural_cap=true needs a bound in nats",
+        ),
+        ({"form": "released", "negative_classes": "other"}, "negative_classes=other needs a bound"),
+    ],
+)
+def test_a_form_refuses_keys_that_it_does_not_use(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        MIConfig.model_validate(values)
+
+
+@pytest.mark.parametrize("section", [{"loss": {"base": "trades"}}, {"attack": {"name": "m:f"}}])
+def test_refined_labels_need_a_loss_and_an_attack_that_take_them(
+    section: dict[str, object],
+) -> None:
+    with pytest.raises(ValidationError, match="labels are needed by"):
+        Config.model_validate({"mi": {"form": "adr"}, **section})
+    assert Config.model_validate({"mi": {"form": "adr", "mix": False}, **section}).mi.has_teacher
+    assert not Config.model_validate({"mi": {"form": "adr", "weight": 0}, **section}).mi.enabled
+
+
 @pytest.mark.parametrize("values", [{"weight": 0}, {"balance": 0}])
 def test_without_weight_mi_is_off(values: dict[str, object]) -> None:
     assert not MIConfig.model_validate(values).enabled

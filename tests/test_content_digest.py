@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import subprocess
@@ -34,7 +35,15 @@ BASE = "class Base:\n    def f(self):\n        return {}\nclass made(Base):\n   
 DEFAULT = "def made(x={}):\n    return x\n"
 
 
-@pytest.mark.parametrize("code", [FUNCTION, HELPER, GLOBAL, CLASS, BASE, DEFAULT])
+SETTINGS = """
+from raymi.losses import AdversarialLoss
+class made(AdversarialLoss):
+    class Settings(AdversarialLoss.Settings):
+        beta: float = {}
+"""
+
+
+@pytest.mark.parametrize("code", [FUNCTION, HELPER, GLOBAL, CLASS, BASE, DEFAULT, SETTINGS])
 def test_digest_follows_the_code(code: str) -> None:
     one, same, other = (source(code.format(value)) for value in (1, 1, 2))
     assert content_digest(one) == content_digest(same)
@@ -76,6 +85,14 @@ def test_digest_follows_the_weights() -> None:
     assert content_digest(net) != before
 
 
+def test_copies_of_instances_do_not_change_the_digest_of_a_class() -> None:
+    for cls in (source(SETTINGS.format(1.0)), source(CLASS.format(1))):
+        before, instance = content_digest(cls), cls()
+        copied = copy.deepcopy(instance)
+        assert content_digest(cls) == before
+        assert content_digest(copied) == content_digest(instance)
+
+
 def test_objects_may_refer_to_each_other() -> None:
     one: list[Any] = []
     one.append(one)
@@ -91,7 +108,9 @@ def test_digest_is_the_same_in_another_process() -> None:
         "        super().__init__(); self.layer = nn.Linear(2, 2); self.kind = str('relu')\n"
         "    def forward(self, x):\n"
         "        return getattr(self.layer(x), self.kind)()\n"
-        "torch.manual_seed(0); print(content_digest(Net()), content_digest(Net))"
+        "torch.manual_seed(0); print(content_digest(Net()), content_digest(Net))\n"
+        + SETTINGS.format(1.0)
+        + "print(content_digest(made), content_digest(made(beta=2.0)))"
     )
     environments = [{**os.environ, "PYTHONHASHSEED": seed} for seed in ("1", "2")]
     first, second = (

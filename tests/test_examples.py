@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,9 @@ from ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-TESTED = {"own_data_and_network.py", "namid_in_a_loop.py", "train_and_evaluate.ipynb"}
+TESTED = {
+    "own_data_and_network.py", "namid_in_a_loop.py", "own_defence.py", "train_and_evaluate.ipynb"
+}  # fmt: skip
 
 
 def output_of(folder: Path, *words: str) -> str:
@@ -40,6 +43,18 @@ def test_own_data_and_network(tmp_path: Path) -> None:
     out = output_of(tmp_path, str(EXAMPLES / "own_data_and_network.py"))
     assert "'test/pgd40_acc'" in out
     assert re.search(r"^pgd-20: [\d.]+% \([\d.]+% to [\d.]+%\)$", out, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_own_defence_from_python_and_by_command(tmp_path: Path) -> None:
+    out = output_of(tmp_path, str(EXAMPLES / "own_defence.py"))
+    assert "'test/pgd40_acc'" in out
+    config = tmp_path / "runs" / "command" / "config.json"
+    output_of(
+        EXAMPLES, "-m", "raymi.standalone", "recipe=quickstart-at", "name=command", "epochs=1",
+        "loss.base=own_defence:LogitPairing", "beta=2", "data.limit=100", f"out={tmp_path / 'runs'}"
+    )  # fmt: skip
+    assert json.loads(config.read_text())["loss"]["beta"] == 2.0
 
 
 def losses(out: str) -> list[float]:

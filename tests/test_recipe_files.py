@@ -147,6 +147,7 @@ def test_a_fault_names_the_file_that_has_it_and_other_settings_are_still_checked
         ({"name": "cifar10"}, "cifar10-cpu"),
         ({"name": "folder", "root": "photos"}, "photos"),
         ({"name": "npz", "root": "x.npz"}, "photos"),
+        ({"name": "my.data:images"}, "photos"),
         ({"name": "tiny-imagenet"}, "paper-tinyimagenet-linf"),
     ],
 )

@@ -11,6 +11,7 @@ from raymi.config import Config
 from raymi.engine.phases import phases_of
 from raymi.errors import UserError
 from raymi.losses.registry import loss_titles, losses
+from raymi.mi.settings import CLOSED_FORMS, MIConfig
 from raymi.overrides import flatten, leaves, overlay, resolved_lines, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config, on_recipe
 
@@ -130,6 +131,15 @@ SAID: dict[str, dict[str, Any]] = {
         "mi.natural": True, "mi.adversarial": False,
     },
     "random": {"mi.gradient": "random", "mi.balance": 0.2},
+    "teacher": {
+        "mi.form": "teacher", "mi.schedule": "joint", "mi.weight": 1, "mi.mix": False,
+        "mi.teacher_temperature": 1, "mi.teacher_ema": 0.995,
+    },
+    "adr": {
+        "mi.form": "adr", "mi.schedule": "joint", "mi.weight": "cosine:0.7:0.95", "mi.mix": True,
+        "mi.teacher_temperature": "cosine:2.5:2", "mi.teacher_ema": 0.995,
+    },
+    "js": {"mi.form": "js", "mi.schedule": "joint", "mi.weight": "linear:0:10"},
     **{name: {"mi.weight": 0, "loss.base": name} for name in losses()},
     **{variant: {"loss.base": name} for variant, name in WITH_MI.items()},
     "at-clean-forward": {"mi.weight": 0, "loss.base": "at", "loss.batchnorm": "mix"},
@@ -157,11 +167,13 @@ def test_a_variant_changes_the_method_only(base: str, variant: str) -> None:
     flat = flatten(config.model_dump())
     assert {key: flat[key] for key in SAID[variant]} == SAID[variant]
     assert config.mi.enabled == (variant not in OFF)
-    assert config.mi.has_estimators == (variant not in {*OFF, "random"})
+    assert config.mi.has_estimators == (variant not in {*OFF, "random", *CLOSED_FORMS})
     for section in ALWAYS_THE_SAME:
         assert getattr(config, section) == getattr(plain, section)
     capacity = ("hidden", "base_width", "depth", "estimator_lr", "temperature")
-    if base in ("quickstart", "cifar10-cpu", *PAPER):  # which say what it is
+    if variant in CLOSED_FORMS:
+        assert all(flat[f"mi.{key}"] == getattr(MIConfig(), key) for key in capacity)
+    elif base in ("quickstart", "cifar10-cpu", *PAPER):  # which say what it is
         assert {key: flat[f"mi.{key}"] for key in capacity} == {
             key: getattr(plain.mi, key) for key in capacity
         }
@@ -219,6 +231,16 @@ def test_a_variant_keeps_its_method_with_another_form() -> None:
     ablation = build_config("quickstart-no-adversarial-mi", paper).mi
     assert (ablation.form, ablation.weight, ablation.adversarial) == ("paper", 5, False)
     assert build_config("quickstart-wmim", paper).mi.adversarial  # wmim's, which it is no more
+
+
+@pytest.mark.parametrize("form", CLOSED_FORMS)
+def test_a_form_without_estimators_resets_their_keys_in_a_recipe(form: str) -> None:
+    for base in ("quickstart", "paper-cifar10-linf"):
+        mi = build_config(base, {"mi": {"form": form}}).mi
+        assert mi == MIConfig.model_validate({"form": form})
+        again = build_config(f"{base}-{form}", {"mi": {"form": "bounded"}}).mi
+        assert again.has_estimators
+        assert (again.mix, again.teacher_temperature) == (False, 1)
 
 
 def test_settings_override_the_variant() -> None:

@@ -22,13 +22,17 @@ from raymi.commands.train.run import train as run_on_ray
 from raymi.config import Config, ScalingConfig
 from raymi.data.arrays import with_test_split
 from raymi.data.image_set import ImageSet
-from raymi.data.torch_dataset import read_datasets, save_datasets
+from raymi.data.torch_dataset import check_dataset, read_datasets, save_datasets
 from raymi.errors import UserError
 from raymi.formatting import as_typed
-from raymi.given import give, give_module
+from raymi.given import give, give_module, name_of
+from raymi.losses.base import AdversarialLoss
+from raymi.losses.own import check_loss, loss_of
+from raymi.losses.registry import build_loss, lists_losses
 from raymi.models import build_model
 from raymi.overrides import split_words
 from raymi.ray_backend.train_driver import RunCallback
+from raymi.recipes import RECIPES_BY_SIZE
 from raymi.runs.record import RunRecord, read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import new_run_folder, runs_folder
@@ -39,6 +43,7 @@ DATASETS_FOLDER = ".datasets"
 """Folder beside the runs with the images of data sets from Python, by digest."""
 
 Model = nn.Module | Callable[..., nn.Module] | str
+Loss = AdversarialLoss | type[AdversarialLoss] | str
 
 
 @dataclass(frozen=True)
@@ -59,14 +64,15 @@ class FitResult:
     path: Path
 
 
+@lists_losses
 def fit(
-    recipe: str = "quickstart",
+    recipe: str | None = None,
     *,
     model: Model | None = None,
     train: object = None,
     val: object = None,
     test: object = None,
-    loss: str | None = None,
+    loss: Loss | None = None,
     settings: Mapping[str, Any] | None = None,
     workers: int | str | None = None,
     name: str | None = None,
@@ -80,7 +86,9 @@ def fit(
     finished run.
 
     Args:
-        recipe: name of a recipe, see `python -m raymi.train --help`.
+        recipe: name of a recipe, see `python -m raymi.train --help`, or a recipe file; None: the
+            first one for the data, as in the commands. For `train` it is photos, which resizes
+            images to 64x64 pixels; smaller ones need a recipe.
         model: network that maps normalised images (B, 3, H, W) to logits (B, K); raymi normalises.
             A function or class called with `num_classes=` and `image_size=`, also of a notebook; a
             module, whose copy is trained from its present weights; or a name: of raymi's networks,
@@ -88,11 +96,13 @@ def fit(
         train: map-style torch Dataset of (image, label), in place of the recipe's data; read once.
             Images are tensors or arrays of floats in [0, 1] (rounded to 8 bits) or of uint8, or PIL
             images; labels are 0, 1, 2, .... No random transforms: raymi augments. Images keep their
-            size unless `settings` has `data.image_size`.
+            size unless `settings` has `data.image_size`, or `recipe` is None.
         val: Dataset of validation images; None: a share `data.val_fraction` of each class of
             `train`.
         test: Dataset of test images; None: 20% of each class of `train`.
-        loss: adversarial loss, in place of the recipe's `loss.base`: at, trades or mart.
+        loss: adversarial loss, in place of the recipe's `loss.base`: name
+            (`raymi.losses.losses()`, or `module:name` of your own); a subclass of
+            `raymi.losses.AdversarialLoss`, also of a notebook; or an object of one.
         settings: values by key, such as `{"optim.epochs": 2, "eps": "8/255"}`; see
             `python -m raymi.train --help`.
         workers: number of Ray workers, or a range such as "2..8"; None: the recipe's. 0: trains in
@@ -117,12 +127,12 @@ def fit(
     arguments = {
         "recipe": recipe,
         "name": name,
-        "loss.base": loss,
+        "loss.base": None if loss is None else _loss_name(loss),
         "model.name": None if model is None else _model_name(model),
         "scaling.workers": None if here else workers,
         "data.name": None if train is None else "npz",
     }
-    config, problems = _configured(arguments, settings or {})
+    recipe, config, problems = _configured(arguments, settings or {}, train)
     if train is None and (val is not None or test is not None):
         problems.append("val and test need train: give your own data sets, or none")
     if problems:
@@ -145,13 +155,17 @@ def fit(
 
 
 def _configured(
-    arguments: Mapping[str, str | int | None], settings: Mapping[str, Any]
-) -> tuple[Config, list[str]]:
-    """Returns the configuration, and a line for each problem.
+    arguments: Mapping[str, str | int | None], settings: Mapping[str, Any], train: object
+) -> tuple[str, Config, list[str]]:
+    """Returns recipe and configuration, and a line for each problem.
 
     Args:
         arguments: of `fit`, by the key that each sets; None: not given.
         settings: of `fit`.
+        train: of `fit`.
+
+    Raises:
+        UserError: The first image of `train` cannot be read.
     """
     given = {key: value for key, value in arguments.items() if value is not None}
     parsed = split_words(
@@ -159,10 +173,18 @@ def _configured(
         StandaloneOptions,
     )
     tree = dict(parsed.settings)
-    if "data.name" in given:  # the recipe's size belongs to its own images
+    if train is not None and "recipe" in given:  # the recipe's size is of its own images
         tree["data"] = {"image_size": None, **tree["data"]}
-    _, config, problems = new_run(parsed.own["recipe"], tree)
-    return config, [*parsed.problems, *problems]
+    recipe, config, problems = new_run(parsed.own.get("recipe"), tree)
+    if train is not None and "image_size" not in tree["data"]:
+        height, width = check_dataset("train", train).shape[1:]
+        side = config.data.image_size or 0
+        if max(height, width) < side:
+            problems.append(
+                f"images of train have {width}x{height} pixels, and {recipe}, the recipe for own "
+                f"images, has {side}x{side}: add recipe=NAME; {RECIPES_BY_SIZE}"
+            )
+    return recipe, config, [*parsed.problems, *problems]
 
 
 def _model_name(model: Model) -> str:
@@ -183,6 +205,18 @@ def _model_name(model: Model) -> str:
     )
 
 
+def _loss_name(loss: Loss) -> str:
+    """Returns a name under which workers build a loss.
+
+    Raises:
+        UserError: The object is no loss.
+    """
+    if isinstance(loss, str):
+        return loss
+    loss_of(name_of(loss), loss, {})
+    return give(loss)
+
+
 def _with_datasets(config: Config, sets: Mapping[str, object]) -> Config:
     """Reads data sets and writes them for the workers; returns the configuration that names them.
 
@@ -193,6 +227,10 @@ def _with_datasets(config: Config, sets: Mapping[str, object]) -> Config:
     read = read_datasets(given, config.data.image_size)
     if "test" not in read:
         read["train"], read["test"] = with_test_split(read["train"])[:2]
+    num_classes = len(read["train"].class_names)
+    if ":" in config.loss.base:
+        loss = build_loss(config.loss.base, config.loss.settings())
+        check_loss(config.loss.base, loss, num_classes)
     _check_model(config, read["train"])
     digest = hashlib.sha256("".join(f"{k} {v.digest}" for k, v in read.items()).encode())
     folder = runs_folder(config) / DATASETS_FOLDER / digest.hexdigest()[:16]

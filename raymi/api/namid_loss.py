@@ -14,13 +14,16 @@ from raymi.engine.build_phase import build_estimators, build_mi_term, build_obje
 from raymi.engine.learner import Learner, distributed
 from raymi.engine.step import EstimatorUpdate
 from raymi.errors import UserError
+from raymi.given import name_of
 from raymi.losses.base import AdversarialLoss
-from raymi.losses.registry import losses
+from raymi.losses.own import check_loss, loss_of
+from raymi.losses.registry import build_loss, lists_losses, losses
 from raymi.mi.estimation import EstimatorTask
 from raymi.models.batchnorm import convert_batchnorm
 from raymi.overrides import validate
 
 
+@lists_losses
 class NAMIDLoss(nn.Module):
     """Adversarial loss plus weighted MI loss (Eq. 9), with the estimators of both kinds of MI.
 
@@ -38,8 +41,9 @@ class NAMIDLoss(nn.Module):
     Args:
         num_classes: K.
         image_size: height and width, in pixels.
-        loss: adversarial loss: the name of one of raymi's (at, trades, mart), or an object such as
-            `raymi.losses.trades.TRADES(beta=4.0)`.
+        loss: adversarial loss: name (`raymi.losses.losses()`, or `module:name` of your
+            own); a subclass of `raymi.losses.AdversarialLoss`, or an object of one,
+            such as `raymi.losses.trades.TRADES(beta=4.0)`.
         seed: of the initial weights.
         **mi: settings of the section `mi`, such as form, weight or balance, hidden; see the
             configuration reference.
@@ -50,7 +54,8 @@ class NAMIDLoss(nn.Module):
             `loss_adv`, `loss_mi`, `mi/...` in nats.
 
     Raises:
-        UserError: A setting is invalid, or images are too small for the estimators.
+        UserError: A setting is invalid, your own loss fails its checks, or images are too small for
+            the estimators.
 
     Source: Zhou et al. 2022, Eq. 8 and 9; the forms are raymi's (docs/method.md).
     """
@@ -60,15 +65,31 @@ class NAMIDLoss(nn.Module):
         num_classes: int,
         image_size: int,
         *,
-        loss: AdversarialLoss | str = "at",
+        loss: AdversarialLoss | type[AdversarialLoss] | str = "at",
         seed: int = 0,
         **mi: Any,
     ) -> None:
         super().__init__()
         named = loss if isinstance(loss, str) else "at"
         config = validate({"mi": mi, "loss": {"base": named}, "seed": seed})
+        if config.mi.has_teacher:
+            raise UserError(
+                f"NAMIDLoss sees outputs only, but mi.form={config.mi.form} averages the "
+                "classifier: train with raymi.fit, or choose another form"
+            )
+        for key in ("weight", "balance", "temperature"):
+            if isinstance(value := getattr(config.mi, key), str):
+                raise UserError(
+                    f"NAMIDLoss does not know the length of training, got {key}={value}: give a "
+                    "number, such as weight=1.0"
+                )
         if isinstance(loss, str):
-            loss = losses()[loss](**config.loss.settings())
+            loss = build_loss(loss, config.loss.settings())
+        else:
+            named = name_of(loss)
+            loss = loss_of(named, loss, {})
+        if type(loss) not in losses().values():
+            check_loss(named, loss, num_classes)
         self.num_classes, self.image_size = num_classes, image_size
         self.loss, self.metrics = loss, dict[str, Tensor]()
         with torch.random.fork_rng([]):
@@ -77,7 +98,7 @@ class NAMIDLoss(nn.Module):
         self._group: Collectives = ProcessGroup() if dist.is_initialized() else Collectives()
         self._mi = build_mi_term(config.mi, self.estimators)
         self._objective = build_objective(config.mi)
-        self._needs_labels = config.mi.objective != "mim"
+        self._needs_labels = config.mi.objective != "mim" or config.mi.negative_classes == "other"
         self._learner: Learner | None = None
         if self.estimators is not None:
             if self._group.world_size > 1:
@@ -100,7 +121,8 @@ class NAMIDLoss(nn.Module):
             x_adv: (b, 3, H, W) in [0, 1].
             logits: (b, K) of x.
             logits_adv: (b, K) of x_adv.
-            y: (b,) labels; needed by objectives that select samples (contrast).
+            y: (b,) labels; needed by objectives that select samples (contrast) or
+                negatives.
 
         Returns:
             Detached values, whose mean over processes is the batch's; none without estimators.
@@ -111,7 +133,7 @@ class NAMIDLoss(nn.Module):
         assert self.estimators is not None
         if y is None:
             if self._needs_labels:
-                raise UserError("this mi.objective selects samples by their labels: give y")
+                raise UserError("this objective selects samples by their labels: give y")
             y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         if isinstance(self._learner.task, EstimatorTask):  # DDP needs the final device
             self._learner.task = distributed(self._learner.task, self._group, x.device)

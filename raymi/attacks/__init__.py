@@ -1,0 +1,1 @@
+"""Training attack, norm balls, and the catalogue of evaluation attacks."""

@@ -36,7 +36,7 @@ def pgd(
     Args:
         model: images in [0, 1] to logits (B, K).
         x: (B, C, H, W) in [0, 1].
-        y: (B,).
+        y: (B,) labels, or (B, K) probabilities.
         eps: radius, in pixel units.
         alpha: step size, in pixel units.
         steps: number of steps.

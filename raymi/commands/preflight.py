@@ -8,6 +8,7 @@ from functools import partial
 from raymi.config import Config
 from raymi.data.settings import check_crop
 from raymi.errors import UserError
+from raymi.losses.registry import build_loss
 from raymi.models import check_model
 from raymi.ray_backend.session import check_this_machine, in_ray_job
 from raymi.runs.run_paths import check_new_run
@@ -36,6 +37,8 @@ def input_problems(config: Config, *, new_run: bool) -> list[str]:
             activation=model.activation,
         ),
     ]
+    if ":" in config.loss.base:
+        checks.append(partial(build_loss, config.loss.base, config.loss.settings()))
     if config.attack.name != "pgd":
         checks.append(partial(_check_attack, config.attack.name))
     if data.image_size is not None:

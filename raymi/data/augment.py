@@ -65,7 +65,9 @@ def random_flip(x: Tensor, key: int, index: Tensor) -> Tensor:
     """Mirrors each image left to right with probability 1/2.
 
     Args:
-        As in `random_crop`.
+        x: (B, 3, H, W), of any type.
+        key: of the random numbers.
+        index: (B,) positions of the samples in their data set.
 
     Returns:
         Shape and type of x.

@@ -44,7 +44,13 @@ def check_data(
     """Refuses arguments and files with which `load_splits` would fail, without reading an image.
 
     Args:
-        As in `load_splits`.
+        name: key of `DATASETS`, or `package.module:function` of the user's own.
+        root: folder of the data, or a .npz file; None: as in `load_splits`.
+        image_size: side in pixels to resize to; None: images keep their size.
+        val_fraction: share of each class of the training images for validation.
+        download: whether missing files may be downloaded.
+        limit: largest number of training images; None: all.
+        generated: .npz file of generated training images; None: none.
 
     Raises:
         UserError: The name is unknown, a number is out of range, labels are not 0, 1, 2, ..., or

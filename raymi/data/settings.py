@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -94,6 +94,9 @@ class DataConfig(Section):
     ) = None
     """Augmentation of each training image after crop and flip: torchvision's AutoAugment (policy
     of CIFAR-10, SVHN or else ImageNet) or RandAugment, or your own (docs/extending.md)."""
+    mix_images: Literal["cutmix", "mixup"] | None = None
+    """Mix each training image with another one of its batch, and labels likewise, after the other
+    augmentations: a square of it (cutmix), or a weighted mean (mixup)."""
 
     @property
     def plain_name(self) -> str:

@@ -86,14 +86,14 @@ def read_dataset(
     return stacked, integer_labels(Path(part), labels, num)
 
 
-def check_dataset(part: str, dataset: object) -> None:
-    """Reads the first sample of a data set.
+def check_dataset(part: str, dataset: object) -> Tensor:
+    """Reads the first sample of a data set; returns its image, (3, H, W) uint8.
 
     Raises:
         UserError: As `read_dataset`.
     """
     _length(part, dataset)
-    _sample(part, dataset, 0)
+    return _sample(part, dataset, 0)[0]
 
 
 def save_datasets(sets: Mapping[str, ImageSet], folder: Path) -> None:

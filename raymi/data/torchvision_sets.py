@@ -54,9 +54,11 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
 
     def missing(self, root: Path) -> list[str]:
+        """Returns the unpacked files that a folder lacks."""
         return [name for name in self.files if not (root / self.folder / name).is_file()]
 
     def open(self, root: Path, train: bool, download: bool = False) -> Any:
+        """Returns torchvision's data set of the training or test images."""
         from torchvision import datasets
 
         part: dict[str, Any] = {"train": train}

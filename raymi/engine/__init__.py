@@ -1,0 +1,1 @@
+"""Phases, training step, loop, validation and probes of one worker."""

@@ -16,6 +16,7 @@ from raymi.mi.estimation import score_outputs
 from raymi.mi.estimators import MIEstimators
 from raymi.mi.objectives import selected
 from raymi.mi.settings import MIConfig
+from raymi.mi.terms import MITerm
 from raymi.models.micro_batches import in_pieces, pieces_of
 from raymi.models.modes import evaluation_mode
 
@@ -83,6 +84,30 @@ class MIEstimates:
 
     def compute(self) -> dict[str, float]:
         """Returns the means over all samples, in nats, and over selected samples if any."""
+        return self._means.means(self.group)
+
+
+class TermMetrics:
+    """MI of a term without estimators, of natural and adversarial outputs.
+
+    Args:
+        term: its metrics are bounds on an MI, in nats.
+        group: the workers.
+    """
+
+    def __init__(self, term: MITerm, group: Collectives) -> None:
+        self.term, self.group = term, group
+        self._means = MetricMeans()
+
+    @torch.no_grad()
+    def update(self, block: AttackedBlock) -> None:
+        """Adds a worker's shard of a block."""
+        self.term.target(block.x, block.y, block.shard)
+        _, metrics = self.term(*block)
+        self._means.add(metrics, block.shard.num)
+
+    def compute(self) -> dict[str, float]:
+        """Returns the means over all samples."""
         return self._means.means(self.group)
 
 

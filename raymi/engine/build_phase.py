@@ -16,7 +16,6 @@ from raymi.counter_rng import random_key
 from raymi.data import Splits
 from raymi.engine.awp import AdversarialWeightPerturbation
 from raymi.engine.classifier_pair import ClassifierPair, Clean
-from raymi.engine.ema import WeightEMA
 from raymi.engine.learner import Learner, distributed
 from raymi.engine.network_check import NetworkFacts, check_network
 from raymi.engine.optimizer import build_optimizer
@@ -30,12 +29,14 @@ from raymi.losses.base import AdversarialLoss
 from raymi.losses.own import check_loss
 from raymi.losses.registry import build_loss
 from raymi.mi.balance import BalancedWeight, FixedWeight, Objective
+from raymi.mi.closed_forms import JensenShannon, Teacher
 from raymi.mi.estimation import EstimatorTask
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.settings import MIConfig
 from raymi.mi.terms import EstimatedMI, MITerm, RandomGradient
 from raymi.models import build_model
 from raymi.models.batchnorm import convert_batchnorm
+from raymi.models.ema import WeightEMA
 from raymi.models.user_model import find_function
 
 
@@ -61,16 +62,24 @@ def build_phase(
     loss = build_loss(config.loss.base, config.loss.settings())
     if ":" in config.loss.base:  # tests check the losses of raymi
         check_loss(config.loss.base, loss, splits.num_classes)
+        if config.soft_targets and not loss.takes_soft_targets:
+            raise UserError(
+                f"loss {config.loss.base!r} takes labels, but {config.soft_targets} trains on soft "
+                "targets: let the loss accept y (b, K) with takes_soft_targets = True, or remove "
+                f"{config.soft_targets}"
+            )
     objective = config.attack.objective or loss.attack_objective
     if (problem := start_problem(objective, config.attack)) is not None:
         raise UserError(problem)
     model, estimators, facts = _modules(phase, splits, group, device, loss)
-    mi = build_mi_term(config.mi, estimators, config.scaling.micro_batch)
     autocast = _autocast(config, device)
+    mi = build_mi_term(config.mi, estimators, config.scaling.micro_batch, model, autocast)
     attack = _attacker(config, model, autocast)
     average = None
     if phase.learns_classifier and config.optim.ema > 0:
         average = WeightEMA(model, config.optim.ema)
+    averages = [] if average is None else [average]
+    averages += [mi.average] if isinstance(mi, Teacher) else []
 
     estimator_learner = update = None
     if estimators is not None and phase.learns_estimators:
@@ -96,13 +105,13 @@ def build_phase(
             build_objective(config.mi),
             update or no_update,
             perturbation or _no_perturbation,
-            [] if average is None else [average],
+            averages,
         )
     else:
         assert update is not None
         step = EstimatorStep(attack, update)
     if config.scaling.compile:
-        _compile([model, None if average is None else average.model, attack.folded])
+        _compile([model, attack.folded, *(one.model for one in averages)])
     return TrainState(
         phase,
         group,
@@ -124,11 +133,28 @@ def build_phase(
 
 
 def build_mi_term(
-    mi: MIConfig, estimators: MIEstimators | None, micro_batch: int | None = None
+    mi: MIConfig,
+    estimators: MIEstimators | None,
+    micro_batch: int | None = None,
+    model: nn.Module | None = None,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> MITerm:
-    """Builds the MI term of the classifier's loss; the plain `MITerm` has none."""
+    """Builds the MI term of the classifier's loss; the plain `MITerm` has none.
+
+    Args:
+        mi: settings.
+        estimators: of both kinds of MI; None: the form has none.
+        micro_batch: samples of a worker per pass of a network; None: all.
+        model: the bare classifier, which a teacher follows.
+        autocast: returns the context in which the classifier runs.
+    """
     if not mi.enabled:
         return MITerm()
+    if mi.form == "js":
+        return JensenShannon()
+    if mi.has_teacher:
+        assert model is not None
+        return Teacher(model, mi, autocast, micro_batch)
     if estimators is None:
         return RandomGradient()
     return EstimatedMI(estimators, mi, micro_batch)
@@ -196,9 +222,9 @@ def _modules(
                 build,
                 num_classes=splits.num_classes,
                 image_size=splits.image_size,
-                averaged=config.optim.ema > 0,
+                averaged=config.optim.ema > 0 or config.mi.has_teacher,
                 frozen_gradients=phase.learns_classifier
-                and (loss.needs_clean_gradient or config.mi.cosine > 0),
+                and (loss.needs_clean_gradient or config.mi.cosine > 0 or config.mi.form == "js"),
             )
         torch.manual_seed(random_key(config.seed, "estimators"))
         estimators = build_estimators(config.mi, splits.num_classes, splits.image_size)

@@ -71,7 +71,8 @@ class ClassifierPair(nn.Module):
         nothing uses it.
 
         Args:
-            x, x_adv: (b, 3, H, W) in [0, 1].
+            x: (b, 3, H, W) in [0, 1].
+            x_adv: (b, 3, H, W) in [0, 1].
             shard: place of the samples in the global batch.
             inner: compute the outputs of the adversarial loss alone, for AWP's inner pass.
         """

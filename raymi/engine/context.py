@@ -91,13 +91,16 @@ class LocalContext:
         """Does nothing, as no driver listens."""
 
     def stop_requested(self) -> StopReason | None:
+        """Returns why the run should end here, or None; see `Context`."""
         (reason,) = self._flags.broadcast(self._stop.reason() or 0)
         return StopReason(reason) if reason else None
 
     def checkpoint_requested(self) -> bool:
+        """Returns False, as no worker is lost one by one."""
         return False
 
     def agree(self, answer: bool) -> bool:
+        """Returns rank 0's answer; see `Context`."""
         (agreed,) = self._flags.broadcast(answer)
         return bool(agreed)
 

@@ -186,7 +186,7 @@ class _Checks:
             copy.deepcopy(self.model)
         except Exception as error:
             raise self.error(
-                "survive copy.deepcopy, which optim.ema needs",
+                "survive copy.deepcopy, which averaged weights need",
                 what_happened(error),
                 "keep no tensors with a graph in attributes, or set optim.ema=0",
             ) from error

@@ -80,6 +80,7 @@ _UNUSED_BY_ESTIMATORS = (
     "difference",
     "cosine",
     "clamp",
+    "natural_cap",
 )
 """Keys of `mi` that do not affect the estimators: lengths of phases, and the classifier's terms."""
 

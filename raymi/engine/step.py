@@ -13,13 +13,14 @@ from raymi.attacks.pgd import pgd
 from raymi.attacks.projections import start_of
 from raymi.attacks.settings import AttackConfig
 from raymi.collectives import Metrics, Shard
-from raymi.engine.ema import WeightEMA
+from raymi.data.mix_images import labels_of
 from raymi.engine.learner import Learner
 from raymi.engine.train_loader import Batch
 from raymi.engine.user_attacker import UserAttacker
 from raymi.losses.base import AdversarialLoss
 from raymi.mi.balance import Objective
 from raymi.mi.terms import MITerm
+from raymi.models.ema import WeightEMA
 from raymi.models.folding import FoldedClassifier
 from raymi.models.micro_batches import in_pieces, pieces_of
 from raymi.models.modes import evaluation_mode, full_precision
@@ -56,7 +57,13 @@ class Attacker:
         self.micro_batch = micro_batch
 
     def __call__(self, x: Tensor, y: Tensor, shard: Shard) -> Tensor:
-        """Returns adversarial samples (b, 3, H, W) in [0, 1], within eps of x."""
+        """Returns adversarial samples (b, 3, H, W) in [0, 1], within eps of x.
+
+        Args:
+            x: (b, 3, H, W) in [0, 1].
+            y: (b,) labels, or (b, K) probabilities.
+            shard: place of the b samples in the global batch.
+        """
         if self.folded is not None:
             self.folded.refresh()
         parts = pieces_of(self.micro_batch, x, y, shard.index)
@@ -90,7 +97,7 @@ class TrainStep:
         attack: of the classifier.
         classifier: learner of the `ClassifierPair`.
         loss: the adversarial loss.
-        mi: the MI term.
+        mi: the MI term; its `target` is that of the loss and the attack.
         objective: weighs their sum.
         update_estimators: learns from the batch and detached outputs, see `EstimatorUpdate`.
         worst_weights: perturbation of the weights at which the loss is taken.
@@ -124,13 +131,14 @@ class TrainStep:
             Detached 0-d metrics whose mean over workers is the global batch's.
         """
         x, y, shard = batch
-        x_adv = self.attack(x, y, shard)
-        with self.worst_weights(partial(self._ascend, x, x_adv, y, shard)):
+        target, y = self.mi.target(x, y, shard), labels_of(y)
+        x_adv = self.attack(x, target, shard)
+        with self.worst_weights(partial(self._ascend, x, x_adv, target, shard)):
             logits, logits_adv = self.classifier.task(x, x_adv, shard)
             estimator_metrics = self.update_estimators(
                 x, x_adv, logits.detach(), logits_adv.detach(), y, shard
             )
-            loss_adv = self.loss(logits, logits_adv, y, shard)
+            loss_adv = self.loss(logits, logits_adv, target, shard)
             loss_mi, mi_metrics = self.mi(x, x_adv, logits, logits_adv, y, shard)
             loss, metrics = self.objective(loss_adv, loss_mi, [logits, logits_adv], shard)
             self.classifier.backward(loss)
@@ -146,12 +154,12 @@ class TrainStep:
         """Sets schedules to a share of the phase that is over."""
         self.loss.progress = self.mi.progress = self.objective.weight.progress = progress
 
-    def _ascend(self, x: Tensor, x_adv: Tensor, y: Tensor, shard: Shard) -> None:
+    def _ascend(self, x: Tensor, x_adv: Tensor, target: Tensor, shard: Shard) -> None:
         """Leaves the gradient of the adversarial loss alone in the parameters (AWP)."""
         # Also during backward: activation checkpointing runs BatchNorm again.
         with running_statistics_frozen(self.attack.model):
             logits, logits_adv = self.classifier.task(x, x_adv, shard, inner=True)
-            self.classifier.backward(self.loss(logits, logits_adv, y, shard))
+            self.classifier.backward(self.loss(logits, logits_adv, target, shard))
 
 
 class EstimatorStep:
@@ -168,8 +176,8 @@ class EstimatorStep:
 
     def __call__(self, batch: Batch) -> Metrics:
         """Updates the estimators once; argument and result as of `TrainStep`."""
-        x, y, shard = batch
-        x_adv = self.attack(x, y, shard)
+        x, target, shard = batch
+        x_adv, y = self.attack(x, target, shard), labels_of(target)
         model = self.attack.model
         with evaluation_mode(model), torch.no_grad(), self.attack.autocast():
             logits, logits_adv = (
@@ -204,8 +212,10 @@ class EstimatorUpdate:
         """Performs a step and returns its metrics; none for one sample, without negatives.
 
         Args:
-            x, x_adv: (b, 3, H, W) in [0, 1].
-            logits, logits_adv: (b, K), detached.
+            x: (b, 3, H, W) in [0, 1].
+            x_adv: (b, 3, H, W) in [0, 1].
+            logits: (b, K) of x, detached.
+            logits_adv: (b, K) of x_adv, detached.
             y: (b,).
             shard: place of the b samples in the global batch.
         """

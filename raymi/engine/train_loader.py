@@ -21,8 +21,10 @@ from raymi.data.batches import (
     global_batch,
     mixed_order,
     shard_of,
+    share,
     steps_per_epoch,
 )
+from raymi.data.mix_images import mix_images, mixed_targets
 from raymi.data.sample_augment import SampleAugmentation
 from raymi.data.settings import check_crop
 
@@ -32,7 +34,7 @@ class Batch(NamedTuple):
 
     Attributes:
         x: (b, 3, H, W) in [0, 1].
-        y: (b,).
+        y: (b,) labels; with `data.mix_images` (b, K) probabilities.
         shard: its place in the global batch; positions in the training set of N images are 0 to
             N - 1, and N + k for generated image k.
     """
@@ -81,15 +83,27 @@ class TrainLoader:
         for step in range(first_step, self.steps_per_epoch):
             batch = global_batch(order, config.optim.batch_size, step)
             shard = shard_of(batch, self.group, random_key(config.seed, "start", epoch))
-            images, y = self._images_and_labels(shard.index)
-            x = self._augmented(images, epoch, shard.index)
+            x, y = self._samples(epoch, shard.index)
+            if config.data.mix_images is not None:
+                partners = share(batch.roll(1), self.group.rank, self.group.world_size)
+                other, labels = self._samples(epoch, partners)
+                x, part = mix_images(
+                    config.data.mix_images,
+                    x,
+                    other,
+                    seed=config.seed,
+                    epoch=epoch,
+                    index=shard.index,
+                )
+                y = mixed_targets(y, labels, part, len(self.images.class_names))
             if config.scaling.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             yield Batch(x, y, shard)
 
-    def _augmented(self, images: Tensor, epoch: int, index: Tensor) -> Tensor:
-        """Returns augmented images in [0, 1] of images (b, 3, H, W) uint8."""
+    def _samples(self, epoch: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns augmented images (b, 3, H, W) in [0, 1] and labels (b,)."""
         config = self.config
+        images, y = self._images_and_labels(index)
         x = augment(
             images,
             seed=config.seed,
@@ -99,8 +113,8 @@ class TrainLoader:
             flip=config.data.flip,
         )
         if self.sample_augmentation is None:
-            return to_unit(x)
-        return self.sample_augmentation(x, seed=config.seed, epoch=epoch, index=index)
+            return to_unit(x), y
+        return self.sample_augmentation(x, seed=config.seed, epoch=epoch, index=index), y
 
     def _order(self, epoch: int) -> Tensor:
         """Returns the order of an epoch's samples: (N,) int64 on the CPU."""

@@ -13,7 +13,6 @@ from torch import nn
 from raymi.collectives import Collectives, Metrics
 from raymi.config import Config
 from raymi.engine.awp import AdversarialWeightPerturbation
-from raymi.engine.ema import WeightEMA
 from raymi.engine.learner import Learner
 from raymi.engine.metrics import MetricMeans
 from raymi.engine.network_check import NetworkFacts
@@ -25,6 +24,7 @@ from raymi.fields import value_at
 from raymi.losses.base import AdversarialLoss
 from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.terms import MITerm
+from raymi.models.ema import WeightEMA
 
 
 @dataclass

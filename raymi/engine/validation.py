@@ -16,7 +16,7 @@ from torch import nn
 from raymi.collectives import Collectives
 from raymi.config import Config
 from raymi.data import ImageSet, Splits, load_splits
-from raymi.engine.block_metrics import FGSMAccuracy, MIEstimates
+from raymi.engine.block_metrics import FGSMAccuracy, MIEstimates, TermMetrics
 from raymi.engine.context import StopReason
 from raymi.engine.pgd_evaluation import (
     Accuracy,
@@ -129,6 +129,9 @@ class Validation:
             metrics.append(
                 MIEstimates(state.estimators, state.config.mi, self.group, block, micro_batch)
             )
+        if with_mi and state.mi.closed_form:
+            block = state.config.optim.batch_size
+            metrics.append(TermMetrics(state.mi, self.group))
         accuracy = self._accuracy(
             model,
             self.val,

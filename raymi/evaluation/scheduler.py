@@ -46,9 +46,11 @@ class LocalPool:
         self._queue: deque[AttackTask] = deque()
 
     def submit(self, task: AttackTask) -> None:
+        """Queues a task."""
         self._queue.append(task)
 
     def next(self) -> AttackResult:
+        """Runs the oldest task and returns its result."""
         return run_task(self._queue.popleft(), self._attacker_of)
 
 

@@ -38,8 +38,10 @@ class StaticChecks:
 
 
 def run_static_checks(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> StaticChecks:
-    """Checks for randomness, dependence on other images, probabilities in place of logits,
-    vanishing gradients, and changes of the network or its input.
+    """Checks properties of a classifier that let attacks fail.
+
+    These are randomness, state, changed inputs, dependence on other images, probabilities in place
+    of logits, and vanishing gradients.
 
     Args:
         model: images in [0, 1] to logits (B, K); unchanged afterwards.
@@ -74,8 +76,10 @@ def run_static_checks(model: nn.Module, x: Tensor, y: Tensor, seed: int = 0) -> 
 
 
 def _gradients_of(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Returns gradients of margin and cross-entropy, (B, C*H*W) each, and whether autograd follows
-    the outputs; zeros if not."""
+    """Returns gradients of margin and cross-entropy, and whether autograd follows the outputs.
+
+    Gradients are (B, C*H*W); zeros where it does not.
+    """
     x = x.detach().requires_grad_()
     nothing = torch.zeros_like(x).flatten(1)
     with torch.enable_grad():

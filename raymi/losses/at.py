@@ -21,6 +21,7 @@ class AT(AdversarialLoss):
 
     title = "AT"
     namid_title = "NAMID"
+    takes_soft_targets = True
 
     class Settings(AdversarialLoss.Settings):
         """Settings of AT."""
@@ -31,6 +32,7 @@ class AT(AdversarialLoss):
     settings: Settings
 
     def __call__(self, logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Shard) -> Tensor:
+        """Returns the cross-entropy of h(x_adv); arguments as of `AdversarialLoss`."""
         import torch.nn.functional as F
 
         # CE(h(x_adv), y)

@@ -24,6 +24,7 @@ class AdversarialLoss:
         namid_title: name in reports of the loss with an MI term; empty: NAMID_{title}.
         attack_objective: maximised by the training attack, "ce" or "kl" (see `attacks.pgd`).
         needs_clean_gradient: whether the gradient at h(x) matters, or at h(x_adv) alone.
+        takes_soft_targets: whether y may be probabilities (b, K), as of mixed images.
         progress: share of the phase that is over, in [0, 1); set before each step.
         settings: of this object.
 
@@ -35,6 +36,7 @@ class AdversarialLoss:
     namid_title: ClassVar[str] = ""
     attack_objective: ClassVar[str] = "ce"
     needs_clean_gradient: ClassVar[bool] = False
+    takes_soft_targets: ClassVar[bool] = False
 
     class Settings(Section):
         """Settings of the loss; the text under each field is its documentation."""
@@ -49,7 +51,7 @@ class AdversarialLoss:
         Args:
             logits: (b, K) of x; (b, 0) if neither the loss nor the MI term needs it.
             logits_adv: (b, K) of x_adv.
-            y: (b,).
+            y: (b,) labels, or (b, K) probabilities if the loss takes them.
             shard: place of the b samples in the global batch.
 
         Returns:

@@ -44,6 +44,7 @@ class IKL(AdversarialLoss):
         self._sums: Tensor | None = None  # (K, K + 1), of this epoch and all workers; counts last
 
     def __call__(self, logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Shard) -> Tensor:
+        """Returns cross-entropies plus weighted squares; arguments as of `AdversarialLoss`."""
         import torch
         import torch.nn.functional as F
 
@@ -62,6 +63,7 @@ class IKL(AdversarialLoss):
         return shard.world_size * (natural + robust) / shard.num
 
     def observe(self, logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Shard) -> None:
+        """Adds softened natural outputs to the sums of this epoch."""
         import torch
 
         softened = (logits.double() / self.settings.class_temperature).softmax(dim=1)
@@ -71,6 +73,7 @@ class IKL(AdversarialLoss):
         self._sums = before + shard.sum(sums)
 
     def end_epoch(self, group: Collectives) -> None:
+        """Computes the class means; a class without samples keeps its last ones."""
         import torch
 
         assert self._sums is not None
@@ -81,7 +84,9 @@ class IKL(AdversarialLoss):
         self._weights, self._sums = torch.where(counts > 0, means, last), None
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns class means and sums."""
         return {"weights": self._weights, "sums": self._sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores class means and sums."""
         self._weights, self._sums = state["weights"], state["sums"]

@@ -35,6 +35,7 @@ class MART(AdversarialLoss):
     settings: Settings
 
     def __call__(self, logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Shard) -> Tensor:
+        """Returns boosted cross-entropy plus weighted KL; arguments as of `AdversarialLoss`."""
         import torch
         import torch.nn.functional as F
 

@@ -19,20 +19,33 @@ _SEE = "see docs/extending.md"
 
 
 def own_loss(name: str, settings: dict[str, Any]) -> AdversarialLoss:
-    """Builds a user's own loss.
+    """Builds a user's own loss; of an object, a copy.
 
     Args:
         name: `package.module:name` of a subclass of `AdversarialLoss`, or of an object of one.
         settings: given settings of `loss`.
 
     Raises:
+        UserError: see `loss_of`.
+    """
+    return copy.deepcopy(loss_of(name, import_function(name, "loss"), settings))
+
+
+def loss_of(name: str, found: object, settings: dict[str, Any]) -> AdversarialLoss:
+    """Returns the user's object, or builds one of the user's class.
+
+    Args:
+        name: of the loss, for messages.
+        found: a subclass of `AdversarialLoss`, or an object of one.
+        settings: given settings of `loss`.
+
+    Raises:
         UserError: it is another thing, or does not take the settings.
     """
-    found = import_function(name, "loss")
     if isinstance(found, AdversarialLoss):
         if settings:
             raise _error(name, f"has its settings already, got {', '.join(settings)}: remove them")
-        return copy.deepcopy(found)
+        return found
     if not (isinstance(found, type) and issubclass(found, AdversarialLoss)):
         raise _error(
             name, f"must be a subclass of raymi.losses.AdversarialLoss, got {_kind(found)}: {_SEE}"
@@ -85,6 +98,9 @@ def check_loss(name: str, loss: AdversarialLoss, num_classes: int) -> None:
             except _CollectiveUsed:
                 parts = [whole]  # only several processes can show it
                 break
+        if loss.takes_soft_targets:
+            probabilities = torch.rand(5, num_classes, generator=generator).softmax(dim=1)
+            _value(name, loss, z, z_adv, probabilities, Shard.alone(5))
         mean = torch.stack(parts).mean()
         if not torch.allclose(mean, whole, rtol=1e-4, atol=1e-5):
             raise _error(

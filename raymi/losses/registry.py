@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any
+from typing import Any, TypeVar
 
+from raymi.given import label
 from raymi.losses.base import AdversarialLoss
 
+Documented = TypeVar("Documented", bound=Callable[..., Any])
 _NO_LOSS = ("base", "own", "registry", "settings")
 
 
@@ -23,10 +26,17 @@ def losses() -> dict[str, type[AdversarialLoss]]:
 def loss_titles(name: str) -> tuple[str, str]:
     """Returns the names in reports of a loss, alone and with an MI term."""
     if name not in losses():  # the user's own, whose module may be elsewhere
-        title = name.partition(":")[2]
+        title = label(name)
         return title, f"NAMID_{title}"
     one = losses()[name]
     return one.title, one.namid_title or f"NAMID_{one.title}"
+
+
+def lists_losses(documented: Documented) -> Documented:
+    """Returns a function or class whose docstring has their names for `raymi.losses.losses()`."""
+    text = (documented.__doc__ or "").replace("`raymi.losses.losses()`", " | ".join(losses()))
+    documented.__doc__ = text
+    return documented
 
 
 def build_loss(name: str, settings: dict[str, Any]) -> AdversarialLoss:

@@ -34,6 +34,7 @@ class TRADES(AdversarialLoss):
     settings: Settings
 
     def __call__(self, logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Shard) -> Tensor:
+        """Returns cross-entropy plus weighted KL; arguments as of `AdversarialLoss`."""
         import torch.nn.functional as F
 
         # CE(h(x), y) + beta * KL(p || p_adv)

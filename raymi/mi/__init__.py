@@ -1,0 +1,1 @@
+"""Mutual information: estimators, bounds, objectives (Eq. 4-9) and the terms of a step."""

@@ -52,8 +52,10 @@ class EstimatorTask(nn.Module):
         """Computes loss and metrics of both estimators.
 
         Args:
-            x, x_adv: (b, 3, H, W).
-            logits, logits_adv: (b, K), detached.
+            x: (b, 3, H, W).
+            x_adv: (b, 3, H, W).
+            logits: (b, K) of x, detached.
+            logits_adv: (b, K) of x_adv, detached.
             y: (b,).
             shard: place of the samples in the global batch.
         """
@@ -88,17 +90,20 @@ class EstimatorTask(nn.Module):
         """Computes the loss of the estimator of pattern u, which belongs to `own_logits`."""
         mi = self.mi
         features = in_pieces(estimator.local_features, estimator, u, shard, self.micro_batch)
-        scores = score_outputs(estimator, own_logits, features, shard, mi)
+        scores = score_outputs(estimator, own_logits, features, shard, mi, y)
         with torch.no_grad():
+            everyone = scores
+            if mi.negative_classes == "other":  # which is no MI
+                everyone = score_outputs(estimator, own_logits, features, shard, mi)
             metrics = {
-                f"mi/{kind}": shard.mean(scores.infonce()),
-                f"mi/{kind}_dv": shard.mean(scores.donsker_varadhan()),
+                f"mi/{kind}": shard.mean(everyone.infonce()),
+                f"mi/{kind}_dv": shard.mean(everyone.donsker_varadhan()),
             }
         own = scores.bound(mi.bound)
         if mi.objective == "mim":
             return estimator_loss(own, None, None, shard), metrics
 
-        other = score_outputs(estimator, other_logits, features, shard, mi).bound(mi.bound)
+        other = score_outputs(estimator, other_logits, features, shard, mi, y).bound(mi.bound)
         clean, adv = (own_logits, other_logits) if kind == "natural" else (other_logits, own_logits)
         if mi.objective == "contrast":
             chosen = selected(clean, adv, y)
@@ -112,7 +117,12 @@ class EstimatorTask(nn.Module):
 
 
 def score_outputs(
-    estimator: LocalDIM, logits: Tensor, features: Tensor, shard: Shard, mi: MIConfig
+    estimator: LocalDIM,
+    logits: Tensor,
+    features: Tensor,
+    shard: Shard,
+    mi: MIConfig,
+    y: Tensor | None = None,
 ) -> Matching:
     """Scores outputs against the patterns of all workers, or of this one (`mi.negatives`).
 
@@ -122,9 +132,17 @@ def score_outputs(
         features: (b, H, P), of the patterns.
         shard: place of the samples in the global batch.
         mi: settings.
+        y: (b,) labels for `mi.negative_classes`; None: negatives of all classes, as of an MI.
     """
     if mi.negatives == "local":
         shard = shard.own()
     outputs = estimator.global_features(logits)
     divergence = mi.bound if mi.bound in F_DIVERGENCES else None
-    return match(outputs, features, shard, divergence=divergence, score_memory=mi.score_memory)
+    return match(
+        outputs,
+        features,
+        shard,
+        divergence=divergence,
+        score_memory=mi.score_memory,
+        y=y if mi.negative_classes == "other" else None,
+    )

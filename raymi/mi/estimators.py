@@ -39,6 +39,7 @@ class Block1x1(nn.Module):
             self.linear_shortcut.weight[:, :, 0, 0].fill_diagonal_(1.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps (B, C, h, w) to (B, hidden, h, w)."""
         x = self.block_nonlinear(x) + self.linear_shortcut(x)
         return self.norm(x.movedim(1, -1)).movedim(-1, 1)
 
@@ -63,6 +64,7 @@ class LocalEncoder(nn.Module):
         self.head = Block1x1(widths[-1], hidden)
 
     def forward(self, u: Tensor) -> Tensor:
+        """Maps (B, C, h, w) to (B, hidden, P)."""
         for layer in self.layers:
             u = layer(u)
         return self.head(u).flatten(2)

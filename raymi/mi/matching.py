@@ -31,6 +31,7 @@ class Matching:
         num: B.
         divergence: name of the f-divergence of `negative`; None: none requested.
         negative: (b, P), mean of its negative term of T[i, j, p] over j != i.
+        counts: (b,), negatives of each sample; None: num - 1. Samples without any have value 0.
     """
 
     positive: Tensor
@@ -38,16 +39,23 @@ class Matching:
     num: int
     divergence: str | None = None
     negative: Tensor | None = None
+    counts: Tensor | None = None
 
     def infonce(self) -> Tensor:
         """Computes (b,) nats, each at most log B; equals `bounds.infonce`."""
         log_candidates = torch.logaddexp(self.positive, self.log_negatives)
+        if self.counts is not None:
+            values = (self.positive - log_candidates).mean(dim=1) + (self.counts + 1).log()
+            return torch.where(self.counts > 0, values, 0)
         return (self.positive - log_candidates + math.log(max(self.num, 1))).mean(dim=1)
 
     def donsker_varadhan(self) -> Tensor:
         """Computes (b,) nats, zeros for B = 1; equals `bounds.donsker_varadhan`."""
         if self.num <= 1:
             return 0 * self.positive.mean(dim=1)
+        if self.counts is not None:
+            values = (self.positive - self.log_negatives).mean(dim=1)
+            return torch.where(self.counts > 0, values + self.counts.clamp(min=1).log(), 0)
         return (self.positive - self.log_negatives + math.log(self.num - 1)).mean(dim=1)
 
     def f_divergence(self) -> Tensor:
@@ -91,6 +99,7 @@ def match(
     *,
     divergence: str | None = None,
     score_memory: float = math.inf,
+    y: Tensor | None = None,
 ) -> Matching:
     """Scores all outputs of the global batch against all of its patterns.
 
@@ -101,6 +110,8 @@ def match(
         divergence: name of an f-divergence whose negative term is computed, too.
         score_memory: largest tensor of scores, in MiB; larger ones are computed in parts of at
             least one column, exactly.
+        y: (b,) labels: negatives are patterns of other classes only, and bounds are objectives
+            that an MI does not bound, for `infonce` and `donsker_varadhan`; None: all patterns.
 
     Returns:
         The `Matching` of the worker's own samples; exact in value and, under the convention of
@@ -114,8 +125,17 @@ def match(
     outputs = shard.gather(global_features)  # (B, H)
     rows = shard.first + torch.arange(len(local_features), device=outputs.device)
     part = _columns_per_part(local_features, num, score_memory)
-    positive, log_sum, total = _Reduced.apply(outputs, local_features, rows, divergence, part)
-    log_negatives = torch.logsumexp(shard.exchange(log_sum), dim=0)  # (W, b, P) to (b, P)
+    classes = None if y is None else shard.gather(y)  # (B,)
+    positive, log_sum, total = _Reduced.apply(
+        outputs, local_features, rows, classes, divergence, part
+    )
+    parts = shard.exchange(log_sum)  # (W, b, P)
+    if y is not None and classes is not None:
+        counts = y[:, None].ne(classes).sum(dim=1)
+        parts = parts.masked_fill((counts == 0)[:, None], 0.0)  # their value is 0, not NaN
+        log_negatives = torch.logsumexp(parts, dim=0)
+        return Matching(positive, log_negatives, num, counts=counts.to(positive.dtype))
+    log_negatives = torch.logsumexp(parts, dim=0)
     if divergence is None:
         return Matching(positive, log_negatives, num)
     negative = shard.exchange(total).sum(dim=0) / (num - 1)
@@ -136,11 +156,12 @@ class _Reduced(torch.autograd.Function):
         outputs: (B, H) global features.
         features: (b, H, P) local features of the samples `rows`.
         rows: (b,) indices of the worker's samples in the batch.
+        classes: (B,) labels, whose equal pairs are no negatives; None: own pairs alone.
         divergence: name of an f-divergence, or None.
         part: columns that are scored together.
 
     Returns:
-        (b, P) scores of matching pairs; (B, P) logsumexp over the other pairs, -inf without
+        (b, P) scores of matching pairs; (B, P) logsumexp over the negatives, -inf without
         any; (B, P) sum of the divergence's negative term over them.
     """
 
@@ -150,6 +171,7 @@ class _Reduced(torch.autograd.Function):
         outputs: Tensor,
         features: Tensor,
         rows: Tensor,
+        classes: Tensor | None,
         divergence: str | None,
         part: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,14 +179,14 @@ class _Reduced(torch.autograd.Function):
         log_sum = features.new_full((len(outputs), features.shape[2]), -math.inf)
         total = torch.zeros_like(log_sum)
         for columns in _parts(len(features), part):
-            scores, own = _scores(outputs, features[columns], rows[columns])
+            scores, own = _scores(outputs, features[columns], rows[columns], classes)
             positive[columns] = scores[_pairs(rows[columns])]
             if divergence is not None:
                 term = F_DIVERGENCES[divergence].negative(scores.masked_fill(own[..., None], 0.0))
                 total += term.masked_fill(own[..., None], 0.0).sum(dim=0)
             others = torch.logsumexp(scores.masked_fill_(own[..., None], -math.inf), dim=0)
             log_sum = torch.logaddexp(log_sum, others)
-        ctx.save_for_backward(outputs, features, rows, log_sum)
+        ctx.save_for_backward(outputs, features, rows, classes, log_sum)
         ctx.divergence, ctx.part = divergence, part
         return positive, log_sum, total
 
@@ -172,21 +194,23 @@ class _Reduced(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad_positive, grad_log_sum, grad_total = grads
-        outputs, features, rows, log_sum = ctx.saved_tensors
+        outputs, features, rows, classes, log_sum = ctx.saved_tensors
         grad_outputs = torch.zeros_like(outputs)
         grad_features = torch.empty_like(features) if ctx.needs_input_grad[1] else None
         for columns in _parts(len(features), ctx.part):
             own_features = features[columns]
-            scores, own = _scores(outputs, own_features, rows[columns])
-            # d logsumexp / d score, plus the divergence's term; both without own pairs
+            scores, own = _scores(outputs, own_features, rows[columns], classes)
+            # d logsumexp / d score, plus the divergence's term; both of negatives alone
             slopes = torch.exp(scores - log_sum) * grad_log_sum
             if ctx.divergence is not None:
                 slopes += _slope(ctx.divergence, scores.masked_fill(own[..., None], 0)) * grad_total
+            if classes is not None:
+                slopes.masked_fill_(own[..., None], 0.0)
             slopes[_pairs(rows[columns])] = grad_positive[columns]
             grad_outputs += torch.einsum("cbp,chp->bh", slopes, own_features)
             if grad_features is not None:
                 grad_features[columns] = outputs.T @ slopes
-        return grad_outputs, grad_features, None, None, None
+        return grad_outputs, grad_features, None, None, None, None
 
 
 def _parts(num: int, part: int) -> list[slice]:
@@ -199,13 +223,19 @@ def _pairs(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.arange(len(rows), device=rows.device), rows
 
 
-def _scores(outputs: Tensor, features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _scores(
+    outputs: Tensor, features: Tensor, rows: Tensor, classes: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Scores outputs (B, H) against features (c, H, P), column by column.
 
     Returns:
-        (c, B, P) scores, and (c, B) bool, true where row and column belong to the same sample.
+        (c, B, P) scores, and (c, B) bool, true for pairs that are no negatives: of one sample, or
+        of one class.
     """
-    own = rows[:, None] == torch.arange(len(outputs), device=rows.device)
+    if classes is None:
+        own = rows[:, None] == torch.arange(len(outputs), device=rows.device)
+    else:
+        own = classes[rows][:, None] == classes
     return outputs @ features, own
 
 

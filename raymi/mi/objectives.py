@@ -68,6 +68,7 @@ def cosine_distance(a: Tensor, b: Tensor, mask: Tensor, shard: Shard) -> Tensor:
         a: (b,).
         b: (b,).
         mask: (b,) bool.
+        shard: place of the samples in the global batch.
 
     Returns:
         0-d, the same on every worker; 0 if nothing is selected or a vector is zero.
@@ -84,6 +85,7 @@ def cosine_of(
         a: (b,).
         b: (b,).
         mask: (b,) bool.
+        shard: place of the samples in the global batch.
         undefined: value if nothing is selected or a vector is zero, with gradient zero.
 
     Returns:
@@ -107,15 +109,16 @@ def estimator_loss(
     """Computes the loss of one estimator: minus its matching MI, plus the other (contrast).
 
     Natural estimator: `matching` = I_N(h(x)), `other` = I_N(h(x_adv)); adversarial: vice versa.
-    mim (Eq. 4): other = mask = None. contrast (Eq. 5): over the selected samples; `clip` clamps the
-    other MI at 0 nats. Measured warning: unclipped, with Donsker-Varadhan, the contrast is
-    unbounded below and ran to -80 nats before training collapsed.
+    mim (Eq. 4): other = mask = None. contrast (Eq. 5): over the selected samples. Measured warning:
+    unclipped, with Donsker-Varadhan, the contrast is unbounded below and ran to -80 nats before
+    training collapsed.
 
     Args:
         matching: (b,) nats.
         other: (b,) nats.
         mask: (b,) bool.
         shard: place of the samples in the global batch.
+        clip: clamp the mean of the other MI at 0 nats.
 
     Returns:
         0-d loss in nats.

@@ -25,6 +25,7 @@ def selected_over_batch(
         logits: (b, K).
         logits_adv: (b, K).
         y: (b,).
+        shard: place of the samples in the global batch.
 
     Returns:
         Two (b,) bool: clean right and adversarial wrong; both right.
@@ -41,8 +42,10 @@ def natural_estimator_loss(
     """Computes the authors' natural estimator loss; Eq. 5: max I_N(h(x)) - I_N(h(x_adv)).
 
     Args:
-        own, other: (b,) nats, MI of x with h(x) and with h(x_adv).
-        wrong, right: (b,) bool, from `selected_over_batch`.
+        own: (b,) nats, MI of x with h(x).
+        other: (b,) nats, MI of x with h(x_adv).
+        wrong: (b,) bool, from `selected_over_batch`.
+        right: (b,) bool, from `selected_over_batch`.
         shard: place of the samples in the global batch.
 
     Returns:
@@ -63,7 +66,11 @@ def adversarial_estimator_loss(
     """Computes the authors' adversarial estimator loss; Eq. 5: max I_A(h(x_adv)) - I_A(h(x)).
 
     Args:
-        own, other: (b,) nats, MI of the noise with h(x_adv) and with h(x). The rest as above.
+        own: (b,) nats, MI of the noise with h(x_adv).
+        other: (b,) nats, MI of the noise with h(x).
+        wrong: (b,) bool, from `selected_over_batch`.
+        right: (b,) bool, from `selected_over_batch`.
+        shard: place of the samples in the global batch.
 
     Returns:
         0-d.

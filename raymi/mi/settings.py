@@ -18,6 +18,7 @@ from raymi.fields import (
     NonNegative,
     Positive,
     Section,
+    Share,
     Temperature,
     Units,
     Weight,
@@ -78,8 +79,38 @@ FORMS: dict[str, dict[str, Any]] = {
         "balance": 0.2,
         "gradient": "random",
     },
+    "teacher": {
+        "weight": 1.0,
+        "teacher_temperature": 1.0,
+        "mix": False,
+    },
+    "adr": {
+        "weight": "cosine:0.7:0.95",
+        "teacher_temperature": "cosine:2.5:2",
+        "mix": True,
+    },
+    "js": {
+        "weight": "linear:0:10",
+    },
 }
 """Defaults that each `mi.form` sets."""
+
+CLOSED_FORMS = ("teacher", "adr", "js")
+"""Forms without estimators."""
+_TEACHERS = ("teacher", "adr")
+_TEACHER_KEYS = {"teacher_temperature", "teacher_ema", "mix"}
+_SHARED_KEYS = {"form", "weight", "balance", "alpha_max"}
+_SWITCHES = {"natural", "adversarial"}
+
+
+def foreign_keys(form: str) -> set[str]:
+    """Returns the keys of `mi` that a form does not use."""
+    foreign = set[str]()
+    if form in CLOSED_FORMS:
+        foreign = set(MIConfig.model_fields) - _TEACHER_KEYS - _SHARED_KEYS - _SWITCHES
+    if form == "js":
+        foreign |= _SWITCHES
+    return foreign if form in _TEACHERS else foreign | _TEACHER_KEYS
 
 
 class MIConfig(Section):
@@ -88,10 +119,14 @@ class MIConfig(Section):
     `form` sets the defaults of other keys; each can be set on its own.
     """
 
-    form: Literal["bounded", "paper", "released", "wmim", "random"] = "bounded"
+    form: Literal["bounded", "paper", "released", "wmim", "random", "teacher", "adr", "js"] = (
+        "bounded"
+    )
     """bounded: well-posed by construction; paper: Eq. 4-9 as printed (fragile: unbounded
     objectives); released: the authors' code; wmim: maximise the MI of the whole adversarial
-    image (the paper's baseline); random: a random gradient at the logits instead (a control)."""
+    image (the paper's baseline); random: a random gradient at the logits instead (a control).
+    Without estimators: teacher: KL divergences from the output of an averaged classifier; adr: AT
+    on labels refined by it; js: Jensen-Shannon divergence of natural and adversarial output."""
     schedule: Literal["joint", "staged"] = "joint"
     """joint: each step updates the estimators, then the classifier, from the same two forwards;
     staged: AT pretraining, then the estimators, then the classifier from scratch with frozen
@@ -106,7 +141,8 @@ class MIConfig(Section):
     estimator_epochs: Count | None = None
     """staged: epochs of the estimators; none: half of `optim.epochs`."""
     weight: Weight | None = None
-    """Fixed weight of the MI loss (the paper's alpha); 0: MI is off. Excludes `balance`."""
+    """Fixed weight of the MI loss (the paper's alpha), or with `mix` the largest share of the
+    teacher; 0: MI is off. Excludes `balance`."""
     balance: Weight | None = None
     """Ratio of the norms of the MI and the adversarial gradient at the logits: sets the weight at
     each step. Excludes `weight`."""
@@ -154,12 +190,18 @@ class MIConfig(Section):
     """Clamp batch means of MI to the range in which the bound is meaningful: dv to [0, log(batch -
     1)]; minimised means of bounds with a cap to at least their value for independent variables.
     kl, rkl, chi2, wasserstein and infonce-released are not clamped."""
+    natural_cap: bool = False
+    """Do not raise the batch mean of natural MI above log(classes), all that a label can hold (for
+    bounds in nats: infonce, dv)."""
     natural: bool = True
     """Use the natural-MI terms (ablation ii: false)."""
     adversarial: bool = True
     """Use the adversarial-MI terms (ablation i: false)."""
     negatives: Literal["global", "local"] = "global"
     """Negatives: from the batch of all workers, or from each worker's own share (cheaper)."""
+    negative_classes: Literal["all", "other"] = "all"
+    """Negatives: samples of all classes, or of other classes than the sample's. With other, infonce
+    and dv are objectives, not MI."""
     score_memory: Positive = 256.0
     """Largest tensor of scores (own patterns x global batch x locations), in MiB; larger ones are
     computed in parts, exactly, and not stored for the backward pass."""
@@ -171,6 +213,13 @@ class MIConfig(Section):
     """Stride-2 convolutions of the local encoder (capacity)."""
     estimator_lr: Positive = 1e-3
     """Learning rate of the estimators (Adam)."""
+    teacher_temperature: Temperature = 1.0
+    """Temperature of the teacher's output."""
+    teacher_ema: Share = 0.995
+    """Decay of the teacher's moving average of the weights; `optim.ema` is another average."""
+    mix: bool = False
+    """Mix the teacher's output into the labels of AT's loss and attack, in place of KL divergences:
+    its share is `weight` minus the probability by which it prefers another class, at least 0."""
 
     @model_validator(mode="before")
     @classmethod
@@ -210,6 +259,40 @@ class MIConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _keys_are_of_the_form(self) -> MIConfig:
+        foreign = foreign_keys(self.form)
+        for key, field in type(self).model_fields.items():
+            value = getattr(self, key)
+            if key in foreign and value != field.default:
+                raise ValueError(
+                    f"form={self.form} does not use {key}, got {key}={as_typed(value)}: remove it, "
+                    "or choose another form"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _mixing_has_no_other_term(self) -> MIConfig:
+        for key, needed in (("balance", None), ("natural", True), ("adversarial", True)):
+            value = getattr(self, key)
+            if self.mix and value != needed:
+                raise ValueError(
+                    f"mix=true adds no MI term to the loss, got {key}={as_typed(value)}: "
+                    "remove it, or set mix=false"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _bound_is_in_nats(self) -> MIConfig:
+        for key, default in (("natural_cap", False), ("negative_classes", "all")):
+            value = getattr(self, key)
+            if value != default and self.bound not in ("infonce", "dv"):
+                raise ValueError(
+                    f"{key}={as_typed(value)} needs a bound in nats, got bound={self.bound}: set "
+                    "bound=infonce or bound=dv"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _reuse_needs_staged(self) -> MIConfig:
         if self.pretrained is not None and self.estimators is not None:
             raise ValueError(
@@ -231,5 +314,10 @@ class MIConfig(Section):
 
     @property
     def has_estimators(self) -> bool:
-        """True if the MI term needs estimators: it is on, and not the random control."""
-        return self.enabled and self.gradient == "mi"
+        """True if the MI term needs estimators: it is on, and neither random nor a closed form."""
+        return self.enabled and self.gradient == "mi" and self.form not in CLOSED_FORMS
+
+    @property
+    def has_teacher(self) -> bool:
+        """True if the MI term needs an averaged classifier."""
+        return self.enabled and self.form in _TEACHERS

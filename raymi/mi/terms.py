@@ -34,12 +34,21 @@ class MITerm:
     Attributes:
         needs_clean: whether h(x) is used.
         needs_clean_gradient: whether its gradient is used, too.
+        closed_form: whether the term needs no estimators, and its metrics are MI of any block.
         progress: share of the phase that is over, in [0, 1); set before each step.
     """
 
     needs_clean: bool = False
     needs_clean_gradient: bool = False
+    closed_form: bool = False
     progress: float = 0.0
+
+    def target(self, x: Tensor, y: Tensor, shard: Shard) -> Tensor:
+        """Returns the target of the adversarial loss and of its attack, by default the labels.
+
+        Called first in a step; arguments as of a call of the term.
+        """
+        return y
 
     def __call__(
         self,
@@ -53,8 +62,10 @@ class MITerm:
         """Computes L_mi (Eq. 8) and metrics.
 
         Args:
-            x, x_adv: (b, 3, H, W) in [0, 1].
-            logits, logits_adv: (b, K) of x and x_adv.
+            x: (b, 3, H, W) in [0, 1].
+            x_adv: (b, 3, H, W) in [0, 1].
+            logits: (b, K) of x.
+            logits_adv: (b, K) of x_adv.
             y: (b,).
             shard: place of the b samples in the global batch.
 
@@ -86,6 +97,7 @@ class RandomGradient(MITerm):
         y: Tensor,
         shard: Shard,
     ) -> tuple[Tensor | None, Metrics]:
+        """Returns the product of noise and outputs; arguments as of `MITerm`."""
         key = random_key("random gradient", shard.key)
         noise = counter_rng.normal(key, shard.index, (logits_adv.shape[1],)).to(logits_adv.dtype)
         return shard.mean((noise * logits_adv).sum(dim=1)), {}
@@ -121,12 +133,12 @@ class EstimatedMI(MITerm):
         if shard.num < 2:
             return None, {}
         mask = self._mask(logits, logits_adv, y, shard)
-        natural_range, adversarial_range = self._ranges(shard)
+        natural_range, adversarial_range = self._ranges(shard, logits_adv.shape[1])
         with evaluation_mode(self.estimators):
             pattern = x if self.mi.natural_pattern == "clean" else x_adv
-            natural = self._pair(self.estimators.natural, pattern, logits, logits_adv, shard)
+            natural = self._pair(self.estimators.natural, pattern, logits, logits_adv, y, shard)
             adversarial = self._pair(
-                self.estimators.adversarial, x_adv - x, logits, logits_adv, shard
+                self.estimators.adversarial, x_adv - x, logits, logits_adv, y, shard
             )
         loss = classifier_mi_loss(
             natural,
@@ -141,7 +153,7 @@ class EstimatedMI(MITerm):
         metrics = {
             f"mi/{name}_of_adversarial": shard.mean(kind.of_adversarial.detach())
             for name, kind in (("natural", natural), ("adversarial", adversarial))
-            if kind is not None
+            if kind is not None and self.mi.negative_classes == "all"
         }
         if mask is not None:
             metrics["mi/selected"] = shard.mean(mask.to(loss.dtype))
@@ -155,16 +167,19 @@ class EstimatedMI(MITerm):
             return selected(logits, logits_adv, y)
         return selected_over_batch(logits, logits_adv, y, shard)[0]
 
-    def _ranges(self, shard: Shard) -> tuple[tuple[float, float], tuple[float, float]]:
+    def _ranges(
+        self, shard: Shard, num_classes: int
+    ) -> tuple[tuple[float, float], tuple[float, float]]:
         """Returns the limits of the batch means of natural and adversarial MI, in nats."""
-        unlimited = (-math.inf, math.inf)
-        if not self.mi.clamp:
-            return unlimited, unlimited
-        if self.mi.bound not in ("dv", "dv-released"):
-            return unlimited, (_FLOORS.get(self.mi.bound, -math.inf), math.inf)
-        candidates = max(shard.sizes) if self.mi.negatives == "local" else shard.num
-        meaningful = (0.0, math.log(max(candidates - 1, 1)))
-        return meaningful, meaningful
+        natural, adversarial = (-math.inf, math.inf), (-math.inf, math.inf)
+        if self.mi.clamp and self.mi.bound in ("dv", "dv-released"):
+            candidates = max(shard.sizes) if self.mi.negatives == "local" else shard.num
+            natural = adversarial = (0.0, math.log(max(candidates - 1, 1)))
+        elif self.mi.clamp:
+            adversarial = (_FLOORS.get(self.mi.bound, -math.inf), math.inf)
+        if self.mi.natural_cap:
+            natural = (natural[0], min(natural[1], math.log(num_classes)))
+        return natural, adversarial
 
     def _pair(
         self,
@@ -172,6 +187,7 @@ class EstimatedMI(MITerm):
         u: Tensor,
         logits: Tensor,
         logits_adv: Tensor,
+        y: Tensor,
         shard: Shard,
     ) -> PairMI | None:
         """Returns the MI of pattern u with the outputs that the loss needs."""
@@ -181,7 +197,7 @@ class EstimatedMI(MITerm):
             features = in_pieces(estimator.local_features, estimator, u, shard, self.micro_batch)
 
         def estimate(z: Tensor) -> Tensor:
-            return score_outputs(estimator, z, features, shard, self.mi).bound(self.mi.bound)
+            return score_outputs(estimator, z, features, shard, self.mi, y).bound(self.mi.bound)
 
         outputs = [logits_adv, logits] if self.needs_clean_gradient else [logits_adv]
         return PairMI(*(sloped_estimates(estimate, z) for z in outputs))

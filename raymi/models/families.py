@@ -125,7 +125,11 @@ def check_model(
     """Refuses a model that `build_model` could not build, without allocating it.
 
     Args:
-        As in `build_model`.
+        name: as in `build_model`.
+        image_size: height and width in pixels.
+        width: multiplier of the family's channels; None: the family's own.
+        depth: number of layers; None: the family's own.
+        activation: "relu" or "silu".
 
     Raises:
         UserError: An unknown name, a depth that the family does not have, a width or an image size

@@ -25,7 +25,12 @@ def architecture(
     does not change with the defaults.
 
     Args:
-        As in `build_model`.
+        name: as in `build_model`.
+        num_classes: K.
+        image_size: height and width in pixels.
+        width: multiplier of the family's channels; None: the family's own.
+        depth: number of layers; None: the family's own.
+        activation: "relu" or "silu".
 
     Raises:
         UserError: As `check_model` does.
@@ -106,7 +111,12 @@ def net_arguments(
     """Returns the arguments of the constructor of a family's network.
 
     Args:
-        As in `build_model`; name, a key of `FAMILIES`.
+        name: key of `FAMILIES`.
+        num_classes: K.
+        image_size: height and width in pixels.
+        width: multiplier of the family's channels; None: the family's own.
+        depth: number of layers; None: the family's own.
+        activation: "relu" or "silu".
     """
     family = FAMILIES[name]
     width = family.width if width is None else width

@@ -140,6 +140,8 @@ def check_logits(
         name: name of the model, for the message.
         model: maps images (B, 3, H, W) in [0, 1] to logits.
         num_classes: K.
+        image_size: height and width, in pixels.
+        num_images: number of images.
 
     Raises:
         UserError: Unless the logits are a tensor (num_images, K).

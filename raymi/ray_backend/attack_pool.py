@@ -97,6 +97,7 @@ class AttackPool:
             ray.kill(self._workers.pop().actor)
 
     def submit(self, task: AttackTask) -> None:
+        """Queues a task, and starts it if a worker is free."""
         self._queue.append(_Item(task))
         self._assign()
 

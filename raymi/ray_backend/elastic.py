@@ -34,12 +34,15 @@ class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
         self._training: WorkerGroup | None = None
 
     def after_worker_group_training_start(self, worker_group: WorkerGroup) -> None:
+        """Remembers the workers."""
         self._training = worker_group
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        """Forgets the workers, which failed."""
         self._training = None
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """Asks the workers for a checkpoint and waits for it."""
         workers, self._training = self._training, None
         if workers is None:
             return
@@ -75,9 +78,11 @@ class FailuresWithoutProgress(ControllerCallback, WorkerGroupCallback):
         self._failures = 0
 
     def after_worker_group_training_start(self, worker_group: WorkerGroup) -> None:
+        """Notes that training has begun."""
         self._training = True
 
     def before_controller_execute_failure_decision(self, failure_decision: Any) -> None:
+        """Counts a failure; raises after too many without a checkpoint."""
         if not self._training:  # Ray found no slots for the workers, and retries
             return
         self._training = False

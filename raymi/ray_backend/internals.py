@@ -6,9 +6,6 @@ all, and fail if another module of raymi uses a private name.
 
 from __future__ import annotations
 
-# Pickles classes of a notebook by value, as Ray does for its own arguments.
-from ray import cloudpickle
-
 # Hooks before Ray Train resizes a group of workers, which public callbacks lack.
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
@@ -19,10 +16,4 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 # setting removes them.
 from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
-__all__ = [
-    "ENV_VARS_TO_PROPAGATE",
-    "ControllerCallback",
-    "WorkerGroup",
-    "WorkerGroupCallback",
-    "cloudpickle",
-]
+__all__ = ["ENV_VARS_TO_PROPAGATE", "ControllerCallback", "WorkerGroup", "WorkerGroupCallback"]

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import ray.train
 from ray.train.torch import TorchTrainer
 
 from raymi.config import Config
 from raymi.given import given_in
 from raymi.overrides import flatten
-from raymi.ray_backend.internals import cloudpickle
 from raymi.ray_backend.train_worker import train_worker
 from raymi.ray_backend.worker_process import worker_resources
 from raymi.runs.run_folder import RunFolder

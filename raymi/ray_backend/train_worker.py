@@ -12,6 +12,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import ray.train
 import ray.train.torch
 import torch
@@ -23,7 +24,6 @@ from raymi.engine.loop import train
 from raymi.errors import StorageError, UserError
 from raymi.files import write_atomically
 from raymi.given import register
-from raymi.ray_backend.internals import cloudpickle
 from raymi.ray_backend.worker_process import add_import_path, forward_warnings
 from raymi.runs.run_folder import RunFolder
 
@@ -79,6 +79,7 @@ class RayContext:
         return True
 
     def agree(self, answer: bool) -> bool:
+        """Returns rank 0's answer; see `Context`."""
         (agreed,) = self._flags.broadcast(answer)
         return bool(agreed)
 

@@ -34,6 +34,10 @@ class ProtocolAccuracies:
     doubts: str = ""
 
 
+_ADDED = {"random": "random gradient", "teacher": "teacher", "adr": "teacher", "js": "JS"}
+"""Terms of forms that are not NAMID."""
+
+
 def method_name(config: Config) -> str:
     """Returns the method of a run as papers name it, such as `NAMID_T (bounded)`."""
     mi, base = config.mi, config.loss.base
@@ -43,13 +47,15 @@ def method_name(config: Config) -> str:
     if not mi.enabled:
         control = " + unused clean forward" if config.loss.batchnorm == "mix" else ""
         return adversarial + control
-    if mi.form == "random":
-        return f"{adversarial} + random gradient"
+    if mi.form == "adr" and mi.mix:
+        return "ADR"
+    ablated = [f"no {kind} MI" for kind in ("natural", "adversarial") if not getattr(mi, kind)]
+    if mi.form in _ADDED:
+        return ", ".join([f"{adversarial} + {_ADDED[mi.form]}", *ablated])
     if mi.form == "wmim":
         return "WMIM" if base == "at" else f"{adversarial} + WMIM"
     parts = [mi.form, *(["staged"] if mi.schedule == "staged" and mi.form == "bounded" else [])]
-    parts += [f"no {kind} MI" for kind in ("natural", "adversarial") if not getattr(mi, kind)]
-    return f"{namid} ({', '.join(parts)})"
+    return f"{namid} ({', '.join([*parts, *ablated])})"
 
 
 def training_accuracies(history: History) -> list[ProtocolAccuracies]:

@@ -19,10 +19,16 @@ from raymi.reporting.style import (
     plot_curve,
     report_style,
 )
-from raymi.runs.record import CLASSIFIER
+from raymi.runs.record import CLASSIFIER, EpochRecord
 
 _KINDS = {"natural": "natural MI, I_N", "adversarial": "adversarial MI, I_A"}
 _OUTPUTS = {"natural": "of natural outputs h(x)", "adversarial": "of adversarial outputs h(x_adv)"}
+_BOUNDS = {
+    "mi/natural_lower": "natural MI, at least",
+    "mi/adversarial_upper": "adversarial MI, at most",
+    "mi/js": "MI of output and natural-or-adversarial coin",
+}
+"""Metrics of forms without estimators."""
 _READING = (
     "Estimates are lower bounds, relative to their critic: a higher one shows that outputs contain "
     "more information; a lower one shows only that this critic finds less."
@@ -30,7 +36,7 @@ _READING = (
 
 
 def training_picture(history: History) -> Picture | None:
-    """Draws MI on validation by epoch, estimated by the run's own critics; None without critics."""
+    """Draws MI on validation by epoch, of the run's own critics or bounds; None without MI."""
     epochs = [
         one
         for one in history.phases.get(CLASSIFIER, ())
@@ -39,6 +45,8 @@ def training_picture(history: History) -> Picture | None:
     if not epochs:
         return None
     last = epochs[-1].val
+    if bounds := [name for name in _BOUNDS if name in last]:
+        return _bounds_picture(history, epochs, bounds)
     kinds = [kind for kind in _KINDS if any(name.startswith(f"mi/{kind}_of_") for name in last)]
     with report_style():
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
@@ -59,6 +67,30 @@ def training_picture(history: History) -> Picture | None:
         "Estimated by the run's own critics, against which the classifier was trained: comparable "
         f"within this run, not across runs. {_READING}",
         f"Both kinds of MI of {history.name} by epoch; at the end {_text_of(last)}.",
+        figure,
+    )
+
+
+def _bounds_picture(
+    history: History, epochs: Sequence[EpochRecord], names: Sequence[str]
+) -> Picture:
+    """Draws bounds on the MI of adversarial outputs by epoch, of a form without critics."""
+    with report_style():
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        axes = figure.subplots()
+        for name in names:
+            values = [one.val.get(name, np.nan) for one in epochs]
+            plot_curve(axes, [one.number for one in epochs], values, label=_BOUNDS[name])
+        axes.set(xlabel="epoch", ylabel="nats (validation)")
+        epoch_axis(axes.xaxis)
+        legend_below(figure, axes)
+    text = ", ".join(f"{_BOUNDS[name]} {epochs[-1].val[name]:.2f} nats" for name in names)
+    return Picture(
+        "mi-training",
+        f"{history.name}: mutual information during training",
+        "Bounds on the MI of adversarial outputs, without critics. They are of the label that an "
+        "output draws, so they do not compare with estimates by critics.",
+        f"Bounds on MI of {history.name} by epoch; at the end {text}.",
         figure,
     )
 

@@ -148,7 +148,7 @@ def as_markdown(tables: Sequence[ComparisonTable]) -> str:
 
 
 def as_latex(tables: Sequence[ComparisonTable]) -> str:
-    """Returns all tables as LaTeX, for `\\usepackage{booktabs}`."""
+    r"""Returns all tables as LaTeX, for `\usepackage{booktabs}`."""
     return "\n".join(map(_latex, tables))
 
 

@@ -200,9 +200,11 @@ class TimeLeft:
         self.restart(0)
 
     def restart(self, step: int) -> None:
+        """Measures the pace from a step on, and from now."""
         self._step, self._since = step, time.monotonic()
 
     def left(self, step: int, total: int) -> str:
+        """Returns hours, minutes and seconds until step `total`; a question mark without a pace."""
         done = step - self._step
         if done <= 0:
             return "?"
@@ -212,8 +214,13 @@ class TimeLeft:
 
 
 def _mi(metrics: dict[str, float], kind: str) -> float | None:
-    """Returns an estimator's MI, of its own outputs or, if frozen, of adversarial outputs."""
-    return metrics.get(f"mi/{kind}", metrics.get(f"mi/{kind}_of_adversarial"))
+    """Returns an estimator's MI, of its own outputs or, if frozen, of adversarial outputs.
+
+    Without estimators, the bound on the MI of adversarial outputs.
+    """
+    bound = {"natural": "mi/natural_lower", "adversarial": "mi/adversarial_upper"}[kind]
+    names = (f"mi/{kind}", f"mi/{kind}_of_adversarial", bound)
+    return next((metrics[name] for name in names if name in metrics), None)
 
 
 def _percent(value: float | None) -> str:

@@ -1,0 +1,1 @@
+"""MLflow: runs, models, registry and delivery; only this folder imports it."""

@@ -1,0 +1,1 @@
+"""Study of the suite `fast` against AutoAttack."""

@@ -1,5 +1,7 @@
-"""`python -m studies.search [OUT] [seeds=0..4]`: compares TPE with ASHA, the default of
-`raymi.tune`, with random search: trial-epochs until it finds an equally good configuration.
+"""`python -m studies.search [OUT] [seeds=0..4]`: compares TPE with random search.
+
+TPE with ASHA is the default of `raymi.tune`. Measured are trial-epochs until it finds an equally
+good configuration.
 
 For each seed both searches draw from the same space on digits and spend the same number of
 trial-epochs. Random search trains each trial to the end; TPE starts trials, and ASHA stops them,

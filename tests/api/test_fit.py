@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import raymi
+from raymi.losses import AdversarialLoss, losses
 from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.standalone import main as standalone
@@ -29,7 +30,10 @@ def fit(tmp_path: Path) -> Callable[..., raymi.FitResult]:
 
     def call(*words: str, **arguments: Any) -> raymi.FitResult:
         settings = {**QUICK, "out": tmp_path, **arguments.pop("settings", {})}
-        return raymi.fit(*words, **{"workers": 0, "callbacks": (), **arguments}, settings=settings)
+        fixed: dict[str, Any] = {"workers": 0, "callbacks": (), "settings": settings}
+        if not words:
+            fixed["recipe"] = "quickstart"
+        return raymi.fit(*words, **{**fixed, **arguments})
 
     return call
 
@@ -84,6 +88,31 @@ def test_own_data_and_network_give_a_classifier_of_raw_images(fit):
         "test/clean_acc", "test/pgd1_acc", "val/clean_acc", "val/robust_acc"
     }  # fmt: skip
     assert result.path.is_dir()
+
+
+def test_data_without_a_recipe_get_the_one_of_own_images(fit):
+    images, labels = torch.rand(20, 3, 80, 80), torch.arange(20) % 2
+    settings = {"optim.epochs": 1, "scaling.precision": "fp32", "probe.steps": 0}
+    arguments = {"model": Net, "train": TensorDataset(images, labels), "settings": settings}
+    run = RunFolder(fit(recipe=None, **arguments).path)
+    assert run.read_about()["recipe"] == "photos"
+    assert run.read_config().data.image_size == 64
+    kept = RunFolder(fit(recipe="photos", **arguments).path)
+    assert kept.read_config().data.image_size is None
+    small = RunFolder(fit(recipe=None, settings={"data.limit": 100}).path)
+    assert small.read_about()["recipe"] == "quickstart"
+
+
+def test_weights_of_a_run_are_found_by_its_name(fit):
+    source = fit(name="source", settings={"data.limit": 100})
+    slow = {"optim.lr": 1e-12, "optim.epochs": 1, "optim.weight_decay": 0, "data.limit": 100}
+    tuned = fit(settings={**slow, "model.weights": "source"})
+    before, after = weights(source.path, "best"), weights(tuned.path)
+    assert all(
+        torch.allclose(after[key], before[key], atol=1e-6) for key in before if "weight" in key
+    )
+    with pytest.raises(raymi.UserError, match=r"model\.weights: no file .no_such_run."):
+        fit(settings={"model.weights": "no_such_run"})
 
 
 def test_module_is_trained_from_its_weights_and_does_not_change(fit):
@@ -155,6 +184,45 @@ def test_run_of_a_name_is_not_continued_with_other_objects(fit, changed, named):
         fit(**{**arguments, **changed})
 
 
+class Squared(AdversarialLoss):
+    """Squared distance of probabilities from the labels."""
+
+    title = "Squared"
+
+    class Settings(AdversarialLoss.Settings):
+        scale: float = 1.0
+        """Factor."""
+
+    def __call__(self, logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Any) -> Tensor:
+        target = nn.functional.one_hot(y, logits_adv.shape[1])
+        apart = (logits_adv.softmax(dim=1) - target).square().sum(dim=1)
+        return self.settings.scale * shard.mean(apart)
+
+
+def test_own_losses_are_given_by_class_object_or_name(fit):
+    settings = {"data.limit": 100, "optim.epochs": 1}
+    by_name, by_class, by_object, other = (
+        weights(fit("quickstart-at", loss=loss, settings=settings).path)
+        for loss in ("test_fit:Squared", Squared, Squared(scale=1.0), Squared(scale=2.0))
+    )
+    assert_same(by_name, by_class)
+    assert_same(by_name, by_object)
+    assert any(not torch.equal(by_name[key], other[key]) for key in by_name)
+
+
+def test_run_with_an_own_loss_continues_with_the_same_loss_only(fit):
+    arguments = {"train": digits(), "name": "mine"}
+    first = fit(loss=Squared(scale=2.0), **arguments)
+    assert fit(loss=Squared(scale=2.0), **arguments).metrics == first.metrics
+    with pytest.raises(raymi.UserError, match=r"begun with another loss.base \(loss\)"):
+        fit(loss=Squared, **arguments)
+
+
+def test_docstrings_list_the_losses_of_the_registry():
+    for documented in (raymi.fit, raymi.NAMIDLoss):
+        assert " | ".join(losses()) in documented.__doc__
+
+
 def test_works_outside_of_the_main_thread(fit):
     results: list[raymi.FitResult] = []
     thread = threading.Thread(target=lambda: results.append(fit(settings={"data.limit": 100})))
@@ -213,11 +281,19 @@ IMAGES, LABELS = digits().tensors
         ({"train": TensorDataset(IMAGES.to(torch.uint8), LABELS)}, "nearly black"),
         ({"train": TensorDataset(IMAGES.long(), LABELS)}, "got int64: convert it"),
         ({"train": TensorDataset(IMAGES[:, :, :, None], LABELS)}, r"got \(1, 8, 1, 8\): drop"),
+        ({"recipe": None, "train": digits()},
+         "images of train have 8x8 pixels, and photos, .* add recipe=NAME; .* 16x16 .* quickstart"),
+        ({"recipe": None, "settings": {"data.name": "svhn"}},
+         "no recipe is made for data.name=svhn"),
         ({"test": digits()}, "val and test need train"),
         ({"train": digits(), "model": Tuple}, r"to logits \(2, 10\), got tuple"),
         ({"train": digits(), "model": Exits}, "SystemExit: 3"),
         ({"train": digits(), "model": Net(5, 8)}, r"to logits \(2, 10\), got \(2, 5\)"),
         ({"train": digits(), "model": lambda: Net(10, 8)}, "called with num_classes= and"),
+        ({"loss": 3}, "must be a subclass of raymi.losses.AdversarialLoss, got int"),
+        ({"loss": AdversarialLoss, "train": digits()}, "but NotImplementedError"),
+        ({"loss": Squared(), "settings": {"loss.beta": 1}}, "has its settings already, got beta"),
+        ({"loss": "no_such_module:Loss"}, "cannot import module 'no_such_module'"),
         ({"model": 3}, "model must be a torch.nn.Module, a function .* got int"),
         ({"settings": {"optim.epoch": 2}}, "unknown key 'optim.epoch': did you mean"),
         ({"settings": {"lr": -1}}, "optim.lr: expected number > 0"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import raymi
+from raymi.losses import AdversarialLoss
 from raymi.losses.trades import TRADES
 from raymi.models.running_statistics import running_statistics_frozen
 
@@ -30,6 +31,11 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper": ("at", {"form": "paper", "hidden": 16, "samples": "all"}),
     "contrast": ("at", {"objective": "contrast", "bound": "dv"}),
     "WMIM": ("at", {"form": "wmim"}),
+    "other classes": ("at", {"negative_classes": "other", "natural_cap": True}),
+    "JS on MART": (
+        "mart",
+        {"form": "js", "weight": 3.0, "hidden": None, "base_width": None, "depth": None},
+    ),
 }
 
 
@@ -47,7 +53,7 @@ class Costs(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def loss_of(base: str = "at", seed: int = 0, **mi: Any) -> raymi.NAMIDLoss:
+def loss_of(base: Any = "at", seed: int = 0, **mi: Any) -> raymi.NAMIDLoss:
     return raymi.NAMIDLoss(NUM_CLASSES, SIDE, loss=base, seed=seed, **{**TINY, **mi})
 
 
@@ -102,6 +108,19 @@ def test_two_steps_equal_those_of_the_engine(base: str, mi: dict[str, Any]) -> N
             assert [name for (name, a), b in pairs if not torch.equal(a, b)] == []
 
 
+@pytest.mark.parametrize(
+    ("mi", "message"),
+    [
+        ({"form": "teacher"}, "mi.form=teacher averages the classifier: train with raymi.fit"),
+        ({"form": "js"}, "got weight=linear:0:10: give a number"),
+        ({"temperature": "cosine:1:0.1"}, "got temperature=cosine:1:0.1: give a number"),
+    ],
+)
+def test_forms_and_schedules_of_a_whole_run_are_refused(mi: dict[str, Any], message: str) -> None:
+    with pytest.raises(raymi.UserError, match=re.escape(message)):
+        raymi.NAMIDLoss(NUM_CLASSES, SIDE, **mi)
+
+
 def test_classifier_loss_leaves_the_estimators_alone() -> None:
     model, x, x_adv, y = batch_of()
     loss = loss_of()
@@ -147,10 +166,29 @@ def test_ranks_of_any_size_equal_one_process(tmp_path: Path) -> None:
         torch.testing.assert_close(their_gradients, gradients)
 
 
-def test_own_loss_object_is_used() -> None:
+def test_own_loss_is_used_by_object_class_and_name() -> None:
     model, *batch = batch_of()
-    weak, strong = (loss_of(TRADES(beta=beta), weight=0) for beta in (0.0, 6.0))
-    assert step(weak, model, *batch) < step(strong, model, *batch)
+    own = (TRADES(beta=0.0), TRADES(beta=6.0), TRADES, "raymi.losses.trades:TRADES")
+    weak, *others = (step(loss_of(one, weight=0), model, *batch) for one in own)
+    assert weak < others[0] == others[1] == others[2]
+
+
+class OwnMean(AdversarialLoss):
+    def __call__(self, logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Any) -> Tensor:
+        return nn.functional.cross_entropy(logits_adv, y)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (3, "loss 'int' must be a subclass of raymi.losses.AdversarialLoss, got int"),
+        (OwnMean, "loss 'OwnMean' depends on the number of workers"),
+        ("no_such_module:Loss", "cannot import module"),
+    ],
+)
+def test_unusable_losses_are_refused(loss: Any, message: str) -> None:
+    with pytest.raises(raymi.UserError, match=message):
+        loss_of(loss)
 
 
 @pytest.mark.parametrize(

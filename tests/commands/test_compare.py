@@ -373,6 +373,16 @@ def test_pretrained_runs_reach_staged_arms_only(arm: str, reused: bool) -> None:
     assert settings_of_arm("quickstart", arm, settings) == expected
 
 
+@pytest.mark.parametrize(
+    ("arm", "used"),
+    [("bounded", ["hidden"]), ("js", []), ("adr", ["teacher_ema"]), ("random", ["hidden"])],
+)
+def test_settings_reach_the_arms_whose_form_uses_them(arm: str, used: list[str]) -> None:
+    settings = {"mi.hidden": "32", "mi.teacher_ema": "0.9"}
+    expected = {f"mi.{key}": settings[f"mi.{key}"] for key in used}
+    assert settings_of_arm("quickstart", arm, settings) == expected
+
+
 def test_shared_settings_keep_what_defines_an_arm(run: Run, fake: Path) -> None:
     plan = plan_comparison(["arms=at,random,bounded", "mi.balance=0.3", "epochs=2", "seeds=4"])
     at, random, bounded = (one.config for one in plan.runs)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from test_loop import events, expect_equal_runs
 from tiny_runs import same, tiny_config, tiny_run, tiny_state
 
-from raymi.engine.ema import WeightEMA
+from raymi.models.ema import WeightEMA
 from raymi.runs.run_folder import RunFolder
 
 AVERAGED = {"optim.ema": 0.9}

@@ -19,6 +19,7 @@ leaves workers beyond the second without any. The few steps are two such epochs.
 
 TRADES, MART = {"loss.base": "trades"}, {"loss.base": "mart"}
 AVERAGED_AT_WORST_WEIGHTS = {"optim.awp": 0.02, "optim.awp_warmup": 0, "optim.ema": 0.9}
+NO_ESTIMATORS = {"mi.hidden": None, "mi.base_width": None, "mi.depth": None}
 STAGED = {"mi.schedule": "staged"}
 METHODS: dict[str, dict[str, Any]] = {
     "at": {"mi.weight": 0},
@@ -30,13 +31,19 @@ METHODS: dict[str, dict[str, Any]] = {
     "namid-dv-on-trades": {"mi.bound": "dv", "mi.clamp": False, **TRADES},
     "namid-contrast-on-mart": {"mi.objective": "contrast", **MART},
     "namid-awp-ema": AVERAGED_AT_WORST_WEIGHTS,
+    "namid-other-classes": {"mi.negative_classes": "other", "mi.natural_cap": True},
+    "teacher-on-trades": {**NO_ESTIMATORS, "mi.form": "teacher", **TRADES},
+    "adr-awp-ema": {**NO_ESTIMATORS, "mi.form": "adr", **AVERAGED_AT_WORST_WEIGHTS},
+    "namid-cutmix": {"data.mix_images": "cutmix"},
+    "js-on-mart": {**NO_ESTIMATORS, "mi.form": "js", **MART},
     "staged-pretraining": {**STAGED, **AVERAGED_AT_WORST_WEIGHTS},
     "staged-estimators": STAGED,
     "staged-classifier": STAGED,
     "staged-classifier-dv-on-trades": {**STAGED, "mi.bound": "dv", **TRADES},
     "staged-classifier-awp-ema-on-mart": {**STAGED, **MART, **AVERAGED_AT_WORST_WEIGHTS},
 }
-WITH_EMPTY_WORKER = ["trades", "namid", "staged-classifier"]
+WITH_EMPTY_WORKER = ["trades", "namid", "namid-other-classes", "adr-awp-ema", "namid-cutmix",
+                     "staged-classifier"]  # fmt: skip
 """Methods that three workers run; four run all of them in the exhaustive tests."""
 
 

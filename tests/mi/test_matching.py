@@ -103,6 +103,55 @@ def test_matching_equals_the_bound_on_the_whole_matrix(sizes, tmp_path):
             )
 
 
+LABELS = torch.tensor([0, 1, 0, 2, 1, 1])
+
+
+def other_classes(labels, scale=3.0):
+    """(B,) InfoNCE and DV with negatives of other classes, by loops, and their gradients."""
+    outputs, patterns = (t.requires_grad_() for t in features(len(labels), scale))
+    scores = torch.einsum("ih,jhp->ijp", outputs, patterns)
+    values = []
+    for i, label in enumerate(labels):
+        negatives = scores[i, labels != label]
+        if len(negatives) == 0:
+            values.append(torch.zeros(2, dtype=torch.float64))
+            continue
+        log_mean = negatives.logsumexp(0) - math.log(len(negatives))
+        candidates = torch.cat([scores[i, i][None], negatives])
+        log_all = candidates.logsumexp(0) - math.log(len(candidates))
+        values.append(torch.stack([(scores[i, i] - t).mean() for t in (log_all, log_mean)]))
+    values = torch.stack(values)
+    weighted = (sample_weights(len(labels))[:, None] * values).sum() / len(labels)
+    if not weighted.requires_grad:
+        return values, torch.zeros_like(outputs), torch.zeros_like(patterns)
+    return values.detach(), *torch.autograd.grad(weighted, (outputs, patterns))
+
+
+def own_share_of_other_classes(rank, world_size, sizes, labels, score_memory):
+    """The same of one worker by `match`; gradients as DDP would average them."""
+    num, own = sum(sizes), slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+    outputs, patterns = (t[own].clone().requires_grad_() for t in features(num, 3.0))
+    shard = shard_of_rank(sizes)
+    matching = match(outputs, patterns, shard, score_memory=score_memory, y=labels[own])
+    values = torch.stack([matching.bound("infonce"), matching.bound("dv")], dim=1)
+    loss = (sample_weights(num)[own, None] * values).sum() / num
+    return values.detach(), *torch.autograd.grad(loss, (outputs, patterns))
+
+
+@pytest.mark.parametrize("score_memory", [math.inf, TWO_COLUMNS])
+@pytest.mark.parametrize("labels", [LABELS, torch.zeros_like(LABELS)], ids=["classes", "one class"])
+@pytest.mark.parametrize("sizes", [[6], [4, 2], [3, 0, 3]], ids=str)
+def test_negatives_of_other_classes_equal_a_loop(sizes, labels, score_memory, tmp_path):
+    """A sample without any, as all are where the batch has one class, has value and gradient 0."""
+    arguments = (sizes, labels, score_memory)
+    if len(sizes) == 1:
+        shares = [own_share_of_other_classes(0, 1, *arguments)]
+    else:
+        shares = run_ranks(own_share_of_other_classes, len(sizes), *arguments, tmp_path=tmp_path)
+    for whole, *parts in zip(other_classes(labels), *shares, strict=True):
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-11, atol=1e-12)
+
+
 class LargestTensor(TorchDispatchMode):
     """Numbers of the largest tensor that any operation returns."""
 

@@ -40,6 +40,16 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return trained(tmp_path_factory.mktemp("runs") / "staged", {"mi.schedule": "staged"})
 
 
+@pytest.fixture(scope="session", params=["teacher", "js"])
+def without_estimators(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> History:
+    """Run of a form without estimators."""
+    no_keys = {"mi.hidden": None, "mi.base_width": None, "mi.depth": None}
+    path = tmp_path_factory.mktemp("runs") / request.param
+    return read_history(trained(path, {"mi.form": request.param, **no_keys}))
+
+
 @pytest.fixture(scope="session")
 def histories(namid: RunFolder, plain: RunFolder, staged: RunFolder) -> list[History]:
     """Histories of all three runs."""

@@ -104,6 +104,18 @@ def test_mutual_information_equals_that_of_validation(histories):
     assert training_picture(histories[1]) is None, "a run without critics has none"
 
 
+def test_bounds_stand_where_estimates_of_other_forms_do(without_estimators):
+    history = without_estimators
+    bounds = {"teacher": ("natural_lower", "adversarial_upper"), "js": ("js",)}
+    names = bounds[history.config.mi.form]
+    picture = training_picture(history)
+    (axes,) = picture.figure.axes
+    epochs = history.phases["classifier"]
+    expected = [[(one.number, one.val[f"mi/{name}"]) for one in epochs] for name in names]
+    assert sorted(drawn(axes).values()) == sorted(expected)
+    assert f"{epochs[-1].val['mi/' + names[0]]:.2f} nats" in picture.alt
+
+
 def test_probes_are_bars_of_their_estimates(histories):
     history = histories[0]
     picture = probe_picture([history])

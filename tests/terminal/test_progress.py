@@ -144,6 +144,12 @@ def test_baselines_without_mi_show_no_mi() -> None:
     assert "MI" not in live
 
 
+def test_bounds_stand_where_estimates_of_other_forms_do() -> None:
+    metrics = {"loss": 1.0, "mi/natural_lower": 0.25, "mi/adversarial_upper": 0.5}
+    text = shown([epoch(1, train=metrics, val={})], terminal=False)
+    assert text.splitlines()[1].split()[3:5] == ["0.250", "0.500"]
+
+
 def test_numbers_that_are_not_finite_are_shown() -> None:
     broken = dict.fromkeys(METRICS, "nan")
     text = shown([{**step(0, 10), "metrics": broken}, epoch(1, train=broken)], terminal=True)

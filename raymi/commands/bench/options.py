@@ -1,5 +1,4 @@
-"""Options of `python -m raymi.bench`: measures step cost, scaling and memory on
-the machine it runs on.
+"""Options of `python -m raymi.bench`: measures step cost, scaling and memory on this machine.
 
 Shows where the time of a training step goes, what NAMID costs beside AT, PGD against torchattacks,
 one worker against several, and peak memory. Alternatives are measured in turn, and medians are

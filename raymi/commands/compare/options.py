@@ -1,12 +1,11 @@
-"""Options of `python -m raymi.compare`: compares variants of one recipe over seeds, in
-pairs, without Ray and MLflow.
+"""Options of `python -m raymi.compare`: compares variants of one recipe over seeds, in pairs.
 
-Runs with the same seed share data order, augmentation, attack starts and initial weights. The
-compared number is the difference to the first arm, seed by seed. Each arm and seed is an ordinary
-run in `out`/`name`/ARM-seedK (runs/RECIPE-comparison), trained by `python -m raymi.standalone` on
-one device. Given again, the command continues: it keeps finished runs, and resumes others from
-their last checkpoint. Losses that are not finite are a result, "diverged"; delete the folder of
-such a run to try it again.
+Runs need neither Ray nor MLflow. Runs with the same seed share data order, augmentation, attack
+starts and initial weights. The compared number is the difference to the first arm, seed by seed.
+Each arm and seed is an ordinary run in `out`/`name`/ARM-seedK (runs/RECIPE-comparison), trained by
+`python -m raymi.standalone` on one device. Given again, the command continues: it keeps finished
+runs, and resumes others from their last checkpoint. Losses that are not finite are a result,
+"diverged"; delete the folder of such a run to try it again.
 
 All keys are settings of a run and apply to all arms. An arm without MI ignores mi.weight and
 mi.balance, and only staged arms use mi.pretrained and mi.estimators.
@@ -31,6 +30,7 @@ from raymi.errors import UserError
 from raymi.fields import Count, Section
 from raymi.formatting import as_typed
 from raymi.hardware import available_cores, available_gpus
+from raymi.mi.settings import foreign_keys
 from raymi.overrides import examine, flatten, nest
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, named_recipe, on_recipe
 from raymi.runs.run_folder import RunFolder
@@ -168,11 +168,16 @@ def _runs(
 
 
 def settings_of_arm(recipe: str, arm: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings that apply to an arm: MI weights with MI, pretrained runs if staged."""
+    """Returns the settings that apply to an arm.
+
+    These are settings of its form, MI weights with MI, and pretrained runs if staged.
+    """
     off = "mi.weight" in _set_by(arm)
-    tree, _ = on_recipe(f"{recipe}-{arm}", {})
-    staged = not off and tree.get("mi", {}).get("schedule") == "staged"
+    mi = on_recipe(f"{recipe}-{arm}", {})[0].get("mi", {})
+    form = str(settings.get("mi.form") or mi.get("form", "bounded"))
+    staged = not off and mi.get("schedule") == "staged"
     without = (_WEIGHTS if off else set()) | (set() if staged else _REUSED)
+    without = without | {f"mi.{key}" for key in foreign_keys(form)}
     return {key: value for key, value in settings.items() if key not in without}
 
 

@@ -1,8 +1,8 @@
-"""Options of `python -m raymi.evaluate`: measures the robust accuracy of any classifier, with the
-attacks shared among all workers.
+"""Options of `python -m raymi.evaluate`: measures the robust accuracy of any classifier.
 
-Data and threat are by default those of the training run; data.name=..., attack.norm=...,
-attack.eps=... change them. Several models are compared on the same images, in pairs.
+All workers share the attacks. Data and threat are by default those of the training run;
+data.name=..., attack.norm=..., attack.eps=... change them. Several models are compared on the same
+images, in pairs.
 
 Every outcome is saved immediately, in a folder for each model, data, threat, seed, block and
 version of the code. After an interruption the same command continues there and returns the same

@@ -1,10 +1,9 @@
-"""Options of `python -m raymi.export`: writes a classifier that runs without raymi, in
-RobustBench's format.
+"""Options of `python -m raymi.export`: writes a classifier that runs without raymi.
 
-Writes weights.pt, a state dict that torch.load(..., weights_only=True) reads, and architecture.py,
-which needs torch alone (and the module of a network of your own). It defines make_model() and
-load_model(), which verifies the sha256 of weights.pt and returns a torch module of raw images in
-[0, 1] to logits.
+The format is RobustBench's: weights.pt, a state dict that torch.load(..., weights_only=True) reads,
+and architecture.py, which needs torch alone (and the module of a network of your own). It defines
+make_model() and load_model(), which verifies the sha256 of weights.pt and returns a torch module of
+raw images in [0, 1] to logits.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Options of `python -m raymi.probe`: estimates mutual information in a finished
-classifier's outputs.
+"""Options of `python -m raymi.probe`: estimates mutual information in a classifier's outputs.
 
 Trains new estimators with a fixed budget on the frozen classifier of a run, also of one that
 trained without MI, and prints natural and adversarial MI of its natural and adversarial outputs on

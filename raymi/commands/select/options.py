@@ -1,11 +1,11 @@
-"""Options of `python -m raymi.select`: ranks the
-models in MLflow by robust accuracy and points an alias of the registry at the best one.
+"""Options of `python -m raymi.select`: ranks the models in MLflow by robust accuracy.
 
-Candidates are the logged models of an experiment; sweep=NAME restricts them to a sweep, run=A,B to
-single runs. Only accuracies of one protocol are compared: the same images, threat and attack.
-Accuracies of raymi.evaluate take precedence over accuracies from the end of a training. data= and
-threat= choose among several image sets or threats. metric: autoattack, or the name of another
-attack in MLflow's metrics; default: AutoAttack, or the attack with the lowest mean accuracy.
+An alias of the registry then points at the best one. Candidates are the logged models of an
+experiment; sweep=NAME restricts them to a sweep, run=A,B to single runs. Only accuracies of one
+protocol are compared: the same images, threat and attack. Accuracies of raymi.evaluate take
+precedence over accuracies from the end of a training. data= and threat= choose among several image
+sets or threats. metric: autoattack, or the name of another attack in MLflow's metrics; default:
+AutoAttack, or the attack with the lowest mean accuracy.
 
 Words such as 'clean>=0.80' or 'pgd-40>=0.4', in quotes, are constraints. Models with signs of false
 robustness are listed but not chosen, unless doubtful=allow.

@@ -1,8 +1,7 @@
-"""Options of `python -m raymi.standalone`: trains without Ray and MLflow, on one device or under
-torchrun.
+"""Options of `python -m raymi.standalone`: trains without Ray and MLflow.
 
-For profiling, and for clusters with another launcher. The run is stored in `out`/`name`
-(runs/NAME); the same command continues it.
+Runs on one device or under torchrun: for profiling, and for clusters with another launcher. The run
+is stored in `out`/`name` (runs/NAME); the same command continues it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Options of `python -m raymi.tune`: searches settings for the highest robust accuracy
-on validation.
+"""Options of `python -m raymi.tune`: searches settings for the highest robust accuracy.
 
-Keys are settings of all trials; those that the space varies cannot be set. A trial is an ordinary
-run that never reads the test set, in one process or, with scaling.workers=N, in several.
+Trials are compared on validation images. Keys are settings of all trials; those that the space
+varies cannot be set. A trial is an ordinary run that never reads the test set, in one process or,
+with scaling.workers=N, in several.
 
 PGD-40, then AutoAttack, evaluate the best trials on validation images. The winner alone is
 evaluated on the test set, logged and registered in MLflow.
