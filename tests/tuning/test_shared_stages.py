@@ -57,6 +57,11 @@ VARIED = {
     "mi.estimator_lr": (1e-3, 1e-2, PRETRAINING),
     "loss.base": ("at", "trades", PRETRAINING),
     "loss.label_smoothing": (0.0, 0.1, NOTHING),
+    "mi.natural_cap": (False, True, ALL),
+    "mi.negative_classes": ("all", "other", PRETRAINING),
+    "mi.teacher_temperature": (1.0, 2.0, ALL),
+    "mi.teacher_ema": (0.995, 0.9, ALL),
+    "mi.mix": (False, True, ALL),
     "loss.batchnorm": ("adversarial", "mix", ALL),
     "optim.epochs": (1, 2, ALL),
     "optim.ema": (0.0, 0.5, ALL),
@@ -77,8 +82,11 @@ CAUTION = {
 }  # fmt: skip
 """Keys that count as read but may change nothing in a run of this size."""
 
-NO_SUCH_PHASE = {"mi.schedule", "mi.gradient", "mi.pretrained", "mi.estimators"}
-"""Keys whose other value trains no estimators."""
+NO_SUCH_PHASE = {
+    "mi.schedule", "mi.gradient", "mi.pretrained", "mi.estimators",
+    "mi.teacher_temperature", "mi.teacher_ema", "mi.mix",
+}  # fmt: skip
+"""Keys whose other value trains no estimators, or is refused where estimators are trained."""
 
 
 def varying(key, *values):
@@ -154,7 +162,15 @@ UNREAD = {
         *("loss.soft_weight", "loss.class_temperature", "attack.radius_warmup"),
         *("optim.name", "optim.clip_norm"),
         *(f"mi.{k}" for k in ("form", "weight", "balance", "alpha_max", "samples", "gradient")),
-        *("mi.difference", "mi.cosine", "mi.clamp", "optim.epochs", "optim.lr", "optim.momentum"),
+        *(
+            "mi.difference",
+            "mi.cosine",
+            "mi.clamp",
+            "mi.natural_cap",
+            "optim.epochs",
+            "optim.lr",
+            "optim.momentum",
+        ),
         *("optim.nesterov", "optim.weight_decay", "optim.schedule", "optim.milestones"),
         *("optim.warmup", "optim.ema", "optim.awp", "optim.awp_warmup"),
     },
@@ -186,7 +202,7 @@ def changed(config, key):
     elif isinstance(value, (int, float)):
         other = value + (1 if isinstance(value, int) else 0.5)
     else:
-        other = 0.25
+        other = "mart" if leaf == "base" else 0.25  # a phase builds its loss
     holder = holder.model_copy(update={leaf: other})
     return config.model_copy(update={section: holder}) if section else holder
 
