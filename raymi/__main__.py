@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that the first word names.
 
     Args:
-        argv: words of the command line; None: those of this process.
+        argv: words of the command line; None: `sys.argv[1:]`.
 
     Returns:
         The exit code of the command; 2 for an unknown command.

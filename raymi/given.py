@@ -38,7 +38,7 @@ def give(value: object, content: object = None) -> str:
 
 
 def name_of(value: object) -> str:
-    """Returns the name of a class or function, of another object that of its class."""
+    """Returns the name of a class or function, or of another object's class."""
     return re.sub(r"\W", "", getattr(value, "__name__", type(value).__name__)) or "object"
 
 

@@ -325,7 +325,7 @@ def named_recipe(
         settings: nested tree.
 
     Returns:
-        A name, `settings` laid over those of the file, and a line for each problem.
+        A name, `settings` laid over the file's, and a line for each problem.
     """
     if recipe is None:
         recipe, problems = _for_data(settings.get("data", {}))

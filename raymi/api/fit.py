@@ -55,7 +55,7 @@ class FitResult:
             logits (B, K). It has the highest robust validation accuracy.
         metrics: accuracies of this model as fractions, by the names that MLflow shows:
             `test/clean_acc`, `test/pgd40_acc` (with the number of steps), `val/clean_acc`,
-            `val/robust_acc`; and `probe/...`, in nats, if there are probes.
+            `val/robust_acc`; and, with probes, `probe/...` in nats.
         path: folder of the run, for `python -m raymi.report runs=...` and the other commands.
     """
 
@@ -107,7 +107,7 @@ def fit(
             `python -m raymi.train --help`.
         workers: number of Ray workers, or a range such as "2..8"; None: the recipe's. 0: trains in
             this process, without Ray and MLflow.
-        name: name of the run; None: a new run with a name of its own.
+        name: name of the run; None: a new run with a new name.
         callbacks: each has `event(event)`, called for every event of the journal (with `workers=0`
             at the end of epochs). None: progress on a terminal, a line for each epoch elsewhere; an
             empty sequence: no output.
@@ -258,7 +258,7 @@ def _check_model(config: Config, train: ImageSet) -> None:
 
 
 def _earlier_run(config: Config) -> RunFolder | None:
-    """Returns the folder of the run with this name, if there is one."""
+    """Returns the folder of the run with this name, or None."""
     if config.name is None:
         return None
     folder = RunFolder(runs_folder(config) / config.name)

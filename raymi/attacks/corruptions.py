@@ -127,7 +127,7 @@ def _severities(path: Path, inputs: dict[str, str]) -> list[EvaluationAttack]:
 
 
 def _check_labels(path: Path, images: ImageSet, problems: list[str]) -> int | None:
-    """Compares the labels with those of the images; returns N, None where it is unknown."""
+    """Compares the labels with the images' labels; returns N, or None if it is unknown."""
     labels = _load(path, problems)
     if labels is None:
         return None

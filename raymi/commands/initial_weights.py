@@ -96,7 +96,7 @@ def _downloaded(weights: str, config: Config) -> str:
 
 
 def _check_network(weights: str, theirs: Mapping[str, Any], config: Config) -> None:
-    """Refuses weights of another network than that of the configuration.
+    """Refuses weights of another network than the configured one.
 
     Raises:
         UserError: They differ.

@@ -17,7 +17,7 @@ _EXPECTED = "return a torch Dataset of (image, label), (train, test) or (train, 
 
 
 def own_source() -> Source:
-    """Returns the reader of a user's function, whose name is that of the request."""
+    """Returns the reader of the user's function that the request names."""
     return Source(check=_check, load=_load)
 
 

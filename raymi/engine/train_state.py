@@ -77,7 +77,7 @@ class TrainState:
         estimators: of MI; None: the phase has none.
         average: of the classifier's weights; None: no averaging.
         classifier: learner of the classifier; None: it is frozen.
-        estimator_learner: learner of the estimators; None: they are frozen, or there are none.
+        estimator_learner: learner of the estimators; None: frozen, or absent.
         loss, mi: terms of the classifier's loss, with state of their own.
         perturbation: of the classifier's weights; None: no perturbation.
         attack: of the classifier.

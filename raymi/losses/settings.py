@@ -1,4 +1,4 @@
-"""Settings of the adversarial loss, composed of those of each loss in the registry."""
+"""Settings of the adversarial loss, composed of each registered loss's settings."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def donsker_varadhan(scores: Tensor) -> Tensor:
         scores: (B, B, P).
 
     Returns:
-        (B,) nats; zeros for B = 1, where there are no negatives.
+        (B,) nats; zeros for B = 1, without negatives.
 
     Source: Belghazi et al. 2018, Eq. 5; Hjelm et al. 2019, Eq. 2.
     """

@@ -1,4 +1,4 @@
-"""Pre-activation ResNet with the CIFAR stem, or that of ImageNet networks for larger images."""
+"""Pre-activation ResNet with the CIFAR stem, or the ImageNet stem for larger images."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from raymi.own_code import import_function, takes
 
 
 def find_function(name: str) -> Callable[..., nn.Module]:
-    """Imports a function that builds networks to train, or finds that of a library.
+    """Imports a function that builds networks, or finds a library's builder.
 
     Args:
         name: `package.module:function`, `torchvision:NAME` or `timm:NAME`.

@@ -46,7 +46,7 @@ class TrackedRun(MlflowRun):
         uri: of the store; None: see `store_uri`.
         name: in MLflow; None: name of the folder.
         parent: id of the MLflow run of its sweep; None: the run is no trial.
-        params: additional parameters, which replace those of the configuration.
+        params: additional parameters, which replace the configuration's.
         log: callback for a line where a model cannot be logged.
     """
 

@@ -67,7 +67,7 @@ def evaluate(
     Args:
         plan: checked evaluation.
         callback: receives events.
-        resources: of an open `ray_session`; None: one is opened if there are several workers.
+        resources: of an open `ray_session`; None: one is opened for several workers.
         here: run all attacks in this process, also within a Ray job.
 
     Returns:
