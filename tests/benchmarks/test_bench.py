@@ -179,6 +179,7 @@ def fails_on_rank_one(group: Collectives, device: torch.device, word: str) -> st
     return word
 
 
+@pytest.mark.exhaustive
 def test_failure_in_a_process_is_reported() -> None:
     assert run_processes(fails_on_rank_one, [("a",), ("b",)], connected=False) == ["a", "b"]
     with pytest.raises(MeasurementFailed, match="ValueError: not b"):

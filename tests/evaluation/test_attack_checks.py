@@ -130,7 +130,7 @@ def suspicions(model, images):
 def test_a_robust_network_passes_all_checks(honest, images):
     found = findings(honest, images)
     assert [f.text for f in found if f.suspicious] == []
-    assert len({f.check for f in found}) == len(found) == 11
+    assert len({f.check for f in found}) == len(found) == 10
     curve = found[-1].text
     assert curve.startswith("PGD-20: ")
     assert curve.count("% at ") == 5
