@@ -69,7 +69,8 @@ def test_help_lists_every_key_with_default_and_documentation(run: Run) -> None:
         (at,) = [i for i, line in enumerate(lines) if line.startswith(f"  {key}=")]
         assert lines[at + 1].strip() == " ".join((field.description or "").split())
     assert "  attack.eps=8/255  (number >= 0)" in lines
-    assert "  mi.form=bounded  (bounded | paper | released | wmim | random)" in lines
+    forms = "bounded | paper | released | wmim | random | teacher | adr | js"
+    assert f"  mi.form=bounded  ({forms})" in lines
 
 
 def test_help_lists_recipes_variants_data_sets_and_models(run: Run) -> None:
