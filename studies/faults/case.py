@@ -34,7 +34,7 @@ NEEDED = {
     "tune": ("space=smoke",),
     "evaluate": ("model=net:make", "workers=1"),
     "compare": (),
-    "bench": ("parts=profile",),
+    "bench": ("parts=profile", "recipe=quickstart"),
     "probe": ("run=x",),
     "export": ("model=x",),
     "select": (),
