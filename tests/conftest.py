@@ -59,8 +59,8 @@ def _uses_ray(file: Path) -> bool:
 def usual_torch() -> Iterator[None]:
     """Resets torch's number of threads, which a command in this process may have set.
 
-    oneDNN must be on: `torch.export` turns it off while it traces, and thread after thread of
-    such code would change the last bits of later tests.
+    oneDNN must be on: `torch.export` turns it off while it traces, and two threads that trace at
+    the same time leave it off, which changes the last bits of later tests.
     """
     yield
     if (torch := sys.modules.get("torch")) is not None:

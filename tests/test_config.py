@@ -15,7 +15,7 @@ from raymi.data.settings import DataConfig
 from raymi.losses.settings import LossConfig
 from raymi.mi.settings import FORMS, MIConfig
 from raymi.models.settings import ModelConfig
-from raymi.overrides import leaves
+from raymi.overrides import examine, leaves, nest
 
 
 def test_every_key_has_documentation() -> None:
@@ -264,3 +264,10 @@ def test_workers_are_a_number_or_a_range(
     assert (scaling.least_workers, scaling.most_workers) == (least, most)
     assert scaling.elastic == (least < most)
     assert ScalingConfig.model_validate_json(scaling.model_dump_json()) == scaling
+
+
+@pytest.mark.parametrize("key", ["mi.base_width", "mi.hidden", "mi.bound", "optim.lr"])
+def test_none_is_refused_for_a_key_that_needs_a_value(key: str) -> None:
+    _, problems = examine(nest({key: None, "mi.form": "random"}))
+    assert len(problems) == 1
+    assert problems[0].startswith(f"{key}: expected ")

@@ -231,7 +231,8 @@ class MIConfig(Section):
             form = {**form, "schedule": "staged"}
         weighted = values.get("weight") is not None or values.get("balance") is not None
         defaults = {k: v for k, v in form.items() if not (weighted and k in ("weight", "balance"))}
-        return {**defaults, **{k: v for k, v in values.items() if v is not None}}
+        # None means the form's default; of a key without one, validation decides
+        return {**values, **{k: v for k, v in defaults.items() if values.get(k) is None}}
 
     @model_validator(mode="after")
     def _one_weight(self) -> MIConfig:
