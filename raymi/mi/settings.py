@@ -231,8 +231,10 @@ class MIConfig(Section):
             form = {**form, "schedule": "staged"}
         weighted = values.get("weight") is not None or values.get("balance") is not None
         defaults = {k: v for k, v in form.items() if not (weighted and k in ("weight", "balance"))}
-        # None means the form's default; of a key without one, validation decides
-        return {**values, **{k: v for k, v in defaults.items() if values.get(k) is None}}
+        # None means the default of a key that the form sets or does not use; else it is validated
+        unset = {*form, *foreign_keys(str(values.get("form", "bounded")))}
+        given = {k: v for k, v in values.items() if v is not None or k not in unset}
+        return {**defaults, **given}
 
     @model_validator(mode="after")
     def _one_weight(self) -> MIConfig:
@@ -317,6 +319,11 @@ class MIConfig(Section):
     def has_estimators(self) -> bool:
         """True if the MI term needs estimators: it is on, and neither random nor a closed form."""
         return self.enabled and self.gradient == "mi" and self.form not in CLOSED_FORMS
+
+    @property
+    def needs_clean_gradient(self) -> bool:
+        """Whether the MI term has a gradient at h(x)."""
+        return self.form == "js" or self.cosine > 0
 
     @property
     def has_teacher(self) -> bool:
