@@ -78,8 +78,7 @@ def build_phase(
     average = None
     if phase.learns_classifier and config.optim.ema > 0:
         average = WeightEMA(model, config.optim.ema)
-    averages = [] if average is None else [average]
-    averages += [mi.average] if isinstance(mi, Teacher) else []
+    averages = [*([] if average is None else [average]), *mi.averages]
 
     estimator_learner = update = None
     if estimators is not None and phase.learns_estimators:
@@ -224,7 +223,7 @@ def _modules(
                 image_size=splits.image_size,
                 averaged=config.optim.ema > 0 or config.mi.has_teacher,
                 frozen_gradients=phase.learns_classifier
-                and (loss.needs_clean_gradient or config.mi.cosine > 0 or config.mi.form == "js"),
+                and (loss.needs_clean_gradient or config.mi.needs_clean_gradient),
             )
         torch.manual_seed(random_key(config.seed, "estimators"))
         estimators = build_estimators(config.mi, splits.num_classes, splits.image_size)

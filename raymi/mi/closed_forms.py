@@ -111,6 +111,7 @@ class Teacher(MITerm):
     ) -> None:
         self.model, self.mi, self.autocast, self.micro_batch = model, mi, autocast, micro_batch
         self.average = WeightEMA(model, mi.teacher_ema)
+        self.averages = (self.average,)
         self._log_r: Tensor | None = None
         self._metrics: Metrics = {}
 

@@ -7,6 +7,7 @@ value for the global batch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from raymi.mi.frozen import sloped_estimates
 from raymi.mi.objectives import PairMI, classifier_mi_loss, selected
 from raymi.mi.reference import selected_over_batch
 from raymi.mi.settings import MIConfig
+from raymi.models.ema import WeightEMA
 from raymi.models.micro_batches import in_pieces
 from raymi.models.modes import evaluation_mode
 
@@ -36,12 +38,14 @@ class MITerm:
         needs_clean_gradient: whether its gradient is used, too.
         closed_form: whether the term needs no estimators, and its metrics are MI of any block.
         progress: share of the phase that is over, in [0, 1); set before each step.
+        averages: of the classifier's weights, which the term reads; updated after each step.
     """
 
     needs_clean: bool = False
     needs_clean_gradient: bool = False
     closed_form: bool = False
     progress: float = 0.0
+    averages: Sequence[WeightEMA] = ()
 
     def target(self, x: Tensor, y: Tensor, shard: Shard) -> Tensor:
         """Returns the target of the adversarial loss and of its attack, by default the labels.
@@ -118,7 +122,7 @@ class EstimatedMI(MITerm):
         self, estimators: MIEstimators, mi: MIConfig, micro_batch: int | None = None
     ) -> None:
         self.estimators, self.mi, self.micro_batch = estimators, mi, micro_batch
-        self.needs_clean_gradient = mi.cosine > 0
+        self.needs_clean_gradient = mi.needs_clean_gradient
 
     def __call__(
         self,
