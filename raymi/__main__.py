@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -37,14 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("--help", "-h"):
-        print(_help())
-        return 0
+        return _print(_help())
     if words[0] == "--version":
-        print(f"raymi {__version__}")
-        return 0
+        return _print(f"raymi {__version__}")
     name, *rest = words
     if name not in COMMANDS:
-        from raymi.errors import did_you_mean  # imports torch, which --help does not wait for
+        from raymi.errors import did_you_mean  # imports libraries, which --help does not wait for
 
         print(f"error: no command {name!r}: {did_you_mean(name, COMMANDS)}", file=sys.stderr)
         return 2
@@ -55,6 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     code: int = command.main(rest)
     return code
+
+
+def _print(text: str) -> int:
+    """Prints a text; returns the exit code: 1 where the reader has closed the pipe."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 1
+    return 0
 
 
 def _help() -> str:
