@@ -40,7 +40,14 @@ class CommandLine(Generic[Options]):
         return nest(self.settings)
 
     def refuse(self, *problems: str) -> None:
-        """Raises: UserError: the command line has problems, or more are given."""
+        """Refuses a command line with problems.
+
+        Args:
+            *problems: further ones, a line each.
+
+        Raises:
+            UserError: with all lines, if there are any.
+        """
         if lines := list(dict.fromkeys([*self.problems, *problems])):
             raise UserError("\n".join(lines))
 

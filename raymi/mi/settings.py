@@ -322,7 +322,7 @@ class MIConfig(Section):
 
     @property
     def needs_clean_gradient(self) -> bool:
-        """Whether the MI term has a gradient at h(x)."""
+        """True if the MI term has a gradient at h(x)."""
         return self.form == "js" or self.cosine > 0
 
     @property

@@ -366,7 +366,11 @@ def _check_model(
 
 
 def _refuse_without_gradients(plan: EvaluationPlan) -> None:
-    """Raises: UserError: an attack needs gradients that a network does not have."""
+    """Refuses attacks by gradients on a network without them.
+
+    Raises:
+        UserError: an attack needs gradients that a network does not have.
+    """
     attacked = plan.surrogates or plan.targets  # surrogates' samples may be all that targets get
     blind = [one.name for one in attacked if not one.checks.differentiable]
     attacks = {a.name for ensemble in plan.main for a in ensemble.attacks if a.by_gradient}
@@ -381,7 +385,8 @@ def _refuse_without_gradients(plan: EvaluationPlan) -> None:
 def _try_attacks(plan: EvaluationPlan, device: torch.device) -> None:
     """Runs attacks with code or images of the user on a few images, before any long work.
 
-    Raises: UserError: an attack fails, or returns other samples than it should.
+    Raises:
+        UserError: an attack fails, or returns other samples than it should.
     """
     attacks = [a for ensemble in plan.main for a in ensemble.attacks if a.inputs]
     if not attacks:
