@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from raymi.__main__ import COMMANDS
 from raymi.config import Config
 from raymi.formatting import as_typed, markdown_table
-from raymi.mi.settings import FORMS
+from raymi.mi.forms.registry import forms
 from raymi.overrides import default_text, expected, flatten, leaves
 
 PAGE = Path("docs", "configuration.md")
@@ -77,9 +77,10 @@ def _cells(key: str, field: FieldInfo, default: str) -> list[str]:
 
 def _forms() -> str:
     """Returns the defaults that each `mi.form` sets."""
-    rows = [["key", *FORMS]]
-    for key in dict.fromkeys(key for form in FORMS.values() for key in form):
-        texts = (f"`{as_typed(form[key])}`" if key in form else "" for form in FORMS.values())
+    defaults = {name: term.defaults for name, term in forms().items()}
+    rows = [["key", *defaults]]
+    for key in dict.fromkeys(key for form in defaults.values() for key in form):
+        texts = (f"`{as_typed(form[key])}`" if key in form else "" for form in defaults.values())
         rows.append([f"`mi.{key}`", *texts])
     title = "Defaults that `mi.form` sets; each key can be set on its own:"
     return f"{title}\n\n{markdown_table(rows)}"

@@ -18,14 +18,17 @@ from raymi.errors import UserError, close_names, did_you_mean
 from raymi.fields import NEEDED, Accepts, Listed
 from raymi.formatting import as_typed, shortened, shown
 from raymi.losses.settings import loss_keys
-from raymi.mi.settings import FORMS, foreign_keys
+from raymi.mi.forms.registry import forms
+from raymi.mi.settings import foreign_keys
 from raymi.models.settings import ModelConfig
 
 Tree = dict[str, Any]
 Options = TypeVar("Options", bound=BaseModel)
 
 DEPENDENT = {
-    "mi.form": {f"mi.{key}" for form in FORMS.values() for key in form if key != "hidden"},
+    "mi.form": {
+        f"mi.{key}" for form in forms().values() for key in form.defaults if key != "hidden"
+    },
     "model.name": {f"model.{key}" for key in ModelConfig.model_fields},
     "loss.base": {f"loss.{key}" for key in loss_keys()},
     "optim.name": {"optim.lr", "optim.momentum", "optim.nesterov", "optim.weight_decay"},

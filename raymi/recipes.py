@@ -16,7 +16,7 @@ from raymi.config import Config
 from raymi.data.settings import DATASETS
 from raymi.errors import UserError, did_you_mean
 from raymi.losses.registry import loss_titles, losses
-from raymi.mi.settings import FORMS
+from raymi.mi.settings import form_defaults
 from raymi.overrides import DEPENDENT, examine, flatten, nest, overlay, validate
 from raymi.recipe_files import SUFFIX, read_recipe_file
 
@@ -245,7 +245,7 @@ VARIANTS: dict[str, Recipe] = {
 def _has_mi_term(variant: str, base: Mapping[str, Any]) -> bool:
     """Returns True if an MI term remains: `no-difference` needs a form with cosine terms."""
     mi = base.get("mi", {})
-    form = FORMS[mi.get("form", "bounded")]
+    form = form_defaults(mi.get("form", "bounded"))
     return variant != "no-difference" or mi.get("cosine", form.get("cosine", 0.0)) > 0
 
 

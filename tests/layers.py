@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "raymi"
 ENTRY_POINTS = "train tune evaluate select compare report export probe bench standalone __main__"
 BASE = (
     "fields files weights local_paths statistics formatting signals errors collectives counter_rng "
-    "random_state hardware own_code content_digest given"
+    "random_state hardware own_code content_digest given objective_check"
 )
 LAYERS = tuple(
     tuple(parts.split())

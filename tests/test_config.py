@@ -13,7 +13,8 @@ from raymi.config import Config, OptimConfig, ScalingConfig, TrackingConfig
 from raymi.data import DATASETS
 from raymi.data.settings import DataConfig
 from raymi.losses.settings import LossConfig
-from raymi.mi.settings import FORMS, MIConfig
+from raymi.mi.forms.registry import forms
+from raymi.mi.settings import MIConfig
 from raymi.models.settings import ModelConfig
 from raymi.overrides import examine, leaves, nest
 
@@ -147,10 +148,10 @@ def test_the_default_form_balances_gradients() -> None:
     assert (mi.form, mi.balance, mi.weight, mi.enabled) == ("bounded", 0.2, None, True)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", forms())
 def test_a_form_sets_its_values(form: str) -> None:
     mi = MIConfig.model_validate({"form": form})
-    assert {key: getattr(mi, key) for key in FORMS[form]} == FORMS[form]
+    assert {key: getattr(mi, key) for key in forms()[form].defaults} == forms()[form].defaults
 
 
 def test_the_paper_s_form_is_equations_4_to_9() -> None:
@@ -221,7 +222,7 @@ def test_refined_labels_need_a_loss_and_an_attack_that_take_them(
 ) -> None:
     with pytest.raises(ValidationError, match="labels are needed by"):
         Config.model_validate({"mi": {"form": "adr"}, **section})
-    assert Config.model_validate({"mi": {"form": "adr", "mix": False}, **section}).mi.has_teacher
+    assert Config.model_validate({"mi": {"form": "adr", "mix": False}, **section}).mi.averages_model
     assert not Config.model_validate({"mi": {"form": "adr", "weight": 0}, **section}).mi.enabled
 
 

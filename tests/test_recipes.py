@@ -11,10 +11,12 @@ from raymi.config import Config
 from raymi.engine.phases import phases_of
 from raymi.errors import UserError
 from raymi.losses.registry import loss_titles, losses
-from raymi.mi.settings import CLOSED_FORMS, MIConfig
+from raymi.mi.forms.registry import forms
+from raymi.mi.settings import MIConfig
 from raymi.overrides import flatten, leaves, overlay, resolved_lines, split_words
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config, on_recipe
 
+CLOSED_FORMS = [name for name, term in forms().items() if term.closed_form]
 PAPER = [name for name in BASE_RECIPES if name.startswith("paper-")]
 
 
@@ -130,7 +132,7 @@ SAID: dict[str, dict[str, Any]] = {
         "mi.form": "wmim", "mi.schedule": "joint", "mi.natural_pattern": "adversarial",
         "mi.natural": True, "mi.adversarial": False,
     },
-    "random": {"mi.gradient": "random", "mi.balance": 0.2},
+    "random": {"mi.form": "random", "mi.balance": 0.2},
     "teacher": {
         "mi.form": "teacher", "mi.schedule": "joint", "mi.weight": 1, "mi.mix": False,
         "mi.teacher_temperature": 1, "mi.teacher_ema": 0.995,

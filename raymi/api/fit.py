@@ -104,7 +104,8 @@ def fit(
             (`raymi.losses.losses()`, or `module:name` of your own); a subclass of
             `raymi.losses.AdversarialLoss`, also of a notebook; or an object of one.
         settings: values by key, such as `{"optim.epochs": 2, "eps": "8/255"}`; see
-            `python -m raymi.train --help`.
+            `python -m raymi.train --help`. Keys that take `module:name` (docs/extending.md) also
+            take the function, class or object itself, such as `{"mi.form": MyTerm}`.
         workers: number of Ray workers, or a range such as "2..8"; None: the recipe's. 0: trains in
             this process, without Ray and MLflow.
         name: name of the run; None: a new run with a new name.
@@ -169,7 +170,7 @@ def _configured(
     """
     given = {key: value for key, value in arguments.items() if value is not None}
     parsed = split_words(
-        [f"{key}={as_typed(value)}" for key, value in (*given.items(), *settings.items())],
+        [f"{key}={_text_of(value)}" for key, value in (*given.items(), *settings.items())],
         StandaloneOptions,
     )
     tree = dict(parsed.settings)
@@ -185,6 +186,11 @@ def _configured(
                 f"images, has {side}x{side}: add recipe=NAME; {RECIPES_BY_SIZE}"
             )
     return recipe, config, [*parsed.problems, *problems]
+
+
+def _text_of(value: object) -> str:
+    """Returns the text of a setting; of a class, function or term, a name that workers resolve."""
+    return give(value) if callable(value) else as_typed(value)
 
 
 def _model_name(model: Model) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from raymi.collectives import Collectives, Metrics, ProcessGroup, Shard
 from raymi.counter_rng import random_key
-from raymi.engine.build_phase import build_estimators, build_mi_term, build_objective
+from raymi.engine.build_phase import build_estimators, build_objective
 from raymi.engine.learner import Learner, distributed
 from raymi.engine.step import EstimatorUpdate
 from raymi.errors import UserError
@@ -19,6 +19,9 @@ from raymi.losses.base import AdversarialLoss
 from raymi.losses.own import check_loss, loss_of
 from raymi.losses.registry import build_loss, lists_losses, losses
 from raymi.mi.estimation import EstimatorTask
+from raymi.mi.forms.base import TermContext
+from raymi.mi.forms.own import check_term
+from raymi.mi.forms.registry import build_term
 from raymi.models.batchnorm import convert_batchnorm
 from raymi.overrides import validate
 
@@ -72,7 +75,7 @@ class NAMIDLoss(nn.Module):
         super().__init__()
         named = loss if isinstance(loss, str) else "at"
         config = validate({"mi": mi, "loss": {"base": named}, "seed": seed})
-        if config.mi.has_teacher:
+        if config.mi.averages_model:
             raise UserError(
                 f"NAMIDLoss sees outputs only, but mi.form={config.mi.form} averages the "
                 "classifier: train with raymi.fit, or choose another form"
@@ -96,7 +99,9 @@ class NAMIDLoss(nn.Module):
             torch.manual_seed(random_key(seed, "estimators"))
             self.estimators = build_estimators(config.mi, num_classes, image_size)
         self._group: Collectives = ProcessGroup() if dist.is_initialized() else Collectives()
-        self._mi = build_mi_term(config.mi, self.estimators)
+        self._mi = build_term(TermContext(config.mi, self.estimators))
+        if ":" in config.mi.form:
+            check_term(config.mi.form, self._mi, num_classes, image_size, loss)
         self._objective = build_objective(config.mi)
         self._needs_labels = config.mi.objective != "mim" or config.mi.negative_classes == "other"
         self._learner: Learner | None = None

@@ -9,6 +9,7 @@ from raymi.config import Config
 from raymi.data.settings import check_crop
 from raymi.errors import UserError
 from raymi.losses.registry import build_loss
+from raymi.mi.forms.registry import term_class
 from raymi.models import check_model
 from raymi.ray_backend.session import check_this_machine, in_ray_job
 from raymi.runs.run_paths import check_new_run
@@ -39,6 +40,8 @@ def input_problems(config: Config, *, new_run: bool) -> list[str]:
     ]
     if ":" in config.loss.base:
         checks.append(partial(build_loss, config.loss.base, config.loss.settings()))
+    if ":" in config.mi.form:
+        checks.append(partial(term_class, config.mi.form))
     if config.attack.name != "pgd":
         checks.append(partial(_check_attack, config.attack.name))
     if data.image_size is not None:

@@ -14,9 +14,9 @@ from raymi.engine.metrics import MetricMeans
 from raymi.engine.pgd_evaluation import AttackedBlock
 from raymi.mi.estimation import score_outputs
 from raymi.mi.estimators import MIEstimators
+from raymi.mi.forms.base import MITerm
 from raymi.mi.objectives import selected
 from raymi.mi.settings import MIConfig
-from raymi.mi.terms import MITerm
 from raymi.models.micro_batches import in_pieces, pieces_of
 from raymi.models.modes import evaluation_mode
 

@@ -29,11 +29,12 @@ from raymi.losses.base import AdversarialLoss
 from raymi.losses.own import check_loss
 from raymi.losses.registry import build_loss
 from raymi.mi.balance import BalancedWeight, FixedWeight, Objective
-from raymi.mi.closed_forms import JensenShannon, Teacher
 from raymi.mi.estimation import EstimatorTask
 from raymi.mi.estimators import LocalDIM, MIEstimators
+from raymi.mi.forms.base import MITerm, TermContext
+from raymi.mi.forms.own import check_term
+from raymi.mi.forms.registry import build_term
 from raymi.mi.settings import MIConfig
-from raymi.mi.terms import EstimatedMI, MITerm, RandomGradient
 from raymi.models import build_model
 from raymi.models.batchnorm import convert_batchnorm
 from raymi.models.ema import WeightEMA
@@ -73,7 +74,9 @@ def build_phase(
         raise UserError(problem)
     model, estimators, facts = _modules(phase, splits, group, device, loss)
     autocast = _autocast(config, device)
-    mi = build_mi_term(config.mi, estimators, config.scaling.micro_batch, model, autocast)
+    mi = build_term(TermContext(config.mi, estimators, model, autocast, config.scaling.micro_batch))
+    if ":" in config.mi.form:  # tests check the terms of raymi
+        check_term(config.mi.form, mi, splits.num_classes, splits.image_size, loss)
     attack = _attacker(config, model, autocast)
     average = None
     if phase.learns_classifier and config.optim.ema > 0:
@@ -129,34 +132,6 @@ def build_phase(
         autocast,
         facts,
     )
-
-
-def build_mi_term(
-    mi: MIConfig,
-    estimators: MIEstimators | None,
-    micro_batch: int | None = None,
-    model: nn.Module | None = None,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-) -> MITerm:
-    """Builds the MI term of the classifier's loss; the plain `MITerm` has none.
-
-    Args:
-        mi: settings.
-        estimators: of both kinds of MI; None: the form has none.
-        micro_batch: samples of a worker per pass of a network; None: all.
-        model: the bare classifier, which a teacher follows.
-        autocast: returns the context in which the classifier runs.
-    """
-    if not mi.enabled:
-        return MITerm()
-    if mi.form == "js":
-        return JensenShannon()
-    if mi.has_teacher:
-        assert model is not None
-        return Teacher(model, mi, autocast, micro_batch)
-    if estimators is None:
-        return RandomGradient()
-    return EstimatedMI(estimators, mi, micro_batch)
 
 
 def build_objective(mi: MIConfig) -> Objective:
@@ -221,7 +196,7 @@ def _modules(
                 build,
                 num_classes=splits.num_classes,
                 image_size=splits.image_size,
-                averaged=config.optim.ema > 0 or config.mi.has_teacher,
+                averaged=config.optim.ema > 0 or config.mi.averages_model,
                 frozen_gradients=phase.learns_classifier
                 and (loss.needs_clean_gradient or config.mi.needs_clean_gradient),
             )

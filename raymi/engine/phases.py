@@ -76,7 +76,6 @@ _UNUSED_BY_ESTIMATORS = (
     "balance",
     "alpha_max",
     "samples",
-    "gradient",
     "difference",
     "cosine",
     "clamp",

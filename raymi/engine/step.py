@@ -19,7 +19,7 @@ from raymi.engine.train_loader import Batch
 from raymi.engine.user_attacker import UserAttacker
 from raymi.losses.base import AdversarialLoss
 from raymi.mi.balance import Objective
-from raymi.mi.terms import MITerm
+from raymi.mi.forms.base import MITerm
 from raymi.models.ema import WeightEMA
 from raymi.models.folding import FoldedClassifier
 from raymi.models.micro_batches import in_pieces, pieces_of

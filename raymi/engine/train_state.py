@@ -23,7 +23,7 @@ from raymi.engine.user_attacker import UserAttacker
 from raymi.fields import value_at
 from raymi.losses.base import AdversarialLoss
 from raymi.mi.estimators import LocalDIM, MIEstimators
-from raymi.mi.terms import MITerm
+from raymi.mi.forms.base import MITerm
 from raymi.models.ema import WeightEMA
 
 

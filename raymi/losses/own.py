@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import copy
-import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from raymi.errors import UserError, what_happened
 from raymi.losses.base import AdversarialLoss
+from raymi.objective_check import (
+    NUM,
+    SEE,
+    CollectiveUsed,
+    check_shards,
+    check_state,
+    check_value,
+    kind_of,
+)
 from raymi.own_code import import_function
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from raymi.collectives import Shard
-
-_SEE = "see docs/extending.md"
 
 
 def own_loss(name: str, settings: dict[str, Any]) -> AdversarialLoss:
@@ -48,7 +55,7 @@ def loss_of(name: str, found: object, settings: dict[str, Any]) -> AdversarialLo
         return found
     if not (isinstance(found, type) and issubclass(found, AdversarialLoss)):
         raise _error(
-            name, f"must be a subclass of raymi.losses.AdversarialLoss, got {_kind(found)}: {_SEE}"
+            name, f"must be a subclass of raymi.losses.AdversarialLoss, got {kind_of(found)}: {SEE}"
         )
     try:
         return found(**settings)
@@ -70,91 +77,49 @@ def check_loss(name: str, loss: AdversarialLoss, num_classes: int) -> None:
     """
     import torch
 
-    from raymi.collectives import Collectives, Shard
+    from raymi.collectives import Shard
 
-    class Unavailable(Collectives):
-        """Group whose other workers do not exist."""
-
-        def __getattribute__(self, name: str) -> Any:
-            if name in ("gather", "sum", "max", "exchange"):
-                raise _CollectiveUsed
-            return super().__getattribute__(name)
+    def refusal(problem: str) -> UserError:
+        return _error(name, problem)
 
     if loss.attack_objective not in ("ce", "kl"):
-        raise _error(name, f"must have attack_objective ce or kl, got {loss.attack_objective!r}")
+        raise refusal(f"must have attack_objective ce or kl, got {loss.attack_objective!r}")
     loss, generator = copy.deepcopy(loss), torch.Generator().manual_seed(0)
-    z, z_adv = torch.randn(2, 5, num_classes, generator=generator)
+    z, z_adv = torch.randn(2, NUM, num_classes, generator=generator)
     z = z if loss.needs_clean_gradient else z[:, :0]
-    y = torch.arange(5) % num_classes
+    y = torch.arange(NUM) % num_classes
     with torch.random.fork_rng([]):
-        whole = _value(name, loss, z, z_adv, y, Shard.alone(5))
-        parts = []
-        for rank, rows in enumerate((slice(4), slice(4, 5))):
-            group = Unavailable()
-            group.rank, group.world_size = rank, 2
-            shard = Shard((4, 1), group, torch.arange(5)[rows])
-            try:
-                parts.append(_value(name, loss, z[rows], z_adv[rows], y[rows], shard))
-            except _CollectiveUsed:
-                parts = [whole]  # only several processes can show it
-                break
+        check_shards(refusal, lambda rows, shard: _value(refusal, loss, z, z_adv, y, rows, shard))
         if loss.takes_soft_targets:
-            probabilities = torch.rand(5, num_classes, generator=generator).softmax(dim=1)
-            _value(name, loss, z, z_adv, probabilities, Shard.alone(5))
-        mean = torch.stack(parts).mean()
-        if not torch.allclose(mean, whole, rtol=1e-4, atol=1e-5):
-            raise _error(
-                name,
-                f"depends on the number of workers: {whole:.6g} on one, {mean:.6g} on two; return "
-                "shard.mean(values) of (b,) values of samples",
-            )
+            probabilities = torch.rand(NUM, num_classes, generator=generator).softmax(dim=1)
+            _value(refusal, loss, z, z_adv, probabilities, slice(NUM), Shard.alone(NUM))
         try:
-            loss.observe(z.detach(), z_adv.detach(), y, Shard.alone(5))
-            loss.end_epoch(Collectives())
-            saved = io.BytesIO()
-            torch.save(loss.state_dict(), saved)
-            saved.seek(0)
-            loss.load_state_dict(torch.load(saved, weights_only=True))
+            loss.observe(z.detach(), z_adv.detach(), y, Shard.alone(NUM))
         except Exception as error:
-            raise _error(
-                name,
-                "must have a state_dict of tensors and plain values that weights_only=True loads, "
-                f"{what_happened(error)}: {_SEE}",
-            ) from error
-
-
-class _CollectiveUsed(Exception):
-    """Use of values of other workers, which the check does not have."""
+            raise refusal(f"fails in observe, {what_happened(error)}: {SEE}") from error
+        check_state(refusal, loss)
 
 
 def _value(
-    name: str, loss: AdversarialLoss, z: Tensor, z_adv: Tensor, y: Tensor, shard: Shard
+    refusal: Callable[[str], UserError],
+    loss: AdversarialLoss,
+    z: Tensor,
+    z_adv: Tensor,
+    y: Tensor,
+    rows: slice,
+    shard: Shard,
 ) -> Tensor:
-    """Returns the value of the loss, 0-d, once value and gradients are sound."""
-    import torch
-
-    z, z_adv = z.clone().requires_grad_(), z_adv.clone().requires_grad_()
-    outputs = [z, z_adv] if loss.needs_clean_gradient else [z_adv]
+    """Returns the value of the loss on rows of a batch, 0-d, once it and gradients are sound."""
+    z, z_adv = z[rows].clone().requires_grad_(), z_adv[rows].clone().requires_grad_()
     where = f"must map logits {tuple(z.shape)}, {tuple(z_adv.shape)} and labels"
     try:
-        value = loss(z, z_adv, y, shard)
-    except _CollectiveUsed:
+        value = loss(z, z_adv, y[rows], shard)
+    except CollectiveUsed:
         raise
     except (Exception, SystemExit) as error:
-        raise _error(name, f"{where} to a loss, but {what_happened(error)}: {_SEE}") from error
-    if not isinstance(value, torch.Tensor) or value.shape != () or not value.is_floating_point():
-        got = f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, torch.Tensor) else None
-        raise _error(name, f"{where} to a 0-d floating-point tensor, got {got or _kind(value)}")
-    if not value.requires_grad:
-        raise _error(name, "must have a gradient at logits_adv, got a value without: do not detach")
-    grads = torch.autograd.grad(value, outputs, allow_unused=True)
-    if not all(torch.isfinite(t).all() for t in (value, *grads) if t is not None):
-        raise _error(name, f"must be finite with finite gradients, got {value.item():.6g}")
-    return value.detach()
-
-
-def _kind(value: object) -> str:
-    return f"{value!r}" if isinstance(value, type) else type(value).__name__
+        raise refusal(f"{where} to a loss, but {what_happened(error)}: {SEE}") from error
+    outputs = [z, z_adv] if loss.needs_clean_gradient else [z_adv]
+    return check_value(refusal, where, value, outputs)
 
 
 def _error(name: str, problem: str) -> UserError:

@@ -9,11 +9,14 @@ of robust accuracy against AT there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from raymi.errors import did_you_mean
 from raymi.fields import (
+    Accepts,
     Count,
     NonNegative,
     Positive,
@@ -24,93 +27,38 @@ from raymi.fields import (
     Weight,
     at_most,
 )
-from raymi.formatting import as_typed
+from raymi.formatting import as_typed, shown
+from raymi.mi.forms.registry import forms, term_class
 
-FORMS: dict[str, dict[str, Any]] = {
-    "bounded": {
-        "balance": 0.2,
-        "bound": "infonce",
-        "score": "cosine",
-        "objective": "mim",
-        "samples": "all",
-        "difference": 1.0,
-        "cosine": 0.0,
-        "clamp": True,
-        "clip_contrast": True,
-    },
-    "paper": {
-        "weight": 5.0,
-        "bound": "dv",
-        "score": "dot",
-        "objective": "contrast",
-        "samples": "selected",
-        "difference": 0.1,
-        "cosine": 1.0,
-        "clamp": False,
-        "clip_contrast": False,
-        "hidden": 2048,
-    },
-    "released": {
-        "weight": 5.0,
-        "bound": "dv-released",
-        "score": "dot",
-        "objective": "released",
-        "samples": "selected-released",
-        "difference": 0.0,
-        "cosine": 1.0,
-        "clamp": False,
-        "clip_contrast": False,
-        "hidden": 2048,
-    },
-    "wmim": {
-        "balance": 0.2,
-        "bound": "infonce",
-        "score": "cosine",
-        "objective": "mim",
-        "samples": "all",
-        "natural_pattern": "adversarial",
-        "difference": 1.0,
-        "cosine": 0.0,
-        "clamp": True,
-        "clip_contrast": True,
-        "adversarial": False,
-    },
-    "random": {
-        "balance": 0.2,
-        "gradient": "random",
-    },
-    "teacher": {
-        "weight": 1.0,
-        "teacher_temperature": 1.0,
-        "mix": False,
-    },
-    "adr": {
-        "weight": "cosine:0.7:0.95",
-        "teacher_temperature": "cosine:2.5:2",
-        "mix": True,
-    },
-    "js": {
-        "weight": "linear:0:10",
-    },
-}
-"""Defaults that each `mi.form` sets."""
-
-CLOSED_FORMS = ("teacher", "adr", "js")
-"""Forms without estimators."""
-_TEACHERS = ("teacher", "adr")
-_TEACHER_KEYS = {"teacher_temperature", "teacher_ema", "mix"}
 _SHARED_KEYS = {"form", "weight", "balance", "alpha_max"}
-_SWITCHES = {"natural", "adversarial"}
+_TEACHER_KEYS = {"teacher_temperature", "teacher_ema", "mix"}
+_OWN_DEFAULTS = {"weight": 1.0}
+"""Defaults that a user's own term sets."""
+
+
+def form_defaults(form: str) -> Mapping[str, Any]:
+    """Returns the defaults that a form sets."""
+    return forms()[form].defaults if form in forms() else _OWN_DEFAULTS
 
 
 def foreign_keys(form: str) -> set[str]:
-    """Returns the keys of `mi` that a form does not use."""
-    foreign = set[str]()
-    if form in CLOSED_FORMS:
-        foreign = set(MIConfig.model_fields) - _TEACHER_KEYS - _SHARED_KEYS - _SWITCHES
-    if form == "js":
-        foreign |= _SWITCHES
-    return foreign if form in _TEACHERS else foreign | _TEACHER_KEYS
+    """Returns the keys of `mi` that a form does not use; a user's own term may use all."""
+    if form not in forms():
+        return set()
+    keys = forms()[form].keys
+    return _TEACHER_KEYS if keys is None else set(MIConfig.model_fields) - _SHARED_KEYS - keys
+
+
+def _known(value: str) -> str:
+    if value not in forms() and ":" not in value:
+        raise ValueError(
+            f"unknown form {shown(value)}: {did_you_mean(value, forms())} (your own is named "
+            "module:name)"
+        )
+    return value
+
+
+Form = Annotated[str, AfterValidator(_known), Accepts(" | ".join((*forms(), "module:name")))]
 
 
 class MIConfig(Section):
@@ -119,14 +67,13 @@ class MIConfig(Section):
     `form` sets the defaults of other keys; each can be set on its own.
     """
 
-    form: Literal["bounded", "paper", "released", "wmim", "random", "teacher", "adr", "js"] = (
-        "bounded"
-    )
+    form: Form = "bounded"
     """bounded: well-posed by construction; paper: Eq. 4-9 as printed (fragile: unbounded
     objectives); released: the authors' code; wmim: maximise the MI of the whole adversarial
     image (the paper's baseline); random: a random gradient at the logits instead (a control).
     Without estimators: teacher: KL divergences from the output of an averaged classifier; adr: AT
-    on labels refined by it; js: Jensen-Shannon divergence of natural and adversarial output."""
+    on labels refined by it; js: Jensen-Shannon divergence of natural and adversarial output.
+    Or your own term (docs/extending.md)."""
     schedule: Literal["joint", "staged"] = "joint"
     """joint: each step updates the estimators, then the classifier, from the same two forwards;
     staged: AT pretraining, then the estimators, then the classifier from scratch with frozen
@@ -179,9 +126,6 @@ class MIConfig(Section):
     adversarial images (Eq. 6; selected-released: by an argmax after a softmax over the batch)."""
     natural_pattern: Literal["clean", "adversarial"] = "clean"
     """Pattern of the natural estimator: the clean image, or the whole adversarial one (WMIM)."""
-    gradient: Literal["mi", "random"] = "mi"
-    """Gradient added to the adversarial loss's at the logits: the MI loss's, or Gaussian noise of
-    the same norm (a control)."""
     difference: NonNegative = 1.0
     """Weight of adversarial minus natural MI of the adversarial output (lambda in Eq. 8)."""
     cosine: NonNegative = 0.0
@@ -226,7 +170,7 @@ class MIConfig(Section):
     def _fill_from_form(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        form = FORMS.get(str(values.get("form", "bounded")), {})
+        form = form_defaults(str(values.get("form", "bounded")))
         if values.get("pretrained") is not None or values.get("estimators") is not None:
             form = {**form, "schedule": "staged"}
         weighted = values.get("weight") is not None or values.get("balance") is not None
@@ -247,7 +191,7 @@ class MIConfig(Section):
 
     @model_validator(mode="after")
     def _has_a_term(self) -> MIConfig:
-        if self.weight == 0 or self.balance == 0 or self.gradient == "random":
+        if self.weight == 0 or self.balance == 0 or self.form == "random":
             return self
         if not (self.natural or self.adversarial):
             raise ValueError(
@@ -317,15 +261,15 @@ class MIConfig(Section):
 
     @property
     def has_estimators(self) -> bool:
-        """True if the MI term needs estimators: it is on, and neither random nor a closed form."""
-        return self.enabled and self.gradient == "mi" and self.form not in CLOSED_FORMS
+        """True if the MI term is on and built with estimators; a user's own term is without."""
+        return self.enabled and self.form in forms() and forms()[self.form].uses_estimators
 
     @property
     def needs_clean_gradient(self) -> bool:
-        """True if the MI term has a gradient at h(x)."""
-        return self.form == "js" or self.cosine > 0
+        """True if the MI term has a gradient at h(x); imports a user's own term."""
+        return self.cosine > 0 or term_class(self.form).needs_clean_gradient
 
     @property
-    def has_teacher(self) -> bool:
-        """True if the MI term needs an averaged classifier."""
-        return self.enabled and self.form in _TEACHERS
+    def averages_model(self) -> bool:
+        """True if the MI term keeps an average of the classifier; imports a user's own term."""
+        return self.enabled and term_class(self.form).averages_model

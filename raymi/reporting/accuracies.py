@@ -9,6 +9,8 @@ from pathlib import Path
 from raymi.config import Config
 from raymi.evaluation.protocol import as_metric, threat_name
 from raymi.losses.registry import loss_titles
+from raymi.mi.forms.registry import names_method, title_of
+from raymi.mi.settings import form_defaults
 from raymi.reporting.history import History
 from raymi.runs.json_files import read_json_or_none
 from raymi.runs.json_types import SavedReport
@@ -34,10 +36,6 @@ class ProtocolAccuracies:
     doubts: str = ""
 
 
-_ADDED = {"random": "random gradient", "teacher": "teacher", "adr": "teacher", "js": "JS"}
-"""Terms of forms that are not NAMID."""
-
-
 def method_name(config: Config) -> str:
     """Returns the method of a run as papers name it, such as `NAMID_T (bounded)`."""
     mi, base = config.mi, config.loss.base
@@ -47,13 +45,15 @@ def method_name(config: Config) -> str:
     if not mi.enabled:
         control = " + unused clean forward" if config.loss.batchnorm == "mix" else ""
         return adversarial + control
-    if mi.form == "adr" and mi.mix:
-        return "ADR"
-    ablated = [f"no {kind} MI" for kind in ("natural", "adversarial") if not getattr(mi, kind)]
-    if mi.form in _ADDED:
-        return ", ".join([f"{adversarial} + {_ADDED[mi.form]}", *ablated])
-    if mi.form == "wmim":
-        return "WMIM" if base == "at" else f"{adversarial} + WMIM"
+    defaults = form_defaults(mi.form)
+    ablated = [
+        f"no {kind} MI"
+        for kind in ("natural", "adversarial")
+        if not getattr(mi, kind) and defaults.get(kind, True)
+    ]
+    if title := title_of(mi.form):
+        alone = base == "at" and names_method(mi.form)
+        return ", ".join([title if alone else f"{adversarial} + {title}", *ablated])
     parts = [mi.form, *(["staged"] if mi.schedule == "staged" and mi.form == "bounded" else [])]
     return f"{namid} ({', '.join([*parts, *ablated])})"
 

@@ -38,7 +38,6 @@ _FIXED = {
     "loss.batchnorm": "BatchNorm statistics come from other batches",
     "optim.name": "the state of one optimiser does not fit another",
     "mi.form": "a run would be of several methods",
-    "mi.gradient": "a run would be of several methods",
     "mi.mix": "a run would be of several methods",
     "mi.schedule": _OTHER_POSITION,
     "mi.pretrained": _OTHER_POSITION,

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import raymi
 from raymi.losses import AdversarialLoss, losses
+from raymi.mi.forms import MITerm
 from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
 from raymi.standalone import main as standalone
@@ -184,6 +185,13 @@ def test_run_of_a_name_is_not_continued_with_other_objects(fit, changed, named):
         fit(**{**arguments, **changed})
 
 
+class Sharp(MITerm):
+    """Mean of the squared outputs, subtracted."""
+
+    def __call__(self, x, x_adv, logits, logits_adv, y, shard):
+        return -shard.mean(logits_adv.square().mean(dim=1)), {}
+
+
 class Squared(AdversarialLoss):
     """Squared distance of probabilities from the labels."""
 
@@ -208,6 +216,20 @@ def test_own_losses_are_given_by_class_object_or_name(fit):
     assert_same(by_name, by_class)
     assert_same(by_name, by_object)
     assert any(not torch.equal(by_name[key], other[key]) for key in by_name)
+
+
+def test_settings_that_name_code_take_the_object_itself(fit):
+    chosen = {"data.limit": 100, "optim.epochs": 1}
+    by_name, by_class = (
+        weights(fit("quickstart-at", settings={**chosen, "mi.form": form, "optim.name": name}).path)
+        for form, name in (
+            ("test_fit:Sharp", "torch.optim:Adagrad"),
+            (Sharp, torch.optim.Adagrad),
+        )
+    )
+    assert_same(by_name, by_class)
+    with pytest.raises(raymi.UserError, match="must be a subclass of raymi"):
+        fit("quickstart-at", settings={**chosen, "mi.form": Squared})
 
 
 def test_run_with_an_own_loss_continues_with_the_same_loss_only(fit):

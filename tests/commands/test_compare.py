@@ -387,8 +387,8 @@ def test_shared_settings_keep_what_defines_an_arm(run: Run, fake: Path) -> None:
     plan = plan_comparison(["arms=at,random,bounded", "mi.balance=0.3", "epochs=2", "seeds=4"])
     at, random, bounded = (one.config for one in plan.runs)
     assert not at.mi.enabled
-    assert (random.mi.balance, random.mi.gradient) == (0.3, "random")
-    assert (bounded.mi.balance, bounded.mi.gradient) == (0.3, "mi")
+    assert (random.mi.balance, random.mi.form) == (0.3, "random")
+    assert (bounded.mi.balance, bounded.mi.form) == (0.3, "bounded")
     for one in plan.runs:
         assert (one.config.optim.epochs, one.config.seed, one.config.scaling.workers) == (2, 4, 1)
         assert one.folder.path == fake / f"{one.arm}-seed4"

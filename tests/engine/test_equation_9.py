@@ -134,7 +134,7 @@ def slow_step(state, before, batch, x_adv):
     loss_adv = adversarial_loss(config.loss, z, z_adv, target)
     total = loss_adv
     if mi.enabled and not mi.mix:
-        if mi.gradient == "random":
+        if mi.form == "random":
             noise = counter_rng.normal(
                 random_key("random gradient", shard.key), shard.index, (z.shape[1],)
             )

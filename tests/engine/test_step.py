@@ -17,7 +17,7 @@ from raymi.attacks.projections import random_start
 from raymi.collectives import Collectives, ProcessGroup
 from raymi.engine.metrics import MetricMeans
 from raymi.mi.estimators import MIEstimators
-from raymi.mi.terms import EstimatedMI
+from raymi.mi.forms.estimated import EstimatedMI
 
 PAPER = {"mi.form": "paper", "mi.hidden": 16}
 

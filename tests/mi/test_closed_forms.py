@@ -11,13 +11,9 @@ from closeness import assert_close
 from torch import nn
 
 from raymi.collectives import Shard
-from raymi.mi.closed_forms import (
-    JensenShannon,
-    Teacher,
-    jensen_shannon,
-    kl_divergence,
-    refined_labels,
-)
+from raymi.mi.divergences import jensen_shannon, kl_divergence, refined_labels
+from raymi.mi.forms.js import JensenShannon
+from raymi.mi.forms.teacher import Teacher
 from raymi.mi.settings import MIConfig
 
 IMAGES, NOISES, CLASSES = 48, 24, 6

@@ -10,8 +10,8 @@ import torch
 from raymi.collectives import Shard
 from raymi.mi.estimation import EstimatorTask
 from raymi.mi.estimators import LocalDIM, MIEstimators
+from raymi.mi.forms.estimated import EstimatedMI
 from raymi.mi.settings import MIConfig
-from raymi.mi.terms import EstimatedMI
 
 NUM, CLASSES = 24, 2
 BATCH = Shard.alone(NUM)

@@ -13,11 +13,11 @@ from raymi.losses.at import AT
 from raymi.mi.balance import FixedWeight, Objective
 from raymi.mi.estimation import EstimatorTask
 from raymi.mi.estimators import LocalDIM, MIEstimators
+from raymi.mi.forms.estimated import EstimatedMI
 from raymi.mi.matching import match
 from raymi.mi.objectives import PairMI, classifier_mi_loss, cosine_of
 from raymi.mi.reference import selected_over_batch
 from raymi.mi.settings import MIConfig
-from raymi.mi.terms import EstimatedMI
 from raymi.models.running_statistics import running_statistics_of
 
 SIX = Shard.alone(6)

@@ -373,7 +373,6 @@ def test_settings_that_take_effect_at_the_next_step_can_be_searched(key, paramet
         ("mi.bound", {"choice": ("infonce", "dv")}, "mi.bound cannot change within a run (the es"),
         ("mi.score", {"choice": ("cosine", "dot")}, "mi.score cannot change"),
         ("mi.form", {"choice": ("bounded", "wmim")}, "mi.form cannot change"),
-        ("mi.gradient", {"choice": ("mi", "random")}, "mi.gradient cannot change"),
         ("mi.schedule", {"choice": ("joint", "staged")}, "at different positions"),
         ("mi.estimator_epochs", {"integers": (1, 3)}, "at different positions"),
         ("model.width", {"uniform": (0.5, 1.0)}, "the network would differ"),

@@ -43,7 +43,6 @@ VARIED = {
     "mi.clip_contrast": (True, False, PRETRAINING),
     "mi.samples": ("all", "selected", ALL),
     "mi.natural_pattern": ("clean", "adversarial", PRETRAINING),
-    "mi.gradient": ("mi", "random", ALL),
     "mi.difference": (1.0, 2.0, ALL),
     "mi.cosine": (0.0, 1.0, ALL),
     "mi.clamp": (True, False, ALL),
@@ -83,7 +82,7 @@ CAUTION = {
 """Keys that count as read but may change nothing in a run of this size."""
 
 NO_SUCH_PHASE = {
-    "mi.schedule", "mi.gradient", "mi.pretrained", "mi.estimators",
+    "mi.schedule", "mi.pretrained", "mi.estimators",
     "mi.teacher_temperature", "mi.teacher_ema", "mi.mix",
 }  # fmt: skip
 """Keys whose other value trains no estimators, or is refused where estimators are trained."""
@@ -161,7 +160,7 @@ UNREAD = {
         *("loss.beta", "loss.batchnorm", "loss.label_smoothing", "mi.pretrain_epochs"),
         *("loss.soft_weight", "loss.class_temperature", "attack.radius_warmup"),
         *("optim.name", "optim.clip_norm"),
-        *(f"mi.{k}" for k in ("form", "weight", "balance", "alpha_max", "samples", "gradient")),
+        *(f"mi.{k}" for k in ("form", "weight", "balance", "alpha_max", "samples")),
         *(
             "mi.difference",
             "mi.cosine",

@@ -1,110 +1,22 @@
-"""MI terms of the classifier's loss, the second term of Eq. 9.
-
-Losses and metrics follow the convention of `raymi.collectives`: their mean over workers is the
-value for the global batch.
-"""
+"""L_mi of Eq. 8 by estimators, the term of all forms of NAMID."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from raymi.mi.forms.base import MITerm, TermContext
 
-from raymi import counter_rng
-from raymi.collectives import Collectives, Metrics, Shard
-from raymi.counter_rng import random_key
-from raymi.mi.estimation import score_outputs
-from raymi.mi.estimators import LocalDIM, MIEstimators
-from raymi.mi.frozen import sloped_estimates
-from raymi.mi.objectives import PairMI, classifier_mi_loss, selected
-from raymi.mi.reference import selected_over_batch
-from raymi.mi.settings import MIConfig
-from raymi.models.ema import WeightEMA
-from raymi.models.micro_batches import in_pieces
-from raymi.models.modes import evaluation_mode
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from raymi.collectives import Metrics, Shard
+    from raymi.mi.estimators import LocalDIM, MIEstimators
+    from raymi.mi.objectives import PairMI
+    from raymi.mi.settings import MIConfig
 
 _FLOORS = {"infonce": 0.0, "jsd": 0.0, "hellinger": 0.0, "gan": -2 * math.log(2)}
 """Values of capped bounds for independent variables, at which a minimised term is clamped."""
-
-
-class MITerm:
-    """MI term of the classifier's loss, by default none, without state.
-
-    Attributes:
-        needs_clean: whether h(x) is used.
-        needs_clean_gradient: whether its gradient is used, too.
-        closed_form: whether the term needs no estimators, and its metrics are MI of any block.
-        progress: share of the phase that is over, in [0, 1); set before each step.
-        averages: of the classifier's weights, which the term reads; updated after each step.
-    """
-
-    needs_clean: bool = False
-    needs_clean_gradient: bool = False
-    closed_form: bool = False
-    progress: float = 0.0
-    averages: Sequence[WeightEMA] = ()
-
-    def target(self, x: Tensor, y: Tensor, shard: Shard) -> Tensor:
-        """Returns the target of the adversarial loss and of its attack, by default the labels.
-
-        Called first in a step; arguments as of a call of the term.
-        """
-        return y
-
-    def __call__(
-        self,
-        x: Tensor,
-        x_adv: Tensor,
-        logits: Tensor,
-        logits_adv: Tensor,
-        y: Tensor,
-        shard: Shard,
-    ) -> tuple[Tensor | None, Metrics]:
-        """Computes L_mi (Eq. 8) and metrics.
-
-        Args:
-            x: (b, 3, H, W) in [0, 1].
-            x_adv: (b, 3, H, W) in [0, 1].
-            logits: (b, K) of x.
-            logits_adv: (b, K) of x_adv.
-            y: (b,).
-            shard: place of the b samples in the global batch.
-
-        Returns:
-            0-d loss whose mean over workers is the global batch's; None: this batch has none.
-        """
-        return None, {}
-
-    def end_epoch(self, group: Collectives) -> None:
-        """Called after the last step of an epoch, on every worker at the same point."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns tensors and plain values for the checkpoint; the same on every worker."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores the content of `state_dict`."""
-
-
-class RandomGradient(MITerm):
-    """Control: Gaussian noise at h(x_adv) in place of the gradient of an MI loss."""
-
-    def __call__(
-        self,
-        x: Tensor,
-        x_adv: Tensor,
-        logits: Tensor,
-        logits_adv: Tensor,
-        y: Tensor,
-        shard: Shard,
-    ) -> tuple[Tensor | None, Metrics]:
-        """Returns the product of noise and outputs; arguments as of `MITerm`."""
-        key = random_key("random gradient", shard.key)
-        noise = counter_rng.normal(key, shard.index, (logits_adv.shape[1],)).to(logits_adv.dtype)
-        return shard.mean((noise * logits_adv).sum(dim=1)), {}
 
 
 class EstimatedMI(MITerm):
@@ -116,6 +28,8 @@ class EstimatedMI(MITerm):
         micro_batch: samples of a worker per pass of a local encoder; None: all.
     """
 
+    keys = None
+    uses_estimators = True
     needs_clean = True
 
     def __init__(
@@ -123,6 +37,12 @@ class EstimatedMI(MITerm):
     ) -> None:
         self.estimators, self.mi, self.micro_batch = estimators, mi, micro_batch
         self.needs_clean_gradient = mi.needs_clean_gradient
+
+    @classmethod
+    def build(cls, context: TermContext) -> EstimatedMI:
+        """Builds the term with the estimators of a phase."""
+        assert context.estimators is not None
+        return cls(context.estimators, context.mi, context.micro_batch)
 
     def __call__(
         self,
@@ -134,6 +54,9 @@ class EstimatedMI(MITerm):
         shard: Shard,
     ) -> tuple[Tensor | None, Metrics]:
         """Computes L_mi, and mean estimates in nats; None for one sample without negatives."""
+        from raymi.mi.objectives import classifier_mi_loss
+        from raymi.models.modes import evaluation_mode
+
         if shard.num < 2:
             return None, {}
         mask = self._mask(logits, logits_adv, y, shard)
@@ -165,6 +88,9 @@ class EstimatedMI(MITerm):
 
     def _mask(self, logits: Tensor, logits_adv: Tensor, y: Tensor, shard: Shard) -> Tensor | None:
         """Returns (b,) bool, the samples of `mi.samples`; None: all."""
+        from raymi.mi.objectives import selected
+        from raymi.mi.reference import selected_over_batch
+
         if self.mi.samples == "all":
             return None
         if self.mi.samples == "selected":
@@ -195,6 +121,13 @@ class EstimatedMI(MITerm):
         shard: Shard,
     ) -> PairMI | None:
         """Returns the MI of pattern u with the outputs that the loss needs."""
+        import torch
+
+        from raymi.mi.estimation import score_outputs
+        from raymi.mi.frozen import sloped_estimates
+        from raymi.mi.objectives import PairMI
+        from raymi.models.micro_batches import in_pieces
+
         if estimator is None:
             return None
         with torch.no_grad():

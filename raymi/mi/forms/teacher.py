@@ -1,82 +1,19 @@
-"""MI terms without estimators: divergences of outputs that bound or equal an MI, per sample.
-
-p = softmax(h(x)) and p' = softmax(h(x_adv)); Yhat is a label drawn from p'.
-"""
+"""KL divergences from the output of an averaged classifier, without estimators."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from raymi.collectives import Metrics, Shard
 from raymi.fields import value_at
-from raymi.mi.settings import MIConfig
-from raymi.mi.terms import MITerm
-from raymi.models.ema import WeightEMA
-from raymi.models.micro_batches import in_pieces
-from raymi.models.modes import evaluation_mode, full_precision
+from raymi.mi.forms.base import MITerm, TermContext
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Computes KL(p || q) of log-probabilities (b, K): (b,) nats."""
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=1)
-
-
-def jensen_shannon(logits: Tensor, logits_adv: Tensor) -> Tensor:
-    """Computes JS(p, p') of logits (b, K): (b,) nats, each at most log 2.
-
-    It equals I(Yhat; B | X, N) for a fair coin B that chooses p or p'.
-    """
-    # [KL(p || m) + KL(p' || m)] / 2,  m = (p + p') / 2
-    log_p, log_q = F.log_softmax(logits, dim=1), F.log_softmax(logits_adv, dim=1)
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return (kl_divergence(log_p, log_m) + kl_divergence(log_q, log_m)) / 2
-
-
-def refined_labels(r: Tensor, y: Tensor, trust: float) -> tuple[Tensor, Tensor]:
-    """Mixes labels with the output of a teacher, trusted less where it prefers another class.
-
-    Args:
-        r: (b, K) probabilities of the teacher.
-        y: (b,).
-        trust: largest share of the teacher.
-
-    Returns:
-        (b, K) targets; (b,) shares of the teacher.
-
-    Source: Wu et al. 2024 (ADR, arXiv 2305.12118), Eq. 4 and 5.
-    """
-    # l r + (1 - l) onehot(y),  l = clip(trust - (max r - r[y]), 0, 1)
-    share = (trust - (r.amax(dim=1) - r.gather(1, y[:, None])[:, 0])).clamp(0, 1)
-    labels = F.one_hot(y, r.shape[1]).to(r.dtype)
-    return share[:, None] * r + (1 - share[:, None]) * labels, share
-
-
-class JensenShannon(MITerm):
-    """Jensen-Shannon divergence of natural and adversarial output, an MI of at most log 2."""
-
-    closed_form = True
-    needs_clean = True
-    needs_clean_gradient = True
-
-    def __call__(
-        self,
-        x: Tensor,
-        x_adv: Tensor,
-        logits: Tensor,
-        logits_adv: Tensor,
-        y: Tensor,
-        shard: Shard,
-    ) -> tuple[Tensor | None, Metrics]:
-        """Returns the mean divergence in nats, and it as a metric."""
-        loss = shard.mean(jensen_shannon(logits, logits_adv))
-        return loss, {"mi/js": loss.detach()}
+    from raymi.collectives import Metrics, Shard
+    from raymi.mi.settings import MIConfig
 
 
 class Teacher(MITerm):
@@ -100,6 +37,14 @@ class Teacher(MITerm):
         average: of the classifier's weights and statistics; updated after each step.
     """
 
+    title = "teacher"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "weight": 1.0,
+        "teacher_temperature": 1.0,
+        "mix": False,
+    }
+    keys = frozenset({"natural", "adversarial", "teacher_temperature", "teacher_ema", "mix"})
+    averages_model = True
     closed_form = True
 
     def __init__(
@@ -109,14 +54,24 @@ class Teacher(MITerm):
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         micro_batch: int | None = None,
     ) -> None:
+        from raymi.models.ema import WeightEMA
+
         self.model, self.mi, self.autocast, self.micro_batch = model, mi, autocast, micro_batch
         self.average = WeightEMA(model, mi.teacher_ema)
         self.averages = (self.average,)
         self._log_r: Tensor | None = None
         self._metrics: Metrics = {}
 
+    @classmethod
+    def build(cls, context: TermContext) -> Teacher:
+        """Builds the term, with an average of the classifier of a phase."""
+        assert context.model is not None
+        return cls(context.model, context.mi, context.autocast, context.micro_batch)
+
     def target(self, x: Tensor, y: Tensor, shard: Shard) -> Tensor:
         """Computes r for the step, and returns the labels; with `mi.mix` (b, K) refined ones."""
+        from raymi.mi.divergences import refined_labels
+
         self._log_r = self._reference(x, shard)
         r = self._log_r.exp()
         self._metrics = {"mi/teacher_max": shard.mean(r.amax(dim=1))}
@@ -136,6 +91,11 @@ class Teacher(MITerm):
         shard: Shard,
     ) -> tuple[Tensor | None, Metrics]:
         """Computes the sum of both divergences, and the bounds in nats; call `target` first."""
+        import torch
+        import torch.nn.functional as F
+
+        from raymi.mi.divergences import kl_divergence
+
         # KL(r || p') + KL(p' || r)
         assert self._log_r is not None
         log_r, log_p = self._log_r, F.log_softmax(logits_adv, dim=1)
@@ -157,6 +117,12 @@ class Teacher(MITerm):
 
     def _reference(self, x: Tensor, shard: Shard) -> Tensor:
         """Returns log r (b, K), of the classifier itself before the first step."""
+        import torch
+        import torch.nn.functional as F
+
+        from raymi.models.micro_batches import in_pieces
+        from raymi.models.modes import evaluation_mode, full_precision
+
         network = self.average.model if self.average.steps > 0 else self.model
         with evaluation_mode(network), torch.no_grad(), self.autocast():
             logits = full_precision(in_pieces(network, network, x, shard, self.micro_batch))
