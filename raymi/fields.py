@@ -25,6 +25,10 @@ _SMALLEST = 1e-30
 _MAX_COUNT = 10**12
 _MAX_WORKERS = 10_000
 _MAX_PATH_LENGTH = 4000
+_MAX_NAME = 200
+"""Longest name of a run, in bytes; arms and seeds are added to it."""
+_MAX_NAME_BYTES = 255
+"""Longest name in a path, on Linux and macOS."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,8 @@ def _identifier(value: str | None) -> str | None:
         raise ValueError(
             f"expected a plain name without spaces, slashes or colons, got {shown(value)}"
         )
+    if len(value.encode(errors="replace")) > _MAX_NAME:
+        raise ValueError(f"expected a name of at most {_MAX_NAME} bytes, got {shown(value)}")
     if printable(value) != value:
         raise ValueError(f"expected a name without control characters, got {shown(value)}")
     return value
@@ -193,11 +199,15 @@ def _absolute(path: Path) -> Path:
         )
     absolute = local_path(path)
     try:
-        str(absolute).encode()
+        longest = max(absolute.parts, key=lambda part: len(part.encode()))
     except UnicodeEncodeError:
         raise ValueError(
             f"expected a path in UTF-8, got {shown(str(absolute))}: rename it, or give a link to it"
         ) from None
+    if len(longest.encode()) > _MAX_NAME_BYTES:
+        raise ValueError(
+            f"expected names of files of at most {_MAX_NAME_BYTES} bytes, got {shown(longest)}"
+        )
     return absolute
 
 

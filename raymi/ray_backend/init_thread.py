@@ -7,6 +7,7 @@ thread that started a local Ray must live as long as it: Linux ends Ray's proces
 from __future__ import annotations
 
 import atexit
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -51,6 +52,7 @@ class RayConnection:
                 raise NotConnected(f"no answer within {seconds:.0f} s")
         if self._error is not None:
             raise NotConnected from self._error
+        _handle_sigterm_in_python()
 
     @property
     def answered(self) -> bool:
@@ -83,3 +85,13 @@ class RayConnection:
             ray.shutdown()  # also after a partial start
         except BaseException as error:
             self._error = self._error or error
+
+
+def _handle_sigterm_in_python() -> None:
+    """Installs Python's handler of SIGTERM again.
+
+    `ray.init` installs one that aborts the process 3 s after the signal, and restores Python's in
+    the main thread only.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))

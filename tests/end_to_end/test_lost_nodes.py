@@ -173,7 +173,7 @@ def test_an_evaluation_carries_on_without_a_lost_node_and_uses_a_new_one(
             (folders["first"] / "go").touch()
             expect_equal(found.result(300), expected)
             (line,) = repeated_steps(logged)
-            assert line.startswith("a worker was lost, as ")
+            assert line.startswith("worker lost (")
             assert "process" not in line
 
             nodes.add()

@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -104,25 +105,28 @@ def test_a_removed_run_folder_ends_the_run_and_resume_ends_with_identical_weight
     assert_same_weights(whole, RunFolder(folder), "last")
 
 
+def fill(ballast: Path) -> None:
+    """Adds zeros to a file until its disk is full."""
+    with ballast.open("ab", buffering=0) as file:
+        for size in (65536, 4096, 512):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
 def test_a_full_file_system_under_ray_and_mlflow_ends_the_run_with_one_message(
     disk: Path, whole: RunFolder
 ) -> None:
     release, folder = write_slow_model(disk), disk / "runs" / "full"
     process = start(disk, *WORDS, "name=full")
     wait_for(lambda: len(events(folder, "epoch")) >= 1, process)
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        for size in (65536, 4096, 512):
-            try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
+    fill(disk / "ballast")
     expect_one_clear_message(
         process, folder, reason="No space left on device", remedy="Free space there"
     )
+    fill(disk / "ballast")  # also what the end of the run has freed
     finish(start(disk, "resume=full"), 1)
-    ballast.unlink()
+    (disk / "ballast").unlink()
     release.touch()
     succeed(disk, "resume=full")
     assert_same_weights(whole, RunFolder(folder), "last")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
+from ray_head import Head
 
 from raymi.ray_backend.init_thread import NotConnected, RayConnection
 
@@ -29,6 +31,30 @@ def body(words):
 
 sys.exit(run_command(body, []))
 """
+
+
+CONNECTS = """
+import signal
+import sys
+import ray
+from raymi.ray_backend.init_thread import RayConnection
+
+received = []
+signal.signal(signal.SIGTERM, lambda signum, frame: received.append(signum))
+connection = RayConnection(lambda: ray.init(log_to_driver=False))
+connection.start(300.0, lambda: None)
+signal.raise_signal(signal.SIGTERM)
+seconds_to_abort = signal.alarm(0)
+connection.end(60.0)
+print(received, seconds_to_abort)
+"""
+
+
+@pytest.mark.ray
+def test_sigterm_reaches_the_handler_of_a_connected_driver_alone(joined_ray: Head) -> None:
+    command = [sys.executable, "-c", CONNECTS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.stdout == f"[{signal.SIGTERM}] 0\n", done.stderr
 
 
 def test_a_command_whose_ray_hangs_ends_with_its_message_and_exit_code() -> None:
