@@ -131,7 +131,7 @@ def test_a_killed_sweep_has_exactly_the_trials_that_were_asked_for(
     release.touch()
     output = finish(start(tmp_path, "resume=cut"))
     assert "winner: trial" in output
-    assert "differences of robust accuracy to the first one, seed by seed" in output
+    assert "paired differences of robust accuracy to the first trial" in output
     sweep = Sweep(path)
     assert [trial.state for trial in sweep.study()] == ["finished"] * 2
     assert sorted(folder.name for folder in sweep.trials.iterdir()) == [

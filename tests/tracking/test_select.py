@@ -434,7 +434,7 @@ def test_a_server_gives_the_same_selection_as_its_file(three, capsys, monkeypatc
         monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
         assert run_select(capsys, "--dry-run") == here
         assert "alias 'champion' now points to tiny v2" in run_select(capsys)
-        assert "already, with the same reasons" in run_select(capsys)
+        assert "already points to tiny v2, with the same reasons" in run_select(capsys)
         assert "did you mean raymi?" in refusal(capsys, "experiment=rayme")
     finally:
         server.kill()
