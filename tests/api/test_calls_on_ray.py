@@ -34,7 +34,7 @@ class Net(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes))
     def forward(self, x):
-        time.sleep(0 if released.exists() else 0.1)
+        time.sleep(0 if released.exists() else 0.03)
         return self.layers(x)
 
 class Squared(AdversarialLoss):
