@@ -79,8 +79,8 @@ def robust_accuracy(
             in the whole set.
         eps: radius, in [0, 1] pixel units.
         norm: "linf" or "l2".
-        suite: name of a suite, see `python -m raymi.evaluate --help`. `standard` is PGD-40 and
-            AutoAttack.
+        suite: name of a suite, see `python -m raymi.evaluate --help`, or of attacks with commas,
+            such as "pgd-40,fast". `standard` is PGD-40 and AutoAttack.
         workers: number of Ray workers; 0: attacks in this process. Numbers do not depend on it.
         checks: approximate number of images that are attacked to look for signs of false
             robustness; 0: only outputs and gradients are checked.
@@ -110,7 +110,7 @@ def robust_accuracy(
             "seed": seed,
         }
     )
-    names = suite_of(suite)
+    names = tuple(suite.split(",")) if "," in suite else suite_of(suite)
     check_this_machine(config.scaling)
     images = _images(model, data)
     name, num_classes = type(model).__name__, len(images.class_names)
