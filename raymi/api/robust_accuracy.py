@@ -18,11 +18,12 @@ from raymi.attacks.suites import suite as suite_of
 from raymi.attacks.untouched import untouched
 from raymi.commands.evaluate.options import EvaluateOptions, Request
 from raymi.commands.evaluate.plan import plan_of_models, select_attacks
-from raymi.commands.evaluate.run import EvaluationCallback, evaluate
+from raymi.commands.evaluate.run import evaluate
 from raymi.commands.find_model import LocatedModel
 from raymi.data.image_set import ImageSet
 from raymi.data.torch_dataset import read_dataset
 from raymi.errors import UserError
+from raymi.evaluation.callback import EvaluationCallback
 from raymi.evaluation.model_source import function_source
 from raymi.formatting import plain_name
 from raymi.given import give_module
@@ -79,8 +80,8 @@ def robust_accuracy(
             in the whole set.
         eps: radius, in [0, 1] pixel units.
         norm: "linf" or "l2".
-        suite: name of a suite, see `python -m raymi.evaluate --help`. `standard` is PGD-40 and
-            AutoAttack.
+        suite: name of a suite, see `python -m raymi.evaluate --help`, or of attacks with commas,
+            such as "pgd-40,fast". `standard` is PGD-40 and AutoAttack.
         workers: number of Ray workers; 0: attacks in this process. Numbers do not depend on it.
         checks: approximate number of images that are attacked to look for signs of false
             robustness; 0: only outputs and gradients are checked.
@@ -88,7 +89,7 @@ def robust_accuracy(
         results: folder in which outcomes are saved immediately: after an interruption, the same
             call continues there. None: outcomes are not kept.
         callback: receives the events of the evaluation; None: progress on a terminal, lines
-            elsewhere. `raymi.commands.evaluate.run.NoCallback()`: no output.
+            elsewhere. `raymi.evaluation.callback.EvaluationCallback()`: no output.
 
     Returns:
         Accuracies and per-sample outcomes.
@@ -110,7 +111,7 @@ def robust_accuracy(
             "seed": seed,
         }
     )
-    names = suite_of(suite)
+    names = tuple(suite.split(",")) if "," in suite else suite_of(suite)
     check_this_machine(config.scaling)
     images = _images(model, data)
     name, num_classes = type(model).__name__, len(images.class_names)

@@ -1,0 +1,1 @@
+"""Preregistered study: does mutual information help beyond averaging and soft targets?"""
