@@ -21,6 +21,7 @@ from raymi.commands.train import options as train_options
 from raymi.commands.train import run as train_run
 from raymi.config import Config
 from raymi.errors import StorageError, UserError
+from raymi.mi.forms.registry import forms as mi_forms
 from raymi.overrides import leaves, split_words
 from raymi.ray_backend.train_driver import RunFailed
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config
@@ -69,7 +70,7 @@ def test_help_lists_every_key_with_default_and_documentation(run: Run) -> None:
         (at,) = [i for i, line in enumerate(lines) if line.startswith(f"  {key}=")]
         assert lines[at + 1].strip() == " ".join((field.description or "").split())
     assert "  attack.eps=8/255  (number >= 0)" in lines
-    forms = "bounded | paper | released | wmim | random | teacher | adr | js"
+    forms = " | ".join((*mi_forms(), "module:name"))
     assert f"  mi.form=bounded  ({forms})" in lines
 
 
@@ -184,7 +185,7 @@ def test_all_invalid_words_and_missing_inputs_are_listed_together(run: Run, tmp_
         (["model.name=json:net"], ["no function 'net'"]),
         (["model.name=json:dumps"], ["num_classes= and image_size="]),
         (["model.name=:net"], ["must read package.module:function"]),
-        (["name=taken"], ["the run taken exists already", "resume=taken"]),
+        (["name=taken"], ["taken exists already", "choose another name"]),
         (["resume=x", "recipe=quickstart"], ["either recipe or resume"]),
         (["--dryrun"], ["did you mean --dry-run"]),
     ],

@@ -22,6 +22,7 @@ from typing import Any
 
 from raymi.commands.command_line import Command
 from raymi.commands.compare.run import ArmRun
+from raymi.commands.continuation import difference
 from raymi.commands.initial_weights import resolve_runs
 from raymi.commands.option_types import Arms, BaseRecipe, Seeds
 from raymi.commands.preflight import input_problems
@@ -193,11 +194,9 @@ def _changed(run: ArmRun) -> list[str]:
     keys = [key for key in now if now[key] != before.get(key)]
     if not keys:
         return []
-    changes = [f"{k}={as_typed(before.get(k))}, now {as_typed(now[k])}" for k in keys[:4]]
-    changes += [f"and {len(keys) - 4} more"] * (len(keys) > 4)
     return [
         f"the comparison {run.folder.path.parent.name} was started with other settings "
-        f"({'; '.join(changes)}): give those settings to continue it, or another name"
+        f"({difference(before, now, keys)}): give those settings to continue it, or another name"
     ]
 
 
