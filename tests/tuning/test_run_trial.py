@@ -110,7 +110,7 @@ def test_a_sweep_is_read_as_created(tmp_path):
     assert find_sweep(str(tmp_path / "all"), tmp_path / "elsewhere").name == "all"
     same = begin(tmp_path / "sweep", {"search": "grid", "trials": 2, "objective": "clean-robust"})
     assert same.definition == sweep.definition, "with its ID"
-    with pytest.raises(UserError, match=r"other settings \(tune.trials, tune.search, tune.objective"):
+    with pytest.raises(UserError, match=r"other settings \(tune.trials, tune.search, tune.obj"):
         begin(tmp_path / "sweep")
     with pytest.raises(UserError, match=r"no sweep 'swep' in .*; sweeps: all, sweep"):
         find_sweep("swep", tmp_path)
