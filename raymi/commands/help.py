@@ -94,7 +94,7 @@ def _print_screen(
         _show("")
         _show(f"recipes: {', '.join(BASE_RECIPES)}", indent=2)
     more = {
-        "--help all": f"all {len(own | keys)} options and keys, with types and documentation",
+        "--help all": f"all {len({**own, **keys})} options and keys, with types and documentation",
         "--help KEY": "one of them, and the names that it takes: --help "
         + ", --help ".join([key for key, field in own.items() if listings(field)] or ["data.name"]),
     }
