@@ -24,19 +24,23 @@ _SECTION = "### "
 
 
 def run_description(
-    config: Config, about: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]
+    config: Config,
+    about: Mapping[str, Any],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    notes: Sequence[str] = (),
 ) -> str:
-    """Returns the description of a run as Markdown: results, if any, and command.
+    """Returns the description of a run as Markdown: results, if any, notes and command.
 
     Args:
         config: of the run.
         about: facts about the run, with `command`.
         evaluations: events of the journal by model.
+        notes: lines below the results.
     """
     parts = []
     if evaluations:  # first, as the UI folds the rest
         parts = [result_title(config, evaluations), markdown_table(result_table(evaluations))]
-    return "\n\n".join([*parts, _code(about.get("command", ""))])
+    return "\n\n".join([*parts, *notes, _code(about.get("command", ""))])
 
 
 def sweep_description(
