@@ -13,11 +13,11 @@ VIEW = "raymi"
 """Name of the saved view, and its key in addresses."""
 
 _COLUMNS = {
-    "attributes.`Run Name`": 240,
-    "runDateAndNestInfo": 138,
-    "tags.`raymi.method`": 150,
+    "attributes.`Run Name`": 200,
+    "runDateAndNestInfo": 126,
+    "tags.`raymi.method`": 134,
     "tags.`raymi.data`": 80,
-    "tags.`raymi.threat`": 126,
+    "tags.`raymi.threat`": 116,
     "params.`seed`": 56,
     f"metrics.`{BEST_VAL}`": 134,
     "metrics.`test/clean_acc`": 110,
@@ -39,7 +39,14 @@ _CHARTS: tuple[dict[str, Any], ...] = (
         "runsCountToCompare": 100,
     },
     *(
-        {"type": "LINE", "metricKey": key, "selectedMetricKeys": [key], "runsCountToCompare": 20}
+        {
+            "type": "LINE",
+            "metricKey": key,
+            "selectedMetricKeys": [key],
+            "runsCountToCompare": 20,
+            "lineSmoothness": 0,
+            "useGlobalLineSmoothing": False,
+        }
         for key in ("val/robust_acc", "val/clean_acc", "train/loss")
     ),
 )
