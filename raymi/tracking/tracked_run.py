@@ -50,6 +50,7 @@ class TrackedRun(MlflowRun):
         parent: id of the MLflow run of its sweep; None: the run is no trial.
         params: additional parameters, which replace the configuration's.
         log: callback for a line where a model cannot be logged.
+        registers: whether the chosen model becomes a registered version.
     """
 
     def __init__(
@@ -64,12 +65,14 @@ class TrackedRun(MlflowRun):
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         log: Callable[[str], None] = lambda _: None,
+        registers: bool = True,
     ) -> None:
         delivered = read_tracking(folder)
         super().__init__(folder.path, home, uri or store.store_uri(delivered, home))
         self.config, self.folder, self.about, self.log = config, folder, about, log
         self.closes_stale_runs = parent is None  # otherwise the run of the sweep does
         self._name, self._parent, self._params = name or folder.name, parent, params or {}
+        self._registers = registers
         public_uri = store.without_password(self.uri)
         self._state = TrackingState(uri=public_uri).model_dump()
         # Another store gets everything from the beginning.
@@ -271,11 +274,12 @@ class TrackedRun(MlflowRun):
                 self._save(model_ids={**state["model_ids"], which: model})
         if not state["models"]:
             chosen, ids = chosen_model(state["evaluations"]), state["model_ids"]
-            version = register_model(self.config, client, run_id, ids[chosen])
+            uris = {which: f"models:/{model}" for which, model in ids.items()}
+            if self._registers:
+                uris[chosen] = register_model(self.config, client, run_id, ids[chosen])
             for model in ids.values():
                 write_card(client, model)
-            uris = {which: f"models:/{model}" for which, model in ids.items()}
-            self._save(models={**uris, chosen: version})
+            self._save(models=uris)
 
     def _save(self, **changes: Any) -> None:
         self._state |= changes
