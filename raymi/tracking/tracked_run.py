@@ -162,7 +162,7 @@ class TrackedRun(MlflowRun):
         self._save(ended=status)
 
     def _log_accuracies(self) -> None:
-        """Logs the accuracies of models that are not logged, those of the chosen one last."""
+        """Logs the accuracies without the models, the chosen one last."""
         evaluations, data = self._state["evaluations"], data_of(self.folder)
         for which, time in metric_times(evaluations).items():
             evaluation = {**evaluations[which], "time": max(time, self._began / 1000)}
