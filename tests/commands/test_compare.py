@@ -415,11 +415,11 @@ def test_the_default_arms_are_all_controls_with_at_as_reference(run: Run, fake: 
 
 
 def test_help_lists_recipes_arms_and_keys(run: Run) -> None:
-    ended = run("--help")
+    ended = run("--help", "all")
     assert ended.code == 0
     for name in (*BASE_RECIPES, *VARIANTS):
         assert f"\n  {name} " in ended.out
-    assert "  attack.eps=8/255  (number >= 0)" in ended.out.splitlines()
+    assert "  attack.eps=0.1  (number >= 0)" in ended.out.splitlines()
 
 
 def test_a_comparison_runs_in_one_process_at_a_time(run: Run, fake: Path) -> None:

@@ -33,7 +33,7 @@ from raymi.formatting import as_typed
 from raymi.hardware import available_cores, available_gpus
 from raymi.mi.settings import foreign_keys
 from raymi.overrides import examine, flatten, nest
-from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, named_recipe, on_recipe
+from raymi.recipes import BASE_RECIPES, DEFAULT, RECIPES, VARIANTS, named_recipe, on_recipe
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import check_new_run, home_folder
 
@@ -201,5 +201,9 @@ def _changed(run: ArmRun) -> list[str]:
 
 
 COMMAND: Command[CompareOptions] = Command(
-    "compare", CompareOptions, plan_comparison, "raymi.commands.compare.command:compare"
+    "compare",
+    CompareOptions,
+    plan_comparison,
+    "raymi.commands.compare.command:compare",
+    default_recipe=DEFAULT,
 )
