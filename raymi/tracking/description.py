@@ -11,17 +11,24 @@ from typing import TYPE_CHECKING, Any
 from raymi.config import Config
 from raymi.evaluation.finding import in_short
 from raymi.evaluation.report import Report
-from raymi.formatting import interval_text, markdown_table, percent_text, threat_text
+from raymi.formatting import (
+    interval_text,
+    markdown_table,
+    percent_text,
+    shortened,
+    threat_text,
+)
 from raymi.terminal.summary import result_table, result_title
+from raymi.tuning.results_table import Row, as_columns
 
 if TYPE_CHECKING:
-    from raymi.tuning.results_table import Row
     from raymi.tuning.sweep_folder import Sweep, TrialRun
 
 NOTE = "mlflow.note.content"
 """Tag that MLflow shows as the description of a run."""
 
 _SECTION = "### "
+_MOST_TRIALS, _LONGEST_CELL = 8, 80
 
 
 def run_description(
@@ -55,7 +62,7 @@ def sweep_description(
     evaluations: Mapping[str, Mapping[str, Any]] | None = None,
     model: str | None = None,
 ) -> str:
-    """Returns the description of a sweep as Markdown: space, results, commands.
+    """Returns the description of a sweep as Markdown: best trials, importance, winner, commands.
 
     Args:
         sweep: of the trials.
@@ -67,12 +74,11 @@ def sweep_description(
     """
     definition = sweep.definition
     space = definition.space
-    parts = [
-        f"{space.name} ({space.description}) on {definition.recipe}, {sweep.num_trials} trials"
-    ]
+    title = f"{space.name} ({space.description}) on {definition.recipe}, {sweep.num_trials} trials"
+    states = Counter(row.state for row in rows)
+    parts = [": ".join(filter(None, [title, ", ".join(f"{n} {s}" for s, n in states.items())]))]
     if rows:
-        states = Counter(row.state for row in rows)
-        parts.append(", ".join(f"{num} {state}" for state, num in states.items()))
+        parts.append(markdown_table(_trials(rows)))
     if importance:
         shares = ", ".join(f"{name} {100 * share:.0f}%" for name, share in importance.items())
         parts.append(f"Differences between trials are due to: {shares}")
@@ -88,6 +94,26 @@ def sweep_description(
     resume = _code(f"python -m raymi.tune resume={shlex.quote(str(sweep.path))}")
     command = _code(definition.command)
     return "\n\n".join([*parts, command, "To resume it, or to upload the rest of it:", resume])
+
+
+def _trials(rows: Sequence[Row]) -> list[list[str]]:
+    """Returns the first trials as rows of text, without empty columns; the first row is the header.
+
+    Accuracies are fractions on validation images.
+    """
+    header, lines = as_columns(rows)
+    shown = lines[:_MOST_TRIALS]
+    used = [k for k in range(len(header)) if any(line[k] is not None for line in shown)]
+    texts = [[_value_text(line[k]) for k in used] for line in shown]
+    return [[header[k] for k in used], *texts]
+
+
+def _value_text(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return shortened(str(value), _LONGEST_CELL)
 
 
 def evaluation_section(report: Report, command: str) -> str:

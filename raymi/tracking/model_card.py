@@ -13,6 +13,7 @@ from raymi.formatting import as_typed, markdown_table, number_text, threat_text
 from raymi.selection.candidate import Candidate
 from raymi.tracking import store
 from raymi.tracking.candidates import candidates_of_model
+from raymi.tracking.description import NOTE
 from raymi.tracking.logged import read_config, read_provenance
 from raymi.tracking.registry import versions_of_model
 
@@ -21,7 +22,7 @@ CARD = "MODEL_CARD.md"
 
 
 def write_card(client: Any, model_id: str) -> None:
-    """Updates the card of a model: its artifact, and the description of its registered versions.
+    """Updates the card of a model: its artifact, its description and those of its versions.
 
     Does nothing for models that raymi did not log.
 
@@ -46,6 +47,7 @@ def write_card(client: Any, model_id: str) -> None:
         card = Path(folder) / CARD
         card.write_text(text)
         client.log_model_artifact(model_id, str(card))
+    client.set_logged_model_tags(model_id, {NOTE: store.as_tag(text)})
     for one in versions:
         client.update_model_version(one.name, one.version, store.as_tag(text))
 

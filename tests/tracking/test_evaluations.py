@@ -281,6 +281,7 @@ def test_the_model_card_has_accuracies_and_doubts(mine, home):
     assert "Warning" not in card
     (version,) = client().search_model_versions("name = 'tiny'")
     assert "pgd-40 | 50.0%" in version.description
+    assert client().get_logged_model(mine.model_id).tags[NOTE] == version.description == card
 
 
 def test_the_model_card_warns_of_shared_images(mine, home):

@@ -267,6 +267,11 @@ def test_the_result_of_a_sweep_is_on_its_run(sweep):
     assert values(parent, "test/clean_acc") == [(0, rounded(event["clean"]))]
     note = tags["mlflow.note.content"]
     assert f"Chosen on validation: trial {winner.number}, optim.lr=" in note
+    title, _, header, _, first = note.splitlines()[:5]
+    assert title.endswith("4 trials: 4 finished")
+    assert header == "| trial | state | optim.lr | width | epochs | clean | robust |"
+    assert first.startswith(f"| {table['trial'][0]} | finished | "), "the best one"
+    assert note.index("Differences between trials") < note.index("Chosen on validation")
     assert "digits, 40 test images" in note
 
 

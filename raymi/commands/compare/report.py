@@ -135,7 +135,7 @@ def write_outcome(comparison: Comparison, results: Sequence[RunResult]) -> Outco
 
 def outcome_text(comparison: Comparison, outcome: Outcome) -> str:
     """Returns title, command, table and notes as Markdown."""
-    parts = [_title(comparison), f"`{comparison.command}`", markdown_table(outcome.rows)]
+    parts = [f"{_title(comparison)}: `{comparison.command}`", markdown_table(outcome.rows)]
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in outcome.notes)])
 
 
