@@ -62,10 +62,10 @@ def calls_of_a_step(group: ProcessGroup, arm: str, settings: dict[str, Any]) -> 
     ("arm", "settings", "number"),
     [
         pytest.param(AT, {}, 6, id="AT of the quickstart"),
-        pytest.param(JOINT, {}, 44, id="NAMID of the quickstart"),
+        pytest.param(JOINT, {}, 35, id="NAMID of the quickstart"),
         pytest.param(AT, RESNET, 40, id="AT of ResNet-18"),
-        pytest.param(JOINT, RESNET, 95, id="NAMID of ResNet-18"),
-        pytest.param(JOINT, ONLY_MI, 19, id="MI alone"),
+        pytest.param(JOINT, RESNET, 86, id="NAMID of ResNet-18"),
+        pytest.param(JOINT, ONLY_MI, 10, id="MI alone"),
     ],
 )
 def test_a_step_waits_for_other_workers_as_often_as_is_known(group, arm, settings, number):
