@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from raymi.collectives import Metrics, Shard
 from raymi.mi.bounds import F_DIVERGENCES
-from raymi.mi.estimators import LocalDIM, MIEstimators
+from raymi.mi.estimators import LocalDIM, MIEstimators, global_features_of, local_features_of
 from raymi.mi.matching import Matching, match_each
 from raymi.mi.objectives import estimator_loss, selected
 from raymi.mi.reference import (
@@ -23,7 +23,7 @@ from raymi.mi.reference import (
     selected_over_batch,
 )
 from raymi.mi.settings import MIConfig
-from raymi.models.micro_batches import in_pieces
+from raymi.models.micro_batches import in_pieces, num_pieces
 
 
 class EstimatorTask(nn.Module):
@@ -64,10 +64,7 @@ class EstimatorTask(nn.Module):
         """
         mi = self.mi
         patterns = self._patterns(x, x_adv, logits, logits_adv)
-        features = [
-            in_pieces(p.estimator.local_features, p.estimator, p.images, shard, self.micro_batch)
-            for p in patterns
-        ]
+        features = self._local_features(patterns, shard)
 
         def scored(outputs: list[Tensor], y: Tensor | None) -> list[Matching]:
             pairs = [
@@ -111,6 +108,15 @@ class EstimatorTask(nn.Module):
             noise = x_adv - x
             patterns.append(_Pattern("adversarial", adversarial, noise, logits_adv, logits))
         return patterns
+
+    def _local_features(self, patterns: list[_Pattern], shard: Shard) -> list[Tensor]:
+        """Returns the local features (b, H, P) of each pattern."""
+        if num_pieces(max(shard.sizes), self.micro_batch) == 1:
+            return local_features_of([p.estimator for p in patterns], [p.images for p in patterns])
+        return [
+            in_pieces(p.estimator.local_features, p.estimator, p.images, shard, self.micro_batch)
+            for p in patterns
+        ]
 
     def _loss(
         self, pattern: _Pattern, own: Tensor, other: Tensor | None, y: Tensor, shard: Shard
@@ -158,8 +164,9 @@ def score_outputs(
     """
     if mi.negatives == "local":
         shard = shard.own()
+    estimators, outputs, features = zip(*pairs, strict=True)
     return match_each(
-        [(estimator.global_features(logits), features) for estimator, logits, features in pairs],
+        list(zip(global_features_of(estimators, outputs), features, strict=True)),
         shard,
         divergence=mi.bound if mi.bound in F_DIVERGENCES else None,
         score_memory=mi.score_memory,

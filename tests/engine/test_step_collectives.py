@@ -62,9 +62,9 @@ def calls_of_a_step(group: ProcessGroup, arm: str, settings: dict[str, Any]) -> 
     ("arm", "settings", "number"),
     [
         pytest.param(AT, {}, 6, id="AT of the quickstart"),
-        pytest.param(JOINT, {}, 35, id="NAMID of the quickstart"),
+        pytest.param(JOINT, {}, 27, id="NAMID of the quickstart"),
         pytest.param(AT, RESNET, 40, id="AT of ResNet-18"),
-        pytest.param(JOINT, RESNET, 86, id="NAMID of ResNet-18"),
+        pytest.param(JOINT, RESNET, 78, id="NAMID of ResNet-18"),
         pytest.param(JOINT, ONLY_MI, 10, id="MI alone"),
     ],
 )
