@@ -8,6 +8,7 @@ passes below make the gradients of both kinds exact.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +149,14 @@ class Shard:
         """Collects the parts of this worker's rows, see `Collectives.exchange`."""
         return self.group.exchange(x, list(self.sizes))
 
+    def gather_each(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Gathers tensors (b, C), where C may differ, in one call."""
+        return self._joined(self.gather, tensors)
+
+    def exchange_each(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Exchanges tensors (num, C), where C may differ, in one call."""
+        return self._joined(self.exchange, tensors)
+
     def mean(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Computes the mean over the samples of all workers with a true mask; 0 without any.
 
@@ -163,6 +172,16 @@ class Shard:
         count = self.sum(mask.sum().to(values.dtype))
         masked = torch.where(mask, values, torch.zeros_like(values))
         return self.world_size * masked.sum() / count.clamp(min=1)
+
+    def _joined(
+        self, collective: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Applies a collective of rows to tensors (rows, C) side by side."""
+        if self.world_size == 1:
+            return [collective(x) for x in tensors]
+        widths = [x.shape[1] for x in tensors]
+        parts = collective(torch.cat(list(tensors), dim=1)).split(widths, dim=-1)
+        return [part.contiguous() for part in parts]
 
 
 class _Gather(torch.autograd.Function):

@@ -72,9 +72,10 @@ class MIEstimates:
                 features = in_pieces(
                     estimator.local_features, estimator, u, shard, self.micro_batch
                 )
-                for of, z in (("natural", logits), ("adversarial", logits_adv)):
-                    scores = score_outputs(estimator, z, features, shard, self.mi)
-                    nats = scores.donsker_varadhan()
+                pairs = [(estimator, z, features) for z in (logits, logits_adv)]
+                scores = score_outputs(pairs, shard, self.mi)
+                for of, each in zip(("natural", "adversarial"), scores, strict=True):
+                    nats = each.donsker_varadhan()
                     name = f"mi/{kind}_of_{of}"
                     metrics[name] = shard.mean(nats)
                     selected_metrics[f"{name}_selected"] = shard.mean(nats, mask)

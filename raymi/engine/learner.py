@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from raymi.collectives import Collectives
-from raymi.engine.ddp_hook import average_each
+from raymi.engine.ddp_hook import ONE_BUCKET_MB, average_in_order
 from raymi.engine.schedules import fast_forward
 
 
@@ -88,10 +88,14 @@ def distributed(
     # Two forwards precede one backward, so buffers must not be broadcast in between.
     parameters = signature(DistributedDataParallel.__init__).parameters
     new, old = "forward_sync_buffers", "broadcast_buffers"  # torch 2.12 and later, earlier
-    no_sync: dict[str, Any] = {new if new in parameters else old: False}
+    settings: dict[str, Any] = {new if new in parameters else old: False}
+    in_order = group.world_size > 2 and device.type == "cpu"
+    if in_order:
+        settings["bucket_cap_mb"] = ONE_BUCKET_MB
     ddp = DistributedDataParallel(
-        task, gradient_as_bucket_view=True, find_unused_parameters=some_unused, **no_sync
+        task, gradient_as_bucket_view=True, find_unused_parameters=some_unused, **settings
     )
-    if group.world_size > 2 and device.type == "cpu":
-        ddp.register_comm_hook(group.world_size, average_each)
+    if in_order:
+        places = {parameter: place for place, parameter in enumerate(task.parameters())}
+        ddp.register_comm_hook(places, average_in_order)
     return ddp

@@ -23,11 +23,19 @@ def gradients_at(loss: Tensor, logits: Sequence[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss, logits, allow_unused=True, materialize_grads=True))
 
 
-def global_norm(grads: Sequence[Tensor], shard: Shard) -> Tensor:
-    """Computes the Euclidean norm over the logits of the global batch: 0-d, fp32 at least."""
-    parts = [g.double() if g.dtype == torch.float64 else g.float() for g in grads]
-    squares = torch.stack([part.square().sum() for part in parts]).sum()
-    return shard.sum(squares).sqrt() / shard.world_size
+def global_norms(grads: Sequence[Sequence[Tensor]], shard: Shard) -> Tensor:
+    """Computes the Euclidean norm of each list of gradients over the logits of the global batch.
+
+    Returns:
+        (number of lists,), fp32 at least.
+    """
+    squares = [torch.stack([_precise(g).square().sum() for g in each]).sum() for each in grads]
+    return shard.sum(torch.stack(squares)).sqrt() / shard.world_size
+
+
+def _precise(x: Tensor) -> Tensor:
+    """Returns a tensor in fp32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def balanced_weight(norm_mi: Tensor, norm_adv: Tensor, rho: float, largest: float) -> Tensor:
@@ -36,7 +44,7 @@ def balanced_weight(norm_mi: Tensor, norm_adv: Tensor, rho: float, largest: floa
     It is 0 where the relative norm of the MI gradient is below 1e-12.
 
     Args:
-        norm_mi: 0-d norm of the MI gradient, from `global_norm`.
+        norm_mi: 0-d norm of the MI gradient, from `global_norms`.
         norm_adv: 0-d norm of the adversarial loss's gradient.
         rho: target ratio of the norms.
         largest: largest weight.
@@ -127,7 +135,7 @@ class Objective:
             return loss_adv, {"loss": loss_adv.detach()}
         outputs = [z for z in logits if z.requires_grad]
         grads_adv, grads_mi = gradients_at(loss_adv, outputs), gradients_at(loss_mi, outputs)
-        norm_adv, norm_mi = global_norm(grads_adv, shard), global_norm(grads_mi, shard)
+        norm_adv, norm_mi = global_norms([grads_adv, grads_mi], shard)
         weight = self.weight(norm_mi, norm_adv)
         # L_adv + alpha * L_mi
         grads = [g_adv + weight * g_mi for g_adv, g_mi in zip(grads_adv, grads_mi, strict=True)]

@@ -6,13 +6,16 @@ value for the global batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from raymi.collectives import Metrics, Shard
 from raymi.mi.bounds import F_DIVERGENCES
-from raymi.mi.estimators import LocalDIM, MIEstimators
-from raymi.mi.matching import Matching, match
+from raymi.mi.estimators import LocalDIM, MIEstimators, global_features_of, local_features_of
+from raymi.mi.matching import Matching, match_each
 from raymi.mi.objectives import estimator_loss, selected
 from raymi.mi.reference import (
     adversarial_estimator_loss,
@@ -20,7 +23,7 @@ from raymi.mi.reference import (
     selected_over_batch,
 )
 from raymi.mi.settings import MIConfig
-from raymi.models.micro_batches import in_pieces
+from raymi.models.micro_batches import in_pieces, num_pieces
 
 
 class EstimatorTask(nn.Module):
@@ -59,90 +62,113 @@ class EstimatorTask(nn.Module):
             y: (b,).
             shard: place of the samples in the global batch.
         """
-        natural, adversarial = self.estimators.natural, self.estimators.adversarial
-        terms: list[Tensor] = []
-        metrics: Metrics = {}
-        if natural is not None:
-            whole = self.mi.natural_pattern == "adversarial"  # WMIM
-            u, own, other = (x_adv, logits_adv, logits) if whole else (x, logits, logits_adv)
-            loss, estimates = self._estimator_loss("natural", natural, u, own, other, y, shard)
-            terms.append(loss)
-            metrics |= estimates
-        if adversarial is not None:
-            loss, estimates = self._estimator_loss(
-                "adversarial", adversarial, x_adv - x, logits_adv, logits, y, shard
-            )
-            terms.append(loss)
-            metrics |= estimates
-        total = torch.stack(terms).sum()
-        return total, {"loss_estimators": total.detach(), **metrics}
-
-    def _estimator_loss(
-        self,
-        kind: str,
-        estimator: LocalDIM,
-        u: Tensor,
-        own_logits: Tensor,
-        other_logits: Tensor,
-        y: Tensor,
-        shard: Shard,
-    ) -> tuple[Tensor, Metrics]:
-        """Computes the loss of the estimator of pattern u, which belongs to `own_logits`."""
         mi = self.mi
-        features = in_pieces(estimator.local_features, estimator, u, shard, self.micro_batch)
-        scores = score_outputs(estimator, own_logits, features, shard, mi, y)
+        patterns = self._patterns(x, x_adv, logits, logits_adv)
+        features = self._local_features(patterns, shard)
+
+        def scored(outputs: list[Tensor], y: Tensor | None) -> list[Matching]:
+            pairs = [
+                (p.estimator, z, each)
+                for p, z, each in zip(patterns, outputs, features, strict=True)
+            ]
+            return score_outputs(pairs, shard, mi, y)
+
+        own_logits = [p.own_logits for p in patterns]
+        scores = scored(own_logits, y)
+        metrics: Metrics = {}
         with torch.no_grad():
             everyone = scores
             if mi.negative_classes == "other":  # which is no MI
-                everyone = score_outputs(estimator, own_logits, features, shard, mi)
-            metrics = {
-                f"mi/{kind}": shard.mean(everyone.infonce()),
-                f"mi/{kind}_dv": shard.mean(everyone.donsker_varadhan()),
-            }
-        own = scores.bound(mi.bound)
-        if mi.objective == "mim":
-            return estimator_loss(own, None, None, shard), metrics
+                everyone = scored(own_logits, None)
+            for pattern, each in zip(patterns, everyone, strict=True):
+                metrics[f"mi/{pattern.kind}"] = shard.mean(each.infonce())
+                metrics[f"mi/{pattern.kind}_dv"] = shard.mean(each.donsker_varadhan())
+        own = [each.bound(mi.bound) for each in scores]
+        other: list[Tensor | None] = [None] * len(patterns)
+        if mi.objective not in ("mim", "mim-released"):
+            other = [each.bound(mi.bound) for each in scored([p.other_logits for p in patterns], y)]
+        terms = [
+            self._loss(pattern, own_mi, other_mi, y, shard)
+            for pattern, own_mi, other_mi in zip(patterns, own, other, strict=True)
+        ]
+        total = torch.stack(terms).sum()
+        return total, {"loss_estimators": total.detach(), **metrics}
 
-        other = score_outputs(estimator, other_logits, features, shard, mi, y).bound(mi.bound)
-        clean, adv = (own_logits, other_logits) if kind == "natural" else (other_logits, own_logits)
+    def _patterns(
+        self, x: Tensor, x_adv: Tensor, logits: Tensor, logits_adv: Tensor
+    ) -> list[_Pattern]:
+        """Returns the pattern of each estimator."""
+        patterns = []
+        natural, adversarial = self.estimators.natural, self.estimators.adversarial
+        if natural is not None and self.mi.natural_pattern == "adversarial":  # WMIM
+            patterns.append(_Pattern("natural", natural, x_adv, logits_adv, logits))
+        elif natural is not None:
+            patterns.append(_Pattern("natural", natural, x, logits, logits_adv))
+        if adversarial is not None:
+            noise = x_adv - x
+            patterns.append(_Pattern("adversarial", adversarial, noise, logits_adv, logits))
+        return patterns
+
+    def _local_features(self, patterns: list[_Pattern], shard: Shard) -> list[Tensor]:
+        """Returns the local features (b, H, P) of each pattern."""
+        if num_pieces(max(shard.sizes), self.micro_batch) == 1:
+            return local_features_of([p.estimator for p in patterns], [p.images for p in patterns])
+        return [
+            in_pieces(p.estimator.local_features, p.estimator, p.images, shard, self.micro_batch)
+            for p in patterns
+        ]
+
+    def _loss(
+        self, pattern: _Pattern, own: Tensor, other: Tensor | None, y: Tensor, shard: Shard
+    ) -> Tensor:
+        """Computes the loss of one estimator from its estimates (b,) of both outputs."""
+        mi, natural = self.mi, pattern.kind == "natural"
+        if mi.objective == "mim":
+            return estimator_loss(own, None, None, shard)
+        outputs = pattern.own_logits, pattern.other_logits
+        clean, adv = outputs if natural else reversed(outputs)
         if mi.objective == "contrast":
             chosen = selected(clean, adv, y)
-            return estimator_loss(own, other, chosen, shard, clip=mi.clip_contrast), metrics
+            return estimator_loss(own, other, chosen, shard, clip=mi.clip_contrast)
         wrong, right = selected_over_batch(clean, adv, y, shard)
-        if mi.objective == "mim-released":
-            mask = None if kind == "natural" else wrong
-            return estimator_loss(own, None, mask, shard), metrics
-        reference = natural_estimator_loss if kind == "natural" else adversarial_estimator_loss
-        return reference(own, other, wrong, right, shard), metrics
+        if other is None:  # mim-released
+            return estimator_loss(own, None, None if natural else wrong, shard)
+        reference = natural_estimator_loss if natural else adversarial_estimator_loss
+        return reference(own, other, wrong, right, shard)
+
+
+class _Pattern(NamedTuple):
+    """Pattern of an estimator: images, the logits to which it belongs, and the others."""
+
+    kind: str
+    estimator: LocalDIM
+    images: Tensor
+    own_logits: Tensor
+    other_logits: Tensor
+
+
+Scored = tuple[LocalDIM, Tensor, Tensor]
+"""Estimator, logits (b, K), and local features (b, H, P) of the patterns."""
 
 
 def score_outputs(
-    estimator: LocalDIM,
-    logits: Tensor,
-    features: Tensor,
-    shard: Shard,
-    mi: MIConfig,
-    y: Tensor | None = None,
-) -> Matching:
+    pairs: Sequence[Scored], shard: Shard, mi: MIConfig, y: Tensor | None = None
+) -> list[Matching]:
     """Scores outputs against the patterns of all workers, or of this one (`mi.negatives`).
 
     Args:
-        estimator: of the scores.
-        logits: (b, K).
-        features: (b, H, P), of the patterns.
+        pairs: what is scored, with the communication of one pair.
         shard: place of the samples in the global batch.
         mi: settings.
         y: (b,) labels for `mi.negative_classes`; None: negatives of all classes, as of an MI.
     """
     if mi.negatives == "local":
         shard = shard.own()
-    outputs = estimator.global_features(logits)
-    divergence = mi.bound if mi.bound in F_DIVERGENCES else None
-    return match(
-        outputs,
-        features,
+    estimators, outputs, features = zip(*pairs, strict=True)
+    return match_each(
+        list(zip(global_features_of(estimators, outputs), features, strict=True)),
         shard,
-        divergence=divergence,
+        divergence=mi.bound if mi.bound in F_DIVERGENCES else None,
         score_memory=mi.score_memory,
         y=y if mi.negative_classes == "other" else None,
     )

@@ -9,6 +9,7 @@ Source: Hjelm et al. 2019 (Deep InfoMax, local objective); Zhou et al. 2022, Sec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raymi.errors import UserError
+from raymi.models.batchnorm import forward_each
 
 
 class Block1x1(nn.Module):
@@ -40,8 +42,19 @@ class Block1x1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, C, h, w) to (B, hidden, h, w)."""
-        x = self.block_nonlinear(x) + self.linear_shortcut(x)
-        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+        (y,) = _blocks([self], [x])
+        return y
+
+
+def _blocks(blocks: Sequence[Block1x1], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Calls blocks in lockstep, see `forward_each`."""
+    hidden = forward_each([block.block_nonlinear for block in blocks], inputs)
+    sums = [
+        h + block.linear_shortcut(x) for block, h, x in zip(blocks, hidden, inputs, strict=True)
+    ]
+    return [
+        block.norm(y.movedim(1, -1)).movedim(-1, 1) for block, y in zip(blocks, sums, strict=True)
+    ]
 
 
 class LocalEncoder(nn.Module):
@@ -65,9 +78,15 @@ class LocalEncoder(nn.Module):
 
     def forward(self, u: Tensor) -> Tensor:
         """Maps (B, C, h, w) to (B, hidden, P)."""
-        for layer in self.layers:
-            u = layer(u)
-        return self.head(u).flatten(2)
+        (features,) = _encoded([self], [u])
+        return features
+
+
+def _encoded(encoders: Sequence[LocalEncoder], patterns: Sequence[Tensor]) -> list[Tensor]:
+    """Calls encoders of the same depth in lockstep, see `forward_each`."""
+    for layers in zip(*(encoder.layers for encoder in encoders), strict=True):
+        patterns = forward_each(layers, patterns)
+    return [y.flatten(2) for y in _blocks([encoder.head for encoder in encoders], patterns)]
 
 
 class LocalDIM(nn.Module):
@@ -113,15 +132,32 @@ class LocalDIM(nn.Module):
 
     def local_features(self, u: Tensor) -> Tensor:
         """Computes L(u) (B, H, P) of a pattern (B, C, h, w) in pixel units."""
-        features = self.local(u)
-        return F.normalize(features, dim=1) if self.score == "cosine" else features
+        (features,) = local_features_of([self], [u])
+        return features
 
     def global_features(self, logits: Tensor) -> Tensor:
         """Computes G(z) (B, H) of logits (B, K), divided by the temperature."""
-        features = self.global_(logits[:, :, None, None])[:, :, 0, 0]
-        if self.score == "cosine":
-            features = F.normalize(features, dim=1) / self.temperature
+        (features,) = global_features_of([self], [logits])
         return features
+
+
+def local_features_of(estimators: Sequence[LocalDIM], patterns: Sequence[Tensor]) -> list[Tensor]:
+    """Computes `local_features` of a pattern of each estimator, with the communication of one."""
+    features = _encoded([estimator.local for estimator in estimators], patterns)
+    return [
+        F.normalize(y, dim=1) if estimator.score == "cosine" else y
+        for estimator, y in zip(estimators, features, strict=True)
+    ]
+
+
+def global_features_of(estimators: Sequence[LocalDIM], outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Computes `global_features` of logits of each estimator, with the communication of one."""
+    images = [logits[:, :, None, None] for logits in outputs]
+    features = [y[:, :, 0, 0] for y in _blocks([one.global_ for one in estimators], images)]
+    return [
+        F.normalize(y, dim=1) / estimator.temperature if estimator.score == "cosine" else y
+        for estimator, y in zip(estimators, features, strict=True)
+    ]
 
 
 class MIEstimators(nn.Module):

@@ -7,7 +7,7 @@ needs one slope (K,) for each sample, and neither the scores (B, B, P) nor the l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,23 +15,33 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def sloped_estimates(estimate: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+def sloped_estimates(
+    estimate: Callable[[list[Tensor]], list[Tensor]], outputs: Sequence[Tensor]
+) -> list[Tensor]:
     """Computes per-sample estimates that store only their slopes for the backward pass.
 
     Args:
-        estimate: maps logits (b, K) to (b,); the i-th value depends on the i-th row only.
-        logits: (b, K).
+        estimate: maps logits (b, K) each to as many (b,); the i-th value of the k-th result depends
+            on the i-th row of the k-th argument only.
+        outputs: logits (b, K) each.
 
     Returns:
-        (b,) with the value and the gradient of `estimate(logits)`.
+        (b,) each, with the values and the gradients of `estimate(outputs)`.
     """
-    if not (torch.is_grad_enabled() and logits.requires_grad):
-        with torch.no_grad():
-            return estimate(logits)
-    leaf = logits.detach().requires_grad_()
-    values = estimate(leaf)
-    (slopes,) = torch.autograd.grad(values.sum(), leaf)  # row i: d value_i / d z_i
-    return _Sloped.apply(logits, values.detach(), slopes)
+    leaves = [
+        z.detach().requires_grad_(torch.is_grad_enabled() and z.requires_grad) for z in outputs
+    ]
+    learnt = [leaf for leaf in leaves if leaf.requires_grad]
+    with torch.set_grad_enabled(bool(learnt)):
+        values = estimate(leaves)
+    if not learnt:
+        return values
+    # row i of a slope: d value_i / d z_i
+    slopes = iter(torch.autograd.grad([value.sum() for value in values], learnt))
+    return [
+        _Sloped.apply(z, value.detach(), next(slopes)) if leaf.requires_grad else value.detach()
+        for z, leaf, value in zip(outputs, leaves, values, strict=True)
+    ]
 
 
 class _Sloped(torch.autograd.Function):

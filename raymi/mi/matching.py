@@ -10,6 +10,7 @@ and again in the backward pass; none are stored.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,11 +102,25 @@ def match(
     score_memory: float = math.inf,
     y: Tensor | None = None,
 ) -> Matching:
-    """Scores all outputs of the global batch against all of its patterns.
+    """Scores all outputs of the global batch against all of its patterns; see `match_each`."""
+    pairs = [(global_features, local_features)]
+    (matching,) = match_each(pairs, shard, divergence=divergence, score_memory=score_memory, y=y)
+    return matching
+
+
+def match_each(
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    shard: Shard,
+    *,
+    divergence: str | None = None,
+    score_memory: float = math.inf,
+    y: Tensor | None = None,
+) -> list[Matching]:
+    """Scores outputs against patterns, for several pairs with the communication of one.
 
     Args:
-        global_features: (b, H) of the worker's own outputs.
-        local_features: (b, H, P) of the worker's own patterns.
+        pairs: global features (b, H) of the worker's own outputs and local features (b, H, P) of
+            its own patterns, one pair for each result.
         shard: place of the samples in the global batch of B.
         divergence: name of an f-divergence whose negative term is computed, too.
         score_memory: largest tensor of scores, in MiB; larger ones are computed in parts of at
@@ -114,32 +129,50 @@ def match(
             that an MI does not bound, for `infonce` and `donsker_varadhan`; None: all patterns.
 
     Returns:
-        The `Matching` of the worker's own samples; exact in value and, under the convention of
-        `raymi.collectives`, in gradient.
+        The `Matching` of the worker's own samples for each pair; exact in value and, under the
+        convention of `raymi.collectives`, in gradient.
     """
     num = shard.num
     if num <= 1:
-        positive = (global_features[:, :, None] * local_features).sum(dim=1)
-        no_negatives = torch.full_like(positive, -math.inf)
-        return Matching(positive, no_negatives, num, divergence, torch.zeros_like(positive))
-    outputs = shard.gather(global_features)  # (B, H)
-    rows = shard.first + torch.arange(len(local_features), device=outputs.device)
-    part = _columns_per_part(local_features, num, score_memory)
+        return [_without_negatives(*pair, num, divergence) for pair in pairs]
+    outputs = shard.gather_each([own for own, _ in pairs])  # (B, H) each
     classes = None if y is None else shard.gather(y)  # (B,)
-    positive, log_sum, total = _Reduced.apply(
-        outputs, local_features, rows, classes, divergence, part
-    )
-    parts = shard.exchange(log_sum)  # (W, b, P)
+    rows = shard.first + torch.arange(len(pairs[0][1]), device=outputs[0].device)
+    reduced = [
+        _Reduced.apply(
+            everyone, local, rows, classes, divergence, _columns_per_part(local, num, score_memory)
+        )
+        for everyone, (_, local) in zip(outputs, pairs, strict=True)
+    ]
+    positives, log_sums, totals = zip(*reduced, strict=True)
     if y is not None and classes is not None:
         counts = y[:, None].ne(classes).sum(dim=1)
-        parts = parts.masked_fill((counts == 0)[:, None], 0.0)  # their value is 0, not NaN
-        log_negatives = torch.logsumexp(parts, dim=0)
-        return Matching(positive, log_negatives, num, counts=counts.to(positive.dtype))
-    log_negatives = torch.logsumexp(parts, dim=0)
+        alone = (counts == 0)[:, None]  # their value is 0, not NaN
+        counts = counts.to(positives[0].dtype)
+        return [
+            Matching(positive, parts.masked_fill(alone, 0.0).logsumexp(dim=0), num, counts=counts)
+            for positive, parts in zip(positives, shard.exchange_each(log_sums), strict=True)
+        ]
+    received = shard.exchange_each(log_sums if divergence is None else log_sums + totals)
+    log_negatives = [parts.logsumexp(dim=0) for parts in received[: len(pairs)]]  # (W, b, P)
     if divergence is None:
-        return Matching(positive, log_negatives, num)
-    negative = shard.exchange(total).sum(dim=0) / (num - 1)
-    return Matching(positive, log_negatives, num, divergence, negative)
+        return [Matching(*terms, num) for terms in zip(positives, log_negatives, strict=True)]
+    negatives = [parts.sum(dim=0) / (num - 1) for parts in received[len(pairs) :]]
+    return [
+        Matching(positive, log_negative, num, divergence, negative)
+        for positive, log_negative, negative in zip(
+            positives, log_negatives, negatives, strict=True
+        )
+    ]
+
+
+def _without_negatives(
+    global_features: Tensor, local_features: Tensor, num: int, divergence: str | None
+) -> Matching:
+    """Returns the `Matching` of a batch of at most one sample."""
+    positive = (global_features[:, :, None] * local_features).sum(dim=1)
+    no_negatives = torch.full_like(positive, -math.inf)
+    return Matching(positive, no_negatives, num, divergence, torch.zeros_like(positive))
 
 
 def _columns_per_part(local_features: Tensor, num: int, score_memory: float) -> int:

@@ -13,7 +13,8 @@ bias stay local sums, which DDP reduces like any other gradient.
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -43,11 +44,8 @@ class _GlobalBatchNorm(_BatchNorm):
         """
         if not self.training or not _spans_ranks(self.group):
             return super().forward(x)
-        self._check_input_dim(x)
-        mean, var, count = _global_moments(x.detach(), self.group)
-        if self.track_running_stats:
-            self._update_running_statistics(mean, var, count)
-        return _Normalize.apply(x, self.weight, self.bias, mean, var, count, self.eps, self.group)
+        (y,) = _normalized([self], [x])
+        return y
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _GlobalBatchNorm:
         """Copies the module, as weight averaging does, in the same process group."""
@@ -105,6 +103,28 @@ _GLOBAL: dict[type, type[_GlobalBatchNorm]] = {
 }
 
 
+def forward_each(modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Calls modules of the same structure, each on its own input, in lockstep.
+
+    Global BatchNorms of the same depth share their calls between workers. Only nn.Sequential is
+    entered.
+
+    Args:
+        modules: independent modules.
+        inputs: one for each.
+    """
+    if all(type(module) is nn.Sequential for module in modules):
+        outputs = list(inputs)
+        for layers in zip(*modules, strict=True):
+            outputs = forward_each(layers, outputs)
+        return outputs
+    if all(type(module) in _GLOBAL.values() and module.training for module in modules):
+        norms = cast("Sequence[_GlobalBatchNorm]", modules)
+        if len({norm.group for norm in norms}) == 1 and _spans_ranks(norms[0].group):
+            return _normalized(norms, inputs)
+    return [module(x) for module, x in zip(modules, inputs, strict=True)]
+
+
 def convert_batchnorm(module: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
     """Replaces every nn.BatchNorm1d and nn.BatchNorm2d of a module, in place, by the global one.
 
@@ -134,74 +154,130 @@ def convert_batchnorm(module: nn.Module, group: dist.ProcessGroup | None = None)
     return module
 
 
+def _normalized(norms: Sequence[_GlobalBatchNorm], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Normalises an input of each norm with global moments, and updates running statistics."""
+    group = norms[0].group
+    for norm, x in zip(norms, inputs, strict=True):
+        norm._check_input_dim(x)
+    moments = _global_moments([x.detach() for x in inputs], group)
+    for norm, one in zip(norms, moments, strict=True):
+        if norm.track_running_stats:
+            norm._update_running_statistics(*one)
+    each = zip(norms, inputs, moments, strict=True)
+    tensors = [t for norm, x, one in each for t in (x, norm.weight, norm.bias, *one)]
+    return list(_Normalize.apply([norm.eps for norm in norms], group, *tensors))
+
+
 class _Normalize(torch.autograd.Function):
-    """Normalisation with given global moments, through which the gradient flows, too."""
+    """Normalisations with given global moments, through which the gradient flows, too.
+
+    Args:
+        epsilons: eps of each.
+        group: the workers.
+        tensors: x, weight, bias, mean, var and count of each.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        count: Tensor,
-        eps: float,
-        group: dist.ProcessGroup | None,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, var, count)
-        ctx.eps, ctx.group = eps, group
-        if x.numel() == 0:
-            return x.clone()
-        weight, bias = _cast(weight, mean.dtype), _cast(bias, mean.dtype)
-        return F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps)
+        ctx: Any, epsilons: list[float], group: dist.ProcessGroup | None, *tensors: Any
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*tensors)
+        ctx.epsilons, ctx.group = epsilons, group
+        outputs = []
+        for (x, weight, bias, mean, var, _), eps in zip(_six(tensors), epsilons, strict=True):
+            if x.numel() == 0:
+                outputs.append(x.clone())
+                continue
+            weight, bias = _cast(weight, mean.dtype), _cast(bias, mean.dtype)
+            outputs.append(F.batch_norm(x, mean, var, weight, bias, training=False, eps=eps))
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, var, count = ctx.saved_tensors
-        dy = grads[0].to(x.dtype)
-        sums = _local_sums(dy, x, mean, var, ctx.eps)
-        dx = None
-        grad_weight, grad_bias = sums
-        if ctx.needs_input_grad[0]:
-            mean_dy_xhat, mean_dy = sum_over_ranks(sums, ctx.group) / count
-            invstd = (var + ctx.eps).rsqrt()
-            scale = invstd if weight is None else weight.to(mean.dtype) * invstd
-            slope = -scale * invstd * mean_dy_xhat
-            offset = -scale * mean_dy - slope * mean
-            # scale * (dy - mean_dy - xhat * mean_dy_xhat), in three passes and one buffer
-            slope, offset, scale = (_per_channel(v, x) for v in (slope, offset, scale))
-            dx = (x * slope).add_(offset).addcmul_(dy, scale).to(x.dtype)
-        if weight is None:
-            return dx, None, None, None, None, None, None, None
-        grad_weight, grad_bias = grad_weight.to(weight.dtype), grad_bias.to(weight.dtype)
-        return dx, grad_weight, grad_bias, None, None, None, None, None
+        each = list(zip(_six(ctx.saved_tensors), ctx.epsilons, grads, strict=True))
+        sums = [
+            _local_sums(dy.to(x.dtype), x, mean, var, eps)
+            for (x, _, _, mean, var, _), eps, dy in each
+        ]
+        totals: Sequence[Tensor | None] = [None] * len(sums)
+        if any(ctx.needs_input_grad[2::6]):
+            joined = sum_over_ranks(torch.cat(sums, dim=1), ctx.group)
+            totals = joined.split([one.shape[1] for one in sums], dim=1)
+        results: list[Tensor | None] = []
+        for ((x, weight, bias, mean, var, count), eps, dy), own, total in zip(
+            each, sums, totals, strict=True
+        ):
+            dx = None
+            if total is not None:
+                dx = _input_gradient(dy.to(x.dtype), x, weight, mean, var, eps, total / count)
+            of_weight, of_bias = (
+                None if parameter is None else grad.to(parameter.dtype)
+                for parameter, grad in zip((weight, bias), own, strict=True)
+            )
+            results += [dx, of_weight, of_bias, None, None, None]
+        return None, None, *results
 
 
-def _global_moments(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
+def _six(tensors: Sequence[Any]) -> list[Sequence[Any]]:
+    """Returns the tensors of each normalisation."""
+    return [tensors[k : k + 6] for k in range(0, len(tensors), 6)]
+
+
+def _input_gradient(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    means: Tensor,
+) -> Tensor:
+    """Computes dL/dx from the global means of dy * x^ and of dy (2, C)."""
+    mean_dy_xhat, mean_dy = means
+    invstd = (var + eps).rsqrt()
+    scale = invstd if weight is None else weight.to(mean.dtype) * invstd
+    slope = -scale * invstd * mean_dy_xhat
+    offset = -scale * mean_dy - slope * mean
+    # scale * (dy - mean_dy - xhat * mean_dy_xhat), in three passes and one buffer
+    slope, offset, scale = (_per_channel(v, x) for v in (slope, offset, scale))
+    return (x * slope).add_(offset).addcmul_(dy, scale).to(x.dtype)
+
+
+def _global_moments(
+    inputs: Sequence[Tensor], group: dist.ProcessGroup | None
+) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Returns mean (C,), biased variance (C,) and number of values per channel over all ranks.
 
-    Each rank gathers (count, mean, sum of squared deviations) and combines them in rank order,
-    without differences of large squares and with the same bits on every rank.
+    Each rank gathers (count, mean, sum of squared deviations) of each input and combines them in
+    rank order, without differences of large squares and with the same bits on every rank.
 
     Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample
         variances", 1979.
     """
-    channels = x.shape[1]
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    own = x.new_zeros(2 * channels + 1)
-    if x.numel() > 0:
-        mean, var = _local_moments(x)
-        count = x.numel() // channels
-        own = torch.cat([x.new_full((1,), count), mean, var * count])
+    own = torch.cat([_own_moments(x) for x in inputs])
     gathered = own.new_empty(dist.get_world_size(group), len(own))
     dist.all_gather(list(gathered), own, group=group)
-    counts, means, deviations = gathered.split([1, channels, channels], dim=1)  # (W, 1), (W, C) x 2
-    count = counts.sum()
-    mean = (counts * means).sum(0) / count
-    var = (deviations + counts * (means - mean) ** 2).sum(0) / count
-    return mean, var, count
+    moments = []
+    for part in gathered.split([2 * x.shape[1] + 1 for x in inputs], dim=1):
+        channels = part.shape[1] // 2
+        counts, means, deviations = part.split([1, channels, channels], dim=1)  # (W, 1), (W, C) x 2
+        count = counts.sum()
+        mean = (counts * means).sum(0) / count
+        var = (deviations + counts * (means - mean) ** 2).sum(0) / count
+        moments.append((mean, var, count))
+    return moments
+
+
+def _own_moments(x: Tensor) -> Tensor:
+    """Returns count, means and sums of squared deviations of this rank (2 C + 1,)."""
+    channels = x.shape[1]
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if x.numel() == 0:
+        return x.new_zeros(2 * channels + 1)
+    mean, var = _local_moments(x)
+    count = x.numel() // channels
+    return torch.cat([x.new_full((1,), count), mean, var * count])
 
 
 def _local_moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from shards import shard_of_rank
 from torch import nn
 
 from raymi.collectives import Shard
-from raymi.mi.balance import balanced_weight, global_norm, gradients_at, with_gradient
+from raymi.mi.balance import balanced_weight, global_norms, gradients_at, with_gradient
 
 RHOS = [0.05, 0.2, 2.0]
 
@@ -24,7 +24,7 @@ def two_gradients(seed=0):
 @pytest.mark.parametrize("rho", RHOS)
 def test_the_weighted_mi_gradient_has_rho_times_the_norm_of_the_adversarial_one(rho):
     g_adv, g_mi = two_gradients()
-    norms = [global_norm(g, Shard.alone(8)) for g in (g_mi, g_adv)]
+    norms = global_norms([g_mi, g_adv], Shard.alone(8))
     weight = balanced_weight(*norms, rho, largest=1e9)
     weighted = torch.cat([weight * g for g in g_mi]).norm()
     torch.testing.assert_close(weighted, rho * torch.cat(g_adv).norm(), rtol=1e-12, atol=0)
@@ -52,24 +52,23 @@ def test_nan_gradients_are_not_hidden():
 
 def test_norms_of_half_precision_gradients_use_single_precision():
     grads = [torch.full((1000,), 200.0, dtype=torch.float16)]
-    norm = global_norm(grads, Shard.alone(8))
+    (norm,) = global_norms([grads], Shard.alone(8))
     assert norm.dtype == torch.float32
     assert norm.item() == pytest.approx(200 * 1000**0.5)
 
 
-def norm_on_a_rank(rank, world_size, sizes):
+def norms_on_a_rank(rank, world_size, sizes):
     """Each worker's gradients carry the factor world_size of its share of a mean."""
     own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
-    return global_norm(
-        [world_size * g[own] for g in two_gradients()[0]], shard_of_rank(sizes)
-    ).item()
+    grads = [[world_size * g[own] for g in each] for each in two_gradients()]
+    return global_norms(grads, shard_of_rank(sizes)).tolist()
 
 
 @pytest.mark.parametrize("sizes", [[4, 2], [5, 0, 1]], ids=str)
-def test_the_norm_is_over_the_global_batch(sizes, tmp_path):
-    expected = torch.cat(two_gradients()[0]).norm().item()
-    results = run_ranks(norm_on_a_rank, len(sizes), sizes, tmp_path=tmp_path)
-    assert results == pytest.approx([expected] * len(sizes), rel=1e-12)
+def test_the_norms_are_over_the_global_batch(sizes, tmp_path):
+    expected = [torch.cat(grads).norm().item() for grads in two_gradients()]
+    for norms in run_ranks(norms_on_a_rank, len(sizes), sizes, tmp_path=tmp_path):
+        assert norms == pytest.approx(expected, rel=1e-12)
 
 
 def test_carrying_the_gradients_equals_backpropagating_the_losses():

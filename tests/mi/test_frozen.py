@@ -18,13 +18,18 @@ BOUNDS = ["infonce", "dv", "infonce-released", "dv-released", *F_DIVERGENCES]
 
 
 def estimator_of(bound, num, hidden, size=8, dtype=torch.float64):
-    """A frozen critic's estimate as a function of the logits."""
+    """A frozen critic's estimates as a function of logits."""
     torch.manual_seed(0)
     critic = LocalDIM(5, size, hidden=hidden, base_width=4).to(dtype).eval()
     mi, x = MIConfig(bound=bound), torch.rand(num, 3, size, size, dtype=dtype)
     with torch.no_grad():
         features = critic.local_features(x)
-    return lambda z: score_outputs(critic, z, features, Shard.alone(num), mi).bound(bound)
+
+    def estimate(outputs):
+        pairs = [(critic, z, features) for z in outputs]
+        return [each.bound(bound) for each in score_outputs(pairs, Shard.alone(num), mi)]
+
+    return estimate
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
@@ -32,7 +37,7 @@ def test_value_and_gradient_equal_the_full_estimate(bound):
     estimate = estimator_of(bound, 12, 16)
     z = torch.randn(12, 5, dtype=torch.float64, requires_grad=True)
     results = []
-    for values in (estimate(z), sloped_estimates(estimate, z)):
+    for (values,) in (estimate([z]), sloped_estimates(estimate, [z])):
         loss = (torch.arange(12) * values).sum() + values.square().mean()  # couples the samples
         results.append((values.detach(), *torch.autograd.grad(loss, z)))
     for sloped, whole in zip(results[1], results[0], strict=True):
@@ -44,8 +49,9 @@ def test_less_than_two_megabytes_are_saved_for_backward(bound):
     """256 samples and 2048 units: 134 MB of local features, 17 MB of scores."""
     estimate = estimator_of(bound, 256, 2048, size=32, dtype=torch.float32)
     logits = torch.randn(256, 5, requires_grad=True)
-    assert saved_bytes(estimate(logits)) > 150e6
-    assert saved_bytes(sloped_estimates(estimate, logits)) < 2e6
+    (whole,), (sloped,) = estimate([logits]), sloped_estimates(estimate, [logits])
+    assert saved_bytes(whole) > 150e6
+    assert saved_bytes(sloped) < 2e6
 
 
 def saved_bytes(value: Tensor) -> int:
@@ -69,6 +75,19 @@ def saved_bytes(value: Tensor) -> int:
 def test_without_gradient_there_are_no_slopes():
     estimate = estimator_of("infonce", 4, 8)
     logits = torch.randn(4, 5, dtype=torch.float64)
-    assert not sloped_estimates(estimate, logits).requires_grad
+    assert not sloped_estimates(estimate, [logits])[0].requires_grad
     with torch.no_grad():
-        assert not sloped_estimates(estimate, logits.requires_grad_()).requires_grad
+        assert not sloped_estimates(estimate, [logits.requires_grad_()])[0].requires_grad
+
+
+def test_each_output_has_a_slope_if_it_has_a_gradient():
+    estimate = estimator_of("infonce", 4, 8)
+    z = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    fixed = z.detach()
+    several = sloped_estimates(estimate, [z, fixed, 2 * z])
+    assert [values.requires_grad for values in several] == [True, False, True]
+    for values, whole in zip(several, estimate([z, fixed, 2 * z]), strict=True):
+        assert_close(values, whole, tolerance=1e-12)
+    (expected,) = torch.autograd.grad(sum(v.square().sum() for v in estimate([z, 2 * z])), z)
+    (computed,) = torch.autograd.grad(several[0].square().sum() + several[2].square().sum(), z)
+    assert_close(computed, expected, tolerance=1e-12)

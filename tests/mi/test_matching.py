@@ -258,8 +258,8 @@ def counted_on_a_rank(rank, world_size, sizes, name):
 def test_only_global_features_are_communicated(name, tmp_path):
     num, hidden, locations = 8, 16, 25
     # outputs and their gradients (B, H); partial sums and their gradients (B, P), of which an
-    # f-divergence has two, one without gradient
-    expected = 2 * num * hidden + (3 if name == "kl" else 2) * num * locations
+    # f-divergence has two
+    expected = 2 * num * hidden + (4 if name == "kl" else 2) * num * locations
     assert run_ranks(counted_on_a_rank, 2, [4, 4], name, tmp_path=tmp_path) == [expected] * 2
 
 

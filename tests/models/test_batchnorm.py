@@ -14,6 +14,7 @@ from raymi.models.batchnorm import (
     GlobalBatchNorm1d,
     GlobalBatchNorm2d,
     convert_batchnorm,
+    forward_each,
 )
 from raymi.models.running_statistics import running_statistics_frozen
 
@@ -306,3 +307,31 @@ def test_frozen_statistics_are_restored_after_an_exception():
     with pytest.raises(ZeroDivisionError):
         fail_while_frozen(model)
     assert [norm.track_running_stats for norm in model] == [True, False]
+
+
+def pairs_on_rank(rank, world_size, lockstep):
+    """Outputs, gradients and buffers of two converted networks, called together or in turn."""
+    torch.manual_seed(0)
+    networks = [
+        nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU()) for width in (4, 7)
+    ]
+    inputs = [torch.randn(3, 3, 5, 5) for _ in range(2 * world_size)][2 * rank : 2 * rank + 2]
+    for network in networks:
+        convert_batchnorm(network)
+    if lockstep:
+        outputs = forward_each(networks, inputs)
+    else:
+        outputs = [network(x) for network, x in zip(networks, inputs, strict=True)]
+    sum((k + 1) * y.square().mean() for k, y in enumerate(outputs)).backward()
+    tensors = [y.detach() for y in outputs]
+    for network in networks:
+        tensors += [p.grad for p in network.parameters()] + list(network.buffers())
+    return tensors
+
+
+def test_networks_in_lockstep_give_the_same_bits_as_in_turn(tmp_path):
+    together, in_turn = (
+        run_ranks(pairs_on_rank, 3, lockstep, tmp_path=tmp_path) for lockstep in (True, False)
+    )
+    for mine, expected in zip(together, in_turn, strict=True):
+        assert all(map(torch.equal, mine, expected))

@@ -62,11 +62,7 @@ class EstimatedMI(MITerm):
         mask = self._mask(logits, logits_adv, y, shard)
         natural_range, adversarial_range = self._ranges(shard, logits_adv.shape[1])
         with evaluation_mode(self.estimators):
-            pattern = x if self.mi.natural_pattern == "clean" else x_adv
-            natural = self._pair(self.estimators.natural, pattern, logits, logits_adv, y, shard)
-            adversarial = self._pair(
-                self.estimators.adversarial, x_adv - x, logits, logits_adv, y, shard
-            )
+            natural, adversarial = self._pairs(x, x_adv, logits, logits_adv, y, shard)
         loss = classifier_mi_loss(
             natural,
             adversarial,
@@ -111,16 +107,16 @@ class EstimatedMI(MITerm):
             natural = (natural[0], min(natural[1], math.log(num_classes)))
         return natural, adversarial
 
-    def _pair(
+    def _pairs(
         self,
-        estimator: LocalDIM | None,
-        u: Tensor,
+        x: Tensor,
+        x_adv: Tensor,
         logits: Tensor,
         logits_adv: Tensor,
         y: Tensor,
         shard: Shard,
-    ) -> PairMI | None:
-        """Returns the MI of pattern u with the outputs that the loss needs."""
+    ) -> list[PairMI | None]:
+        """Returns natural and adversarial MI with the outputs that the loss needs."""
         import torch
 
         from raymi.mi.estimation import score_outputs
@@ -128,13 +124,32 @@ class EstimatedMI(MITerm):
         from raymi.mi.objectives import PairMI
         from raymi.models.micro_batches import in_pieces
 
-        if estimator is None:
-            return None
-        with torch.no_grad():
-            features = in_pieces(estimator.local_features, estimator, u, shard, self.micro_batch)
+        def encoded(estimator: LocalDIM, u: Tensor) -> Tensor:
+            with torch.no_grad():
+                return in_pieces(estimator.local_features, estimator, u, shard, self.micro_batch)
 
-        def estimate(z: Tensor) -> Tensor:
-            return score_outputs(estimator, z, features, shard, self.mi, y).bound(self.mi.bound)
-
+        natural, adversarial = self.estimators.natural, self.estimators.adversarial
+        patterns = []
+        if natural is not None:
+            u = x if self.mi.natural_pattern == "clean" else x_adv
+            patterns.append((natural, encoded(natural, u)))
+        if adversarial is not None:
+            patterns.append((adversarial, encoded(adversarial, x_adv - x)))
         outputs = [logits_adv, logits] if self.needs_clean_gradient else [logits_adv]
-        return PairMI(*(sloped_estimates(estimate, z) for z in outputs))
+        scored = [pattern for pattern in patterns for _ in outputs]
+
+        def estimates(logits_of_each: list[Tensor]) -> list[Tensor]:
+            pairs = [
+                (estimator, z, features)
+                for (estimator, features), z in zip(scored, logits_of_each, strict=True)
+            ]
+            return [
+                matching.bound(self.mi.bound)
+                for matching in score_outputs(pairs, shard, self.mi, y)
+            ]
+
+        values = iter(sloped_estimates(estimates, outputs * len(patterns)))
+        return [
+            None if estimator is None else PairMI(*(next(values) for _ in outputs))
+            for estimator in (natural, adversarial)
+        ]
