@@ -272,7 +272,8 @@ def test_spaces_of_the_pages_can_be_searched(in_home: Path) -> None:
     assert shown
     for block in shown:
         tomllib.loads(block.text)
-    assert read_space(in_home / "mine.toml").parameters
+    for name in ("mine.toml", "losses.toml"):
+        assert read_space(in_home / name).incompatible("quickstart") is None
 
 
 def _anchors(page: Path) -> set[str]:
