@@ -250,9 +250,10 @@ def test_failed_and_diverged_runs_do_not_stop_the_others(
     assert ended.code == 1
     assert "random seed 0: failed: ZeroDivisionError: ours (see " in ended.out
     assert "paper seed 0: diverged at step 12" in ended.out
-    assert "| random | 0 (1 failed) | - |" in ended.out
-    assert "| paper | 0 (1 diverged) | - |" in ended.out
-    assert "| bounded | 1 | 90.00 | 40.00 | 50.00 | +0.00 |" in ended.out
+    table = " ".join(ended.out.split())
+    assert "│ random │ 0 (1 failed) │ - │" in table
+    assert "│ paper │ 0 (1 diverged) │ - │" in table
+    assert "│ bounded │ 1 │ 90.00 │ 40.00 │ 50.00 │ +0.00 │" in table
     monkeypatch.delenv("FAKE_RANDOM")
     assert run(*words).code == 0  # a run that diverged is a result
     assert began(fake) == {"at-seed0": 1, "random-seed0": 2, "paper-seed0": 1, "bounded-seed0": 1}

@@ -86,6 +86,8 @@ def open_sweep(words: Sequence[str]) -> Sweep:
         given = tune.model_dump(include=tune.model_fields_set)
         tune = TuneConfig.model_validate({**space.tune, **given})
     seeds = _seeds(options.seeds, settings, problems)
+    if space is not None and not unknown:
+        space = space.fitted(recipe, nest(settings))
     problems += unknown or _trial_problems(space, recipe, settings)
     if (
         space is not None
