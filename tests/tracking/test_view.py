@@ -23,6 +23,10 @@ def test_a_new_experiment_has_a_kind_and_a_view():
     assert (view["name"], type(view["createdAt"]), type(view["state"])) == ("raymi", int, str)
     state = json.loads(view["state"])
     assert {"metrics.`test/robust_acc`", "tags.`raymi.method`"} <= {*state["selectedColumns"]}
+    best = json.loads(json.loads(tags["mlflow.sharedViewState.raymi-best"])["state"])
+    assert best["searchFilter"] == "metrics.`test/clean_acc` >= 0.8"
+    assert best["selectedColumns"] == state["selectedColumns"]
+    assert max(map(len, tags.values())) <= store.LONGEST_TAG
     sections = [one["uuid"] for one in state["compareRunSections"]]
     assert {one["metricSectionId"] for one in state["compareRunCharts"]} == {sections[0]}
     # What the UI shows first has a place and a width: the others come after it, and are cut.
