@@ -29,6 +29,8 @@ from raymi.__main__ import COMMANDS, main
 for name in COMMANDS:
     print("\\f" + name)
     print("exit code", main([name, "--help"]))
+print("\\fspaces")
+main(["tune", "--help", "space"])
 """
 
 
@@ -157,12 +159,12 @@ def test_the_console_script_of_a_wheel_runs_every_command(installed: Path, tmp_p
     # one process, as each would import the same libraries again
     text = _python("-c", HELP, cwd=tmp_path, PYTHONPATH=str(installed))
     helps = dict(part.split("\n", 1) for part in text.split("\f")[1:])
+    spaces = helps.pop("spaces").partition("\nspaces (space=NAME)\n")[2]
+    assert [line.split()[0] for line in spaces.splitlines()] == SPACES
     assert list(helps) == list(COMMANDS)
     for name, text in helps.items():
         assert f"python -m raymi.{name} " in text
         assert text.endswith("exit code 0\n")
-    spaces = helps["tune"].partition("\nspaces (space=NAME)\n")[2].partition("\n\n")[0]
-    assert [line.split()[0] for line in spaces.splitlines()] == SPACES
 
     refused = _run(script, "tune", "space=smokee", cwd=tmp_path, PYTHONPATH=str(installed))
     assert (refused.returncode, refused.stdout) == (2, "")
