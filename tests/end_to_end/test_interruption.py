@@ -28,7 +28,7 @@ from raymi.runs.run_folder import RunFolder
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 SETTINGS = (
-    "data.limit=300", "optim.epochs=6", "attack.steps=2", "validation.steps=2",
+    "data.limit=300", "optim.epochs=4", "attack.steps=2", "validation.steps=2",
     "evaluation.steps=2", "mi.hidden=16", "mi.base_width=4", SLOW_MODEL,
 )  # fmt: skip
 

@@ -17,6 +17,7 @@ from raymi.commands.train.options import new_run
 from raymi.config import Config, ScalingConfig
 from raymi.errors import UserError
 from raymi.fields import Section
+from raymi.recipes import DEFAULT
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import check_writable, runs_folder
 
@@ -65,5 +66,9 @@ def requested(words: Sequence[str]) -> StandaloneRequest:
 
 
 COMMAND: Command[StandaloneOptions] = Command(
-    "standalone", StandaloneOptions, requested, "raymi.commands.standalone.command:standalone"
+    "standalone",
+    StandaloneOptions,
+    requested,
+    "raymi.commands.standalone.command:standalone",
+    default_recipe=DEFAULT,
 )

@@ -1,8 +1,6 @@
 """Options of `python -m raymi.train`: trains, evaluates and tracks a classifier.
 
 The same command with the same name=NAME continues the run.
-
---help recipe=NAME prints the hardware, time, accuracy, command and settings of a recipe.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from raymi.errors import UserError
 from raymi.fields import Section
 from raymi.local_paths import local_path
 from raymi.overrides import Tree, examine, nest, overlay
-from raymi.recipes import named_recipe, on_recipe
+from raymi.recipes import DEFAULT, named_recipe, on_recipe
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import find_run
 
@@ -115,5 +113,9 @@ def _continued(
 
 
 COMMAND: Command[TrainOptions] = Command(
-    "train", TrainOptions, requested, "raymi.commands.train.command:train_command"
+    "train",
+    TrainOptions,
+    requested,
+    "raymi.commands.train.command:train_command",
+    default_recipe=DEFAULT,
 )
