@@ -181,13 +181,15 @@ class ValidationConfig(Section):
 class ProbeConfig(Section):
     """New estimators trained with a fixed budget on the finished classifier.
 
-    Follows the paper's Fig. 4; the same for every method, with or without MI.
+    Follows the paper's Fig. 4; the same for every method, with or without MI. Each of the four
+    estimates and each of their baselines has an estimator of its own.
     """
 
-    steps: Whole = 300
-    """Steps of the probes; 0: no probes."""
+    steps: Whole = 400
+    """Most steps of each estimator; 0: no probes."""
     batch: Annotated[int, Field(ge=2), at_most(2**20)] = 128
-    """Images in a batch of the probes; an estimate is at most its logarithm."""
+    """Images in a batch of the probes, and at least as many candidates in an estimate, which is at
+    most the logarithm of their number."""
     units: Units = 128
     """Units H of the probes' feature space."""
     max_samples: Count | None = 10_000

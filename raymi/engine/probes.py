@@ -7,29 +7,16 @@ estimates are comparable, also with plain AT.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from raymi.collectives import Collectives
 from raymi.config import ProbeConfig
-from raymi.counter_rng import permutation, random_key
 from raymi.data import ImageSet
 from raymi.data.augment import to_unit
-from raymi.data.batches import global_batch, shard_of
-from raymi.engine.block_metrics import MIEstimates
 from raymi.engine.context import StopReason
-from raymi.engine.learner import Learner, distributed
+from raymi.engine.held_out_mi import Pairs, held_out_mi
 from raymi.engine.pgd_evaluation import AttackedBlock, Heartbeat, PGDAttack, evaluate_pgd
-from raymi.fields import value_at
-from raymi.mi.estimation import EstimatorTask
-from raymi.mi.estimators import LocalDIM, MIEstimators
-from raymi.mi.settings import MIConfig
-from raymi.models.batchnorm import convert_batchnorm
-
-_LEARNING_RATE = 1e-3
-_BASE_WIDTH = 32
 
 
 def probe_classifier(
@@ -40,14 +27,13 @@ def probe_classifier(
     probe: ProbeConfig,
     group: Collectives,
     *,
-    num_classes: int,
     heartbeat: Heartbeat | None = None,
 ) -> dict[str, float] | StopReason:
-    """Trains both estimators on a frozen classifier and evaluates them on held-out images.
+    """Estimates natural and adversarial MI of both outputs of a frozen classifier.
 
-    Estimators: cosine scores over 0.1, InfoNCE, Adam 1e-3, `probe.steps` batches of `probe.batch`
-    training images, without augmentation, under `attack`. The result is a function of the
-    classifier, the data and the probe's settings, not of the run's seed or number of workers.
+    Each estimate has a critic of its own (see `held_out_mi`), and a baseline: the same with outputs
+    shuffled over images, where the MI is 0. The result is a function of the classifier, the data
+    and the probe's settings, not of the run's seed or number of workers.
 
     Args:
         model: the classifier, which stays unchanged.
@@ -56,68 +42,47 @@ def probe_classifier(
         attack: of both.
         probe: its settings.
         group: the workers.
-        num_classes: K.
         heartbeat: called with (done, total) after each attacked block and each step; a reason that
             it returns ends the probe.
 
     Returns:
-        `mi/natural_of_natural`, `..._selected` and so on (see `MIEstimates`) in nats, each at most
-        about log(probe.batch - 1); or the reason of the heartbeat.
+        `mi/natural_of_adversarial`, a lower bound in expectation on I_N(h(x_adv)) in nats, and so
+        on; `..._shuffled`, their baselines; or the reason of the heartbeat.
     """
-    device = train.images.device
-    size = train.images.shape[-1]
-    mi = MIConfig(hidden=probe.units, base_width=_BASE_WIDTH, depth=min(2, size.bit_length() - 1))
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(random_key("probe"))
-        natural, adversarial = (
-            LocalDIM(
-                num_classes, size, hidden=mi.hidden, base_width=mi.base_width, depth=mi.depth,
-                score=mi.score, temperature=value_at(mi.temperature, 0.0),
-            )
-            for _ in range(2)
+    done, total = 0, len(train) + len(held_out) + 8 * probe.steps
+
+    def beat(number: int) -> StopReason | None:
+        nonlocal done
+        done += number
+        return None if heartbeat is None else heartbeat(done, total)
+
+    sets: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
+    for images in (train, held_out):
+        attacked, before = _AttackedImages(), done
+        outcome = evaluate_pgd(
+            model, images, attack, group, block=probe.batch * group.world_size,
+            metrics=[attacked],
+            heartbeat=lambda num, _, before=before: beat(before + num - done),
         )  # fmt: skip
-    estimators = MIEstimators(natural, adversarial)
-    if group.world_size > 1:
-        convert_batchnorm(estimators)
-    estimators.to(device)
-    adam = torch.optim.Adam(estimators.parameters(), lr=_LEARNING_RATE)
-    learner = Learner(distributed(EstimatorTask(estimators, mi), group, device), adam)
-    attacked = _AttackedImages()
-    total = len(train) + probe.steps
-    report = heartbeat or (lambda done, of: None)
+        if isinstance(outcome, StopReason):
+            return outcome
+        x_adv, logits, logits_adv = (torch.cat(parts) for parts in attacked.parts)
+        x = to_unit(images.images)
+        patterns = {"natural": x, "adversarial": x_adv - x}
+        sets.append((patterns, {"natural": logits, "adversarial": logits_adv}))
 
-    outcome = evaluate_pgd(
-        model,
-        train,
-        attack,
-        group,
-        block=probe.batch * group.world_size,
-        metrics=[attacked],
-        heartbeat=lambda done, _: report(done, total),
-    )
-    if isinstance(outcome, StopReason):
-        return outcome
-    x_adv, logits, logits_adv = (torch.cat(parts) for parts in attacked.parts)
-    estimators.train()
-    batches = _batches(len(train), probe.batch, probe.steps)
-    for step, everyone in enumerate(batches):
-        shard = shard_of(everyone.to(device), group)
-        index = shard.index
-        loss, _ = learner.task(
-            to_unit(train.images[index]),
-            x_adv[index],
-            logits[index],
-            logits_adv[index],
-            train.labels[index],
-            shard,
-        )
-        learner.step(loss)
-        if (stop := report(len(train) + step + 1, total)) is not None:
-            return stop
-
-    estimates = MIEstimates(estimators, mi, group, probe.batch)
-    evaluate_pgd(model, held_out, attack, group, block=probe.batch, metrics=[estimates])
-    return estimates.compute()
+    estimates: dict[str, float] = {}
+    for kind in ("natural", "adversarial"):
+        for of in ("natural", "adversarial"):
+            pairs = [Pairs(patterns[kind], outputs[of]) for patterns, outputs in sets]
+            for suffix in ("", "_shuffled"):
+                if suffix:
+                    pairs = [one.shuffled() for one in pairs]
+                nats = held_out_mi(*pairs, probe, group, beat)
+                if isinstance(nats, StopReason):
+                    return nats
+                estimates[f"mi/{kind}_of_{of}{suffix}"] = nats
+    return estimates
 
 
 class _AttackedImages:
@@ -127,6 +92,7 @@ class _AttackedImages:
         self.parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
 
     def update(self, block: AttackedBlock) -> None:
+        """Adds a worker's shard of a block."""
         tensors = (block.x_adv, block.logits, block.logits_adv)
         for part, values in zip(self.parts, tensors, strict=True):
             part.append(block.shard.gather(values.contiguous()))
@@ -134,12 +100,3 @@ class _AttackedImages:
     def compute(self) -> dict[str, float]:
         """Returns no values."""
         return {}
-
-
-def _batches(num: int, size: int, steps: int) -> Iterator[Tensor]:
-    """Yields `steps` full batches of min(size, num) samples, each epoch in a random order."""
-    size = min(size, num)
-    per_epoch = num // size
-    for step in range(steps):
-        epoch, k = divmod(step, per_epoch)
-        yield global_batch(permutation(random_key("probe", epoch), num), size, k)

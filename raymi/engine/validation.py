@@ -271,7 +271,6 @@ def probe_model(
         validation_attack(config),
         config.probe,
         group,
-        num_classes=splits.num_classes,
         heartbeat=heartbeat,
     )
 

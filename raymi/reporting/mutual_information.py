@@ -110,9 +110,13 @@ def probe_picture(histories: Sequence[History]) -> Picture | None:
         rows = np.arange(len(probed), dtype=float)
         for axes, (kind, title) in zip(panels, _KINDS.items(), strict=True):
             for k, (output, label) in enumerate(_OUTPUTS.items()):
-                values = [
-                    probe.estimates.get(f"mi/{kind}_of_{output}", np.nan) for _, probe in probed
-                ]
+                values, baselines = (
+                    [
+                        probe.estimates.get(f"mi/{kind}_of_{output}{suffix}", np.nan)
+                        for _, probe in probed
+                    ]
+                    for suffix in ("", "_shuffled")
+                )
                 bars = axes.barh(
                     rows + (k - 0.5) * 0.38,
                     values,
@@ -122,8 +126,9 @@ def probe_picture(histories: Sequence[History]) -> Picture | None:
                     hatch=None if k == 0 else "////",
                     label=label,
                 )
-                axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-            axes.margins(x=0.14)
+                labels = [f"{v:.2f} ({b:.2f})" for v, b in zip(values, baselines, strict=True)]
+                axes.bar_label(bars, labels, padding=3, fontsize=8)
+            axes.margins(x=0.24)
             axes.set(title=title, xlabel="nats (validation)")
             axes.grid(axis="y", visible=False)
         names = [truncate_middle(f"{name} ({probe.which})", 30) for name, probe in probed]
@@ -135,8 +140,9 @@ def probe_picture(histories: Sequence[History]) -> Picture | None:
         "mi-probes",
         "Mutual information of finished classifiers (Fig. 4 of the paper)",
         f"Estimated by fresh critics, trained on each frozen classifier with the same budget ("
-        f"{budget['steps']} steps of {budget['batch']} images): comparable across runs. "
-        f"The largest possible estimate is about {np.log(budget['batch'] - 1):.2f} nats. "
+        f"at most {budget['steps']} steps of {budget['batch']} images) and measured on images that "
+        "they did not see: comparable across runs. Brackets: the same with shuffled outputs, where "
+        f"the MI is 0. No estimate exceeds {np.log(2 * budget['batch']):.2f} nats. "
         f"{_READING}",
         "; ".join(f"{name}: {_text_of(probe.estimates)}" for name, probe in probed),
         figure,
@@ -146,9 +152,15 @@ def probe_picture(histories: Sequence[History]) -> Picture | None:
 def _text_of(values: Mapping[str, float]) -> str:
     """Returns estimates as text."""
     parts = [
-        f"{_KINDS[kind]} {label} {values[name]:.2f} nats"
+        f"{_KINDS[kind]} {label} {values[name]:.2f} nats{_baseline_of(values, name)}"
         for kind in _KINDS
         for output, label in _OUTPUTS.items()
         if (name := f"mi/{kind}_of_{output}") in values
     ]
     return ", ".join(parts)
+
+
+def _baseline_of(values: Mapping[str, float], name: str) -> str:
+    """Returns a probe's baseline as text; nothing for estimates of training."""
+    baseline = values.get(f"{name}_shuffled")
+    return "" if baseline is None else f" (shuffled {baseline:.2f})"

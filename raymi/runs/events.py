@@ -126,7 +126,7 @@ class Evaluation(_Event, total=False):
 
 
 class Probed(_Event, total=False):
-    """MI estimates of fresh probes, in nats."""
+    """MI estimates of fresh probes and their baselines, in nats."""
 
     which: Which
     estimates: dict[str, Number]

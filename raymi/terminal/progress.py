@@ -165,9 +165,12 @@ class ProgressDisplay:
     def _on_probe(self, event: Event) -> None:
         estimates = event["estimates"]
         values = ", ".join(
-            f"{label} {_number(estimates.get(name))}" for name, label in _PROBED.items()
+            f"{label} {_number(estimates.get(name))} ({_number(estimates.get(f'{name}_shuffled'))})"
+            for name, label in _PROBED.items()
         )
-        self.print_line(f"fresh probes of the {event['which']} model, in nats: {values}")
+        self.print_line(
+            f"fresh probes of the {event['which']} model, in nats (with shuffled outputs): {values}"
+        )
 
     def _on_stopping(self, event: Event) -> None:
         self.print_line(f"{event['signal']}: writing a checkpoint; press Ctrl-C again to stop now")

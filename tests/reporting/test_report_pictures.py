@@ -122,9 +122,15 @@ def test_probes_are_bars_of_their_estimates(histories):
     for axes, kind in zip(picture.figure.axes, ("natural", "adversarial"), strict=True):
         for bars, of in zip(axes.containers, ("natural", "adversarial"), strict=True):
             (bar,) = bars
-            assert bar.get_width() == pytest.approx(history.probe.estimates[f"mi/{kind}_of_{of}"])
+            name = f"mi/{kind}_of_{of}"
+            assert bar.get_width() == pytest.approx(history.probe.estimates[name])
+            baseline = history.probe.estimates[f"{name}_shuffled"]
+            assert f"{bar.get_width():.2f} ({baseline:.2f})" in [
+                one.get_text() for one in axes.texts
+            ]
+            assert f"{bar.get_width():.2f} nats (shuffled {baseline:.2f})" in picture.alt
     assert "3 steps of 32 images" in picture.caption
-    assert f"{np.log(31):.2f} nats" in picture.caption
+    assert f"{np.log(64):.2f} nats" in picture.caption
     assert probe_picture([histories[1]]) is None
 
 

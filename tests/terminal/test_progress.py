@@ -188,7 +188,7 @@ def test_phases_averages_and_probes_are_shown() -> None:
     phases = {"pretraining": 2, "estimators": 1, "classifier": 2}
     averaged = {"averaged/clean_acc": 0.9, "averaged/robust_acc": 0.75}
     val = {"clean_acc": 0.98, "robust_acc": 0.7012, **averaged}
-    estimates = {"mi/natural_of_natural": 1.25}
+    estimates = {"mi/natural_of_natural": 1.25, "mi/natural_of_natural_shuffled": 0.001}
     text = shown(
         [
             start(phases=phases),
@@ -208,4 +208,6 @@ def test_phases_averages_and_probes_are_shown() -> None:
     assert lines[9] == "training"
     assert "0.625" in lines[11]
     assert lines[11].endswith("averaged 90.0% 75.0% best")
-    assert lines[12].startswith("fresh probes of the best model, in nats: I_N(h(x)) 1.250")
+    assert lines[12].startswith(
+        "fresh probes of the best model, in nats (with shuffled outputs): I_N(h(x)) 1.250 (0.001)"
+    )

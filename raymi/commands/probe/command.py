@@ -32,9 +32,13 @@ def probe_command(request: ProbeRequest) -> int:
             config, folder, which, lambda done, total: bar.update(task, completed=done, total=total)
         )
     console.print(_table(estimates, f"{folder.name}, {which}: MI in nats on the validation split"))
-    most = math.log(config.probe.batch - 1)
+    most = math.log(2 * config.probe.batch)
     path = _results(folder, which)
-    print_line(console, f"the estimators resolve at most about {most:.2f} nats; saved in {path}")
+    print_line(
+        console,
+        "lower bounds in expectation, on images that no estimator was trained or stopped on; with "
+        f"shuffled outputs the MI is 0; no estimate exceeds {most:.2f} nats; saved in {path}",
+    )
     return 0
 
 
@@ -75,15 +79,14 @@ def _results(folder: RunFolder, which: str) -> Path:
 
 def _table(estimates: Mapping[str, float], title: str) -> Table:
     table = Table(title=title)
-    table.add_column("samples")
+    table.add_column("outputs")
     for heading in ("I_N(h(x))", "I_N(h(x_adv))", "I_A(h(x))", "I_A(h(x_adv))"):
         table.add_column(heading, justify="right")
-    for label, suffix in (("all", ""), ("selected (Eq. 6)", "_selected")):
-        names = [
-            f"mi/{kind}_of_{of}{suffix}"
+    for label, suffix in (("of the classifier", ""), ("shuffled (baseline)", "_shuffled")):
+        values = [
+            f"{estimates[f'mi/{kind}_of_{of}{suffix}']:.3f}"
             for kind in ("natural", "adversarial")
             for of in ("natural", "adversarial")
         ]
-        values = [f"{estimates[name]:.3f}" if name in estimates else "-" for name in names]
         table.add_row(label, *values)
     return table
