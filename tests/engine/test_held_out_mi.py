@@ -37,7 +37,7 @@ def inside(images: ImageSet) -> ImageSet:
 
 
 def kept_class(y: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """One-hot (N, K) of the label for a share of the images, else of another random class."""
+    """One-hot (N, K) of the label for a share of the images, or of another random class."""
     other = (y + torch.randint(1, K, y.shape, generator=generator)) % K
     kept = torch.randperm(len(y), generator=generator) < round(share * len(y))
     return F.one_hot(torch.where(kept, y, other), K).float()
@@ -85,7 +85,7 @@ def known_network(kind: str | float, seed: int, *, blind: bool) -> KnownNetwork:
 
 
 def pattern_that_says_the_label(y: Tensor) -> Tensor:
-    """What PGD makes of a `KnownNetwork` that is not blind: (N, 3, 16, 16)."""
+    """The patterns (N, 3, 16, 16) that PGD finds for a `KnownNetwork` that is not blind."""
     order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
     lowered = (order % K) == y[:, None]
     return torch.where(lowered, -0.1, 0.1).view(-1, 1, 16, 16).repeat(1, 3, 1, 1)
