@@ -1,7 +1,7 @@
 """DDP hook that averages gradients in an order that survives a resume, bit for bit.
 
-DDP orders its buckets anew after the first step; from three ranks on, gloo's order of summation
-depends on them, so that a run resumed at step 100 would differ in the last bit.
+DDP changes the order of its buckets after the first step; from three ranks on, gloo's order of
+summation depends on them, so that a run resumed at step 100 would differ in the last bit.
 """
 
 # No `from __future__ import annotations` here: DDP compares a hook's annotations with classes.

@@ -1,4 +1,4 @@
-"""Number of calls between workers in a training step: each costs latency, whatever it carries."""
+"""Number of calls between workers in a training step, each of which costs latency."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def group() -> Iterator[ProcessGroup]:
 
 
 def calls_of_a_step(group: ProcessGroup, arm: str, settings: dict[str, Any]) -> Calls:
-    """The collectives of the second step, before which DDP has arranged its buckets anew."""
+    """The collectives of the second step, with the final buckets of DDP."""
     config = arm_config(Config.model_validate(QUICKSTART), arm, {**SMALL, **settings})
     made = trainee(config, torch.device("cpu"), group)
     made.state.step(next(made.batches))
