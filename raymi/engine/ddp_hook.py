@@ -1,12 +1,7 @@
 """DDP hook that averages gradients in an order that survives a resume, bit for bit.
 
-<<<<<<< HEAD
-DDP reorders its buckets after the first step; from three ranks on, gloo's order of summation
-depends on them, so that a run resumed at step 100 would differ in the last bit.
-=======
 DDP changes the order of its buckets after the first step; from three ranks on, gloo's order of
 summation depends on them, so that a run resumed at step 100 would differ in the last bit.
->>>>>>> collectives
 """
 
 # No `from __future__ import annotations` here: DDP compares a hook's annotations with classes.

@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Number of calls between workers in a training step; each costs latency, also for few bytes."""
-=======
 """Number of calls between workers in a training step, each of which costs latency."""
->>>>>>> collectives
 
 from __future__ import annotations
 
@@ -53,11 +49,7 @@ def group() -> Iterator[ProcessGroup]:
 
 
 def calls_of_a_step(group: ProcessGroup, arm: str, settings: dict[str, Any]) -> Calls:
-<<<<<<< HEAD
-    """The collectives of the second step, after DDP has rearranged its buckets."""
-=======
     """The collectives of the second step, with the final buckets of DDP."""
->>>>>>> collectives
     config = arm_config(Config.model_validate(QUICKSTART), arm, {**SMALL, **settings})
     made = trainee(config, torch.device("cpu"), group)
     made.state.step(next(made.batches))
