@@ -37,7 +37,7 @@ def inside(images: ImageSet) -> ImageSet:
 
 
 def kept_class(y: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """One-hot (N, K) of the label for a share of the images, elsewhere of a random wrong class."""
+    """Labels as one-hot rows (N, K), of which all but a share have a random wrong class."""
     other = (y + torch.randint(1, K, y.shape, generator=generator)) % K
     kept = torch.randperm(len(y), generator=generator) < round(share * len(y))
     return F.one_hot(torch.where(kept, y, other), K).float()
