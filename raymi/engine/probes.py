@@ -49,21 +49,24 @@ def probe_classifier(
         `mi/natural_of_adversarial`, a lower bound in expectation on I_N(h(x_adv)) in nats, and so
         on; `..._shuffled`, their baselines; or the reason of the heartbeat.
     """
-    done, total = 0, len(train) + len(held_out) + 8 * probe.steps
+    attacked_images = len(train) + len(held_out)
+    total, done = attacked_images + 8 * probe.steps, attacked_images
 
-    def beat(number: int) -> StopReason | None:
+    def beat(steps: int) -> StopReason | None:
         nonlocal done
-        done += number
+        done += steps
         return None if heartbeat is None else heartbeat(done, total)
 
     sets: list[tuple[dict[str, Tensor], dict[str, Tensor]]] = []
-    for images in (train, held_out):
-        attacked, before = _AttackedImages(), done
+    for images, earlier in ((train, 0), (held_out, len(train))):
+
+        def attacking(num: int, of: int, earlier: int = earlier) -> StopReason | None:
+            return None if heartbeat is None else heartbeat(earlier + num, total)
+
+        attacked, block = _AttackedImages(), probe.batch * group.world_size
         outcome = evaluate_pgd(
-            model, images, attack, group, block=probe.batch * group.world_size,
-            metrics=[attacked],
-            heartbeat=lambda num, _, before=before: beat(before + num - done),
-        )  # fmt: skip
+            model, images, attack, group, block=block, heartbeat=attacking, metrics=[attacked]
+        )
         if isinstance(outcome, StopReason):
             return outcome
         x_adv, logits, logits_adv = (torch.cat(parts) for parts in attacked.parts)
@@ -74,11 +77,11 @@ def probe_classifier(
     estimates: dict[str, float] = {}
     for kind in ("natural", "adversarial"):
         for of in ("natural", "adversarial"):
-            pairs = [Pairs(patterns[kind], outputs[of]) for patterns, outputs in sets]
+            seen, unseen = (Pairs(patterns[kind], outputs[of]) for patterns, outputs in sets)
             for suffix in ("", "_shuffled"):
                 if suffix:
-                    pairs = [one.shuffled() for one in pairs]
-                nats = held_out_mi(*pairs, probe, group, beat)
+                    seen, unseen = seen.shuffled(), unseen.shuffled()
+                nats = held_out_mi(seen, unseen, probe, group, beat)
                 if isinstance(nats, StopReason):
                     return nats
                 estimates[f"mi/{kind}_of_{of}{suffix}"] = nats
