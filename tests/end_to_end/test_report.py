@@ -146,9 +146,9 @@ def test_the_page_renders_without_console_messages_and_without_network(home, tmp
     assert seen.requests == []
     headings = re.findall(r"<h2>(.*?)</h2>", seen.dom)
     assert headings == [
-        "Runs", "Comparison", "Learning and robustness curves",
+        "Comparison", "Learning and robustness curves",
         "Mutual information of natural and adversarial samples", "Accuracy against the radius",
-        "Accuracy by class", "Natural and adversarial images",
+        "Accuracy by class", "Natural and adversarial images", "Runs",
     ]  # fmt: skip
     assert "a&lt;script&gt;alert(1)" in seen.dom
     assert "<script" not in seen.dom
