@@ -20,7 +20,7 @@ PAGE = Path("docs", "configuration.md")
 _HEADER = ["key", "default", "accepted values", "meaning"]
 _OPTIONS = (
     "`--key VALUE`, `--key=VALUE` and `key=VALUE` mean the same; `--key` alone is `key=true`. "
-    "`--help` of a command also lists the keys above that it accepts."
+    "`--help all` of a command also lists the keys above that it accepts."
 )
 _INTRODUCTION = """\
 # Configuration
@@ -35,8 +35,8 @@ python -m raymi.train recipe=quickstart mi.weight=2 attack.eps=4/255 seed=1
 
 A key may be shortened to its last part where that is unique (`lr` for `optim.lr`). Numbers may be
 fractions (`8/255`), lists have commas (`0.75,0.9`), and `none` unsets a key. A recipe changes the
-defaults below; `python -m raymi.train --help` lists the recipes, `--help recipe=NAME` prints one,
-`--dry-run` prints the resolved configuration without training.
+defaults below; `python -m raymi.train --help recipe` lists the recipes, `--help recipe=NAME`
+prints one, `--dry-run` prints the resolved configuration without training.
 """
 
 

@@ -367,7 +367,7 @@ def _suggest(word: str, known: Mapping[str, FieldInfo]) -> str:
     ]
     if names:
         return f": did you mean {' or '.join(names)}?"
-    return f": {section} has {', '.join(inside)}" if inside else " (--help lists every key)"
+    return f": {section} has {', '.join(inside)}" if inside else " (--help all lists every key)"
 
 
 def _key_of(error: Any) -> str:

@@ -167,7 +167,9 @@ def test_an_unknown_key_of_a_section_gets_the_section_s_keys() -> None:
 
 
 def test_an_unknown_key_without_similar_ones_refers_to_help() -> None:
-    assert split_words(["qqqqqq=1"]).problems == ["unknown key 'qqqqqq' (--help lists every key)"]
+    assert split_words(["qqqqqq=1"]).problems == [
+        "unknown key 'qqqqqq' (--help all lists every key)"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,14 @@ from raymi.losses.registry import loss_titles, losses
 from raymi.mi.forms.registry import forms
 from raymi.mi.settings import MIConfig
 from raymi.overrides import flatten, leaves, overlay, resolved_lines, split_words
-from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config, on_recipe
+from raymi.recipes import (
+    BASE_RECIPES,
+    RECIPES,
+    VARIANTS,
+    build_config,
+    named_recipe,
+    on_recipe,
+)
 
 CLOSED_FORMS = [name for name, term in forms().items() if term.closed_form]
 PAPER = [name for name in BASE_RECIPES if name.startswith("paper-")]
@@ -93,19 +100,38 @@ def test_the_paper_s_recipes_have_the_paper_s_settings(name: str) -> None:
 
 
 def test_the_strong_baseline_has_the_settings_of_strong_baselines() -> None:
-    config = build_config("strong-cifar10-at")
-    optim, attack = config.optim, config.attack
-    assert (optim.lr, optim.momentum, optim.weight_decay, optim.batch_size) == (0.1, 0.9, 5e-4, 128)
-    assert (optim.ema, config.loss.label_smoothing) == (0.999, 0.1)
-    assert (attack.norm, attack.eps, attack.step_size, attack.steps) == (
-        "linf",
-        8 / 255,
-        2 / 255,
-        10,
-    )
-    assert (config.model.name, config.data.limit, config.mi.enabled) == ("resnet18", None, False)
-    mi = build_config("strong-cifar10").mi
-    assert (mi.form, mi.schedule, mi.balance) == ("bounded", "joint", 0.2)
+    for recipe, data, epochs, ema in (
+        ("strong-cifar10", "cifar10", 100, 0.9995),
+        ("strong-cifar10-30", "cifar10", 30, 0.999),
+        ("strong-cifar100", "cifar100", 100, 0.9995),
+    ):
+        config = build_config(f"{recipe}-at")
+        optim, attack = config.optim, config.attack
+        assert (optim.lr, optim.momentum, optim.weight_decay) == (0.1, 0.9, 5e-4)
+        assert (optim.batch_size, optim.epochs, optim.schedule) == (128, epochs, "onecycle")
+        assert (optim.ema, config.loss.label_smoothing) == (ema, 0.4)
+        assert (attack.norm, attack.eps, attack.step_size) == ("linf", 8 / 255, 2 / 255)
+        assert (attack.steps, config.evaluation.steps) == (10, 40)
+        assert (config.data.name, config.data.limit, config.data.val_fraction) == (data, None, 0.1)
+        assert (config.model.name, config.mi.enabled) == ("resnet18", False)
+        mi = build_config(recipe).mi
+        assert (mi.form, mi.schedule, mi.balance) == ("bounded", "joint", 0.2)
+
+
+def test_a_recipe_whose_name_begins_with_another_one_keeps_its_variants() -> None:
+    long, short = build_config("strong-cifar10-at"), build_config("strong-cifar10-30-at")
+    assert (long.optim.epochs, short.optim.epochs) == (100, 30)
+    assert not long.mi.enabled
+    assert not short.mi.enabled
+
+
+def test_data_without_a_recipe_choose_one() -> None:
+    for data, expected in (
+        ("cifar10", "cifar10-cpu"), ("cifar100", "strong-cifar100"), ("npz", "photos"),
+        ("tiny-imagenet", "paper-tinyimagenet-linf"), ("digits", "quickstart"),
+    ):  # fmt: skip
+        name, _, problems = named_recipe(None, {"data": {"name": data}})
+        assert (name, problems) == (expected, [])
 
 
 WITH_MI = {
@@ -137,13 +163,21 @@ SAID: dict[str, dict[str, Any]] = {
         "mi.form": "teacher", "mi.schedule": "joint", "mi.weight": 1, "mi.mix": False,
         "mi.teacher_temperature": 1, "mi.teacher_ema": 0.995,
     },
+    "teacher-awp": {"mi.form": "teacher", "mi.weight": 1, "optim.awp": 0.005},
     "adr": {
         "mi.form": "adr", "mi.schedule": "joint", "mi.weight": "cosine:0.7:0.95", "mi.mix": True,
         "mi.teacher_temperature": "cosine:2.5:2", "mi.teacher_ema": 0.995,
+        "loss.label_smoothing": 0,
+    },
+    "adr-awp": {
+        "mi.form": "adr", "mi.schedule": "joint", "mi.weight": "cosine:0.7:0.85", "mi.mix": True,
+        "mi.teacher_temperature": "cosine:2.5:1.5", "mi.teacher_ema": 0.995,
+        "loss.label_smoothing": 0, "optim.awp": 0.005,
     },
     "js": {"mi.form": "js", "mi.schedule": "joint", "mi.weight": "linear:0:10"},
     **{name: {"mi.weight": 0, "loss.base": name} for name in losses()},
     **{variant: {"loss.base": name} for variant, name in WITH_MI.items()},
+    "at-awp": {"mi.weight": 0, "loss.base": "at", "optim.awp": 0.005},
     "at-clean-forward": {"mi.weight": 0, "loss.base": "at", "loss.batchnorm": "mix"},
     "mi-off": {"mi.weight": 0},
     "no-adversarial-mi": {"mi.adversarial": False, "mi.natural": True},
@@ -152,7 +186,8 @@ SAID: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Settings of each method in the specification."""
 
-OFF = {*losses(), "at-clean-forward", "mi-off"}
+OFF = {*losses(), "at-awp", "at-clean-forward", "mi-off"}
+CLOSED = {*CLOSED_FORMS, "teacher-awp", "adr-awp"}
 KEEPS_THE_FORM = {*OFF, *WITH_MI, "no-adversarial-mi", "no-natural-mi", "no-difference"}
 ALWAYS_THE_SAME = (
     "data", "model", "attack", "optim", "scaling", "validation", "evaluation", "seed",
@@ -169,11 +204,13 @@ def test_a_variant_changes_the_method_only(base: str, variant: str) -> None:
     flat = flatten(config.model_dump())
     assert {key: flat[key] for key in SAID[variant]} == SAID[variant]
     assert config.mi.enabled == (variant not in OFF)
-    assert config.mi.has_estimators == (variant not in {*OFF, "random", *CLOSED_FORMS})
+    assert config.mi.has_estimators == (variant not in {*OFF, "random", *CLOSED})
+    same = config.model_copy(update={"optim": config.optim.model_copy(update={"awp": 0.0})})
     for section in ALWAYS_THE_SAME:
-        assert getattr(config, section) == getattr(plain, section)
+        assert getattr(same, section) == getattr(plain, section)
+    assert (config.optim.awp > 0) == variant.endswith("-awp")
     capacity = ("hidden", "base_width", "depth", "estimator_lr", "temperature")
-    if variant in CLOSED_FORMS:
+    if variant in CLOSED:
         assert all(flat[f"mi.{key}"] == getattr(MIConfig(), key) for key in capacity)
     elif base in ("quickstart", "cifar10-cpu", *PAPER):  # which say what it is
         assert {key: flat[f"mi.{key}"] for key in capacity} == {
@@ -197,8 +234,8 @@ def test_with_weight_0_a_run_is_plain_training_in_one_phase(base: str) -> None:
 
 
 def test_smoothing_is_dropped_for_losses_without_it() -> None:
-    assert build_config("strong-cifar10-mi-off").loss.label_smoothing == 0.1
-    for variant in ("trades", "mart", "namid-t", "namid-m"):
+    assert build_config("strong-cifar10-mi-off").loss.label_smoothing == 0.4
+    for variant in ("trades", "mart", "ikl", "namid-t", "namid-m"):
         assert build_config(f"strong-cifar10-{variant}").loss.label_smoothing is None
 
 
@@ -220,10 +257,7 @@ def test_a_variant_without_an_mi_term_is_refused_with_a_remedy() -> None:
     mi = build_config(remedy[1], split_words(remedy[2].split()).settings).mi
     assert (mi.difference, mi.cosine) == (0, 1)
     refused = {f"{b}-{v}" for b in BASE_RECIPES for v in VARIANTS} - set(RECIPES)
-    assert refused == {
-        f"{base}-no-difference"
-        for base in ("quickstart", "cifar10-cpu", "strong-cifar10", "photos")
-    }
+    assert refused == {f"{base}-no-difference" for base in BASE_RECIPES if base not in PAPER}
 
 
 def test_a_variant_keeps_its_method_with_another_form() -> None:

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from raymi.commands.cli import EXIT_TIME_LIMIT
+from raymi.commands.continuation import changed_keys, earlier_run
 from raymi.commands.find_model import find_model_source
 from raymi.commands.preflight import input_problems
 from raymi.commands.standalone.command import run as run_here
 from raymi.commands.standalone.options import StandaloneOptions, StandaloneRequest
-from raymi.commands.train.options import TrainRequest, changed_keys, new_run
+from raymi.commands.train.options import TrainRequest, new_run
 from raymi.commands.train.run import train as run_on_ray
 from raymi.config import Config, ScalingConfig
 from raymi.data.arrays import with_test_split
@@ -140,7 +141,7 @@ def fit(
         raise UserError("\n".join(problems))
     if train is not None:
         config = _with_datasets(config, {"train": train, "val": val, "test": test})
-    earlier = _earlier_run(config)
+    earlier = earlier_run(config)
     # one process needs no CPUs for workers
     checked = config.model_copy(update={"scaling": ScalingConfig()}) if here else config
     if problems := input_problems(checked, new_run=earlier is None):
@@ -261,14 +262,6 @@ def _check_model(config: Config, train: ImageSet) -> None:
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
         )
-
-
-def _earlier_run(config: Config) -> RunFolder | None:
-    """Returns the folder of the run with this name, or None."""
-    if config.name is None:
-        return None
-    folder = RunFolder(runs_folder(config) / config.name)
-    return folder if folder.config.is_file() else None
 
 
 def _refuse_changes(folder: RunFolder, config: Config) -> None:

@@ -18,11 +18,12 @@ from raymi.attacks.suites import suite as suite_of
 from raymi.attacks.untouched import untouched
 from raymi.commands.evaluate.options import EvaluateOptions, Request
 from raymi.commands.evaluate.plan import plan_of_models, select_attacks
-from raymi.commands.evaluate.run import EvaluationCallback, evaluate
+from raymi.commands.evaluate.run import evaluate
 from raymi.commands.find_model import LocatedModel
 from raymi.data.image_set import ImageSet
 from raymi.data.torch_dataset import read_dataset
 from raymi.errors import UserError
+from raymi.evaluation.callback import EvaluationCallback
 from raymi.evaluation.model_source import function_source
 from raymi.formatting import plain_name
 from raymi.given import give_module
@@ -88,7 +89,7 @@ def robust_accuracy(
         results: folder in which outcomes are saved immediately: after an interruption, the same
             call continues there. None: outcomes are not kept.
         callback: receives the events of the evaluation; None: progress on a terminal, lines
-            elsewhere. `raymi.commands.evaluate.run.NoCallback()`: no output.
+            elsewhere. `raymi.evaluation.callback.EvaluationCallback()`: no output.
 
     Returns:
         Accuracies and per-sample outcomes.

@@ -66,6 +66,7 @@ class Command(Generic[Options]):
         refusal: returns the message for a key that it does not accept.
         others: usage of words that are neither options nor settings; empty: none.
         is_other: returns whether a word is one of these.
+        default_recipe: recipe of a command line without one; None: the defaults of `Config`.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Command(Generic[Options]):
     refusal: Callable[[str], str] = str
     others: str = ""
     is_other: Callable[[str], bool] = lambda word: False
+    default_recipe: str | None = None
 
     def __call__(self, words: Sequence[str]) -> int:
         """Runs the command, or prints its help; returns the exit code."""

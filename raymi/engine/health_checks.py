@@ -50,7 +50,12 @@ def require_finite_weights(state: TrainState, checkpoints: Path) -> None:
 
 
 def health_warnings(
-    epoch: int, train: Mapping[str, float], val: Mapping[str, float], *, attacked: bool
+    epoch: int,
+    train: Mapping[str, float],
+    val: Mapping[str, float],
+    *,
+    attacked: bool,
+    num_val: int,
 ) -> Iterator[str]:
     """Yields warnings about an epoch, a line each.
 
@@ -59,6 +64,7 @@ def health_warnings(
         train: means of its training metrics.
         val: its validation metrics.
         attacked: whether training is adversarial.
+        num_val: number of validation images.
     """
     norm_mi, norm_adv = train.get("mi/grad_norm", 0.0), train.get("grad_norm_adv", math.inf)
     if norm_mi > norm_adv:
@@ -68,7 +74,7 @@ def health_warnings(
             "use mi.balance"
         )
     cheap, strong = val.get("fgsm_acc", 0.0), val.get("robust_acc", 1.0)
-    if attacked and overfits_catastrophically(cheap, strong):
+    if attacked and overfits_catastrophically(cheap, strong, num_val):
         yield (
             f"catastrophic overfitting in epoch {epoch}: on validation {100 * cheap:.1f}% "
             f"withstand one attack step and {100 * strong:.1f}% several; raise attack.steps, or "
@@ -76,20 +82,23 @@ def health_warnings(
         )
 
 
-def overfits_catastrophically(cheap: float, strong: float) -> bool:
+def overfits_catastrophically(cheap: float, strong: float, num: int) -> bool:
     """Returns whether accuracies under a one-step and an iterative attack show overfitting.
 
     A classifier that masks its gradient withstands one step but not ten; a sound one loses a few
     points between them. True if the strong attack leaves less than half of the cheap one's
-    accuracy, and 10 points less.
+    accuracy, and 10 points less; of few images, more than three standard errors less.
 
     Args:
         cheap: accuracy under one step, a fraction.
         strong: accuracy under several steps, a fraction.
+        num: number of images.
 
     Source: Wong, Rice, Kolter 2020, Sec. 5 (catastrophic overfitting).
     """
-    return strong < 0.5 * cheap and cheap - strong > 0.1
+    error = math.sqrt((cheap * (1 - cheap) + strong * (1 - strong)) / num)
+    least = max(0.1, 3 * error, 3 / num)
+    return strong < 0.5 * cheap and cheap - strong > least
 
 
 def _where_to_go_back(state: TrainState, checkpoints: Path) -> str:

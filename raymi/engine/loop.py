@@ -313,7 +313,8 @@ class _Run:
         state.end_epoch()
         state.epoch_means.clear()
         position.epoch, position.step = epoch, 0
-        for message in health_warnings(epoch, means, val, attacked=config.attack.steps > 0):
+        attacked, num_val = config.attack.steps > 0, len(self.validation.val.labels)
+        for message in health_warnings(epoch, means, val, attacked=attacked, num_val=num_val):
             self._write("warning", message=message)
         self._write(
             "epoch",

@@ -68,7 +68,7 @@ class MIConfig(Section):
     """
 
     form: Form = "bounded"
-    """bounded: well-posed by construction; paper: Eq. 4-9 as printed (fragile: unbounded
+    """MI term. bounded: well-posed by construction; paper: Eq. 4-9 as printed (fragile: unbounded
     objectives); released: the authors' code; wmim: maximise the MI of the whole adversarial
     image (the paper's baseline); random: a random gradient at the logits instead (a control).
     Without estimators: teacher: KL divergences from the output of an averaged classifier; adr: AT

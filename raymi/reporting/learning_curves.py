@@ -14,6 +14,7 @@ from raymi.reporting.style import (
     STYLES,
     WIDTH,
     Picture,
+    Styles,
     epoch_axis,
     legend_below,
     percent_axis,
@@ -68,11 +69,12 @@ def learning_picture(history: History) -> Picture | None:
     )
 
 
-def together_picture(histories: Sequence[History]) -> Picture | None:
+def together_picture(histories: Sequence[History], styles: Styles | None = None) -> Picture | None:
     """Draws validation accuracy of several classifiers by epoch.
 
     Args:
         histories: of runs with the same validation images and attack.
+        styles: of the curves by run; None: in their order.
 
     Returns:
         None where fewer than two of the runs have epochs.
@@ -89,7 +91,9 @@ def together_picture(histories: Sequence[History]) -> Picture | None:
             for history in drawn:
                 epochs = [one for one in history.phases[CLASSIFIER] if one.val]
                 accuracies = [one.val[metric] for one in epochs]
-                plot_curve(axes, [one.number for one in epochs], accuracies, label=history.name)
+                style = (styles or {}).get(history.name, {})
+                numbers = [one.number for one in epochs]
+                plot_curve(axes, numbers, accuracies, label=history.name, **style)
             axes.set(title=title, xlabel="epoch")
             percent_axis(axes.yaxis)
             epoch_axis(axes.xaxis)

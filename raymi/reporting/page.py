@@ -6,23 +6,17 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from raymi import __version__
 from raymi.formatting import interval_text, printable
-from raymi.reporting.sections import ReportedRun, Section
+from raymi.reporting.headline import headline
+from raymi.reporting.sections import ReportedRun, Section, TextTable
 from raymi.reporting.style import FORMATS, Picture
 from raymi.reporting.table import READING, ComparisonTable
-
-
-class TrialTable(NamedTuple):
-    """Table of the trials of a sweep: caption, names of columns, and a row for each trial."""
-
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,12 @@ class Report:
     runs: Sequence[ReportedRun]
     tables: Sequence[ComparisonTable]
     sections: Sequence[Section]
-    trials: Sequence[TrialTable] = ()
+    trials: Sequence[TextTable] = ()
+
+    @property
+    def headline(self) -> list[str]:
+        """The result in a line for each method."""
+        return headline(self.tables)
 
     @property
     def pictures(self) -> list[Picture]:
@@ -82,7 +81,9 @@ def as_html(report: Report) -> str:
 
 
 def _printable(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) else value
+    """Returns text with escaped control characters; output of a macro is escaped already."""
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return printable(value) if is_text else value
 
 
 def _svg_address(picture: Picture) -> str:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from raymi.formatting import norm_text, percent_text, radius_text, threat_text, truncate_middle
 from raymi.reporting.robustness_curve import RobustnessCurve
-from raymi.reporting.style import WIDTH, Picture, legend_below, percent_axis, report_style
+from raymi.reporting.style import WIDTH, Picture, Styles, legend_below, percent_axis, report_style
 from raymi.statistics import Number
 
 MOST_RUNS = 8
@@ -19,11 +19,12 @@ _LONGEST_NAME = 18
 _TALLEST = 9.0  # inches, of a printed page
 
 
-def radius_picture(curves: Mapping[str, RobustnessCurve]) -> Picture:
+def radius_picture(curves: Mapping[str, RobustnessCurve], styles: Styles | None = None) -> Picture:
     """Draws accuracy by radius, with intervals, of all runs.
 
     Args:
         curves: by run, of the same images, norm and number of steps.
+        styles: of the curves by run; None: in their order.
     """
     first = next(iter(curves.values()))
     norm = norm_text(first.threat.norm)
@@ -40,6 +41,7 @@ def radius_picture(curves: Mapping[str, RobustnessCurve]) -> Picture:
                 capsize=2.5,
                 elinewidth=1,
                 label=name,
+                **(styles or {}).get(name, {}),
             )
         for line, eps in enumerate(sorted({curve.threat.eps for curve in curves.values()})):
             axes.axvline(eps, color="0.35", linewidth=1, linestyle=(0, (4, 3)), zorder=0)
@@ -80,11 +82,12 @@ def radius_picture(curves: Mapping[str, RobustnessCurve]) -> Picture:
     )
 
 
-def class_picture(curves: Mapping[str, RobustnessCurve]) -> Picture:
+def class_picture(curves: Mapping[str, RobustnessCurve], styles: Styles | None = None) -> Picture:
     """Draws clean and robust accuracy of each class, with intervals, of all runs.
 
     Args:
         curves: of at most `MOST_RUNS` runs, of the same images and threat.
+        styles: of the marks by run; None: in their order.
     """
     first = next(iter(curves.values()))
     by_class = {name: curve.by_class() for name, curve in curves.items()}
@@ -104,7 +107,7 @@ def class_picture(curves: Mapping[str, RobustnessCurve]) -> Picture:
                     [number.accuracy for number in numbers],
                     rows + offset,
                     xerr=_errors(numbers),
-                    linestyle="none",
+                    **{**(styles or {}).get(name, {}), "linestyle": "none"},
                     markersize=4,
                     elinewidth=0.9,
                     capsize=2,

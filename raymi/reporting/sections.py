@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from raymi.formatting import plain_name, threat_text
+from raymi.formatting import percent_text, plain_name, threat_text
 from raymi.reporting.accuracies import ProtocolAccuracies, method_name
 from raymi.reporting.history import History
 from raymi.reporting.learning_curves import learning_picture, together_picture
@@ -15,13 +15,31 @@ from raymi.reporting.mutual_information import probe_picture, training_picture
 from raymi.reporting.robustness_curve import RobustnessCurve
 from raymi.reporting.robustness_pictures import MOST_RUNS, class_picture, radius_picture
 from raymi.reporting.sample_pictures import samples_picture
-from raymi.reporting.style import Picture
+from raymi.reporting.style import Picture, run_styles
 from raymi.reporting.table import RunAccuracies
 from raymi.runs.record import CLASSIFIER
 
+SHORTEST = 3
+"""Epochs from which a run has curves; a shorter one has a table."""
+
+_COLUMNS = {
+    "loss": ("train", "loss"),
+    "clean": ("val", "clean_acc"),
+    "robust": ("val", "robust_acc"),
+    "natural MI": ("val", "mi/natural_of_natural"),
+    "adversarial MI": ("val", "mi/adversarial_of_adversarial"),
+}
 _PROBE = "python -m raymi.probe run=RUN"
 
 Item = TypeVar("Item")
+
+
+class TextTable(NamedTuple):
+    """Table of text: caption, names of columns, and rows."""
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -86,11 +104,16 @@ class Section:
     heading: str
     introduction: str
     pictures: tuple[Picture, ...]
+    tables: tuple[TextTable, ...] = ()
 
 
 def sections(runs: Sequence[ReportedRun]) -> list[Section]:
     """Draws all pictures of some runs, in reading order, without empty sections."""
     histories = [run.history for run in runs]
+    long = [one for one in histories if _num_epochs(one) >= SHORTEST]
+    methods = {run.history.name: method_name(run.history.config) for run in runs}
+    by_run = run_styles(methods)
+    styles = {name: by_run[run.history.name] for run in runs for name in _names(run)}
     curves = [(run.as_row.run, run.curve) for run in runs if run.curve is not None]
     parts = (
         Section(
@@ -98,9 +121,10 @@ def sections(runs: Sequence[ReportedRun]) -> list[Section]:
             "Learning and robustness curves",
             "Validation images are held out from training; they alone determine the best epoch.",
             _existing(
-                [together_picture(group) for group in _groups(histories, _validation_key)]
-                + [_of_run(learning_picture, one) for one in histories]
+                [together_picture(group, styles) for group in _groups(long, _validation_key)]
+                + [_of_run(learning_picture, one) for one in long]
             ),
+            tuple(_epoch_table(one) for one in histories if 0 < _num_epochs(one) < SHORTEST),
         ),
         Section(
             "information",
@@ -109,7 +133,7 @@ def sections(runs: Sequence[ReportedRun]) -> list[Section]:
             "adversarial noise, over all validation samples." + _missing_probes(histories),
             _existing(
                 [probe_picture(group) for group in _groups(histories, _probe_key)]
-                + [_of_run(training_picture, one) for one in histories]
+                + [_of_run(training_picture, one) for one in long]
             ),
         ),
         Section(
@@ -117,7 +141,7 @@ def sections(runs: Sequence[ReportedRun]) -> list[Section]:
             "Accuracy against the radius",
             "Measured for this report on test images, after all models were chosen.",
             _existing(
-                radius_picture(dict(group))
+                radius_picture(dict(group), styles)
                 for group in _groups(curves, lambda item: _images_key(item[1]))
             ),
         ),
@@ -126,7 +150,7 @@ def sections(runs: Sequence[ReportedRun]) -> list[Section]:
             "Accuracy by class",
             "Each class has few images: note the intervals.",
             _existing(
-                class_picture(dict(part))
+                class_picture(dict(part), styles)
                 for group in _groups(
                     curves, lambda item: (*_images_key(item[1]), item[1].threat.eps)
                 )
@@ -144,7 +168,37 @@ def sections(runs: Sequence[ReportedRun]) -> list[Section]:
             ),
         ),
     )
-    return _uniquely_named([part for part in parts if part.pictures])
+    return _uniquely_named([part for part in parts if part.pictures or part.tables])
+
+
+def _names(run: ReportedRun) -> set[str]:
+    """Returns the names of a run in pictures."""
+    return {run.history.name, run.as_row.run}
+
+
+def _num_epochs(history: History) -> int:
+    """Returns the number of epochs of the longest phase."""
+    return max(map(len, history.phases.values()), default=0)
+
+
+def _epoch_table(history: History) -> TextTable:
+    """Returns the epochs of a run that is too short for curves."""
+    epochs = [(phase, one) for phase, part in history.phases.items() for one in part]
+    columns: dict[str, list[str]] = {}
+    for name, (of, key) in _COLUMNS.items():
+        values = [getattr(one, of).get(key) for _, one in epochs]
+        if any(value is not None for value in values):
+            text = percent_text if key.endswith("_acc") else "{:.3f}".format
+            columns[name] = ["-" if value is None else text(value) for value in values]
+    rows = [
+        (phase, str(one.number), *cells)
+        for (phase, one), *cells in zip(epochs, *columns.values(), strict=True)
+    ]
+    return TextTable(
+        f"{history.name}: loss on training batches, accuracy and MI (nats) on validation images.",
+        ("phase", "epoch", *columns),
+        rows,
+    )
 
 
 def _missing_probes(histories: Sequence[History]) -> str:

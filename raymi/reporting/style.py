@@ -6,7 +6,8 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.rcsetup import cycler
 from matplotlib.text import Text
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from raymi.formatting import printable, truncate_middle
 
@@ -44,6 +45,11 @@ STYLES = cycler(
 )
 """Styles of the curves in a picture, in order; all are different."""
 
+Styles = Mapping[str, Mapping[str, Any]]
+"""Colour, marker and line of each run, by its name: the same in all pictures of a report."""
+
+_SMALLEST_RANGE = 0.02  # of an axis of fractions, so that its ticks need no decimals
+
 _FONTS = (
     "DejaVu Sans",  # comes with matplotlib; the others have Chinese, Japanese and Korean letters
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "WenQuanYi Micro Hei",
@@ -52,6 +58,7 @@ _FONTS = (
 )  # fmt: skip
 _SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
     "axes.grid": True,
     "axes.prop_cycle": STYLES,
     "axes.spines.right": False,
@@ -116,6 +123,32 @@ def report_style() -> AbstractContextManager[None]:
     return rc_context(_SETTINGS)
 
 
+def run_styles(methods: Mapping[str, str]) -> Styles:
+    """Returns a style for each run: a colour for each method, and markers within a method.
+
+    Runs of a single method have a colour each.
+
+    Args:
+        methods: by the name of the run.
+    """
+    groups = list(dict.fromkeys(methods.values()))
+    if len(groups) == 1:
+        methods = {name: name for name in methods}
+        groups = list(methods)
+    styles: dict[str, Mapping[str, Any]] = {}
+    used: Counter[int] = Counter()
+    for name, method in methods.items():
+        colour = groups.index(method) % len(COLOURS)
+        k = colour + used[colour]
+        used[colour] += 1
+        styles[name] = {
+            "color": COLOURS[colour],
+            "marker": _MARKERS[k % len(_MARKERS)],
+            "linestyle": _LINES[k % len(_LINES)],
+        }
+    return styles
+
+
 def plot_curve(axes: Axes, x: Sequence[float], y: Sequence[float], **options: Any) -> Line2D:
     """Plots a curve with about ten markers, in the next style of the axes.
 
@@ -130,8 +163,14 @@ def plot_curve(axes: Axes, x: Sequence[float], y: Sequence[float], **options: An
 
 
 def percent_axis(axis: Axis) -> None:
-    """Labels the fractions along an axis in percent."""
-    axis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    """Labels the fractions along an axis in percent, with one decimal at most."""
+    low, high = axis.get_view_interval()
+    if high - low < _SMALLEST_RANGE:
+        middle = (low + high) / 2
+        axis.set_view_interval(
+            middle - _SMALLEST_RANGE / 2, middle + _SMALLEST_RANGE / 2, ignore=True
+        )
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{round(100 * x, 1) + 0.0:g}%"))
 
 
 def epoch_axis(axis: Axis) -> None:

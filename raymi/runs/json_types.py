@@ -69,6 +69,7 @@ class TrackingState(BaseModel):
     ended: str | None = None
     machines: dict[str, Annotated[list[Whole], Field(min_length=2, max_length=2)]] = {}
     config_due: bool = False
+    starts: Whole = 0
 
 
 class SweepTracking(BaseModel):

@@ -99,6 +99,24 @@ class RunRecord:
         return kinds[-1:] == ["finished"] and "evaluation" in kinds
 
     @property
+    def restarts(self) -> list[str]:
+        """A line for each session after the first one: where it began, and why."""
+        lines: list[str] = []
+        before: Mapping[str, Any] | None = None
+        kind = ""
+        for event in self.events:
+            if event["kind"] == "start":
+                if before is not None:
+                    cause = "a stop" if kind == "stopped" else "an interruption"
+                    workers = [str(one.get("workers", "-")) for one in (before, event)]
+                    line = f"at step {event['global_step']} after {cause}"
+                    changed = f", {' -> '.join(workers)} workers" if len(set(workers)) > 1 else ""
+                    lines.append(line + changed)
+                before = event
+            kind = event["kind"]
+        return lines
+
+    @property
     def minutes(self) -> float:
         """Minutes of all sessions, without the time between a stop and the next start.
 

@@ -94,8 +94,7 @@ def _is_taken(path: Path) -> bool:
 
 def _taken(path: Path) -> UserError:
     return UserError(
-        f"the run {path.name} exists already in {path.parent}: choose another name, or "
-        f"continue it with resume={path.name}"
+        f"the folder {path} exists already, and no run was begun in it: choose another name"
     )
 
 

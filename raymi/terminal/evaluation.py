@@ -11,6 +11,7 @@ from rich.progress import BarColumn, TaskID
 
 from raymi.attacks.suites import CORRUPTION, SEVERITIES, Ensemble
 from raymi.evaluation.blocks import CLEAN, Outcome, Schedule, Step
+from raymi.evaluation.callback import EvaluationCallback
 from raymi.evaluation.finding import Finding, in_short
 from raymi.evaluation.report import Difference, Report, TransferMatrix
 from raymi.evaluation.summary import AttackCount, Robustness
@@ -22,7 +23,7 @@ from raymi.terminal.print_line import print_line, table_of
 CHECKS = "signs of false robustness"
 
 
-class EvaluationDisplay:
+class EvaluationDisplay(EvaluationCallback):
     """Callback that displays an evaluation.
 
     Each attack has a bar with the time left, on a terminal only, and a line at its end. Suspicious

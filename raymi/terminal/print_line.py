@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
 
-from raymi.formatting import markdown_table
 from raymi.terminal.console import Table, Terminal, literal
 
 _WIDEST = 1000
@@ -47,11 +46,8 @@ def table_of(rows: Sequence[Sequence[str]], *, left: int = 1, title: str | None 
 
 
 def print_rows(console: Console, rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
-    """Prints a table of text: `table_of` on a terminal, Markdown with whole lines in a log."""
-    if console.is_terminal:
-        console.print(table_of(rows, left=left))
-    else:
-        print_lines(console, markdown_table(rows))
+    """Prints a table of text, in a log as wide as it needs to be."""
+    show_table(console, table_of(rows, left=left))
 
 
 def show_table(console: Console, table: RenderableType) -> None:

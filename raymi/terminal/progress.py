@@ -11,6 +11,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn
 from rich.text import Text
 
 from raymi.config import Config
+from raymi.formatting import threat_text
+from raymi.reporting.accuracies import method_name
 from raymi.terminal.console import LiteralColumn
 from raymi.terminal.print_line import print_lines
 
@@ -51,7 +53,7 @@ class ProgressDisplay:
     """
 
     def __init__(self, console: Console, config: Config) -> None:
-        self.console = console
+        self.console, self.config = console, config
         self._phases = {"classifier": config.optim.epochs}
         self._steps_per_epoch = 1
         self._phase_shown: str | None = None
@@ -96,12 +98,22 @@ class ProgressDisplay:
         self._started = True
         self._phases, self._steps_per_epoch = event["phases"], event["steps_per_epoch"]
         data, sizes = event["data"], event["data"]["sizes"]
-        parameters = ", ".join(f"{k} {v / 1e6:.3g} M" for k, v in event["parameters"].items())
+        networks = {f"classifier {self.config.model.name}": event["parameters"]["classifier"]}
+        networks |= {k: v for k, v in event["parameters"].items() if k != "classifier"}
+        parameters = ", ".join(f"{k} {_count(v)} parameters" for k, v in networks.items())
         workers = f"{event['workers']} worker{'s' if event['workers'] > 1 else ''}"
+        side, attack = data["image_size"], self.config.attack
         self.print_line(
             f"{data['name']}: {sizes['train']} train, {sizes['val']} validation, "
-            f"{sizes['test']} test images of {data['image_size']} pixels · parameters: "
-            f"{parameters} · {workers} on {event['device']}"
+            f"{sizes['test']} test images ({side}x{side})"
+        )
+        self.print_line(
+            f"{method_name(self.config)}: {threat_text(attack.norm, attack.eps)}, "
+            f"{parameters}, {workers} on {event['device']}"
+        )
+        self.print_line(
+            "MI nat, MI adv: natural and adversarial MI in nats; val: accuracy on validation "
+            f"images, robust under PGD-{self.config.validation.steps}"
         )
         if event["global_step"] > 0:
             phase = f" of {event['phase']}" if len(self._phases) > 1 else ""
@@ -228,6 +240,12 @@ def _mi(metrics: dict[str, float], kind: str) -> float | None:
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * float(value):.1f}%"
+
+
+def _count(number: int) -> str:
+    """Returns a number of parameters, such as 14.8 k."""
+    unit, size = next((u, s) for u, s in (("M", 1e6), ("k", 1e3), ("", 1)) if number >= s or s == 1)
+    return f"{number / size:.3g} {unit}".strip()
 
 
 def _number(value: float | None) -> str:

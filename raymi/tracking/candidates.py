@@ -11,11 +11,12 @@ from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.protocol import threat_name
 from raymi.selection.candidate import CLEAN, Candidate, Protocol
 from raymi.statistics import Number, with_interval
-from raymi.tracking.metric_names import PROTOCOL_TAG
+from raymi.tracking.metric_names import DOUBTFUL, PROTOCOL_TAG, ROBUST
 from raymi.tracking.store import all_pages
 
 _EVALUATED = re.compile(r"(?P<prefix>eval/[^/]+/(?P<threat>[^/]+)/(?:[^/]+/)?)(?P<key>[^/]+)")
-_DOUBTFUL = "doubtful_checks"
+PARENT = "mlflow.parentRunId"
+"""Tag of a trial with the id of the sweep's run; MLflow's UI shows trials below it."""
 
 
 def find_candidates(
@@ -41,7 +42,7 @@ def find_candidates(
         run = by_id.get(model.source_run_id)
         if model.source_run_id and run is None:  # deleted
             continue
-        if not (sweep or runs) or (run is not None and _matches(run, sweep, runs)):
+        if not (sweep or runs) or (run is not None and _matches(run, by_id, sweep, runs)):
             candidates += list(candidates_of_model(model, run))
     if not candidates:
         raise UserError(
@@ -61,18 +62,24 @@ def _experiment_id(client: Any, name: str) -> str:
     return experiment.experiment_id
 
 
-def _matches(run: Any, sweep: str | None, runs: Sequence[str]) -> bool:
-    if sweep is not None and run.data.tags.get("raymi.sweep") != sweep:
+def _sweep_of(run: Any, by_id: Mapping[str, Any]) -> str | None:
+    """Returns the name of a run's sweep; None: the run is no trial."""
+    sweep = by_id.get(run.data.tags.get(PARENT, ""))
+    return None if sweep is None else str(sweep.info.run_name)
+
+
+def _matches(run: Any, by_id: Mapping[str, Any], sweep: str | None, runs: Sequence[str]) -> bool:
+    if sweep is not None and _sweep_of(run, by_id) != sweep:
         return False
     return not runs or run.info.run_name in runs or run.info.run_id in runs
 
 
 def _check_names(runs: Sequence[Any], sweep: str | None, requested: Sequence[str]) -> None:
-    sweeps = {run.data.tags.get("raymi.sweep", "") for run in runs} - {""}
+    by_id = {run.info.run_id: run for run in runs}
+    sweeps = {name for run in runs if (name := _sweep_of(run, by_id)) is not None}
     names = {run.info.run_name for run in runs}
-    ids = {run.info.run_id for run in runs}
     checks = [("sweep", sweep, sweeps, sweeps)] if sweep is not None else []
-    checks += [("run", name, names, names | ids) for name in requested]
+    checks += [("run", name, names, names | by_id.keys()) for name in requested]
     for kind, name, shown, known in checks:
         if name not in known:
             remedy = did_you_mean(name, sorted(shown)) if shown else "the experiment has none"
@@ -92,10 +99,12 @@ def candidates_of_model(model: Any, run: Any) -> Iterator[Candidate]:
         images = (metric.dataset_name or "", metric.dataset_digest or "")
         if match := _EVALUATED.fullmatch(metric.key):
             values[(*images, match["threat"], match["prefix"], False)][match["key"]] = metric.value
-            if match["key"] == _DOUBTFUL and metric.value > 0:
+            if match["key"] == DOUBTFUL and metric.value > 0:
                 doubtful.add(match["prefix"])
+        elif metric.key == ROBUST:  # that of the attack is beside it
+            continue
         elif metric.key.startswith("test/") and run is not None and metric.dataset_digest:
-            threat = _threat_of_run(run.data.params)
+            threat = threat_of_run(run.data.params)
             if threat is None:  # a run of another program
                 continue
             key = _training_key(metric.key.removeprefix("test/"), run.data.params)
@@ -128,7 +137,7 @@ def _doubts(tags: Mapping[str, str], prefixes: set[str]) -> Iterator[str]:
         yield checks or f"signs of false robustness in {prefix.rstrip('/')}"
 
 
-def _threat_of_run(params: Mapping[str, str]) -> str | None:
+def threat_of_run(params: Mapping[str, str]) -> str | None:
     """Returns the threat of a run's evaluation; None for a run of another program."""
     if not {"attack.norm", "attack.eps"} <= set(params):
         return None

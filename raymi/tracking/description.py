@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,19 +25,26 @@ _SECTION = "### "
 
 
 def run_description(
-    config: Config, about: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]
+    config: Config,
+    about: Mapping[str, Any],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    notes: Sequence[str] = (),
 ) -> str:
-    """Returns the description of a run as Markdown: results, if any, and command.
+    """Returns the description of a run as Markdown: command, results if any, and notes.
+
+    MLflow's run page shows the first five lines, and folds the rest.
 
     Args:
         config: of the run.
         about: facts about the run, with `command`.
         evaluations: events of the journal by model.
+        notes: lines below the results.
     """
-    parts = []
-    if evaluations:  # first, as the UI folds the rest
-        parts = [result_title(config, evaluations), markdown_table(result_table(evaluations))]
-    return "\n\n".join([*parts, _code(about.get("command", ""))])
+    command = _code(about.get("command", ""))
+    if not evaluations:
+        return "\n\n".join([*notes, command])
+    title = f"{result_title(config, evaluations)}: {_inline(about.get('command', ''))}"
+    return "\n\n".join([title, markdown_table(result_table(evaluations)), *notes])
 
 
 def sweep_description(
@@ -126,6 +134,13 @@ def _sections(text: str) -> list[str]:
 def _title_and_attacks(section: str) -> set[str]:
     title, *lines = section.splitlines()
     return {title, *(line.split("|")[1] for line in lines if line.startswith("| "))}
+
+
+def _inline(command: str) -> str:
+    """Returns a command in the middle of a line of Markdown; it may have backticks."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", command)), default=0))
+    space = " " if "`" in command else ""
+    return f"{fence}{space}{command}{space}{fence}"
 
 
 def _code(command: str) -> str:

@@ -1,4 +1,4 @@
-"""Evaluations in MLflow: metrics and tags of the training run and of the logged model."""
+"""Evaluations in MLflow: metrics of the training run, metrics and tags of the logged model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from raymi.evaluation.finding import Finding, in_short
-from raymi.evaluation.protocol import as_metric, protocol_hash, short_hash
+from raymi.evaluation.protocol import as_metric, protocol_hash, short_hash, threat_name
 from raymi.evaluation.report import Report
+from raymi.formatting import threat_text
 from raymi.tracking import store
+from raymi.tracking.candidates import threat_of_run
 from raymi.tracking.datasets import DataSet, link_datasets
 from raymi.tracking.description import NOTE, evaluation_section, with_evaluation
-from raymi.tracking.metric_names import PROTOCOL_TAG, metric_prefix
+from raymi.tracking.metric_names import (
+    AUTOATTACK,
+    DOUBTFUL,
+    PROTOCOL_TAG,
+    metric_prefix,
+    rounded,
+)
+from raymi.tracking.mlflow_run import RUN_ID
 from raymi.tracking.model_card import write_card
 from raymi.tracking.stale_runs import close_stale_runs
 
@@ -51,8 +60,8 @@ def log_evaluation(
 
     Accuracies and their intervals, without details of means, become metrics
     `eval/DATA/THREAT/ATTACK_acc`, `_low95`, `_high95` of the run and of the logged model, linked to
-    the data set; signs of false robustness become tags. The description of the run and the
-    model's card are updated.
+    the data set; checks become tags of the model, and the run's tag `raymi.doubtful`. The
+    description of the run and the model's card are updated.
 
     Args:
         report: of the evaluation.
@@ -77,7 +86,7 @@ def log_evaluation(
     run_id = run_id or _evaluation_run(client, report, key, experiment, home)
     with suppress(Exception):  # of other runs; this evaluation is logged
         close_stale_runs(client, client.get_run(run_id).info.experiment_id)
-    progress_tag = f"raymi.eval.{key}"
+    progress_tag = f"mlflow.raymi.eval.{key}"  # hidden in the UI
     logged = client.get_run(run_id).data.tags.get(progress_tag, "").split(",")
     names = list(_result_names(report))
     if set(names) <= set(logged):
@@ -87,6 +96,8 @@ def log_evaluation(
     prefix = metric_prefix(report, model.variant)
     step, when = _epoch_of(client, model_id), _attempt_time(client, run_id, progress_tag, logged)
     for metric, value in _new_metrics(report, prefix, logged):
+        if metric == f"{prefix}autoattack_acc" and _is_of_training(client, run_id, report, model):
+            client.log_metric(run_id, AUTOATTACK, value, timestamp=when, step=step)
         client.log_metric(  # of the run, and of its model if there is one
             run_id,
             metric,
@@ -100,8 +111,9 @@ def log_evaluation(
     tags = {tag: store.as_tag(text) for tag, text in _tags(report, key, prefix)}
     if model_id is not None:
         client.set_logged_model_tags(model_id, tags)
-    for tag, text in tags.items():
-        client.set_tag(run_id, tag, text)
+    metrics = client.get_run(run_id).data.metrics
+    if doubts := [value > 0 for name, value in metrics.items() if name.endswith(f"/{DOUBTFUL}")]:
+        client.set_tag(run_id, "raymi.doubtful", "yes" if any(doubts) else "no")
     folder = f"evaluations/{report.name}-{key}"
     if set(logged) - {"", *names}:  # artifacts of other attacks stay
         folder += f"-{short_hash(','.join(names))}"
@@ -118,6 +130,19 @@ def log_evaluation(
     all_names = ",".join(filter(None, dict.fromkeys([*logged, *names])))
     client.set_tag(run_id, progress_tag, all_names[: store.LONGEST_TAG])  # last: all is logged
     return run_id
+
+
+def _is_of_training(client: Any, run_id: str, report: Report, model: LoggedModelRef) -> bool:
+    """Returns whether the report is on the chosen model, test images and threat of a training."""
+    run = client.get_run(run_id)
+    threat = report.protocol["threat"]
+    tests = {
+        one.dataset.name
+        for one in run.inputs.dataset_inputs
+        if any((tag.key, tag.value) == ("mlflow.data.context", "test") for tag in one.tags)
+    }
+    of_threat = threat_of_run(run.data.params) == threat_name(threat["norm"], threat["eps"])
+    return model.variant is None and report.data in tests and of_threat
 
 
 def _attempt_time(client: Any, run_id: str, progress_tag: str, logged: Sequence[str]) -> int:
@@ -146,14 +171,14 @@ def _new_metrics(report: Report, prefix: str, logged: Sequence[str]) -> Iterator
         if result.name in logged or result.detail:
             continue
         name = as_metric(result.name)
-        low, high = result.interval
-        yield f"{prefix}{name}_acc", result.accuracy
+        low, high = map(rounded, result.interval)
+        yield f"{prefix}{name}_acc", rounded(result.accuracy)
         yield f"{prefix}{name}_low95", low
         yield f"{prefix}{name}_high95", high
     if report.results[0].name not in logged:
         yield f"{prefix}num", float(report.results[0].num)
     if not set(map(_finding_name, report.findings)) <= set(logged):
-        yield f"{prefix}doubtful_checks", float(len(report.suspicions))
+        yield f"{prefix}{DOUBTFUL}", float(len(report.suspicions))
 
 
 def _tags(report: Report, key: str, prefix: str) -> Iterator[tuple[str, str]]:
@@ -179,11 +204,11 @@ def _finding_name(finding: Finding) -> str:
 def _evaluation_run(client: Any, report: Report, key: str, experiment: str, home: Path) -> str:
     """Returns the run of an evaluation whose classifier has no run in MLflow."""
     experiment_id = store.experiment_id(client, experiment, home)
-    tags = {"raymi.eval.question": key, "raymi.eval.model": report.protocol["model"]}
-    # A training run may have the same protocol; only runs of evaluations name the model.
-    condition = " and ".join(f"tags.`{tag}` = '{text}'" for tag, text in tags.items())
-    if runs := client.search_runs([experiment_id], condition, max_results=1):
+    own_id = f"{key}-{report.protocol['model']}"
+    if runs := client.search_runs([experiment_id], f"tags.`{RUN_ID}` = '{own_id}'", max_results=1):
         return runs[0].info.run_id
+    tags = {RUN_ID: own_id, "raymi.data": report.data}
+    tags["raymi.threat"] = threat_text(**report.protocol["threat"])
     run = client.create_run(experiment_id, run_name=f"evaluation of {report.name}", tags=tags)
     # If this process is killed, the run must not stay RUNNING: it has all numbers.
     store.end_run(client, run.info.run_id, "KILLED")

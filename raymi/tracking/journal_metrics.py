@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raymi.runs.journal import JournalReader
+from raymi.tracking.metric_names import rounded
 
 Event = Mapping[str, Any]
 
@@ -44,7 +45,8 @@ def event_metrics(
         return {f"{prefix}{k}": v for k, v in metrics.items()}, epoch, changes
     if kind == "evaluation" and event["which"] not in state["evaluations"]:
         which, attack = event["which"], event["attack"]
-        values = {"clean_acc": event["clean"], f"pgd{attack['steps']}_acc": event["robust"]}
+        values = {"clean_acc": event["clean"], "robust_acc": event["robust"]}
+        values[f"pgd{attack['steps']}_acc"] = event["robust"]
         metrics = {f"test/{which}/{k}": v for k, v in values.items()}
         evaluations = {**state["evaluations"], which: event}
         metrics |= _overfitting_gap(evaluations, which)
@@ -125,4 +127,4 @@ def _machine_metrics(
     for number, record in records:
         when = max(int(1000 * record["time"]), began)
         for name, value in record["metrics"].items():
-            yield Metric(f"{prefix}{name}", float(value), when, number)
+            yield Metric(f"{prefix}{name}", rounded(value), when, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from raymi.errors import UserError, did_you_mean
 from raymi.evaluation.model_source import ModelSource, program_source, raymi_source
 from raymi.evaluation.weight_files import read_weights
 from raymi.tracking.faults import ELSEWHERE, remedy_of
+from raymi.tracking.provenance import PROVENANCE
 from raymi.tracking.registry import is_version_of
 from raymi.tracking.store import connect, error_line, how_to_open, use_store, without_password
 
@@ -123,6 +125,24 @@ def read_config(client: Any, run_id: str | None, folder: Path) -> Config | None:
         return Config.model_validate_json(Path(path).read_bytes())
     except (MlflowException, OSError, ValidationError):
         return None
+
+
+def read_provenance(client: Any, run_id: str, folder: Path) -> dict[str, Any]:
+    """Returns the provenance of a run in MLflow; empty where it is missing.
+
+    Args:
+        client: of the store.
+        run_id: of the run.
+        folder: for the download.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        path = client.download_artifacts(run_id, PROVENANCE, str(folder))
+        facts = json.loads(Path(path).read_text())
+    except (MlflowException, OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _remedy(address: str, uri: str, error: Exception) -> str:

@@ -13,6 +13,9 @@ from raymi.tracking.description import NOTE
 from raymi.tracking.provenance import source_tags
 from raymi.tracking.stale_runs import LOCATION, close_stale_runs, run_location
 
+RUN_ID = "mlflow.raymi.id"
+"""Tag by which a run is found again. MLflow's UI hides tags that begin with "mlflow."."""
+
 _PARAMS_PER_BATCH = 100  # limit of MLflow
 
 
@@ -91,25 +94,24 @@ class MlflowRun(ABC):
         name: str,
         about: Mapping[str, Any],
         note: str,
-        tags: Mapping[str, str] | None = None,
+        tags: Mapping[str, str],
     ) -> Any:
         """Returns the run of this folder.
 
         Args:
             experiment: its name.
             name: of a new run.
-            about: facts about a new run, with `id`, by which an existing one is found.
+            about: facts about the run, with `id`, by which an existing one is found.
             note: description of a new run.
-            tags: further tags of a new run.
+            tags: of a new run.
         """
         experiment_id = store.experiment_id(self._client, experiment, self.home)
-        own = f"tags.`raymi.id` = '{about['id']}'"
+        own = f"tags.`{RUN_ID}` = '{about['id']}'"
         if runs := self._client.search_runs([experiment_id], own, max_results=1):
             return runs[0]
-        facts = {f"raymi.{key}": str(value) for key, value in about.items()}
-        facts |= {NOTE: note, LOCATION: run_location(self._path)}
-        facts |= source_tags(about) | dict(tags or {})
-        return self._client.create_run(experiment_id, run_name=name, tags=facts)
+        own_tags = {RUN_ID: about["id"], NOTE: note, LOCATION: run_location(self._path)}
+        own_tags |= source_tags(about) | dict(tags)
+        return self._client.create_run(experiment_id, run_name=name, tags=own_tags)
 
     def _log_params(self, run: Any, params: Mapping[str, Any]) -> None:
         """Logs parameters of a run; those that it has keep their values.

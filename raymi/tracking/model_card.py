@@ -13,7 +13,7 @@ from raymi.formatting import as_typed, markdown_table, number_text, threat_text
 from raymi.selection.candidate import Candidate
 from raymi.tracking import store
 from raymi.tracking.candidates import candidates_of_model
-from raymi.tracking.logged import read_config
+from raymi.tracking.logged import read_config, read_provenance
 from raymi.tracking.registry import versions_of_model
 
 CARD = "MODEL_CARD.md"
@@ -41,7 +41,8 @@ def write_card(client: Any, model_id: str) -> None:
         run = client.get_run(model.source_run_id)
         versions = versions_of_model(client, model_id, model.source_run_id)
         names = [f"models:/{one.name}/{one.version}" for one in versions]
-        text = model_card(model, run, config, metadata, [*names, f"models:/{model_id}"])
+        facts = read_provenance(client, model.source_run_id, Path(folder))
+        text = model_card(model, run, config, facts, metadata, [*names, f"models:/{model_id}"])
         card = Path(folder) / CARD
         card.write_text(text)
         client.log_model_artifact(model_id, str(card))
@@ -50,7 +51,12 @@ def write_card(client: Any, model_id: str) -> None:
 
 
 def model_card(
-    model: Any, run: Any, config: Config, metadata: Mapping[str, Any], addresses: Sequence[str]
+    model: Any,
+    run: Any,
+    config: Config,
+    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    addresses: Sequence[str],
 ) -> str:
     """Returns the card as Markdown.
 
@@ -58,6 +64,7 @@ def model_card(
         model: MLflow's entity.
         run: MLflow's entity of the run that trained it.
         config: of the run.
+        facts: provenance of the run.
         metadata: of the model.
         addresses: of the model, preferred one first.
     """
@@ -65,7 +72,6 @@ def model_card(
     measured = list(candidates_of_model(model, run))
     built = metadata["architecture"]
     size, classes = built["image_size"], metadata["classes"]
-    facts = {key.removeprefix("raymi."): text for key, text in run.data.tags.items()}
     shown = ", ".join(classes[:20]) + (", ..." if len(classes) > 20 else "")
     network = built["name"]
     if built["width"] is not None:
@@ -93,7 +99,7 @@ def model_card(
     )
 
 
-def _shared_images(facts: Mapping[str, str]) -> str:
+def _shared_images(facts: Mapping[str, Any]) -> str:
     """Returns the warning about images that splits share; empty without any."""
     return f"\n\n**Warning:** {facts['duplicates']}." if "duplicates" in facts else ""
 
@@ -132,7 +138,7 @@ def _checks(model: Any, address: str) -> Iterator[str]:
         yield f"Not checked yet: run `python -m raymi.evaluate model={address}`."
 
 
-def _origin(facts: Mapping[str, str], run: Any) -> Iterator[str]:
+def _origin(facts: Mapping[str, Any], run: Any) -> Iterator[str]:
     origin = {
         "command": facts.get("command"),
         "MLflow run": run.info.run_id,

@@ -15,6 +15,7 @@ from raymi.errors import first_line
 from raymi.runs.record import is_averaged
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking.datasets import dataset_splits, link_datasets
+from raymi.tracking.metric_names import ROBUST, rounded
 from raymi.tracking.store import use_store
 
 Event = Mapping[str, Any]
@@ -93,10 +94,30 @@ def log_model(
             with mlflow.start_run(run_id=run_id):  # sets the status to running, then to finished
                 with _one_export:
                     model_id = _export(config, folder, data, which, tags)
+    log_accuracies(client, run_id, data, evaluation, model_id)
+    return model_id
+
+
+def log_accuracies(
+    client: Any, run_id: str, data: Event, evaluation: Event, model_id: str | None = None
+) -> None:
+    """Logs the accuracies of an evaluated classifier, linked to the test images.
+
+    Args:
+        client: of the store.
+        run_id: of the run.
+        data: of the journal's "start".
+        evaluation: event of the journal.
+        model_id: of the logged model; None: MLflow has none, and the run gets them.
+
+    Raises:
+        Exception: any error of MLflow where the store does not answer.
+    """
     values = {
         "test/clean_acc": evaluation["clean"],
+        ROBUST: evaluation["robust"],
         f"test/pgd{evaluation['attack']['steps']}_acc": evaluation["robust"],
-        "test/num": float(evaluation["num"]),
+        "test/num": evaluation["num"],
     }
     (images,) = (one for one in dataset_splits(data) if one.context == "test")
     (dataset,) = link_datasets(client, run_id, [images])
@@ -104,14 +125,13 @@ def log_model(
         client.log_metric(
             run_id,
             name,
-            value,
+            rounded(value),
             timestamp=round(1000 * evaluation["time"]),
             step=evaluation["epoch"],
             model_id=model_id,
             dataset_name=dataset.name,
             dataset_digest=dataset.digest,
         )
-    return model_id
 
 
 def _complete_model(client: Any, run_id: str, name: str) -> str | None:

@@ -14,7 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from raymi import __version__
+from raymi.config import Config
+from raymi.formatting import threat_text
+from raymi.reporting.accuracies import method_name
 from raymi.runs.run_folder import RunFolder
+
+PROVENANCE = "provenance.json"
+"""Artifact of a run: command, versions, git commit, machine, numbers of parameters."""
 
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable in which Ray passes the configuration of a job."""
@@ -54,6 +60,24 @@ def provenance(command: str) -> dict[str, str]:
         with suppress(PackageNotFoundError):  # training alone needs neither Ray nor MLflow
             facts[package] = version(package)
     return facts | checkout(Path(__file__).parents[2]) | _job()
+
+
+def run_tags(config: Config, recipe: str) -> dict[str, str]:
+    """Returns the tags of a run that MLflow's UI shows and filters by.
+
+    Workers, device and doubts are added later; everything else is in `PROVENANCE`.
+
+    Args:
+        config: of the run.
+        recipe: its name; empty: not known.
+    """
+    return {
+        "raymi.recipe": recipe or "unknown",
+        "raymi.method": method_name(config),
+        "raymi.data": config.data.name,
+        "raymi.threat": threat_text(config.attack.norm, config.attack.eps),
+        "raymi.version": __version__,
+    }
 
 
 def source_tags(about: Mapping[str, str]) -> dict[str, str]:

@@ -18,8 +18,8 @@ from raymi.errors import StorageError, UserError
 from raymi.files import file_lock
 from raymi.tracking.store import all_pages, end_run
 
-LOCATION = "raymi.place"
-"""Tag with the machine and the folder of a run."""
+LOCATION = "mlflow.raymi.place"
+"""Tag with the machine and the folder of a run; MLflow's UI hides it."""
 
 _LOCK = ".lock"
 

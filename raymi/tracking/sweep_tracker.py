@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 
-from raymi.tracking import store
+from raymi.formatting import shortened
 from raymi.tracking.delivery import FAIL_SECONDS, Delivery
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tracking.tracked_sweep import TrackedSweep
@@ -22,6 +22,9 @@ from raymi.tuning.sweep_folder import Sweep, TrialRun
 
 _ENDED = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
 _STATUS = {**_ENDED, "paused": "KILLED"}
+
+LONGEST_REASON = 1000
+"""Characters of a failed trial's reason in the description of its run."""
 
 
 class SweepTracker(Delivery):
@@ -185,10 +188,6 @@ class SweepTracker(Delivery):
             tracked.deliver(None)
             return False
         if not tracked.is_delivered(status):
-            tags: dict[str, str] = {}
-            if state in _ENDED:
-                tags["raymi.state"] = state
-            if trial.reason is not None:
-                tags["raymi.reason"] = store.as_tag(trial.reason)
-            tracked.deliver(status, tags)
+            reason = "" if trial.reason is None else f": {shortened(trial.reason, LONGEST_REASON)}"
+            tracked.deliver(status, f"Trial {trial.number} {state}{reason}.")
         return True

@@ -16,6 +16,7 @@ from raymi.config import Config
 from raymi.data.duplicates import describe_duplicates
 from raymi.errors import UserError
 from raymi.files import write_atomically
+from raymi.formatting import listed
 from raymi.overrides import flatten
 from raymi.runs.journal import JournalReader
 from raymi.runs.json_types import TrackingState
@@ -25,10 +26,11 @@ from raymi.tracking import store
 from raymi.tracking.datasets import dataset_splits, link_datasets
 from raymi.tracking.description import NOTE, evaluations_in, run_description
 from raymi.tracking.journal_metrics import all_logged, event_metrics, log_machine_metrics
+from raymi.tracking.metric_names import rounded
 from raymi.tracking.mlflow_run import MlflowRun
 from raymi.tracking.model_card import write_card
-from raymi.tracking.models import NotExportable, log_model, metric_times
-from raymi.tracking.provenance import source_tags
+from raymi.tracking.models import NotExportable, log_accuracies, log_model, metric_times
+from raymi.tracking.provenance import PROVENANCE, run_tags, source_tags
 from raymi.tracking.registry import register_model
 
 Event = dict[str, Any]
@@ -41,13 +43,14 @@ class TrackedRun(MlflowRun):
     Args:
         config: of the run.
         folder: of the run.
-        about: facts about the run: `id` (unique), `recipe`, `command`, tags.
+        about: facts about the run: `id` (unique), `recipe`, `command`, and its provenance.
         home: folder of the local store if no server is set.
         uri: of the store; None: see `store_uri`.
         name: in MLflow; None: name of the folder.
         parent: id of the MLflow run of its sweep; None: the run is no trial.
         params: additional parameters, which replace the configuration's.
         log: callback for a line where a model cannot be logged.
+        registers: whether the chosen model becomes a registered version.
     """
 
     def __init__(
@@ -62,12 +65,14 @@ class TrackedRun(MlflowRun):
         parent: str | None = None,
         params: Mapping[str, Any] | None = None,
         log: Callable[[str], None] = lambda _: None,
+        registers: bool = True,
     ) -> None:
         delivered = read_tracking(folder)
         super().__init__(folder.path, home, uri or store.store_uri(delivered, home))
         self.config, self.folder, self.about, self.log = config, folder, about, log
         self.closes_stale_runs = parent is None  # otherwise the run of the sweep does
         self._name, self._parent, self._params = name or folder.name, parent, params or {}
+        self._registers = registers
         public_uri = store.without_password(self.uri)
         self._state = TrackingState(uri=public_uri).model_dump()
         # Another store gets everything from the beginning.
@@ -91,12 +96,12 @@ class TrackedRun(MlflowRun):
             return False
         return (self._state["ended"], self._state["parent"]) == (status, self._parent)
 
-    def deliver(self, status: str | None, tags: Mapping[str, str] | None = None) -> None:
+    def deliver(self, status: str | None, outcome: str = "") -> None:
         """Delivers new events, and the end of the run.
 
         Args:
             status: FINISHED, KILLED or FAILED; None: the run has not ended.
-            tags: of an ended run.
+            outcome: line of the description about the end of a trial.
 
         Raises:
             Exception: any error of MLflow where the store does not answer.
@@ -107,7 +112,7 @@ class TrackedRun(MlflowRun):
                 self._end(status)
             self._deliver_events()
             if status is not None:
-                self._deliver_end(status, tags or {})
+                self._deliver_end(status, outcome)
         except Exception:
             self.disconnect()
             if status is not None:
@@ -126,18 +131,21 @@ class TrackedRun(MlflowRun):
             self._save(machines=reached)
         if self._state["config_due"]:
             self._client.log_artifact(self.run_id, str(self.folder.config))
+            facts = start_facts(self._delivered().start)
+            self._client.log_dict(self.run_id, {**self.about, **facts}, PROVENANCE)
             self._save(config_due=False)
 
-    def _deliver_end(self, status: str, tags: Mapping[str, str]) -> None:
+    def _deliver_end(self, status: str, outcome: str) -> None:
         evaluations = self._state["evaluations"]
         note = self._client.get_run(self.run_id).data.tags.get(NOTE, "")
-        text, sections = run_description(self.config, self.about, evaluations), evaluations_in(note)
-        for tag, value in {**tags, NOTE: store.as_tag(text + sections)}.items():
-            self._client.set_tag(self.run_id, tag, value)
-        if status == "FINISHED" and self._is_evaluated():
+        text = run_description(self.config, self.about, evaluations, self._notes(outcome))
+        sections = evaluations_in(note)
+        self._client.set_tag(self.run_id, NOTE, store.as_tag(text + sections))
+        if status == "FINISHED" and self._delivered().is_evaluated:
             try:
                 self._log_models()
             except NotExportable as error:
+                self._log_accuracies()
                 problem = (
                     f"torch.export cannot trace this model ({error}): MLflow gets its weights as "
                     "artifacts, and no model"
@@ -153,16 +161,33 @@ class TrackedRun(MlflowRun):
         self._end(status)
         self._save(ended=status)
 
+    def _log_accuracies(self) -> None:
+        """Logs the accuracies without the models, the chosen one last."""
+        evaluations, data = self._state["evaluations"], data_of(self.folder)
+        for which, time in metric_times(evaluations).items():
+            evaluation = {**evaluations[which], "time": max(time, self._began / 1000)}
+            log_accuracies(self._client, self._state["run_id"], data, evaluation)
+
     def _log_problem(self, problem: str, text: str, sections: str) -> None:
         """Prints why a model is not logged, and adds it to the description of the run."""
         self.log(problem)
         note = store.as_tag(f"{text}\n\n{problem}.{sections}")
         self._client.set_tag(self.run_id, NOTE, note)
 
-    def _is_evaluated(self) -> bool:
-        """Returns whether the delivered events include the evaluations of all models."""
-        delivered = JournalReader(self.folder.journal, until=self._state["offset"])
-        return RunRecord(delivered.new_events()).is_evaluated
+    def _notes(self, outcome: str) -> list[str]:
+        """Returns lines for the description: the end of a trial, restarts, shared images."""
+        delivered = self._delivered()
+        notes = [outcome]
+        if restarts := delivered.restarts:
+            notes.append(f"Restarts: {len(restarts)} ({listed(restarts, between='; ')}).")
+        if warning := start_facts(delivered.start).get("duplicates"):
+            notes.append(f"**Warning:** {warning}.")
+        return [note for note in notes if note]
+
+    def _delivered(self) -> RunRecord:
+        """Returns the delivered events."""
+        journal = JournalReader(self.folder.journal, until=self._state["offset"])
+        return RunRecord(journal.new_events())
 
     def _prepare(self) -> Any:
         if self.run_id is not None and not store.has_run(self._client, self.run_id):
@@ -173,7 +198,8 @@ class TrackedRun(MlflowRun):
                 self._name,
                 self.about,
                 run_description(self.config, self.about, {}),
-                {} if self._parent is None else {"mlflow.parentRunId": self._parent},
+                run_tags(self.config, self.about.get("recipe", ""))
+                | ({} if self._parent is None else {"mlflow.parentRunId": self._parent}),
             )
             self._save(run_id=run.info.run_id)
         run = self._client.get_run(self.run_id)
@@ -209,7 +235,11 @@ class TrackedRun(MlflowRun):
             if event["kind"] == "start":
                 send()
                 self._deliver_start(event)
-                changes["config_due"] = True
+                changes |= {"config_due": True, "starts": self._state["starts"] + 1}
+                if restarts := self._state["starts"]:
+                    when = max(int(1000 * event["time"]), self._began, self._state["latest"])
+                    batch.append(Metric("restarts", restarts, when, event["global_step"]))
+                    changes["latest"] = when
                 continue
             try:
                 values, step, new = event_metrics(event, self._state | changes)
@@ -219,22 +249,17 @@ class TrackedRun(MlflowRun):
                 send()
             # If a clock jumps back, times stay in order and after the start of the run.
             when = max(int(1000 * event["time"]), self._began, (self._state | changes)["latest"])
-            batch += [Metric(name, float(value), when, step) for name, value in values.items()]
+            batch += [Metric(name, rounded(value), when, step) for name, value in values.items()]
             changes |= {**new, "latest": when} if values else new
         if journal.offset != self._state["offset"]:
             changes["offset"] = journal.offset
         send()
 
     def _deliver_start(self, event: Event) -> None:
-        keys = ("workers", "device", "torch", "version", "machine")
-        facts = {k: event.get(k, "unknown") for k in keys}
-        facts |= {f"parameters.{k}": v for k, v in event.get("parameters", {}).items()}
-        data = event["data"]
-        if warning := describe_duplicates(data.get("duplicates", {}), data.get("sizes", {})):
-            facts["duplicates"] = warning
-        for key, value in facts.items():
-            self._client.set_tag(self.run_id, f"raymi.{key}", str(value))
-        link_datasets(self._client, self._state["run_id"], dataset_splits(data))
+        facts = start_facts(event)
+        for key in ("workers", "device", "version"):
+            self._client.set_tag(self.run_id, f"raymi.{key}", str(facts[key]))
+        link_datasets(self._client, self._state["run_id"], dataset_splits(event["data"]))
 
     def _log_models(self) -> None:
         """Logs the evaluated models and registers the chosen one, each once, with their cards."""
@@ -249,12 +274,28 @@ class TrackedRun(MlflowRun):
                 self._save(model_ids={**state["model_ids"], which: model})
         if not state["models"]:
             chosen, ids = chosen_model(state["evaluations"]), state["model_ids"]
-            version = register_model(self.config, client, run_id, ids[chosen])
+            uris = {which: f"models:/{model}" for which, model in ids.items()}
+            if self._registers:
+                uris[chosen] = register_model(self.config, client, run_id, ids[chosen])
             for model in ids.values():
                 write_card(client, model)
-            uris = {which: f"models:/{model}" for which, model in ids.items()}
-            self._save(models={**uris, chosen: version})
+            self._save(models=uris)
 
     def _save(self, **changes: Any) -> None:
         self._state |= changes
         write_atomically(self.folder.tracking, json.dumps(self._state).encode())
+
+
+def start_facts(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns facts about a session of a run, for `PROVENANCE`.
+
+    Args:
+        start: event of the journal.
+    """
+    keys = ("workers", "device", "torch", "version", "machine")
+    facts = {key: start.get(key, "unknown") for key in keys}
+    facts["parameters"] = start.get("parameters", {})
+    data = start.get("data", {})
+    if warning := describe_duplicates(data.get("duplicates", {}), data.get("sizes", {})):
+        facts["duplicates"] = warning
+    return facts

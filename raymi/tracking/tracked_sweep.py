@@ -17,8 +17,9 @@ from raymi.runs.json_types import SweepTracking
 from raymi.runs.record import Evaluations, chosen_model, read_record, read_tracking
 from raymi.tracking import store
 from raymi.tracking.description import NOTE, sweep_description
+from raymi.tracking.metric_names import ROBUST, rounded
 from raymi.tracking.mlflow_run import MlflowRun
-from raymi.tracking.provenance import provenance
+from raymi.tracking.provenance import PROVENANCE, provenance, run_tags
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tuning.plots import importance_picture, pareto_picture
 from raymi.tuning.results_table import Row, SweepResult, as_columns, trial_rows
@@ -79,8 +80,9 @@ class TrackedSweep(MlflowRun):
         run = self._find_or_create(
             self.sweep.config_of({}).tracking.experiment,
             self.sweep.name,
-            {**self._about, "id": definition.id, "space": definition.space.name},
+            {**self._about, "id": definition.id},
             sweep_description(self.sweep),
+            run_tags(self.sweep.config_of({}), definition.recipe),
         )
         delivered = {"uri": store.without_password(self.uri)}
         write_atomically(self._file, json.dumps(delivered).encode())
@@ -103,6 +105,7 @@ class TrackedSweep(MlflowRun):
         self._client.log_artifact(run_id, str(self.sweep.path / "sweep.json"))
         space = definition.space.model_dump(mode="json", exclude_defaults=True)
         self._client.log_dict(run_id, space, "space.json")
+        self._client.log_dict(run_id, self._about, PROVENANCE)
         self._set_running(run)
 
     def check_store(self) -> None:
@@ -117,6 +120,7 @@ class TrackedSweep(MlflowRun):
         """Returns a run of a trial as a child; creates its folder if missing."""
         definition = self.sweep.definition
         params = {f"swept.{name}": value for name, value in trial.values.items()}
+        params["trial"] = run.number
         try:
             config = self.sweep.config_of(trial.values, run)
         except UserError:  # the trial fails by the same error
@@ -124,13 +128,7 @@ class TrackedSweep(MlflowRun):
             params |= flatten(definition.space.settings(trial.values))
         folder = self.sweep.folder_of(run)
         folder.path.mkdir(parents=True, exist_ok=True)
-        about = {
-            **self._about,
-            "id": f"{definition.id}-{folder.name}",
-            "sweep": self.sweep.name,
-            "trial": run.number,
-            "seed": run.seed,
-        }
+        about = {**self._about, "id": f"{definition.id}-{folder.name}", "sweep": self.sweep.name}
         return TrackedRun(
             config,
             folder,
@@ -159,7 +157,7 @@ class TrackedSweep(MlflowRun):
             if point.best is not None:
                 values["val/best_robust_acc"] = point.best
             when = max(int(1000 * point.time), self._began)
-            metrics = [Metric(key, v, when, point.ended) for key, v in values.items()]
+            metrics = [Metric(key, rounded(v), when, point.ended) for key, v in values.items()]
             self._client.log_batch(self.run_id, metrics=metrics)
             self._points_logged = point.ended
 
@@ -223,36 +221,30 @@ class TrackedSweep(MlflowRun):
             evaluations = read_record(self.sweep.folder_of(winner)).evaluations
             model = self._model_uri(winner, evaluations)
             (row,) = (row for row in rows if row.number == winner.number)
-            self._log_winner(row, evaluations, model, result)
+            self._log_winner(row, evaluations, result)
         text = sweep_description(self.sweep, rows, importance, winner, evaluations, model)
         client.set_tag(run_id, NOTE, text)
         self._end(status)
 
-    def _log_winner(
-        self, row: Row, evaluations: Evaluations, model: str | None, result: SweepResult
-    ) -> None:
+    def _log_winner(self, row: Row, evaluations: Evaluations, result: SweepResult) -> None:
         client, run_id = self._client, self.run_id
         if row.final is not None:
             for key, value in (("pgd40", row.final.pgd), ("autoattack", row.final.autoattack)):
                 if value is not None:
-                    client.log_metric(run_id, f"final/val_{key}_acc", value, step=0)
+                    client.log_metric(run_id, f"final/val_{key}_acc", rounded(value), step=0)
         if evaluations:
             event = evaluations[chosen_model(evaluations)]
-            robust = f"test/pgd{event['attack']['steps']}_acc"
+            attack = f"test/pgd{event['attack']['steps']}_acc"
             when = int(1000 * event["time"])
-            for key, value in (("test/clean_acc", event["clean"]), (robust, event["robust"])):
-                client.log_metric(run_id, key, value, timestamp=when, step=0)
-        tags = {"raymi.winner": str(row.number)}
-        tags["raymi.winner_settings"] = " ".join(self.sweep.settings_words(row.values))
-        if model is not None:
-            tags["raymi.winner_model"] = model
-        for tag, text in tags.items():
-            client.set_tag(run_id, tag, text)
+            values = {"test/clean_acc": event["clean"], ROBUST: event["robust"]}
+            for key, value in {**values, attack: event["robust"]}.items():
+                client.log_metric(run_id, key, rounded(value), timestamp=when, step=0)
+        client.set_tag(run_id, "raymi.winner", str(row.number))
         numbers = {f"{name.replace('-', '')}_acc": value for name, value in result.test.items()}
         if numbers:  # may be of fewer images than the winner's own evaluation
             numbers["num"] = result.num_test
         for key, value in numbers.items():
-            client.log_metric(run_id, f"final/test_{key}", value, step=0)
+            client.log_metric(run_id, f"final/test_{key}", rounded(value), step=0)
 
     def _model_uri(self, run: TrialRun, evaluations: Evaluations) -> str | None:
         """Returns the address of a run's chosen model; None before it is logged."""

@@ -5,37 +5,62 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from raymi.tracking.metric_names import AUTOATTACK, BEST_VAL, ROBUST
+
+_CARD = {"deleted": False, "isGenerated": False}
+
 VIEW = "raymi"
 """Name of the saved view, and its key in addresses."""
 
 _COLUMNS = {
-    "attributes.`Run Name`": 240,
-    "runDateAndNestInfo": 138,
-    "tags.`raymi.trial`": 76,  # long names of a sweep's trials differ in what is cut off
-    "metrics.`val/best_robust_acc`": 134,
-    "metrics.`test/clean_acc`": 106,
-    "metrics.`test/pgd40_acc`": 110,
-    "params.`loss.base`": 78,
-    "params.`mi.balance`": 82,
-    "params.`mi.weight`": 80,
-    "attributes.`Models`": 178,
-    "params.`attack.eps`": 86,
-    "params.`seed`": 52,
-    "tags.`raymi.recipe`": 120,
+    "attributes.`Run Name`": 200,
+    "runDateAndNestInfo": 126,
+    "tags.`raymi.method`": 134,
+    "tags.`raymi.data`": 80,
+    "tags.`raymi.threat`": 116,
+    "params.`seed`": 56,
+    f"metrics.`{BEST_VAL}`": 134,
+    "metrics.`test/clean_acc`": 110,
+    f"metrics.`{ROBUST}`": 118,
+    f"metrics.`{AUTOATTACK}`": 142,
     "metrics.`test/robust_overfitting_gap`": 180,
-    "duration": 80,
+    "duration": 84,
+    "tags.`raymi.doubtful`": 84,
+    "attributes.`Models`": 178,
 }
 """Columns in order, with widths in pixels at which their names fit."""
 
+_OVERVIEW = "overview"
+_CHARTS: tuple[dict[str, Any], ...] = (
+    {
+        "type": "SCATTER",
+        "xaxis": {"key": "test/clean_acc", "type": "METRIC"},
+        "yaxis": {"key": ROBUST, "type": "METRIC"},
+        "runsCountToCompare": 100,
+    },
+    *(
+        {
+            "type": "LINE",
+            "metricKey": key,
+            "selectedMetricKeys": [key],
+            "runsCountToCompare": 20,
+            "lineSmoothness": 0,
+            "useGlobalLineSmoothing": False,
+        }
+        for key in ("val/robust_acc", "val/clean_acc", "train/loss")
+    ),
+)
+"""First charts: the trade-off on test images, and the progress of training."""
+
 _SECTIONS = ("val", "test", "val/mi", "train", "train/mi")
-"""First sections of the charts; the UI's default begins with intervals of evaluations."""
+"""First sections of the other charts; the UI's default begins with intervals of evaluations."""
 
 _DESCRIPTION = """Robust image classifiers, trained by raymi. The view **raymi**, under *Views* at
-the top right, has columns for comparing them: best robust accuracy on validation; accuracy of the
-chosen model on test images, clean and under PGD-40; and the settings of the method. The description
-of a run has its results and the command that repeats it. `python -m raymi.report` draws runs.
-`python -m raymi.select` chooses a model: it gets the alias `champion` in the *Model registry*, and
-the reasons as tags."""
+the top right, has columns for comparing them: method, data and threat model; best robust accuracy
+on validation; accuracy of the chosen model on test images, clean, under PGD at the end of training
+and under AutoAttack. `raymi.doubtful` is yes where an evaluation found signs of false robustness.
+The description of a run has its results, their intervals and the command that repeats it. *Models*
+lists all classifiers, and filters them, such as ``metrics.`test/clean_acc` >= 0.8``."""
 
 
 def experiment_tags() -> dict[str, str]:
@@ -49,14 +74,17 @@ def experiment_tags() -> dict[str, str]:
         "columnOrder": list(_COLUMNS),
         "columnWidths": _COLUMNS,
         "runsHiddenMode": "FIRST_20_RUNS",
-        "compareRunCharts": [],  # the UI adds charts of all metrics
-        "compareRunSections": [_section(name) for name in _SECTIONS],
+        "compareRunCharts": [  # the UI adds charts of all other metrics
+            {"uuid": f"raymi-{k}", "metricSectionId": _section(_OVERVIEW)["uuid"], **_CARD, **chart}
+            for k, chart in enumerate(_CHARTS)
+        ],
+        "compareRunSections": [_section(name) for name in (_OVERVIEW, *_SECTIONS)],
         "isAccordionReordered": True,
     }
     view = {"name": VIEW, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)}
     return {
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.experiment.primaryMetric.name": "val/robust_acc",
+        "mlflow.experiment.primaryMetric.name": ROBUST,
         "mlflow.experiment.primaryMetric.greaterIsBetter": "True",
         f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
         "mlflow.note.content": " ".join(_DESCRIPTION.split()),

@@ -11,12 +11,14 @@
 
     [parameters."mi.difference"]
     uniform = [0.0, 2.0]
-    when.terms = "both"                  # drawn only if another parameter has this value
+    when.terms = "both"                  # drawn only if another parameter has this value,
+    when."mi.form" = ["bounded"]         # or if the recipe has one of these values of a key
 
     [tune]                               # defaults of the search
     trials = 50
 
-Other kinds: `integers = [1, 5]`, both ends included, and `choice = [64, 128]`.
+Other kinds: `integers = [1, 5]`, both ends included, and `choice = [64, 128]`. Two parameters may
+set the same key if no trial draws both.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -42,6 +45,8 @@ from pydantic import (
 from raymi.errors import UserError, did_you_mean, first_line
 from raymi.formatting import shown
 from raymi.local_paths import address_problem
+from raymi.mi.forms.registry import forms
+from raymi.mi.settings import MIConfig
 from raymi.overrides import examine, flatten, leaves, nest, overlay
 from raymi.recipes import VARIANTS, on_recipe
 from raymi.tuning.settings import TuneConfig
@@ -51,7 +56,7 @@ Scalar = bool | int | float | str
 Values = dict[str, Any]
 """Drawn values of a trial by parameter, without the parameters whose condition does not hold."""
 
-_KEYS = tuple(key for key, _ in leaves())
+_KEYS = dict(leaves())
 _TABLES = ("description", "parameters", "tune")
 _KINDS = ("log", "uniform", "integers", "choice")
 _NOT_VARIED = (
@@ -59,6 +64,7 @@ _NOT_VARIED = (
     "evaluation.", "probe.", "checkpoint.", "limit.", "tracking.",
 )  # fmt: skip
 _COMPARABLE = ("data.flip", "data.crop_padding", "data.augment", "data.generated")
+_WEIGHTS = {"mi.weight", "mi.balance"}
 _NUM_CHECKED = 20  # draws that are checked against a recipe
 _MOST_INTEGERS = 100_000  # of a grid
 _LARGEST_INTEGER = 10**15  # that Optuna draws exactly
@@ -171,24 +177,50 @@ class Space(BaseModel):
     def _names_mean_something(self) -> Space:
         if not self.parameters:
             raise ValueError("expected at least one parameter")
-        earlier: list[str] = []
-        set_by: dict[str, str] = {}
+        set_by: dict[str, list[str]] = {}
         for name, parameter in self.parameters.items():
-            keys = _keys_set_by(parameter) if parameter.sets_keys else {name}
-            for key in sorted(keys):
+            for key in sorted(_keys_set_by(name, parameter)):
                 if key not in _KEYS:
                     raise ValueError(f"unknown key {key!r}: {_suggested(key)}")
-                if key in set_by:
-                    raise ValueError(f"both {set_by[key]} and {name} set {key}: keep one")
-                set_by[key] = name
+                set_by.setdefault(key, []).append(name)
+        earlier: list[str] = []
+        for name, parameter in self.parameters.items():
             for other, values in parameter.when.items():
-                if other not in earlier:
+                if other in earlier:
+                    _check_condition(name, other, self.parameters[other], values)
+                elif other in set_by or other not in _KEYS:
+                    setters = "".join(f" ({one} sets it)" for one in set_by.get(other, []))
                     raise ValueError(
-                        f"{name} depends on {other!r}, which must be a parameter before it"
+                        f"{name} depends on {other!r}, which must be a parameter before it, or a "
+                        f"key that no parameter sets{setters}"
                     )
-                _check_condition(name, other, self.parameters[other], values)
+                else:
+                    _check_value(name, other, values)
             earlier.append(name)
+        for key, names in set_by.items():
+            for first, second in itertools.combinations(names, 2):
+                if not self._exclude_each_other(key, first, second):
+                    raise ValueError(
+                        f"both {first} and {second} set {key}: keep one, or draw one of them only "
+                        "(when)"
+                    )
         return self
+
+    def _exclude_each_other(self, key: str, first: str, second: str) -> bool:
+        """Returns whether the first parameter sets a key in no trial that draws the second."""
+        one, other = self._conditions(first), self._conditions(second)
+        choice = self.parameters[first].choice
+        if isinstance(choice, dict):  # its choices that set the key
+            one[first] = {value for value in choice if key in choice[value]}
+        return any(one[name].isdisjoint(other[name]) for name in one.keys() & other.keys())
+
+    def _conditions(self, name: str) -> dict[str, set[Scalar]]:
+        """Returns the conditions of a parameter and of those on which it depends."""
+        found: dict[str, set[Scalar]] = {}
+        for other, values in self.parameters[name].when.items():
+            found |= self._conditions(other) if other in self.parameters else {}
+            found[other] = set(_as_tuple(values))
+        return found
 
     @field_validator("tune")
     @classmethod
@@ -203,12 +235,34 @@ class Space(BaseModel):
     @cached_property
     def keys(self) -> set[str]:
         """Keys of `Config` that a trial may set."""
-        return set().union(
-            *(_keys_set_by(p) if p.sets_keys else {name} for name, p in self.parameters.items())
+        return set().union(*(_keys_set_by(*one) for one in self.parameters.items()))
+
+    def fitted(self, recipe: str, settings: Mapping[str, Any] | None = None) -> Space:
+        """Returns the space of a recipe: conditions on keys hold, or the parameter is left out.
+
+        Args:
+            recipe: Name in `RECIPES`.
+            settings: Nested settings of all trials.
+        """
+        config, _ = examine(on_recipe(recipe, settings or {})[0])
+        having = flatten(config.model_dump())
+        kept: dict[str, Parameter] = {}
+        for name, parameter in self.parameters.items():
+            on_keys = parameter.when.keys() - self.parameters.keys()
+            rest = {k: wanted for k, wanted in parameter.when.items() if k not in on_keys}
+            holds = all(having[key] in _as_tuple(parameter.when[key]) for key in on_keys)
+            if holds and rest.keys() <= kept.keys():
+                kept[name] = parameter.model_copy(update={"when": rest})
+        return Space.model_construct(
+            name=self.name, description=self.description, parameters=kept, tune=self.tune
         )
 
     def draw(self, draws: Draws) -> Values:
-        """Draws the values of a trial; skips parameters whose condition does not hold."""
+        """Draws the values of a trial; skips parameters whose condition does not hold.
+
+        A space with conditions on keys is `fitted` first.
+        """
+        assert self._is_fitted
         values: Values = {}
         for name, parameter in self.parameters.items():
             if _is_active(parameter, values):
@@ -217,6 +271,7 @@ class Space(BaseModel):
 
     def grid(self) -> Iterator[Values]:
         """Yields every distinct combination of the parameters' grid values."""
+        assert self._is_fitted
         seen: set[frozenset[tuple[str, Any]]] = set()
         names = list(self.parameters)
         for combination in itertools.product(*(p.grid() for p in self.parameters.values())):
@@ -232,6 +287,11 @@ class Space(BaseModel):
     def random(self, seed: int) -> Values:
         """Draws the values of a trial uniformly."""
         return self.draw(random_draws(seed))
+
+    @cached_property
+    def _is_fitted(self) -> bool:
+        """True if no condition is on a key of the recipe."""
+        return all(one.when.keys() <= self.parameters.keys() for one in self.parameters.values())
 
     @cached_property
     def _examples(self) -> list[Values]:
@@ -270,14 +330,27 @@ class Space(BaseModel):
         if unknown:
             return unknown[0]
         config, _ = examine(tree)
-        if any(key.startswith("mi.") for key in self.keys) and not config.mi.has_estimators:
-            return f"the recipe {recipe} has no MI estimators: choose one that has"
-        for variant, added in VARIANTS.items():
-            fixed = self.keys & set(flatten(added.settings))
-            if recipe.endswith(f"-{variant}") and fixed - {"mi.weight", "mi.balance"}:
-                return f"the recipe {recipe} is defined by {', '.join(sorted(fixed))}"
-        for values in self._examples:
-            _, problems = examine(overlay(tree, self.settings(values)))
+        space = self.fitted(recipe, settings)
+        if not space.parameters:
+            return f"none of its parameters is for the recipe {recipe}"
+        if any(key.startswith("mi.") for key in space.keys) and not config.mi.enabled:
+            return f"the recipe {recipe} has no MI term: choose one that has"
+        drawn = [space.settings(values) for values in space._examples]
+        trials = [overlay(tree, settings) for settings in drawn]
+        for variant in VARIANTS:
+            fixed = flatten(VARIANTS[variant].settings) if recipe.endswith(f"-{variant}") else {}
+            changed = {
+                key
+                for key in fixed.keys() - _WEIGHTS
+                for one in (drawn if key in space.keys else trials)
+                if flatten(one).get(key) != fixed[key]
+            }
+            if changed:
+                return f"the recipe {recipe} is defined by {', '.join(sorted(changed))}"
+        for values, settings, trial in zip(space._examples, drawn, trials, strict=True):
+            config, problems = examine(trial)
+            if not problems:
+                problems = _unused(config.mi, flatten(settings))
             if problems:
                 return f"{values} does not fit the recipe {recipe}: {problems[0]}"
         return None
@@ -333,9 +406,20 @@ def _suggested(key: str) -> str:
     return f"write {' or '.join(whole)}" if whole else did_you_mean(key, _KEYS)
 
 
-def _keys_set_by(parameter: Parameter) -> set[str]:
-    assert isinstance(parameter.choice, dict)
+def _keys_set_by(name: str, parameter: Parameter) -> set[str]:
+    if not isinstance(parameter.choice, dict):
+        return {name}
     return {key for settings in parameter.choice.values() for key in settings}
+
+
+def _unused(mi: MIConfig, flat: Mapping[str, Any]) -> list[str]:
+    """Returns a line if a form without settings of its own has keys of `mi` beside the weight."""
+    form = forms().get(mi.form)
+    keys = sorted(key for key in flat if key.startswith("mi.") and key != "mi.form")
+    keys = [key for key in keys if key not in _WEIGHTS]
+    if form is None or form.keys is not None or form.uses_estimators or not keys:
+        return []
+    return [f"form={mi.form} does not use {', '.join(keys)}"]
 
 
 def _as_tuple(values: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
@@ -343,6 +427,7 @@ def _as_tuple(values: Scalar | tuple[Scalar, ...]) -> tuple[Scalar, ...]:
 
 
 def _is_active(parameter: Parameter, values: Mapping[str, Any]) -> bool:
+    """Returns whether the conditions hold, of which none is on a key of the recipe."""
     return all(
         name in values and values[name] in _as_tuple(wanted)
         for name, wanted in parameter.when.items()
@@ -358,6 +443,19 @@ def _check_condition(
         if value not in parameter.choice:
             choices = ", ".join(map(str, parameter.choice))
             raise ValueError(f"{name} depends on {other} = {value!r}, whose choices are {choices}")
+
+
+def _check_value(name: str, key: str, values: Scalar | tuple[Scalar, ...]) -> None:
+    """Checks the values of a key on which a parameter depends."""
+    accepted: TypeAdapter[Any] = TypeAdapter(_KEYS[key].rebuild_annotation())
+    for value in _as_tuple(values):
+        try:
+            same = accepted.validate_python(value) == value
+        except ValidationError as error:
+            message = _error_text(error.errors()[0])
+            raise ValueError(f"{name} depends on {key} = {value!r}: {message}") from None
+        if not same:
+            raise ValueError(f"{name} depends on {key} = {value!r}, which no setting equals")
 
 
 def _error_text(error: Any, known: Iterable[str] | None = None) -> str:

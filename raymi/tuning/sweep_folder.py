@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from raymi.config import Config
 from raymi.errors import UserError
 from raymi.files import file_lock, not_readable, not_writable, save
-from raymi.formatting import shown
+from raymi.formatting import listed, shown
 from raymi.local_paths import local_path
 from raymi.overrides import flatten, leaves, nest, overlay, validate
 from raymi.recipes import RECIPES, on_recipe
@@ -121,10 +121,10 @@ class Sweep:
 
     @classmethod
     def begin(cls, path: Path, definition: Definition) -> Sweep:
-        """Creates the folder of a new sweep.
+        """Creates the folder of a new sweep, or opens a sweep with the same definition.
 
         Raises:
-            UserError: The folder is a sweep or has other files.
+            UserError: The folder is another sweep or has other files.
             StorageError: It cannot be written.
         """
         try:
@@ -133,14 +133,27 @@ class Sweep:
         except OSError as error:
             raise not_writable(path, error) from None
         if "sweep.json" in existing:
-            raise UserError(
-                f"the sweep {path.name} already exists: continue it with resume={path.name}, or "
-                "choose another name"
-            )
+            return cls(path)._with(definition)
         if existing:
             raise UserError(f"{path} has files and is no sweep: choose another name")
         save(path / "sweep.json", definition.model_dump_json(indent=2).encode())
         return cls(path)
+
+    def _with(self, definition: Definition) -> Sweep:
+        """Returns the sweep itself if it has this definition, whose ID and command may differ."""
+        before, now = (
+            flatten(one.model_dump(mode="json", exclude={"id", "command"}))
+            for one in (self.definition, definition)
+        )
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            names = listed(changed)
+            raise UserError(
+                f"the sweep {self.name} in {self.path.parent} was started with other settings "
+                f"({names}): give those of its command to continue it "
+                f"({self.definition.command}), or another name"
+            )
+        return self
 
     @property
     def name(self) -> str:

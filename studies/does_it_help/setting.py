@@ -56,7 +56,7 @@ EPS = 8 / 255
 
 
 class Unit(NamedTuple):
-    """One training and its evaluation."""
+    """Training and evaluation of an arm with a seed."""
 
     stage: str
     arm: str

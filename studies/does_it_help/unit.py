@@ -1,4 +1,4 @@
-"""One unit of the study: trains an arm with a seed, chooses an epoch, attacks test images.
+"""Unit of the study: trains an arm with a seed, chooses an epoch, attacks test images.
 
     python -m studies.does_it_help.unit STAGE ARM SEED OUT RESULTS
 
@@ -18,9 +18,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from raymi.api.robust_accuracy import RobustAccuracy, robust_accuracy
-from raymi.commands.evaluate.run import NoCallback
 from raymi.data.image_set import ImageSet
 from raymi.engine.validation import load_data
+from raymi.evaluation.callback import EvaluationCallback
 from raymi.files import save_json
 from raymi.hardware import processor_name
 from raymi.models import build_model
@@ -75,7 +75,7 @@ def classifiers(folder: RunFolder, epochs: tuple[int, ...]) -> dict[int, nn.Modu
     config = folder.read_config()
     splits = load_data(config)
     batches = -(-len(splits.train.labels) // config.optim.batch_size)
-    models = {}
+    models = dict[int, nn.Module]()
     for epoch in epochs:
         (path,) = folder.checkpoints.glob(f"step-{epoch * batches:08d}-*.pt")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -101,7 +101,13 @@ def attack(
     """Attacks the first images of a split, or continues to."""
     data = TensorDataset(images.images[:num], images.labels[:num])
     return robust_accuracy(
-        model, data, eps=EPS, suite=attacks, checks=0, results=outcomes, callback=NoCallback()
+        model,
+        data,
+        eps=EPS,
+        suite=attacks,
+        checks=0,
+        results=outcomes,
+        callback=EvaluationCallback(),
     )
 
 

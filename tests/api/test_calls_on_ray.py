@@ -21,7 +21,7 @@ from torch import nn
 from own_digits import QUICK, digits
 
 import raymi
-from raymi.commands.evaluate.run import NoCallback
+from raymi.evaluation.callback import EvaluationCallback
 from raymi.losses import AdversarialLoss
 from raymi.runs.record import read_record
 from raymi.runs.run_folder import RunFolder
@@ -34,7 +34,7 @@ class Net(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(3 * image_size**2, num_classes))
     def forward(self, x):
-        time.sleep(0 if released.exists() else 0.1)
+        time.sleep(0 if released.exists() else 0.03)
         return self.layers(x)
 
 class Squared(AdversarialLoss):
@@ -66,7 +66,7 @@ result = fit(Squared(scale=2.0))
 print("finished:", sorted(result.metrics), type(result.classifier.net).__name__)
 here, on_ray = (
     raymi.robust_accuracy(result.classifier, digits(20, start=900), eps=0.1, suite="quick",
-                          checks=0, workers=workers, callback=NoCallback())
+                          checks=0, workers=workers, callback=EvaluationCallback())
     for workers in (0, 2)
 )
 print("attacked:", here.accuracies == on_ray.accuracies, here.attack)

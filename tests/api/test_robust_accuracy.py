@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import Subset, TensorDataset
 
 import raymi
-from raymi.commands.evaluate.run import NoCallback
 from raymi.data import load_splits
 from raymi.evaluate import main as evaluate
 from raymi.evaluation.blocks import Outcome, Step
+from raymi.evaluation.callback import EvaluationCallback
 
 
 def trained(image_size: int = 8) -> nn.Module:
@@ -41,7 +41,13 @@ def classifier() -> nn.Module:
 
 def robust(model: Any, data: Any = None, **arguments: Any) -> raymi.RobustAccuracy:
     data = digits(60, start=900) if data is None else data
-    arguments = {"eps": 0.1, "suite": "quick", "checks": 0, "callback": NoCallback(), **arguments}
+    arguments = {
+        "eps": 0.1,
+        "suite": "quick",
+        "checks": 0,
+        "callback": EvaluationCallback(),
+        **arguments,
+    }
     return raymi.robust_accuracy(model, data, **arguments)
 
 
@@ -101,7 +107,7 @@ def test_model_and_random_state_do_not_change(classifier):
     assert all(torch.equal(value, before[key]) for key, value in classifier.state_dict().items())
 
 
-class Steps(NoCallback):
+class Steps(EvaluationCallback):
     """Counts the steps, and those that were recorded before."""
 
     def __init__(self, most: float = float("inf")) -> None:

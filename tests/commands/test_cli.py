@@ -21,6 +21,7 @@ from raymi.commands.train import options as train_options
 from raymi.commands.train import run as train_run
 from raymi.config import Config
 from raymi.errors import StorageError, UserError
+from raymi.mi.forms.registry import forms as mi_forms
 from raymi.overrides import leaves, split_words
 from raymi.ray_backend.train_driver import RunFailed
 from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, build_config
@@ -62,19 +63,19 @@ def finished_run(folder: Path, **changes: Any) -> RunFolder:
 
 
 def test_help_lists_every_key_with_default_and_documentation(run: Run) -> None:
-    code, out, _ = run("--help")
+    code, out, _ = run("--help", "all")
     assert code == 0
     lines = out.splitlines()
     for key, field in leaves():
         (at,) = [i for i, line in enumerate(lines) if line.startswith(f"  {key}=")]
         assert lines[at + 1].strip() == " ".join((field.description or "").split())
-    assert "  attack.eps=8/255  (number >= 0)" in lines
-    forms = "bounded | paper | released | wmim | random | teacher | adr | js"
+    assert "  attack.eps=0.1  (number >= 0)" in lines, "of the quickstart"
+    forms = " | ".join((*mi_forms(), "module:name"))
     assert f"  mi.form=bounded  ({forms})" in lines
 
 
 def test_help_lists_recipes_variants_data_sets_and_models(run: Run) -> None:
-    out = run("-h", "nonsense").out
+    out = run("-h", "all").out
     assert "\nvariants, added to a recipe's name as in quickstart-at (recipe=NAME)\n" in out
     for name in (
         *BASE_RECIPES,
@@ -85,6 +86,24 @@ def test_help_lists_recipes_variants_data_sets_and_models(run: Run) -> None:
         "module:function",
     ):
         assert f"\n  {name} " in out
+
+
+def test_help_is_one_screen_with_the_values_of_the_usual_recipe(run: Run) -> None:
+    lines = run("--help").out.splitlines()
+    assert len(lines) < 40
+    assert any(line.startswith("  optim.epochs=15 ") for line in lines)
+    assert any(line.startswith("recipes: quickstart, cifar10-cpu") for line in lines)
+    assert any("--help all" in line for line in lines)
+
+
+def test_help_of_a_key_has_type_value_documentation_and_names(run: Run) -> None:
+    out = run("--help", "lr").out
+    assert out.startswith("  optim.lr=0.1  (number > 0)\n      Peak learning rate")
+    assert "\n  wrn-34-10 " in run("--help", "model.name").out
+    assert "optim.epochs=100 " in run("--help", "epochs", "recipe=paper-cifar10-linf").out
+    ended = run("--help", "lrr")
+    assert ended.code == 2
+    assert "optim.lr" in ended.err
 
 
 def test_help_loads_neither_ray_nor_mlflow() -> None:
@@ -184,7 +203,7 @@ def test_all_invalid_words_and_missing_inputs_are_listed_together(run: Run, tmp_
         (["model.name=json:net"], ["no function 'net'"]),
         (["model.name=json:dumps"], ["num_classes= and image_size="]),
         (["model.name=:net"], ["must read package.module:function"]),
-        (["name=taken"], ["the run taken exists already", "resume=taken"]),
+        (["name=taken"], ["taken exists already", "choose another name"]),
         (["resume=x", "recipe=quickstart"], ["either recipe or resume"]),
         (["--dryrun"], ["did you mean --dry-run"]),
     ],

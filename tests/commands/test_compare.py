@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from mlflow_store import client, history, in_folder, runs
 from raymi_command import Ended
 from tiny_runs import TINY
 
 from raymi import compare
 from raymi.commands.compare import run as comparison_runs
 from raymi.commands.compare.options import plan_comparison, settings_of_arm
+from raymi.commands.compare.report import write_outcome
 from raymi.commands.compare.results import (
     RunResult,
     finished_result,
@@ -28,6 +30,7 @@ from raymi.commands.compare.results import (
     table,
 )
 from raymi.commands.compare.run import same_weights, slots
+from raymi.commands.compare.tracking import tracked_state
 from raymi.formatting import markdown_table
 from raymi.hardware import available_cores
 from raymi.recipes import BASE_RECIPES, VARIANTS
@@ -152,7 +155,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*words: str) -> Ended:
-        code = compare.main(list(words))
+        code = compare.main([*words, "tracking.enabled=false"])
         captured = capsys.readouterr()
         return Ended(code, captured.out, captured.err)
 
@@ -247,9 +250,10 @@ def test_failed_and_diverged_runs_do_not_stop_the_others(
     assert ended.code == 1
     assert "random seed 0: failed: ZeroDivisionError: ours (see " in ended.out
     assert "paper seed 0: diverged at step 12" in ended.out
-    assert "| random | 0 (1 failed) | - |" in ended.out
-    assert "| paper | 0 (1 diverged) | - |" in ended.out
-    assert "| bounded | 1 | 90.00 | 40.00 | 50.00 | +0.00 |" in ended.out
+    table = " ".join(ended.out.split())
+    assert "│ random │ 0 (1 failed) │ - │" in table
+    assert "│ paper │ 0 (1 diverged) │ - │" in table
+    assert "│ bounded │ 1 │ 90.00 │ 40.00 │ 50.00 │ +0.00 │" in table
     monkeypatch.delenv("FAKE_RANDOM")
     assert run(*words).code == 0  # a run that diverged is a result
     assert began(fake) == {"at-seed0": 1, "random-seed0": 2, "paper-seed0": 1, "bounded-seed0": 1}
@@ -311,12 +315,14 @@ def test_a_run_that_does_not_stop_in_time_is_killed(
 
 def test_other_settings_under_the_same_name_are_refused(run: Run, fake: Path) -> None:
     def begin(*words: str) -> None:
-        for one in plan_comparison(["arms=at,random", "seeds=0", "lr=0.2", *words]).runs:
+        common = ("arms=at,random", "seeds=0", "lr=0.2", "tracking.enabled=false")
+        for one in plan_comparison([*common, *words]).runs:
             one.folder.path.mkdir(parents=True)
             one.folder.write_config(one.config)
 
     begin()
-    assert plan_comparison(["arms=at,random", "seeds=0", "lr=0.2"]).folder == fake
+    same = ["arms=at,random", "seeds=0", "lr=0.2", "tracking.enabled=false"]
+    assert plan_comparison(same).folder == fake
     ended = run("arms=at,random", "seeds=0", "lr=0.3")
     assert ended.code == 2
     assert ended.err.count("was started with other settings (optim.lr=0.2, now 0.3)") == 1
@@ -415,11 +421,11 @@ def test_the_default_arms_are_all_controls_with_at_as_reference(run: Run, fake: 
 
 
 def test_help_lists_recipes_arms_and_keys(run: Run) -> None:
-    ended = run("--help")
+    ended = run("--help", "all")
     assert ended.code == 0
     for name in (*BASE_RECIPES, *VARIANTS):
         assert f"\n  {name} " in ended.out
-    assert "  attack.eps=8/255  (number >= 0)" in ended.out.splitlines()
+    assert "  attack.eps=0.1  (number >= 0)" in ended.out.splitlines()
 
 
 def test_a_comparison_runs_in_one_process_at_a_time(run: Run, fake: Path) -> None:
@@ -436,10 +442,48 @@ def words_of(settings: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_mi_off_has_the_weights_of_at_in_real_runs(run: Run) -> None:
-    ended = run("arms=at,mi-off", "seeds=0", "parallel=2", *words_of(TINY))
-    assert ended.code == 0, ended
-    assert "mi-off has the weights of at, bit for bit, with 1 of 1 seeds" in ended.out
+def test_real_runs_and_their_differences_are_in_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_folder(tmp_path, monkeypatch)
+    tiny = words_of({key: value for key, value in TINY.items() if key != "tracking.enabled"})
+    words = ["arms=at,mi-off", "seeds=0", "parallel=2", "name=mine", *tiny]
+    for _ in range(2):  # the second one has nothing to add
+        assert compare.main(words) == 0, capsys.readouterr()
+    assert "mi-off has the weights of at, bit for bit, with 1 of 1" in capsys.readouterr().out
+    by_name = {run.info.run_name: run for run in runs()}
+    assert set(by_name) == {"mine", "mine/at-seed0", "mine/mi-off-seed0"}
+    assert {run.info.status for run in by_name.values()} == {"FINISHED"}
+    parent, child = by_name["mine"], by_name["mine/at-seed0"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    metrics = parent.data.metrics
+    assert metrics["mi-off/test_robust_minus_at"] == 0
+    assert metrics["at/test_robust"] == child.data.metrics["test/robust_acc"]
+    assert history(parent.info.run_id, "runs_ended")[-1] == (2, 2)
+    assert parent.data.params["arms"] == "at, mi-off"
+    assert {"seed", "name"} & set(parent.data.params) == {"seed"}, "shared settings"
+    assert "| mi-off | 1 |" in parent.data.tags["mlflow.note.content"]
+    assert client().search_model_versions() == [], "a comparison registers no model"
+    models = client().search_logged_models([parent.info.experiment_id])
+    assert sorted(model.name for model in models) == ["best", "best", "last", "last"]
+
+
+def test_metrics_of_a_comparison_name_arm_measure_and_reference(run: Run, fake: Path) -> None:
+    plan = plan_comparison(["arms=at,random,paper", "seeds=0,1"])
+    plan.folder.mkdir(parents=True)
+    results = [
+        result("at", 0, 0.80, 0.40), result("at", 1, 0.90, 0.50),
+        result("random", 0, 0.80, 0.41), result("random", 1, 0.90, 0.53),
+        RunResult("paper", 0, "diverged", step=7),
+    ]  # fmt: skip
+    state = tracked_state(plan, write_outcome(plan, results))
+    assert state.metrics["at/test_robust"] == pytest.approx(0.45)
+    assert state.metrics["random/test_robust_minus_at"] == pytest.approx(0.02)
+    assert state.metrics["random/test_robust_minus_at_error"] == pytest.approx(0.01)
+    assert not any(name.startswith("paper/") or "at_minus" in name for name in state.metrics)
+    ended = {one.folder.name: (one.status, one.outcome) for one in state.runs}
+    assert ended["at-seed1"] == ("FINISHED", "")
+    assert ended["paper-seed0"] == ("FAILED", "Diverged at step 7.")
 
 
 @pytest.mark.exhaustive

@@ -305,7 +305,7 @@ def test_an_error_of_the_network_is_one_message(home, tmp_path, capsys):
 
 
 def test_help_lists_attacks_suites_and_accepted_keys(capsys):
-    code, out, _ = command(capsys, "--help")
+    code, out, _ = command(capsys, "--help", "all")
     assert code == 0
     for word in ("autoattack", "pgd-NxR", "ti-dim", "paper-linf", "evaluation.block", "surrogate"):
         assert word in out

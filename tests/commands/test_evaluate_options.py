@@ -103,7 +103,7 @@ def test_surrogates_attack_with_pgd_by_default():
         (["modle=b"], ["unknown key 'modle': did you mean model?"]),
         (["sampels=3"], ["unknown key 'sampels': did you mean samples"]),
         (["suit=quick"], ["unknown key 'suit': did you mean suite or split?"]),
-        (["qqq=1"], ["unknown key 'qqq' (--help lists every key)"]),
+        (["qqq=1"], ["unknown key 'qqq' (--help all lists every key)"]),
         (["quick"], ["expected key=value, got 'quick': did you mean suite=quick?"]),
         (["autoattack"], ["did you mean suite=autoattack?"]),
         (["pgd=3"], ["unknown key 'pgd'"]),
@@ -408,7 +408,7 @@ def test_wrong_words_exit_with_2_and_write_nothing(empty_folder, capsys, words, 
 
 
 def test_help_in_a_pipe_lists_everything_on_whole_lines(capsys):
-    assert evaluate.main(["--help"]) == 0
+    assert evaluate.main(["--help", "all"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
@@ -424,7 +424,7 @@ def test_help_in_a_pipe_lists_everything_on_whole_lines(capsys):
 def test_help_fits_a_terminal_of_80_columns(empty_folder):
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "raymi.evaluate", "--help"],
+        [sys.executable, "-m", "raymi.evaluate", "--help", "all"],
         stdout=theirs,
         env=raymi_command.environment(COLUMNS="80", TERM="xterm"),
     )

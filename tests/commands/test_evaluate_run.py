@@ -9,8 +9,9 @@ import pytest
 
 from raymi.commands.evaluate.options import requested
 from raymi.commands.evaluate.plan import plan_evaluation
-from raymi.commands.evaluate.run import NoCallback, evaluate
+from raymi.commands.evaluate.run import evaluate
 from raymi.config import ScalingConfig
+from raymi.evaluation.callback import EvaluationCallback
 from raymi.evaluation.report import Report
 from raymi.ray_backend.session import ray_session
 
@@ -53,7 +54,7 @@ def numbers(reports: list[Report]):
     return [(result.name, result.right, result.num) for result in reports[0].results]
 
 
-class Counting(NoCallback):
+class Counting(EvaluationCallback):
     def __init__(self):
         self.calls, self.cached = Counter(), 0
 
@@ -90,7 +91,7 @@ def test_a_callback_receives_each_event_once(tmp_path):
 
 def test_a_callback_may_ignore_all_events(tmp_path):
     words = ("surrogate=callback_nets:other", "workers=1")
-    reports, (matrix,) = evaluate(plan(tmp_path, *words), NoCallback())
+    reports, (matrix,) = evaluate(plan(tmp_path, *words), EvaluationCallback())
     assert matrix.targets == tuple(report.name for report in reports)
     assert matrix.surrogates.keys() == {"callback_nets-other"}
 
@@ -100,7 +101,7 @@ def test_a_callback_may_ignore_all_events(tmp_path):
 def test_an_evaluation_in_an_open_session_has_the_same_numbers(tmp_path, ray_head, monkeypatch):
     import ray
 
-    alone, _ = evaluate(plan(tmp_path / "alone", "workers=1"), NoCallback())
+    alone, _ = evaluate(plan(tmp_path / "alone", "workers=1"), EvaluationCallback())
     ray_head.join(monkeypatch)
     shared = plan(tmp_path / "shared", "workers=1..2", "use_gpu=false")
     with ray_session(ScalingConfig(workers=2, use_gpu="false")) as resources:

@@ -37,7 +37,7 @@ def test_time_limit_exits_with_75_and_the_same_command_continues(
     assert checkpoint["position"]["global_step"] == 0
     assert main([*words, "epochs=2"]) == 0
     assert main([*words, "epochs=3"]) == 2
-    assert "has other settings" in capsys.readouterr().err
+    assert "started with other settings (optim.epochs=2, now 3)" in capsys.readouterr().err
 
 
 def test_losses_that_are_not_finite_are_one_message(

@@ -95,7 +95,7 @@ def test_a_recipe_file_becomes_a_named_recipe_and_settings(here):
 
 
 def test_help_lists_spaces_recipes_and_search_settings(capsys):
-    assert tune.main(["--help"]) == 0
+    assert tune.main(["--help", "all"]) == 0
     out, _ = capsys.readouterr()
     for word in ("smoke", "mi_weights", "quickstart", "tune.scheduler", "optim.lr", "resume=NAME"):
         assert word in out

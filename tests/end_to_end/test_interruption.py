@@ -28,7 +28,7 @@ from raymi.runs.run_folder import RunFolder
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 SETTINGS = (
-    "data.limit=300", "optim.epochs=6", "attack.steps=2", "validation.steps=2",
+    "data.limit=300", "optim.epochs=4", "attack.steps=2", "validation.steps=2",
     "evaluation.steps=2", "mi.hidden=16", "mi.base_width=4", SLOW_MODEL,
 )  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_interrupted_run_with_a_killed_worker_ends_with_identical_weights(
     end_by_signal(process, signal.SIGINT, run)
     assert mlflow_status(tmp_path) == ["KILLED"]
 
-    process = start(tmp_path, "resume=stopped", **joined_ray.env)
+    process = start(tmp_path, *SETTINGS, "name=stopped", **joined_ray.env)  # the same command
     wait_for_another_epoch(run, process)
     kill_one_worker(joined_ray.process)
     wait_for(lambda: len(events(run, "start")) == 3, process)

@@ -134,11 +134,15 @@ def test_each_epoch_of_a_run_records_the_mi_of_the_validation_split(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("cheap", "strong", "expected"),
-    [(0.95, 0.0, True), (0.6, 0.25, True), (0.58, 0.5, False), (0.12, 0.03, False), (0, 0, False)],
-)
-def test_overfitting_is_a_strong_attack_that_leaves_less_than_half(cheap, strong, expected):
-    assert overfits_catastrophically(cheap, strong) == expected
+    ("cheap", "strong", "num", "expected"),
+    [
+        (0.95, 0.0, 200, True), (0.6, 0.25, 200, True), (0.58, 0.5, 200, False),
+        (0.12, 0.03, 200, False), (0, 0, 200, False), (0.75, 0.25, 4, False), (0.5, 0, 4, False),
+        (1.0, 0.0, 4, True),
+    ],
+)  # fmt: skip
+def test_overfitting_is_a_strong_attack_that_leaves_less_than_half(cheap, strong, num, expected):
+    assert overfits_catastrophically(cheap, strong, num) == expected
 
 
 @pytest.mark.slow

@@ -19,9 +19,9 @@ from raymi.reporting.accuracies import ProtocolAccuracies
 from raymi.reporting.files import write_report
 from raymi.reporting.history import History
 from raymi.reporting.outcomes import attack_images
-from raymi.reporting.page import Report, TrialTable
+from raymi.reporting.page import Report
 from raymi.reporting.robustness_curve import RobustnessCurve
-from raymi.reporting.sections import ReportedRun, sections
+from raymi.reporting.sections import ReportedRun, TextTable, sections
 from raymi.reporting.table import comparison_tables
 from raymi.selection.candidate import CLEAN, Protocol
 from raymi.statistics import with_interval
@@ -34,7 +34,7 @@ _RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 @pytest.fixture(scope="module")
 def report(histories: list[History], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report in which every name is hostile."""
-    _, plain, _ = histories
+    namid, *_ = histories
     images = load_splits("digits", image_size=8, limit=60).test
     names = (NAME, *(f"{k}{NAME}" for k in range(1, len(images.class_names))))
     images = replace(images, class_names=names)
@@ -47,9 +47,9 @@ def report(histories: list[History], tmp_path_factory: pytest.TempPathFactory) -
     )
     protocol = Protocol(NAME, "0" * 8, 100, "linf_8_255", of_training=False)
     numbers = {CLEAN: with_interval(0.8, 100), NAME: with_interval(0.5, 100)}
-    events = [*plain.events, {"kind": "warning", "message": NAME}]
+    events = [*namid.events, {"kind": "warning", "message": NAME}]
     about = {"command": NAME, "recipe": NAME}
-    history = replace(plain, events=events, name=NAME, about=about)
+    history = replace(namid, events=events, name=NAME, about=about)
     runs = [ReportedRun(history, [ProtocolAccuracies(protocol, numbers, NAME)], measured, (NAME,))]
     content = Report(
         title=NAME,
@@ -57,7 +57,7 @@ def report(histories: list[History], tmp_path_factory: pytest.TempPathFactory) -
         runs=runs,
         tables=comparison_tables([one.as_row for one in runs]),
         sections=sections(runs),
-        trials=[TrialTable(NAME, [NAME], [[NAME]])],
+        trials=[TextTable(NAME, [NAME], [[NAME]])],
     )
     folder = tmp_path_factory.mktemp("report")
     write_report(folder, content)

@@ -15,14 +15,16 @@ from raymi.attacks.catalogue import Threat
 from raymi.data import load_splits
 from raymi.engine.pgd_evaluation import PGDAttack
 from raymi.errors import UserError
+from raymi.formatting import percent_text
 from raymi.reporting.accuracies import training_accuracies
 from raymi.reporting.files import write_report
 from raymi.reporting.folder import check_folder
 from raymi.reporting.outcomes import attack_images
-from raymi.reporting.page import Report, TrialTable, as_html
+from raymi.reporting.page import Report, as_html
 from raymi.reporting.robustness_curve import RobustnessCurve
-from raymi.reporting.sections import ReportedRun, sections
-from raymi.reporting.style import FORMATS
+from raymi.reporting.robustness_pictures import radius_picture
+from raymi.reporting.sections import ReportedRun, TextTable, sections
+from raymi.reporting.style import FORMATS, run_styles
 from raymi.reporting.table import comparison_tables
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
@@ -84,9 +86,9 @@ def page(report):
 
 def test_every_part_is_there_in_order(page):
     headings = (
-        "Runs", "Comparison", "Learning and robustness curves",
+        "NAMID (bounded) on digits-test: ", "Comparison", "Learning and robustness curves",
         "Mutual information of natural and adversarial samples", "Accuracy against the radius",
-        "Accuracy by class", "Natural and adversarial images",
+        "Accuracy by class", "Natural and adversarial images", "Runs",
     )  # fmt: skip
     assert page.sound
     places = [page.text.rindex(heading) for heading in headings]
@@ -145,7 +147,7 @@ def test_names_are_text(histories, measured):
     )
     entries = [replace(one, doubts=EVIL) for one in training_accuracies(history)]
     runs = [ReportedRun(history, entries, measured, (EVIL,)), ReportedRun(histories[1])]
-    trials = [TrialTable(EVIL, [EVIL], [[EVIL]])]
+    trials = [TextTable(EVIL, [EVIL], [[EVIL]])]
     page = Page(as_html(report_of(runs, title=EVIL, command=EVIL, trials=trials)))
     assert page.sound
     tags = {tag for tag, _ in page.elements}
@@ -155,6 +157,30 @@ def test_names_are_text(histories, measured):
         attributes["src"].startswith("data:") for tag, attributes in page.elements if tag == "img"
     )
     assert page.text.count(EVIL) > 10
+
+
+def test_short_runs_have_a_table_in_place_of_curves(histories):
+    (training, *_) = sections([ReportedRun(one) for one in histories])
+    assert [picture.name for picture in training.pictures] == ["learning-namid"]
+    plain, staged = training.tables
+    assert plain.header == ("phase", "epoch", "loss", "clean", "robust")
+    val = histories[1].phases["classifier"][-1].val
+    assert plain.rows[-1][1] == "2"
+    assert plain.rows[-1][-1] == percent_text(val["robust_acc"])
+    phases = [row[0] for row in staged.rows]
+    assert list(dict.fromkeys(phases)) == ["pretraining", "estimators", "classifier"]
+    assert "<td>estimators</td>" in as_html(report_of([ReportedRun(histories[2])]))
+
+
+def test_a_method_has_one_colour_in_all_pictures(histories, measured):
+    by_method = {"a": "AT", "b": "NAMID", "c": "AT"}
+    styles = run_styles(by_method)
+    assert styles["a"]["color"] == styles["c"]["color"] != styles["b"]["color"]
+    assert styles["a"]["marker"] != styles["c"]["marker"]
+    assert len({one["color"] for one in run_styles(dict.fromkeys("abc", "AT")).values()}) == 3
+    figure = radius_picture({"b": measured, "c": measured}, styles).figure
+    colours = {box.get_label(): box.lines[0].get_color() for box in figure.axes[0].containers}
+    assert colours == {name: styles[name]["color"] for name in "bc"}
 
 
 def test_a_run_before_its_start_is_shown(histories):
@@ -227,10 +253,11 @@ def test_a_report_replaces_the_files_of_an_earlier_one(tmp_path, report):
     record["files"] += ["mine", "../elsewhere.png", "not-there.png"]  # as an editor may leave it
     (folder / "report.json").write_text(json.dumps(record))
     check_folder(folder)
-    write_report(folder, report_of(report.runs[1:2]))
+    write_report(folder, report_of(report.runs[1:]))
     left = {path.name for path in folder.iterdir()}
     assert "learning-namid.png" not in left
-    assert {"mine", "mine.txt", "learning-plain.png", "index.html"} <= left
+    assert {"mine", "mine.txt", "index.html"} <= left
+    assert not [name for name in left if name.startswith("learning-")], "two epochs have a table"
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path):

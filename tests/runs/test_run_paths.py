@@ -40,12 +40,12 @@ def test_a_new_run_leaves_nothing_but_its_empty_folder() -> None:
     assert list(new_run_folder(Config(name="mine"), "r").path.iterdir()) == []
 
 
-def test_a_taken_name_is_refused_with_the_way_to_continue() -> None:
+def test_a_taken_name_is_refused() -> None:
     config = Config(name="mine")
     check_new_run(config)
     new_run_folder(config, "r")
     for refuse in (check_new_run, lambda config: new_run_folder(config, "r")):
-        with pytest.raises(UserError, match=r"the run mine exists already.*resume=mine"):
+        with pytest.raises(UserError, match=r"mine exists already.*another name"):
             refuse(config)
 
 
@@ -57,7 +57,7 @@ def test_a_name_that_a_killed_command_left_without_a_run_is_free() -> None:
     check_new_run(config)
     assert new_run_folder(config, "r").path == folder.path
     folder.write_config(config)
-    with pytest.raises(UserError, match=r"the run mine exists already.*resume=mine"):
+    with pytest.raises(UserError, match=r"mine exists already.*another name"):
         check_new_run(config)
 
 

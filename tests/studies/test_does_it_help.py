@@ -24,7 +24,7 @@ TINY = Stage(
 )  # fmt: skip
 
 
-def test_intervals_of_two_arms_are_those_of_the_paired_t_test():
+def test_intervals_of_two_arms_equal_the_paired_t_test():
     first, second = [48.0, 49.5, 47.0, 50.5], [48.6, 49.9, 48.0, 50.4]
     gaps = np.subtract(second, first)
     found = differences({REFERENCE: first, "js": second})["js"]

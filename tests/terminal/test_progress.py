@@ -77,16 +77,18 @@ def plain(text: str) -> str:
 
 def test_log_file_gets_a_start_line_a_header_and_a_line_for_each_epoch() -> None:
     lines = shown(a_run(), terminal=False, width=40).splitlines()
-    assert len(lines) == 2 + EPOCHS
-    assert lines[0] == (
-        "digits: 1222 train, 215 validation, 360 test images of 16 pixels · parameters: "
-        "classifier 0.042 M, estimators 1.2 M · 2 workers on cpu"
+    assert len(lines) == 4 + EPOCHS
+    assert lines[0] == "digits: 1222 train, 215 validation, 360 test images (16x16)"
+    assert lines[1] == (
+        "NAMID (bounded): L_inf eps 0.1, classifier small-cnn 42 k parameters, "
+        "estimators 1.2 M parameters, 2 workers on cpu"
     )
+    assert lines[2].endswith("val: accuracy on validation images, robust under PGD-10")
     heading = "epoch loss loss_adv MI nat MI adv val clean val robust images/s"
-    assert " ".join(lines[1].split()) == heading
+    assert " ".join(lines[3].split()) == heading
     row = "1/3 1.234 1.100 2.250 0.125 98.0% 70.1% 1234 best"
-    assert " ".join(lines[2].split()) == row
-    assert [line.split()[0] for line in lines[2:]] == ["1/3", "2/3", "3/3"]
+    assert " ".join(lines[4].split()) == row
+    assert [line.split()[0] for line in lines[4:]] == ["1/3", "2/3", "3/3"]
 
 
 def test_log_file_gets_no_escape_codes() -> None:
@@ -199,13 +201,13 @@ def test_phases_averages_and_probes_are_shown() -> None:
         terminal=False,
     )
     lines = text.splitlines()
-    assert [line for line in lines if "epoch" in line].count(lines[2]) == 3
-    assert lines[1] == "pretraining by AT"
-    assert lines[3].split()[0] == "2/2"
-    assert lines[4] == "training the estimators"
-    assert lines[7] == "training"
-    assert "0.625" in lines[9]
-    assert lines[9].endswith("averaged 90.0% 75.0% best")
-    assert lines[10].startswith(
+    assert [line for line in lines if "epoch" in line].count(lines[4]) == 3
+    assert lines[3] == "pretraining by AT"
+    assert lines[5].split()[0] == "2/2"
+    assert lines[6] == "training the estimators"
+    assert lines[9] == "training"
+    assert "0.625" in lines[11]
+    assert lines[11].endswith("averaged 90.0% 75.0% best")
+    assert lines[12].startswith(
         "fresh probes of the best model, in nats (with shuffled outputs): I_N(h(x)) 1.250 (0.001)"
     )

@@ -17,6 +17,7 @@ from mlflow_store import WAIT, runs, wait_until
 from raymi import evaluate, standalone, train
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import tracked_run
+from raymi.tracking.mlflow_run import RUN_ID
 
 pytest.importorskip("mlflow")
 pytestmark = pytest.mark.usefixtures("own_store")
@@ -48,7 +49,7 @@ def test_a_standalone_run_is_uploaded_with_its_recipe_and_command(
     assert run.info.status == "FINISHED"
     assert run.data.tags["raymi.recipe"] == "quickstart-at"
     command = shlex.join(["recipe=quickstart-at", *TINY])
-    assert run.data.tags["raymi.command"] == f"python -m raymi.standalone {command}"
+    assert run.data.tags["mlflow.source.name"] == f"python -m raymi.standalone {command}"
 
 
 def test_a_run_without_run_json_gets_one(finished: RunFolder) -> None:
@@ -56,8 +57,8 @@ def test_a_run_without_run_json_gets_one(finished: RunFolder) -> None:
     for _ in range(2):
         assert train.main(["resume=mine"]) == 0
     (run,) = runs()
-    assert run.data.tags["raymi.id"] == json.loads(finished.about.read_text())["id"]
-    assert run.data.tags["raymi.command"] == "python -m raymi.train resume=mine"
+    assert run.data.tags[RUN_ID] == json.loads(finished.about.read_text())["id"]
+    assert run.data.tags["mlflow.source.name"] == "python -m raymi.train resume=mine"
 
 
 def test_a_damaged_run_json_can_be_removed(

@@ -13,6 +13,8 @@ from tiny_sweeps import CPU, begin, trained
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
 from raymi.tracking import store
+from raymi.tracking.description import NOTE
+from raymi.tracking.metric_names import rounded
 from raymi.tracking.tracked_run import TrackedRun
 from raymi.tuning.sweep_folder import Sweep, TrialRun
 
@@ -57,12 +59,12 @@ def test_a_run_without_evaluation_finishes_without_a_model(sweep):
     assert children(parent) == [followed.run_id], "before it has begun"
     assert trained(sweep, THIRD, VALUES)[0].status == "finished"
     assert not followed.is_delivered("FINISHED")
-    followed.deliver("FINISHED", {"raymi.state": "finished"})
+    followed.deliver("FINISHED", "Trial 3 finished.")
     assert followed.is_delivered("FINISHED")
     assert not followed.is_delivered("FAILED")
     run = client().get_run(followed.run_id)
     assert (run.info.run_name, run.info.status) == ("mine/0003", "FINISHED")
-    assert run.data.tags["raymi.state"] == "finished"
+    assert run.data.tags[NOTE].startswith("Trial 3 finished.")
     assert run.data.params["swept.optim.lr"] == run.data.params["optim.lr"] == "0.03"
     assert run.data.params["attack.steps"] == "2"
     assert [step for step, _ in history(followed.run_id, "val/robust_acc")] == [1]
@@ -81,7 +83,7 @@ def test_a_later_evaluation_is_delivered_once_with_its_model(sweep):
     later.deliver("FINISHED")
     assert later.models["best"] == "models:/raymi-digits/1"
     (best,) = [one for one in events(folder.path, "evaluation") if one["chosen"]]
-    assert history(later.run_id, "test/best/pgd2_acc") == [(1, best["robust"])]
+    assert history(later.run_id, "test/best/pgd2_acc") == [(1, rounded(best["robust"]))]
     assert len(history(later.run_id, "val/robust_acc")) == 1
     for _ in range(2):
         again = child(sweep, parent)

@@ -20,14 +20,17 @@ from safetensors.torch import load_file, save_file
 
 from raymi.config import Config
 from raymi.errors import UserError
+from raymi.formatting import threat_text
 from raymi.models import build_model
 from raymi.overrides import flatten
 from raymi.recipes import build_config
 from raymi.runs.journal import Journal, JournalReader
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import delivery, store, tracked_run
-from raymi.tracking.description import run_description
+from raymi.tracking.description import NOTE, run_description
+from raymi.tracking.mlflow_run import RUN_ID
 from raymi.tracking.models import metric_times
+from raymi.tracking.provenance import PROVENANCE
 from raymi.tracking.registry import register_model
 from raymi.tracking.tracker import Tracker
 
@@ -115,6 +118,11 @@ def follow(config: Config, folder: RunFolder, **changes: Any) -> Tracker:
     return made
 
 
+def provenance_of(run_id: str) -> dict[str, Any]:
+    """Returns the artifact of a run."""
+    return json.loads(Path(client().download_artifacts(run_id, PROVENANCE)).read_text())
+
+
 def kept(folder: RunFolder) -> dict[str, Any]:
     """State of the delivery in a run's folder."""
     return json.loads(folder.tracking.read_text())
@@ -138,29 +146,57 @@ def test_a_run_has_a_description_and_ends_with_its_status(
     settings = flatten(json.loads(config.model_dump_json()))
     assert run.data.params == {key: str(value) for key, value in settings.items()}
     expected = {
-        "raymi.id": "0123abcd",
         "raymi.recipe": "quickstart",
-        "raymi.command": "python -m raymi.train seed=3",
+        "raymi.method": "NAMID (bounded)",
+        "raymi.data": "digits",
+        "raymi.threat": threat_text(config.attack.norm, config.attack.eps),
+        "raymi.version": "0.1.0",
         "raymi.workers": "2",
         "raymi.device": "cpu",
-        "raymi.machine": "a good one, 2 cores",
-        "raymi.parameters.classifier": "7",
     }
-    assert expected.items() <= run.data.tags.items()
+    assert {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")} == expected
+    assert run.data.tags[RUN_ID] == "0123abcd"
+    assert provenance_of(run_id) == {
+        **ABOUT,
+        "workers": 2,
+        "device": "cpu",
+        "torch": torch.__version__,
+        "version": "0.1.0",
+        "machine": "a good one, 2 cores",
+        "parameters": {"classifier": 7},
+    }
     assert "python -m raymi.train seed=3" in run.data.tags["mlflow.note.content"]
     inputs = {i.dataset.name: i.dataset.digest for i in run.inputs.dataset_inputs}
     assert inputs == {"digits-train": "a" * 32, "digits-test": "b" * 32}
-    assert [f.path for f in client().list_artifacts(run_id)] == ["config.json", "journal.jsonl"]
+    assert [f.path for f in client().list_artifacts(run_id)] == [
+        "config.json",
+        "journal.jsonl",
+        "provenance.json",
+    ]
 
 
-def test_shared_images_are_a_tag(config: Config, folder: RunFolder) -> None:
+def test_shared_images_are_a_warning(config: Config, folder: RunFolder) -> None:
     write_start(folder)
     run_id = deliver(config, folder, "KILLED").run_id
-    assert "raymi.duplicates" not in client().get_run(run_id).data.tags
+    assert "duplicates" not in provenance_of(run_id)
+    assert "Warning" not in client().get_run(run_id).data.tags[NOTE]
     write_start(folder, duplicates={"test/train": 1})
     deliver(config, folder, "KILLED")
-    tag = client().get_run(run_id).data.tags["raymi.duplicates"]
-    assert tag.startswith("1 of 1 test images are also in train (equal pixels)")
+    text = "1 of 1 test images are also in train (equal pixels)"
+    assert provenance_of(run_id)["duplicates"].startswith(text)
+    assert f"**Warning:** {text}" in client().get_run(run_id).data.tags[NOTE]
+
+
+def test_restarts_are_a_metric_and_a_line(config: Config, folder: RunFolder) -> None:
+    write_start(folder)
+    write_epoch(folder, 1)
+    write_start(folder)
+    write(folder, "stopped", 1)
+    write_start(folder)
+    run_id = deliver(config, folder, "KILLED").run_id
+    assert [value for _, value in history(run_id, "restarts")] == [1, 2]
+    note = client().get_run(run_id).data.tags[NOTE]
+    assert "Restarts: 2 (at step 0 after an interruption; at step 0 after a stop)." in note
 
 
 def test_metrics_have_the_epoch_as_step(config: Config, folder: RunFolder) -> None:
@@ -314,6 +350,7 @@ def test_temporarily_refused_data_is_delivered_later_once(
     assert [f.path for f in client().list_artifacts(run.info.run_id)] == [
         "config.json",
         "journal.jsonl",
+        "provenance.json",
     ]
     assert len(run.inputs.dataset_inputs) == 2
 
@@ -421,6 +458,7 @@ def test_a_finished_run_has_models_and_results_and_no_secrets(
         "test/best/clean_acc": 0.95,
         "test/best/pgd40_acc": 0.6,
         "test/pgd40_acc": 0.6,  # of the model that is registered
+        "test/robust_acc": 0.6,
     }
     assert results.items() <= run.data.metrics.items()
     note = run.data.tags["mlflow.note.content"]
@@ -472,6 +510,7 @@ def test_a_network_that_torch_cannot_export_leaves_weights_and_reason(
     for text in (*told, run.data.tags["mlflow.note.content"]):
         assert re.search(rf"torch.export cannot trace this model \(.*{why}", text)
     assert client().search_logged_models([run.info.experiment_id]) == []
+    assert run.data.metrics["test/robust_acc"] == run.data.metrics["test/pgd40_acc"] == 0.6
     kept = {file.path for file in client().list_artifacts(followed.run_id)}
     assert {"best.safetensors", "last.safetensors"} <= kept
     assert "forward" not in capfd.readouterr().err, "torch prints no graph"

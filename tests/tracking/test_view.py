@@ -22,10 +22,12 @@ def test_a_new_experiment_has_a_kind_and_a_view():
     view = json.loads(tags["mlflow.sharedViewState.raymi"])
     assert (view["name"], type(view["createdAt"]), type(view["state"])) == ("raymi", int, str)
     state = json.loads(view["state"])
-    assert "metrics.`test/pgd40_acc`" in state["selectedColumns"]
+    assert {"metrics.`test/robust_acc`", "tags.`raymi.method`"} <= {*state["selectedColumns"]}
+    sections = [one["uuid"] for one in state["compareRunSections"]]
+    assert {one["metricSectionId"] for one in state["compareRunCharts"]} == {sections[0]}
     # What the UI shows first has a place and a width: the others come after it, and are cut.
     assert {*state["selectedColumns"]} <= {*state["columnOrder"]} == {*state["columnWidths"]}
-    assert [one["name"] for one in state["compareRunSections"]][:2] == ["val", "test"]
+    assert [one["name"] for one in state["compareRunSections"]][:3] == ["overview", "val", "test"]
 
 
 def test_existing_tags_of_an_experiment_stay():

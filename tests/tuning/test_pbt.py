@@ -48,7 +48,10 @@ def generations(space, seed, size, number):
         plans = following
 
 
-@pytest.mark.parametrize("space", [SPACE, find_space("mi_weights")], ids=lambda one: one.name)
+SHIPPED = find_space("mi_weights").fitted("quickstart")
+
+
+@pytest.mark.parametrize("space", [SPACE, SHIPPED], ids=lambda one: one.name)
 def test_values_stay_within_the_space(space):
     for plans, _, following in generations(space, 3, 12, 40):
         assert all(within(space, plan.values) for plan in (*plans, *following))

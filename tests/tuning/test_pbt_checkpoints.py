@@ -416,12 +416,16 @@ def test_runs_that_cannot_be_compared_after_a_generation_are_refused():
 
 def test_every_space_has_a_verdict():
     verdicts = {
-        name: transfer_problem(find_space(name), "quickstart", ONE, 1) for name in known_spaces()
+        name: transfer_problem(find_space(name).fitted("quickstart"), "quickstart", ONE, 1)
+        for name in known_spaces()
     }
     assert "mi.bound cannot change" in verdicts["estimator_capacity"]
     assert "terms=" in verdicts["mi_weights"]
     assert "mi.hidden=" in verdicts["smoke"]
+    assert "mi.form cannot change" in verdicts["teacher"]
     assert verdicts["mi_rates"] is None
+    weights = find_space("mi_weights").fitted("quickstart-teacher")
+    assert transfer_problem(weights, "quickstart-teacher", ONE, 1) is None
 
 
 def test_a_checkpoint_of_another_size_does_not_fit(both):

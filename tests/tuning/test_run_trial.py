@@ -108,7 +108,9 @@ def test_a_sweep_is_read_as_created(tmp_path):
     assert again.num_trials == 2
     assert begin(tmp_path / "all", {"search": "grid"}).num_trials == 3
     assert find_sweep(str(tmp_path / "all"), tmp_path / "elsewhere").name == "all"
-    with pytest.raises(UserError, match="already exists: continue it with resume=sweep"):
+    same = begin(tmp_path / "sweep", {"search": "grid", "trials": 2, "objective": "clean-robust"})
+    assert same.definition == sweep.definition, "with its ID"
+    with pytest.raises(UserError, match=r"other settings \(tune.trials, tune.search, tune.obj"):
         begin(tmp_path / "sweep")
     with pytest.raises(UserError, match=r"no sweep 'swep' in .*; sweeps: all, sweep"):
         find_sweep("swep", tmp_path)

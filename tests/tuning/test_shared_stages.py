@@ -225,7 +225,7 @@ def test_shared_phases_of_the_papers_recipe():
     paper = build_config("paper-cifar10-linf")
     assert shared_phase(find_space("estimator_capacity"), paper) == PRETRAINING
     assert shared_phase(find_space("smoke"), paper) == PRETRAINING
-    terms = find_space("mi_weights")
+    terms = find_space("mi_weights").fitted("paper-cifar10-linf")
     checked = [examine(overlay(paper.model_dump(), terms.settings(v)))[0] for v in terms.grid()]
     names = {
         stage.config.name

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from raymi.errors import UserError
-from raymi.overrides import examine, flatten
-from raymi.recipes import RECIPES, on_recipe
-from raymi.tuning.space import find_space, read_space
+from raymi.overrides import examine, flatten, overlay
+from raymi.recipes import BASE_RECIPES, RECIPES, on_recipe
+from raymi.tuning.space import Space, find_space, read_space
 
 FILES = sorted((Path(__file__).parents[2] / "tune_spaces").glob("*.toml"))
 NAMES = [path.stem for path in FILES]
+PAPER = "paper-cifar10-linf-"
 LR = '[parameters."optim.lr"]\nlog = [0.01, 0.1]\n'
 
 
@@ -23,11 +24,17 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_the_documented_spaces_exist():
-    assert {"mi_weights", "estimator_capacity", "mi_full", "smoke"} <= set(NAMES)
+    assert {"mi_weights", "teacher", "estimator_capacity", "mi_full", "smoke"} <= set(NAMES)
+
+
+TRIED = [
+    name for name in RECIPES if name in BASE_RECIPES or name.startswith(("quickstart-", PAPER))
+]
+"""All base recipes, and the variants of two that differ in form and schedule."""
 
 
 def compatible_recipes(space):
-    return [recipe for recipe in RECIPES if space.incompatible(recipe) is None]
+    return [recipe for recipe in TRIED if space.incompatible(recipe) is None]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,23 +42,24 @@ def test_every_draw_fits_every_compatible_recipe(name):
     space = find_space(name)
     recipes = compatible_recipes(space)
     assert {"quickstart", "cifar10-cpu", "strong-cifar10", "paper-cifar10-linf"} <= set(recipes)
-    assert not any(recipe.endswith(("-at", "-random", "-mi-off")) for recipe in recipes)
+    assert not any(recipe.endswith(("-at", "-trades", "-mi-off")) for recipe in recipes)
     for number, recipe in enumerate(recipes):
+        fitted = space.fitted(recipe)
         for seed in range(1000 * number, 1000 * number + 5):
-            values = space.random(seed)
-            settings = space.settings(values)
+            values = fitted.random(seed)
+            settings = fitted.settings(values)
             config, problems = examine(on_recipe(recipe, settings)[0])
             assert not problems
             now = flatten(config.model_dump())
             assert {k: now[k] for k in flatten(settings)} == flatten(settings), (
                 "the settings take effect"
             )
-            assert config.mi.has_estimators
+            assert config.mi.enabled
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_draws_stay_in_range_and_reach_every_choice(name):
-    space = find_space(name)
+    space = find_space(name).fitted("quickstart")
     drawn = [space.random(seed) for seed in range(300)]
     for key, parameter in space.parameters.items():
         values = [values[key] for values in drawn if key in values]
@@ -65,11 +73,11 @@ def test_draws_stay_in_range_and_reach_every_choice(name):
 
 
 def test_a_parameter_is_drawn_if_its_condition_holds():
-    space = find_space("mi_weights")
+    space = find_space("mi_weights").fitted("quickstart")
     for seed in range(50):
         values = space.random(seed)
-        balanced = values["weighting"] == "balanced"
-        assert ("mi.balance" in values) == balanced != ("mi.weight" in values)
+        drawn = [name in values for name in ("mi.balance", "mi.weight", "rise")]
+        assert drawn == [values["weighting"] == one for one in ("balanced", "fixed", "rising")]
         assert set(flatten(space.settings(values))) <= space.keys
 
 
@@ -94,7 +102,7 @@ def test_a_users_space_is_found_by_name_and_by_path(tmp_path, monkeypatch):
     path = write(tmp_path / "tune_spaces", '[parameters."optim.lr"]\nlog = [0.01, 0.1]\n')
     monkeypatch.chdir(tmp_path)
     assert find_space("mine").keys == {"optim.lr"} == find_space(str(path)).keys
-    assert compatible_recipes(find_space("mine")) == list(RECIPES), "it varies no MI setting"
+    assert compatible_recipes(find_space("mine")) == TRIED, "it varies no MI setting"
     with pytest.raises(UserError, match=r"no search space 'mi_weight': did you mean mi_weights"):
         find_space("mi_weight")
 
@@ -102,14 +110,120 @@ def test_a_users_space_is_found_by_name_and_by_path(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("recipe", "why"),
     [
-        ("quickstart-at", "has no MI estimators"),
-        ("quickstart-no-natural-mi", "is defined by mi.natural"),
-        ("quickstart-wmim", "does not fit the recipe quickstart-wmim"),
-        ("quickstrt", "did you mean quickstart"),
+        ("mi_weights quickstart-at", "has no MI term"),
+        ("mi_weights quickstart-no-natural-mi", "is defined by mi.natural"),
+        ("mi_full quickstart-wmim", "does not fit the recipe quickstart-wmim"),
+        ("mi_weights quickstrt", "did you mean quickstart"),
+        ("smoke quickstart-random", "form=random does not use mi.difference, mi.hidden"),
+        ("smoke quickstart-js", "form=js does not use difference"),
+        ("teacher quickstart-adr", "is defined by loss.label_smoothing, mi.form"),
+        ("teacher paper-cifar10-linf-no-difference", "is defined by mi.difference"),
+        ("teacher quickstart-no-adversarial-mi", "is defined by mi.adversarial"),
+        ("teacher quickstart-namid-t", "label_smoothing is a setting of base=at"),
     ],
 )
 def test_incompatible_recipes_are_refused_with_the_reason(recipe, why):
-    assert why in find_space("mi_weights").incompatible(recipe)
+    space, recipe = recipe.split()
+    assert why in find_space(space).incompatible(recipe)
+
+
+def test_the_weights_of_each_form_are_varied():
+    space = find_space("mi_weights")
+    weights = {"weighting", "mi.balance", "mi.weight", "rise"}
+    expected = {
+        "": {*weights, "mi.difference", "terms"},
+        "-paper": {*weights, "mi.difference", "terms"},
+        "-namid-t": {*weights, "mi.difference", "terms"},
+        "-wmim": weights, "-random": weights, "-js": weights,
+        "-teacher": {*weights, "terms"}, "-adr": {"share"},
+    }  # fmt: skip
+    for variant, names in expected.items():
+        recipe = f"quickstart{variant}"
+        assert set(space.fitted(recipe).parameters) == names
+        assert space.incompatible(recipe) is None
+    of_command = {"mi": {"form": "teacher", "mix": "true"}}
+    assert set(space.fitted("quickstart", of_command).parameters) == {"share"}
+    own = {"mi": {"form": "mine:Term"}}
+    assert set(space.fitted("quickstart", own).parameters) == weights
+
+
+def test_a_teacher_is_added_to_the_loss_or_mixed_into_labels():
+    space = find_space("teacher")
+    assert space.incompatible("quickstart-teacher") is None
+    schedules = set()
+    for seed in range(60):
+        values = space.random(seed)
+        tree = overlay(on_recipe("strong-cifar10", {})[0], space.settings(values))
+        config, problems = examine(tree)
+        assert not problems
+        assert (config.mi.form, config.mi.has_estimators) == ("teacher", False)
+        assert config.mi.mix == (values["use"] == "mixed") == ("share" in values)
+        assert config.loss.label_smoothing == (0 if config.mi.mix else 0.4)
+        assert ("mi.teacher_temperature" in values) == (values["softening"] == "constant")
+        schedules |= {config.mi.weight, config.mi.teacher_temperature}
+    assert {"cosine:0.7:0.95", "cosine:0.7:0.85", "cosine:2.5:2", "cosine:2.5:1.5"} <= schedules
+
+
+LOSSES = (
+    '[parameters."loss.base"]\nchoice = ["at", "trades"]\n[parameters."loss.beta"]\nlog = [1, 10]\n'
+)
+
+
+def test_settings_of_a_loss_are_varied_with_the_loss(tmp_path):
+    flat = read_space(write(tmp_path, LOSSES))
+    assert "beta is a setting of base=" in flat.incompatible("quickstart")
+    nested = read_space(write(tmp_path, LOSSES + 'when."loss.base" = "trades"\n'))
+    assert nested.incompatible("quickstart") is None
+    for seed in range(20):
+        values = nested.random(seed)
+        config, problems = examine(
+            overlay(on_recipe("strong-cifar10", {})[0], nested.settings(values))
+        )
+        assert not problems
+        assert config.loss.beta == values.get("loss.beta")
+
+
+def test_a_parameter_is_left_out_where_the_recipe_does_not_meet_its_condition(tmp_path):
+    text = (
+        f"{LR}[parameters.way]\nchoice = {{ a = {{}}, b = {{}} }}\n"
+        'when."loss.base" = ["trades", "ikl"]\n'
+        '[parameters."loss.beta"]\nlog = [1, 10]\nwhen.way = "b"\n'
+    )
+    space = read_space(write(tmp_path, text))
+    assert space.keys == {"optim.lr", "loss.beta"}
+    assert space.fitted("quickstart").keys == {"optim.lr"}
+    fitted = space.fitted("quickstart", {"loss": {"base": "trades"}})
+    assert list(fitted.parameters) == ["optim.lr", "way", "loss.beta"] == list(space.parameters)
+    assert {values["way"] for values in fitted.grid()} == {"a", "b"}
+    assert Space.model_validate_json(fitted.model_dump_json()) == fitted, "as a sweep keeps it"
+    with pytest.raises(AssertionError):
+        space.random(0)
+    never = read_space(write(tmp_path, LR + 'when."mi.form" = "js"'))
+    assert "none of its parameters is for" in never.incompatible("quickstart")
+    assert never.incompatible("quickstart-js") is None
+
+
+def test_parameters_that_exclude_each_other_may_set_the_same_key(tmp_path):
+    way = "[parameters.way]\nchoice = { a = {}, b = {}, c = {} }\n"
+    share = (
+        '[parameters.share]\nchoice = { x = { "mi.weight" = 1.0 }, y = { "mi.weight" = 2.0 } }\n'
+    )
+    weight = '[parameters."mi.weight"]\nlog = [0.1, 1]\n'
+    for one, other, fits in (
+        ('when.way = "a"\n', 'when.way = "b"\n', True),
+        ('when.way = ["a", "b"]\n', 'when.way = ["b", "c"]\n', False),
+        ('when.way = "a"\n', "", False),
+        ("", 'when.share = "x"\n', False),
+    ):
+        path = write(tmp_path, way + share + one + weight + other)
+        if fits:
+            assert all(
+                ("share" in values) + ("mi.weight" in values) <= 1
+                for values in read_space(path).grid()
+            )
+        else:
+            with pytest.raises(UserError, match=r"both share and mi.weight set mi.weight"):
+                read_space(path)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +251,19 @@ def test_incompatible_recipes_are_refused_with_the_reason(recipe, why):
         (
             '[parameters."mi.depth"]\nintegers = [1, 2]\nwhen.way = "a"',
             r"depends on 'way', which must be a parameter before it",
+        ),
+        (
+            '[parameters."mi.depth"]\nintegers = [1, 2]\nwhen."mi.form" = "jss"',
+            r"depends on mi.form = 'jss': unknown form 'jss': did you mean js",
+        ),
+        (
+            '[parameters."mi.depth"]\nintegers = [1, 2]\nwhen."attack.steps" = "7"',
+            r"depends on attack.steps = '7', which no setting equals",
+        ),
+        (
+            '[parameters.way]\nchoice = { a = { "mi.form" = "js" }, b = {} }\n'
+            '[parameters."mi.depth"]\nintegers = [1, 2]\nwhen."mi.form" = "js"',
+            r"depends on 'mi.form', .* that no parameter sets \(way sets it\)",
         ),
         (
             "[parameters.way]\nchoice = { a = {}, b = {} }\n"

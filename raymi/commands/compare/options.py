@@ -1,6 +1,6 @@
 """Options of `python -m raymi.compare`: compares variants of one recipe over seeds, in pairs.
 
-Runs need neither Ray nor MLflow. Runs with the same seed share data order, augmentation, attack
+Runs need no Ray. Runs with the same seed share data order, augmentation, attack
 starts and initial weights. The compared number is the difference to the first arm, seed by seed.
 Each arm and seed is an ordinary run in `out`/`name`/ARM-seedK (runs/RECIPE-comparison), trained by
 `python -m raymi.standalone` on one device. Given again, the command continues: it keeps finished
@@ -10,7 +10,8 @@ runs, and resumes others from their last checkpoint. Losses that are not finite 
 All keys are settings of a run and apply to all arms. An arm without MI ignores mi.weight and
 mi.balance, and only staged arms use mi.pretrained and mi.estimators.
 
-The closing table is also in `comparison.md`, and all numbers are in `comparison.json`.
+The closing table is also in `comparison.md`, and all numbers are in `comparison.json`. MLflow gets
+a run with the means and paired differences, and a child for each arm and seed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from raymi.commands.command_line import Command
 from raymi.commands.compare.run import ArmRun
+from raymi.commands.continuation import difference
 from raymi.commands.initial_weights import resolve_runs
 from raymi.commands.option_types import Arms, BaseRecipe, Seeds
 from raymi.commands.preflight import input_problems
@@ -32,7 +34,7 @@ from raymi.formatting import as_typed
 from raymi.hardware import available_cores, available_gpus
 from raymi.mi.settings import foreign_keys
 from raymi.overrides import examine, flatten, nest
-from raymi.recipes import BASE_RECIPES, RECIPES, VARIANTS, named_recipe, on_recipe
+from raymi.recipes import BASE_RECIPES, DEFAULT, RECIPES, VARIANTS, named_recipe, on_recipe
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import check_new_run, home_folder
 
@@ -193,14 +195,16 @@ def _changed(run: ArmRun) -> list[str]:
     keys = [key for key in now if now[key] != before.get(key)]
     if not keys:
         return []
-    changes = [f"{k}={as_typed(before.get(k))}, now {as_typed(now[k])}" for k in keys[:4]]
-    changes += [f"and {len(keys) - 4} more"] * (len(keys) > 4)
     return [
         f"the comparison {run.folder.path.parent.name} was started with other settings "
-        f"({'; '.join(changes)}): give those settings to continue it, or another name"
+        f"({difference(before, now, keys)}): give those settings to continue it, or another name"
     ]
 
 
 COMMAND: Command[CompareOptions] = Command(
-    "compare", CompareOptions, plan_comparison, "raymi.commands.compare.command:compare"
+    "compare",
+    CompareOptions,
+    plan_comparison,
+    "raymi.commands.compare.command:compare",
+    default_recipe=DEFAULT,
 )

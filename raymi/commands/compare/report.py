@@ -129,10 +129,14 @@ def write_outcome(comparison: Comparison, results: Sequence[RunResult]) -> Outco
         "mi_off_has_the_weights_of_at": outcome.same_weights,
     }
     save_json(_json_file(comparison), content)
-    parts = [f"# {_title(comparison)}", f"`{comparison.command}`", markdown_table(rows)]
-    parts += ["\n".join(f"- {note}" for note in outcome.notes)]
-    save(_markdown_file(comparison), ("\n\n".join(parts) + "\n").encode())
+    save(_markdown_file(comparison), f"# {outcome_text(comparison, outcome)}\n".encode())
     return outcome
+
+
+def outcome_text(comparison: Comparison, outcome: Outcome) -> str:
+    """Returns title, command, table and notes as Markdown."""
+    parts = [_title(comparison), f"`{comparison.command}`", markdown_table(outcome.rows)]
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in outcome.notes)])
 
 
 def _compare_weights(comparison: Comparison, results: Sequence[RunResult]) -> dict[int, bool]:

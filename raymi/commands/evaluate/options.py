@@ -262,6 +262,6 @@ COMMAND: Command[EvaluateOptions] = Command(
     takes=takes,
     refusal=lambda key: (
         f"{key} decides nothing in an evaluation: "
-        + _REMEDIES.get(key, "leave it out (--help lists the keys that count)")
+        + _REMEDIES.get(key, "leave it out (--help all lists the keys that count)")
     ),
 )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from raymi.attacks.suites import Ensemble
 from raymi.commands.evaluate.plan import EvaluationPlan
-from raymi.evaluation.blocks import Outcome, Schedule, Step
+from raymi.evaluation.callback import EvaluationCallback
 from raymi.evaluation.finding import Finding
 from raymi.evaluation.model_evaluation import ModelEvaluation
 from raymi.evaluation.report import Report, TransferMatrix, transfer_matrix
@@ -21,38 +19,6 @@ from raymi.runs.run_paths import home_folder
 from raymi.tracking.evaluations import LoggedModelRef, log_evaluation
 from raymi.tracking.faults import error_with_remedy
 from raymi.tracking.store import tracking_uri
-
-
-class EvaluationCallback(Protocol):
-    """Callback for events of an evaluation; by default, methods do nothing."""
-
-    def on_message(self, message: str) -> None:
-        """Receives a line about workers; from any thread."""
-
-    def on_workers(self, num_workers: int) -> None:
-        """Called when the workers are ready."""
-
-    def on_model(self, name: str, schedule: Schedule, main: Sequence[Ensemble]) -> None:
-        """Called before the steps of a classifier.
-
-        Args:
-            name: of the classifier.
-            schedule: its steps.
-            main: ensembles to report; the other ensembles of the schedule belong to the checks.
-        """
-
-    def on_step(self, step: Step, outcome: Outcome, cached: bool) -> None:
-        """Called after each step; `cached`: the outcome was in the store."""
-
-    def on_finding(self, finding: Finding) -> None:
-        """Called for the result of each check."""
-
-    def on_end(self) -> None:
-        """Called after the last step."""
-
-
-class NoCallback(EvaluationCallback):
-    """Callback that ignores all events."""
 
 
 def evaluate(

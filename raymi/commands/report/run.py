@@ -26,9 +26,9 @@ from raymi.reporting.accuracies import (
 )
 from raymi.reporting.files import write_report
 from raymi.reporting.history import History, read_history
-from raymi.reporting.page import Report, TrialTable
+from raymi.reporting.page import Report
 from raymi.reporting.robustness_curve import RobustnessCurve, measure_curve
-from raymi.reporting.sections import ReportedRun, sections
+from raymi.reporting.sections import ReportedRun, TextTable, sections
 from raymi.reporting.table import comparison_tables
 from raymi.runs.run_paths import home_folder
 from raymi.tracking.faults import error_with_remedy
@@ -273,7 +273,7 @@ def upload_report(plan: ReportPlan, inputs: list[RunInputs], files: list[Path]) 
             yield Upload(tuple(runs), uri, error_with_remedy(error, uri))
 
 
-def _trial_table(sweep: Sweep, inputs: Sequence[RunInputs]) -> TrialTable:
+def _trial_table(sweep: Sweep, inputs: Sequence[RunInputs]) -> TextTable:
     header, rows = as_columns(trial_rows(sweep, sweep.study()))
     winners = [
         f" Trial {int(one.run.folder.name[:4])} won."
@@ -282,7 +282,7 @@ def _trial_table(sweep: Sweep, inputs: Sequence[RunInputs]) -> TrialTable:
         and one.run.sweep.path.samefile(sweep.path)
         and one.history.evaluations  # on test images, which only the winner has
     ]
-    return TrialTable(
+    return TextTable(
         f"All trials of the sweep {sweep.name}: parameters, and best accuracies on validation as "
         "fractions. Most trials were stopped early, so they are not a fair comparison."
         + "".join(winners[:1]),

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from raymi.commands.command_line import Command
+from raymi.commands.continuation import changes_refused, earlier_run
 from raymi.commands.option_types import Recipe
 from raymi.commands.preflight import input_problems
 from raymi.commands.train.options import new_run
 from raymi.config import Config, ScalingConfig
 from raymi.errors import UserError
 from raymi.fields import Section
+from raymi.recipes import DEFAULT
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import check_writable, runs_folder
 
@@ -58,20 +59,16 @@ def requested(words: Sequence[str]) -> StandaloneRequest:
         problems.append("name=NAME is needed: the run is stored in runs/NAME")
     line.refuse(*problems)
     assert config.name is not None
+    if (earlier := earlier_run(config)) is not None:
+        line.refuse(*changes_refused(earlier, config))
     folder = RunFolder(runs_folder(config) / config.name)
-    if folder.config.is_file() and _decisive(folder.read_config()) != _decisive(config):
-        raise UserError(
-            f"the run {folder.name} in {folder.path.parent} has other settings: give the same ones "
-            "to continue it, or another name"
-        )
     return StandaloneRequest(folder, config, recipe, line.command)
 
 
-def _decisive(config: Config) -> dict[str, Any]:
-    """Returns the settings that decide a run's results, which cannot change when it continues."""
-    return config.model_dump(exclude={"limit", "checkpoint", "tracking"})
-
-
 COMMAND: Command[StandaloneOptions] = Command(
-    "standalone", StandaloneOptions, requested, "raymi.commands.standalone.command:standalone"
+    "standalone",
+    StandaloneOptions,
+    requested,
+    "raymi.commands.standalone.command:standalone",
+    default_recipe=DEFAULT,
 )

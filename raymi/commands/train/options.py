@@ -1,6 +1,6 @@
 """Options of `python -m raymi.train`: trains, evaluates and tracks a classifier.
 
---help recipe=NAME prints the hardware, time, accuracy, command and settings of a recipe.
+The same command with the same name=NAME continues the run.
 """
 
 from __future__ import annotations
@@ -9,6 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raymi.commands.command_line import Command, CommandLine
+from raymi.commands.continuation import (
+    CHANGEABLE,
+    changed_keys,
+    changes_refused,
+    earlier_run,
+)
 from raymi.commands.initial_weights import resolve_runs
 from raymi.commands.option_types import Recipe
 from raymi.commands.preflight import input_problems
@@ -16,20 +22,10 @@ from raymi.config import Config
 from raymi.errors import UserError
 from raymi.fields import Section
 from raymi.local_paths import local_path
-from raymi.overrides import Tree, examine, flatten, leaves, nest, overlay
-from raymi.recipes import named_recipe, on_recipe
+from raymi.overrides import Tree, examine, nest, overlay
+from raymi.recipes import DEFAULT, named_recipe, on_recipe
 from raymi.runs.run_folder import RunFolder
 from raymi.runs.run_paths import find_run
-
-FIXED_SCALING = ("scaling.precision", "scaling.sync_batchnorm", "scaling.micro_batch")
-CHANGEABLE = tuple(
-    key
-    for key, _ in leaves()
-    if (key.startswith(("scaling.", "checkpoint.", "limit.")) and key not in FIXED_SCALING)
-    or key in ("data.root", "data.download", "evaluation.block", "mi.score_memory")
-    or key in ("tracking.enabled", "tracking.log_every", "tracking.machine_every")
-)
-"""Keys that may change when a run is continued; all others decide its results."""
 
 
 class TrainOptions(Section):
@@ -77,6 +73,8 @@ def requested(words: Sequence[str]) -> TrainRequest:
         recipe, config, problems, folder = _continued(line, options.resume)
     else:
         recipe, config, problems = new_run(options.recipe, line.tree)
+        if (folder := earlier_run(config)) is not None and not [*line.problems, *problems]:
+            problems += changes_refused(folder, config)
     if not options.dry_run:
         problems += input_problems(config, new_run=folder is None)
     line.refuse(*problems)
@@ -89,12 +87,6 @@ def new_run(recipe: str | None, given: Tree) -> tuple[str, Config, list[str]]:
     config, wrong = examine(settings if unknown else on_recipe(name, settings)[0])
     config, missing = resolve_runs(config)
     return name, config, [*unknown, *wrong, *missing]
-
-
-def changed_keys(before: Config, now: Config) -> list[str]:
-    """Returns the keys that differ between two configurations and decide results."""
-    earlier, later = flatten(before.model_dump()), flatten(now.model_dump())
-    return [key for key in earlier if key not in CHANGEABLE and later[key] != earlier[key]]
 
 
 def _continued(
@@ -121,5 +113,9 @@ def _continued(
 
 
 COMMAND: Command[TrainOptions] = Command(
-    "train", TrainOptions, requested, "raymi.commands.train.command:train_command"
+    "train",
+    TrainOptions,
+    requested,
+    "raymi.commands.train.command:train_command",
+    default_recipe=DEFAULT,
 )

@@ -12,7 +12,8 @@ from statistics import fmean
 
 from raymi.commands.evaluate.options import requested
 from raymi.commands.evaluate.plan import EvaluationPlan, plan_evaluation
-from raymi.commands.evaluate.run import EvaluationCallback, evaluate
+from raymi.commands.evaluate.run import evaluate
+from raymi.evaluation.callback import EvaluationCallback
 from raymi.evaluation.report import Report
 from raymi.files import checksum
 from raymi.ray_backend.tune_driver import SweepWorkspace

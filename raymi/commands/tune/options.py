@@ -24,7 +24,7 @@ from raymi.errors import UserError
 from raymi.fields import Listed, Section
 from raymi.local_paths import address_problem, local_path
 from raymi.overrides import examine, flatten, nest
-from raymi.recipes import named_recipe, on_recipe
+from raymi.recipes import DEFAULT, named_recipe, on_recipe
 from raymi.runs.run_paths import home_folder, name_or_path
 from raymi.tuning.pbt import MIN_MEMBERS
 from raymi.tuning.settings import TuneConfig
@@ -86,6 +86,8 @@ def open_sweep(words: Sequence[str]) -> Sweep:
         given = tune.model_dump(include=tune.model_fields_set)
         tune = TuneConfig.model_validate({**space.tune, **given})
     seeds = _seeds(options.seeds, settings, problems)
+    if space is not None and not unknown:
+        space = space.fitted(recipe, nest(settings))
     problems += unknown or _trial_problems(space, recipe, settings)
     if (
         space is not None
@@ -193,5 +195,9 @@ def _trial_problems(space: Space | None, recipe: str, settings: Mapping[str, Any
 
 
 COMMAND: Command[TuneOptions] = Command(
-    "tune", TuneOptions, open_sweep, "raymi.commands.tune.command:tune_command"
+    "tune",
+    TuneOptions,
+    open_sweep,
+    "raymi.commands.tune.command:tune_command",
+    default_recipe=DEFAULT,
 )

@@ -1,0 +1,1 @@
+"""Measurements of raymi on one GPU, without Ray and MLflow."""
