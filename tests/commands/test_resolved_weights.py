@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_runs import TINY, tiny_config
 
-from raymi.commands.initial_weights import resolve_weights
+from raymi.commands.initial_weights import resolve_runs, resolve_weights
 from raymi.commands.train.options import requested
 from raymi.engine.context import LocalContext
 from raymi.engine.loop import train
@@ -69,5 +69,7 @@ def test_missing_weights_are_refused_by_the_command_itself(finished):
 
 def test_a_run_with_its_copy_does_not_need_the_weights_again(finished):
     (finished.path / "initial.safetensors").touch()
-    words = ["recipe=quickstart", "name=first", "model.weights=gone.pt", "--dry-run"]
-    assert requested(words).config.model.weights == str(finished.path.parents[1] / "gone.pt")
+    config = tiny_config({**TINY, "name": "first", "model.weights": "gone.pt"})
+    resolved, problems = resolve_runs(config)
+    assert problems == []
+    assert resolved.model.weights == str(finished.path.parents[1] / "gone.pt")

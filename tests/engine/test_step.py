@@ -95,7 +95,8 @@ def test_the_step_learns_the_estimators_first_and_from_the_same_two_forwards():
     events = []
     state.model.register_forward_hook(lambda m, a, z: events.append("forward"))
     for estimator in (state.estimators.natural, state.estimators.adversarial):
-        estimator.local.register_forward_hook(
+        convolution = next(m for m in estimator.local.modules() if isinstance(m, torch.nn.Conv2d))
+        convolution.register_forward_hook(
             lambda m, a, z: events.append("estimator learns" if m.training else "estimator frozen")
         )
     for name in ("classifier", "estimator_learner"):
@@ -313,8 +314,14 @@ class Known(torch.nn.Module):
         ("dv", (0.0, math.log(43)), (0.0, math.log(43))),
     ],
 )
-def test_clamps_are_at_the_limits_of_the_bound(bound, natural, adversarial, score):
+def test_clamps_are_at_the_limits_of_the_bound(bound, natural, adversarial, score, monkeypatch):
     """Pairs score `score` by the natural estimator and -`score` by the other, all else scores 0."""
+    monkeypatch.setattr(
+        "raymi.mi.estimation.global_features_of",
+        lambda estimators, outputs: [
+            one.global_features(z) for one, z in zip(estimators, outputs, strict=True)
+        ],
+    )
     settings = {"mi.bound": bound, "mi.samples": "all", "mi.difference": 0.5}
     state, batch = first_batch(settings)
     logits = score * torch.eye(len(batch.y))
