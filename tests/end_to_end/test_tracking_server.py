@@ -73,7 +73,7 @@ def assert_all_is_there(server: Server, folder: Path, experiment: str) -> None:
         ("val/robust_acc", lambda event: event["val"]["robust_acc"]),
     ):
         logged = [(one.step, one.value) for one in client.get_metric_history(run_id, name)]
-        assert logged == [(event["epoch"], of(event)) for event in events(folder, "epoch")]
+        assert logged == [(one["epoch"], rounded(of(one))) for one in events(folder, "epoch")]
     steps = [one.step for one in client.get_metric_history(run_id, "train_steps/loss")]
     assert steps == [event["global_step"] for event in events(folder, "step")]
     recorded = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
