@@ -17,6 +17,7 @@ from raymi import train
 from raymi.commands.train import run as train_run
 from raymi.runs.run_folder import RunFolder
 from raymi.tracking import delivery, store
+from raymi.tracking.metric_names import rounded
 from raymi.tracking.tracker import Tracker
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
