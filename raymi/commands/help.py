@@ -112,11 +112,7 @@ def _print_all(
     """Prints usage, description, lists of names, options and keys."""
     _show_top(command, with_keys=bool(keys))
     _show_listings({**own, **keys})
-    headings = {
-        "options of this command; --key VALUE and key=VALUE mean the same": own,
-        _KEYS: keys,
-    }
-    for heading, fields in headings.items():
+    for heading, fields in {_OPTIONS: own, _KEYS: keys}.items():
         if fields:
             _show("")
             _show(heading, style="bold")
