@@ -77,8 +77,8 @@ def held_out_mi(
             estimation.
 
     Returns:
-        InfoNCE in nats, at most about the log of `probe.batch` or somewhat more; 0 for a critic
-        that never raised it above 0 on the stopping part. Or the reason of `beat`.
+        InfoNCE in nats, at most log(2 `probe.batch`); 0 for a critic that never raised it above 0
+        on the stopping part. Or the reason of `beat`.
 
     Source: InfoNCE of van den Oord et al. 2018, Eq. 4.
     """
