@@ -76,7 +76,7 @@ def build_phase(
     autocast = _autocast(config, device)
     mi = build_term(TermContext(config.mi, estimators, model, autocast, config.scaling.micro_batch))
     if ":" in config.mi.form:  # tests check the terms of raymi
-        check_term(config.mi.form, mi, splits.num_classes, splits.image_size, loss)
+        check_term(config.mi.form, mi, splits.num_classes, splits.image_size, loss, device)
     attack = _attacker(config, model, autocast)
     average = None
     if phase.learns_classifier and config.optim.ema > 0:

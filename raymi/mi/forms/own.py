@@ -68,7 +68,12 @@ def build_own_term(context: TermContext) -> MITerm:
 
 
 def check_term(
-    form: str, term: MITerm, num_classes: int, image_size: int, loss: AdversarialLoss
+    form: str,
+    term: MITerm,
+    num_classes: int,
+    image_size: int,
+    loss: AdversarialLoss,
+    device: torch.device | None = None,
 ) -> None:
     """Computes a copy of a term on random images and outputs of a small batch.
 
@@ -78,6 +83,7 @@ def check_term(
         num_classes: K.
         image_size: side in pixels.
         loss: adversarial loss beside it.
+        device: of the term's networks; None: the CPU.
 
     Raises:
         UserError: the term fails, its value or gradient cannot be trained with, its mean over
@@ -90,7 +96,6 @@ def check_term(
         return _error(form, problem)
 
     term, generator = copy.deepcopy(term), torch.Generator().manual_seed(0)
-    device = _device_of(term)
     x, x_adv = torch.rand(2, NUM, 3, image_size, image_size, generator=generator).to(device)
     z, z_adv = torch.randn(2, NUM, num_classes, generator=generator).to(device)
     z = z if term.needs_clean or term.needs_clean_gradient else z[:, :0]
@@ -120,15 +125,6 @@ def check_term(
     with torch.random.fork_rng([]):
         check_shards(refusal, value_of)
         check_state(refusal, term)
-
-
-def _device_of(term: MITerm) -> torch.device:
-    """Returns the device of the averages or networks of a term; the CPU without any."""
-    import torch
-
-    networks = [*term.averages, *vars(term).values()]
-    tensors = (p for one in networks if isinstance(one, torch.nn.Module) for p in one.parameters())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def _check_target(
