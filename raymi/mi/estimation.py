@@ -88,7 +88,7 @@ class EstimatorTask(nn.Module):
         if mi.objective not in ("mim", "mim-released"):
             other = [each.bound(mi.bound) for each in scored([p.other_logits for p in patterns], y)]
         terms = [
-            self._loss(pattern, own_mi, other_mi, y, shard)
+            self._loss(pattern.kind, own_mi, other_mi, logits, logits_adv, y, shard)
             for pattern, own_mi, other_mi in zip(patterns, own, other, strict=True)
         ]
         total = torch.stack(terms).sum()
@@ -119,18 +119,23 @@ class EstimatorTask(nn.Module):
         ]
 
     def _loss(
-        self, pattern: _Pattern, own: Tensor, other: Tensor | None, y: Tensor, shard: Shard
+        self,
+        kind: str,
+        own: Tensor,
+        other: Tensor | None,
+        logits: Tensor,
+        logits_adv: Tensor,
+        y: Tensor,
+        shard: Shard,
     ) -> Tensor:
         """Computes the loss of one estimator from its estimates (b,) of both outputs."""
-        mi, natural = self.mi, pattern.kind == "natural"
+        mi, natural = self.mi, kind == "natural"
         if mi.objective == "mim":
             return estimator_loss(own, None, None, shard)
-        outputs = pattern.own_logits, pattern.other_logits
-        clean, adv = outputs if natural else reversed(outputs)
         if mi.objective == "contrast":
-            chosen = selected(clean, adv, y)
+            chosen = selected(logits, logits_adv, y)
             return estimator_loss(own, other, chosen, shard, clip=mi.clip_contrast)
-        wrong, right = selected_over_batch(clean, adv, y, shard)
+        wrong, right = selected_over_batch(logits, logits_adv, y, shard)
         if other is None:  # mim-released
             return estimator_loss(own, None, None if natural else wrong, shard)
         reference = natural_estimator_loss if natural else adversarial_estimator_loss

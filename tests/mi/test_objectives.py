@@ -11,6 +11,8 @@ from gloo import run_ranks
 from shards import shard_of_rank
 
 from raymi.collectives import Shard
+from raymi.mi.estimation import EstimatorTask
+from raymi.mi.estimators import LocalDIM, MIEstimators
 from raymi.mi.objectives import (
     PairMI,
     clamp_mean,
@@ -19,6 +21,7 @@ from raymi.mi.objectives import (
     estimator_loss,
     selected,
 )
+from raymi.mi.settings import MIConfig
 
 FIVE = Shard.alone(5)
 SOME = torch.tensor([True, False, True, True, False])
@@ -229,3 +232,19 @@ def test_losses_and_gradients_over_workers_equal_one_process(sizes, mask, tmp_pa
     mean = torch.stack(values).mean(0)
     assert_close(mean, torch.stack([loss, critics]), tolerance=1e-12)
     assert_close(torch.cat(parts, dim=1), grads, tolerance=1e-12)
+
+
+def test_wmim_selects_samples_by_the_same_outputs_as_other_forms():
+    """All are right as clean images and wrong as adversarial ones: none is left out."""
+    torch.manual_seed(0)
+    x, y = torch.rand(6, 3, 8, 8), torch.arange(6) % 3
+    right = 5 * torch.nn.functional.one_hot(y, 3).float()
+    wrong = 5 * torch.nn.functional.one_hot((y + 1) % 3, 3).float()
+    estimators = MIEstimators(LocalDIM(3, 8, hidden=16, base_width=4, depth=1), None)
+    task = EstimatorTask(estimators, MIConfig(form="wmim", objective="contrast"))
+    losses = [
+        task(x, x, *outputs, y, Shard.alone(6))[0].item()
+        for outputs in ((right, wrong), (wrong, right))
+    ]
+    assert losses[0] != 0
+    assert losses[1] == 0, "an empty selection contributes 0"
