@@ -13,17 +13,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 from raymi.commands.cli import EXIT_FAILED, run_command
-from raymi.commands.option_types import writable_folder
-from raymi.errors import UserError
+from raymi.commands.option_types import known, writable_folder
 from raymi.fields import Count, Section
 from raymi.files import save
-from raymi.overrides import flatten, read_options, split_words
 from raymi.signals import ended_by_sigterm
 from studies.does_it_help.setting import STAGES, Unit, units
 from studies.does_it_help.summary import summary
 from studies.does_it_help.unit import result_file
+from studies.words import read_words
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -31,7 +31,7 @@ RESULTS = Path(__file__).with_name("results")
 class StudyOptions(Section):
     """Options of the study."""
 
-    stage: str = "1"
+    stage: Annotated[str, known("stage", STAGES)] = "1"
     """Stage."""
     processes: Count = 2
     """Units at the same time, with a thread each."""
@@ -46,17 +46,9 @@ def _study(words: list[str]) -> int:
     if {"--help", "-h"} & set(words):
         print(__doc__)
         return 0
-    parsed = split_words(words, StudyOptions, lambda word: "=" not in word)
-    options, wrong = read_options(StudyOptions, parsed.own)
-    problems = [*parsed.problems, *wrong]
-    if parsed.settings or len(parsed.others) != 1:
-        given = ", ".join([*flatten(parsed.settings), *parsed.others[1:]]) or "nothing"
-        problems.append(f"expected OUT, stage and processes, got {given}: the settings are fixed")
-    if options.stage not in STAGES:
-        problems.append(f"expected stage={' | '.join(STAGES)}, got {options.stage}")
-    if problems:
-        raise UserError("\n".join(problems))
-    out = writable_folder(parsed.others[0])
+    options, place = read_words(words, StudyOptions, needs_place=True)
+    assert place is not None
+    out = writable_folder(place)
     missing = [unit for unit in units(options.stage) if not result_file(RESULTS, unit).is_file()]
     code = run_units(missing, out, RESULTS, options.processes)
     print(write_summary(options.stage, RESULTS))

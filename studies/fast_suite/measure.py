@@ -22,12 +22,11 @@ import torch
 
 from raymi.commands.cli import EXIT_FAILED, run_command
 from raymi.commands.option_types import Seeds, writable_folder
-from raymi.errors import UserError
 from raymi.fields import Section
 from raymi.files import save, save_json
 from raymi.formatting import markdown_table
 from raymi.hardware import processor_name
-from raymi.overrides import flatten, read_options, split_words
+from studies.words import read_words
 
 OUT = Path(__file__).with_name("results")
 SUITES = ("fast", "autoattack")
@@ -92,15 +91,8 @@ def _measure(words: list[str]) -> int:
     if {"--help", "-h"} & set(words):
         print(__doc__)
         return 0
-    parsed = split_words(words, SuiteOptions, lambda word: "=" not in word)
-    options, wrong = read_options(SuiteOptions, parsed.own)
-    problems = [*parsed.problems, *wrong]
-    if parsed.settings or len(parsed.others) > 1:
-        given = ", ".join([*flatten(parsed.settings), *parsed.others[1:]])
-        problems.append(f"expected OUT and seeds alone, got {given}: the setting is fixed")
-    if problems:
-        raise UserError("\n".join(problems))
-    out = writable_folder(parsed.others[0] if parsed.others else OUT)
+    options, place = read_words(words, SuiteOptions)
+    out = writable_folder(place or OUT)
     pairs: dict[str, Pair] = {}
     for seed in options.seeds:
         for name, settings in CLASSIFIERS.items():

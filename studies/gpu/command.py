@@ -24,13 +24,13 @@ from raymi.benchmarks.section import Section as Results
 from raymi.benchmarks.section import failed
 from raymi.commands.cli import EXIT_FAILED, run_command
 from raymi.commands.option_types import Names, known
-from raymi.errors import UserError, first_line
+from raymi.errors import first_line
 from raymi.fields import Count, Duration, Images, Section
 from raymi.formatting import markdown_table
 from raymi.hardware import processor_name
-from raymi.overrides import flatten, read_options, split_words
 from studies.gpu.parity import measure_parity, measure_syncs
 from studies.gpu.speed import config_of, measure_attacks, measure_training
+from studies.words import read_words
 
 PARTS = ("parity", "training", "syncs", "phases", "attacks", "batches", "profile", "compile")
 
@@ -59,15 +59,8 @@ def _measure(words: list[str]) -> int:
     if {"--help", "-h"} & set(words):
         print(__doc__)
         return 0
-    parsed = split_words(words, GPUOptions, lambda word: "=" not in word)
-    options, wrong = read_options(GPUOptions, parsed.own)
-    problems = [*parsed.problems, *wrong]
-    if parsed.settings or len(parsed.others) > 1:
-        given = ", ".join([*flatten(parsed.settings), *parsed.others[1:]])
-        problems.append(f"expected OUT.json and options, got {given}")
-    if problems:
-        raise UserError("\n".join(problems))
-    out = Path(parsed.others[0]) if parsed.others else Path("gpu.json")
+    options, place = read_words(words, GPUOptions)
+    out = Path(place or "gpu.json")
     began, results = time.monotonic(), {"environment": environment()}
     texts = [f"# {results['environment']['device']}"]
     for part in options.parts:

@@ -32,12 +32,12 @@ from raymi.fields import Section
 from raymi.files import save, save_json
 from raymi.formatting import markdown_table
 from raymi.hardware import processor_name
-from raymi.overrides import flatten, read_options, split_words
 from raymi.signals import ended_by_sigterm
 from raymi.terminal.print_line import print_line
 from studies.search.curves import Comparison, Found, compare, median_share
 from studies.search.one_search import Trained, timed_search
 from studies.search.setting import COMMAND, RANDOM, SEARCHES, SETTING, TPE, Setting
+from studies.words import read_words
 
 OUT = Path(__file__).with_name("results")
 AIM = 0.5
@@ -65,19 +65,11 @@ def _measure(words: list[str]) -> int:
     if {"--help", "-h"} & set(words):
         print_line(console, __doc__ or "")
         return 0
-    parsed = split_words(words, SearchOptions, lambda word: "=" not in word)
-    options, wrong = read_options(SearchOptions, parsed.own)
-    problems = [*parsed.problems, *wrong]
-    out = OUT
+    options, place = read_words(words, SearchOptions)
     try:
-        out = writable_folder(parsed.others[0] if parsed.others else OUT)
+        out = writable_folder(place or OUT)
     except UserError as error:
-        problems.append(f"OUT: {error}")
-    if parsed.settings or len(parsed.others) > 1:
-        given = ", ".join([*flatten(parsed.settings), *parsed.others[1:]])
-        problems.append(f"expected OUT and seeds alone, got {given}: the setting is fixed")
-    if problems:
-        raise UserError("\n".join(problems))
+        raise UserError(f"OUT: {error}") from None
     try:
         with ended_by_sigterm():
             print_line(

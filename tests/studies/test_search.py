@@ -125,5 +125,5 @@ def test_both_searches_spend_the_budget_and_are_saved(
 def test_wrong_word_is_reported_with_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     assert study.main(["somewhere", "optim.lr=0.1", "seeds=x"]) == 2
     printed = capsys.readouterr().err
-    assert "expected OUT and seeds alone, got optim.lr: the setting is fixed" in printed
+    assert "expected OUT and seeds, got optim.lr: the settings are fixed" in printed
     assert "seeds: expected 0..9 or 0,1,2, got 'x'" in printed
